@@ -1,0 +1,175 @@
+// Package plan holds the plan of a pod's attachments as data, the Planner
+// interface that makes plans, and its transports.
+//
+// A plan is complete: whoever executes, stores, prints or undoes it looks
+// nothing up again. The agent makes plans; the shim journals and executes them.
+// The same Planner is reached over the agent's unix socket ([Client], [Serve]),
+// by running the agent's program with the request on stdin ([Command]), or in
+// process.
+package plan
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+)
+
+// Version is the version of [Request], [Plan] and [Report] as written by this
+// code. A reader accepts the versions from 1 up to its own; fields are only ever
+// added.
+const Version = 1
+
+// Planner is what the shim asks of the agent.
+type Planner interface {
+	// Plan returns the complete plan for one sandbox, or a *cnierr.Error.
+	Plan(ctx context.Context, req Request) (*Plan, error)
+	// Report publishes what became of a plan: the pod's network-status and one
+	// Event. It never changes what is attached.
+	Report(ctx context.Context, r Report) error
+	// Status returns nil when Plan can be served now (CNI verb STATUS).
+	Status(ctx context.Context) error
+}
+
+// Request asks for the plan of one sandbox: what the runtime said, decoded.
+type Request struct {
+	Version      int             `json:"version"`
+	PodNamespace string          `json:"podNamespace,omitempty"` // K8S_POD_NAMESPACE; empty outside Kubernetes
+	PodName      string          `json:"podName,omitempty"`      // K8S_POD_NAME
+	PodUID       string          `json:"podUID,omitempty"`       // K8S_POD_UID; empty with old runtimes
+	ContainerID  string          `json:"containerID"`            // CNI_CONTAINERID, the sandbox
+	NetNS        string          `json:"netns"`                  // CNI_NETNS, a path
+	IfName       string          `json:"ifName"`                 // CNI_IFNAME, the default network's interface
+	Args         [][2]string     `json:"args,omitempty"`         // CNI_ARGS, in order
+	Config       json.RawMessage `json:"config"`                 // the plugin's configuration, as on stdin
+}
+
+// Plan is everything that an ADD, CHECK or DEL of one sandbox needs.
+type Plan struct {
+	Version     int          `json:"version"`
+	Pod         Pod          `json:"pod"`
+	ContainerID string       `json:"containerID"`
+	NetNS       string       `json:"netns"`
+	Attachments []Attachment `json:"attachments"` // in order of attachment; the first is the cluster default network
+	Warnings    []string     `json:"warnings,omitempty"`
+}
+
+// Pod identifies the pod that a plan is for.
+type Pod struct {
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+	UID       string `json:"uid,omitempty"`
+}
+
+// String returns namespace/name, or the empty string outside Kubernetes.
+func (p Pod) String() string {
+	if p.Name == "" {
+		return ""
+	}
+	return p.Namespace + "/" + p.Name
+}
+
+// Attachment is one interface that the pod gets from one delegate chain.
+type Attachment struct {
+	// Name is what network-status says: namespace/name of the definition, or the
+	// default network's name.
+	Name string `json:"name"`
+	// Network is the "name" inside Config; with the container ID and IfName it is
+	// the tuple that ADD, CHECK and DEL share (CNI specification, section 2).
+	Network string `json:"network"`
+	IfName  string `json:"ifName"`
+	Default bool   `json:"default,omitempty"`
+	// Config is the rendered configuration list (always a list) given to libcni.
+	Config json.RawMessage `json:"config"`
+	// Capabilities is libcni's CapabilityArgs: runtimeConfig by capability.
+	Capabilities map[string]json.RawMessage `json:"capabilities,omitempty"`
+	// Args is CNI_ARGS for the delegate, in order.
+	Args [][2]string `json:"args,omitempty"`
+	// Device is the hardware that the attachment stands on; nil for none.
+	Device *Device `json:"device,omitempty"`
+	// Want is what verification compares the interface with.
+	Want Want `json:"want"`
+	// DefaultRoute, when not nil, makes these gateways the pod's only default
+	// routes; an empty list removes all (multi-network specification 4.1.2.1.10).
+	DefaultRoute *[]string `json:"defaultRoute,omitempty"`
+	// DropDefaultRoute says that another attachment owns the default route.
+	DropDefaultRoute bool `json:"dropDefaultRoute,omitempty"`
+	// DeviceInfo is the device-info object for network-status when the delegate
+	// writes none (device information specification); nil for none.
+	DeviceInfo json.RawMessage `json:"deviceInfo,omitempty"`
+	// DeviceInfoFile is the CNI device-info file that the attachment may write,
+	// removed on DEL; empty for none.
+	DeviceInfoFile string `json:"deviceInfoFile,omitempty"`
+	// Reason says how this attachment and its device came about, for people.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Device is an allocated device and where the knowledge of it comes from.
+type Device struct {
+	Resource   string  `json:"resource"`             // for example vendor.example/vfs
+	ID         string  `json:"id"`                   // the device plugin's ID, verbatim
+	PCIAddress string  `json:"pciAddress,omitempty"` // dddd:bb:dd.f when the ID is one; else empty
+	Container  string  `json:"container,omitempty"`  // the container that it is allocated to
+	NUMANodes  []int64 `json:"numaNodes,omitempty"`
+	Driver     string  `json:"driver,omitempty"` // bound driver when planned
+	PF         string  `json:"pf,omitempty"`     // PCI address of the physical function; empty unless a VF
+	VFIndex    int     `json:"vfIndex,omitempty"`
+	Userspace  bool    `json:"userspace,omitempty"` // bound to vfio-pci or uio: no netdev is expected
+	Source     string  `json:"source"`              // which sources agreed on it
+	Reason     string  `json:"reason,omitempty"`    // why this device for this attachment
+}
+
+// Modes of verification.
+const (
+	VerifyEnforce = "enforce" // undo and refuse
+	VerifyWarn    = "warn"    // report only
+	VerifyOff     = "off"     // do not look
+)
+
+// Want is the expectation of an attachment's interface. Empty fields are not
+// compared.
+type Want struct {
+	Verify string   `json:"verify"`        // VerifyEnforce, VerifyWarn or VerifyOff
+	MAC    string   `json:"mac,omitempty"` // as requested by the selection
+	MTU    int      `json:"mtu,omitempty"` // as set by the configuration
+	IPs    []string `json:"ips,omitempty"` // as requested by the selection, CIDR or bare address
+	VF     *VF      `json:"vf,omitempty"`  // PF-side state that the configuration asks for
+}
+
+// VF is the PF-side state of a virtual function that a configuration asks for;
+// nil and empty fields are not compared. The keys are the SR-IOV CNI's.
+type VF struct {
+	VLAN      *int   `json:"vlan,omitempty"`
+	VLANQoS   *int   `json:"vlanQoS,omitempty"`
+	VLANProto string `json:"vlanProto,omitempty"` // 802.1q or 802.1ad
+	MAC       string `json:"mac,omitempty"`
+	SpoofChk  string `json:"spoofchk,omitempty"`  // on or off
+	Trust     string `json:"trust,omitempty"`     // on or off
+	LinkState string `json:"linkState,omitempty"` // auto, enable or disable
+	MinTxRate *int   `json:"minTxRate,omitempty"` // Mbit/s
+	MaxTxRate *int   `json:"maxTxRate,omitempty"` // Mbit/s
+}
+
+// Outcome is what became of one attachment.
+type Outcome struct {
+	Name   string          `json:"name"`
+	IfName string          `json:"ifName"`
+	Result json.RawMessage `json:"result,omitempty"` // the delegate's result, in its own version
+	// Verified lists what was compared and found equal; Findings what differed
+	// (mode warn), one sentence each.
+	Verified []string `json:"verified,omitempty"`
+	Findings []string `json:"findings,omitempty"`
+	// MTU and MAC are as found in the network namespace; zero when not looked at.
+	MTU int    `json:"mtu,omitempty"`
+	MAC string `json:"mac,omitempty"`
+}
+
+// Report tells the agent what became of a plan.
+type Report struct {
+	Version  int           `json:"version"`
+	Plan     *Plan         `json:"plan"`
+	Verb     string        `json:"verb"` // ADD or DEL
+	Outcomes []Outcome     `json:"outcomes,omitempty"`
+	Error    string        `json:"error,omitempty"`    // why the verb failed; empty on success
+	Problems []string      `json:"problems,omitempty"` // what is left behind or was only warned of
+	Took     time.Duration `json:"took,omitempty"`
+}
