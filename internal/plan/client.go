@@ -1,0 +1,166 @@
+package plan
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os/exec"
+	"time"
+)
+
+// Client is a Planner that asks the agent over its unix socket, one connection
+// per call.
+type Client struct {
+	Socket string // path of the agent's socket
+}
+
+// dialTimeout bounds connecting alone: a local socket answers at once or its
+// listener is gone.
+const dialTimeout = 2 * time.Second
+
+// Plan implements [Planner].
+func (c Client) Plan(ctx context.Context, req Request) (*Plan, error) {
+	return c.do(ctx, call{Op: opPlan, Request: &req})
+}
+
+// Report implements [Planner].
+func (c Client) Report(ctx context.Context, r Report) error {
+	_, err := c.do(ctx, call{Op: opReport, Report: &r})
+	return err
+}
+
+// Status implements [Planner].
+func (c Client) Status(ctx context.Context) error {
+	_, err := c.do(ctx, call{Op: opStatus})
+	return err
+}
+
+func (c Client) do(ctx context.Context, in call) (*Plan, error) {
+	op := "ask agent at " + c.Socket
+	d := net.Dialer{Timeout: dialTimeout}
+	conn, err := d.DialContext(ctx, "unix", c.Socket)
+	if err != nil {
+		return nil, transportError(op, err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := writeFrame(conn, in); err != nil {
+		return nil, transportError(op, err)
+	}
+	var out answer
+	if err := readFrame(conn, &out); err != nil {
+		return nil, transportError(op, errors.Join(err, ctx.Err()))
+	}
+	return out.result(in.Op == opPlan)
+}
+
+// Command is a Planner that runs the agent's program once per call, with the
+// call on stdin and the answer on stdout, both JSON: the way without an agent.
+type Command struct {
+	Path string   // the agent's program
+	Args []string // its arguments, for example "plan", "--config", FILE
+}
+
+// Plan implements [Planner].
+func (c Command) Plan(ctx context.Context, req Request) (*Plan, error) {
+	return c.do(ctx, call{Op: opPlan, Request: &req})
+}
+
+// Report implements [Planner].
+func (c Command) Report(ctx context.Context, r Report) error {
+	_, err := c.do(ctx, call{Op: opReport, Report: &r})
+	return err
+}
+
+// Status implements [Planner].
+func (c Command) Status(ctx context.Context) error {
+	_, err := c.do(ctx, call{Op: opStatus})
+	return err
+}
+
+func (c Command) do(ctx context.Context, in call) (*Plan, error) {
+	op := "run " + c.Path
+	stdin, err := json.Marshal(in)
+	if err != nil {
+		return nil, transportError(op, err)
+	}
+	var stdout, stderr limited
+	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
+	cmd.WaitDelay = time.Second
+	if err := cmd.Run(); err != nil {
+		return nil, transportError(op, fmt.Errorf("%w: %s", err, tail(stderr.Bytes())))
+	}
+	var out answer
+	if err := json.Unmarshal(stdout.Bytes(), &out); err != nil {
+		return nil, transportError(op, fmt.Errorf("answer: %w", err))
+	}
+	return out.result(in.Op == opPlan)
+}
+
+// limited keeps at most MaxMessage bytes of what is written to it.
+type limited struct{ bytes.Buffer }
+
+func (l *limited) Write(p []byte) (int, error) {
+	if l.Len()+len(p) > MaxMessage {
+		return 0, fmt.Errorf("output exceeds %d bytes", MaxMessage)
+	}
+	return l.Buffer.Write(p)
+}
+
+// tail returns the end of a program's error output, short enough for a message.
+func tail(b []byte) string {
+	const most = 512
+	b = bytes.TrimSpace(b)
+	if len(b) > most {
+		b = append([]byte("…"), b[len(b)-most:]...)
+	}
+	return string(b)
+}
+
+// Fallback is a Planner that asks First, and Then only when First could not be
+// reached: a refusal is an answer. Planning has no effect, so asking twice is
+// safe; a report that was lost in transit is published at most once more.
+type Fallback struct {
+	First, Then Planner
+}
+
+// Plan implements [Planner].
+func (f Fallback) Plan(ctx context.Context, req Request) (*Plan, error) {
+	p, err := f.First.Plan(ctx, req)
+	if !IsTransport(err) || ctx.Err() != nil {
+		return p, err
+	}
+	p, err2 := f.Then.Plan(ctx, req)
+	return p, joinTransport(err, err2)
+}
+
+// Report implements [Planner].
+func (f Fallback) Report(ctx context.Context, r Report) error {
+	err := f.First.Report(ctx, r)
+	if !IsTransport(err) || ctx.Err() != nil {
+		return err
+	}
+	return joinTransport(err, f.Then.Report(ctx, r))
+}
+
+// Status implements [Planner].
+func (f Fallback) Status(ctx context.Context) error {
+	err := f.First.Status(ctx)
+	if !IsTransport(err) || ctx.Err() != nil {
+		return err
+	}
+	return joinTransport(err, f.Then.Status(ctx))
+}
+
+// joinTransport keeps both causes when neither planner was reached.
+func joinTransport(first, second error) error {
+	if IsTransport(second) {
+		return transportError("ask for a plan", fmt.Errorf("%w; fallback: %w", first, second))
+	}
+	return second
+}

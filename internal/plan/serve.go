@@ -1,0 +1,154 @@
+package plan
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+)
+
+// callTimeout bounds one call at the agent. It is longer than any runtime's
+// patience for a sandbox, so that the runtime's own limit decides.
+const callTimeout = 4 * time.Minute
+
+// Listen creates the agent's socket at path, mode 0600, replacing one that a
+// killed agent left. The directory is created with mode 0700 when absent.
+func Listen(dir, path string) (*net.UnixListener, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, cnierr.New("create socket directory", cnierr.IO, "%w", err)
+	}
+	// A socket under a temporary name is renamed into place: a client sees the
+	// old socket, or the new one, never a name that nobody listens on.
+	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, cnierr.New("listen on "+path, cnierr.IO, "%w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
+	if err != nil {
+		return nil, cnierr.New("listen on "+path, cnierr.IO, "%w", err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(tmp, 0o600), os.Rename(tmp, path)); err != nil {
+		return nil, cnierr.New("listen on "+path, cnierr.IO, "%w", errors.Join(err, l.Close()))
+	}
+	return l, nil
+}
+
+// Serve answers calls on l with p until ctx ends, then waits for the calls under
+// way. Callers of another user than root or the agent's own are refused.
+func Serve(ctx context.Context, l *net.UnixListener, p Planner) error {
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	for {
+		conn, err := l.AcceptUnix()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return cnierr.New("accept", cnierr.IO, "%w", err)
+		}
+		calls.Go(func() { serveConn(ctx, conn, p) })
+	}
+}
+
+func serveConn(ctx context.Context, conn *net.UnixConn, p Planner) {
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(callTimeout))
+	var in call
+	out := answer{}
+	if err := checkPeer(conn); err != nil {
+		out.Error = wrap("check caller", err)
+	} else if err := readFrame(conn, &in); err != nil {
+		out.Error = cnierr.New("read call", cnierr.Decode, "%w", err)
+	} else {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+		out = dispatch(ctx, in, p)
+		cancel()
+	}
+	// The caller may be gone, killed in mid-call; there is nobody to tell.
+	_ = writeFrame(conn, out)
+}
+
+// checkPeer refuses callers that are neither root nor the agent's own user.
+func checkPeer(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return err
+	}
+	if credErr != nil {
+		return credErr
+	}
+	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		return fmt.Errorf("user %d may not call the agent", cred.Uid)
+	}
+	return nil
+}
+
+// ServeOnce answers the one call read from r on w: the agent program's one-shot
+// mode, the other end of [Command].
+func ServeOnce(ctx context.Context, r io.Reader, w io.Writer, p Planner) error {
+	var in call
+	body, err := io.ReadAll(io.LimitReader(r, MaxMessage+1))
+	if err == nil && len(body) > MaxMessage {
+		err = fmt.Errorf("call exceeds %d bytes", MaxMessage)
+	}
+	if err == nil {
+		err = json.Unmarshal(body, &in)
+	}
+	out := answer{}
+	if err != nil {
+		out.Error = cnierr.New("read call", cnierr.Decode, "%w", err)
+	} else {
+		out = dispatch(ctx, in, p)
+	}
+	if err := json.NewEncoder(w).Encode(out); err != nil {
+		return cnierr.New("write answer", cnierr.IO, "%w", err)
+	}
+	return nil
+}
+
+func dispatch(ctx context.Context, in call, p Planner) answer {
+	var out answer
+	var err error
+	switch {
+	case in.Op == opPlan && in.Request != nil:
+		out.Plan, err = p.Plan(ctx, *in.Request)
+	case in.Op == opReport && in.Report != nil && in.Report.Plan != nil:
+		err = p.Report(ctx, *in.Report)
+	case in.Op == opStatus:
+		err = p.Status(ctx)
+	default:
+		err = cnierr.New("read call", cnierr.Decode, "unknown or incomplete operation %q", in.Op)
+	}
+	if err != nil {
+		return answer{Error: wrap(in.Op, err)}
+	}
+	return out
+}
+
+// wrap makes err fit for the wire without losing its kind.
+func wrap(op string, err error) *cnierr.Error {
+	var e *cnierr.Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return cnierr.New(op, cnierr.Other, "%w", err)
+}

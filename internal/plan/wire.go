@@ -1,0 +1,98 @@
+package plan
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+)
+
+// MaxMessage bounds one message on the socket or a pipe, in bytes. A plan of 256
+// attachments with configurations of the largest accepted size fits.
+const MaxMessage = 32 << 20
+
+// Operations of the protocol.
+const (
+	opPlan   = "plan"
+	opReport = "report"
+	opStatus = "status"
+)
+
+// call is one request as it travels; exactly one of the pointers is set for the
+// operations that take an argument.
+type call struct {
+	Op      string   `json:"op"`
+	Request *Request `json:"request,omitempty"`
+	Report  *Report  `json:"report,omitempty"`
+}
+
+// answer is one response as it travels: a plan, an error, or neither.
+type answer struct {
+	Plan  *Plan         `json:"plan,omitempty"`
+	Error *cnierr.Error `json:"error,omitempty"`
+}
+
+// writeFrame writes v as JSON behind its length in four bytes, big endian.
+func writeFrame(w io.Writer, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(body) > MaxMessage {
+		return fmt.Errorf("message of %d bytes exceeds %d", len(body), MaxMessage)
+	}
+	buf := make([]byte, 4, 4+len(body))
+	binary.BigEndian.PutUint32(buf, uint32(len(body)))
+	_, err = w.Write(append(buf, body...))
+	return err
+}
+
+// readFrame reads what writeFrame wrote into v.
+func readFrame(r io.Reader, v any) error {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n > MaxMessage {
+		return fmt.Errorf("message of %d bytes exceeds %d", n, MaxMessage)
+	}
+	body := make([]byte, n)
+	if _, err := io.ReadFull(r, body); err != nil {
+		return err
+	}
+	return json.Unmarshal(body, v)
+}
+
+// errTransport marks failures to reach a planner or to understand its answer, as
+// opposed to a planner's own refusal; only those justify asking another one.
+var errTransport = errors.New("planner not reached")
+
+// IsTransport reports whether err says that a planner could not be reached, as
+// opposed to a planner that was reached and refused.
+func IsTransport(err error) bool { return errors.Is(err, errTransport) }
+
+// transportError is a retryable error of op caused by err.
+func transportError(op string, err error) error {
+	return cnierr.New(op, cnierr.TryAgain, "%w: %w", errTransport, err)
+}
+
+// result turns an answer into Go values; a plan is demanded when wantPlan.
+func (a answer) result(wantPlan bool) (*Plan, error) {
+	if a.Error != nil {
+		return nil, a.Error
+	}
+	if !wantPlan {
+		return nil, nil
+	}
+	if a.Plan == nil || len(a.Plan.Attachments) == 0 {
+		return nil, transportError("read plan", errors.New("the answer holds no attachment"))
+	}
+	if a.Plan.Version < 1 || a.Plan.Version > Version {
+		return nil, transportError("read plan", fmt.Errorf("plan version %d is not in 1..%d", a.Plan.Version, Version))
+	}
+	return a.Plan, nil
+}
