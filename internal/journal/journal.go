@@ -1,0 +1,438 @@
+// Package journal is the write-ahead record of every attachment on the node: the
+// only state that Manifold keeps.
+//
+// There is one journal per sandbox and interface name of the runtime, a file
+// "<container ID>@<interface>.journal" in the journal directory. It is a log of
+// lines:
+//
+//	<crc32c, 8 hex digits> <JSON record>\n
+//
+// The first record holds the format's version and the whole plan. It is written
+// before the first delegate runs: to a temporary file, synchronised, renamed,
+// and the directory synchronised, so that after a power failure either the whole
+// record exists or no delegate has run. Each later record is one step and is
+// appended with one write. Steps need not survive a power failure: a tear-down
+// of all that the plan names, which is what a lost step causes, releases
+// everything, because a delegate's DEL succeeds without an ADD (CNI
+// specification, section DEL). A torn last line is therefore ignored; a damaged
+// line before the last is [cnierr.JournalCorrupt].
+//
+// Beside each journal stands a lock, "<container ID>@<interface>.lock". Its file
+// descriptor is inherited by every delegate that Manifold starts, so the lock
+// outlives a killed shim for as long as its orphaned delegate runs, see [Lock].
+package journal
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/killpoint"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+// Version is the format's version as written by this code. A journal of a newer
+// version is refused with [cnierr.JournalVersion]; it is never guessed at.
+const Version = 1
+
+// maxFile bounds a journal that is read, in bytes.
+const maxFile = 64 << 20
+
+// Phase is what a step says of its attachment.
+type Phase string
+
+// The phases of an attachment. Trying to Released is the normal life.
+const (
+	Trying   Phase = "trying"   // the delegate's ADD is about to run
+	Attached Phase = "attached" // its result is recorded
+	Verified Phase = "verified" // the interface was compared with the plan
+	// Untouched: the attachment was refused before its delegate ran, and must
+	// not be torn down: what stands there is somebody else's.
+	Untouched     Phase = "untouched"
+	Releasing     Phase = "releasing"      // the delegate's DEL is about to run
+	Released      Phase = "released"       // its DEL succeeded
+	ReleaseFailed Phase = "release-failed" // its DEL failed and will be retried
+)
+
+// Step is one record after the first.
+type Step struct {
+	Attachment int             `json:"attachment"` // index into the plan's attachments
+	Phase      Phase           `json:"phase"`
+	Result     json.RawMessage `json:"result,omitempty"` // of Attached
+	Before     json.RawMessage `json:"before,omitempty"` // of Trying: the device as it was, see package verify
+	Error      string          `json:"error,omitempty"`  // of ReleaseFailed
+	Time       time.Time       `json:"time"`
+}
+
+// header is the first record.
+type header struct {
+	Version int        `json:"version"`
+	Boot    string     `json:"boot,omitempty"` // kernel's boot ID
+	Created time.Time  `json:"created"`
+	Plan    *plan.Plan `json:"plan"`
+}
+
+// Key identifies a journal: the sandbox and the interface name that the runtime
+// gave, which together are the runtime's attachment.
+type Key struct {
+	ContainerID string
+	IfName      string
+}
+
+// String returns "containerID@ifname", the stem of the journal's file names. A
+// container ID cannot contain "@" (CNI specification, CNI_CONTAINERID).
+func (k Key) String() string { return k.ContainerID + "@" + k.IfName }
+
+// Dir is a journal directory.
+type Dir struct{ Path string }
+
+const suffix = ".journal"
+
+func (d Dir) file(k Key) string { return filepath.Join(d.Path, k.String()+suffix) }
+
+// Entry is one open journal. It is not safe for concurrent use; the lock that
+// its user holds makes concurrent use impossible.
+type Entry struct {
+	Key     Key
+	Plan    *plan.Plan
+	Boot    string
+	Created time.Time
+	Steps   []Step
+	// Torn says that the last line was incomplete and has been dropped.
+	Torn bool
+	path string
+}
+
+// Begin writes the first record, durably, and returns the entry. An existing
+// journal of the same key is an error: its owner must be released first.
+func (d Dir) Begin(k Key, p *plan.Plan) (*Entry, error) {
+	op := "begin journal"
+	if err := os.MkdirAll(d.Path, 0o700); err != nil {
+		return nil, ioError(op, err)
+	}
+	e := &Entry{Key: k, Plan: p, Boot: bootID(), Created: time.Now().UTC(), path: d.file(k)}
+	if _, err := os.Lstat(e.path); err == nil {
+		return nil, cnierr.New(op, cnierr.Busy, "sandbox %s is attached already", k).WithFix("the runtime must DEL it first")
+	}
+	line, err := encode(header{Version: Version, Boot: e.Boot, Created: e.Created, Plan: p})
+	if err != nil {
+		return nil, ioError(op, err)
+	}
+	if err := writeDurably(e.path, line); err != nil {
+		return nil, ioError(op, err)
+	}
+	killpoint.Here("journal begun")
+	return e, nil
+}
+
+// Open reads the journal of k. A journal that does not exist is os.ErrNotExist.
+func (d Dir) Open(k Key) (*Entry, error) {
+	e, err := read(d.file(k))
+	if err != nil {
+		return nil, err
+	}
+	e.Key = k
+	return e, nil
+}
+
+// List returns the keys of all journals in the directory; a directory that does
+// not exist has none.
+func (d Dir) List() ([]Key, error) {
+	names, err := os.ReadDir(d.Path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, ioError("list journals", err)
+	}
+	var keys []Key
+	for _, n := range names {
+		stem, ok := strings.CutSuffix(n.Name(), suffix)
+		if !ok {
+			continue
+		}
+		if id, ifname, ok := strings.Cut(stem, "@"); ok {
+			keys = append(keys, Key{id, ifname})
+		}
+	}
+	return keys, nil
+}
+
+// Append adds a step. It is in the kernel's page cache when Append returns: safe
+// from the death of any process, not from a power failure.
+func (e *Entry) Append(s Step) error {
+	s.Time = time.Now().UTC()
+	line, err := encode(s)
+	if err != nil {
+		return ioError("append to journal", err)
+	}
+	f, err := os.OpenFile(e.path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return ioError("append to journal", err)
+	}
+	if e.Torn {
+		// The dropped line has no end; give it one, so that it stays apart.
+		line = append([]byte("\n"), line...)
+	}
+	_, err = f.Write(line)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return ioError("append to journal", err)
+	}
+	e.Torn = false
+	e.Steps = append(e.Steps, s)
+	killpoint.Here("journal " + string(s.Phase))
+	return nil
+}
+
+// Close removes the journal: nothing is left of the sandbox.
+func (e *Entry) Close() error {
+	if err := os.Remove(e.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return ioError("close journal", err)
+	}
+	killpoint.Here("journal closed")
+	return nil
+}
+
+// Phase returns the last phase of attachment i and its last error; "" when it
+// was never tried.
+func (e *Entry) Phase(i int) (Phase, string) {
+	var phase Phase
+	var last string
+	for _, s := range e.Steps {
+		if s.Attachment == i {
+			phase, last = s.Phase, s.Error
+		}
+	}
+	return phase, last
+}
+
+// Result returns the recorded result of attachment i, nil when there is none.
+func (e *Entry) Result(i int) json.RawMessage {
+	return last(e, i, func(s Step) json.RawMessage { return s.Result })
+}
+
+// Before returns what was recorded of attachment i's device before its delegate
+// ran, nil when there is none.
+func (e *Entry) Before(i int) json.RawMessage {
+	return last(e, i, func(s Step) json.RawMessage { return s.Before })
+}
+
+func last(e *Entry, i int, get func(Step) json.RawMessage) json.RawMessage {
+	var out json.RawMessage
+	for _, s := range e.Steps {
+		if v := get(s); s.Attachment == i && v != nil {
+			out = v
+		}
+	}
+	return out
+}
+
+// InFlight reports whether the record ends in the middle of a delegate's run.
+func (e *Entry) InFlight() bool {
+	if len(e.Steps) == 0 {
+		return false
+	}
+	p := e.Steps[len(e.Steps)-1].Phase
+	return p == Trying || p == Releasing
+}
+
+// Unreleased returns the indexes of the attachments that a tear-down must
+// release, in reverse order of attachment: all that were tried and whose DEL has
+// not succeeded.
+func (e *Entry) Unreleased() []int {
+	var out []int
+	for i := len(e.Plan.Attachments) - 1; i >= 0; i-- {
+		switch p, _ := e.Phase(i); p {
+		case "", Untouched, Released:
+		default:
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// read decodes a journal file.
+func read(path string) (*Entry, error) {
+	op := "read journal " + filepath.Base(path)
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, ioError(op, err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, ioError(op, err)
+	}
+	if len(data) > maxFile {
+		return nil, corrupt(op, path, fmt.Errorf("larger than %d bytes", maxFile))
+	}
+	e, err := decode(data)
+	if err != nil {
+		var typed *cnierr.Error
+		if errors.As(err, &typed) {
+			return nil, err
+		}
+		return nil, corrupt(op, path, err)
+	}
+	e.path = path
+	return e, nil
+}
+
+// decode parses the lines of a journal.
+func decode(data []byte) (*Entry, error) {
+	e := &Entry{}
+	for n := 0; len(data) > 0; n++ {
+		line, rest, whole := bytes.Cut(data, []byte("\n"))
+		data = rest
+		body, err := checkLine(line)
+		if err == nil && whole {
+			err = e.add(n, body)
+		} else if err == nil {
+			err = errors.New("line without end")
+		}
+		if err == nil {
+			continue
+		}
+		if n == 0 || cnierr.Is(err, cnierr.JournalVersion) {
+			return nil, err
+		}
+		// Only the last line can be torn, by a power failure. Behind it stands at
+		// most the end that Append gives it.
+		if len(bytes.TrimSpace(data)) > 0 && !tornBefore(data) {
+			return nil, fmt.Errorf("line %d: %w", n+1, err)
+		}
+		e.Torn = len(data) == 0
+	}
+	if e.Plan == nil {
+		return nil, errors.New("no record")
+	}
+	return e, nil
+}
+
+// tornBefore reports whether all that follows a damaged line is sound, which is
+// how a journal looks whose torn last line was followed by new steps.
+func tornBefore(data []byte) bool {
+	for len(data) > 0 {
+		line, rest, whole := bytes.Cut(data, []byte("\n"))
+		if _, err := checkLine(line); err != nil || !whole {
+			return false
+		}
+		data = rest
+	}
+	return true
+}
+
+// add decodes record n into e.
+func (e *Entry) add(n int, body []byte) error {
+	if n > 0 {
+		var s Step
+		if err := json.Unmarshal(body, &s); err != nil {
+			return err
+		}
+		if s.Attachment < 0 || s.Attachment >= len(e.Plan.Attachments) {
+			return fmt.Errorf("attachment %d is not in the plan", s.Attachment)
+		}
+		e.Steps = append(e.Steps, s)
+		return nil
+	}
+	var v struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(body, &v); err != nil {
+		return err
+	}
+	if v.Version < 1 || v.Version > Version {
+		return cnierr.New("read journal", cnierr.JournalVersion, "format version %d, this program reads 1 to %d", v.Version, Version).
+			WithFix("run the release that wrote it, or a newer one")
+	}
+	var h header
+	if err := json.Unmarshal(body, &h); err != nil {
+		return err
+	}
+	if h.Plan == nil || len(h.Plan.Attachments) == 0 {
+		return errors.New("no plan in the first record")
+	}
+	e.Plan, e.Boot, e.Created = h.Plan, h.Boot, h.Created
+	return nil
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// encode returns v as one line.
+func encode(v any) ([]byte, error) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	return fmt.Appendf(nil, "%08x %s\n", crc32.Checksum(body, castagnoli), body), nil
+}
+
+// checkLine returns the JSON of a line whose checksum is right.
+func checkLine(line []byte) ([]byte, error) {
+	sum, body, ok := bytes.Cut(line, []byte(" "))
+	if !ok || len(sum) != 8 {
+		return nil, errors.New("not a record")
+	}
+	if want := fmt.Sprintf("%08x", crc32.Checksum(body, castagnoli)); want != string(sum) {
+		return nil, fmt.Errorf("checksum %s, computed %s", sum, want)
+	}
+	return body, nil
+}
+
+// writeDurably creates path with content so that after a power failure it is
+// absent or whole.
+func writeDurably(path string, content []byte) (err error) {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, ".new-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func ioError(op string, err error) error {
+	e := cnierr.New(op, cnierr.IO, "%w", err)
+	if !errors.Is(err, os.ErrNotExist) {
+		e.WithFix("make the directory of cniDir writable and give it room")
+	}
+	return e
+}
+
+func corrupt(op, path string, err error) error {
+	return cnierr.New(op, cnierr.JournalCorrupt, "%w", err).
+		WithFix("look at %s; move it away once nothing of the sandbox is left", path)
+}
+
+// bootID returns the kernel's identifier of this boot, empty when it has none:
+// a journal of another boot describes links that no longer exist.
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}

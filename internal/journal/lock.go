@@ -1,0 +1,189 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+)
+
+// Lock is the exclusive right to work on one sandbox.
+//
+// It is a flock on an open file whose descriptor every delegate inherits. A
+// flock belongs to the open file, not to a process: while an orphaned delegate
+// of a killed shim runs, the lock is still held, and whoever asks for it knows
+// that the sandbox is still being changed. A shim that ends in order unlocks
+// explicitly, which takes the lock from everybody who inherited it, so that a
+// daemon left by a delegate on purpose holds nothing.
+type Lock struct {
+	file *os.File
+	path string
+}
+
+// File is the descriptor to pass on to delegates.
+func (l *Lock) File() *os.File { return l.file }
+
+// lockPoll is how often a waiter looks again. flock has no wait with a deadline.
+const lockPoll = 5 * time.Millisecond
+
+// Lock takes the lock of k, waiting until ctx ends, and then, when everybody who
+// holds it is an orphaned delegate, ends them. The error of a wait in vain is
+// [cnierr.Busy].
+func (d Dir) Lock(ctx context.Context, k Key) (*Lock, error) {
+	const op = "lock sandbox"
+	if err := os.MkdirAll(d.Path, 0o700); err != nil {
+		return nil, ioError(op, err)
+	}
+	path := filepath.Join(d.Path, k.String()+".lock")
+	for {
+		l, err := tryLock(path)
+		if err != nil {
+			return nil, ioError(op, err)
+		}
+		if l != nil {
+			return l, nil
+		}
+		select {
+		case <-time.After(lockPoll):
+			continue
+		case <-ctx.Done():
+		}
+		holders, ended := endOrphans(path)
+		if !ended {
+			return nil, cnierr.New(op, cnierr.Busy, "%s is held by processes %v: %w", k, holders, context.Cause(ctx)).
+				WithFix("another operation on this sandbox still runs; the runtime will try again")
+		}
+		return lockEnded(op, path, k)
+	}
+}
+
+// lockEnded takes the lock after its holders were killed: they release it as
+// soon as the kernel has ended them.
+func lockEnded(op, path string, k Key) (*Lock, error) {
+	const most = 2 * time.Second
+	for end := time.Now().Add(most); time.Now().Before(end); time.Sleep(lockPoll) {
+		l, err := tryLock(path)
+		if err != nil {
+			return nil, ioError(op, err)
+		}
+		if l != nil {
+			return l, nil
+		}
+	}
+	return nil, cnierr.New(op, cnierr.Busy, "%s: its orphaned delegate does not end", k)
+}
+
+// tryLock opens and locks path; nil without an error means that another holds it.
+func tryLock(path string) (*Lock, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, f.Close()
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	// The former owner may have removed the file between open and lock: then
+	// this lock is on a file that nobody else will ever find.
+	same, err := sameFile(f, path)
+	if err != nil || !same {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &Lock{file: f, path: path}, nil
+}
+
+func sameFile(f *os.File, path string) (bool, error) {
+	opened, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	named, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(opened, named), nil
+}
+
+// Unlock releases the lock, also where delegates inherited it. With remove the
+// file goes too: for a sandbox of which nothing is left.
+func (l *Lock) Unlock(remove bool) error {
+	var err error
+	if remove {
+		// Removed while still held: a waiter sees that its file is gone.
+		if e := os.Remove(l.path); !errors.Is(e, os.ErrNotExist) {
+			err = e
+		}
+	}
+	if err = errors.Join(err, unix.Flock(int(l.file.Fd()), unix.LOCK_UN), l.file.Close()); err != nil {
+		return ioError("unlock sandbox", err)
+	}
+	return nil
+}
+
+// EndDescendants kills every process that inherited the lock, other than this
+// one: what a delegate that was ended leaves running, an IPAM plugin for
+// example.
+func (l *Lock) EndDescendants() {
+	for _, pid := range holders(l.path) {
+		if pid != os.Getpid() {
+			_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
+		}
+	}
+}
+
+// endOrphans kills the holders of path when none of them is a Manifold shim, and
+// says who they are and whether they were all orphans.
+func endOrphans(path string) (pids []int, ended bool) {
+	self, err := os.Stat("/proc/self/exe")
+	if err != nil {
+		return nil, false
+	}
+	pids = holders(path)
+	for _, pid := range pids {
+		exe, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
+		if err == nil && os.SameFile(self, exe) {
+			return pids, false
+		}
+	}
+	for _, pid := range pids {
+		_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
+	}
+	return pids, true
+}
+
+// holders returns the processes that have path open.
+func holders(path string) []int {
+	want, err := os.Stat(path)
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	procs, _ := os.ReadDir("/proc") // without /proc nobody can be found
+	for _, p := range procs {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil {
+			continue
+		}
+		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid)) // the process may have ended
+		for _, fd := range fds {
+			if fi, err := os.Stat(fd); err == nil && os.SameFile(fi, want) {
+				pids = append(pids, pid)
+				break
+			}
+		}
+	}
+	return pids
+}

@@ -1,0 +1,312 @@
+// Package netconf turns what the container runtime says (the CNI environment
+// and the plugin configuration on stdin) into one validated [Invocation], and
+// finds network configurations on the node's disk.
+//
+// The configuration accepts the keys of Multus that have the same meaning here,
+// and Manifold's own beside them; see [Conf]. A key of the wrong type is
+// refused with its name and the expected type. An unknown key is kept as a
+// warning, so that a configuration written for another release still starts.
+package netconf
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"reflect"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+// Conf is the plugin's configuration. The tags name the key, its default and its
+// meaning; the reference page is made from them. Durations are Go durations in a
+// string, "30s"; directories are absolute paths.
+type Conf struct {
+	CNIVersion string          `json:"cniVersion" default:"0.1.0" doc:"CNI version that the runtime speaks, 0.1.0 to 1.1.0"`
+	Name       string          `json:"name" doc:"name of this network"`
+	Type       string          `json:"type" doc:"name of the program, manifold"`
+	Capability map[string]bool `json:"capabilities" doc:"runtime capabilities passed on to the cluster default network, for example portMappings"`
+
+	ClusterNetwork string            `json:"clusterNetwork" doc:"cluster default network: a definition's name in multusNamespace, a network's name in confDir, a directory, or an absolute file"`
+	Delegates      []json.RawMessage `json:"delegates" doc:"cluster default network inline, instead of clusterNetwork; further elements are attached to every pod"`
+	DefaultNets    []string          `json:"defaultNetworks" doc:"networks attached to every pod outside systemNamespaces, in the form of the pod annotation"`
+
+	SystemNamespaces   []string `json:"systemNamespaces" default:"[\"kube-system\"]" doc:"namespaces whose pods get the cluster default network alone of defaultNetworks"`
+	MultusNamespace    string   `json:"multusNamespace" default:"kube-system" doc:"namespace of the definitions that clusterNetwork and defaultNetworks name"`
+	NamespaceIsolation bool     `json:"namespaceIsolation" doc:"refuse definitions of other namespaces than the pod's"`
+	GlobalNamespaces   string   `json:"globalNamespaces" default:"default" doc:"comma list of namespaces whose definitions every pod may use in spite of namespaceIsolation"`
+
+	ConfDir      string   `json:"confDir" default:"/etc/cni/net.d" doc:"directory of the node's network configurations"`
+	CNIDir       string   `json:"cniDir" default:"/var/lib/cni/manifold" doc:"directory of the journal and of libcni's results"`
+	BinDir       string   `json:"binDir" default:"/opt/cni/bin" doc:"directory searched for delegates before those of CNI_PATH"`
+	AgentSocket  string   `json:"agentSocket" default:"/run/manifold/agent.sock" doc:"unix socket of the agent"`
+	AgentProgram string   `json:"agentProgram" default:"/opt/cni/bin/manifold-agent" doc:"program run as 'plan' when no agent answers"`
+	AgentConfig  string   `json:"agentConfig" default:"/etc/cni/net.d/manifold.d/agent.json" doc:"the agent's configuration file, for agentProgram"`
+	SysRoot      string   `json:"sysRoot" default:"/" doc:"directory that sys/ is found in, to look up functions and their PFs"`
+	Verify       string   `json:"verify" default:"enforce" enum:"enforce warn off" doc:"what follows when an interface is not what plan and result say: undo and refuse, report, or do not look"`
+	DeviceOrder  string   `json:"deviceOrder" default:"address" enum:"address plugin" doc:"order of a container's devices: ascending, or as the device plugin's answer lists them"`
+	BadAnnot     string   `json:"invalidAnnotation" default:"fail" enum:"fail ignore" doc:"what follows an invalid pod annotation: refuse the pod, or attach the default network alone and warn"`
+	DelegateTime Duration `json:"delegateTimeout" default:"90s" doc:"longest run of one delegate chain before it is ended"`
+	PlanTime     Duration `json:"planTimeout" default:"60s" doc:"longest wait for a plan"`
+	LockTime     Duration `json:"lockTimeout" default:"60s" doc:"longest wait for another operation on the same sandbox, or for a delegate that outlived a killed one"`
+}
+
+// Duration is a time.Duration written as a string, for example "30s".
+type Duration time.Duration
+
+// UnmarshalJSON reads a positive Go duration of at most an hour from a string.
+func (d *Duration) UnmarshalJSON(b []byte) error {
+	var s string
+	if err := json.Unmarshal(b, &s); err != nil {
+		return err
+	}
+	v, err := time.ParseDuration(s)
+	if err != nil {
+		return err
+	}
+	if v <= 0 || v > time.Hour {
+		return fmt.Errorf("%q is not between 0 and 1h", s)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// Invocation is one call of the plugin, decoded and validated.
+type Invocation struct {
+	ContainerID string   // CNI_CONTAINERID; empty for GC and STATUS
+	NetNS       string   // CNI_NETNS; may be empty or gone for DEL
+	IfName      string   // CNI_IFNAME
+	Path        []string // where delegates are searched: binDir, then CNI_PATH
+	Args        [][2]string
+	Pod         plan.Pod
+	Conf        Conf
+	Raw         json.RawMessage // the configuration as on stdin
+	// RuntimeConfig is the runtime's own capability data, for the cluster default
+	// network alone (multi-network specification 7.5).
+	RuntimeConfig map[string]json.RawMessage
+	// Valid are the attachments that still live (verb GC, cni.dev/valid-attachments).
+	Valid    []Attachment
+	Warnings []string
+}
+
+// Attachment is an element of cni.dev/valid-attachments.
+type Attachment struct {
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifname"`
+}
+
+// Request returns the question to the planner.
+func (inv *Invocation) Request() plan.Request {
+	return plan.Request{
+		Version: plan.Version, PodNamespace: inv.Pod.Namespace, PodName: inv.Pod.Name, PodUID: inv.Pod.UID,
+		ContainerID: inv.ContainerID, NetNS: inv.NetNS, IfName: inv.IfName, Args: inv.Args, Config: inv.Raw,
+	}
+}
+
+// Parse validates what package skel read from the environment and stdin.
+func Parse(a *skel.CmdArgs) (*Invocation, error) {
+	inv := &Invocation{ContainerID: a.ContainerID, NetNS: a.Netns, IfName: a.IfName, Raw: a.StdinData}
+	args, err := parseArgs(a.Args)
+	if err != nil {
+		return nil, err
+	}
+	inv.Args = args
+	inv.Pod = podOf(args)
+	if err := inv.decode(a.StdinData); err != nil {
+		return nil, cnierr.Annotate(err, cnierr.Subject{Pod: inv.Pod.String()})
+	}
+	inv.Path = append(inv.Path, inv.Conf.BinDir)
+	for _, dir := range filepath.SplitList(a.Path) {
+		if dir != "" && dir != inv.Conf.BinDir {
+			inv.Path = append(inv.Path, dir)
+		}
+	}
+	return inv, nil
+}
+
+// FromRequest rebuilds the invocation on the planner's side of the socket.
+func FromRequest(r plan.Request) (*Invocation, error) {
+	inv := &Invocation{
+		ContainerID: r.ContainerID, NetNS: r.NetNS, IfName: r.IfName, Args: r.Args, Raw: r.Config,
+		Pod: plan.Pod{Namespace: r.PodNamespace, Name: r.PodName, UID: r.PodUID},
+	}
+	return inv, inv.decode(r.Config)
+}
+
+// decode reads the configuration into inv.
+func (inv *Invocation) decode(stdin []byte) error {
+	const op = "read configuration"
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(stdin, &keys); err != nil {
+		return cnierr.New(op, cnierr.Decode, "%w", err)
+	}
+	if err := applyDefaults(&inv.Conf); err != nil {
+		return cnierr.New(op, cnierr.InvalidConfig, "defaults: %w", err)
+	}
+	warnings, err := decodeKeys(keys, &inv.Conf)
+	if err != nil {
+		return err
+	}
+	inv.Warnings = append(inv.Warnings, warnings...)
+	extra := []struct {
+		key  string
+		into any
+	}{{"runtimeConfig", &inv.RuntimeConfig}, {"cni.dev/valid-attachments", &inv.Valid}}
+	for _, x := range extra {
+		if raw, ok := keys[x.key]; ok {
+			if err := json.Unmarshal(raw, x.into); err != nil {
+				return cnierr.New(op, cnierr.Decode, "key %q: %w", x.key, err)
+			}
+		}
+	}
+	return inv.Conf.validate()
+}
+
+// passed are the keys of the CNI specification and of libcni that are not
+// Manifold's configuration: no warning for them.
+var passed = map[string]bool{
+	"args": true, "prevResult": true, "runtimeConfig": true, "dns": true, "ipam": true, "ipMasq": true,
+	"disableCheck": true, "disableGC": true, "cniVersions": true, "cni.dev/valid-attachments": true, "cni.dev/attachments": true,
+}
+
+// decodeKeys fills conf from the known keys and returns a warning for each
+// unknown one, sorted.
+func decodeKeys(keys map[string]json.RawMessage, conf *Conf) ([]string, error) {
+	v := reflect.ValueOf(conf).Elem()
+	known := map[string]bool{}
+	for i := range v.NumField() {
+		tag := v.Type().Field(i).Tag
+		key := tag.Get("json")
+		known[key] = true
+		raw, ok := keys[key]
+		if !ok || bytes.Equal(raw, []byte("null")) {
+			continue
+		}
+		field := reflect.New(v.Field(i).Type())
+		if err := json.Unmarshal(raw, field.Interface()); err != nil {
+			return nil, cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %w", key, err).
+				WithFix("give %q a %s", key, typeName(v.Field(i).Type()))
+		}
+		if enum := tag.Get("enum"); enum != "" && !contains(strings.Fields(enum), field.Elem().String()) {
+			return nil, cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %q is unknown", key, field.Elem().String()).
+				WithFix("choose one of: %s", enum)
+		}
+		v.Field(i).Set(field.Elem())
+	}
+	var warnings []string
+	for key := range keys {
+		if !known[key] && !passed[key] {
+			warnings = append(warnings, fmt.Sprintf("configuration key %q is unknown and has no effect", key))
+		}
+	}
+	sort.Strings(warnings)
+	return warnings, nil
+}
+
+func applyDefaults(conf *Conf) error {
+	v := reflect.ValueOf(conf).Elem()
+	for i := range v.NumField() {
+		field := v.Type().Field(i)
+		def, ok := field.Tag.Lookup("default")
+		if !ok {
+			continue
+		}
+		raw := []byte(def)
+		if k := field.Type; k.Kind() == reflect.String || k == reflect.TypeFor[Duration]() {
+			quoted, err := json.Marshal(def)
+			if err != nil {
+				return err
+			}
+			raw = quoted
+		}
+		if err := json.Unmarshal(raw, v.Field(i).Addr().Interface()); err != nil {
+			return fmt.Errorf("%s: %w", field.Name, err)
+		}
+	}
+	return nil
+}
+
+// validate checks what types alone do not.
+func (c *Conf) validate() error {
+	const op = "read configuration"
+	for _, d := range []struct{ key, dir string }{
+		{"confDir", c.ConfDir}, {"cniDir", c.CNIDir}, {"binDir", c.BinDir}, {"agentSocket", c.AgentSocket}, {"sysRoot", c.SysRoot},
+	} {
+		if !filepath.IsAbs(d.dir) {
+			return cnierr.New(op, cnierr.InvalidConfig, "key %q: %q is not an absolute path", d.key, d.dir)
+		}
+	}
+	if c.ClusterNetwork == "" && len(c.Delegates) == 0 {
+		return cnierr.New(op, cnierr.InvalidConfig, "neither %q nor %q is set", "clusterNetwork", "delegates").
+			WithFix("name the cluster default network in clusterNetwork")
+	}
+	return nil
+}
+
+// typeName says what a key must hold, for people.
+func typeName(t reflect.Type) string {
+	if t == reflect.TypeFor[Duration]() {
+		return `duration such as "30s"`
+	}
+	switch t.Kind() {
+	case reflect.Bool:
+		return "boolean"
+	case reflect.Slice:
+		if t.Elem().Kind() == reflect.String {
+			return "list of strings"
+		}
+		return "list of objects"
+	case reflect.Map:
+		return "object of booleans"
+	default:
+		return "string"
+	}
+}
+
+func contains(list []string, s string) bool {
+	for _, x := range list {
+		if x == s {
+			return true
+		}
+	}
+	return false
+}
+
+// parseArgs decodes CNI_ARGS, "K=V;K=V".
+func parseArgs(s string) ([][2]string, error) {
+	if s == "" {
+		return nil, nil
+	}
+	var out [][2]string
+	for _, pair := range strings.Split(s, ";") {
+		k, v, ok := strings.Cut(pair, "=")
+		if !ok || k == "" {
+			return nil, cnierr.New("read environment", cnierr.InvalidEnvironment, "CNI_ARGS: %.64q is not KEY=VALUE", pair).
+				WithFix("the runtime must separate KEY=VALUE pairs by semicolons")
+		}
+		out = append(out, [2]string{k, v})
+	}
+	return out, nil
+}
+
+// podOf reads the pod's identity as container runtimes pass it.
+func podOf(args [][2]string) plan.Pod {
+	var p plan.Pod
+	for _, kv := range args {
+		switch kv[0] {
+		case "K8S_POD_NAMESPACE":
+			p.Namespace = kv[1]
+		case "K8S_POD_NAME":
+			p.Name = kv[1]
+		case "K8S_POD_UID":
+			p.UID = kv[1]
+		}
+	}
+	return p
+}
