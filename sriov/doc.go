@@ -1,0 +1,42 @@
+// Package sriov answers questions about PCI functions, SR-IOV virtual functions
+// (VFs) and network devices from a sysfs tree.
+//
+// Start with [FS.Function]: given the PCI address of a device it says whether it
+// is a physical function (PF) or a VF, of which PF and at which index, to which
+// driver and IOMMU group it is bound, on which NUMA node it sits, and which
+// network devices stand on it. [FS.PFNetDev] finds the network device of a VF's
+// PF, which is where the kernel keeps the VF's VLAN, MAC, trust and rates;
+// [FS.OfNetDev] goes the other way, from a network device's name to its PCI
+// function; [FS.Auxiliary] resolves subfunctions. [CompareIDs] is the order of
+// device IDs used wherever several devices of one resource are handed out.
+//
+//	var sys sriov.FS // the running kernel's /sys
+//	f, err := sys.Function("0000:21:10.2")
+//	switch {
+//	case errors.Is(err, fs.ErrNotExist): // no such device on this node (any more)
+//	case err != nil:
+//	case f.IsVF():
+//		fmt.Println("VF", f.VFIndex, "of", f.PF)
+//	}
+//
+// # What sysfs can and cannot tell
+//
+// Everything is read at the moment of the call; nothing is cached. The tree
+// changes under the reader when somebody writes sriov_numvfs, unbinds a driver
+// or unplugs a device. A function that goes away or is replaced while it is read
+// is read again, and if it does not come to rest the error satisfies
+// errors.Is(err, [io/fs.ErrNotExist]). A VF is reported as one only if both
+// directions agree: its physfn link names the PF, and one of the PF's virtfnN
+// links names the VF.
+//
+// Network devices are listed per network namespace: a sysfs mount shows those of
+// the namespace that it was mounted in, so a VF whose network device was moved to
+// a pod has none in the host's sysfs. Absence of a network device is therefore
+// never evidence that a device is free.
+//
+// The package needs the standard library only and is small enough to be linked
+// into a CNI plugin. Package [github.com/manifold-cni/manifold/sriov/inventory]
+// lists a whole node; package
+// [github.com/manifold-cni/manifold/sriov/sriovtest] builds sysfs trees for tests
+// and demonstrations.
+package sriov

@@ -1,0 +1,209 @@
+package sriov
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// ErrNotVF is wrapped by the errors of methods that need a virtual function and
+// are given another PCI function.
+var ErrNotVF = errors.New("not a virtual function")
+
+// Function is what sysfs says of one PCI function.
+type Function struct {
+	// Address is dddd:bb:dd.f in lower case.
+	Address string
+	// PF is the address of the physical function; empty unless this is a VF.
+	PF string
+	// VFIndex is N of the PF's virtfnN link to this function, which is the VF
+	// number of netlink and ip-link(8); -1 unless this is a VF.
+	VFIndex int
+	// VFs are a PF's virtual functions by index. While VFs are added or removed,
+	// or when a single one was unplugged, an index without a VF is empty.
+	VFs []string
+	// TotalVFs is how many VFs the PF's driver allows, NumVFs how many are
+	// enabled (sriov_totalvfs, sriov_numvfs); 0 unless this is a PF.
+	TotalVFs, NumVFs int
+	// NetDevs are the names of the network devices on this function that the
+	// sysfs mount's network namespace holds, in natural order. A PF in switchdev
+	// mode has its VFs' representors here as well, see [FS.Uplink]; devices of
+	// auxiliary devices (subfunctions) are not among them, see [FS.Auxiliary].
+	NetDevs []string
+	// Driver is the bound driver's name, empty for none.
+	Driver string
+	// IOMMUGroup is the group's number, empty without an IOMMU.
+	IOMMUGroup string
+	// NUMANode is -1 when the platform does not say.
+	NUMANode int
+	// Vendor and Device are four hexadecimal digits, Class is six (base class,
+	// subclass, programming interface), in lower case without 0x: "8086", "10ca",
+	// "020000". Empty when the tree does not say.
+	Vendor, Device, Class string
+}
+
+// IsPF reports whether the function is a physical function: one that can have
+// VFs, enabled or not.
+func (f Function) IsPF() bool { return f.PF == "" && (f.TotalVFs > 0 || len(f.VFs) > 0) }
+
+// IsVF reports whether the function is a virtual function.
+func (f Function) IsVF() bool { return f.PF != "" }
+
+// Userspace reports whether the function is bound to a driver that hands it to a
+// program or a virtual machine, so that it has no network device and needs none:
+// uio_pci_generic, igb_uio, vfio-pci and the vendors' variants of it
+// (mlx5_vfio_pci, hisi-acc-vfio-pci and others, all of which end so).
+func (f Function) Userspace() bool {
+	switch f.Driver {
+	case "uio_pci_generic", "igb_uio":
+		return true
+	}
+	return strings.HasSuffix(strings.ReplaceAll(f.Driver, "-", "_"), "vfio_pci")
+}
+
+// Function reads the PCI function at addr.
+//
+// The error wraps [ErrAddress] when addr is malformed and satisfies
+// errors.Is(err, [io/fs.ErrNotExist]) when the function is not there or does not
+// stay while it is read. Attributes that a device or kernel does not have (driver,
+// IOMMU group, NUMA node, SR-IOV) leave their fields at the documented value for
+// none; an attribute that is there and makes no sense is an error.
+//
+// The kernel links a VF to its PF shortly after the VF appears, and unlinks it
+// before the VF's driver is detached. In these moments it looks like a function
+// that is neither PF nor VF; whoever knows that addr must be a VF checks IsVF.
+func (s FS) Function(addr string) (*Function, error) {
+	a, err := ParseAddress(addr)
+	if err != nil {
+		return nil, fmt.Errorf("sriov: %w", err)
+	}
+	var f *Function
+	err = settle(func() error {
+		f, err = s.function(a)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sriov: PCI function %s: %w", a, err)
+	}
+	return f, nil
+}
+
+// function reads the function once.
+func (s FS) function(addr string) (*Function, error) {
+	dir := s.device(addr)
+	before, err := os.Stat(dir)
+	if err != nil {
+		return nil, err
+	}
+	n, err := openNode(dir)
+	if err != nil {
+		return nil, err
+	}
+	f := &Function{
+		Address:    addr,
+		PF:         n.address("physfn"),
+		VFIndex:    -1,
+		TotalVFs:   n.number("sriov_totalvfs", 0),
+		NumVFs:     n.number("sriov_numvfs", 0),
+		Driver:     n.link("driver"),
+		IOMMUGroup: n.link("iommu_group"),
+		NUMANode:   n.number("numa_node", -1),
+		Vendor:     n.id("vendor"),
+		Device:     n.id("device"),
+		Class:      n.id("class"),
+		NetDevs:    s.netDevs(n),
+	}
+	if n.err != nil {
+		return nil, n.err
+	}
+	if f.PF != "" {
+		if f.VFIndex, err = s.vfIndex(f.PF, addr); err != nil {
+			return nil, err
+		}
+	}
+	if f.VFs, err = s.vfs(n, addr); err != nil {
+		return nil, err
+	}
+	return f, unchanged(dir, before)
+}
+
+// unchanged returns an error if dir is not the directory any more that it was
+// when before was taken: the absence of its entries would say nothing then.
+func unchanged(dir string, before os.FileInfo) error {
+	after, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(before, after) {
+		return fmt.Errorf("%s: replaced while it was read: %w", dir, fs.ErrNotExist)
+	}
+	return nil
+}
+
+// maxVFs is the greatest number of VFs: NumVFs is a 16-bit register.
+const maxVFs = 1<<16 - 1
+
+// virtfnIndex returns N of virtfnN.
+func virtfnIndex(name string) (int, bool) {
+	digits, ok := strings.CutPrefix(name, "virtfn")
+	if !ok {
+		return 0, false
+	}
+	i, err := strconv.Atoi(digits)
+	return i, err == nil && 0 <= i && i < maxVFs
+}
+
+// vfIndex returns the index at which the PF links to the VF. A VF without such a
+// link is being removed.
+func (s FS) vfIndex(pf, vf string) (int, error) {
+	n, err := openNode(s.device(pf))
+	if err != nil {
+		return -1, err
+	}
+	for _, name := range n.names {
+		i, ok := virtfnIndex(name)
+		if !ok {
+			continue
+		}
+		if base, err := linkBase(filepath.Join(n.dir, name)); err == nil && strings.EqualFold(base, vf) {
+			return i, nil
+		}
+	}
+	return -1, fmt.Errorf("no virtfn link of PF %s leads back to VF %s: %w", pf, vf, fs.ErrNotExist)
+}
+
+// vfs returns the VFs of the function pf by index; those that are gone, or that
+// do not name pf as their physical function, are left empty.
+func (s FS) vfs(n *node, pf string) ([]string, error) {
+	var out []string
+	for _, name := range n.names {
+		i, ok := virtfnIndex(name)
+		if !ok {
+			continue
+		}
+		base, err := linkBase(filepath.Join(n.dir, name))
+		if isGone(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		vf, err := ParseAddress(base)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Join(n.dir, name), err)
+		}
+		if back, err := linkBase(filepath.Join(s.device(vf), "physfn")); err != nil || !strings.EqualFold(back, pf) {
+			continue
+		}
+		if i >= len(out) {
+			out = slices.Grow(out, i+1-len(out))[:i+1]
+		}
+		out[i] = vf
+	}
+	return out, nil
+}

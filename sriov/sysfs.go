@@ -1,0 +1,181 @@
+package sriov
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// FS is a sysfs tree. The zero value is the running kernel's.
+type FS struct {
+	// Root is the directory that holds sys; empty means "/". An agent in a
+	// container that mounts the host's root at /host says "/host".
+	Root string
+}
+
+// path returns Root/sys/elem. The caller has validated what comes from outside.
+func (s FS) path(elem string) string {
+	return filepath.Join("/", s.Root, "sys", elem)
+}
+
+// device returns the directory of a PCI function whose address is normalised.
+func (s FS) device(addr string) string { return s.path("bus/pci/devices/" + addr) }
+
+// maxAttr bounds an attribute. The longest that this package reads is a port name.
+const maxAttr = 128
+
+// readAttr returns the trimmed content of a sysfs attribute. The kernel answers
+// an attribute whole in one read.
+func readAttr(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	buf := make([]byte, maxAttr)
+	n, err := f.Read(buf)
+	if err != nil && err != io.EOF {
+		return "", err
+	}
+	if n == maxAttr {
+		return "", fmt.Errorf("%s: longer than %d bytes", path, maxAttr-1)
+	}
+	return strings.TrimSpace(string(buf[:n])), nil
+}
+
+// linkBase returns the last component of a link's target.
+func linkBase(path string) (string, error) {
+	target, err := os.Readlink(path)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Base(target), nil
+}
+
+// list returns the names in a directory, in no order.
+func list(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Readdirnames(-1)
+}
+
+// isGone reports whether err says that a file vanished. Reading an attribute that
+// was opened before its device went away gives ENODEV.
+func isGone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV)
+}
+
+// attempts bounds how often a function that changes while it is read is read.
+const attempts = 3
+
+// settle calls read until it succeeds or fails for another reason than that
+// something vanished halfway. What remains unsettled, or is gone, satisfies
+// errors.Is(err, fs.ErrNotExist).
+func settle(read func() error) error {
+	var err error
+	for range attempts {
+		if err = read(); err == nil || !isGone(err) {
+			return err
+		}
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	return err
+}
+
+// node reads the entries of one directory of which some are optional. It was
+// listed once: what was not listed is absent, what was listed and cannot be read
+// is an error, kept in err so that callers read on and check once.
+type node struct {
+	dir   string
+	names []string
+	err   error
+}
+
+func openNode(dir string) (*node, error) {
+	names, err := list(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &node{dir: dir, names: names}, nil
+}
+
+func (n *node) has(name string) bool { return slices.Contains(n.names, name) }
+
+// get returns what read makes of the named entry, or the empty string.
+func (n *node) get(name string, read func(string) (string, error)) string {
+	if n.err != nil || !n.has(name) {
+		return ""
+	}
+	v, err := read(filepath.Join(n.dir, name))
+	if err != nil {
+		n.err = err
+	}
+	return v
+}
+
+// link returns the last component of a link's target, empty when absent.
+func (n *node) link(name string) string { return n.get(name, linkBase) }
+
+// address returns the PCI address that a link points to, empty when absent.
+func (n *node) address(name string) string {
+	base := n.link(name)
+	if base == "" {
+		return ""
+	}
+	addr, err := ParseAddress(base)
+	if err != nil {
+		n.err = fmt.Errorf("%s: %w", filepath.Join(n.dir, name), err)
+	}
+	return addr
+}
+
+// id returns a hexadecimal attribute such as 0x8086 without its prefix, in lower
+// case; empty when absent.
+func (n *node) id(name string) string {
+	v := n.get(name, readAttr)
+	if v == "" {
+		return ""
+	}
+	digits, prefixed := strings.CutPrefix(strings.ToLower(v), "0x")
+	if _, ok := parseHex(digits); !ok || !prefixed || digits == "" {
+		n.err = fmt.Errorf("%s: %s is not a hexadecimal number", filepath.Join(n.dir, name), quote(v))
+	}
+	return digits
+}
+
+// number returns a decimal attribute, or absent when there is none.
+func (n *node) number(name string, absent int) int {
+	v := n.get(name, readAttr)
+	if v == "" {
+		return absent
+	}
+	i, err := strconv.Atoi(v)
+	if err != nil {
+		n.err = fmt.Errorf("%s: %w", filepath.Join(n.dir, name), err)
+	}
+	return i
+}
+
+// children returns the names in the listed directory name, none when absent.
+func (n *node) children(name string) []string {
+	if n.err != nil || !n.has(name) {
+		return nil
+	}
+	names, err := list(filepath.Join(n.dir, name))
+	if err != nil {
+		n.err = err
+	}
+	return names
+}
