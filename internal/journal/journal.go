@@ -51,12 +51,9 @@ type Phase string
 
 // The phases of an attachment. Trying to Released is the normal life.
 const (
-	Trying   Phase = "trying"   // the delegate's ADD is about to run
-	Attached Phase = "attached" // its result is recorded
-	Verified Phase = "verified" // the interface was compared with the plan
-	// Untouched: the attachment was refused before its delegate ran, and must
-	// not be torn down: what stands there is somebody else's.
-	Untouched     Phase = "untouched"
+	Trying        Phase = "trying"         // the delegate's ADD is about to run
+	Attached      Phase = "attached"       // its result is recorded
+	Verified      Phase = "verified"       // the interface was compared with the plan
 	Releasing     Phase = "releasing"      // the delegate's DEL is about to run
 	Released      Phase = "released"       // its DEL succeeded
 	ReleaseFailed Phase = "release-failed" // its DEL failed and will be retried
@@ -251,7 +248,7 @@ func (e *Entry) Unreleased() []int {
 	var out []int
 	for i := len(e.Plan.Attachments) - 1; i >= 0; i-- {
 		switch p, _ := e.Phase(i); p {
-		case "", Untouched, Released:
+		case "", Released:
 		default:
 			out = append(out, i)
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -147,14 +148,10 @@ func (l *Lock) EndDescendants() {
 // endOrphans kills the holders of path when none of them is a Manifold shim, and
 // says who they are and whether they were all orphans.
 func endOrphans(path string) (pids []int, ended bool) {
-	self, err := os.Stat("/proc/self/exe")
-	if err != nil {
-		return nil, false
-	}
+	self := program("self")
 	pids = holders(path)
 	for _, pid := range pids {
-		exe, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
-		if err == nil && os.SameFile(self, exe) {
+		if program(strconv.Itoa(pid)) == self {
 			return pids, false
 		}
 	}
@@ -162,6 +159,16 @@ func endOrphans(path string) (pids []int, ended bool) {
 		_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
 	}
 	return pids, true
+}
+
+// program returns the file name of a process's program. An upgrade replaces the
+// file under a running shim, whose link then ends in " (deleted)".
+func program(pid string) string {
+	exe, err := os.Readlink("/proc/" + pid + "/exe")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(filepath.Base(exe), " (deleted)")
 }
 
 // holders returns the processes that have path open.

@@ -1,0 +1,491 @@
+// Package verify compares an interface with what the plan wants and the
+// delegate's result claims, by netlink.
+//
+// It works in three steps that can be used apart. [Capture], before the delegate
+// runs, records the device as it stands on the host: its network devices and the
+// PF's view of a VF. [Look], after, gathers the facts: the interface inside the
+// sandbox, what is left on the host, the PF's view. [Compare] is pure: it names
+// what was compared and what differs.
+//
+// That an interface stands on a device is proven by the kernel's own word, its
+// parent device (IFLA_PARENT_DEV_NAME, else the driver's bus-info). Where the
+// kernel gives no parent at all, as with software devices that a device plugin
+// advertises, the hardware address that the device had on the host decides.
+package verify
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/sriov"
+)
+
+// Device is a device as it stands on the host.
+type Device struct {
+	NetDevs []NetDev `json:"netDevs,omitempty"`
+	Driver  string   `json:"driver,omitempty"`
+	PF      string   `json:"pf,omitempty"` // the PF's network device; empty unless the device is a VF
+	VFIndex int      `json:"vfIndex,omitempty"`
+	VF      *VFState `json:"vf,omitempty"` // the PF's view
+}
+
+// NetDev is a network device in a network namespace.
+type NetDev struct {
+	Name  string `json:"name"`
+	Index int    `json:"index"`
+	MAC   string `json:"mac,omitempty"`
+	MTU   int    `json:"mtu,omitempty"`
+}
+
+// VFState is the PF's view of a VF, as the kernel reports it by netlink.
+type VFState struct {
+	MAC       string `json:"mac,omitempty"`
+	VLAN      int    `json:"vlan"`
+	VLANQoS   int    `json:"vlanQoS"`
+	VLANProto string `json:"vlanProto,omitempty"` // 802.1q or 802.1ad
+	SpoofChk  bool   `json:"spoofchk"`
+	Trust     bool   `json:"trust"`
+	LinkState string `json:"linkState"` // auto, enable or disable
+	MinTxRate int    `json:"minTxRate"` // Mbit/s
+	MaxTxRate int    `json:"maxTxRate"` // Mbit/s
+}
+
+// Interface is an interface inside the sandbox. Exists is false, and the rest
+// empty, when there is none of that name.
+type Interface struct {
+	Exists    bool
+	Name      string
+	MAC       string
+	MTU       int
+	Parent    string // parent device or bus-info; empty when the kernel tells none
+	Addresses []string
+}
+
+// Facts is what [Look] finds.
+type Facts struct {
+	Interface Interface
+	// Missing are the interfaces that the result claims in the sandbox and that
+	// are not there.
+	Missing []string
+	// LeftOnHost are network devices of the allocated device still on the host.
+	LeftOnHost []string
+	Device     *Device // as it is now; nil without a device
+}
+
+// Capture records the device of an attachment before its delegate runs; nil
+// when the attachment has none. A device that is not on this node is
+// [cnierr.DeviceVanished].
+func Capture(sysRoot string, d *plan.Device) (*Device, error) {
+	if d == nil {
+		return nil, nil
+	}
+	out, err := device(sriov.FS{Root: sysRoot}, d)
+	if errors.Is(err, os.ErrNotExist) && d.PCIAddress != "" {
+		return nil, cnierr.New("look up device", cnierr.DeviceVanished, "the kubelet allocated it, but this node has no such device: %w", err).
+			About(cnierr.Subject{Resource: d.Resource, Device: d.ID}).
+			WithFix("delete the pod, and check why the device plugin still advertises it")
+	}
+	if err != nil {
+		return nil, cnierr.New("look up device", cnierr.IO, "%w", err).
+			About(cnierr.Subject{Resource: d.Resource, Device: d.ID})
+	}
+	return out, nil
+}
+
+// device gathers a device's present state on the host.
+func device(fs sriov.FS, d *plan.Device) (*Device, error) {
+	out := &Device{VFIndex: -1}
+	names, err := netDevs(fs, d, out)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		link, err := netlinksafe.LinkByName(name)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			continue // it left between sysfs and netlink
+		}
+		if err != nil {
+			return nil, fmt.Errorf("network device %s: %w", name, err)
+		}
+		a := link.Attrs()
+		out.NetDevs = append(out.NetDevs, NetDev{Name: a.Name, Index: a.Index, MAC: a.HardwareAddr.String(), MTU: a.MTU})
+	}
+	return out, nil
+}
+
+// netDevs returns the names of the device's network devices on the host, and
+// fills in the PCI facts.
+func netDevs(fs sriov.FS, d *plan.Device, out *Device) ([]string, error) {
+	if d.PCIAddress == "" {
+		return otherNetDevs(fs, d.ID)
+	}
+	fn, err := fs.Function(d.PCIAddress)
+	if err != nil {
+		return nil, err
+	}
+	out.Driver = fn.Driver
+	if fn.IsVF() {
+		pf, index, err := fs.PFNetDev(d.PCIAddress)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		out.PF, out.VFIndex = pf, index
+		if pf != "" {
+			if out.VF, err = vfState(pf, index); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return fn.NetDevs, nil
+}
+
+// otherNetDevs serves IDs that are no PCI address: an auxiliary device, else the
+// name of a network device itself, else unknown.
+func otherNetDevs(fs sriov.FS, id string) ([]string, error) {
+	aux, err := fs.Auxiliary(id)
+	if err == nil {
+		return aux.NetDevs, nil
+	}
+	if _, err := netlinksafe.LinkByName(id); err == nil {
+		return []string{id}, nil
+	}
+	return nil, nil
+}
+
+// vfState reads the PF's view of VF index.
+func vfState(pf string, index int) (*VFState, error) {
+	link, err := netlinksafe.LinkByName(pf)
+	if err != nil {
+		return nil, fmt.Errorf("physical function %s: %w", pf, err)
+	}
+	for _, v := range link.Attrs().Vfs {
+		if v.ID == index {
+			return stateOf(v), nil
+		}
+	}
+	return nil, nil
+}
+
+func stateOf(v netlink.VfInfo) *VFState {
+	s := &VFState{
+		MAC: v.Mac.String(), VLAN: v.Vlan, VLANQoS: v.Qos, SpoofChk: v.Spoofchk, Trust: v.Trust == 1,
+		MinTxRate: int(v.MinTxRate), MaxTxRate: int(v.MaxTxRate), LinkState: "auto",
+	}
+	switch v.LinkState {
+	case 1:
+		s.LinkState = "enable"
+	case 2:
+		s.LinkState = "disable"
+	}
+	switch v.VlanProto {
+	case int(unix.ETH_P_8021Q):
+		s.VLANProto = "802.1q"
+	case int(unix.ETH_P_8021AD):
+		s.VLANProto = "802.1ad"
+	}
+	return s
+}
+
+// Look gathers the facts after a delegate ran. claimed are the interfaces that
+// its result places in the sandbox.
+func Look(sysRoot, netns string, a *plan.Attachment, claimed []string, before *Device) (*Facts, error) {
+	f := &Facts{}
+	err := ns.WithNetNSPath(netns, func(ns.NetNS) error {
+		var err error
+		if f.Interface, err = look(a.IfName); err != nil {
+			return err
+		}
+		for _, name := range claimed {
+			other, err := look(name)
+			if err != nil {
+				return err
+			}
+			if !other.Exists {
+				f.Missing = append(f.Missing, name)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, cnierr.New("inspect sandbox", cnierr.IO, "%w", err)
+	}
+	if before == nil {
+		return f, nil
+	}
+	for _, d := range before.NetDevs {
+		link, err := netlinksafe.LinkByName(d.Name)
+		if err == nil && link.Attrs().Index == d.Index {
+			f.LeftOnHost = append(f.LeftOnHost, d.Name)
+		}
+	}
+	f.Device, err = device(sriov.FS{Root: sysRoot}, a.Device)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, cnierr.New("inspect device", cnierr.IO, "%w", err)
+	}
+	return f, nil
+}
+
+// look reads one interface of the current network namespace.
+func look(name string) (Interface, error) {
+	link, err := netlinksafe.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return Interface{}, nil
+	}
+	if err != nil {
+		return Interface{}, fmt.Errorf("interface %s: %w", name, err)
+	}
+	a := link.Attrs()
+	out := Interface{Exists: true, Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Parent: a.ParentDev}
+	if out.Parent == "" {
+		out.Parent = busInfo(name)
+	}
+	addrs, err := netlinksafe.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return Interface{}, fmt.Errorf("addresses of %s: %w", name, err)
+	}
+	for _, addr := range addrs {
+		out.Addresses = append(out.Addresses, addr.IPNet.String())
+	}
+	return out, nil
+}
+
+// busInfo asks the driver for the device that the interface stands on; empty
+// when it does not know. It serves kernels older than IFLA_PARENT_DEV_NAME (5.14).
+func busInfo(name string) string {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	info, err := unix.IoctlGetEthtoolDrvinfo(fd, name)
+	if err != nil {
+		return ""
+	}
+	bus := unix.ByteSliceToString(info.Bus_info[:])
+	if !sriov.IsAddress(bus) && !strings.Contains(bus, ".") {
+		return "" // software drivers answer with words such as "N/A"
+	}
+	return bus
+}
+
+// Exists reports whether the sandbox has an interface of that name. A network
+// namespace that is gone has none.
+func Exists(netns, name string) (bool, error) {
+	var found bool
+	err := ns.WithNetNSPath(netns, func(ns.NetNS) error {
+		i, err := look(name)
+		found = i.Exists
+		return err
+	})
+	if errors.As(err, &ns.NSPathNotExistErr{}) || errors.As(err, &ns.NSPathNotNSErr{}) {
+		return false, nil
+	}
+	if err != nil {
+		return false, cnierr.New("inspect sandbox", cnierr.IO, "%w", err)
+	}
+	return found, nil
+}
+
+// Claim is what a delegate's result says of the attachment's own interface.
+type Claim struct {
+	Interface bool // the result names the interface in the sandbox
+	MAC       string
+	MTU       int
+	Addresses []string // CIDR
+}
+
+// Report is the outcome of a comparison.
+type Report struct {
+	Checked  []string  // fields that were compared and found equal
+	Findings []Finding // fields that differ
+}
+
+// Finding is one difference.
+type Finding struct{ Field, Want, Found string }
+
+// String renders the finding as a sentence.
+func (f Finding) String() string {
+	return fmt.Sprintf("%s: wanted %s, found %s", f.Field, f.Want, f.Found)
+}
+
+func (r *Report) expect(field, want, found string) {
+	if want == found {
+		r.Checked = append(r.Checked, field)
+		return
+	}
+	if found == "" {
+		found = "none"
+	}
+	r.Findings = append(r.Findings, Finding{field, want, found})
+}
+
+// expectMAC compares hardware addresses whatever their spelling.
+func (r *Report) expectMAC(field, want, found string) {
+	if hw, err := net.ParseMAC(want); err == nil {
+		want = hw.String()
+	}
+	r.expect(field, want, found)
+}
+
+// Compare says what of the attachment was found as planned, claimed and asked,
+// and what was not. before is what [Capture] returned.
+func Compare(a *plan.Attachment, c Claim, before *Device, f *Facts) Report {
+	var r Report
+	i := f.Interface
+	needed := c.Interface || before != nil && len(before.NetDevs) > 0
+	if needed || i.Exists {
+		r.expect("interface "+a.IfName, "present", presence(i.Exists))
+	}
+	for _, name := range f.Missing {
+		if name != a.IfName {
+			r.expect("interface "+name, "present", "absent")
+		}
+	}
+	if i.Exists {
+		compareInterface(&r, a, c, i)
+		compareParent(&r, a.Device, before, f)
+	}
+	if a.Device != nil && a.Device.Userspace && f.Device != nil {
+		r.expect("driver", a.Device.Driver, f.Device.Driver)
+	}
+	if a.Want.VF != nil {
+		compareVF(&r, a.Want.VF, f.Device)
+	}
+	return r
+}
+
+func presence(b bool) string {
+	if b {
+		return "present"
+	}
+	return "absent"
+}
+
+// compareInterface compares MAC, MTU and addresses with claim and request.
+func compareInterface(r *Report, a *plan.Attachment, c Claim, i Interface) {
+	if c.MAC != "" {
+		r.expectMAC("MAC (result)", c.MAC, i.MAC)
+	}
+	if a.Want.MAC != "" {
+		r.expectMAC("MAC (requested)", a.Want.MAC, i.MAC)
+	}
+	if c.MTU > 0 {
+		r.expect("MTU (result)", fmt.Sprint(c.MTU), fmt.Sprint(i.MTU))
+	}
+	if a.Want.MTU > 0 {
+		r.expect("MTU (configuration)", fmt.Sprint(a.Want.MTU), fmt.Sprint(i.MTU))
+	}
+	for _, addr := range c.Addresses {
+		r.expect("address (result)", addr, pick(i.Addresses, addr))
+	}
+	for _, addr := range a.Want.IPs {
+		r.expect("address (requested)", addr, pick(i.Addresses, addr))
+	}
+}
+
+// pick returns want when it is among addrs (by address alone when want has no
+// prefix length), else all of addrs.
+func pick(addrs []string, want string) string {
+	wantIP, wantNet := parseAddr(want)
+	for _, a := range addrs {
+		ip, prefix := parseAddr(a)
+		if ip != nil && ip.Equal(wantIP) && (wantNet == "" || wantNet == prefix) {
+			return want
+		}
+	}
+	return strings.Join(addrs, " ")
+}
+
+func parseAddr(s string) (net.IP, string) {
+	ip, prefix, err := net.ParseCIDR(s)
+	if err != nil {
+		return net.ParseIP(s), ""
+	}
+	return ip, prefix.String()
+}
+
+// compareParent proves that the interface is the allocated device.
+func compareParent(r *Report, d *plan.Device, before *Device, f *Facts) {
+	if d == nil || d.Userspace {
+		return
+	}
+	for _, name := range f.LeftOnHost {
+		r.expect("network device "+name+" of the allocated device", "in the sandbox", "on the host")
+	}
+	if len(f.LeftOnHost) > 0 {
+		return
+	}
+	switch {
+	case d.PCIAddress != "":
+		r.expect("parent device", d.PCIAddress, f.Interface.Parent)
+	case f.Interface.Parent != "" && strings.Contains(d.ID, "."):
+		r.expect("parent device", d.ID, f.Interface.Parent)
+	case before != nil && len(before.NetDevs) > 0:
+		sameAsBefore(r, before, f.Interface)
+	}
+}
+
+// sameAsBefore is the identity by hardware address, for devices of which the
+// kernel names no parent. An address that was asked for anew proves nothing and
+// is compared elsewhere.
+func sameAsBefore(r *Report, before *Device, i Interface) {
+	var macs []string
+	for _, d := range before.NetDevs {
+		macs = append(macs, d.MAC)
+	}
+	if slices.Contains(macs, i.MAC) {
+		r.Checked = append(r.Checked, "identity by hardware address")
+		return
+	}
+	if slices.ContainsFunc(r.Checked, func(s string) bool { return s == "MAC (requested)" }) {
+		return
+	}
+	r.Findings = append(r.Findings, Finding{"hardware address of the allocated device", strings.Join(macs, " or "), i.MAC})
+}
+
+// compareVF compares the PF's view with what the configuration asks.
+func compareVF(r *Report, w *plan.VF, d *Device) {
+	if d == nil || d.VF == nil {
+		r.Findings = append(r.Findings, Finding{"virtual function", "visible on its physical function", "not found there"})
+		return
+	}
+	number := func(field string, want *int, found int) {
+		if want != nil {
+			r.expect(field, fmt.Sprint(*want), fmt.Sprint(found))
+		}
+	}
+	word := func(field, want, found string) {
+		if want != "" {
+			r.expect(field, strings.ToLower(want), found)
+		}
+	}
+	number("VLAN of the VF", w.VLAN, d.VF.VLAN)
+	number("VLAN QoS of the VF", w.VLANQoS, d.VF.VLANQoS)
+	number("minimum rate of the VF", w.MinTxRate, d.VF.MinTxRate)
+	number("maximum rate of the VF", w.MaxTxRate, d.VF.MaxTxRate)
+	word("VLAN protocol of the VF", w.VLANProto, d.VF.VLANProto)
+	word("spoof check of the VF", w.SpoofChk, onOff(d.VF.SpoofChk))
+	word("trust of the VF", w.Trust, onOff(d.VF.Trust))
+	word("link state of the VF", w.LinkState, d.VF.LinkState)
+	if w.MAC != "" {
+		r.expectMAC("MAC of the VF", w.MAC, d.VF.MAC)
+	}
+}
+
+func onOff(b bool) string {
+	if b {
+		return "on"
+	}
+	return "off"
+}
