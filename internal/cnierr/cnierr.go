@@ -52,6 +52,7 @@ const (
 	JournalCorrupt                  // the journal cannot be read
 	TeardownIncomplete              // something is left behind and will be retried
 	Busy                            // another operation on the same sandbox still runs
+	UnknownContainer                // the sandbox is not attached
 	kindEnd
 )
 
@@ -87,6 +88,7 @@ var kinds = [kindEnd]kindInfo{
 	JournalCorrupt:      {"journal-corrupt", 114},
 	TeardownIncomplete:  {"teardown-incomplete", 115},
 	Busy:                {"busy", types.ErrTryAgainLater},
+	UnknownContainer:    {"unknown-container", types.ErrUnknownContainer},
 }
 
 // Kinds returns every kind in order, for documentation and tests.

@@ -433,3 +433,14 @@ func bootID() string {
 	}
 	return strings.TrimSpace(string(b))
 }
+
+// SetAside renames a journal that cannot be read, keeping its content for
+// people, and returns its new path.
+func (d Dir) SetAside(k Key) (string, error) {
+	path := d.file(k)
+	aside := fmt.Sprintf("%s.corrupt-%d", path, time.Now().UnixNano())
+	if err := os.Rename(path, aside); err != nil {
+		return "", ioError("set journal aside", err)
+	}
+	return aside, nil
+}

@@ -65,6 +65,16 @@ func (d Dir) Lock(ctx context.Context, k Key) (*Lock, error) {
 	}
 }
 
+// TryLock takes the lock of k when nobody holds it; nil without an error means
+// that somebody does.
+func (d Dir) TryLock(k Key) (*Lock, error) {
+	l, err := tryLock(filepath.Join(d.Path, k.String()+".lock"))
+	if err != nil {
+		return nil, ioError("lock sandbox", err)
+	}
+	return l, nil
+}
+
 // lockEnded takes the lock after its holders were killed: they release it as
 // soon as the kernel has ended them.
 func lockEnded(op, path string, k Key) (*Lock, error) {

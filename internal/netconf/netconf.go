@@ -49,6 +49,7 @@ type Conf struct {
 	AgentProgram string   `json:"agentProgram" default:"/opt/cni/bin/manifold-agent" doc:"program run as 'plan' when no agent answers"`
 	AgentConfig  string   `json:"agentConfig" default:"/etc/cni/net.d/manifold.d/agent.json" doc:"the agent's configuration file, for agentProgram"`
 	SysRoot      string   `json:"sysRoot" default:"/" doc:"directory that sys/ is found in, to look up functions and their PFs"`
+	DeviceInfo   string   `json:"deviceInfoDir" default:"/var/run/k8s.cni.cncf.io/devinfo" doc:"directory of the device-information files, with dp/ and cni/ in it"`
 	Verify       string   `json:"verify" default:"enforce" enum:"enforce warn off" doc:"what follows when an interface is not what plan and result say: undo and refuse, report, or do not look"`
 	DeviceOrder  string   `json:"deviceOrder" default:"address" enum:"address plugin" doc:"order of a container's devices: ascending, or as the device plugin's answer lists them"`
 	BadAnnot     string   `json:"invalidAnnotation" default:"fail" enum:"fail ignore" doc:"what follows an invalid pod annotation: refuse the pod, or attach the default network alone and warn"`

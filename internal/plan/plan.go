@@ -161,6 +161,9 @@ type Outcome struct {
 	// MTU and MAC are as found in the network namespace; zero when not looked at.
 	MTU int    `json:"mtu,omitempty"`
 	MAC string `json:"mac,omitempty"`
+	// DeviceInfo is what the attachment's device-information file holds after
+	// ADD; empty for none.
+	DeviceInfo json.RawMessage `json:"deviceInfo,omitempty"`
 }
 
 // Report tells the agent what became of a plan.

@@ -1,0 +1,373 @@
+// Package attach is the engine: it executes a plan with libcni, verifies and
+// records every step, undoes what failed, and releases, checks and collects
+// what it recorded.
+//
+// The order is the same everywhere: take the sandbox's lock, write the journal,
+// then act. Whatever process dies at whatever moment, the next DEL finds in the
+// journal all that may exist, and in the lock whether a delegate still runs.
+package attach
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/types/create"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/killpoint"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/internal/verify"
+)
+
+// Engine serves the CNI verbs.
+type Engine struct {
+	Planner plan.Planner
+	Journal journal.Dir
+	Stderr  io.Writer // for people: warnings, and what delegates print there
+}
+
+// reportTime bounds how long a verb waits for its report to be published.
+const reportTime = 20 * time.Second
+
+// run is one verb's work on one sandbox, under its lock.
+type run struct {
+	*Engine
+	inv   *netconf.Invocation
+	lock  *journal.Lock
+	entry *journal.Entry
+	cni   *libcni.CNIConfig
+}
+
+// begin takes the sandbox's lock. The lock comes before everything else, the
+// question to the planner included: a DEL beside an ADD that is still asking
+// must wait for it, or the ADD would attach what nobody will ever release.
+func (e *Engine) begin(ctx context.Context, inv *netconf.Invocation) (*run, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(inv.Conf.LockTime))
+	defer cancel()
+	lock, err := e.Journal.Lock(ctx, keyOf(inv))
+	if err != nil {
+		return nil, err
+	}
+	return e.newRun(inv, lock), nil
+}
+
+func (e *Engine) newRun(inv *netconf.Invocation, lock *journal.Lock) *run {
+	exec := &executor{lock: lock, stderr: e.Stderr}
+	return &run{
+		Engine: e, inv: inv, lock: lock,
+		cni: libcni.NewCNIConfigWithCacheDir(inv.Path, e.Journal.Path, exec),
+	}
+}
+
+func keyOf(inv *netconf.Invocation) journal.Key {
+	return journal.Key{ContainerID: inv.ContainerID, IfName: inv.IfName}
+}
+
+// end releases the lock; clean says that nothing is left of the sandbox.
+func (r *run) end(clean bool, err error) error {
+	if r.lock == nil {
+		return err
+	}
+	return errors.Join(err, r.lock.Unlock(clean))
+}
+
+func (r *run) warn(format string, args ...any) {
+	fmt.Fprintf(r.Stderr, "manifold: %s: "+format+"\n", append([]any{keyOf(r.inv)}, args...)...)
+}
+
+// Add attaches the sandbox to all networks of its plan and returns the default
+// network's result in the version that the runtime asked for. On failure nothing
+// stays attached; if something could not be undone the journal stays, and the
+// runtime's DEL releases it.
+func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result, error) {
+	r, err := e.begin(ctx, inv)
+	if err != nil {
+		return nil, err
+	}
+	p, err := r.plan(ctx)
+	if err != nil {
+		return nil, r.end(true, err)
+	}
+	began := time.Now()
+	if r.entry, err = e.Journal.Begin(keyOf(inv), p); err != nil {
+		// A journal that exists already is another ADD's, and so is its lock file.
+		return nil, r.end(!cnierr.Is(err, cnierr.Busy), err)
+	}
+	result, outcomes, err := r.attachAll(ctx)
+	if err != nil {
+		return nil, r.undo(err)
+	}
+	r.report(plan.Report{Verb: "ADD", Outcomes: outcomes, Took: time.Since(began)})
+	return result, r.end(false, nil)
+}
+
+// plan asks the planner.
+func (r *run) plan(ctx context.Context) (*plan.Plan, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.PlanTime))
+	defer cancel()
+	p, err := r.Planner.Plan(ctx, r.inv.Request())
+	if err != nil {
+		return nil, err
+	}
+	killpoint.Here("planned")
+	for _, w := range p.Warnings {
+		r.warn("%s", w)
+	}
+	return p, nil
+}
+
+// attachAll runs the plan's attachments in order, then sets the default route.
+func (r *run) attachAll(ctx context.Context) (types.Result, []plan.Outcome, error) {
+	var outcomes []plan.Outcome
+	for i := range r.entry.Plan.Attachments {
+		out, err := r.attach(ctx, i)
+		if err != nil {
+			return nil, nil, cnierr.Annotate(err, r.subject(i))
+		}
+		outcomes = append(outcomes, *out)
+	}
+	if err := setDefaultRoutes(r.inv.NetNS, r.entry.Plan.Attachments); err != nil {
+		return nil, nil, cnierr.Annotate(err, cnierr.Subject{Pod: r.entry.Plan.Pod.String()})
+	}
+	killpoint.Here("routes set")
+	result, err := inVersion(outcomes[0].Result, r.inv.Conf.CNIVersion)
+	return result, outcomes, err
+}
+
+// subject names attachment i for errors.
+func (r *run) subject(i int) cnierr.Subject {
+	return subjectOf(r.entry.Plan, &r.entry.Plan.Attachments[i])
+}
+
+func subjectOf(p *plan.Plan, a *plan.Attachment) cnierr.Subject {
+	s := cnierr.Subject{Pod: p.Pod.String(), Network: a.Name, Interface: a.IfName}
+	if a.Device != nil {
+		s.Resource, s.Device = a.Device.Resource, a.Device.ID
+	}
+	return s
+}
+
+// attach runs one attachment: refuse a taken name, record, run, record, verify,
+// record.
+func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
+	a := &r.entry.Plan.Attachments[i]
+	taken, err := verify.Exists(r.inv.NetNS, a.IfName)
+	if err != nil {
+		return nil, err
+	}
+	if taken {
+		// Refused before anything is tried, so that undoing cannot touch it.
+		return nil, cnierr.New("attach", cnierr.InterfaceConflict, "the sandbox has an interface of that name already").
+			WithFix("choose another interface name in the pod's annotation")
+	}
+	before, err := verify.Capture(r.inv.Conf.SysRoot, a.Device)
+	if err != nil {
+		return nil, err
+	}
+	step := journal.Step{Attachment: i, Phase: journal.Trying}
+	if before != nil {
+		if step.Before, err = json.Marshal(before); err != nil {
+			return nil, cnierr.New("record device", cnierr.IO, "%w", err)
+		}
+	}
+	if err := r.entry.Append(step); err != nil {
+		return nil, err
+	}
+	result, err := r.add(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.entry.Append(journal.Step{Attachment: i, Phase: journal.Attached, Result: result}); err != nil {
+		return nil, err
+	}
+	out, err := r.verify(a, result, before)
+	if err != nil {
+		return nil, err
+	}
+	out.DeviceInfo = readDeviceInfo(a)
+	return out, r.entry.Append(journal.Step{Attachment: i, Phase: journal.Verified})
+}
+
+// add runs the delegate chain's ADD and returns its result as JSON.
+func (r *run) add(ctx context.Context, a *plan.Attachment) (json.RawMessage, error) {
+	list, err := listOf(a)
+	if err != nil {
+		return nil, err
+	}
+	if err := placeDeviceInfo(a); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
+	defer cancel()
+	result, err := r.cni.AddNetworkList(ctx, list, r.runtimeConf(a, r.inv.NetNS))
+	killpoint.Here("delegate added")
+	if err != nil {
+		return nil, delegateError("add", err)
+	}
+	raw, err := json.Marshal(result)
+	if err != nil {
+		return nil, cnierr.New("encode result", cnierr.DelegateFailed, "%w", err)
+	}
+	return raw, nil
+}
+
+// verify compares the interface with plan and result, and fails in mode enforce
+// only.
+func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *verify.Device) (*plan.Outcome, error) {
+	out := &plan.Outcome{Name: a.Name, IfName: a.IfName, Result: result}
+	if a.Want.Verify == plan.VerifyOff {
+		return out, nil
+	}
+	claim, claimed, err := claimOf(result, a.IfName)
+	if err != nil {
+		return nil, err
+	}
+	facts, err := verify.Look(r.inv.Conf.SysRoot, r.inv.NetNS, a, claimed, before)
+	if err != nil {
+		return nil, err
+	}
+	killpoint.Here("verified")
+	rep := verify.Compare(a, claim, before, facts)
+	out.Verified, out.MTU, out.MAC = rep.Checked, facts.Interface.MTU, facts.Interface.MAC
+	for _, f := range rep.Findings {
+		out.Findings = append(out.Findings, f.String())
+	}
+	if len(out.Findings) > 0 && a.Want.Verify == plan.VerifyEnforce {
+		var all []error
+		for _, f := range out.Findings {
+			all = append(all, errors.New(f))
+		}
+		return nil, cnierr.New("verify", cnierr.VerifyFailed, "%w", errors.Join(all...)).
+			WithFix("the delegate did not do what it was asked or what it claims; see its own log")
+	}
+	for _, f := range out.Findings {
+		r.warn("%s: %s", a.Name, f)
+	}
+	return out, nil
+}
+
+// undo releases what a failed ADD attached and returns the ADD's error, with
+// what could not be released.
+func (r *run) undo(cause error) error {
+	problems := r.release(context.Background())
+	clean := len(problems) == 0
+	if clean {
+		if err := r.entry.Close(); err != nil {
+			problems, clean = append(problems, err), false
+		}
+	}
+	for _, p := range problems {
+		r.warn("undo: %v", p)
+	}
+	r.report(plan.Report{Verb: "ADD", Error: cause.Error(), Problems: texts(problems)})
+	return r.end(clean, cause)
+}
+
+// report tells the agent; a failure is printed, and never fails the verb: the
+// pod has its networks.
+func (r *run) report(rep plan.Report) {
+	ctx, cancel := context.WithTimeout(context.Background(), reportTime)
+	defer cancel()
+	rep.Version, rep.Plan = plan.Version, r.entry.Plan
+	if err := r.Planner.Report(ctx, rep); err != nil {
+		r.warn("report: %v", err)
+	}
+	killpoint.Here("reported")
+}
+
+func texts(errs []error) []string {
+	var out []string
+	for _, err := range errs {
+		out = append(out, err.Error())
+	}
+	return out
+}
+
+// listOf parses the attachment's configuration for libcni.
+func listOf(a *plan.Attachment) (*libcni.NetworkConfigList, error) {
+	list, err := libcni.NetworkConfFromBytes(a.Config)
+	if err != nil {
+		return nil, cnierr.New("read rendered configuration", cnierr.InvalidDefinition, "%w", err)
+	}
+	if len(list.Plugins) == 0 {
+		return nil, cnierr.New("read rendered configuration", cnierr.InvalidDefinition, "it has no plugins")
+	}
+	return list, nil
+}
+
+// runtimeConf is libcni's view of the attachment: the same for ADD, CHECK and
+// DEL but for the network namespace, which DEL may find gone.
+func (r *run) runtimeConf(a *plan.Attachment, netns string) *libcni.RuntimeConf {
+	rt := &libcni.RuntimeConf{ContainerID: r.inv.ContainerID, NetNS: netns, IfName: a.IfName, Args: a.Args}
+	if len(a.Capabilities) > 0 {
+		rt.CapabilityArgs = make(map[string]any, len(a.Capabilities))
+		for k, v := range a.Capabilities {
+			rt.CapabilityArgs[k] = v
+		}
+	}
+	return rt
+}
+
+// delegateError gives a libcni error a kind when the executor has not.
+func delegateError(verb string, err error) error {
+	if cnierr.KindOf(err) != cnierr.Other {
+		return err
+	}
+	return cnierr.New("delegate "+verb, cnierr.DelegateFailed, "%w", err)
+}
+
+// inVersion converts a recorded result to the CNI version that the runtime
+// asked for.
+func inVersion(raw json.RawMessage, version string) (types.Result, error) {
+	res, err := create.CreateFromBytes(raw)
+	if err == nil {
+		res, err = res.GetAsVersion(version)
+	}
+	if err != nil {
+		return nil, cnierr.New("convert result to CNI "+version, cnierr.IncompatibleVersion, "%w", err)
+	}
+	return res, nil
+}
+
+// claimOf reads from a result what it says of the attachment's own interface,
+// and the names of all interfaces that it places in the sandbox.
+func claimOf(raw json.RawMessage, ifName string) (verify.Claim, []string, error) {
+	var c verify.Claim
+	res, err := create.CreateFromBytes(raw)
+	if err != nil {
+		return c, nil, cnierr.New("read result", cnierr.DelegateFailed, "%w", err)
+	}
+	r, err := types100.NewResultFromResult(res)
+	if err != nil {
+		return c, nil, cnierr.New("read result", cnierr.DelegateFailed, "%w", err)
+	}
+	var names []string
+	own := -1
+	for i, iface := range r.Interfaces {
+		if iface == nil || iface.Sandbox == "" {
+			continue
+		}
+		names = append(names, iface.Name)
+		if iface.Name == ifName {
+			own, c = i, verify.Claim{Interface: true, MAC: iface.Mac, MTU: iface.Mtu}
+		}
+	}
+	if own < 0 && len(names) > 0 {
+		c.Interface = true // it claims interfaces, so the planned one must be there
+	}
+	for _, ip := range r.IPs {
+		if ip != nil && own >= 0 && ip.Interface != nil && *ip.Interface == own {
+			c.Addresses = append(c.Addresses, ip.Address.String())
+		}
+	}
+	return c, names, nil
+}

@@ -1,0 +1,52 @@
+package attach
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+// placeDeviceInfo creates the attachment's device-information file with what the
+// device plugin wrote, for a delegate that has the capability
+// CNIDeviceInfoFile and may extend it (device information specification, 4.2).
+func placeDeviceInfo(a *plan.Attachment) error {
+	if a.DeviceInfoFile == "" {
+		return nil
+	}
+	err := os.MkdirAll(filepath.Dir(a.DeviceInfoFile), 0o700)
+	if err == nil && a.DeviceInfo != nil {
+		err = os.WriteFile(a.DeviceInfoFile, a.DeviceInfo, 0o600)
+	}
+	if err != nil {
+		return cnierr.New("write device information", cnierr.IO, "%w", err)
+	}
+	return nil
+}
+
+// readDeviceInfo returns what the file holds after ADD, nil when there is none
+// or it is no JSON.
+func readDeviceInfo(a *plan.Attachment) json.RawMessage {
+	if a.DeviceInfoFile == "" {
+		return nil
+	}
+	b, err := os.ReadFile(a.DeviceInfoFile)
+	if err != nil || !json.Valid(b) {
+		return nil
+	}
+	return b
+}
+
+// removeDeviceInfo removes the file, whoever wrote it last.
+func removeDeviceInfo(a *plan.Attachment) error {
+	if a.DeviceInfoFile == "" {
+		return nil
+	}
+	if err := os.Remove(a.DeviceInfoFile); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return cnierr.New("remove device information", cnierr.IO, "%w", err)
+	}
+	return nil
+}

@@ -1,0 +1,135 @@
+package attach
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/journal"
+)
+
+// maxOutput bounds what is kept of a delegate's stdout and stderr, in bytes.
+const maxOutput = 4 << 20
+
+// executor runs delegates for libcni (its invoke.Exec). Beyond libcni's own it
+// lets each delegate inherit the sandbox's lock, bounds its output, ends what it
+// leaves running after its deadline, and types every failure.
+type executor struct {
+	version.PluginDecoder
+	lock   *journal.Lock // may be nil: nothing to inherit
+	stderr io.Writer     // where a delegate's stderr goes
+}
+
+// FindInPath implements invoke.Exec.
+func (e *executor) FindInPath(plugin string, paths []string) (string, error) {
+	path, err := invoke.FindInPath(plugin, paths)
+	if err != nil {
+		return "", cnierr.New("find delegate "+plugin, cnierr.DelegateMissing, "%w", err).
+			WithFix("install %s into one of: %s", plugin, strings.Join(paths, " "))
+	}
+	return path, nil
+}
+
+// ExecPlugin implements invoke.Exec: one run of one delegate.
+func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	op := "run delegate " + filepath.Base(path)
+	var stdout, stderr bounded
+	err := e.run(ctx, path, stdin, environ, &stdout, &stderr)
+	if stderr.Len() > 0 {
+		// A delegate's stderr is for people; a full pipe must not fail the pod.
+		_, _ = e.stderr.Write(stderr.Bytes())
+	}
+	if ctx.Err() != nil && err != nil {
+		if e.lock != nil {
+			e.lock.EndDescendants()
+		}
+		return nil, cnierr.New(op, cnierr.DelegateTimeout, "ended after its deadline: %w", errors.Join(context.Cause(ctx), err)).
+			WithFix("see why %s hangs, or raise delegateTimeout", path)
+	}
+	if err != nil {
+		return nil, failure(op, err, stdout.Bytes(), stderr.Bytes())
+	}
+	return resultOf(op, stdout.Bytes(), environ)
+}
+
+// run starts the delegate, again for a moment while its file is being replaced.
+func (e *executor) run(ctx context.Context, path string, stdin []byte, environ []string, stdout, stderr *bounded) error {
+	for try := 0; ; try++ {
+		cmd := exec.CommandContext(ctx, path)
+		cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = environ, bytes.NewReader(stdin), stdout, stderr
+		cmd.WaitDelay = time.Second
+		if e.lock != nil {
+			cmd.ExtraFiles = []*os.File{e.lock.File()}
+		}
+		err := cmd.Run()
+		if !errors.Is(err, syscall.ETXTBSY) || try == 20 || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// failure types the error of a delegate that did not end well. What it printed
+// as a CNI error object keeps its code.
+func failure(op string, err error, stdout, stderr []byte) error {
+	if errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOEXEC) {
+		return cnierr.New(op, cnierr.DelegateMissing, "%w", err).WithFix("make it an executable program for this machine")
+	}
+	var own types.Error
+	if json.Unmarshal(stdout, &own) == nil && (own.Code != 0 || own.Msg != "") {
+		return cnierr.New(op, cnierr.DelegateFailed, "%w", &own)
+	}
+	text := fmt.Sprintf("stdout %.256q", stdout)
+	if len(stderr) > 0 {
+		text = fmt.Sprintf("stderr %.512q", bytes.TrimSpace(stderr))
+	}
+	return cnierr.New(op, cnierr.DelegateFailed, "%w, and it printed no CNI error object: %s", err, text)
+}
+
+// resultOf checks a successful delegate's stdout. ADD without any output stands
+// for an empty result.
+func resultOf(op string, stdout []byte, environ []string) ([]byte, error) {
+	verb := ""
+	for _, kv := range environ {
+		if v, ok := strings.CutPrefix(kv, "CNI_COMMAND="); ok {
+			verb = v
+		}
+	}
+	if verb != "ADD" {
+		return stdout, nil
+	}
+	if len(bytes.TrimSpace(stdout)) == 0 {
+		return []byte("{}"), nil
+	}
+	var object map[string]json.RawMessage
+	if err := json.Unmarshal(stdout, &object); err != nil || object == nil {
+		return nil, cnierr.New(op, cnierr.DelegateFailed, "it printed no CNI result but %.256q", stdout).
+			WithFix("check that this delegate is a CNI plugin")
+	}
+	return stdout, nil
+}
+
+// bounded keeps at most maxOutput bytes and drops the rest, so that a delegate
+// that floods its output neither blocks nor fills the memory.
+type bounded struct{ bytes.Buffer }
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if room := maxOutput - b.Len(); room > 0 {
+		b.Buffer.Write(p[:min(room, len(p))])
+	}
+	return len(p), nil
+}

@@ -1,0 +1,155 @@
+package attach
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/verify"
+)
+
+// Check runs every delegate's CHECK with the recorded configuration and result,
+// and verification again. A delegate older than CNI 0.4.0 knows no CHECK and is
+// verified only.
+func (e *Engine) Check(ctx context.Context, inv *netconf.Invocation) error {
+	r, err := e.begin(ctx, inv)
+	if err != nil {
+		return err
+	}
+	r.entry, err = e.Journal.Open(keyOf(inv))
+	if errors.Is(err, os.ErrNotExist) {
+		err = cnierr.New("check", cnierr.UnknownContainer, "sandbox %s is not attached", keyOf(inv)).
+			About(cnierr.Subject{Pod: inv.Pod.String()})
+		return r.end(true, err)
+	}
+	if err != nil {
+		return r.end(false, err)
+	}
+	for i := range r.entry.Plan.Attachments {
+		if err := r.checkOne(ctx, i); err != nil {
+			return r.end(false, cnierr.Annotate(err, r.subject(i)))
+		}
+	}
+	return r.end(false, nil)
+}
+
+func (r *run) checkOne(ctx context.Context, i int) error {
+	a := &r.entry.Plan.Attachments[i]
+	result := r.entry.Result(i)
+	if result == nil {
+		return cnierr.New("check", cnierr.TeardownIncomplete, "its ADD was never completed")
+	}
+	list, err := listOf(a)
+	if err != nil {
+		return err
+	}
+	rt := r.runtimeConf(a, r.inv.NetNS)
+	if err := r.seedCache(list, rt, result); err != nil {
+		return err
+	}
+	if knows, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.4.0"); err == nil && knows {
+		ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
+		defer cancel()
+		if err := r.cni.CheckNetworkList(ctx, list, rt); err != nil {
+			return delegateError("check", err)
+		}
+	}
+	var before *verify.Device
+	if raw := r.entry.Before(i); raw != nil {
+		before = &verify.Device{}
+		if err := json.Unmarshal(raw, before); err != nil {
+			return cnierr.New("check", cnierr.JournalCorrupt, "recorded device: %w", err)
+		}
+	}
+	_, err = r.verify(a, result, before)
+	return err
+}
+
+// GC releases every sandbox of the journal that is not in the list of valid
+// attachments. A sandbox that is being added or deleted at this moment holds its
+// lock and is left alone.
+func (e *Engine) GC(ctx context.Context, inv *netconf.Invocation) error {
+	keys, err := e.Journal.List()
+	if err != nil {
+		return err
+	}
+	valid := map[journal.Key]bool{}
+	for _, a := range inv.Valid {
+		valid[journal.Key{ContainerID: a.ContainerID, IfName: a.IfName}] = true
+	}
+	var problems []error
+	for _, k := range keys {
+		if !valid[k] {
+			problems = append(problems, e.collect(ctx, *inv, k))
+		}
+	}
+	if err := errors.Join(problems...); err != nil {
+		return cnierr.New("collect", cnierr.TeardownIncomplete, "%w", err)
+	}
+	return nil
+}
+
+// collect releases one stale sandbox unless somebody works on it.
+func (e *Engine) collect(ctx context.Context, inv netconf.Invocation, k journal.Key) error {
+	inv.ContainerID, inv.IfName, inv.NetNS = k.ContainerID, k.IfName, ""
+	lock, err := e.Journal.TryLock(k)
+	if err != nil || lock == nil {
+		return err
+	}
+	r := e.newRun(&inv, lock)
+	r.entry, err = e.Journal.Open(k)
+	if errors.Is(err, os.ErrNotExist) {
+		return r.end(true, nil)
+	}
+	if err != nil {
+		return r.end(false, err)
+	}
+	if problems := r.release(ctx); len(problems) > 0 {
+		return r.end(false, errors.Join(problems...))
+	}
+	if err := r.entry.Close(); err != nil {
+		return r.end(false, err)
+	}
+	return r.end(true, nil)
+}
+
+// Status returns nil when an ADD can be served: the planner answers, the default
+// network is configured, its programs are there, and its own STATUS agrees.
+func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(inv.Conf.PlanTime))
+	defer cancel()
+	notReady := func(err error) error { return cnierr.New("status", cnierr.NotReady, "%w", err) }
+	if err := e.Planner.Status(ctx); err != nil {
+		return notReady(err)
+	}
+	raw, err := inv.Conf.ClusterDefault()
+	if errors.Is(err, netconf.ErrNotOnDisk) && !filepath.IsAbs(inv.Conf.ClusterNetwork) {
+		return nil // a definition: the planner's Status has answered for it
+	}
+	if err != nil {
+		return notReady(err)
+	}
+	list, err := asList(raw)
+	if err != nil {
+		return notReady(err)
+	}
+	r := e.newRun(inv, nil)
+	exec := &executor{stderr: e.Stderr}
+	for _, p := range list.Plugins {
+		if _, err := exec.FindInPath(p.Network.Type, inv.Path); err != nil {
+			return notReady(err)
+		}
+	}
+	if err := r.cni.GetStatusNetworkList(ctx, list); err != nil {
+		return notReady(err)
+	}
+	return nil
+}

@@ -1,0 +1,304 @@
+package attach
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/plugins/pkg/ns"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/killpoint"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/internal/verify"
+)
+
+// Del releases all attachments of the sandbox, in reverse order and past
+// failures, from the journal alone. It succeeds only when nothing is left; what
+// failed stays in the journal for the next DEL.
+func (e *Engine) Del(ctx context.Context, inv *netconf.Invocation) error {
+	r, err := e.begin(ctx, inv)
+	if err != nil {
+		if r, err = e.unlocked(inv, err); err != nil {
+			return err
+		}
+	}
+	r.entry, err = e.Journal.Open(keyOf(inv))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return r.delUnknown(ctx)
+	case cnierr.Is(err, cnierr.JournalCorrupt):
+		return r.delCorrupt(ctx, err)
+	case err != nil:
+		return r.end(false, err)
+	}
+	if problems := r.release(ctx); len(problems) > 0 {
+		return r.end(false, r.incomplete(problems))
+	}
+	if err := r.entry.Close(); err != nil {
+		return r.end(false, err)
+	}
+	return r.end(true, nil)
+}
+
+// unlocked serves a DEL when the journal directory cannot hold a lock: without a
+// journal nothing was attached there, and nothing can be being attached.
+func (e *Engine) unlocked(inv *netconf.Invocation, lockErr error) (*run, error) {
+	if !cnierr.Is(lockErr, cnierr.IO) {
+		return nil, lockErr
+	}
+	if _, err := e.Journal.Open(keyOf(inv)); !errors.Is(err, os.ErrNotExist) {
+		return nil, lockErr
+	}
+	return e.newRun(inv, nil), nil
+}
+
+// incomplete is the error of a DEL that left something, and tells the agent.
+func (r *run) incomplete(problems []error) error {
+	r.report(plan.Report{Verb: "DEL", Error: errors.Join(problems...).Error(), Problems: texts(problems)})
+	kind := cnierr.TeardownIncomplete
+	return cnierr.New("release", kind, "%w", errors.Join(problems...)).
+		About(cnierr.Subject{Pod: r.entry.Plan.Pod.String()}).
+		WithFix("the runtime will try again; until then journal %s keeps what is left", keyOf(r.inv))
+}
+
+// release runs DEL for every attachment that was tried and not yet released.
+func (r *run) release(ctx context.Context) []error {
+	var problems []error
+	for _, i := range r.entry.Unreleased() {
+		// That a step cannot be recorded must not keep an attachment alive: DEL
+		// is repeatable, so the worst is that it runs twice.
+		recorded := r.entry.Append(journal.Step{Attachment: i, Phase: journal.Releasing})
+		err := r.releaseOne(ctx, i)
+		step := journal.Step{Attachment: i, Phase: journal.Released}
+		if err != nil {
+			err = cnierr.Annotate(err, r.subject(i))
+			problems = append(problems, err)
+			step.Phase, step.Error = journal.ReleaseFailed, err.Error()
+		}
+		if e := errors.Join(recorded, r.entry.Append(step)); e != nil {
+			r.warn("%v", e)
+		}
+	}
+	return problems
+}
+
+// releaseOne runs the delegate chain's DEL with the recorded configuration and
+// result, and checks that the device is out of the sandbox.
+func (r *run) releaseOne(ctx context.Context, i int) error {
+	a := &r.entry.Plan.Attachments[i]
+	list, err := listOf(a)
+	if err != nil {
+		return err
+	}
+	netns := r.liveNetNS()
+	rt := r.runtimeConf(a, netns)
+	if err := r.seedCache(list, rt, r.entry.Result(i)); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
+	defer cancel()
+	err = r.cni.DelNetworkList(ctx, list, rt)
+	killpoint.Here("delegate released")
+	if err != nil {
+		return delegateError("del", err)
+	}
+	if netns == "" {
+		if err := r.releaseAddresses(ctx, list, rt); err != nil {
+			return err
+		}
+	}
+	if err := r.left(a, netns); err != nil {
+		return err
+	}
+	return removeDeviceInfo(a)
+}
+
+// liveNetNS returns the sandbox's network namespace, empty when it is gone:
+// delegates take an empty CNI_NETNS as gone, a path that cannot be opened as an
+// error that would return for ever.
+func (r *run) liveNetNS() string {
+	path := r.inv.NetNS
+	if path == "" && r.entry != nil {
+		path = r.entry.Plan.NetNS
+	}
+	if path == "" || ns.IsNSorErr(path) != nil {
+		return ""
+	}
+	return path
+}
+
+// left refuses to call a device released that is still in the sandbox.
+func (r *run) left(a *plan.Attachment, netns string) error {
+	if a.Device == nil || netns == "" {
+		return nil
+	}
+	there, err := verify.Exists(netns, a.IfName)
+	if err != nil || !there {
+		return err
+	}
+	return cnierr.New("release device", cnierr.TeardownIncomplete, "the delegate's DEL succeeded, but its interface is still in the sandbox")
+}
+
+// releaseAddresses runs DEL of the chain's IPAM plugins themselves. With the
+// network namespace gone some delegates return success before they release
+// their addresses (host-device for one), which would then be lost for ever. An
+// IPAM plugin's DEL is repeatable, so that it may run twice is no harm.
+func (r *run) releaseAddresses(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+	exec := &executor{lock: r.lock, stderr: r.Stderr}
+	for _, p := range list.Plugins {
+		ipam := p.Network.IPAM.Type
+		if ipam == "" {
+			continue
+		}
+		conf, err := libcni.InjectConf(p, map[string]any{"name": list.Name, "cniVersion": list.CNIVersion})
+		if err != nil {
+			return cnierr.New("release addresses", cnierr.InvalidDefinition, "%w", err)
+		}
+		path, err := exec.FindInPath(ipam, r.inv.Path)
+		if err != nil {
+			return err
+		}
+		args := &invoke.Args{
+			Command: "DEL", ContainerID: rt.ContainerID, IfName: rt.IfName, PluginArgs: rt.Args,
+			Path: joinPath(r.inv.Path),
+		}
+		if err := invoke.ExecPluginWithoutResult(ctx, path, conf.Bytes, args, exec); err != nil {
+			return delegateError("del of its addresses", err)
+		}
+	}
+	return nil
+}
+
+func joinPath(dirs []string) string {
+	out := ""
+	for i, d := range dirs {
+		if i > 0 {
+			out += string(os.PathListSeparator)
+		}
+		out += d
+	}
+	return out
+}
+
+// seedCache writes libcni's record of the attachment from the journal, so that
+// delegates get the recorded result as prevResult even if libcni's own file was
+// cut in mid-write or lost. Its form is libcni's "cniCacheV1".
+func (r *run) seedCache(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, result json.RawMessage) error {
+	dir := filepath.Join(r.Journal.Path, "results")
+	name := filepath.Join(dir, fmt.Sprintf("%s-%s-%s", list.Name, rt.ContainerID, rt.IfName))
+	if filepath.Dir(name) != dir {
+		return cnierr.New("release", cnierr.InvalidDefinition, "network name %q is a path", list.Name)
+	}
+	if result == nil {
+		// Never attached: whatever stands there was cut in mid-write.
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return cnierr.New("remove cached result", cnierr.IO, "%w", err)
+		}
+		return nil
+	}
+	body, err := json.Marshal(map[string]any{
+		"kind": libcni.CNICacheV1, "containerId": rt.ContainerID, "config": []byte(list.Bytes), "ifName": rt.IfName,
+		"networkName": list.Name, "netns": rt.NetNS, "cniArgs": rt.Args, "capabilityArgs": rt.CapabilityArgs, "result": result,
+	})
+	if err == nil {
+		err = errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(name, body, 0o600))
+	}
+	if err != nil {
+		// libcni still has its own file; without either, delegates get no
+		// prevResult, which DEL allows.
+		r.warn("seed cached result: %v", err)
+	}
+	return nil
+}
+
+// delUnknown serves a DEL of which there is no journal: nothing was attached, or
+// it was released before, or the pod is older than Manifold on this node. The
+// last is why the default network's DEL runs, which is repeatable.
+func (r *run) delUnknown(ctx context.Context) error {
+	raw, err := r.inv.Conf.ClusterDefault()
+	if err != nil {
+		r.warn("DEL of an unknown sandbox: %v", err)
+		return r.end(true, nil)
+	}
+	list, err := asList(raw)
+	if err != nil {
+		r.warn("DEL of an unknown sandbox: %v", err)
+		return r.end(true, nil)
+	}
+	rt := &libcni.RuntimeConf{ContainerID: r.inv.ContainerID, NetNS: r.liveNetNS(), IfName: r.inv.IfName, Args: r.inv.Args}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
+	defer cancel()
+	if err := r.cni.DelNetworkList(ctx, list, rt); err != nil {
+		err = cnierr.Annotate(delegateError("del", err), cnierr.Subject{Pod: r.inv.Pod.String(), Network: list.Name})
+		return r.end(true, err)
+	}
+	return r.end(true, nil)
+}
+
+// asList parses a network configuration as written, single or list.
+func asList(raw json.RawMessage) (*libcni.NetworkConfigList, error) {
+	list, err := libcni.NetworkConfFromBytes(raw)
+	if err == nil && len(list.Plugins) > 0 {
+		return list, nil
+	}
+	single, singleErr := libcni.NetworkPluginConfFromBytes(raw)
+	if singleErr != nil {
+		return nil, cnierr.New("read network configuration", cnierr.InvalidConfig, "%w", errors.Join(err, singleErr))
+	}
+	list, err = libcni.ConfListFromConf(single)
+	if err != nil {
+		return nil, cnierr.New("read network configuration", cnierr.InvalidConfig, "%w", err)
+	}
+	return list, nil
+}
+
+// delCorrupt serves a DEL whose journal cannot be read: what libcni's own
+// records know of the sandbox is released, then the damaged file is set aside
+// and the damage reported once, so that the pod can go at the next DEL.
+func (r *run) delCorrupt(ctx context.Context, cause error) error {
+	attachments, err := r.cni.GetCachedAttachments(r.inv.ContainerID)
+	if err != nil {
+		return r.end(false, errors.Join(cause, err))
+	}
+	for i := len(attachments) - 1; i >= 0; i-- {
+		if err := r.releaseCached(ctx, attachments[i]); err != nil {
+			return r.end(false, errors.Join(cause, err))
+		}
+	}
+	aside, err := r.Journal.SetAside(keyOf(r.inv))
+	if err != nil {
+		return r.end(false, errors.Join(cause, err))
+	}
+	return r.end(true, cnierr.New("release", cnierr.JournalCorrupt, "released %d attachments from libcni's records: %w", len(attachments), cause).
+		About(cnierr.Subject{Pod: r.inv.Pod.String()}).
+		WithFix("the damaged journal is now %s; look for what may be left of the sandbox", aside))
+}
+
+// releaseCached runs DEL from a record of libcni.
+func (r *run) releaseCached(ctx context.Context, c *libcni.NetworkAttachment) error {
+	list, err := asList(c.Config)
+	if err != nil {
+		return err
+	}
+	rt := &libcni.RuntimeConf{
+		ContainerID: c.ContainerID, NetNS: r.liveNetNS(), IfName: c.IfName, Args: c.CniArgs, CapabilityArgs: c.CapabilityArgs,
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
+	defer cancel()
+	if err := r.cni.DelNetworkList(ctx, list, rt); err != nil {
+		return delegateError("del", err)
+	}
+	if rt.NetNS != "" {
+		return nil
+	}
+	return r.releaseAddresses(ctx, list, rt)
+}
