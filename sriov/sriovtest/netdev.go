@@ -1,0 +1,149 @@
+package sriovtest
+
+import (
+	"cmp"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/manifold-cni/manifold/sriov"
+)
+
+// NetDev describes a network device. Only Name is needed.
+type NetDev struct {
+	Name string // at most 15 bytes
+	MAC  string // default: made up, of the locally administered kind
+	// PhysPortName is p0 for an uplink and pf0vf3 for a representor, see
+	// [sriov.FS.Uplink]; empty for a driver that names no ports.
+	PhysPortName string
+	PhysSwitchID string // the same for all ports of one embedded switch; may be empty
+	DevPort      int    // port number where one function has several ports
+	DevID        int    // the same for older drivers
+}
+
+// AddNetDev adds a network device to parent: the address of a PCI function (whose
+// virtio device it then stands on, if there is one), the ID of an auxiliary device,
+// or empty for a virtual device as a bridge or lo.
+//
+// Only devices of the network namespace that the tree stands for are in it: adding
+// and removing is also how a device enters and leaves this namespace.
+func (t *Tree) AddNetDev(parent string, n NetDev) {
+	t.component("network device", n.Name)
+	if len(n.Name) > 15 {
+		t.fail("network device name %q is longer than 15 bytes", n.Name)
+	}
+	if t.follow("sys/class/net/"+n.Name) != "" {
+		t.fail("network device %s: %w", n.Name, fs.ErrExist)
+	}
+	device, dir := t.parent(parent), "sys/devices/virtual/net/"+n.Name
+	if device != "" {
+		dir = device + "/net/" + n.Name
+	}
+	t.ifindex++
+	t.mkdir(dir)
+	mac := cmp.Or(n.MAC, fmt.Sprintf("02:00:00:00:%02x:%02x", t.ifindex>>8&0xff, t.ifindex&0xff))
+	t.attr(dir+"/address", mac)
+	t.attr(dir+"/ifindex", t.ifindex)
+	t.attr(dir+"/mtu", 1500)
+	t.attr(dir+"/type", 1)
+	t.attr(dir+"/dev_port", n.DevPort)
+	t.attr(dir+"/dev_id", fmt.Sprintf("%#x", n.DevID))
+	t.attr(dir+"/uevent", fmt.Sprintf("INTERFACE=%s\nIFINDEX=%d", n.Name, t.ifindex))
+	if n.PhysPortName != "" {
+		t.attr(dir+"/phys_port_name", n.PhysPortName)
+	}
+	if n.PhysSwitchID != "" {
+		t.attr(dir+"/phys_switch_id", n.PhysSwitchID)
+	}
+	t.link(dir+"/subsystem", "sys/class/net")
+	if device != "" {
+		t.link(dir+"/device", device)
+	}
+	t.link("sys/class/net/"+n.Name, dir)
+}
+
+// RemoveNetDev removes a network device, or moves it to a namespace that the tree
+// does not show.
+func (t *Tree) RemoveNetDev(name string) {
+	t.component("network device", name)
+	dir := t.follow("sys/class/net/" + name)
+	if dir == "" {
+		t.fail("network device %s: %w", name, fs.ErrNotExist)
+		return
+	}
+	t.remove("sys/class/net/" + name)
+	t.remove(dir)
+	// The kernel keeps a net directory only while there is something in it.
+	if net := filepath.Dir(dir); net != "sys/devices/virtual/net" && len(t.glob(net, "*")) == 0 {
+		t.remove(net)
+	}
+}
+
+// removeNetDevs removes the network devices of a function and what stands on it.
+func (t *Tree) removeNetDevs(dir string) {
+	names := t.glob(dir+"/net", "*")
+	for _, child := range t.glob(dir, "*") {
+		if child != dir+"/net" && t.isDir(child) {
+			names = append(names, t.glob(child+"/net", "*")...)
+		}
+	}
+	for _, name := range names {
+		t.RemoveNetDev(filepath.Base(name))
+	}
+}
+
+// parent returns the directory of the device that a network device stands on,
+// empty for none.
+func (t *Tree) parent(id string) string {
+	switch {
+	case id == "":
+		return ""
+	case sriov.IsAuxiliary(id):
+		dir := t.follow("sys/bus/auxiliary/devices/" + id)
+		if dir == "" {
+			t.fail("no auxiliary device %s: %w", id, fs.ErrNotExist)
+		}
+		return dir
+	}
+	dir := t.mustDir(t.address(id))
+	if virtio := t.glob(dir, "virtio*"); len(virtio) > 0 {
+		return virtio[0]
+	}
+	return dir
+}
+
+// Auxiliary describes a device on the auxiliary bus: a subfunction.
+type Auxiliary struct {
+	ID     string // for example mlx5_core.sf.2
+	Parent string // address of a PCI function in the tree
+	Driver string // empty for none
+	SFNum  int    // the administrator's number for it
+	NetDev string // empty for none
+}
+
+// AddAuxiliary adds a subfunction to a PCI function in the tree.
+func (t *Tree) AddAuxiliary(a Auxiliary) {
+	if !sriov.IsAuxiliary(a.ID) {
+		t.fail("%q is not an auxiliary device ID", a.ID)
+	}
+	dir := t.mustDir(t.address(a.Parent)) + "/" + a.ID
+	t.mkdir(dir)
+	t.attr(dir+"/sfnum", a.SFNum)
+	t.link(dir+"/subsystem", "sys/bus/auxiliary")
+	if a.Driver != "" {
+		t.component("driver", a.Driver)
+		t.mkdir("sys/bus/auxiliary/drivers/" + a.Driver)
+		t.link(dir+"/driver", "sys/bus/auxiliary/drivers/"+a.Driver)
+	}
+	t.link("sys/bus/auxiliary/devices/"+a.ID, dir)
+	if a.NetDev != "" {
+		t.AddNetDev(a.ID, NetDev{Name: a.NetDev})
+	}
+}
+
+// isDir reports whether a path in the tree is a directory and not a link to one.
+func (t *Tree) isDir(path string) bool {
+	info, err := os.Lstat(t.abs(path))
+	return err == nil && info.IsDir()
+}

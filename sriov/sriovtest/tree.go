@@ -1,0 +1,434 @@
+// Package sriovtest builds sysfs trees of PCI functions, laid out as the kernel
+// does, for tests and demonstrations without SR-IOV hardware.
+//
+// A [Tree] is a directory: whatever reads sysfs below a root directory can be
+// pointed at it. It has real directories under sys/devices and the kernel's
+// relative links to them under sys/bus and sys/class, so following a link leads
+// where it would lead on a machine. The directory is the only state; adding,
+// binding, moving and removing change it step by step in the kernel's order, and a
+// reader may look on.
+//
+//	tree := sriovtest.New(dir)
+//	tree.AddPF(sriovtest.PF{Address: "0000:21:00.0", NetDev: "ens1", Driver: "igb", TotalVFs: 7})
+//	tree.AddVF(sriovtest.VF{PF: "0000:21:00.0", Index: 0, Address: "0000:21:10.0", Driver: "igbvf"})
+//	if err := tree.Err(); err != nil {
+//		return err
+//	}
+//	f, err := tree.FS().Function("0000:21:10.0")
+//
+// [Tree.AddIGB], [Tree.AddICE] and [Tree.AddSwitchdev] add whole machines.
+//
+// What a plain directory cannot imitate: attributes that exist but fail to read
+// (they are left out instead), and writes that have an effect, for which Tree has
+// methods.
+package sriovtest
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/manifold-cni/manifold/sriov"
+)
+
+// Tree is a sysfs tree under construction. The first failure, of the file system
+// or of a description that makes no sense, is kept; from then on methods do
+// nothing. Its methods must not be called concurrently, but others may read the
+// tree meanwhile.
+type Tree struct {
+	root    string
+	err     error
+	ifindex int
+}
+
+// New returns an empty tree in root, which must exist. There is no PCI device and
+// no NUMA node in it yet, and not even a PCI bus.
+func New(root string) *Tree {
+	t := &Tree{root: root}
+	t.mkdir("sys/class/net")
+	return t
+}
+
+// Root returns the directory that holds sys.
+func (t *Tree) Root() string { return t.root }
+
+// FS returns the tree for package sriov.
+func (t *Tree) FS() sriov.FS { return sriov.FS{Root: t.root} }
+
+// Err returns the first failure of any method so far.
+func (t *Tree) Err() error { return t.err }
+
+func (t *Tree) fail(format string, args ...any) {
+	if t.err == nil {
+		t.err = fmt.Errorf("sriovtest: "+format, args...)
+	}
+}
+
+// do runs op unless something failed before.
+func (t *Tree) do(op func() error) {
+	if t.err != nil {
+		return
+	}
+	if err := op(); err != nil {
+		t.fail("%w", err)
+	}
+}
+
+func (t *Tree) abs(path string) string { return filepath.Join(t.root, path) }
+
+func (t *Tree) mkdir(path string) {
+	t.do(func() error { return os.MkdirAll(t.abs(path), 0o755) })
+}
+
+// attr writes an attribute as the kernel shows it, with a newline. It appears
+// with its content or not at all, as in sysfs.
+func (t *Tree) attr(path string, value any) {
+	t.do(func() error {
+		staging := t.abs(".attribute")
+		if err := os.WriteFile(staging, fmt.Appendln(nil, value), 0o644); err != nil {
+			return err
+		}
+		return os.Rename(staging, t.abs(path))
+	})
+}
+
+// link makes a relative link, as all links in sysfs are; its directory is made.
+func (t *Tree) link(path, target string) {
+	t.mkdir(filepath.Dir(path))
+	t.do(func() error {
+		rel, err := filepath.Rel(filepath.Dir(path), target)
+		if err != nil {
+			return err
+		}
+		return os.Symlink(rel, t.abs(path))
+	})
+}
+
+// remove deletes a link, attribute or whole directory; absence is fine.
+func (t *Tree) remove(path string) {
+	t.do(func() error { return os.RemoveAll(t.abs(path)) })
+}
+
+// follow returns the target of a link as a path in the tree, empty when absent.
+func (t *Tree) follow(path string) string {
+	if t.err != nil {
+		return ""
+	}
+	target, err := os.Readlink(t.abs(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return ""
+	}
+	if err != nil {
+		t.fail("%w", err)
+		return ""
+	}
+	return filepath.Join(filepath.Dir(path), target)
+}
+
+// glob returns the entries that match a pattern, as paths in the tree.
+func (t *Tree) glob(dir, pattern string) []string {
+	if t.err != nil {
+		return nil
+	}
+	entries, err := os.ReadDir(t.abs(dir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.fail("%w", err)
+	}
+	var out []string
+	for _, e := range entries {
+		if ok, _ := filepath.Match(pattern, e.Name()); ok {
+			out = append(out, filepath.Join(dir, e.Name()))
+		}
+	}
+	return out
+}
+
+// component checks a name that becomes one component of a path.
+func (t *Tree) component(what, name string) {
+	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+		t.fail("%q cannot be the name of a %s", name, what)
+	}
+}
+
+// Function describes a PCI function that is neither PF nor VF. Only Address is
+// needed.
+type Function struct {
+	Address string
+	// Vendor and Device are four hexadecimal digits, Class is six; the default is
+	// an Intel 82576 Ethernet controller: 8086, 10c9, 020000.
+	Vendor, Device, Class string
+	Driver                string // empty for none
+	NUMA                  int    // the node; -1 where the platform does not say
+	IOMMUGroup            string // a number; empty without an IOMMU
+	// Bridge is the address of the PCI bridge above the function, added when it
+	// is not there; empty for a function on a root bus.
+	Bridge string
+	// Virtio is the name (virtio2) of the virtio device that stands between the
+	// function and its network devices; empty for functions that are not virtio.
+	Virtio string
+	// NetDev is the network device on the function; empty for none. More of them,
+	// or such with port names, are added by [Tree.AddNetDev].
+	NetDev string
+}
+
+// PF describes a physical function, see [Function] for the common fields.
+type PF struct {
+	Address        string
+	Vendor, Device string
+	Driver         string
+	NUMA           int
+	IOMMUGroup     string
+	Bridge         string
+	NetDev         string
+	TotalVFs       int // what sriov_totalvfs says
+}
+
+// VF describes a virtual function. What is not said is as its PF has it; Device
+// is 10ca by default, the VF of an 82576.
+type VF struct {
+	PF         string // address of a PF that is in the tree
+	Index      int
+	Address    string
+	Device     string
+	Driver     string // empty for none
+	IOMMUGroup string
+	NetDev     string
+}
+
+// AddFunction adds a function that is neither PF nor VF.
+func (t *Tree) AddFunction(f Function) {
+	f.Address = t.address(f.Address)
+	bus := "sys/devices/pci" + busOf(f.Address)
+	if f.Bridge != "" {
+		bridge := t.address(f.Bridge)
+		if t.dir(bridge) == "" {
+			t.AddFunction(Function{Address: bridge, Device: "1905", Class: "060400", Driver: "pcieport", NUMA: f.NUMA})
+		}
+		bus = t.dir(bridge)
+	}
+	t.add(bus, f)
+	t.attach(f)
+}
+
+// AddPF adds a physical function without VFs.
+func (t *Tree) AddPF(p PF) {
+	if p.TotalVFs < 1 {
+		t.fail("PF %s has no VFs to offer", p.Address)
+	}
+	t.AddFunction(Function{
+		Address: p.Address, Vendor: p.Vendor, Device: p.Device, Driver: p.Driver,
+		NUMA: p.NUMA, IOMMUGroup: p.IOMMUGroup, Bridge: p.Bridge, NetDev: p.NetDev,
+	})
+	dir := t.dir(t.address(p.Address))
+	t.attr(dir+"/sriov_totalvfs", p.TotalVFs)
+	t.attr(dir+"/sriov_numvfs", 0)
+}
+
+// AddVF adds a virtual function to a PF in the tree, and counts it in
+// sriov_numvfs. As in the kernel the function appears first, then its links to
+// and from the PF, then its driver and network device.
+func (t *Tree) AddVF(v VF) {
+	pf := t.mustDir(t.address(v.PF))
+	v.Address = t.address(v.Address)
+	f := Function{
+		Address: v.Address, Vendor: t.hex(pf, "vendor"), Device: cmp.Or(v.Device, "10ca"), Class: t.hex(pf, "class"),
+		NUMA: t.number(pf, "numa_node"), IOMMUGroup: v.IOMMUGroup, Driver: v.Driver, NetDev: v.NetDev,
+	}
+	if v.Index < 0 || v.Index >= t.number(pf, "sriov_totalvfs") {
+		t.fail("PF %s has no VF %d", v.PF, v.Index)
+	}
+	t.add(filepath.Dir(pf), f)
+	dir := t.dir(f.Address)
+	t.link(fmt.Sprintf("%s/virtfn%d", pf, v.Index), dir)
+	t.link(dir+"/physfn", pf)
+	t.attach(f)
+	t.countVFs(pf)
+}
+
+// Remove takes a PCI function away as if it were unplugged; a PF takes its VFs
+// along. Removing a VF is what writing sriov_numvfs does to each VF.
+func (t *Tree) Remove(addr string) {
+	addr = t.address(addr)
+	dir := t.mustDir(addr)
+	if t.err != nil {
+		return
+	}
+	t.RemoveVFs(addr)
+	pf := t.follow(dir + "/physfn")
+	if pf != "" {
+		for _, virtfn := range t.glob(pf, "virtfn*") {
+			if t.follow(virtfn) == dir {
+				t.remove(virtfn)
+			}
+		}
+		t.remove(dir + "/physfn")
+	}
+	t.detach(dir)
+	t.remove("sys/bus/pci/devices/" + addr)
+	t.remove(dir)
+	if pf != "" {
+		t.countVFs(pf)
+	}
+}
+
+// RemoveVFs removes all VFs of a PF, as writing 0 to sriov_numvfs does.
+func (t *Tree) RemoveVFs(pf string) {
+	for _, virtfn := range t.glob(t.mustDir(t.address(pf)), "virtfn*") {
+		if vf := t.follow(virtfn); vf != "" {
+			t.Remove(filepath.Base(vf))
+		}
+	}
+}
+
+// Bind binds a function to another driver, or to none if driver is empty. Its
+// network devices are the old driver's and go with it; a new driver's are added by
+// [Tree.AddNetDev].
+func (t *Tree) Bind(addr, driver string) {
+	dir := t.mustDir(t.address(addr))
+	if t.err != nil {
+		return
+	}
+	t.removeNetDevs(dir)
+	t.unbind(dir)
+	t.bind(dir, driver)
+}
+
+// address normalises an address that the tree's user gave.
+func (t *Tree) address(s string) string {
+	addr, err := sriov.ParseAddress(s)
+	if err != nil {
+		t.fail("%w", err)
+	}
+	return addr
+}
+
+// busOf returns dddd:bb of an address.
+func busOf(addr string) string { return addr[:max(0, len(addr)-len(":dd.f"))] }
+
+// dir returns the directory of a function in the tree, empty when absent.
+func (t *Tree) dir(addr string) string { return t.follow("sys/bus/pci/devices/" + addr) }
+
+func (t *Tree) mustDir(addr string) string {
+	dir := t.dir(addr)
+	if dir == "" {
+		t.fail("no PCI function %s: %w", addr, fs.ErrNotExist)
+	}
+	return dir
+}
+
+// add makes the function's directory with its attributes and then shows it on the
+// bus, in this order.
+func (t *Tree) add(parent string, f Function) {
+	dir := parent + "/" + f.Address
+	if t.dir(f.Address) != "" {
+		t.fail("PCI function %s: %w", f.Address, fs.ErrExist)
+	}
+	vendor, device, class := cmp.Or(f.Vendor, "8086"), cmp.Or(f.Device, "10c9"), cmp.Or(f.Class, "020000")
+	for _, digits := range []string{vendor + device, class} {
+		if strings.Trim(digits, "0123456789abcdef") != "" || len(vendor+device) != 8 || len(class) != 6 {
+			t.fail("PCI function %s: bad vendor %q, device %q or class %q", f.Address, vendor, device, class)
+			return
+		}
+	}
+	t.mkdir(dir)
+	t.attr(dir+"/vendor", "0x"+vendor)
+	t.attr(dir+"/device", "0x"+device)
+	t.attr(dir+"/subsystem_vendor", "0x"+vendor)
+	t.attr(dir+"/subsystem_device", "0x0000")
+	t.attr(dir+"/class", "0x"+class)
+	t.attr(dir+"/revision", "0x01")
+	t.attr(dir+"/numa_node", f.NUMA)
+	up := strings.ToUpper
+	modalias := fmt.Sprintf("pci:v0000%sd0000%ssv0000%ssd00000000bc%ssc%si%s",
+		up(vendor), up(device), up(vendor), up(class[:2]), up(class[2:4]), up(class[4:]))
+	t.attr(dir+"/modalias", modalias)
+	t.attr(dir+"/uevent", fmt.Sprintf("PCI_CLASS=%s\nPCI_ID=%s:%s\nPCI_SUBSYS_ID=%s:0000\nPCI_SLOT_NAME=%s\nMODALIAS=%s",
+		up(strings.TrimLeft(class, "0")), up(vendor), up(device), up(vendor), f.Address, modalias))
+	t.link(dir+"/subsystem", "sys/bus/pci")
+	if f.IOMMUGroup != "" {
+		t.component("IOMMU group", f.IOMMUGroup)
+		group := "sys/kernel/iommu_groups/" + f.IOMMUGroup
+		t.link(group+"/devices/"+f.Address, dir)
+		t.link(dir+"/iommu_group", group)
+	}
+	t.link("sys/bus/pci/devices/"+f.Address, dir)
+}
+
+// attach does what a driver does to a function.
+func (t *Tree) attach(f Function) {
+	dir := t.dir(f.Address)
+	t.bind(dir, f.Driver)
+	if f.Virtio != "" {
+		t.component("virtio device", f.Virtio)
+		t.link(dir+"/"+f.Virtio+"/subsystem", "sys/bus/virtio")
+		t.link("sys/bus/virtio/devices/"+f.Virtio, dir+"/"+f.Virtio)
+	}
+	if f.NetDev != "" {
+		t.AddNetDev(f.Address, NetDev{Name: f.NetDev})
+	}
+}
+
+func (t *Tree) bind(dir, driver string) {
+	if driver == "" {
+		return
+	}
+	t.component("driver", driver)
+	t.link("sys/bus/pci/drivers/"+driver+"/"+filepath.Base(dir), dir)
+	t.link(dir+"/driver", "sys/bus/pci/drivers/"+driver)
+}
+
+func (t *Tree) unbind(dir string) {
+	if driver := t.follow(dir + "/driver"); driver != "" {
+		t.remove(dir + "/driver")
+		t.remove(driver + "/" + filepath.Base(dir))
+	}
+}
+
+// detach undoes all that leads to a function from elsewhere but the bus.
+func (t *Tree) detach(dir string) {
+	t.removeNetDevs(dir)
+	for _, aux := range t.glob("sys/bus/auxiliary/devices", "*") {
+		if filepath.Dir(t.follow(aux)) == dir {
+			t.remove(aux)
+		}
+	}
+	for _, virtio := range t.glob(dir, "virtio*") {
+		t.remove("sys/bus/virtio/devices/" + filepath.Base(virtio))
+	}
+	t.unbind(dir)
+	if group := t.follow(dir + "/iommu_group"); group != "" {
+		t.remove(group + "/devices/" + filepath.Base(dir))
+	}
+}
+
+func (t *Tree) countVFs(pf string) {
+	t.attr(pf+"/sriov_numvfs", len(t.glob(pf, "virtfn*")))
+}
+
+// hex reads an attribute written by add, without 0x.
+func (t *Tree) hex(dir, name string) string { return strings.TrimPrefix(t.read(dir, name), "0x") }
+
+// number reads a decimal attribute, 0 when it is not there.
+func (t *Tree) number(dir, name string) int {
+	var n int
+	if v := t.read(dir, name); v != "" {
+		t.do(func() error { _, err := fmt.Sscan(v, &n); return err })
+	}
+	return n
+}
+
+func (t *Tree) read(dir, name string) string {
+	var data []byte
+	t.do(func() (err error) {
+		data, err = os.ReadFile(t.abs(dir + "/" + name))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	return strings.TrimSpace(string(data))
+}
