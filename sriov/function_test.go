@@ -239,7 +239,7 @@ func TestFunctionMeanwhile(t *testing.T) {
 			}
 		})
 	}
-	for range 40 {
+	for range 25 {
 		for _, vf := range vfs {
 			vf.PF, vf.Driver = "0000:18:00.0", "iavf"
 			tree.AddVF(vf)

@@ -41,25 +41,23 @@ func (t *Tree) AddNetDev(parent string, n NetDev) {
 		dir = device + "/net/" + n.Name
 	}
 	t.ifindex++
-	t.mkdir(dir)
 	mac := cmp.Or(n.MAC, fmt.Sprintf("02:00:00:00:%02x:%02x", t.ifindex>>8&0xff, t.ifindex&0xff))
-	t.attr(dir+"/address", mac)
-	t.attr(dir+"/ifindex", t.ifindex)
-	t.attr(dir+"/mtu", 1500)
-	t.attr(dir+"/type", 1)
-	t.attr(dir+"/dev_port", n.DevPort)
-	t.attr(dir+"/dev_id", fmt.Sprintf("%#x", n.DevID))
-	t.attr(dir+"/uevent", fmt.Sprintf("INTERFACE=%s\nIFINDEX=%d", n.Name, t.ifindex))
+	attrs := []entry{
+		attr("address", mac), attr("ifindex", t.ifindex), attr("mtu", 1500), attr("type", 1),
+		attr("dev_port", n.DevPort), attr("dev_id", fmt.Sprintf("%#x", n.DevID)),
+		attr("uevent", fmt.Sprintf("INTERFACE=%s\nIFINDEX=%d", n.Name, t.ifindex)),
+	}
 	if n.PhysPortName != "" {
-		t.attr(dir+"/phys_port_name", n.PhysPortName)
+		attrs = append(attrs, attr("phys_port_name", n.PhysPortName))
 	}
 	if n.PhysSwitchID != "" {
-		t.attr(dir+"/phys_switch_id", n.PhysSwitchID)
+		attrs = append(attrs, attr("phys_switch_id", n.PhysSwitchID))
 	}
-	t.link(dir+"/subsystem", "sys/class/net")
+	links := []entry{{"subsystem", "sys/class/net"}}
 	if device != "" {
-		t.link(dir+"/device", device)
+		links = append(links, entry{"device", device})
 	}
+	t.place(dir, attrs, links)
 	t.link("sys/class/net/"+n.Name, dir)
 }
 
@@ -128,14 +126,13 @@ func (t *Tree) AddAuxiliary(a Auxiliary) {
 		t.fail("%q is not an auxiliary device ID", a.ID)
 	}
 	dir := t.mustDir(t.address(a.Parent)) + "/" + a.ID
-	t.mkdir(dir)
-	t.attr(dir+"/sfnum", a.SFNum)
-	t.link(dir+"/subsystem", "sys/bus/auxiliary")
+	links := []entry{{"subsystem", "sys/bus/auxiliary"}}
 	if a.Driver != "" {
 		t.component("driver", a.Driver)
 		t.mkdir("sys/bus/auxiliary/drivers/" + a.Driver)
-		t.link(dir+"/driver", "sys/bus/auxiliary/drivers/"+a.Driver)
+		links = append(links, entry{"driver", "sys/bus/auxiliary/drivers/" + a.Driver})
 	}
+	t.place(dir, []entry{attr("sfnum", a.SFNum)}, links)
 	t.link("sys/bus/auxiliary/devices/"+a.ID, dir)
 	if a.NetDev != "" {
 		t.AddNetDev(a.ID, NetDev{Name: a.NetDev})

@@ -16,25 +16,24 @@ type Node struct {
 // AddNode adds a NUMA node with its processors and memory, and the tree's
 // proc/meminfo, without which topology readers find no memory at all.
 func (t *Tree) AddNode(n Node) {
-	const hugepages = "hugepages-2048kB"
 	dir := fmt.Sprintf("sys/devices/system/node/node%d", n.ID)
-	t.mkdir(dir + "/hugepages/" + hugepages)
-	for _, name := range []string{"nr_hugepages", "free_hugepages", "surplus_hugepages"} {
-		t.attr(dir+"/hugepages/"+hugepages+"/"+name, 0)
+	var cpus []entry
+	for _, id := range n.CPUs {
+		cpu := fmt.Sprintf("cpu%d", id)
+		t.place("sys/devices/system/cpu/"+cpu+"/topology", []entry{attr("core_id", id)}, nil)
+		cpus = append(cpus, entry{cpu, "sys/devices/system/cpu/" + cpu})
 	}
-	t.attr(dir+"/distance", list(n.Distances, " "))
-	t.attr(dir+"/cpulist", list(n.CPUs, ","))
-	t.attr(dir+"/meminfo", fmt.Sprintf("Node %d MemTotal: %d kB", n.ID, n.MemoryKB))
-	for _, cpu := range n.CPUs {
-		target := fmt.Sprintf("sys/devices/system/cpu/cpu%d", cpu)
-		t.mkdir(target + "/topology")
-		t.attr(target+"/topology/core_id", cpu)
-		t.link(fmt.Sprintf("%s/cpu%d", dir, cpu), target)
-	}
+	t.place(dir, []entry{
+		attr("distance", list(n.Distances, " ")), attr("cpulist", list(n.CPUs, ",")),
+		attr("meminfo", fmt.Sprintf("Node %d MemTotal: %d kB", n.ID, n.MemoryKB)),
+	}, cpus)
+	t.place(dir+"/hugepages/hugepages-2048kB", []entry{
+		attr("nr_hugepages", 0), attr("free_hugepages", 0), attr("surplus_hugepages", 0),
+	}, nil)
 	t.mkdir("sys/devices/system/memory")
-	t.attr("sys/devices/system/memory/block_size_bytes", "8000000")
+	t.write("sys/devices/system/memory", attr("block_size_bytes", "8000000"))
 	t.mkdir("proc")
-	t.attr("proc/meminfo", "MemTotal: 0 kB\nHugepagesize: 2048 kB\nHugetlb: 0 kB")
+	t.write("proc", attr("meminfo", "MemTotal: 0 kB\nHugepagesize: 2048 kB\nHugetlb: 0 kB"))
 }
 
 func list(numbers []int, sep string) string {

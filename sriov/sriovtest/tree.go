@@ -84,27 +84,50 @@ func (t *Tree) mkdir(path string) {
 	t.do(func() error { return os.MkdirAll(t.abs(path), 0o755) })
 }
 
-// attr writes an attribute as the kernel shows it, with a newline. It appears
-// with its content or not at all, as in sysfs.
-func (t *Tree) attr(path string, value any) {
-	t.do(func() error {
-		staging := t.abs(".attribute")
-		if err := os.WriteFile(staging, fmt.Appendln(nil, value), 0o644); err != nil {
-			return err
-		}
-		return os.Rename(staging, t.abs(path))
-	})
+// entry is one file of a directory: an attribute's value or a link's target.
+type entry struct{ name, value string }
+
+func attr(name string, value any) entry { return entry{name, fmt.Sprintln(value)} }
+
+// place makes a directory with attributes and with links to paths in the tree. It
+// appears with all of them at once, as a device does in sysfs.
+func (t *Tree) place(dir string, attrs, links []entry) {
+	const staging = ".staging"
+	t.mkdir(filepath.Dir(dir))
+	t.do(func() error { return os.Mkdir(t.abs(staging), 0o755) })
+	for _, a := range attrs {
+		t.do(func() error { return os.WriteFile(t.abs(staging+"/"+a.name), []byte(a.value), 0o644) })
+	}
+	for _, l := range links {
+		t.symlink(staging+"/"+l.name, dir, l.value)
+	}
+	t.do(func() error { return os.Rename(t.abs(staging), t.abs(dir)) })
+}
+
+// write replaces an attribute. A reader sees the old or the new value, as in
+// sysfs, never an empty file.
+func (t *Tree) write(dir string, a entry) {
+	const staging = ".attribute"
+	t.do(func() error { return os.WriteFile(t.abs(staging), []byte(a.value), 0o644) })
+	t.do(func() error { return os.Rename(t.abs(staging), t.abs(dir+"/"+a.name)) })
 }
 
 // link makes a relative link, as all links in sysfs are; its directory is made.
 func (t *Tree) link(path, target string) {
 	t.mkdir(filepath.Dir(path))
+	t.symlink(path, filepath.Dir(path), target)
+}
+
+// symlink makes a link at path to target that is right in directory dir. The
+// kernel names the target even in a link to an ancestor: ../../../virtio2, not
+// ../.. alone.
+func (t *Tree) symlink(path, dir, target string) {
 	t.do(func() error {
-		rel, err := filepath.Rel(filepath.Dir(path), target)
+		up, err := filepath.Rel(dir, filepath.Dir(target))
 		if err != nil {
 			return err
 		}
-		return os.Symlink(rel, t.abs(path))
+		return os.Symlink(up+"/"+filepath.Base(target), t.abs(path))
 	})
 }
 
@@ -200,7 +223,9 @@ type VF struct {
 }
 
 // AddFunction adds a function that is neither PF nor VF.
-func (t *Tree) AddFunction(f Function) {
+func (t *Tree) AddFunction(f Function) { t.addFunction(f) }
+
+func (t *Tree) addFunction(f Function, attrs ...entry) {
 	f.Address = t.address(f.Address)
 	bus := "sys/devices/pci" + busOf(f.Address)
 	if f.Bridge != "" {
@@ -210,7 +235,7 @@ func (t *Tree) AddFunction(f Function) {
 		}
 		bus = t.dir(bridge)
 	}
-	t.add(bus, f)
+	t.add(bus, f, attrs)
 	t.attach(f)
 }
 
@@ -219,13 +244,10 @@ func (t *Tree) AddPF(p PF) {
 	if p.TotalVFs < 1 {
 		t.fail("PF %s has no VFs to offer", p.Address)
 	}
-	t.AddFunction(Function{
+	t.addFunction(Function{
 		Address: p.Address, Vendor: p.Vendor, Device: p.Device, Driver: p.Driver,
 		NUMA: p.NUMA, IOMMUGroup: p.IOMMUGroup, Bridge: p.Bridge, NetDev: p.NetDev,
-	})
-	dir := t.dir(t.address(p.Address))
-	t.attr(dir+"/sriov_totalvfs", p.TotalVFs)
-	t.attr(dir+"/sriov_numvfs", 0)
+	}, attr("sriov_totalvfs", p.TotalVFs), attr("sriov_numvfs", 0))
 }
 
 // AddVF adds a virtual function to a PF in the tree, and counts it in
@@ -241,7 +263,7 @@ func (t *Tree) AddVF(v VF) {
 	if v.Index < 0 || v.Index >= t.number(pf, "sriov_totalvfs") {
 		t.fail("PF %s has no VF %d", v.PF, v.Index)
 	}
-	t.add(filepath.Dir(pf), f)
+	t.add(filepath.Dir(pf), f, nil)
 	dir := t.dir(f.Address)
 	t.link(fmt.Sprintf("%s/virtfn%d", pf, v.Index), dir)
 	t.link(dir+"/physfn", pf)
@@ -320,43 +342,44 @@ func (t *Tree) mustDir(addr string) string {
 	return dir
 }
 
-// add makes the function's directory with its attributes and then shows it on the
-// bus, in this order.
-func (t *Tree) add(parent string, f Function) {
+// add makes the function's directory and shows it on the bus.
+func (t *Tree) add(parent string, f Function, attrs []entry) {
 	dir := parent + "/" + f.Address
 	if t.dir(f.Address) != "" {
 		t.fail("PCI function %s: %w", f.Address, fs.ErrExist)
 	}
-	vendor, device, class := cmp.Or(f.Vendor, "8086"), cmp.Or(f.Device, "10c9"), cmp.Or(f.Class, "020000")
-	for _, digits := range []string{vendor + device, class} {
-		if strings.Trim(digits, "0123456789abcdef") != "" || len(vendor+device) != 8 || len(class) != 6 {
-			t.fail("PCI function %s: bad vendor %q, device %q or class %q", f.Address, vendor, device, class)
-			return
-		}
-	}
-	t.mkdir(dir)
-	t.attr(dir+"/vendor", "0x"+vendor)
-	t.attr(dir+"/device", "0x"+device)
-	t.attr(dir+"/subsystem_vendor", "0x"+vendor)
-	t.attr(dir+"/subsystem_device", "0x0000")
-	t.attr(dir+"/class", "0x"+class)
-	t.attr(dir+"/revision", "0x01")
-	t.attr(dir+"/numa_node", f.NUMA)
-	up := strings.ToUpper
-	modalias := fmt.Sprintf("pci:v0000%sd0000%ssv0000%ssd00000000bc%ssc%si%s",
-		up(vendor), up(device), up(vendor), up(class[:2]), up(class[2:4]), up(class[4:]))
-	t.attr(dir+"/modalias", modalias)
-	t.attr(dir+"/uevent", fmt.Sprintf("PCI_CLASS=%s\nPCI_ID=%s:%s\nPCI_SUBSYS_ID=%s:0000\nPCI_SLOT_NAME=%s\nMODALIAS=%s",
-		up(strings.TrimLeft(class, "0")), up(vendor), up(device), up(vendor), f.Address, modalias))
-	t.link(dir+"/subsystem", "sys/bus/pci")
+	links := []entry{{"subsystem", "sys/bus/pci"}}
 	if f.IOMMUGroup != "" {
 		t.component("IOMMU group", f.IOMMUGroup)
 		group := "sys/kernel/iommu_groups/" + f.IOMMUGroup
 		t.link(group+"/devices/"+f.Address, dir)
-		t.link(dir+"/iommu_group", group)
+		links = append(links, entry{"iommu_group", group})
 	}
+	t.place(dir, append(attrs, t.attributes(f)...), links)
 	t.link("sys/bus/pci/devices/"+f.Address, dir)
 }
+
+// attributes returns the attributes that every PCI function has.
+func (t *Tree) attributes(f Function) []entry {
+	vendor, device, class := cmp.Or(f.Vendor, "8086"), cmp.Or(f.Device, "10c9"), cmp.Or(f.Class, "020000")
+	if !isID(vendor, 4) || !isID(device, 4) || !isID(class, 6) {
+		t.fail("PCI function %s: bad vendor %q, device %q or class %q", f.Address, vendor, device, class)
+		return nil
+	}
+	up := strings.ToUpper
+	modalias := fmt.Sprintf("pci:v0000%sd0000%ssv0000%ssd00000000bc%ssc%si%s",
+		up(vendor), up(device), up(vendor), up(class[:2]), up(class[2:4]), up(class[4:]))
+	return []entry{
+		attr("vendor", "0x"+vendor), attr("device", "0x"+device), attr("class", "0x"+class),
+		attr("subsystem_vendor", "0x"+vendor), attr("subsystem_device", "0x0000"),
+		attr("revision", "0x01"), attr("numa_node", f.NUMA), attr("modalias", modalias),
+		attr("uevent", fmt.Sprintf("PCI_CLASS=%s\nPCI_ID=%s:%s\nPCI_SUBSYS_ID=%s:0000\nPCI_SLOT_NAME=%s\nMODALIAS=%s",
+			up(strings.TrimLeft(class, "0")), up(vendor), up(device), up(vendor), f.Address, modalias)),
+	}
+}
+
+// isID reports whether s has n hexadecimal digits in lower case.
+func isID(s string, n int) bool { return len(s) == n && strings.Trim(s, "0123456789abcdef") == "" }
 
 // attach does what a driver does to a function.
 func (t *Tree) attach(f Function) {
@@ -406,10 +429,10 @@ func (t *Tree) detach(dir string) {
 }
 
 func (t *Tree) countVFs(pf string) {
-	t.attr(pf+"/sriov_numvfs", len(t.glob(pf, "virtfn*")))
+	t.write(pf, attr("sriov_numvfs", len(t.glob(pf, "virtfn*"))))
 }
 
-// hex reads an attribute written by add, without 0x.
+// hex reads an attribute of a function, without 0x.
 func (t *Tree) hex(dir, name string) string { return strings.TrimPrefix(t.read(dir, name), "0x") }
 
 // number reads a decimal attribute, 0 when it is not there.
