@@ -1,0 +1,82 @@
+package netattach
+
+import (
+	"encoding/json"
+	"fmt"
+)
+
+// Asked is what a configuration asks of its interface, for comparing it with
+// what became of it. Zero and nil fields ask for nothing.
+type Asked struct {
+	MTU int
+	MAC string
+	// The PF-side state of a VF, by the SR-IOV CNI's keys.
+	VLAN, VLANQoS, MinTxRate, MaxTxRate   *int // rates in Mbit/s
+	VLANProto, SpoofChk, Trust, LinkState string
+}
+
+// settles are the plugins whose "mtu" is the interface's own.
+var settles = map[string]bool{
+	"bridge": true, "macvlan": true, "ipvlan": true, "ptp": true, "vlan": true, "tuning": true, "dummy": true,
+}
+
+// sriovTypes are the plugins that set VF properties by the SR-IOV CNI's keys:
+// elsewhere "vlan" and "trust" mean other things (the bridge's port VLAN).
+var sriovTypes = map[string]bool{"sriov": true, "ib-sriov": true, "accelerated-bridge": true, "vfprops": true}
+
+// Asked reads what the chain asks of its interface; a later plugin overrides an
+// earlier one. A key of the wrong type is an error: it could not be honoured
+// either.
+func (c *Config) Asked() (Asked, error) {
+	var a Asked
+	for i := range c.plugins {
+		p := &c.plugins[i]
+		if err := p.ask(&a); err != nil {
+			return Asked{}, &Error{Entry: fmt.Sprintf("plugin %d (%s)", i+1, p.Type), Err: err}
+		}
+	}
+	return a, nil
+}
+
+func (p *plugin) ask(a *Asked) error {
+	var mtu *int
+	if settles[p.Type] {
+		if err := p.read("mtu", &mtu); err != nil {
+			return err
+		}
+	}
+	if mtu != nil && *mtu > 0 {
+		a.MTU = *mtu
+	}
+	if p.Type == "tuning" {
+		return p.read("mac", &a.MAC)
+	}
+	if !sriovTypes[p.Type] {
+		return nil
+	}
+	fields := []struct {
+		key  string
+		into any
+	}{
+		{"mac", &a.MAC}, {"vlan", &a.VLAN}, {"vlanQoS", &a.VLANQoS}, {"vlanProto", &a.VLANProto}, {"spoofchk", &a.SpoofChk},
+		{"trust", &a.Trust}, {"link_state", &a.LinkState}, {"min_tx_rate", &a.MinTxRate}, {"max_tx_rate", &a.MaxTxRate},
+	}
+	for _, f := range fields {
+		if err := p.read(f.key, f.into); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read decodes a key when it is present.
+func (p *plugin) read(key string, into any) error {
+	raw, ok := p.keys[key]
+	if !ok {
+		return nil
+	}
+	if err := json.Unmarshal(raw, into); err != nil {
+		return &Error{Field: key, Text: clip(string(raw)) + " is of the wrong type", Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,73 @@
+// Package netattach owns the documents of the Kubernetes Network Plumbing
+// Working Group's multi-network specification (version 1.3) and device
+// information specification (version 1.1.0): definitions, selections,
+// network-status and device-info.
+//
+// Read a pod's annotation with [ParseSelections], a definition's configuration
+// with [ParseConfig], and render what a delegate runs with [Config.Render]. Turn
+// a delegate's result into network-status with [NewStatus].
+//
+// Everything here comes from users: sizes, depth, names and numbers are checked,
+// nothing panics, and every error is an [*Error] that says which entry and which
+// field is wrong. What is not understood survives: unknown keys of a
+// configuration keep their value to the letter, numbers included.
+package netattach
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Annotations of pods and definitions.
+const (
+	// NetworksAnnotation selects a pod's networks (specification 4.1).
+	NetworksAnnotation = "k8s.v1.cni.cncf.io/networks"
+	// StatusAnnotation holds the pod's network-status (specification 5).
+	StatusAnnotation = "k8s.v1.cni.cncf.io/network-status"
+	// ResourceNameAnnotation of a definition names the device plugin's resource
+	// that its attachments stand on.
+	ResourceNameAnnotation = "k8s.v1.cni.cncf.io/resourceName"
+	// DefaultNetworkAnnotation of a pod replaces the cluster default network.
+	DefaultNetworkAnnotation = "v1.multus-cni.io/default-network"
+	// ContainerKey is the key of a selection that names the container whose
+	// device it wants.
+	ContainerKey = "manifold.dev/container"
+)
+
+// Error is a document that is not as it must be.
+type Error struct {
+	Entry string // which part of the document, for example `entry 2 (default/net)`; may be empty
+	Field string // which field, for example "ips"; may be empty
+	Text  string // what is wrong and what is allowed
+	Err   error  // cause; may be nil
+}
+
+// Error renders "entry: field: text: cause".
+func (e *Error) Error() string {
+	var parts []string
+	for _, p := range []string{e.Entry, e.Field, e.Text} {
+		if p != "" {
+			parts = append(parts, p)
+		}
+	}
+	if e.Err != nil {
+		parts = append(parts, e.Err.Error())
+	}
+	return strings.Join(parts, ": ")
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+func fieldError(field, format string, args ...any) *Error {
+	return &Error{Field: field, Text: fmt.Sprintf(format, args...)}
+}
+
+// clip shortens what a user wrote for an error message.
+func clip(s string) string {
+	const most = 64
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return fmt.Sprintf("%q", s)
+}
