@@ -1,0 +1,66 @@
+package kube
+
+import (
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+// maxConfig bounds the configuration of one definition that is kept in memory and
+// on disk, in bytes. Real ones have a few hundred; the API server's own limit of
+// 1.5 MiB would let one namespace fill the agent's memory.
+const maxConfig = 128 << 10
+
+// Places that a [DefinitionInformer] answers from, see [Origin].
+const (
+	OriginCache    = "informer"
+	OriginAPI      = "API server"
+	OriginSnapshot = "snapshot"
+)
+
+// Origin says where an answer comes from.
+type Origin struct {
+	Source string // OriginCache, OriginAPI or OriginSnapshot
+	// Written is when the snapshot was last written; zero for other sources. The
+	// definitions are as they were then.
+	Written time.Time
+}
+
+// entry is a definition as it is kept: only what planning reads.
+type entry struct {
+	netattach.Definition
+	oversized int // length of a configuration that was too long to keep; 0 otherwise
+}
+
+// newEntry moves what is worth keeping out of def, which must not be used
+// afterwards.
+func newEntry(def *netattach.Definition) *entry {
+	e := &entry{Definition: netattach.Definition{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: def.Name, Namespace: def.Namespace, UID: def.UID,
+			ResourceVersion: def.ResourceVersion, // client-go resumes its watch from it
+			Annotations:     trimAnnotations(def.Annotations),
+		},
+		Spec: netattach.DefinitionSpec{Config: def.Spec.Config},
+	}}
+	if n := len(def.Spec.Config); n > maxConfig {
+		e.Spec.Config, e.oversized = "", n
+	}
+	return e
+}
+
+// definition returns the definition, or ErrInvalid for one that was not kept.
+func (e *entry) definition() (*netattach.Definition, error) {
+	if e.oversized > 0 {
+		return nil, fmt.Errorf("%s: configuration of %d bytes, at most %d are allowed: %w",
+			definitionText(e.Namespace, e.Name), e.oversized, maxConfig, ErrInvalid)
+	}
+	return &e.Definition, nil
+}
+
+func (e *entry) key() string { return e.Namespace + "/" + e.Name }
+
+func definitionText(namespace, name string) string { return "definition " + namespace + "/" + name }

@@ -1,0 +1,193 @@
+// Package kube answers two questions for the agent, which pod is this and what
+// does this definition say, and writes what became of an attachment back to the
+// cluster. It is the only package that links client-go.
+//
+// # Sources
+//
+// A pod ([Pods]) and a NetworkAttachmentDefinition ([Definitions]) can come from
+// several places, each usable alone and composed with [FirstPods] and
+// [FirstDefinitions]:
+//
+//   - [PodInformer] watches the pods of one node;
+//   - [DefinitionInformer] watches every definition of the cluster and mirrors
+//     them to a snapshot file, which answers while the API server does not;
+//   - [Snapshot] is that file alone, for a process that lives for one request;
+//   - [ManifestPods] and [ManifestDefinitions] read a directory of manifests, for
+//     a kubelet that runs static pods without a control plane.
+//
+// Every source fails with one of three sentinels: [ErrNotFound] (it knows that
+// the object does not exist), [ErrUnavailable] (it cannot know now; ask again) or
+// [ErrInvalid] (the request or the object found breaks a limit). Objects that a
+// source returns may be shared with its cache: callers must not change them.
+//
+// # Writing
+//
+// [Writer] publishes network-status in one PATCH that touches a single annotation
+// and nothing else of the pod, and keeps one Event per pod and reason.
+//
+// # Size
+//
+// The agent's memory is small, so this package uses REST clients with a scheme of
+// the few kinds it needs instead of the generated clientset, and keeps only the
+// fields of an object that planning reads. client-go reports some failures of a watch
+// through its own logger, klog; the informers' Failing methods tell the rest.
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+// The three ways in which a source fails. Errors wrap exactly one of them and
+// name the object.
+var (
+	// ErrNotFound: the source is up to date and has no such object, or has one of
+	// the same name with another UID.
+	ErrNotFound = errors.New("not found")
+	// ErrUnavailable: the source cannot answer now, because it is not synced, its
+	// files are absent or the API server does not answer. The same question may be
+	// answered later.
+	ErrUnavailable = errors.New("source unavailable")
+	// ErrInvalid: a name in the request is no Kubernetes name, or the object
+	// exceeds a limit. Asking another source or asking again does not help.
+	ErrInvalid = errors.New("invalid")
+)
+
+// Pods finds pods.
+type Pods interface {
+	// Pod returns the pod of that namespace and name. When uid is not empty it
+	// must be the pod's UID or, for the mirror pod of a static pod, the UID that
+	// the kubelet uses (see [IsMirror]). A pod of another UID is [ErrNotFound]:
+	// it is another pod.
+	Pod(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error)
+}
+
+// Definitions finds NetworkAttachmentDefinitions.
+type Definitions interface {
+	// Definition returns the definition of that namespace and name.
+	Definition(ctx context.Context, namespace, name string) (*netattach.Definition, error)
+}
+
+// Annotations that the kubelet sets on static pods and on their mirror pods in
+// the API.
+const (
+	// annotationConfigHash holds the UID that the kubelet computed.
+	annotationConfigHash = "kubernetes.io/config.hash"
+	// annotationConfigMirror marks a mirror pod; its value is the same UID.
+	annotationConfigMirror = corev1.MirrorPodAnnotationKey
+)
+
+// IsMirror reports whether pod is the API's mirror of a static pod. The API
+// server gives a mirror pod a UID of its own, while the kubelet, the runtime and
+// the device manager know the pod by the UID in its annotations: write to a
+// mirror pod with an empty UID.
+func IsMirror(pod *corev1.Pod) bool {
+	_, ok := pod.Annotations[annotationConfigMirror]
+	return ok
+}
+
+// uidMatches reports whether the runtime's uid means pod. Only a mirror pod is
+// known by its annotations: on another pod they are the user's text.
+func uidMatches(pod *corev1.Pod, uid string) bool {
+	if uid == "" || string(pod.UID) == uid {
+		return true
+	}
+	return IsMirror(pod) &&
+		(pod.Annotations[annotationConfigMirror] == uid || pod.Annotations[annotationConfigHash] == uid)
+}
+
+// checkUID returns pod, or an ErrNotFound that names both UIDs.
+func checkUID(pod *corev1.Pod, uid string) (*corev1.Pod, error) {
+	if uidMatches(pod, uid) {
+		return pod, nil
+	}
+	return nil, fmt.Errorf("pod %s/%s has UID %s, asked for %s: %w", pod.Namespace, pod.Name, pod.UID, uid, ErrNotFound)
+}
+
+// checkNames refuses names that would select something else than one object,
+// before they become part of a URL.
+func checkNames(kind, namespace, name string) error {
+	if msgs := validation.IsDNS1123Label(namespace); len(msgs) > 0 {
+		return fmt.Errorf("%s: namespace %.64q: %s: %w", kind, namespace, strings.Join(msgs, ", "), ErrInvalid)
+	}
+	if msgs := validation.IsDNS1123Subdomain(name); len(msgs) > 0 {
+		return fmt.Errorf("%s: name %.64q: %s: %w", kind, name, strings.Join(msgs, ", "), ErrInvalid)
+	}
+	return nil
+}
+
+// FirstPods returns a source that asks each of sources in turn. A source that
+// does not have the pod or cannot answer passes the question on; any other
+// error, and the end of ctx, ends the search. When no source answers the error is
+// [ErrUnavailable] if at least one source could not tell, else [ErrNotFound], and
+// its text has every source's own.
+func FirstPods(sources ...Pods) Pods { return firstPods(sources) }
+
+type firstPods []Pods
+
+func (f firstPods) Pod(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error) {
+	return first(ctx, f, func(p Pods) (*corev1.Pod, error) { return p.Pod(ctx, namespace, name, uid) })
+}
+
+// FirstDefinitions is [FirstPods] for definitions.
+func FirstDefinitions(sources ...Definitions) Definitions { return firstDefinitions(sources) }
+
+type firstDefinitions []Definitions
+
+func (f firstDefinitions) Definition(ctx context.Context, namespace, name string) (*netattach.Definition, error) {
+	return first(ctx, f, func(d Definitions) (*netattach.Definition, error) { return d.Definition(ctx, namespace, name) })
+}
+
+func first[S, T any](ctx context.Context, sources []S, ask func(S) (*T, error)) (*T, error) {
+	var failed []error
+	for _, s := range sources {
+		got, err := ask(s)
+		if err == nil {
+			return got, nil
+		}
+		failed = append(failed, err)
+		if ctx.Err() != nil || !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrUnavailable) {
+			break
+		}
+	}
+	if len(failed) == 1 {
+		return nil, failed[0]
+	}
+	return nil, combine(failed)
+}
+
+// combined is the failure of several sources. It matches one sentinel only, so
+// that a caller cannot take "not here, and the other place is closed" for "does
+// not exist".
+type combined struct {
+	text string
+	errs []error // what errors.Is and errors.As may see
+}
+
+func (c *combined) Error() string   { return c.text }
+func (c *combined) Unwrap() []error { return c.errs }
+
+func combine(failed []error) error {
+	if len(failed) == 0 {
+		return fmt.Errorf("no source to ask: %w", ErrUnavailable)
+	}
+	texts := make([]string, 0, len(failed))
+	var decisive []error
+	for _, err := range failed {
+		texts = append(texts, err.Error())
+		if !errors.Is(err, ErrNotFound) {
+			decisive = append(decisive, err)
+		}
+	}
+	if len(decisive) == 0 {
+		decisive = failed
+	}
+	return &combined{text: strings.Join(texts, "; "), errs: decisive}
+}

@@ -1,0 +1,146 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+// defaultNamespace is where an object without a namespace belongs.
+const defaultNamespace = corev1.NamespaceDefault
+
+// ManifestPods reads pods from the directory of manifests that a kubelet runs its
+// static pods from. It implements [Pods] without an API server.
+//
+// The files *.yaml, *.yml and *.json are read, not those in subdirectories, each
+// with one or several documents of kind Pod, PodList or List; other kinds are
+// ignored. Symbolic links are followed inside the directory only. Files are read
+// again when they change. A file that cannot be read never hides the others, see
+// [ManifestPods.Problems].
+type ManifestPods struct {
+	dir    manifestDir[corev1.Pod]
+	suffix string
+}
+
+// NewManifestPods returns a source for the manifests in dir. nodeName is the name
+// under which the kubelet registers, usually the host's.
+func NewManifestPods(dir, nodeName string) *ManifestPods {
+	return &ManifestPods{
+		dir:    manifestDir[corev1.Pod]{dir: dir, collect: collectPod},
+		suffix: "-" + strings.ToLower(nodeName), // as the kubelet builds it
+	}
+}
+
+func collectPod(obj runtime.Object, into *manifestSet[corev1.Pod]) error {
+	pod, ok := obj.(*corev1.Pod)
+	if !ok {
+		return nil
+	}
+	if pod.Namespace == "" {
+		pod.Namespace = defaultNamespace
+	}
+	return into.add("pod", pod.Namespace, pod.Name, trimPod(pod))
+}
+
+// Problems returns what cannot be read now, an error for each file or document.
+func (m *ManifestPods) Problems() []error { return problems(&m.dir) }
+
+// Pod implements [Pods]. The kubelet appends "-" and its node name to a static
+// pod's name, so the name is looked up without that suffix first, then as it is.
+// It also computes the UID of a manifest that has none: such a manifest matches
+// every uid. The pod is returned as the kubelet knows it, under the name and uid
+// asked for.
+func (m *ManifestPods) Pod(_ context.Context, namespace, name, uid string) (*corev1.Pod, error) {
+	if err := checkNames("pod", namespace, name); err != nil {
+		return nil, err
+	}
+	set, err := m.dir.load()
+	if err != nil {
+		return nil, fmt.Errorf("pod %s/%s: %w", namespace, name, err)
+	}
+	var mismatch error
+	for _, try := range m.names(name) {
+		pod, ok := set.objects[namespace+"/"+try]
+		if !ok {
+			continue
+		}
+		found := pod.DeepCopy()
+		found.Name = name
+		if found.UID == "" {
+			found.UID = types.UID(uid)
+		}
+		if found, err := checkUID(found, uid); err == nil {
+			return found, nil
+		} else if mismatch == nil {
+			mismatch = err
+		}
+	}
+	if mismatch != nil {
+		return nil, fmt.Errorf("manifests %s: %w", m.dir.dir, mismatch)
+	}
+	return nil, fmt.Errorf("pod %s/%s: no manifest in %s%s: %w", namespace, name, m.dir.dir, set.problemText(), ErrNotFound)
+}
+
+// names returns the manifest names that the kubelet's name may stand for.
+func (m *ManifestPods) names(name string) []string {
+	if short, ok := strings.CutSuffix(name, m.suffix); ok && short != "" && m.suffix != "-" {
+		return []string{short, name}
+	}
+	return []string{name}
+}
+
+// ManifestDefinitions reads NetworkAttachmentDefinitions from a directory of
+// manifests, by the rules of [ManifestPods]. It implements [Definitions] without
+// an API server.
+type ManifestDefinitions struct {
+	dir manifestDir[entry]
+}
+
+// NewManifestDefinitions returns a source for the manifests in dir.
+func NewManifestDefinitions(dir string) *ManifestDefinitions {
+	return &ManifestDefinitions{dir: manifestDir[entry]{dir: dir, collect: collectDefinition}}
+}
+
+func collectDefinition(obj runtime.Object, into *manifestSet[entry]) error {
+	def, ok := obj.(*netattach.Definition)
+	if !ok {
+		return nil
+	}
+	if def.Namespace == "" {
+		def.Namespace = defaultNamespace
+	}
+	return into.add("definition", def.Namespace, def.Name, newEntry(def))
+}
+
+// Problems returns what cannot be read now, an error for each file or document.
+func (m *ManifestDefinitions) Problems() []error { return problems(&m.dir) }
+
+// Definition implements [Definitions].
+func (m *ManifestDefinitions) Definition(_ context.Context, namespace, name string) (*netattach.Definition, error) {
+	if err := checkNames("definition", namespace, name); err != nil {
+		return nil, err
+	}
+	set, err := m.dir.load()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", definitionText(namespace, name), err)
+	}
+	e, ok := set.objects[namespace+"/"+name]
+	if !ok {
+		return nil, fmt.Errorf("%s: no manifest in %s%s: %w", definitionText(namespace, name), m.dir.dir, set.problemText(), ErrNotFound)
+	}
+	return e.definition()
+}
+
+func problems[T any](m *manifestDir[T]) []error {
+	set, err := m.load()
+	if err != nil {
+		return []error{err}
+	}
+	return set.problems
+}

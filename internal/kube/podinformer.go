@@ -1,0 +1,165 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+)
+
+// PodInformer keeps the pods of one node in memory by one list and one watch,
+// both restricted to the node by the API server. It implements [Pods].
+type PodInformer struct {
+	client   *Client
+	informer cache.SharedIndexInformer
+	watch    watchState
+}
+
+// NewPodInformer returns an informer for the pods bound to node. It does nothing
+// before [PodInformer.Run].
+func NewPodInformer(client *Client, node string) *PodInformer {
+	p := &PodInformer{client: client}
+	lw := cache.NewListWatchFromClient(client.core, resourcePods, metav1.NamespaceAll,
+		fields.OneTermEqualSelector("spec.nodeName", node))
+	p.informer = cache.NewSharedIndexInformer(p.watch.observe(lw), &corev1.Pod{}, 0, nil)
+	p.watch.install(p.informer, func(obj any) (any, error) {
+		if pod, ok := obj.(*corev1.Pod); ok {
+			trimPod(pod)
+		}
+		return obj, nil
+	})
+	return p
+}
+
+// Run lists and watches until ctx ends. It returns when its goroutines have.
+func (p *PodInformer) Run(ctx context.Context) { p.informer.RunWithContext(ctx) }
+
+// HasSynced reports whether the first list is complete.
+func (p *PodInformer) HasSynced() bool { return p.informer.HasSynced() }
+
+// Failing returns the latest failure to list or watch and since when there was no
+// success; nil while the informer hears from the API server. What is in memory is
+// as of then.
+func (p *PodInformer) Failing() (since time.Time, err error) { return p.watch.failing() }
+
+// Pod implements [Pods] from memory. The informer may lag behind the runtime, so
+// a pod that it does not have, or has with another UID, is asked for once with a
+// direct GET: 404 is [ErrNotFound], every other failure [ErrUnavailable].
+func (p *PodInformer) Pod(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error) {
+	if err := checkNames("pod", namespace, name); err != nil {
+		return nil, err
+	}
+	// The store behind an informer reports no errors.
+	if obj, ok, _ := p.informer.GetStore().GetByKey(namespace + "/" + name); ok {
+		if pod, ok := obj.(*corev1.Pod); ok && uidMatches(pod, uid) {
+			return pod, nil
+		}
+	}
+	pod, err := p.client.getPod(ctx, namespace, name)
+	if err != nil {
+		return nil, err
+	}
+	return checkUID(pod, uid)
+}
+
+// trimPod empties every field that planning does not read, in place, and returns
+// pod. What stays: name, namespace, UID, annotations; names, resources and restart
+// policy of containers; node name, host network, phase.
+func trimPod(pod *corev1.Pod) *corev1.Pod {
+	*pod = corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: pod.Name, Namespace: pod.Namespace, UID: pod.UID,
+			ResourceVersion: pod.ResourceVersion, // client-go resumes its watch from it
+			Annotations:     trimAnnotations(pod.Annotations),
+		},
+		Spec: corev1.PodSpec{
+			NodeName:       pod.Spec.NodeName,
+			HostNetwork:    pod.Spec.HostNetwork,
+			InitContainers: trimContainers(pod.Spec.InitContainers),
+			Containers:     trimContainers(pod.Spec.Containers),
+		},
+		Status: corev1.PodStatus{Phase: pod.Status.Phase},
+	}
+	return pod
+}
+
+func trimContainers(in []corev1.Container) []corev1.Container {
+	if len(in) == 0 {
+		return nil
+	}
+	out := make([]corev1.Container, 0, len(in))
+	for i := range in {
+		out = append(out, corev1.Container{Name: in[i].Name, Resources: in[i].Resources, RestartPolicy: in[i].RestartPolicy})
+	}
+	return out
+}
+
+// trimAnnotations removes the copy of the whole object that kubectl keeps in an
+// annotation.
+func trimAnnotations(a map[string]string) map[string]string {
+	delete(a, corev1.LastAppliedConfigAnnotation)
+	return a
+}
+
+// watchState is whether an informer hears from the API server.
+type watchState struct {
+	mu    sync.Mutex
+	since time.Time // of the first failure after the latest success
+	err   error     // the latest failure; nil after a success
+}
+
+// observe returns lw with every list and watch noted.
+func (w *watchState) observe(lw *cache.ListWatch) *cache.ListWatch {
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			list, err := lw.ListWithContext(ctx, o)
+			w.record(err)
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			events, err := lw.WatchWithContext(ctx, o)
+			w.record(err)
+			return events, err
+		},
+	}
+}
+
+// install sets the transform and the error handler of an informer that has not
+// been started; only a started one refuses them.
+func (w *watchState) install(i cache.SharedIndexInformer, transform cache.TransformFunc) {
+	_ = i.SetTransform(transform)
+	_ = i.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
+		// Ways in which a watch ends in ordinary life: closed by the server, or too
+		// old to resume.
+		if !errors.Is(err, io.EOF) && !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) {
+			w.record(err)
+		}
+	})
+}
+
+func (w *watchState) record(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err != nil && w.err == nil {
+		w.since = time.Now()
+	}
+	w.err = err
+}
+
+func (w *watchState) failing() (time.Time, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		return time.Time{}, nil
+	}
+	return w.since, w.err
+}

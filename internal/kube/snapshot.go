@@ -1,0 +1,284 @@
+package kube
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/google/renameio/v2"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+// The snapshot file is JSON, one object a line: a header, a line for each
+// definition sorted by namespace and name, and a trailer with the number of
+// definitions and the SHA-256 of every byte before the trailer. A truncated or
+// altered file is recognized; both sides need one line of memory at a time.
+const (
+	snapshotFormat  = "manifold-definitions"
+	snapshotVersion = 1
+	snapshotMode    = 0o600
+
+	maxSnapshotBytes = 256 << 20
+	maxSnapshotLine  = 2 << 20 // maxConfig and 256 KiB of annotations, escaped
+)
+
+type snapshotHeader struct {
+	Format  string    `json:"format"`
+	Version int       `json:"version"`
+	Written time.Time `json:"written"`
+}
+
+// snapshotLine is any line after the header: one of its fields is set.
+type snapshotLine struct {
+	Definition *snapshotEntry   `json:"definition,omitempty"`
+	End        *snapshotTrailer `json:"end,omitempty"`
+}
+
+type snapshotEntry struct {
+	Namespace       string            `json:"namespace"`
+	Name            string            `json:"name"`
+	UID             types.UID         `json:"uid,omitempty"`
+	ResourceVersion string            `json:"resourceVersion,omitempty"`
+	Annotations     map[string]string `json:"annotations,omitempty"`
+	Config          string            `json:"config,omitempty"`
+	Oversized       int               `json:"oversized,omitempty"` // see entry
+}
+
+type snapshotTrailer struct {
+	Count  int    `json:"count"`
+	SHA256 string `json:"sha256"` // hexadecimal
+}
+
+// Snapshot is the definitions of the cluster as [DefinitionInformer] last wrote
+// them to disk. It implements [Definitions] without an API server.
+type Snapshot struct {
+	path    string
+	written time.Time
+	entries map[string]*entry // by namespace/name
+}
+
+// OpenSnapshot reads the snapshot file at path. A file that does not exist or
+// cannot be read is [ErrUnavailable]; one that is damaged, or written by a newer
+// version of this package, is [ErrInvalid]. Errors name the file.
+func OpenSnapshot(path string) (*Snapshot, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot of definitions: %w: %w", ErrUnavailable, err)
+	}
+	defer func() { _ = f.Close() }() // only read from
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("snapshot of definitions: %w: %w", ErrUnavailable, err)
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("snapshot of definitions %s: not a regular file: %w", path, ErrInvalid)
+	case info.Size() > maxSnapshotBytes:
+		return nil, fmt.Errorf("snapshot of definitions %s: %d bytes, at most %d are read: %w", path, info.Size(), maxSnapshotBytes, ErrInvalid)
+	}
+	s, err := readSnapshot(io.LimitReader(f, maxSnapshotBytes))
+	if err != nil {
+		return nil, fmt.Errorf("snapshot of definitions %s: %w: %w", path, ErrInvalid, err)
+	}
+	s.path = path
+	return s, nil
+}
+
+// Written returns when the snapshot was written.
+func (s *Snapshot) Written() time.Time { return s.written }
+
+// Len returns the number of definitions.
+func (s *Snapshot) Len() int { return len(s.entries) }
+
+// Definition implements [Definitions].
+func (s *Snapshot) Definition(_ context.Context, namespace, name string) (*netattach.Definition, error) {
+	if err := checkNames("definition", namespace, name); err != nil {
+		return nil, err
+	}
+	e, ok := s.entries[namespace+"/"+name]
+	if !ok {
+		return nil, fmt.Errorf("%s: not in the snapshot %s, written %s: %w",
+			definitionText(namespace, name), s.path, s.written.UTC().Format(time.RFC3339), ErrNotFound)
+	}
+	return e.definition()
+}
+
+// readSnapshot reads a whole snapshot and verifies it.
+func readSnapshot(r io.Reader) (*Snapshot, error) {
+	sc := bufio.NewScanner(r)
+	sc.Buffer(make([]byte, 0, 64<<10), maxSnapshotLine)
+	sum := sha256.New()
+	head, err := readSnapshotHeader(sc, sum)
+	if err != nil {
+		return nil, err
+	}
+	s := &Snapshot{written: head.Written, entries: map[string]*entry{}}
+	for sc.Scan() {
+		var line snapshotLine
+		if err := json.Unmarshal(sc.Bytes(), &line); err != nil {
+			return nil, fmt.Errorf("definition %d: %w", len(s.entries)+1, err)
+		}
+		switch {
+		case line.End != nil:
+			return s, s.verify(line.End, sum, sc)
+		case line.Definition == nil:
+			return nil, fmt.Errorf("definition %d: empty line object", len(s.entries)+1)
+		}
+		if err := s.add(line.Definition); err != nil {
+			return nil, err
+		}
+		hashLine(sum, sc.Bytes())
+	}
+	if err := sc.Err(); err != nil {
+		return nil, fmt.Errorf("after %d definitions: %w", len(s.entries), err)
+	}
+	return nil, fmt.Errorf("truncated after %d definitions", len(s.entries))
+}
+
+func readSnapshotHeader(sc *bufio.Scanner, sum hash.Hash) (snapshotHeader, error) {
+	var head snapshotHeader
+	if !sc.Scan() {
+		if err := sc.Err(); err != nil {
+			return head, fmt.Errorf("header: %w", err)
+		}
+		return head, errors.New("the file is empty")
+	}
+	if err := json.Unmarshal(sc.Bytes(), &head); err != nil {
+		return head, fmt.Errorf("header: %w", err)
+	}
+	if head.Format != snapshotFormat {
+		return head, fmt.Errorf("format %.40q, want %q", head.Format, snapshotFormat)
+	}
+	if head.Version != snapshotVersion {
+		return head, fmt.Errorf("version %d, this program reads version %d", head.Version, snapshotVersion)
+	}
+	hashLine(sum, sc.Bytes())
+	return head, nil
+}
+
+func (s *Snapshot) add(in *snapshotEntry) error {
+	if err := checkNames("definition", in.Namespace, in.Name); err != nil {
+		return err
+	}
+	e := &entry{oversized: in.Oversized, Definition: netattach.Definition{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: in.Namespace, Name: in.Name, UID: in.UID,
+			ResourceVersion: in.ResourceVersion, Annotations: in.Annotations,
+		},
+		Spec: netattach.DefinitionSpec{Config: in.Config},
+	}}
+	if len(in.Config) > maxConfig || in.Oversized < 0 || in.Oversized > 0 && in.Config != "" {
+		return fmt.Errorf("%s: configuration of %d bytes, oversized %d", definitionText(in.Namespace, in.Name), len(in.Config), in.Oversized)
+	}
+	if _, ok := s.entries[e.key()]; ok {
+		return fmt.Errorf("%s: twice", definitionText(in.Namespace, in.Name))
+	}
+	s.entries[e.key()] = e
+	return nil
+}
+
+// verify compares the trailer with what was read and requires the end of file.
+func (s *Snapshot) verify(end *snapshotTrailer, sum hash.Hash, sc *bufio.Scanner) error {
+	if end.Count != len(s.entries) {
+		return fmt.Errorf("%d definitions, the trailer says %d", len(s.entries), end.Count)
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != end.SHA256 {
+		return fmt.Errorf("checksum is %s, the trailer says %.64q", got, end.SHA256)
+	}
+	if sc.Scan() {
+		return errors.New("data after the trailer")
+	}
+	if err := sc.Err(); err != nil {
+		return fmt.Errorf("after the trailer: %w", err)
+	}
+	return nil
+}
+
+// hashLine adds a line, with the newline that the scanner removed.
+func hashLine(sum hash.Hash, line []byte) {
+	sum.Write(line) // a hash.Hash never fails
+	sum.Write([]byte{'\n'})
+}
+
+// writeSnapshot encodes entries, which are sorted, as of now.
+func writeSnapshot(w io.Writer, entries []*entry, now time.Time) error {
+	sum := sha256.New()
+	enc := json.NewEncoder(io.MultiWriter(w, sum))
+	if err := enc.Encode(snapshotHeader{Format: snapshotFormat, Version: snapshotVersion, Written: now.UTC()}); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		line := snapshotLine{Definition: &snapshotEntry{
+			Namespace: e.Namespace, Name: e.Name, UID: e.UID, ResourceVersion: e.ResourceVersion,
+			Annotations: e.Annotations, Config: e.Spec.Config, Oversized: e.oversized,
+		}}
+		if err := enc.Encode(line); err != nil {
+			return err
+		}
+	}
+	end := snapshotTrailer{Count: len(entries), SHA256: hex.EncodeToString(sum.Sum(nil))}
+	return json.NewEncoder(w).Encode(snapshotLine{End: &end})
+}
+
+// saveSnapshot replaces the file at path. After a crash at any moment the path
+// holds the old file or the new one.
+func saveSnapshot(path string, entries []*entry, now time.Time) (err error) {
+	// The temporary file stays in the target's directory: renaming from another
+	// file system is not atomic.
+	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(snapshotMode))
+	if err != nil {
+		return fmt.Errorf("write snapshot of definitions: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Cleanup()) }() // nothing to do once replaced
+	buf := bufio.NewWriterSize(f, 64<<10)
+	if err := errors.Join(writeSnapshot(buf, entries, now), buf.Flush()); err != nil {
+		return fmt.Errorf("write snapshot of definitions %s: %w", path, err)
+	}
+	if err := f.CloseAtomicallyReplace(); err != nil {
+		return fmt.Errorf("write snapshot of definitions %s: %w", path, err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// removeLeftovers removes the temporary files of writers that were killed.
+func removeLeftovers(path string) error {
+	dir, base := filepath.Split(path)
+	if dir == "" {
+		dir = "."
+	}
+	temp, err := regexp.Compile(`^\.` + regexp.QuoteMeta(base) + `-?\d+$`) // renameio's pattern
+	if err != nil {
+		return fmt.Errorf("clean up snapshots: %w", err)
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("clean up snapshots: %w", err)
+	}
+	var errs []error
+	for _, f := range files {
+		if f.Type().IsRegular() && temp.MatchString(f.Name()) {
+			errs = append(errs, os.Remove(filepath.Join(dir, f.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}

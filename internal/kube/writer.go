@@ -1,0 +1,319 @@
+package kube
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+const (
+	resourceEvents = "events"
+
+	// maxAnnotations is the API server's limit for all annotations of an object
+	// together; a longer status cannot succeed.
+	maxAnnotations = 256 << 10
+	maxMessage     = 1 << 10 // of an Event, in bytes: what the API and the kubelet allow
+	maxReason      = 128     // of an Event, in bytes: the API's limit
+	maxEventPrefix = 200     // of an Event's name, leaving room for a suffix in 253
+
+	writeAttempts = 4
+	retryDelay    = 100 * time.Millisecond // doubled each time
+	maxRetryAfter = 2 * time.Second        // of what the server suggests
+
+	// eventQuiet is how long a repeated, unchanged event is only counted.
+	eventQuiet = time.Minute
+	// maxEvents is how many events are remembered for aggregation.
+	maxEvents = 1024
+)
+
+// Writer writes to the API server what became of a pod's attachments. It is safe
+// for concurrent use.
+type Writer struct {
+	client    *Client
+	component string
+	node      string
+
+	mu     sync.Mutex
+	events map[eventKey]*eventState
+}
+
+// NewWriter returns a writer whose Events name component, for example
+// "manifold-agent", and node as their source.
+func NewWriter(client *Client, component, node string) *Writer {
+	return &Writer{client: client, component: component, node: node, events: map[eventKey]*eventState{}}
+}
+
+// statusPatch is a JSON merge patch (RFC 7386): what it does not name stays.
+type statusPatch struct {
+	Metadata statusPatchMeta `json:"metadata"`
+}
+
+type statusPatchMeta struct {
+	// UID never changes the pod: the API server refuses the patch when the pod has
+	// another one.
+	UID         string            `json:"uid,omitempty"`
+	Annotations map[string]string `json:"annotations"`
+}
+
+// PublishStatus sets the pod's network-status annotation to status, a JSON
+// document, by one PATCH that touches nothing else. With a uid, only the pod of
+// that UID is changed: when the name belongs to another pod by now the result is
+// [ErrNotFound]. Mirror pods are written with an empty uid (see [IsMirror]).
+// Rate limits, server errors and timeouts are retried a few times, then are
+// [ErrUnavailable]. Other refusals, such as missing permission, are neither.
+func (w *Writer) PublishStatus(ctx context.Context, namespace, name, uid, status string) error {
+	op := "publish network-status of pod " + namespace + "/" + name
+	if err := checkNames("pod", namespace, name); err != nil {
+		return fmt.Errorf("publish network-status: %w", err)
+	}
+	if len(status) > maxAnnotations {
+		return fmt.Errorf("%s: %d bytes, at most %d fit in annotations: %w", op, len(status), maxAnnotations, ErrInvalid)
+	}
+	body, err := json.Marshal(statusPatch{Metadata: statusPatchMeta{
+		UID: uid, Annotations: map[string]string{netattach.StatusAnnotation: status},
+	}})
+	if err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	err = w.client.retry(ctx, func(ctx context.Context) error {
+		return w.client.core.Patch(types.MergePatchType).MaxRetries(0).Namespace(namespace).
+			Resource(resourcePods).Name(name).Body(body).Do(ctx).Error()
+	})
+	if uid != "" && (apierrors.IsConflict(err) || apierrors.IsInvalid(err)) {
+		// A mismatch of the UID, or something else: the pod itself tells.
+		if pod, getErr := w.client.getPod(ctx, namespace, name); getErr == nil && string(pod.UID) != uid {
+			return fmt.Errorf("%s: pod has UID %s, asked for %s: %w: %w", op, pod.UID, uid, ErrNotFound, err)
+		}
+	}
+	return writeError(op, err)
+}
+
+// PodRef names the pod that an Event is about.
+type PodRef struct {
+	Namespace string
+	Name      string
+	UID       string // the API's; may be empty
+}
+
+// eventKey is what one Event object stands for: all that is said about one pod
+// with one reason.
+type eventKey struct {
+	pod       PodRef
+	eventType string
+	reason    string
+}
+
+// eventState is the Event object of a key. Its mutex is held while it is written,
+// so that one key is never written twice at once.
+type eventState struct {
+	mu      sync.Mutex
+	name    string // empty until created
+	message string
+	count   int32
+	sent    time.Time
+}
+
+// Event reports something about a pod to whoever looks at it with kubectl.
+// eventType is corev1.EventTypeNormal or EventTypeWarning, reason one CamelCase
+// word; message is cut to 1 KiB. All events of one pod, type and reason become
+// one Event object: it is created once, then updated with the latest message and
+// a count, and an unchanged message at most once a minute. Errors are as for
+// [Writer.PublishStatus].
+func (w *Writer) Event(ctx context.Context, ref PodRef, eventType, reason, message string) error {
+	if err := checkNames("pod", ref.Namespace, ref.Name); err != nil {
+		return fmt.Errorf("event: %w", err)
+	}
+	reason, message = cut(reason, maxReason), cut(message, maxMessage)
+	key := eventKey{ref, eventType, reason}
+	e := w.event(key)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	e.count++
+	if e.name != "" && e.message == message && now.Sub(e.sent) < eventQuiet {
+		return nil
+	}
+	err := errEventGone
+	if e.name != "" {
+		err = w.updateEvent(ctx, ref.Namespace, e, message, now)
+	}
+	if errors.Is(err, errEventGone) {
+		err = w.createEvent(ctx, key, e, message, now)
+	}
+	if err != nil {
+		return writeError(fmt.Sprintf("event %s about pod %s/%s", reason, ref.Namespace, ref.Name), err)
+	}
+	e.message, e.sent = message, now
+	return nil
+}
+
+// errEventGone: the Event object does not exist, because it was never created or
+// its time to live, an hour by default, is over.
+var errEventGone = errors.New("no such event")
+
+func (w *Writer) createEvent(ctx context.Context, key eventKey, e *eventState, message string, now time.Time) error {
+	at := metav1.NewTime(now)
+	event := &corev1.Event{
+		// Random, so that an agent that restarted does not meet its own old events;
+		// fixed for all attempts, so that a retry does not make a second one.
+		ObjectMeta: metav1.ObjectMeta{Namespace: key.pod.Namespace, Name: eventName(key.pod.Name)},
+		InvolvedObject: corev1.ObjectReference{
+			APIVersion: "v1", Kind: "Pod",
+			Namespace: key.pod.Namespace, Name: key.pod.Name, UID: types.UID(key.pod.UID),
+		},
+		Type: key.eventType, Reason: key.reason, Message: message,
+		Source:              corev1.EventSource{Component: w.component, Host: w.node},
+		ReportingController: w.component, ReportingInstance: w.node,
+		FirstTimestamp: at, LastTimestamp: at, Count: 1,
+	}
+	err := w.client.retry(ctx, func(ctx context.Context) error {
+		return w.client.core.Post().MaxRetries(0).Namespace(key.pod.Namespace).
+			Resource(resourceEvents).Body(event).Do(ctx).Error()
+	})
+	if err != nil && !apierrors.IsAlreadyExists(err) { // it exists when the answer to an attempt was lost
+		return err
+	}
+	e.name, e.count = event.Name, 1
+	return nil
+}
+
+// eventPatch is a JSON merge patch of an Event.
+type eventPatch struct {
+	Count         int32       `json:"count"`
+	LastTimestamp metav1.Time `json:"lastTimestamp"`
+	Message       string      `json:"message"`
+}
+
+func (w *Writer) updateEvent(ctx context.Context, namespace string, e *eventState, message string, now time.Time) error {
+	body, err := json.Marshal(eventPatch{Count: e.count, LastTimestamp: metav1.NewTime(now), Message: message})
+	if err != nil {
+		return err
+	}
+	err = w.client.retry(ctx, func(ctx context.Context) error {
+		return w.client.core.Patch(types.MergePatchType).MaxRetries(0).Namespace(namespace).
+			Resource(resourceEvents).Name(e.name).Body(body).Do(ctx).Error()
+	})
+	if apierrors.IsNotFound(err) {
+		return errEventGone
+	}
+	return err
+}
+
+// event returns the state of key, forgetting the event that was silent longest
+// when there are too many.
+func (w *Writer) event(key eventKey) *eventState {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if e, ok := w.events[key]; ok {
+		return e
+	}
+	if len(w.events) >= maxEvents {
+		w.forgetOldest()
+	}
+	e := &eventState{}
+	w.events[key] = e
+	return e
+}
+
+func (w *Writer) forgetOldest() {
+	var oldest eventKey
+	var at time.Time
+	for k, e := range w.events {
+		if !e.mu.TryLock() {
+			continue // being written now
+		}
+		if at.IsZero() || e.sent.Before(at) {
+			oldest, at = k, e.sent
+		}
+		e.mu.Unlock()
+	}
+	delete(w.events, oldest)
+}
+
+// eventName returns a new name that starts with the pod's, as other components'
+// events do.
+func eventName(pod string) string {
+	if len(pod) > maxEventPrefix {
+		pod = strings.TrimRight(pod[:maxEventPrefix], "-.")
+	}
+	return pod + "." + strings.ToLower(rand.Text())
+}
+
+// cut shortens s to at most limit bytes of valid UTF-8, marking the cut.
+func cut(s string, limit int) string {
+	const mark = "…"
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	if len(s) <= limit {
+		return s
+	}
+	end := limit - len(mark)
+	for end > 0 && !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return s[:end] + mark
+}
+
+// retry calls send until it succeeds, fails for good, or failed writeAttempts
+// times. Each call has its own deadline.
+func (c *Client) retry(ctx context.Context, send func(context.Context) error) error {
+	for attempt := 0; ; attempt++ {
+		err := c.attempt(ctx, send)
+		if err == nil || !retryable(err) || attempt+1 >= writeAttempts {
+			return err
+		}
+		delay := retryDelay << attempt
+		if s, ok := apierrors.SuggestsClientDelay(err); ok {
+			delay = min(max(delay, time.Duration(s)*time.Second), maxRetryAfter)
+		}
+		// Half of the delay is random: nodes that failed together come back apart.
+		if !sleep(ctx, delay/2+mathrand.N(delay/2)) {
+			return err
+		}
+	}
+}
+
+func (c *Client) attempt(ctx context.Context, send func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	return send(ctx)
+}
+
+// retryable reports whether the same request may succeed later: the server was
+// not reached, is too busy, or failed.
+func retryable(err error) bool {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) {
+		return true
+	}
+	code := cmp.Or(status.Status().Code, 500)
+	return code == 429 || code >= 500
+}
+
+// writeError puts the failure of a write under our sentinels.
+func writeError(op string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case apierrors.IsNotFound(err):
+		return fmt.Errorf("%s: %w", op, &apiError{ErrNotFound, err})
+	case retryable(err):
+		return fmt.Errorf("%s: %w", op, &apiError{ErrUnavailable, err})
+	default:
+		return fmt.Errorf("%s: %w", op, err)
+	}
+}
