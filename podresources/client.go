@@ -1,0 +1,142 @@
+package podresources
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	podresourcesv1 "k8s.io/kubelet/pkg/apis/podresources/v1"
+)
+
+// maxMessage bounds an answer of the kubelet, in bytes; its own clients use the
+// same.
+const maxMessage = 16 << 20
+
+// callTime bounds one call. A kubelet that hangs must not hang the pod when the
+// checkpoint can answer.
+const callTime = 3 * time.Second
+
+// ContainerDevice is a device as the kubelet's API lists it.
+type ContainerDevice struct {
+	Container string
+	Resource  string
+	ID        string
+	NUMANodes []int64
+}
+
+// PodKey is how the API names pods.
+type PodKey struct{ Namespace, Name string }
+
+// Client calls the kubelet's PodResources API v1 over one kept connection. It is
+// safe for concurrent use.
+type Client struct {
+	socket string
+	once   sync.Once
+	conn   *grpc.ClientConn
+	err    error
+}
+
+// NewClient returns a client of the socket, usually
+// /var/lib/kubelet/pod-resources/kubelet.sock. It connects at the first call and
+// again whenever the kubelet has restarted.
+func NewClient(socket string) *Client { return &Client{socket: socket} }
+
+// dial opens a lazily connecting gRPC connection to a unix socket.
+func dial(socket string) (*grpc.ClientConn, error) {
+	return grpc.NewClient("unix://"+socket,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: callTime, Backoff: quickBackoff}))
+}
+
+func (c *Client) api() (podresourcesv1.PodResourcesListerClient, error) {
+	c.once.Do(func() { c.conn, c.err = dial(c.socket) })
+	if c.err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, c.err)
+	}
+	return podresourcesv1.NewPodResourcesListerClient(c.conn), nil
+}
+
+// Close closes the connection.
+func (c *Client) Close() error {
+	c.once.Do(func() { c.err = errors.New("client is closed") })
+	if c.conn == nil {
+		return nil
+	}
+	return c.conn.Close()
+}
+
+// Get returns the devices of one pod. A pod that the kubelet does not list is
+// ErrPodNotFound, which shortly after its restart says nothing.
+func (c *Client) Get(ctx context.Context, pod PodKey) ([]ContainerDevice, error) {
+	api, err := c.api()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	resp, err := api.Get(ctx, &podresourcesv1.GetPodResourcesRequest{PodNamespace: pod.Namespace, PodName: pod.Name})
+	if err != nil {
+		return nil, callError("Get", err)
+	}
+	return devicesOf(resp.GetPodResources()), nil
+}
+
+// List returns the devices of every pod that the kubelet lists.
+func (c *Client) List(ctx context.Context) (map[PodKey][]ContainerDevice, error) {
+	api, err := c.api()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	resp, err := api.List(ctx, &podresourcesv1.ListPodResourcesRequest{})
+	if err != nil {
+		return nil, callError("List", err)
+	}
+	out := make(map[PodKey][]ContainerDevice, len(resp.GetPodResources()))
+	for _, p := range resp.GetPodResources() {
+		out[PodKey{p.GetNamespace(), p.GetName()}] = devicesOf(p)
+	}
+	return out, nil
+}
+
+// devicesOf flattens a pod's answer, in the kubelet's order.
+func devicesOf(p *podresourcesv1.PodResources) []ContainerDevice {
+	var out []ContainerDevice
+	for _, c := range p.GetContainers() {
+		for _, d := range c.GetDevices() {
+			var nodes []int64
+			for _, n := range d.GetTopology().GetNodes() {
+				nodes = append(nodes, n.GetID())
+			}
+			for _, id := range d.GetDeviceIds() {
+				out = append(out, ContainerDevice{Container: c.GetName(), Resource: d.GetResourceName(), ID: id, NUMANodes: nodes})
+			}
+		}
+	}
+	return out
+}
+
+// callError types a failed call by its status code. The kubelet answers a pod
+// that it does not know with Unknown, see [Client.Get].
+func callError(method string, err error) error {
+	kind := ErrUnavailable
+	switch status.Code(err) {
+	case codes.Unimplemented:
+		kind = errUnimplemented
+	case codes.ResourceExhausted:
+		kind = errRateLimited
+	case codes.Unknown, codes.NotFound:
+		if method == "Get" || method == "GetPod" {
+			kind = ErrPodNotFound
+		}
+	}
+	return fmt.Errorf("%w: %s: %w", kind, method, err)
+}

@@ -1,0 +1,228 @@
+package podresources
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	podsv1alpha1 "k8s.io/kubelet/pkg/apis/pods/v1alpha1"
+)
+
+// Pods reads whole pods from the kubelet's Pods API (v1alpha1, on by default
+// from Kubernetes 1.37): annotations included, with no API server. It is safe
+// for concurrent use.
+type Pods struct {
+	socket string
+	once   sync.Once
+	conn   *grpc.ClientConn
+	err    error
+
+	mu     sync.Mutex
+	synced bool
+	byUID  map[string]*corev1.Pod
+}
+
+// NewPods returns a reader of the socket. Nothing is cached before [Pods.Run].
+func NewPods(socket string) *Pods { return &Pods{socket: socket, byUID: map[string]*corev1.Pod{}} }
+
+func (p *Pods) api() (podsv1alpha1.PodsClient, error) {
+	p.once.Do(func() { p.conn, p.err = dial(p.socket) })
+	if p.err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, p.err)
+	}
+	return podsv1alpha1.NewPodsClient(p.conn), nil
+}
+
+// Close closes the connection.
+func (p *Pods) Close() error {
+	p.once.Do(func() { p.err = errors.New("reader is closed") })
+	if p.conn == nil {
+		return nil
+	}
+	return p.conn.Close()
+}
+
+// Run keeps the cache until ctx ends: it watches, and watches again when the
+// kubelet restarts or drops a slow watcher.
+func (p *Pods) Run(ctx context.Context) {
+	pause := 100 * time.Millisecond
+	for ctx.Err() == nil {
+		if began := p.watch(ctx); began {
+			pause = 100 * time.Millisecond
+		}
+		p.mu.Lock()
+		p.synced = false
+		p.mu.Unlock()
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 5*time.Second)
+	}
+}
+
+// watch follows one stream to its end and reports whether it gave anything.
+func (p *Pods) watch(ctx context.Context) bool {
+	api, err := p.api()
+	if err != nil {
+		return false
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := api.WatchPods(ctx, &podsv1alpha1.WatchPodsRequest{})
+	if err != nil {
+		return false
+	}
+	began := false
+	fresh := map[string]*corev1.Pod{} // replaces the cache when the first sync is complete
+	for {
+		ev, err := stream.Recv()
+		if err != nil {
+			return began && !errors.Is(err, io.EOF)
+		}
+		began = true
+		p.apply(ev, &fresh)
+	}
+}
+
+// apply takes one event into the cache, or into fresh before the first sync.
+func (p *Pods) apply(ev *podsv1alpha1.WatchPodsEvent, fresh *map[string]*corev1.Pod) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if ev.GetType() == podsv1alpha1.EventType_INITIAL_SYNC_COMPLETE {
+		if *fresh != nil {
+			p.byUID = *fresh
+		}
+		*fresh, p.synced = nil, true
+		return
+	}
+	pod, err := decodePod(ev.GetPod())
+	if err != nil {
+		return // one pod that cannot be decoded must not hide the others; Pod asks for it again
+	}
+	into := p.byUID
+	if *fresh != nil {
+		into = *fresh
+	}
+	if ev.GetType() == podsv1alpha1.EventType_DELETED {
+		delete(into, string(pod.UID))
+		return
+	}
+	into[string(pod.UID)] = pod
+}
+
+// Pod returns the pod of that UID: from the cache, else from the kubelet. A pod
+// of the UID but another name is ErrPodNotFound. Without a UID the name decides,
+// among the pods that the kubelet has.
+func (p *Pods) Pod(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error) {
+	if pod := p.cached(namespace, name, uid); pod != nil {
+		return pod, nil
+	}
+	pod, err := p.ask(ctx, namespace, name, uid)
+	if err != nil {
+		return nil, err
+	}
+	if pod == nil || pod.Namespace != namespace || pod.Name != name {
+		return nil, fmt.Errorf("%w: %s/%s with UID %q", ErrPodNotFound, namespace, name, uid)
+	}
+	return pod, nil
+}
+
+func (p *Pods) cached(namespace, name, uid string) *corev1.Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.synced {
+		return nil
+	}
+	if uid == "" {
+		return named(p.byUID, namespace, name)
+	}
+	if pod := p.byUID[uid]; pod != nil && pod.Namespace == namespace && pod.Name == name {
+		return pod
+	}
+	return nil
+}
+
+func named(pods map[string]*corev1.Pod, namespace, name string) *corev1.Pod {
+	for _, pod := range pods {
+		if pod.Namespace == namespace && pod.Name == name && pod.DeletionTimestamp == nil {
+			return pod
+		}
+	}
+	return nil
+}
+
+// ask calls the kubelet: by UID, else for all pods.
+func (p *Pods) ask(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error) {
+	api, err := p.api()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	if uid != "" {
+		resp, err := api.GetPod(ctx, &podsv1alpha1.GetPodRequest{PodUID: uid})
+		if err != nil {
+			return nil, callError("GetPod", err)
+		}
+		return decodePod(resp.GetPod())
+	}
+	resp, err := api.ListPods(ctx, &podsv1alpha1.ListPodsRequest{})
+	if err != nil {
+		return nil, callError("ListPods", err)
+	}
+	all := map[string]*corev1.Pod{}
+	for _, raw := range resp.GetPods() {
+		if pod, err := decodePod(raw); err == nil {
+			all[string(pod.UID)] = pod
+		}
+	}
+	return named(all, namespace, name), nil
+}
+
+// List returns the cached pods, in no order.
+func (p *Pods) List() []*corev1.Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make([]*corev1.Pod, 0, len(p.byUID))
+	for _, pod := range p.byUID {
+		out = append(out, pod)
+	}
+	return out
+}
+
+// decodePod decodes the API's bytes, a protobuf corev1.Pod, and trims it.
+func decodePod(raw []byte) (*corev1.Pod, error) {
+	var pod corev1.Pod
+	if err := pod.Unmarshal(raw); err != nil {
+		return nil, fmt.Errorf("decode pod: %w", err)
+	}
+	return Trim(&pod), nil
+}
+
+// Trim returns a copy of a pod with only what planning needs, which is a
+// fraction of a pod's memory: identity, annotations, the containers' names,
+// resources and restart policies, node and phase.
+func Trim(pod *corev1.Pod) *corev1.Pod {
+	out := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Annotations: pod.Annotations, DeletionTimestamp: pod.DeletionTimestamp,
+	}}
+	out.Spec.NodeName, out.Spec.HostNetwork, out.Status.Phase = pod.Spec.NodeName, pod.Spec.HostNetwork, pod.Status.Phase
+	out.Spec.InitContainers = trimContainers(pod.Spec.InitContainers)
+	out.Spec.Containers = trimContainers(pod.Spec.Containers)
+	return out
+}
+
+func trimContainers(in []corev1.Container) []corev1.Container {
+	var out []corev1.Container
+	for _, c := range in {
+		out = append(out, corev1.Container{Name: c.Name, Resources: c.Resources, RestartPolicy: c.RestartPolicy})
+	}
+	return out
+}
