@@ -174,7 +174,7 @@ func TestFunctionContradictions(t *testing.T) {
 		{"VF is no address", pf, pf + "/virtfn1", "->../usb1", sriov.ErrAddress},
 		{"NUMA node is no number", vf, vf + "/numa_node", "one\n", nil},
 		{"vendor is no ID", vf, vf + "/vendor", "8086\n", nil},
-		{"attribute has no end", vf, vf + "/device", strings.Repeat("0", 5000), nil},
+		{"attribute has no end", vf, vf + "/device", "0x" + strings.Repeat("0", 5000), nil},
 		{"driver is no link", vf, vf + "/driver", "vfio-pci\n", nil},
 		{"net is no directory", vf, vf + "/net", "eth0\n", nil},
 	} {

@@ -2,6 +2,7 @@ package sriov_test
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -65,7 +66,7 @@ func TestUplink(t *testing.T) {
 		{"none", nil, "", fs.ErrNotExist},
 		{"the only one, unnamed", devs{{Name: "a"}}, "a", nil},
 		{"the only one, named", devs{{Name: "a", PhysPortName: "p1"}}, "a", nil},
-		{"only representors", devs{{Name: "a", PhysPortName: "pf0vf0"}}, "", fs.ErrNotExist},
+		{"only representors", devs{{Name: "a", PhysPortName: "pf0vf0"}, {Name: "b", PhysPortName: "c1pf0vf0"}}, "", fs.ErrNotExist},
 		{"split port", devs{{Name: "a", PhysPortName: "pf0vf0"}, {Name: "b", PhysPortName: "p0s1"}}, "b", nil},
 		{"representors of every kind", devs{
 			{Name: "a", PhysPortName: "pf0"}, {Name: "b", PhysPortName: "pf0vf10"}, {Name: "c", PhysPortName: "c1pf0sf88"},
@@ -113,9 +114,11 @@ func addUSB(t *testing.T, tree *sriovtest.Tree, name string) {
 	t.Helper()
 	tree.AddFunction(sriovtest.Function{Address: "0000:00:14.0", Class: "0c0330", Driver: "xhci_hcd"})
 	check(t, tree)
-	port := filepath.Join(tree.Root(), "sys/devices/pci0000:00/0000:00:14.0/usb1/1-1:1.0")
+	hub := filepath.Join(tree.Root(), "sys/devices/pci0000:00/0000:00:14.0/usb1")
+	port := filepath.Join(hub, "1-1:1.0")
 	for _, err := range []error{
 		os.MkdirAll(filepath.Join(port, "net", name), 0o755),
+		os.Symlink("../../../../bus/usb", filepath.Join(hub, "subsystem")),
 		os.Symlink("../../../../../bus/usb", filepath.Join(port, "subsystem")),
 		os.Symlink("../../devices/pci0000:00/0000:00:14.0/usb1/1-1:1.0/net/"+name, filepath.Join(tree.Root(), "sys/class/net", name)),
 	} {
@@ -182,6 +185,26 @@ func TestAuxiliary(t *testing.T) {
 	}
 }
 
+// The order of network devices is not the directory's.
+func TestNetDevOrder(t *testing.T) {
+	tree := build(t, (*sriovtest.Tree).AddSwitchdev)
+	tree.RemoveNetDev("enp8s0f0s88")
+	var pf, sf []string
+	for i := range 12 {
+		pf, sf = append(pf, fmt.Sprintf("pf%d", i)), append(sf, fmt.Sprintf("sf%d", i))
+		tree.AddNetDev("0000:08:00.2", sriovtest.NetDev{Name: pf[i]})
+		tree.AddNetDev("mlx5_core.sf.2", sriovtest.NetDev{Name: sf[i]})
+	}
+	tree.RemoveNetDev("enp8s0f0v0")
+	check(t, tree)
+	if f := function(t, tree, "0000:08:00.2"); !reflect.DeepEqual(f.NetDevs, pf) {
+		t.Errorf("function: %q, want %q", f.NetDevs, pf)
+	}
+	if a, err := tree.FS().Auxiliary("mlx5_core.sf.2"); err != nil || !reflect.DeepEqual(a.NetDevs, sf) {
+		t.Errorf("auxiliary device: %+v, %v, want %q", a, err, sf)
+	}
+}
+
 func TestAuxiliaryErrors(t *testing.T) {
 	tree := build(t, (*sriovtest.Tree).AddSwitchdev)
 	bus := filepath.Join(tree.Root(), "sys/bus/auxiliary/devices")
@@ -203,7 +226,7 @@ func TestAuxiliaryErrors(t *testing.T) {
 		"mlx5_core.sf.9": fs.ErrNotExist, "gone.core.0": fs.ErrNotExist, "snd.core.0": sriov.ErrNotPCI,
 		"mlx5_core.sf.2": nil, "": fs.ErrInvalid, "0000:08:00.0": fs.ErrInvalid, "../../x.y.1": fs.ErrInvalid,
 		"mlx5_core.sf": fs.ErrInvalid, "mlx5_core.sf.x": fs.ErrInvalid, "a..1": fs.ErrInvalid, "a.b.c.1": fs.ErrInvalid,
-		strings.Repeat("a", 100) + ".sf.1": fs.ErrInvalid,
+		strings.Repeat("a", 100) + ".sf.1": fs.ErrInvalid, "a.sf." + strings.Repeat("1", 100): fs.ErrInvalid,
 	} {
 		a, err := tree.FS().Auxiliary(id)
 		if err == nil || a != nil || want != nil && !errors.Is(err, want) {

@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/jaypipes/ghw"
 	"github.com/jaypipes/pcidb"
@@ -140,7 +141,7 @@ func readFunctions(root string) ([]Function, error) {
 		}
 		out = append(out, Function{
 			Function: *f, Subvendor: d.Subsystem.VendorID, Subdevice: d.Subsystem.ID,
-			Revision: trimHex(d.Revision), Bridge: d.ParentAddress,
+			Revision: strings.TrimPrefix(d.Revision, "0x"), Bridge: d.ParentAddress,
 		})
 	}
 	slices.SortFunc(out, func(a, b Function) int { return sriov.CompareAddresses(a.Address, b.Address) })
@@ -157,14 +158,6 @@ func checkEmpty(root string) error {
 		return fmt.Errorf("%w: none of %d could be listed", errChanging, len(entries))
 	}
 	return err
-}
-
-// trimHex drops the 0x that sysfs prints.
-func trimHex(s string) string {
-	if len(s) > 2 && s[:2] == "0x" {
-		return s[2:]
-	}
-	return s
 }
 
 // readNodes returns the NUMA nodes, or none if not all can be read: ghw stops at
