@@ -169,6 +169,16 @@ func (inv *Invocation) decode(stdin []byte) error {
 	return inv.Conf.validate()
 }
 
+// Validate checks a configuration before it is written, as Parse will check it
+// when the runtime calls.
+func Validate(keys map[string]any) error {
+	raw, err := json.Marshal(keys)
+	if err != nil {
+		return cnierr.New("read configuration", cnierr.InvalidConfig, "%w", err)
+	}
+	return new(Invocation).decode(raw)
+}
+
 // passed are the keys of the CNI specification and of libcni that are not
 // Manifold's configuration: no warning for them.
 var passed = map[string]bool{

@@ -85,9 +85,9 @@ func ByName(files []File, name string) *File {
 	return nil
 }
 
-// runs reports whether the configuration has a plugin of the given type: used to
+// Runs reports whether the configuration has a plugin of the given type: used to
 // never take ourselves for the default network.
-func (f File) runs(pluginType string) bool {
+func (f File) Runs(pluginType string) bool {
 	var conf struct {
 		Type    string `json:"type"`
 		Plugins []struct {
@@ -140,7 +140,7 @@ func (c *Conf) ClusterDefault() (json.RawMessage, error) {
 		return f.Raw, nil
 	}
 	files, problems = ReadDir(c.ClusterNetwork)
-	files = slices.DeleteFunc(files, func(f File) bool { return f.runs(c.Type) })
+	files = slices.DeleteFunc(files, func(f File) bool { return f.Runs(c.Type) })
 	if len(files) == 0 {
 		return nil, cnierr.New(op, cnierr.NotReady, "%w", errors.Join(append(problems, ErrNotOnDisk)...)).
 			WithFix("put a configuration into %s", c.ClusterNetwork)

@@ -49,15 +49,19 @@ type Plan struct {
 	Pod         Pod          `json:"pod"`
 	ContainerID string       `json:"containerID"`
 	NetNS       string       `json:"netns"`
-	Attachments []Attachment `json:"attachments"` // in order of attachment; the first is the cluster default network
-	Warnings    []string     `json:"warnings,omitempty"`
+	Attachments []Attachment `json:"attachments"`        // in order of attachment; the first is the cluster default network
+	Notes       []string     `json:"notes,omitempty"`    // decisions about devices, for people
+	Warnings    []string     `json:"warnings,omitempty"` // what has no effect or was overridden
 }
 
 // Pod identifies the pod that a plan is for.
 type Pod struct {
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name,omitempty"`
-	UID       string `json:"uid,omitempty"`
+	UID       string `json:"uid,omitempty"` // as the runtime gave it
+	// Static pods come from the kubelet's own files; the API server knows them
+	// under another UID.
+	Static bool `json:"static,omitempty"`
 }
 
 // String returns namespace/name, or the empty string outside Kubernetes.

@@ -1,0 +1,145 @@
+// Command manifold-agent is the node's source of plans for the CNI plugin
+// manifold.
+//
+//	manifold-agent serve      answers plan requests on the agent's unix socket
+//	manifold-agent plan       answers one request, stdin to stdout, without an agent
+//	manifold-agent install    puts both programs and the CNI configuration in place
+//	manifold-agent uninstall  takes them away again
+//
+// Each has -h. The sources that plans are made from stand in a configuration
+// file, see agent.Config.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"path/filepath"
+
+	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+// release is set by the build.
+var release = "unreleased"
+
+const defaultConfig = "/etc/cni/net.d/manifold.d/agent.json"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		os.Exit(2)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "manifold-agent:", err)
+		os.Exit(1)
+	}
+}
+
+const usage = `usage: manifold-agent COMMAND [flags]
+
+  serve      answer plan requests on the agent's unix socket
+  plan       answer one request, stdin to stdout, without an agent
+  install    put both programs and the CNI configuration in place
+  uninstall  take them away again
+  version    print the release
+`
+
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	if len(args) == 0 {
+		fmt.Fprint(stderr, usage)
+		return flag.ErrHelp
+	}
+	flags := flag.NewFlagSet("manifold-agent "+args[0], flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	switch args[0] {
+	case "serve", "plan":
+		path := flags.String("config", defaultConfig, "the agent's configuration `file`")
+		if err := flags.Parse(args[1:]); err != nil {
+			return flag.ErrHelp
+		}
+		if args[0] == "plan" {
+			return planOnce(ctx, *path, stdin, stdout, stderr)
+		}
+		return serve(ctx, *path, stderr)
+	case "install", "uninstall":
+		i := installFlags(flags)
+		if err := flags.Parse(args[1:]); err != nil {
+			return flag.ErrHelp
+		}
+		if args[0] == "install" {
+			return i.Install(stdout)
+		}
+		return i.Uninstall(stdout)
+	case "version":
+		_, err := fmt.Fprintln(stdout, release)
+		return err
+	}
+	fmt.Fprint(stderr, usage)
+	return flag.ErrHelp
+}
+
+// planOnce is the way without an agent: one call from stdin.
+func planOnce(ctx context.Context, config string, stdin io.Reader, stdout, stderr io.Writer) (err error) {
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	conf, err := agent.ReadConfig(config)
+	if err != nil {
+		return err
+	}
+	a, err := agent.Assemble(conf, true, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.Close()) }()
+	return plan.ServeOnce(ctx, stdin, stdout, agent.New(a.Sources, log, nil))
+}
+
+// serve answers on the socket until ctx ends, then finishes what is under way.
+func serve(ctx context.Context, config string, stderr io.Writer) (err error) {
+	log := slog.New(slog.NewJSONHandler(stderr, nil))
+	conf, err := agent.ReadConfig(config)
+	if err != nil {
+		return err
+	}
+	a, err := agent.Assemble(conf, false, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.Close()) }()
+	l, err := plan.Listen(filepath.Dir(conf.Socket), conf.Socket)
+	if err != nil {
+		return err
+	}
+	var sources, background sync.WaitGroup
+	sources.Go(func() { a.Run(ctx) })
+	log.Info("serving", "release", release, "socket", conf.Socket, "node", conf.Node)
+	err = plan.Serve(ctx, l, agent.New(a.Sources, log, background.Go))
+	background.Wait()
+	sources.Wait()
+	log.Info("stopped")
+	return err
+}
+
+// installFlags binds the flags of install and uninstall.
+func installFlags(flags *flag.FlagSet) *agent.Installer {
+	i := &agent.Installer{}
+	flags.StringVar(&i.From, "from", "", "`directory` of the programs to install; by default that of this program")
+	flags.StringVar(&i.BinDir, "cni-bin-dir", "/opt/cni/bin", "`directory` that the runtime takes CNI plugins from")
+	flags.StringVar(&i.ConfDir, "cni-conf-dir", "/etc/cni/net.d", "`directory` that the runtime takes its CNI configuration from")
+	flags.StringVar(&i.ConfName, "cni-conf-name", "00-manifold.conflist", "`name` of Manifold's file in it")
+	flags.StringVar(&i.StateDir, "state-dir", "/var/lib/cni/manifold", "`directory` of the journal")
+	flags.StringVar(&i.ClusterNetwork, "cluster-network", "", "`name` or file of the cluster default network; by default the first configuration in --cni-conf-dir")
+	flags.StringVar(&i.Config, "config", "", "`file` with further keys of the plugin's configuration, JSON")
+	flags.StringVar(&i.AgentConfig, "agent-config", "", "`file` with the agent's configuration, JSON; by default the one in place, else one without an API server")
+	return i
+}

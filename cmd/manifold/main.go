@@ -1,0 +1,99 @@
+// Command manifold is the CNI plugin that the container runtime executes: it
+// asks the node's agent for a plan, journals it, runs the delegates, verifies
+// their interfaces, and prints the default network's result.
+//
+// It holds no rule of its own: package netconf reads what the runtime says,
+// package plan reaches the agent, package attach does the work. It links no
+// Kubernetes client, no gRPC and no PCI database, so that it starts in about a
+// millisecond; a test holds its list of dependencies against a golden file.
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/manifold-cni/manifold/internal/attach"
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+func main() {
+	// The process lives for milliseconds and holds a few megabytes: collecting
+	// garbage costs more than it gives. The limit keeps a hostile plan bounded.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(64 << 20)
+	// A runtime that gives up sends SIGTERM before SIGKILL: what was attached is
+	// then undone at once.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	os.Exit(run(ctx, os.Stdout, os.Stderr))
+}
+
+// run serves one call and returns the exit status. Nothing but the result or the
+// error object reaches stdout.
+func run(ctx context.Context, stdout, stderr io.Writer) int {
+	funcs := skel.CNIFuncs{
+		Add: func(a *skel.CmdArgs) error {
+			return serve(a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error {
+				result, err := e.Add(ctx, inv)
+				if err != nil {
+					return err
+				}
+				return result.PrintTo(stdout)
+			})
+		},
+		Del: func(a *skel.CmdArgs) error {
+			return serve(a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error { return e.Del(ctx, inv) })
+		},
+		Check: func(a *skel.CmdArgs) error {
+			return serve(a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error { return e.Check(ctx, inv) })
+		},
+		GC: func(a *skel.CmdArgs) error {
+			return serve(a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error { return e.GC(ctx, inv) })
+		},
+		Status: func(a *skel.CmdArgs) error {
+			return serve(a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error { return e.Status(ctx, inv) })
+		},
+	}
+	err := skel.PluginMainFuncsWithError(funcs, version.All, "")
+	if err == nil {
+		return 0
+	}
+	// A runtime that closed the pipe is not listening; the exit status remains.
+	_ = err.Print()
+	return 1
+}
+
+// serve decodes the call, does it, and maps its error to a CNI error object.
+func serve(a *skel.CmdArgs, stderr io.Writer, verb func(*attach.Engine, *netconf.Invocation) error) error {
+	inv, err := netconf.Parse(a)
+	if err == nil {
+		err = verb(engine(inv, stderr), inv)
+	}
+	if err == nil {
+		return nil
+	}
+	return cnierr.ToCNI(err)
+}
+
+// engine puts the engine together from the configuration.
+func engine(inv *netconf.Invocation, stderr io.Writer) *attach.Engine {
+	conf := &inv.Conf
+	return &attach.Engine{
+		Planner: plan.Fallback{
+			First: plan.Client{Socket: conf.AgentSocket},
+			Then:  plan.Command{Path: conf.AgentProgram, Args: []string{"plan", "--config", conf.AgentConfig}},
+		},
+		Journal: journal.Dir{Path: conf.CNIDir},
+		Stderr:  stderr,
+	}
+}

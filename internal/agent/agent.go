@@ -1,0 +1,340 @@
+// Package agent is the node's source of plans: it gathers what planning needs,
+// plans, and publishes what became of a plan.
+//
+// An [Agent] is put together from sources by [New]; it serves as plan.Planner
+// behind the unix socket (serve mode), for one call (plan mode), or in process.
+// It runs no delegate and changes nothing on the node.
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/internal/planner"
+	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/podresources"
+	"github.com/manifold-cni/manifold/sriov"
+)
+
+// Devices tells which devices the kubelet allocated to a pod;
+// *podresources.Reader is the real one.
+type Devices interface {
+	Devices(ctx context.Context, pod podresources.Pod, resources []string) (*podresources.Allocation, error)
+}
+
+// Publisher writes to the API server; *kube.Writer is the real one.
+type Publisher interface {
+	PublishStatus(ctx context.Context, namespace, name, uid, status string) error
+	Event(ctx context.Context, ref kube.PodRef, eventType, reason, message string) error
+}
+
+// Sources are what an agent plans from and publishes to.
+type Sources struct {
+	Pods        kube.Pods
+	Definitions kube.Definitions
+	Devices     Devices   // nil: no device is known, and networks that need one are refused
+	Publisher   Publisher // nil: nothing is published
+	// Ready returns nil when definitions can be answered, asking nobody; nil when
+	// they always can.
+	Ready func() error
+}
+
+// Agent implements plan.Planner.
+type Agent struct {
+	src Sources
+	log *slog.Logger
+	// background runs what the caller need not wait for.
+	background func(func())
+}
+
+// New returns an agent. background runs work that nobody waits for, such as
+// writing an Event; nil runs it at once.
+func New(src Sources, log *slog.Logger, background func(func())) *Agent {
+	if background == nil {
+		background = func(f func()) { f() }
+	}
+	return &Agent{src: src, log: log, background: background}
+}
+
+// Plan implements plan.Planner: fetch what the selection needs, then plan.
+func (a *Agent) Plan(ctx context.Context, req plan.Request) (*plan.Plan, error) {
+	if req.Version < 1 || req.Version > plan.Version {
+		return nil, cnierr.New("plan", cnierr.Decode, "request version %d, this agent reads 1 to %d", req.Version, plan.Version).
+			WithFix("upgrade the agent before the shim")
+	}
+	inv, err := netconf.FromRequest(req)
+	if err != nil {
+		return nil, err
+	}
+	p, err := a.plan(ctx, inv)
+	if err != nil {
+		return nil, cnierr.Annotate(err, cnierr.Subject{Pod: inv.Pod.String()})
+	}
+	a.log.Info("planned", "pod", inv.Pod.String(), "uid", inv.Pod.UID, "sandbox", inv.ContainerID, "attachments", len(p.Attachments))
+	return p, nil
+}
+
+func (a *Agent) plan(ctx context.Context, inv *netconf.Invocation) (*plan.Plan, error) {
+	pod, err := a.pod(ctx, inv.Pod)
+	if err != nil {
+		return nil, err
+	}
+	sel, err := planner.Select(inv, pod)
+	if err != nil {
+		return nil, err
+	}
+	src := planner.Sources{}
+	if src.Definitions, err = a.definitions(ctx, sel.Definitions()); err != nil {
+		return nil, err
+	}
+	var problems []error
+	src.Files, problems = netconf.ReadDir(inv.Conf.ConfDir)
+	for _, err := range problems {
+		a.log.Warn("network configuration left out", "err", err)
+	}
+	if resources, needed := sel.Resources(src.Definitions); needed {
+		if err := a.allocation(ctx, pod, resources, inv, &src); err != nil {
+			return nil, err
+		}
+	}
+	return sel.Plan(src)
+}
+
+// pod fetches the pod that the runtime named; nil outside Kubernetes.
+func (a *Agent) pod(ctx context.Context, id plan.Pod) (*planner.Pod, error) {
+	if id.Name == "" {
+		return nil, nil
+	}
+	found, err := a.src.Pods.Pod(ctx, id.Namespace, id.Name, id.UID)
+	if errors.Is(err, kube.ErrNotFound) {
+		return nil, cnierr.New("find pod", cnierr.TryAgain, "no source knows it yet: %w", err).
+			WithFix("nothing to do if it was just created or deleted; else see whether the agent reaches the kubelet and the API server")
+	}
+	if err != nil {
+		return nil, cnierr.New("find pod", cnierr.TryAgain, "%w", err).
+			WithFix("see whether the agent reaches the kubelet and the API server")
+	}
+	return podOf(found, id), nil
+}
+
+// podOf reduces a pod to what planning needs. The UID is the runtime's: the API
+// server knows static pods under another.
+func podOf(p *corev1.Pod, id plan.Pod) *planner.Pod {
+	out := &planner.Pod{Annotations: p.Annotations, Static: isStatic(p)}
+	out.Namespace, out.Name, out.UID = id.Namespace, id.Name, id.UID
+	if out.UID == "" && !out.Static {
+		out.UID = string(p.UID)
+	}
+	for _, c := range p.Spec.InitContainers {
+		always := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+		out.Containers = append(out.Containers, podresources.Container{Name: c.Name, Init: true, Restartable: always})
+	}
+	for _, c := range p.Spec.Containers {
+		out.Containers = append(out.Containers, podresources.Container{Name: c.Name})
+	}
+	return out
+}
+
+// isStatic reports whether the pod comes from the kubelet's own files, by the
+// annotations that the kubelet gives such pods and their mirrors.
+func isStatic(p *corev1.Pod) bool {
+	source := p.Annotations["kubernetes.io/config.source"]
+	return p.Annotations["kubernetes.io/config.mirror"] != "" || source != "" && source != "api"
+}
+
+// definitions fetches those of refs that exist.
+func (a *Agent) definitions(ctx context.Context, refs []planner.Ref) (map[planner.Ref]*netattach.Definition, error) {
+	out := map[planner.Ref]*netattach.Definition{}
+	for _, ref := range refs {
+		def, err := a.src.Definitions.Definition(ctx, ref.Namespace, ref.Name)
+		if errors.Is(err, kube.ErrNotFound) {
+			continue // the planner knows whether something else serves
+		}
+		if err != nil {
+			return nil, cnierr.New("find definition", cnierr.TryAgain, "%w", err).
+				About(cnierr.Subject{Network: ref.String()}).
+				WithFix("see whether the agent reaches the API server and has a snapshot of the definitions")
+		}
+		out[ref] = def
+	}
+	return out, nil
+}
+
+// allocation fetches the pod's devices and what is known of each.
+func (a *Agent) allocation(ctx context.Context, pod *planner.Pod, resources []string, inv *netconf.Invocation, src *planner.Sources) error {
+	if a.src.Devices == nil || pod == nil {
+		src.Allocation = &podresources.Allocation{}
+		return nil
+	}
+	alloc, err := a.src.Devices.Devices(ctx, pod.Pod, resources)
+	if err != nil {
+		kind := cnierr.TryAgain
+		if errors.Is(err, podresources.ErrConflict) {
+			kind = cnierr.DeviceConflict
+		}
+		return cnierr.New("read allocation", kind, "%w", err).
+			About(cnierr.Subject{Resource: strings.Join(resources, ",")}).
+			WithFix("see whether the kubelet's PodResources socket and device-manager checkpoint are readable")
+	}
+	src.Allocation = alloc
+	src.Functions = map[string]*sriov.Function{}
+	src.DeviceInfo = map[string]json.RawMessage{}
+	fs := sriov.FS{Root: inv.Conf.SysRoot}
+	for _, d := range alloc.Devices {
+		if f, err := fs.Function(d.ID); err == nil {
+			src.Functions[d.ID] = f
+		}
+		if info := readDeviceInfo(inv.Conf.DeviceInfo, d.Resource, d.ID); info != nil {
+			src.DeviceInfo[d.ID] = info
+		}
+	}
+	return nil
+}
+
+// maxDeviceInfo bounds a device plugin's device-information file, in bytes.
+const maxDeviceInfo = 64 << 10
+
+// readDeviceInfo returns what the device plugin wrote of a device (device
+// information specification 4.1), nil when there is nothing usable.
+func readDeviceInfo(dir, resource, id string) json.RawMessage {
+	name, err := netattach.DPFileName(resource, id)
+	if err != nil {
+		return nil
+	}
+	path := filepath.Join(dir, "dp", name)
+	fi, err := os.Stat(path)
+	if err != nil || !fi.Mode().IsRegular() || fi.Size() > maxDeviceInfo {
+		return nil
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil || !json.Valid(raw) {
+		return nil
+	}
+	return raw
+}
+
+// Status implements plan.Planner. It asks nobody, so that a runtime may ask it
+// every few seconds.
+func (a *Agent) Status(context.Context) error {
+	if a.src.Ready == nil {
+		return nil
+	}
+	if err := a.src.Ready(); err != nil {
+		return cnierr.New("status", cnierr.NotReady, "%w", err).
+			WithFix("see whether the agent reaches the API server")
+	}
+	return nil
+}
+
+// eventTime bounds the writing of an Event.
+const eventTime = 10 * time.Second
+
+// Report implements plan.Planner: the pod's network-status in one PATCH, then
+// one Event.
+func (a *Agent) Report(ctx context.Context, r plan.Report) error {
+	pod := r.Plan.Pod
+	a.log.Info("report", "verb", r.Verb, "pod", pod.String(), "uid", pod.UID, "sandbox", r.Plan.ContainerID,
+		"took", r.Took, "error", r.Error, "problems", r.Problems)
+	if a.src.Publisher == nil || pod.Name == "" {
+		return nil
+	}
+	uid := pod.UID
+	if pod.Static {
+		uid = ""
+	}
+	var err error
+	if r.Verb == "ADD" && r.Error == "" {
+		err = a.publish(ctx, &r, uid)
+	}
+	kind, reason, message := eventOf(&r)
+	a.background(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eventTime)
+		defer cancel()
+		ref := kube.PodRef{Namespace: pod.Namespace, Name: pod.Name, UID: uid}
+		if err := a.src.Publisher.Event(ctx, ref, kind, reason, message); err != nil {
+			a.log.Warn("event not written", "pod", pod.String(), "err", err)
+		}
+	})
+	return err
+}
+
+// publish writes network-status.
+func (a *Agent) publish(ctx context.Context, r *plan.Report, uid string) error {
+	statuses, err := Statuses(r)
+	if err != nil {
+		return err
+	}
+	text, err := netattach.MarshalStatuses(statuses)
+	if err != nil {
+		return cnierr.New("publish network-status", cnierr.Other, "%w", err)
+	}
+	if err := a.src.Publisher.PublishStatus(ctx, r.Plan.Pod.Namespace, r.Plan.Pod.Name, uid, text); err != nil {
+		return cnierr.New("publish network-status", cnierr.TryAgain, "%w", err).
+			About(cnierr.Subject{Pod: r.Plan.Pod.String()})
+	}
+	return nil
+}
+
+// Statuses returns the network-status entries of a successful ADD, in order of
+// attachment.
+func Statuses(r *plan.Report) ([]netattach.Status, error) {
+	var out []netattach.Status
+	for i, o := range r.Outcomes {
+		if i >= len(r.Plan.Attachments) {
+			break
+		}
+		at := &r.Plan.Attachments[i]
+		opts := netattach.StatusOptions{
+			Name: at.Name, IfName: at.IfName, Default: at.Default, DeviceInfo: at.DeviceInfo, MTU: o.MTU, MAC: o.MAC,
+		}
+		if at.DefaultRoute != nil {
+			opts.Gateway = *at.DefaultRoute
+		}
+		if o.DeviceInfo != nil {
+			opts.DeviceInfo = o.DeviceInfo
+		}
+		st, err := netattach.NewStatus(o.Result, opts)
+		if err != nil {
+			return nil, cnierr.New("make network-status", cnierr.DelegateFailed, "%w", err).
+				About(cnierr.Subject{Pod: r.Plan.Pod.String(), Network: at.Name, Interface: at.IfName})
+		}
+		out = append(out, st)
+	}
+	return out, nil
+}
+
+// eventOf words the one Event of a report.
+func eventOf(r *plan.Report) (kind, reason, message string) {
+	switch {
+	case r.Error != "" && r.Verb == "DEL":
+		return corev1.EventTypeWarning, "FailedToReleaseInterface", r.Error
+	case r.Error != "":
+		return corev1.EventTypeWarning, "FailedToAddInterface", r.Error
+	}
+	var parts []string
+	for _, o := range r.Outcomes {
+		part := fmt.Sprintf("%s from %s", o.IfName, o.Name)
+		if len(o.Findings) > 0 {
+			kind = corev1.EventTypeWarning
+			part += " (not as planned: " + strings.Join(o.Findings, "; ") + ")"
+		}
+		parts = append(parts, part)
+	}
+	if kind == "" {
+		kind = corev1.EventTypeNormal
+	}
+	return kind, "AddedInterface", "Add " + strings.Join(parts, ", ")
+}

@@ -1,0 +1,259 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/manifold-cni/manifold/checkpoint"
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/podresources"
+)
+
+// Config is the agent's configuration file, JSON. Every source is optional; what
+// is empty is not asked. The one-shot mode reads the same file.
+type Config struct {
+	Node   string `json:"node"`   // this node's name
+	Socket string `json:"socket"` // the agent's own unix socket
+
+	// KubeletDir is the kubelet's root directory; the paths below default to
+	// places in it. A path of "-" leaves a source out.
+	KubeletDir   string `json:"kubeletDir"`
+	PodResources string `json:"podResources"` // socket of the PodResources API
+	Checkpoint   string `json:"checkpoint"`   // the device-manager checkpoint
+	PodsAPI      string `json:"podsAPI"`      // socket of the Pods API
+
+	// APIServer: "in-cluster", the path of a kubeconfig, or empty for none.
+	APIServer string `json:"apiServer"`
+	// Snapshot is where definitions outlive the API server.
+	Snapshot string `json:"snapshot"`
+
+	PodManifests        string `json:"podManifests"`        // directory of pods: static pods
+	DefinitionManifests string `json:"definitionManifests"` // directory of definitions
+}
+
+// InCluster is the value of Config.APIServer that uses the pod's own service
+// account.
+const InCluster = "in-cluster"
+
+// none leaves out a source that has a default.
+const none = "-"
+
+// maxConfig bounds the configuration file, in bytes.
+const maxConfig = 1 << 20
+
+// ReadConfig reads and completes a configuration file. Unknown keys are refused:
+// the file is the administrator's, and a misspelt source would be missed only
+// when a pod needs it.
+func ReadConfig(path string) (*Config, error) {
+	op := "read " + path
+	fi, err := os.Stat(path)
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.IO, "%w", err).WithFix("write the agent's configuration, or run 'manifold-agent install'")
+	}
+	if fi.Size() > maxConfig {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%d bytes, at most %d are read", fi.Size(), maxConfig)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.IO, "%w", err)
+	}
+	c := &Config{}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	if err := d.Decode(c); err != nil {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
+	}
+	return c, c.complete()
+}
+
+// complete fills in defaults.
+func (c *Config) complete() error {
+	def := func(field *string, value string) {
+		switch *field {
+		case "":
+			*field = value
+		case none:
+			*field = ""
+		}
+	}
+	def(&c.Socket, "/run/manifold/agent.sock")
+	def(&c.KubeletDir, "/var/lib/kubelet")
+	def(&c.PodResources, c.KubeletDir+"/pod-resources/kubelet.sock")
+	def(&c.Checkpoint, c.KubeletDir+"/device-plugins/kubelet_internal_checkpoint")
+	def(&c.PodsAPI, c.KubeletDir+"/pods/kubelet.sock")
+	def(&c.Snapshot, "/var/lib/cni/manifold/definitions.snapshot")
+	if c.Node != "" {
+		return nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return cnierr.New("read configuration", cnierr.InvalidConfig, "node: %w", err).WithFix("set node to this node's name")
+	}
+	c.Node = name
+	return nil
+}
+
+// Assembly is an agent with the things that it runs on.
+type Assembly struct {
+	Sources Sources
+	run     []func(context.Context)
+	close   []func() error
+}
+
+// Assemble connects the sources of the configuration. Nothing is asked before
+// [Assembly.Run], but what cannot be right is refused at once. With once, only
+// what answers a single call is used: no informer, the snapshot instead.
+func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
+	a := &Assembly{}
+	var pods []kube.Pods
+	var defs []kube.Definitions
+	if c.PodsAPI != "" {
+		p := podresources.NewPods(c.PodsAPI)
+		pods = append(pods, kubeletPods{p})
+		a.run, a.close = append(a.run, p.Run), append(a.close, p.Close)
+	}
+	if c.APIServer != "" {
+		p, d, err := a.apiServer(c, once)
+		if err != nil {
+			return nil, err
+		}
+		pods, defs = append(pods, p), append(defs, d)
+	} else if c.Snapshot != "" && exists(c.Snapshot) {
+		defs = append(defs, snapshot(c.Snapshot))
+	}
+	if c.PodManifests != "" {
+		pods = append(pods, kube.NewManifestPods(c.PodManifests, c.Node))
+	}
+	if c.DefinitionManifests != "" {
+		defs = append(defs, kube.NewManifestDefinitions(c.DefinitionManifests))
+	}
+	a.Sources.Pods, a.Sources.Definitions = kube.FirstPods(pods...), kube.FirstDefinitions(defs...)
+	a.devices(c, log)
+	return a, nil
+}
+
+// devices connects the allocation sources.
+func (a *Assembly) devices(c *Config, log *slog.Logger) {
+	var live podresources.Live
+	var memory podresources.Memory
+	if c.PodResources != "" {
+		client := podresources.NewClient(c.PodResources)
+		live, a.close = client, append(a.close, client.Close)
+	}
+	if c.Checkpoint != "" {
+		file := checkpoint.NewFile(c.Checkpoint)
+		memory = file
+		a.run = append(a.run, func(ctx context.Context) { keepLoaded(ctx, file, log) })
+	}
+	a.Sources.Devices = podresources.NewReader(live, memory, podresources.Options{})
+}
+
+// keepLoaded decodes the checkpoint when it changes, so that the next ADD need
+// not. The kubelet creates its directory when it starts.
+func keepLoaded(ctx context.Context, file *checkpoint.File, log *slog.Logger) {
+	changed, err := file.Watch(ctx)
+	if err != nil {
+		log.Info("checkpoint is read at each plan", "err", err)
+		return
+	}
+	for range changed {
+		if _, err := file.Load(); err != nil && !errors.Is(err, os.ErrNotExist) {
+			log.Warn("checkpoint", "err", err)
+		}
+	}
+}
+
+// apiServer connects to the API server.
+func (a *Assembly) apiServer(c *Config, once bool) (kube.Pods, kube.Definitions, error) {
+	path := c.APIServer
+	if path == InCluster {
+		path = ""
+	}
+	cfg, err := kube.Config(path)
+	if err != nil {
+		return nil, nil, cnierr.New("connect to the API server", cnierr.InvalidConfig, "%w", err)
+	}
+	client, err := kube.NewClient(cfg)
+	if err != nil {
+		return nil, nil, cnierr.New("connect to the API server", cnierr.InvalidConfig, "%w", err)
+	}
+	a.close = append(a.close, func() error { client.Close(); return nil })
+	a.Sources.Publisher = kube.NewWriter(client, "manifold", c.Node)
+	pods, defs := kube.NewPodInformer(client, c.Node), kube.NewDefinitionInformer(client, c.Snapshot)
+	if once {
+		return pods, defs, nil
+	}
+	// Where the kubelet serves its Pods API, no pod is watched at the API server.
+	if c.PodsAPI == "" || !exists(c.PodsAPI) {
+		a.run = append(a.run, pods.Run)
+	}
+	a.run = append(a.run, defs.Run)
+	a.Sources.Ready = func() error {
+		if !defs.HasSynced() && !exists(c.Snapshot) {
+			return errors.New("definitions are not synced, and there is no snapshot of them")
+		}
+		return nil
+	}
+	return pods, defs, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// Run runs the sources until ctx ends and every one has stopped.
+func (a *Assembly) Run(ctx context.Context) {
+	var all sync.WaitGroup
+	for _, f := range a.run {
+		all.Go(func() { f(ctx) })
+	}
+	all.Wait()
+}
+
+// Close closes connections.
+func (a *Assembly) Close() error {
+	var errs []error
+	for _, f := range a.close {
+		errs = append(errs, f())
+	}
+	return errors.Join(errs...)
+}
+
+// kubeletPods is the Pods API as a source, its errors in package kube's words.
+type kubeletPods struct{ *podresources.Pods }
+
+// Pod implements kube.Pods.
+func (k kubeletPods) Pod(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error) {
+	pod, err := k.Pods.Pod(ctx, namespace, name, uid)
+	switch {
+	case errors.Is(err, podresources.ErrPodNotFound):
+		return nil, fmt.Errorf("%w: %w", kube.ErrNotFound, err)
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", kube.ErrUnavailable, err)
+	}
+	return pod, nil
+}
+
+// snapshot is the definitions' snapshot file alone, read again at each question:
+// for a node without an API server, or a process that serves one call.
+type snapshot string
+
+// Definition implements kube.Definitions.
+func (s snapshot) Definition(ctx context.Context, namespace, name string) (*netattach.Definition, error) {
+	file, err := kube.OpenSnapshot(string(s))
+	if err != nil {
+		return nil, err
+	}
+	return file.Definition(ctx, namespace, name)
+}

@@ -1,0 +1,231 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/netconf"
+)
+
+// Installer puts Manifold on a node and takes it away. Every file is replaced by
+// renaming: a running program keeps its own, a reader sees the old or the new
+// one, and a name is never absent in between.
+type Installer struct {
+	From           string // directory of the programs; empty: this program's own
+	BinDir         string // directory of CNI plugins
+	ConfDir        string // directory of CNI configurations
+	ConfName       string // name of Manifold's configuration in ConfDir
+	StateDir       string // directory of the journal
+	ClusterNetwork string // cluster default network; empty: the first in ConfDir
+	Config         string // file with further keys of the plugin's configuration
+	AgentConfig    string // file with the agent's configuration
+}
+
+// programs are the names of what is installed.
+var programs = []string{"manifold", "manifold-agent"}
+
+// agentFile is the agent's configuration in ConfDir: in a subdirectory, which
+// runtimes do not read.
+func (i *Installer) agentFile() string { return filepath.Join(i.ConfDir, "manifold.d", "agent.json") }
+
+func (i *Installer) confFile() string { return filepath.Join(i.ConfDir, i.ConfName) }
+
+// Install puts programs, the agent's configuration and last the plugin's
+// configuration in place: from that moment the runtime calls Manifold. What it
+// does is printed to out.
+func (i *Installer) Install(out io.Writer) error {
+	const op = "install"
+	conf, err := i.pluginConfig()
+	if err != nil {
+		return err
+	}
+	from := i.From
+	if from == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return cnierr.New(op, cnierr.IO, "%w", err)
+		}
+		from = filepath.Dir(self)
+	}
+	for _, dir := range []string{i.BinDir, filepath.Dir(i.agentFile()), i.StateDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return cnierr.New(op, cnierr.IO, "%w", err)
+		}
+	}
+	for _, p := range programs {
+		if err := installProgram(filepath.Join(from, p), filepath.Join(i.BinDir, p)); err != nil {
+			return cnierr.New(op, cnierr.IO, "%w", err)
+		}
+		fmt.Fprintln(out, "installed", filepath.Join(i.BinDir, p))
+	}
+	if err := i.installAgentConfig(out); err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(i.confFile(), conf, 0o600); err != nil {
+		return cnierr.New(op, cnierr.IO, "%w", err)
+	}
+	fmt.Fprintln(out, "installed", i.confFile())
+	return nil
+}
+
+// installProgram copies a program over another that may be running.
+func installProgram(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	w, err := renameio.NewPendingFile(to, renameio.WithStaticPermissions(0o755))
+	if err != nil {
+		return err
+	}
+	defer w.Cleanup()
+	if _, err := io.Copy(w, in); err != nil {
+		return err
+	}
+	return w.CloseAtomicallyReplace()
+}
+
+// installAgentConfig writes the agent's configuration unless one is in place and
+// no other is given.
+func (i *Installer) installAgentConfig(out io.Writer) error {
+	raw := []byte("{}\n")
+	if i.AgentConfig != "" {
+		if _, err := ReadConfig(i.AgentConfig); err != nil {
+			return err
+		}
+		var err error
+		if raw, err = os.ReadFile(i.AgentConfig); err != nil {
+			return cnierr.New("install", cnierr.IO, "%w", err)
+		}
+	} else if exists(i.agentFile()) {
+		return nil
+	}
+	if err := renameio.WriteFile(i.agentFile(), raw, 0o600); err != nil {
+		return cnierr.New("install", cnierr.IO, "%w", err)
+	}
+	fmt.Fprintln(out, "installed", i.agentFile())
+	return nil
+}
+
+// pluginConfig returns the configuration list that the runtime reads, validated
+// as the plugin will read it.
+func (i *Installer) pluginConfig() ([]byte, error) {
+	const op = "make CNI configuration"
+	primary, err := i.primary()
+	if err != nil {
+		return nil, err
+	}
+	plugin := map[string]any{
+		"type": "manifold", "clusterNetwork": primary, "confDir": i.ConfDir, "binDir": i.BinDir, "cniDir": i.StateDir,
+		"agentProgram": filepath.Join(i.BinDir, "manifold-agent"), "agentConfig": i.agentFile(),
+		"capabilities": map[string]bool{"portMappings": true, "bandwidth": true},
+	}
+	if i.Config != "" {
+		raw, err := os.ReadFile(i.Config)
+		if err != nil {
+			return nil, cnierr.New(op, cnierr.IO, "%w", err)
+		}
+		var more map[string]any
+		if err := json.Unmarshal(raw, &more); err != nil {
+			return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: %w", i.Config, err)
+		}
+		maps.Copy(plugin, more)
+	}
+	if err := netconf.Validate(plugin); err != nil {
+		return nil, err
+	}
+	list := map[string]any{"cniVersion": "1.1.0", "name": "manifold", "plugins": []any{plugin}}
+	out, err := json.MarshalIndent(list, "", "  ")
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
+	}
+	return append(out, '\n'), nil
+}
+
+// primary returns the cluster default network, pinned by name so that no file
+// that appears later can take its place.
+func (i *Installer) primary() (string, error) {
+	if i.ClusterNetwork != "" {
+		return i.ClusterNetwork, nil
+	}
+	if name := i.pinned(); name != "" {
+		return name, nil
+	}
+	files, problems := netconf.ReadDir(i.ConfDir)
+	for _, f := range files {
+		if f.Name != "" && !f.Runs("manifold") {
+			return f.Name, nil
+		}
+	}
+	return "", cnierr.New("find cluster default network", cnierr.NotReady, "no network configuration in %s: %w", i.ConfDir, errors.Join(problems...)).
+		WithFix("install the cluster's default network first, or give --cluster-network")
+}
+
+// pinned returns the primary of the configuration in place, empty when there is
+// none: an upgrade keeps it.
+func (i *Installer) pinned() string {
+	raw, err := os.ReadFile(i.confFile())
+	if err != nil {
+		return ""
+	}
+	var list struct {
+		Plugins []netconf.Conf `json:"plugins"`
+	}
+	if json.Unmarshal(raw, &list) != nil || len(list.Plugins) == 0 {
+		return ""
+	}
+	return list.Plugins[0].ClusterNetwork
+}
+
+// Uninstall removes the CNI configuration first: from that moment the runtime
+// calls the primary network alone. The programs stay while the journal still has
+// attachments, since only they can release them; Uninstall says so and returns
+// an error, and can be run again.
+func (i *Installer) Uninstall(out io.Writer) error {
+	const op = "uninstall"
+	if err := remove(out, i.confFile()); err != nil {
+		return err
+	}
+	keys, err := journal.Dir{Path: i.StateDir}.List()
+	if err != nil {
+		return err
+	}
+	if len(keys) > 0 {
+		return cnierr.New(op, cnierr.TeardownIncomplete, "%d sandboxes are still attached, the programs stay in %s", len(keys), i.BinDir).
+			WithFix("delete or drain the node's pods, release what is left with CNI_COMMAND=GC, then run uninstall again")
+	}
+	for _, p := range programs {
+		if err := remove(out, filepath.Join(i.BinDir, p)); err != nil {
+			return err
+		}
+	}
+	if err := remove(out, i.agentFile()); err != nil {
+		return err
+	}
+	// The directory may hold files of others.
+	_ = os.Remove(filepath.Dir(i.agentFile()))
+	return nil
+}
+
+// remove removes a file that may be absent.
+func remove(out io.Writer, path string) error {
+	err := os.Remove(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return cnierr.New("uninstall", cnierr.IO, "%w", err)
+	}
+	fmt.Fprintln(out, "removed", path)
+	return nil
+}

@@ -1,0 +1,354 @@
+package planner
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/utils"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/sriov"
+)
+
+// builder makes one plan.
+type builder struct {
+	*Selection
+	src     Sources
+	plan    *plan.Plan
+	configs []*netattach.Config
+	ifNames []string
+	devices []*plan.Device
+}
+
+func (b *builder) build() error {
+	for i := range b.requests {
+		if err := b.resolve(i); err != nil {
+			return cnierr.Annotate(err, b.subject(i))
+		}
+	}
+	if err := b.nameInterfaces(); err != nil {
+		return err
+	}
+	if err := b.assignDevices(); err != nil {
+		return err
+	}
+	for i := range b.requests {
+		a, err := b.attachment(i)
+		if err != nil {
+			return cnierr.Annotate(err, b.subject(i))
+		}
+		b.plan.Attachments = append(b.plan.Attachments, *a)
+	}
+	b.defaultRoutes()
+	return nil
+}
+
+// subject names request i for errors.
+func (b *builder) subject(i int) cnierr.Subject {
+	s := cnierr.Subject{Pod: b.inv.Pod.String(), Network: b.name(i)}
+	if i < len(b.ifNames) {
+		s.Interface = b.ifNames[i]
+	}
+	if d := b.device(i); d != nil {
+		s.Resource, s.Device = d.Resource, d.ID
+	}
+	return s
+}
+
+func (b *builder) device(i int) *plan.Device {
+	if i < len(b.devices) {
+		return b.devices[i]
+	}
+	return nil
+}
+
+// definition returns the definition of request i, nil when another source serves.
+func (b *builder) definition(i int) *netattach.Definition {
+	r := &b.requests[i]
+	if r.Name == "" {
+		return nil
+	}
+	return b.src.Definitions[Ref{r.Namespace, r.Name}]
+}
+
+// name is what network-status calls the attachment.
+func (b *builder) name(i int) string {
+	r := &b.requests[i]
+	if b.definition(i) != nil || r.onDisk == "" && r.inline == nil {
+		return Ref{r.Namespace, r.Name}.String()
+	}
+	if i < len(b.configs) && b.configs[i].Name() != "" {
+		return b.configs[i].Name()
+	}
+	return r.onDisk
+}
+
+// resolve finds and parses the configuration of request i.
+func (b *builder) resolve(i int) error {
+	r := &b.requests[i]
+	if err := b.checkIsolation(r); err != nil {
+		return err
+	}
+	raw, err := b.rawConfig(i)
+	if err != nil {
+		return err
+	}
+	c, err := netattach.ParseConfig(raw)
+	if err != nil {
+		return cnierr.New("read network configuration", cnierr.InvalidDefinition, "%w", err).
+			WithFix("correct the definition's spec.config")
+	}
+	for _, p := range c.Plugins() {
+		if p.Type == b.inv.Conf.Type || p.IPAMType == b.inv.Conf.Type {
+			return cnierr.New("read network configuration", cnierr.InvalidDefinition, "it delegates to %s itself, without end", p.Type).
+				WithFix("name another plugin")
+		}
+	}
+	b.configs = append(b.configs, c)
+	return nil
+}
+
+// checkIsolation refuses definitions of other namespaces where configured
+// (multi-network specification 7.4).
+func (b *builder) checkIsolation(r *request) error {
+	conf := &b.inv.Conf
+	if !conf.NamespaceIsolation || r.trusted || r.Name == "" || r.Namespace == b.inv.Pod.Namespace {
+		return nil
+	}
+	for _, global := range strings.Split(conf.GlobalNamespaces, ",") {
+		if strings.TrimSpace(global) == r.Namespace {
+			return nil
+		}
+	}
+	return cnierr.New("select network", cnierr.Isolation, "namespaceIsolation is on, and namespace %s is not global", r.Namespace).
+		WithFix("use a definition of namespace %s, or list %s in globalNamespaces", b.inv.Pod.Namespace, r.Namespace)
+}
+
+// rawConfig returns the configuration as written: inline in a definition, on
+// disk under the definition's name (specification 3.4.1), or from Manifold's own
+// configuration.
+func (b *builder) rawConfig(i int) (json.RawMessage, error) {
+	r := &b.requests[i]
+	if r.inline != nil {
+		return r.inline, nil
+	}
+	def := b.definition(i)
+	if def != nil && strings.TrimSpace(def.Spec.Config) != "" {
+		return json.RawMessage(def.Spec.Config), nil
+	}
+	if r.isDef && !isName(r.onDisk) {
+		return b.inv.Conf.ClusterDefault()
+	}
+	if def != nil || r.trusted {
+		if f := netconf.ByName(b.src.Files, r.Name); f != nil {
+			return f.Raw, nil
+		}
+	}
+	if def != nil {
+		return nil, cnierr.New("find network configuration", cnierr.InvalidDefinition,
+			"the definition has no spec.config, and no file in %s has the name %q", b.inv.Conf.ConfDir, r.Name).
+			WithFix("write spec.config into the definition")
+	}
+	if r.isDef && r.trusted {
+		return nil, cnierr.New("find cluster default network", cnierr.TryAgain,
+			"no definition %s/%s, and no file in %s has that name", r.Namespace, r.Name, b.inv.Conf.ConfDir).
+			WithFix("the default network's plugin has not written its configuration yet, or clusterNetwork is wrong")
+	}
+	return nil, cnierr.New("find definition", cnierr.DefinitionMissing, "there is no such NetworkAttachmentDefinition").
+		WithFix("create it, or correct the pod's annotation")
+}
+
+// nameInterfaces gives each attachment its interface name: the runtime's for the
+// default network, the one asked for, else the next free "net<n>".
+func (b *builder) nameInterfaces() error {
+	b.ifNames = make([]string, len(b.requests))
+	used := map[string]bool{"lo": true}
+	take := func(i int, name string) error {
+		if used[name] {
+			return cnierr.New("name interface", cnierr.InterfaceConflict, "two attachments ask for the interface %s", name).
+				About(b.subject(i)).WithFix("give each network of the pod its own interface name")
+		}
+		b.ifNames[i], used[name] = name, true
+		return nil
+	}
+	for i := range b.requests {
+		want := b.requests[i].Interface
+		if b.requests[i].isDef {
+			want = b.inv.IfName
+		}
+		if want == "" {
+			continue
+		}
+		if err := take(i, want); err != nil {
+			return err
+		}
+	}
+	for i := range b.requests {
+		for n := i; b.ifNames[i] == ""; n++ {
+			if name := fmt.Sprintf("net%d", n); !used[name] {
+				b.ifNames[i], used[name] = name, true
+			}
+		}
+	}
+	return nil
+}
+
+// attachment renders request i.
+func (b *builder) attachment(i int) (*plan.Attachment, error) {
+	r, c, d := &b.requests[i], b.configs[i], b.device(i)
+	a := &plan.Attachment{
+		Name: b.name(i), IfName: b.ifNames[i], Default: r.isDef, Args: b.inv.Args, Device: d, DefaultRoute: r.DefaultRoute,
+		Reason: "selected by " + r.why,
+	}
+	opts := netattach.RenderOptions{
+		Name: r.Name, CNIVersion: b.inv.Conf.CNIVersion, CNIArgs: r.CNIArgs, IPAMClaimReference: r.IPAMClaimReference,
+	}
+	if opts.Name == "" {
+		opts.Name = b.inv.Conf.Name
+	}
+	if d != nil {
+		opts.DeviceID = d.ID
+		a.Reason += ", on " + d.Reason
+	}
+	var notes []string
+	var err error
+	if a.Config, notes, err = c.Render(opts); err != nil {
+		return nil, cnierr.New("render configuration", cnierr.InvalidDefinition, "%w", err)
+	}
+	for _, n := range notes {
+		b.plan.Warnings = append(b.plan.Warnings, a.Name+": "+n)
+	}
+	a.Network = c.Name()
+	if a.Network == "" {
+		a.Network = opts.Name
+	}
+	if err := utils.ValidateNetworkName(a.Network); err != nil {
+		return nil, cnierr.New("render configuration", cnierr.InvalidDefinition, "name %.64q: %w", a.Network, err)
+	}
+	if err := b.capabilities(a, r, c); err != nil {
+		return nil, err
+	}
+	return a, b.want(a, r, c)
+}
+
+// capabilities fills in runtimeConfig: the runtime's own for the default
+// network, the selection's for the others. What a selection asks for and no
+// plugin of the chain can do is refused, not dropped.
+func (b *builder) capabilities(a *plan.Attachment, r *request, c *netattach.Config) error {
+	asked := []struct {
+		key   string
+		value any
+		set   bool
+	}{
+		{"ips", r.IPs, len(r.IPs) > 0},
+		{"mac", r.MAC, r.MAC != ""},
+		{"portMappings", r.Ports, len(r.Ports) > 0},
+		{"bandwidth", r.Bandwidth, r.Bandwidth != nil},
+		{"infinibandGUID", r.GUID, r.GUID != ""},
+	}
+	a.Capabilities = map[string]json.RawMessage{}
+	if r.isDef {
+		for k, v := range b.inv.RuntimeConfig {
+			a.Capabilities[k] = v
+		}
+	}
+	for _, q := range asked {
+		if !q.set {
+			continue
+		}
+		if !c.HasCapability(q.key) {
+			return cnierr.New("select network", cnierr.InvalidAnnotation, "the selection sets %s, but no plugin of the network has the capability %q", q.key, q.key).
+				WithFix(`add "capabilities": {%q: true} to a plugin that supports it, or drop it from the annotation`, q.key)
+		}
+		raw, err := json.Marshal(q.value)
+		if err != nil {
+			return cnierr.New("select network", cnierr.InvalidAnnotation, "%s: %w", q.key, err)
+		}
+		a.Capabilities[q.key] = raw
+	}
+	if a.Device != nil && c.HasCapability("deviceID") {
+		a.Capabilities["deviceID"] = quote(a.Device.ID)
+	}
+	b.deviceInfo(a, c)
+	return nil
+}
+
+// quote returns a string as JSON.
+func quote(s string) json.RawMessage {
+	raw, err := json.Marshal(s)
+	if err != nil {
+		return json.RawMessage(`""`) // a string always encodes
+	}
+	return raw
+}
+
+// deviceInfo sets what network-status says of the device when the delegate
+// writes nothing, and names a file for a delegate that can write it (device
+// information specification, sections 4 to 6).
+func (b *builder) deviceInfo(a *plan.Attachment, c *netattach.Config) {
+	if a.Device == nil {
+		return
+	}
+	a.DeviceInfo = b.src.DeviceInfo[a.Device.ID]
+	if a.DeviceInfo == nil && a.Device.PCIAddress != "" {
+		if raw, err := netattach.NewPCIInfo(a.Device.PCIAddress, a.Device.PF); err == nil {
+			a.DeviceInfo = raw
+		}
+	}
+	if c.HasCapability("CNIDeviceInfoFile") {
+		file := fmt.Sprintf("%s-%s_%s", strings.ReplaceAll(a.Name, "/", "-"), b.inv.ContainerID, a.IfName)
+		a.DeviceInfoFile = filepath.Join(b.inv.Conf.DeviceInfo, "cni", file)
+		a.Capabilities["CNIDeviceInfoFile"] = quote(a.DeviceInfoFile)
+	}
+}
+
+// want says what verification compares.
+func (b *builder) want(a *plan.Attachment, r *request, c *netattach.Config) error {
+	a.Want = plan.Want{Verify: b.inv.Conf.Verify, MAC: r.MAC, IPs: r.IPs}
+	asked, err := c.Asked()
+	if err != nil {
+		return cnierr.New("read network configuration", cnierr.InvalidDefinition, "%w", err)
+	}
+	a.Want.MTU = asked.MTU
+	if a.Want.MAC == "" {
+		a.Want.MAC = asked.MAC
+	}
+	if a.Device == nil || a.Device.PF == "" {
+		return nil
+	}
+	vf := plan.VF{
+		VLAN: asked.VLAN, VLANQoS: asked.VLANQoS, VLANProto: asked.VLANProto, SpoofChk: asked.SpoofChk, Trust: asked.Trust,
+		LinkState: asked.LinkState, MinTxRate: asked.MinTxRate, MaxTxRate: asked.MaxTxRate,
+	}
+	if vf != (plan.VF{}) {
+		a.Want.VF = &vf
+	}
+	return nil
+}
+
+// defaultRoutes marks the attachments that lose their default route to the one
+// that asks for it.
+func (b *builder) defaultRoutes() {
+	owner := slices.IndexFunc(b.plan.Attachments, func(a plan.Attachment) bool { return a.DefaultRoute != nil })
+	if owner < 0 {
+		return
+	}
+	for i := range b.plan.Attachments {
+		b.plan.Attachments[i].DropDefaultRoute = i != owner
+	}
+}
+
+// pciAddress returns the device ID as a PCI address, empty when it is none.
+func pciAddress(id string) string {
+	addr, err := sriov.ParseAddress(id)
+	if err != nil {
+		return ""
+	}
+	return addr
+}

@@ -1,0 +1,198 @@
+package planner
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/podresources"
+	"github.com/manifold-cni/manifold/sriov"
+)
+
+// ledger hands out the pod's devices, each at most once, over the default and
+// all other networks.
+type ledger struct {
+	devices []podresources.Device // in order of assignment
+	taken   map[string]string     // resource and ID → the network that has it
+}
+
+func key(d *podresources.Device) string { return d.Resource + "\x00" + d.ID }
+
+// newLedger orders the allocation: containers as the pod lists them, inside a
+// container ascending by device ID (PCI addresses by number), or as the device
+// plugin's own answer lists them. Sorting over the whole pod would give one
+// container's network the device of another.
+func newLedger(pod *Pod, a *podresources.Allocation, order string) *ledger {
+	l := &ledger{taken: map[string]string{}}
+	if a == nil {
+		return l
+	}
+	rank := map[string]int{}
+	if pod != nil {
+		for i, c := range pod.Containers {
+			rank[c.Name] = i
+		}
+	}
+	container := func(d podresources.Device) int {
+		if len(d.Containers) > 0 {
+			if i, ok := rank[d.Containers[0]]; ok {
+				return i
+			}
+		}
+		return len(rank)
+	}
+	l.devices = slices.Clone(a.Devices)
+	slices.SortStableFunc(l.devices, func(x, y podresources.Device) int {
+		byPlugin := 0
+		if order == "plugin" && x.PluginIndex >= 0 && y.PluginIndex >= 0 {
+			byPlugin = cmp.Compare(x.PluginIndex, y.PluginIndex)
+		}
+		return cmp.Or(cmp.Compare(container(x), container(y)), byPlugin, sriov.CompareIDs(x.ID, y.ID), cmp.Compare(x.Resource, y.Resource))
+	})
+	return l
+}
+
+// take returns the first free device that fits, and marks it.
+func (l *ledger) take(network string, fits func(*podresources.Device) bool) *podresources.Device {
+	for i := range l.devices {
+		d := &l.devices[i]
+		if _, taken := l.taken[key(d)]; !taken && fits(d) {
+			l.taken[key(d)] = network
+			return d
+		}
+	}
+	return nil
+}
+
+// assignDevices gives every attachment that stands on a resource its device.
+// Pinned ones choose first, then those that name a container, then the others in
+// order, so that nobody loses the device that it names to one that takes any.
+func (b *builder) assignDevices() error {
+	b.devices = make([]*plan.Device, len(b.requests))
+	l := newLedger(b.pod, b.src.Allocation, b.inv.Conf.DeviceOrder)
+	classes := []func(r *request) bool{
+		func(r *request) bool { return r.DeviceID != "" },
+		func(r *request) bool { return r.DeviceID == "" && r.Container != "" },
+		func(r *request) bool { return r.DeviceID == "" && r.Container == "" },
+	}
+	for _, in := range classes {
+		for i := range b.requests {
+			r := &b.requests[i]
+			if resource := b.resource(i); in(r) && (resource != "" || r.DeviceID != "") {
+				if err := b.assign(l, i, resource); err != nil {
+					return cnierr.Annotate(err, b.subject(i))
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// resource returns the resourceName of request i's definition, empty for none.
+func (b *builder) resource(i int) string {
+	if def := b.definition(i); def != nil {
+		return def.ResourceName()
+	}
+	return ""
+}
+
+// assign takes a device for request i.
+func (b *builder) assign(l *ledger, i int, resource string) error {
+	r := &b.requests[i]
+	d := l.take(b.name(i), func(d *podresources.Device) bool {
+		return (resource == "" || d.Resource == resource) &&
+			(r.DeviceID == "" || d.ID == r.DeviceID) &&
+			(r.Container == "" || slices.Contains(d.Containers, r.Container))
+	})
+	if d == nil {
+		return b.refuse(l, i, resource)
+	}
+	out := &plan.Device{
+		Resource: d.Resource, ID: d.ID, PCIAddress: pciAddress(d.ID), NUMANodes: d.NUMANodes, Source: d.Source,
+		Container: strings.Join(d.Containers, ","),
+	}
+	if f := b.src.Functions[d.ID]; f != nil {
+		out.Driver, out.PF, out.Userspace = f.Driver, f.PF, f.Userspace()
+		if f.IsVF() {
+			out.VFIndex = f.VFIndex
+		}
+	}
+	out.Reason = reason(r, d)
+	b.devices[i] = out
+	return nil
+}
+
+// reason says why this device, in words.
+func reason(r *request, d *podresources.Device) string {
+	why := "the next device in order"
+	switch {
+	case r.DeviceID != "":
+		why = "pinned by the selection"
+	case r.Container != "":
+		why = "the next device of the container that the selection names"
+	}
+	where := ""
+	if len(d.Containers) > 0 {
+		where = " to container " + strings.Join(d.Containers, ", ")
+	}
+	return fmt.Sprintf("device %s of %s, allocated%s (%s): %s", d.ID, d.Resource, where, d.Source, why)
+}
+
+// refuse explains why request i gets no device.
+func (b *builder) refuse(l *ledger, i int, resource string) error {
+	r := &b.requests[i]
+	if r.DeviceID != "" {
+		text := "the pinned device is not among the pod's allocated devices"
+		if n, taken := b.takenBy(l, r.DeviceID); taken {
+			text = "the pinned device already serves network " + n
+		}
+		return cnierr.New("assign device", cnierr.DeviceConflict, "%s", text).
+			About(cnierr.Subject{Resource: resource, Device: r.DeviceID}).
+			WithFix("drop deviceID from the annotation, or name one of: %s", b.idsOf(l, resource))
+	}
+	asked, given := 0, 0
+	for j := range b.requests {
+		if b.resource(j) == resource && (r.Container == "" || b.requests[j].Container == r.Container) {
+			asked++
+		}
+	}
+	for _, d := range l.devices {
+		if d.Resource == resource && (r.Container == "" || slices.Contains(d.Containers, r.Container)) {
+			given++
+		}
+	}
+	where := "the pod"
+	if r.Container != "" {
+		where = "container " + r.Container
+	}
+	return cnierr.New("assign device", cnierr.NoDevice, "%d attachments ask for a device of it, the kubelet allocated %d to %s", asked, given, where).
+		About(cnierr.Subject{Resource: resource}).
+		WithFix("request %d of %s in the resource limits of %s, or correct the definition's resourceName", asked, resource, where)
+}
+
+// takenBy says which network has the device of that ID.
+func (b *builder) takenBy(l *ledger, id string) (string, bool) {
+	for i := range l.devices {
+		if n, ok := l.taken[key(&l.devices[i])]; ok && l.devices[i].ID == id {
+			return n, true
+		}
+	}
+	return "", false
+}
+
+// idsOf lists the pod's devices of a resource, of all resources when it is empty.
+func (b *builder) idsOf(l *ledger, resource string) string {
+	var ids []string
+	for _, d := range l.devices {
+		if resource == "" || d.Resource == resource {
+			ids = append(ids, d.ID)
+		}
+	}
+	if len(ids) == 0 {
+		return "(none is allocated)"
+	}
+	return strings.Join(ids, ", ")
+}

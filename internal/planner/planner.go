@@ -1,0 +1,222 @@
+// Package planner makes a plan: a pure function of the plugin's configuration,
+// the pod, the definitions, the devices allocated to the pod, and the network
+// configurations on disk. It does no I/O.
+//
+// Planning has two steps, because what must be fetched depends on what the pod
+// selects. [Select] reads the configuration and the pod's annotations and says
+// which definitions are needed; with them, [Selection.Resources] says for which
+// resources devices must be known; [Selection.Plan] then makes the plan. Every
+// decision is recorded as a reason in the plan, for people to read.
+package planner
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/podresources"
+	"github.com/manifold-cni/manifold/sriov"
+)
+
+// Pod is what planning needs of a pod.
+type Pod struct {
+	podresources.Pod
+	Annotations map[string]string
+	Static      bool // from the kubelet's own files, not from the API server
+}
+
+// Ref names a definition.
+type Ref struct{ Namespace, Name string }
+
+// String returns namespace/name.
+func (r Ref) String() string { return r.Namespace + "/" + r.Name }
+
+// Sources is what was fetched for a selection.
+type Sources struct {
+	Definitions map[Ref]*netattach.Definition // those that exist
+	Files       []netconf.File                // the configurations in confDir, in order of look-up
+	Allocation  *podresources.Allocation      // nil when no device is needed
+	Functions   map[string]*sriov.Function    // by device ID, those that are PCI functions of this node
+	DeviceInfo  map[string]json.RawMessage    // by device ID, what the device plugin wrote
+}
+
+// request is one attachment before it is planned.
+type request struct {
+	netattach.Selection
+	why     string          // who asked for it
+	isDef   bool            // the cluster default network
+	inline  json.RawMessage // a configuration given in Manifold's own configuration
+	onDisk  string          // JSON name, when no definition serves
+	trusted bool            // named by the administrator: namespace isolation does not apply
+}
+
+// Selection is what a sandbox is to be attached to.
+type Selection struct {
+	inv      *netconf.Invocation
+	pod      *Pod // nil outside Kubernetes
+	requests []request
+	warnings []string
+}
+
+// Select reads which networks the sandbox gets: the cluster default network,
+// those of the configuration, those of the pod's annotation. pod is nil when the
+// runtime named none.
+func Select(inv *netconf.Invocation, pod *Pod) (*Selection, error) {
+	s := &Selection{inv: inv, pod: pod, warnings: slices.Clone(inv.Warnings)}
+	err := s.selectDefault()
+	if err == nil {
+		err = s.selectConfigured()
+	}
+	if err == nil {
+		err = s.selectAnnotated()
+	}
+	if err != nil {
+		return nil, cnierr.Annotate(err, cnierr.Subject{Pod: inv.Pod.String()})
+	}
+	return s, nil
+}
+
+// selectDefault puts the cluster default network first.
+func (s *Selection) selectDefault() error {
+	conf := &s.inv.Conf
+	if s.pod != nil {
+		if a := s.pod.Annotations[netattach.DefaultNetworkAnnotation]; a != "" {
+			sel, err := s.parse(netattach.DefaultNetworkAnnotation, a, conf.MultusNamespace)
+			if err != nil {
+				return err
+			}
+			if len(sel) != 1 {
+				return cnierr.New("read annotation "+netattach.DefaultNetworkAnnotation, cnierr.InvalidAnnotation,
+					"it selects %d networks, and must select one", len(sel))
+			}
+			s.requests = append(s.requests, request{Selection: sel[0], isDef: true, why: "the pod's default-network annotation"})
+			return nil
+		}
+	}
+	r := request{isDef: true, trusted: true, why: "clusterNetwork"}
+	switch {
+	case conf.ClusterNetwork == "":
+		r.inline, r.why = conf.Delegates[0], "delegates"
+	case isName(conf.ClusterNetwork):
+		r.Namespace, r.Name, r.onDisk = conf.MultusNamespace, conf.ClusterNetwork, conf.ClusterNetwork
+	default:
+		r.onDisk = conf.ClusterNetwork
+	}
+	s.requests = append(s.requests, r)
+	return nil
+}
+
+// isName reports whether clusterNetwork can name a definition, and is no path.
+func isName(s string) bool { return !strings.ContainsAny(s, "/") }
+
+// selectConfigured adds what the configuration attaches to every pod.
+func (s *Selection) selectConfigured() error {
+	conf := &s.inv.Conf
+	if conf.ClusterNetwork == "" {
+		for _, raw := range conf.Delegates[1:] {
+			s.requests = append(s.requests, request{inline: raw, trusted: true, why: "delegates"})
+		}
+	}
+	if s.pod == nil || slices.Contains(conf.SystemNamespaces, s.pod.Namespace) {
+		return nil
+	}
+	for _, name := range conf.DefaultNets {
+		sel, err := netattach.ParseSelections(name, conf.MultusNamespace)
+		if err != nil {
+			return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %w", "defaultNetworks", err)
+		}
+		for _, one := range sel {
+			s.requests = append(s.requests, request{Selection: one, onDisk: one.Name, trusted: true, why: "defaultNetworks"})
+		}
+	}
+	return nil
+}
+
+// selectAnnotated adds what the pod's annotation selects.
+func (s *Selection) selectAnnotated() error {
+	if s.pod == nil {
+		return nil
+	}
+	a := s.pod.Annotations[netattach.NetworksAnnotation]
+	if strings.TrimSpace(a) == "" {
+		return nil
+	}
+	sel, err := s.parse(netattach.NetworksAnnotation, a, s.pod.Namespace)
+	if err != nil && s.inv.Conf.BadAnnot == "ignore" {
+		s.warnings = append(s.warnings, fmt.Sprintf("only the default network is attached: %v", err))
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, one := range sel {
+		for _, key := range one.UnknownReserved() {
+			s.warnings = append(s.warnings, fmt.Sprintf("network %s: annotation key %q is reserved and has no effect", one, key))
+		}
+		s.requests = append(s.requests, request{Selection: one, onDisk: one.Name, why: "the pod's annotation"})
+	}
+	return nil
+}
+
+// parse reads an annotation.
+func (s *Selection) parse(key, value, namespace string) ([]netattach.Selection, error) {
+	sel, err := netattach.ParseSelections(value, namespace)
+	if err != nil {
+		return nil, cnierr.New("read annotation "+key, cnierr.InvalidAnnotation, "%w", err).
+			WithFix("correct the pod's annotation, or its template's, and create the pod anew")
+	}
+	return sel, nil
+}
+
+// Definitions returns the definitions that may be needed, each once.
+func (s *Selection) Definitions() []Ref {
+	var refs []Ref
+	for _, r := range s.requests {
+		ref := Ref{r.Namespace, r.Name}
+		if r.Name != "" && !slices.Contains(refs, ref) {
+			refs = append(refs, ref)
+		}
+	}
+	return refs
+}
+
+// Resources returns the resources whose devices the plan needs, each once, and
+// whether any device must be known at all: a selection that pins a device of a
+// definition without resourceName needs the whole allocation.
+func (s *Selection) Resources(defs map[Ref]*netattach.Definition) (names []string, needed bool) {
+	for _, r := range s.requests {
+		needed = needed || r.DeviceID != ""
+		def := defs[Ref{r.Namespace, r.Name}]
+		if def == nil {
+			continue
+		}
+		if name := def.ResourceName(); name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names, needed || len(names) > 0
+}
+
+// Plan makes the plan.
+func (s *Selection) Plan(src Sources) (*plan.Plan, error) {
+	p := &plan.Plan{
+		Version: plan.Version, Pod: s.inv.Pod, ContainerID: s.inv.ContainerID, NetNS: s.inv.NetNS,
+		Warnings: s.warnings,
+	}
+	if s.pod != nil {
+		p.Pod.Static = s.pod.Static
+	}
+	if src.Allocation != nil {
+		p.Notes = src.Allocation.Notes
+	}
+	b := &builder{Selection: s, src: src, plan: p}
+	if err := b.build(); err != nil {
+		return nil, cnierr.Annotate(err, cnierr.Subject{Pod: p.Pod.String()})
+	}
+	return p, nil
+}
