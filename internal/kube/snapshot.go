@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"syscall"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -74,7 +75,7 @@ type Snapshot struct {
 // cannot be read is [ErrUnavailable]; one that is damaged, or written by a newer
 // version of this package, is [ErrInvalid]. Errors name the file.
 func OpenSnapshot(path string) (*Snapshot, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO would block
 	if err != nil {
 		return nil, fmt.Errorf("snapshot of definitions: %w: %w", ErrUnavailable, err)
 	}

@@ -32,7 +32,7 @@ type target struct {
 
 // serve records the request and answers it, or fails as told.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
 	rec := &Request{
 		Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery,
 		ContentType: r.Header.Get("Content-Type"), UserAgent: r.UserAgent(), Body: string(body),
@@ -51,7 +51,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case err != nil:
-		out.status(http.StatusRequestEntityTooLarge, metav1.StatusReasonRequestEntityTooLarge, err.Error(), nil)
+		out.status(http.StatusBadRequest, metav1.StatusReasonBadRequest, err.Error(), nil)
+	case len(body) > maxBody:
+		out.status(http.StatusRequestEntityTooLarge, metav1.StatusReasonRequestEntityTooLarge, "body too large", nil)
 	case fail != 0:
 		out.status(fail, failureReason(fail), "failing as told", nil)
 	default:

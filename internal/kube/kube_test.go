@@ -1,0 +1,87 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+// answers is a source with one answer that counts how often it is asked.
+type answers struct {
+	pod   *corev1.Pod
+	def   *netattach.Definition
+	err   error
+	asked int
+}
+
+func (a *answers) Pod(context.Context, string, string, string) (*corev1.Pod, error) {
+	a.asked++
+	return a.pod, a.err
+}
+
+func (a *answers) Definition(context.Context, string, string) (*netattach.Definition, error) {
+	a.asked++
+	return a.def, a.err
+}
+
+func TestFirst(t *testing.T) {
+	found := func() *answers { return &answers{pod: newPod("web", uidA, "n"), def: newDefinition("net", "{}")} }
+	fails := func(text string, kind error) *answers { return &answers{err: fmt.Errorf("%s: %w", text, kind)} }
+	tests := []struct {
+		name    string
+		sources []*answers
+		want    error
+		text    []string
+		asked   []int
+	}{
+		{"none", nil, ErrUnavailable, []string{"no source"}, nil},
+		{"first answers", []*answers{found(), found()}, nil, nil, []int{1, 0}},
+		{"after missing and down", []*answers{fails("a", ErrNotFound), fails("b", ErrUnavailable), found()}, nil, nil, []int{1, 1, 1}},
+		{"one missing", []*answers{fails("a", ErrNotFound)}, ErrNotFound, []string{"a: not found"}, []int{1}},
+		{"all missing", []*answers{fails("a", ErrNotFound), fails("b", ErrNotFound)}, ErrNotFound, []string{"a: not found; b: not found"}, []int{1, 1}},
+		{"missing, then down", []*answers{fails("a", ErrNotFound), fails("b", ErrUnavailable)}, ErrUnavailable, []string{"a: not found; b:"}, []int{1, 1}},
+		{"down, then missing", []*answers{fails("a", ErrUnavailable), fails("b", ErrNotFound)}, ErrUnavailable, []string{"; b: not found"}, []int{1, 1}},
+		{"invalid ends it", []*answers{fails("a", ErrInvalid), found()}, ErrInvalid, nil, []int{1, 0}},
+		{"invalid after missing", []*answers{fails("a", ErrNotFound), fails("b", ErrInvalid), found()}, ErrInvalid, []string{"a: not found; b: invalid"}, []int{1, 1, 0}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var pods []Pods
+			var defs []Definitions
+			for _, s := range tt.sources {
+				pods, defs = append(pods, s), append(defs, s)
+			}
+			_, err := FirstPods(pods...).Pod(context.Background(), "default", "web", uidA)
+			wantError(t, err, tt.want, tt.text...)
+			for i, s := range tt.sources {
+				if s.asked != tt.asked[i] {
+					t.Errorf("source %d asked %d times, want %d", i, s.asked, tt.asked[i])
+				}
+			}
+			_, err = FirstDefinitions(defs...).Definition(context.Background(), "default", "net")
+			wantError(t, err, tt.want, tt.text...)
+		})
+	}
+}
+
+func TestFirstEndsWithContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	a, b := &answers{err: ErrUnavailable}, &answers{}
+	if _, err := FirstPods(a, b).Pod(ctx, "default", "web", ""); !errors.Is(err, ErrUnavailable) || b.asked != 0 {
+		t.Errorf("%v, second source asked %d times", err, b.asked)
+	}
+}
+
+func TestCombinedKeepsCauses(t *testing.T) {
+	err := combine([]error{ErrNotFound, fmt.Errorf("%w: %w", ErrUnavailable, fs.ErrPermission)})
+	if !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("%v lost its cause", err)
+	}
+}

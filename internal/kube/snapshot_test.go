@@ -1,0 +1,231 @@
+package kube
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+var written = time.Date(2026, 11, 23, 20, 0, 0, 0, time.UTC)
+
+// testEntries is two definitions in order, the second too long to be kept.
+func testEntries() []*entry {
+	a := newDefinition("a", `{"cniVersion":"1.0.0","type":"bridge","x":"<&>"}`)
+	a.Annotations = map[string]string{netattach.ResourceNameAnnotation: "vendor.example/vfs"}
+	a.UID, a.ResourceVersion = uidA, "7"
+	return []*entry{newEntry(a), newEntry(newDefinition("b", strings.Repeat("x", maxConfig+1)))}
+}
+
+func encode(t testing.TB, entries []*entry) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := writeSnapshot(&b, entries, written); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func writeFile(t testing.TB, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSnapshotRoundTrip(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "definitions")
+	if err := saveSnapshot(path, testEntries(), written); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode() != snapshotMode {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	s, err := OpenSnapshot(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Len() != 2 || !s.Written().Equal(written) {
+		t.Errorf("%d definitions of %v", s.Len(), s.Written())
+	}
+	def, err := s.Definition(context.Background(), "default", "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &netattach.Definition{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "default", Name: "a", UID: uidA, ResourceVersion: "7",
+			Annotations: map[string]string{netattach.ResourceNameAnnotation: "vendor.example/vfs"},
+		},
+		Spec: netattach.DefinitionSpec{Config: `{"cniVersion":"1.0.0","type":"bridge","x":"<&>"}`},
+	}
+	if diff := cmp.Diff(want, def); diff != "" {
+		t.Error(diff)
+	}
+	_, err = s.Definition(context.Background(), "default", "b")
+	wantError(t, err, ErrInvalid, "default/b", fmt.Sprint(maxConfig+1))
+	_, err = s.Definition(context.Background(), "default", "c")
+	wantError(t, err, ErrNotFound, path, "2026-11-23T20:00:00Z")
+	_, err = s.Definition(context.Background(), "default", "../c")
+	wantError(t, err, ErrInvalid)
+}
+
+func TestOpenSnapshotRefuses(t *testing.T) {
+	good := string(encode(t, testEntries()))
+	lines := strings.SplitAfter(good, "\n")
+	header, first, trailer := lines[0], lines[1], lines[3]
+	tests := []struct {
+		name string
+		data string
+		text string
+	}{
+		{"empty", "", "empty"},
+		{"no JSON", "\x00\x01", "header"},
+		{"another format", `{"format":"x"}`, `format "x"`},
+		{"newer", strings.Replace(good, `"version":1`, `"version":2`, 1), "version 2"},
+		{"only header", header, "truncated after 0"},
+		{"no trailer", header + first, "truncated after 1"},
+		{"half a line", good[:len(header)+20], "definition 1"},
+		{"count", header + first + trailer, "trailer says 2"},
+		{"altered", strings.Replace(good, "bridge", "bridgE", 1), "checksum"},
+		{"header altered", strings.Replace(good, "2026", "2027", 1), "checksum"},
+		{"twice", header + first + first + trailer, "twice"},
+		{"after the trailer", good + "{}\n", "data after"},
+		{"hostile name", header + `{"definition":{"namespace":"a","name":"../b"}}` + "\n" + trailer, "../b"},
+		{"neither", header + "{}\n" + trailer, "empty line object"},
+		{"long line", header + strings.Repeat("x", maxSnapshotLine+1), "too long"},
+		{"oversized with configuration", header + `{"definition":{"namespace":"a","name":"b","config":"{}","oversized":1}}`, "oversized"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "definitions")
+			writeFile(t, path, []byte(tt.data))
+			_, err := OpenSnapshot(path)
+			wantError(t, err, ErrInvalid, path, tt.text)
+		})
+	}
+}
+
+func TestOpenSnapshotFiles(t *testing.T) {
+	dir := t.TempDir()
+	_, err := OpenSnapshot(filepath.Join(dir, "absent"))
+	wantError(t, err, ErrUnavailable, "absent")
+	if !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v lost its cause", err)
+	}
+	_, err = OpenSnapshot(dir)
+	wantError(t, err, ErrInvalid, dir, "not a regular file")
+	huge := filepath.Join(dir, "huge")
+	writeFile(t, huge, nil)
+	if err := os.Truncate(huge, maxSnapshotBytes+1); err != nil {
+		t.Fatal(err)
+	}
+	_, err = OpenSnapshot(huge)
+	wantError(t, err, ErrInvalid, huge, "at most")
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = OpenSnapshot(fifo)
+	wantError(t, err, ErrInvalid, fifo)
+}
+
+func TestSaveSnapshotKeepsTheOldFile(t *testing.T) {
+	dir := t.TempDir()
+	if err := saveSnapshot(filepath.Join(dir, "absent", "definitions"), nil, written); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no directory: %v", err)
+	}
+	// A target that cannot be replaced: a directory that is not empty.
+	path := filepath.Join(dir, "definitions")
+	if err := os.MkdirAll(filepath.Join(path, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	err := saveSnapshot(path, testEntries(), written)
+	if err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("unreplaceable: %v", err)
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil || len(files) != 1 {
+		t.Errorf("left behind: %v, %v", files, err)
+	}
+}
+
+func TestRemoveLeftovers(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{".definitions123", ".definitions-9", ".definitions", ".definitions12x", ".other123", "definitions"} {
+		writeFile(t, filepath.Join(dir, name), nil)
+	}
+	if err := removeLeftovers(filepath.Join(dir, "definitions")); err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	files, err := os.ReadDir(dir)
+	for _, f := range files {
+		left = append(left, f.Name())
+	}
+	want := []string{".definitions", ".definitions12x", ".other123", "definitions"}
+	if err != nil || !cmp.Equal(left, want) {
+		t.Errorf("left %q, %v", left, err)
+	}
+}
+
+// Whatever a file holds, reading it neither panics nor yields a definition that
+// would not be written back as it is.
+func FuzzReadSnapshot(f *testing.F) {
+	good := encode(f, testEntries())
+	f.Add(good)
+	f.Add(good[:len(good)/2])
+	f.Add(encode(f, nil))
+	f.Add([]byte(`{"format":"manifold-definitions","version":1}` + "\n" + `{"end":{"count":0}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s, err := readSnapshot(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		var entries []*entry
+		for _, e := range s.entries {
+			entries = append(entries, e)
+		}
+		again, err := readSnapshot(bytes.NewReader(encode(t, entries)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(s.entries, again.entries, cmp.AllowUnexported(entry{})); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+func BenchmarkSnapshot(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "definitions")
+	var entries []*entry
+	for i := range 1000 {
+		entries = append(entries, newEntry(newDefinition(fmt.Sprintf("net%04d", i), strings.Repeat(`{"type":"bridge"}`, 30))))
+	}
+	b.Run("save", func(b *testing.B) {
+		for b.Loop() {
+			if err := saveSnapshot(path, entries, written); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("open", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := OpenSnapshot(path); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
