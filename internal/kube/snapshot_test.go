@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/manifold-cni/manifold/netattach"
@@ -202,7 +203,7 @@ func FuzzReadSnapshot(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(s.entries, again.entries, cmp.AllowUnexported(entry{})); diff != "" {
+		if diff := cmp.Diff(s.entries, again.entries, cmp.AllowUnexported(entry{}), cmpopts.EquateEmpty()); diff != "" {
 			t.Error(diff)
 		}
 	})

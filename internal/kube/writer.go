@@ -95,9 +95,12 @@ func (w *Writer) PublishStatus(ctx context.Context, namespace, name, uid, status
 			Resource(resourcePods).Name(name).Body(body).Do(ctx).Error()
 	})
 	if uid != "" && (apierrors.IsConflict(err) || apierrors.IsInvalid(err)) {
-		// A mismatch of the UID, or something else: the pod itself tells.
+		// API servers report another UID in either way, and other things too: the pod
+		// itself tells.
 		if pod, getErr := w.client.getPod(ctx, namespace, name); getErr == nil && string(pod.UID) != uid {
 			return fmt.Errorf("%s: pod has UID %s, asked for %s: %w: %w", op, pod.UID, uid, ErrNotFound, err)
+		} else if errors.Is(getErr, ErrNotFound) {
+			return fmt.Errorf("%s: %w", op, getErr)
 		}
 	}
 	return writeError(op, err)
@@ -311,7 +314,7 @@ func writeError(op string, err error) error {
 		return nil
 	case apierrors.IsNotFound(err):
 		return fmt.Errorf("%s: %w", op, &apiError{ErrNotFound, err})
-	case retryable(err):
+	case retryable(err), apierrors.IsConflict(err): // somebody else wrote at the same time
 		return fmt.Errorf("%s: %w", op, &apiError{ErrUnavailable, err})
 	default:
 		return fmt.Errorf("%s: %w", op, err)

@@ -86,6 +86,10 @@ func TestPublishStatusNeverTouchesAnotherPod(t *testing.T) {
 	if n := count(srv, http.MethodPatch, podPath+"web"); n != 1 {
 		t.Errorf("%d PATCHes", n)
 	}
+	srv.FailNext(422) // as other versions of the API server say it
+	wantError(t, w.PublishStatus(context.Background(), "default", "web", uidB, status), ErrNotFound, uidA, uidB)
+	srv.FailNext(409)
+	wantError(t, w.PublishStatus(context.Background(), "default", "gone", uidB, status), ErrNotFound, "default/gone")
 	err = w.PublishStatus(context.Background(), "default", "gone", uidB, status)
 	wantError(t, err, ErrNotFound, "default/gone")
 }
@@ -102,7 +106,8 @@ func TestPublishStatusRetries(t *testing.T) {
 		{"broken, unavailable, timed out", []int{500, 503, 504}, nil, 4, true},
 		{"always broken", []int{500, 500, 500, 500, 500}, ErrUnavailable, writeAttempts, false},
 		{"forbidden", []int{403}, nil, 1, false},
-		{"conflict of another kind", []int{409}, nil, 1, false},
+		{"conflict of another kind", []int{409}, ErrUnavailable, 1, false},
+		{"refused", []int{422}, nil, 1, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

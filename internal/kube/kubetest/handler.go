@@ -82,6 +82,8 @@ func failureReason(code int) metav1.StatusReason {
 		return metav1.StatusReasonNotFound
 	case http.StatusConflict:
 		return metav1.StatusReasonConflict
+	case http.StatusUnprocessableEntity:
+		return metav1.StatusReasonInvalid
 	case http.StatusTooManyRequests:
 		return metav1.StatusReasonTooManyRequests
 	case http.StatusServiceUnavailable:

@@ -187,8 +187,8 @@ func TestFailures(t *testing.T) {
 	srv := start(t)
 	srv.AddDefinition(&netattach.Definition{ObjectMeta: metav1.ObjectMeta{Name: "net"}})
 	const path = "/apis/k8s.cni.cncf.io/v1/namespaces/default/network-attachment-definitions/net"
-	srv.FailNext(401, 403, 404, 409, 429, 503, 504, 500)
-	for _, want := range []int{401, 403, 404, 409, 429, 503, 504, 500, 200} {
+	srv.FailNext(401, 403, 404, 409, 422, 429, 503, 504, 500)
+	for _, want := range []int{401, 403, 404, 409, 422, 429, 503, 504, 500, 200} {
 		if code, body := call(t, srv, "GET", path, "", ""); code != want {
 			t.Errorf("%d %s, want %d", code, body, want)
 		}
