@@ -1,0 +1,139 @@
+// Package harness is what end-to-end tests and the demo need of a machine: they
+// run inside a user, network and mount namespace of their own, with the
+// reference plugins and our programs built, as the only runtime of a node whose
+// host is that namespace.
+//
+// A test package calls [Main] from TestMain. The test binary first builds
+// programs (which may need the module cache), then runs itself again inside new
+// namespaces: rootless where user namespaces allow, else as root. Nothing that a
+// test does is seen outside, and everything ends with the process.
+package harness
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/sriov/sriovtest"
+)
+
+// insideEnv marks the process that runs inside the namespaces.
+const insideEnv = "MANIFOLD_HARNESS_INSIDE"
+
+// Main runs the tests of a package inside namespaces; prepare runs before,
+// outside, to build what needs the network.
+func Main(m *testing.M, prepare ...func() error) {
+	code, err := Enter(prepare...)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "harness:", err)
+		os.Exit(1)
+	}
+	if code >= 0 {
+		os.Exit(code)
+	}
+	os.Exit(m.Run())
+}
+
+// Enter runs this program again inside namespaces and returns its exit status;
+// inside, it prepares the namespaces and returns -1.
+func Enter(prepare ...func() error) (int, error) {
+	if os.Getenv(insideEnv) != "" {
+		return -1, furnish()
+	}
+	for _, p := range prepare {
+		if err := p(); err != nil {
+			return 0, err
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	cmd := exec.Command(self, os.Args[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	if err := cmd.Start(); err != nil {
+		return 0, fmt.Errorf("enter namespaces: %w; run as root, or allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone)", err)
+	}
+	go func() {
+		for s := range signals {
+			_ = cmd.Process.Signal(s) // it may have ended
+		}
+	}()
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return 0, err
+	}
+	return cmd.ProcessState.ExitCode(), nil
+}
+
+// furnish makes the new namespaces a bare host: nothing of the mounts leaks out,
+// /run is empty, /sys holds only what a test puts there, loopback is up.
+func furnish() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	for _, dir := range []string{"/run", "/sys"} {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"); err != nil {
+			return fmt.Errorf("mount %s: %w", dir, err)
+		}
+	}
+	for _, dir := range []string{"/run/netns", "/sys/bus/pci/devices", "/sys/bus/auxiliary/devices", "/sys/class/net"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
+}
+
+// Host is the node's hardware as a test makes it: a sysfs tree, and software
+// network devices that stand for subfunctions of one PCI function in it.
+type Host struct {
+	tree *sriovtest.Tree
+	next int
+}
+
+// hostPF is the PCI function that the devices of [Host.AddDevice] are slices of.
+const hostPF = "0000:3b:00.0"
+
+// NewHost starts with one PCI function on NUMA node 0.
+func NewHost() (*Host, error) {
+	h := &Host{tree: sriovtest.New("/")}
+	h.tree.AddPF(sriovtest.PF{Address: hostPF, Vendor: "0x15b3", Device: "0x101d", Driver: "mlx5_core", NUMA: 0})
+	return h, h.tree.Err()
+}
+
+// AddDevice makes a network device on the host, one end of a veth pair whose
+// other end is "p-" and the name, and shows it in sysfs as an auxiliary device,
+// whose ID it returns. The kernel names no parent device for it.
+func (h *Host) AddDevice(netDev string) (id string, err error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = netDev
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "p-" + netDev}); err != nil {
+		return "", fmt.Errorf("add %s: %w", netDev, err)
+	}
+	h.next++
+	id = fmt.Sprintf("mlx5_core.sf.%d", h.next)
+	h.tree.AddAuxiliary(sriovtest.Auxiliary{ID: id, Parent: hostPF, Driver: "mlx5_core.sf", SFNum: h.next, NetDev: netDev})
+	return id, h.tree.Err()
+}

@@ -1,0 +1,74 @@
+package harness
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// NetNS is a network namespace kept by a bind mount, as container runtimes keep
+// a sandbox's.
+type NetNS struct{ Path string }
+
+// NewNetNS makes a network namespace with loopback down, at /run/netns/name.
+func NewNetNS(name string) (*NetNS, error) {
+	n := &NetNS{Path: filepath.Join("/run/netns", name)}
+	f, err := os.OpenFile(n.Path, os.O_CREATE|os.O_EXCL, 0o444)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
+	done := make(chan error)
+	go func() {
+		// The thread is in the new namespace for good, and ends with the goroutine.
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- err
+			return
+		}
+		self := fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
+		done <- unix.Mount(self, n.Path, "", unix.MS_BIND, "")
+	}()
+	if err := <-done; err != nil {
+		return nil, fmt.Errorf("make %s: %w", n.Path, err)
+	}
+	return n, nil
+}
+
+// Delete ends the namespace; what is in it goes as the kernel sees fit.
+func (n *NetNS) Delete() error {
+	err := unix.Unmount(n.Path, unix.MNT_DETACH)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EINVAL) {
+		err = nil
+	}
+	if e := os.Remove(n.Path); !errors.Is(e, os.ErrNotExist) {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// Do runs f inside the namespace.
+func (n *NetNS) Do(f func() error) error {
+	return ns.WithNetNSPath(n.Path, func(ns.NetNS) error { return f() })
+}
+
+// Link returns an interface inside the namespace, nil when there is none.
+func (n *NetNS) Link(name string) (netlink.Link, error) {
+	var link netlink.Link
+	err := n.Do(func() (err error) {
+		link, err = netlink.LinkByName(name)
+		return err
+	})
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil, nil
+	}
+	return link, err
+}
