@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"testing"
 
@@ -89,15 +90,17 @@ func furnish() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	for _, dir := range []string{"/run", "/sys"} {
-		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"); err != nil {
-			return fmt.Errorf("mount %s: %w", dir, err)
-		}
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755"); err != nil {
+		return fmt.Errorf("mount /run: %w", err)
 	}
-	for _, dir := range []string{"/run/netns", "/sys/bus/pci/devices", "/sys/bus/auxiliary/devices", "/sys/class/net"} {
+	for _, dir := range []string{"/run/netns", hostRoot + "/sys"} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
+	}
+	// The tree that a test builds is what programs, ours and delegates, see.
+	if err := unix.Mount(hostRoot+"/sys", "/sys", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount /sys: %w", err)
 	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -113,13 +116,26 @@ type Host struct {
 	next int
 }
 
+// hostRoot is where the host's sys/ is built; it is mounted at /sys.
+const hostRoot = "/run/host"
+
 // hostPF is the PCI function that the devices of [Host.AddDevice] are slices of.
 const hostPF = "0000:3b:00.0"
 
-// NewHost starts with one PCI function on NUMA node 0.
+// NewHost starts anew with one PCI function. It must be called inside the
+// namespaces of [Enter].
 func NewHost() (*Host, error) {
-	h := &Host{tree: sriovtest.New("/")}
-	h.tree.AddPF(sriovtest.PF{Address: hostPF, Vendor: "0x15b3", Device: "0x101d", Driver: "mlx5_core", NUMA: 0})
+	entries, err := os.ReadDir(hostRoot + "/sys")
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(hostRoot, "sys", e.Name())); err != nil {
+			return nil, err
+		}
+	}
+	h := &Host{tree: sriovtest.New(hostRoot)}
+	h.tree.AddFunction(sriovtest.Function{Address: hostPF, Vendor: "15b3", Device: "101d", Driver: "mlx5_core"})
 	return h, h.tree.Err()
 }
 

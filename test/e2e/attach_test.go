@@ -1,0 +1,94 @@
+// Package e2e runs the real programs against real delegates in real network
+// namespaces: what a pod gets, what bad input gives, and what is left after any
+// process was killed.
+package e2e
+
+import (
+	"encoding/json"
+	"net"
+	"os"
+	"testing"
+
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+)
+
+// removeLink removes a link of the host that may be gone.
+func removeLink(name string) {
+	if l, err := netlink.LinkByName(name); err == nil {
+		_ = netlink.LinkDel(l)
+	}
+}
+
+// interfaceOf returns an interface of a pod and fails without it.
+func (n *node) interfaceOf(p *pod, name string) *netlink.LinkAttrs {
+	n.t.Helper()
+	link, err := p.ns.Link(name)
+	n.must(err)
+	if link == nil {
+		n.t.Fatalf("pod %s has no interface %s", p.Name, name)
+	}
+	return link.Attrs()
+}
+
+// twoDevicePod is the pod of the demo: default network, a bridge, and two
+// networks on devices, one of each container.
+func (n *node) twoDevicePod(name string) (*pod, map[string]net.HardwareAddr) {
+	n.t.Helper()
+	n.define("plain", "", n.bridge("plain", "10.89.0.0/16"))
+	n.define("nic-a", nicA, hostDevice)
+	macs := map[string]net.HardwareAddr{}
+	ids := map[string]string{}
+	for _, dev := range []string{"nic0", "nic1"} {
+		ids[dev] = n.device(dev)
+		l, err := netlink.LinkByName(dev)
+		n.must(err)
+		macs[dev] = l.Attrs().HardwareAddr
+	}
+	p := n.addPod(name, "plain, nic-a, nic-a", "c1", "c2")
+	// c1 has the device with the higher ID: sorting over the pod would swap them.
+	n.allocate(p, "c1", nicA, ids["nic1"])
+	n.allocate(p, "c2", nicA, ids["nic0"])
+	return p, macs
+}
+
+// warm makes the bridges, which the bridge plugin leaves on purpose.
+func (n *node) warm() {
+	n.t.Helper()
+	n.define("plain", "", n.bridge("plain", "10.89.0.0/16"))
+	p := n.addPod("warm", "plain")
+	n.succeed("ADD", p)
+	n.succeed("DEL", p)
+	n.must(p.ns.Delete())
+	n.must(os.RemoveAll(n.path("ipam")))
+}
+
+func TestPodGetsItsNetworksAndGivesThemBack(t *testing.T) {
+	for name, agent := range map[string]bool{"agent": true, "one-shot": false} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, nil)
+			if agent {
+				n.serve()
+			}
+			n.warm()
+			p, macs := n.twoDevicePod("app")
+			before := n.state()
+			res := n.succeed("ADD", p)
+			var result types100.Result
+			n.must(json.Unmarshal(res.Stdout, &result))
+			if len(result.IPs) != 1 || !result.IPs[0].Address.IP.Equal(net.IPv4(10, 88, 0, 2)) {
+				t.Errorf("default network's result: %s", res.Stdout)
+			}
+			for ifName, dev := range map[string]string{"net2": "nic1", "net3": "nic0"} {
+				if got := n.interfaceOf(p, ifName).HardwareAddr; got.String() != macs[dev].String() {
+					t.Errorf("%s has address %s, want device %s with %s", ifName, got, dev, macs[dev])
+				}
+			}
+			n.succeed("CHECK", p)
+			n.succeed("DEL", p)
+			n.unchanged(before)
+			n.succeed("DEL", p)
+			n.unchanged(before)
+		})
+	}
+}
