@@ -132,9 +132,15 @@ func TestOfNetDev(t *testing.T) {
 	tree := build(t, (*sriovtest.Tree).AddIGB, (*sriovtest.Tree).AddSwitchdev, addOthers)
 	tree.AddNetDev("", sriovtest.NetDev{Name: "lo"})
 	addUSB(t, tree, "enx0200")
-	outside := filepath.Join(tree.Root(), "sys/class/net/outside")
-	if err := os.Symlink("../../../elsewhere/0000:21:00.0/net/outside", outside); err != nil {
-		t.Fatal(err)
+	// A device directory that is not below sys/devices, however like one it looks.
+	for _, err := range []error{
+		os.MkdirAll(filepath.Join(tree.Root(), "elsewhere/0000:21:00.0"), 0o755),
+		os.Symlink("../../sys/bus/pci", filepath.Join(tree.Root(), "elsewhere/0000:21:00.0/subsystem")),
+		os.Symlink("../../../elsewhere/0000:21:00.0/net/outside", filepath.Join(tree.Root(), "sys/class/net/outside")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, c := range []struct {
 		name, addr string
