@@ -20,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/killpoint"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -80,6 +81,7 @@ func (a *Agent) Plan(ctx context.Context, req plan.Request) (*plan.Plan, error) 
 		return nil, err
 	}
 	p, err := a.plan(ctx, inv)
+	killpoint.Here("agent planned")
 	if err != nil {
 		return nil, cnierr.Annotate(err, cnierr.Subject{Pod: inv.Pod.String()})
 	}
@@ -246,6 +248,7 @@ const eventTime = 10 * time.Second
 // one Event.
 func (a *Agent) Report(ctx context.Context, r plan.Report) error {
 	pod := r.Plan.Pod
+	killpoint.Here("agent got report")
 	a.log.Info("report", "verb", r.Verb, "pod", pod.String(), "uid", pod.UID, "sandbox", r.Plan.ContainerID,
 		"took", r.Took, "error", r.Error, "problems", r.Problems)
 	if a.src.Publisher == nil || pod.Name == "" {

@@ -2,7 +2,6 @@ package attach
 
 import (
 	"encoding/json"
-	"errors"
 	"os"
 	"path/filepath"
 
@@ -45,8 +44,5 @@ func removeDeviceInfo(a *plan.Attachment) error {
 	if a.DeviceInfoFile == "" {
 		return nil
 	}
-	if err := os.Remove(a.DeviceInfoFile); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return cnierr.New("remove device information", cnierr.IO, "%w", err)
-	}
-	return nil
+	return remove(a.DeviceInfoFile)
 }

@@ -2,7 +2,6 @@ package attach
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -13,7 +12,6 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/netconf"
-	"github.com/manifold-cni/manifold/internal/verify"
 )
 
 // Check runs every delegate's CHECK with the recorded configuration and result,
@@ -62,12 +60,9 @@ func (r *run) checkOne(ctx context.Context, i int) error {
 			return delegateError("check", err)
 		}
 	}
-	var before *verify.Device
-	if raw := r.entry.Before(i); raw != nil {
-		before = &verify.Device{}
-		if err := json.Unmarshal(raw, before); err != nil {
-			return cnierr.New("check", cnierr.JournalCorrupt, "recorded device: %w", err)
-		}
+	before, err := r.before(i)
+	if err != nil {
+		return err
 	}
 	_, err = r.verify(a, result, before)
 	return err

@@ -108,15 +108,19 @@ func (r *run) releaseOne(ctx context.Context, i int) error {
 	defer cancel()
 	err = r.cni.DelNetworkList(ctx, list, rt)
 	killpoint.Here("delegate released")
-	if err != nil {
+	needless := err != nil && r.nothingLeft(i, netns, err)
+	if err != nil && !needless {
 		return delegateError("del", err)
 	}
-	if netns == "" {
+	if netns == "" || needless {
 		if err := r.releaseAddresses(ctx, list, rt); err != nil {
 			return err
 		}
 	}
 	if err := r.left(a, netns); err != nil {
+		return err
+	}
+	if err := r.seedCache(list, rt, nil); err != nil { // libcni keeps it after a failure
 		return err
 	}
 	return removeDeviceInfo(a)
@@ -134,6 +138,43 @@ func (r *run) liveNetNS() string {
 		return ""
 	}
 	return path
+}
+
+// nothingLeft reports whether a delegate's DEL failed only because there was
+// nothing to do: its interface is not in the sandbox, and the device stands on
+// the host as before ADD. Some delegates do not know that DEL must succeed then
+// (host-device for one), and the pod could never be deleted.
+func (r *run) nothingLeft(i int, netns string, cause error) bool {
+	a := &r.entry.Plan.Attachments[i]
+	if a.Device == nil || netns == "" || !cnierr.Is(cause, cnierr.DelegateFailed) {
+		return false
+	}
+	if there, err := verify.Exists(netns, a.IfName); err != nil || there {
+		return false
+	}
+	before, err := r.before(i)
+	if err != nil {
+		return false
+	}
+	back, err := verify.Returned(r.inv.Conf.SysRoot, a.Device, before)
+	if err != nil || !back {
+		return false
+	}
+	r.warn("%s: its interface is gone and its device is back, so its DEL's failure is passed over: %v", a.Name, cause)
+	return true
+}
+
+// before returns what was recorded of attachment i's device before its ADD.
+func (r *run) before(i int) (*verify.Device, error) {
+	raw := r.entry.Before(i)
+	if raw == nil {
+		return nil, nil
+	}
+	d := &verify.Device{}
+	if err := json.Unmarshal(raw, d); err != nil {
+		return nil, cnierr.New("read recorded device", cnierr.JournalCorrupt, "%w", err)
+	}
+	return d, nil
 }
 
 // left refuses to call a device released that is still in the sandbox.
@@ -189,33 +230,47 @@ func joinPath(dirs []string) string {
 	return out
 }
 
-// seedCache writes libcni's record of the attachment from the journal, so that
-// delegates get the recorded result as prevResult even if libcni's own file was
-// cut in mid-write or lost. Its form is libcni's "cniCacheV1".
-func (r *run) seedCache(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, result json.RawMessage) error {
+// cacheFile is where libcni keeps its record of an attachment.
+func (r *run) cacheFile(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (string, error) {
 	dir := filepath.Join(r.Journal.Path, "results")
 	name := filepath.Join(dir, fmt.Sprintf("%s-%s-%s", list.Name, rt.ContainerID, rt.IfName))
 	if filepath.Dir(name) != dir {
-		return cnierr.New("release", cnierr.InvalidDefinition, "network name %q is a path", list.Name)
+		return "", cnierr.New("release", cnierr.InvalidDefinition, "network name %q is a path", list.Name)
+	}
+	return name, nil
+}
+
+// seedCache writes libcni's record of the attachment from the journal, so that
+// delegates get the recorded result as prevResult even if libcni's own file was
+// cut in mid-write or lost. Its form is libcni's "cniCacheV1". An attachment
+// without a result was never attached: what stands there was cut in mid-write.
+func (r *run) seedCache(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, result json.RawMessage) error {
+	name, err := r.cacheFile(list, rt)
+	if err != nil {
+		return err
 	}
 	if result == nil {
-		// Never attached: whatever stands there was cut in mid-write.
-		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return cnierr.New("remove cached result", cnierr.IO, "%w", err)
-		}
-		return nil
+		return remove(name)
 	}
 	body, err := json.Marshal(map[string]any{
 		"kind": libcni.CNICacheV1, "containerId": rt.ContainerID, "config": []byte(list.Bytes), "ifName": rt.IfName,
 		"networkName": list.Name, "netns": rt.NetNS, "cniArgs": rt.Args, "capabilityArgs": rt.CapabilityArgs, "result": result,
 	})
 	if err == nil {
-		err = errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(name, body, 0o600))
+		err = errors.Join(os.MkdirAll(filepath.Dir(name), 0o700), os.WriteFile(name, body, 0o600))
 	}
 	if err != nil {
 		// libcni still has its own file; without either, delegates get no
 		// prevResult, which DEL allows.
 		r.warn("seed cached result: %v", err)
+	}
+	return nil
+}
+
+// remove removes a file that may be absent.
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return cnierr.New("remove "+path, cnierr.IO, "%w", err)
 	}
 	return nil
 }

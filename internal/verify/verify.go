@@ -297,6 +297,27 @@ func Exists(netns, name string) (bool, error) {
 	return found, nil
 }
 
+// Returned reports whether the network devices that a device had before are on
+// the host again. A device that left the node has none to return.
+func Returned(sysRoot string, d *plan.Device, before *Device) (bool, error) {
+	if before == nil {
+		return true, nil
+	}
+	now, err := device(sriov.FS{Root: sysRoot}, d)
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, cnierr.New("inspect device", cnierr.IO, "%w", err)
+	}
+	for _, was := range before.NetDevs {
+		if !slices.ContainsFunc(now.NetDevs, func(n NetDev) bool { return n.Name == was.Name }) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 // Claim is what a delegate's result says of the attachment's own interface.
 type Claim struct {
 	Interface bool // the result names the interface in the sandbox
