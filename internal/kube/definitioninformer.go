@@ -214,9 +214,7 @@ func (d *DefinitionInformer) mirror(ctx context.Context, synced func() bool) {
 	d.markDirty() // an empty cluster is worth a file too
 	for {
 		select {
-		case <-ctx.Done():
-			_ = d.saveIfDirty() // kept for SnapshotError
-			return
+		case <-ctx.Done(): // what is pending is written all the same
 		case <-d.dirty:
 			d.markDirty() // until written
 		}

@@ -199,6 +199,18 @@ func TestDefinitionInformerCannotWrite(t *testing.T) {
 	wantDefinition(t, d, "a", `{}`, OriginCache)
 }
 
+// Once memory was complete, the file is never asked again: it may have what is
+// deleted.
+func TestDefinitionInformerSyncedIgnoresSnapshot(t *testing.T) {
+	srv, d, path := mirrored(t)
+	srv.Stop()
+	if err := saveSnapshot(path, []*entry{newEntry(newDefinition("ghost", `{}`))}, written); err != nil {
+		t.Fatal(err)
+	}
+	_, err := d.Definition(context.Background(), "default", "ghost")
+	wantError(t, err, ErrUnavailable)
+}
+
 // What changed just before the end is written, and nothing is left beside it.
 func TestDefinitionInformerWritesAtTheEnd(t *testing.T) {
 	srv, client := startServer(t)

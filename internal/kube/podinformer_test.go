@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -85,8 +86,9 @@ func TestPodInformerLagging(t *testing.T) {
 }
 
 func TestPodInformerErrors(t *testing.T) {
-	srv, client := startServer(t)
-	p := NewPodInformer(client, "node1")
+	srv, _ := startServer(t)
+	// Long enough for client-go's own retries, which a lookup must not do.
+	p := NewPodInformer(connect(t, srv, time.Minute), "node1")
 	srv.AddPod(newPod("web", uidA, "node1"))
 	tests := []struct {
 		name                string

@@ -168,6 +168,9 @@ func TestRemoveLeftovers(t *testing.T) {
 	for _, name := range []string{".definitions123", ".definitions-9", ".definitions", ".definitions12x", ".other123", "definitions"} {
 		writeFile(t, filepath.Join(dir, name), nil)
 	}
+	if err := os.Mkdir(filepath.Join(dir, ".definitions77"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	if err := removeLeftovers(filepath.Join(dir, "definitions")); err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +179,7 @@ func TestRemoveLeftovers(t *testing.T) {
 	for _, f := range files {
 		left = append(left, f.Name())
 	}
-	want := []string{".definitions", ".definitions12x", ".other123", "definitions"}
+	want := []string{".definitions", ".definitions12x", ".definitions77", ".other123", "definitions"}
 	if err != nil || !cmp.Equal(left, want) {
 		t.Errorf("left %q, %v", left, err)
 	}

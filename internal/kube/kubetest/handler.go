@@ -55,7 +55,12 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	case len(body) > maxBody:
 		out.status(http.StatusRequestEntityTooLarge, metav1.StatusReasonRequestEntityTooLarge, "body too large", nil)
 	case fail != 0:
-		out.status(fail, failureReason(fail), "failing as told", nil)
+		var details *metav1.StatusDetails
+		if fail == http.StatusTooManyRequests {
+			out.Header().Set("Retry-After", "1") // as the real server says it, twice
+			details = &metav1.StatusDetails{RetryAfterSeconds: 1}
+		}
+		out.status(fail, failureReason(fail), "failing as told", details)
 	default:
 		s.route(out, r, body)
 	}
