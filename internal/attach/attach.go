@@ -44,6 +44,7 @@ type run struct {
 	inv   *netconf.Invocation
 	lock  *journal.Lock
 	entry *journal.Entry
+	exec  *executor
 	cni   *libcni.CNIConfig
 }
 
@@ -63,7 +64,7 @@ func (e *Engine) begin(ctx context.Context, inv *netconf.Invocation) (*run, erro
 func (e *Engine) newRun(inv *netconf.Invocation, lock *journal.Lock) *run {
 	exec := &executor{lock: lock, stderr: e.Stderr}
 	return &run{
-		Engine: e, inv: inv, lock: lock,
+		Engine: e, inv: inv, lock: lock, exec: exec,
 		cni: libcni.NewCNIConfigWithCacheDir(inv.Path, e.Journal.Path, exec),
 	}
 }
@@ -97,6 +98,9 @@ func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result
 	if err != nil {
 		return nil, r.end(true, err)
 	}
+	if err := r.preflight(p); err != nil {
+		return nil, r.end(true, err)
+	}
 	began := time.Now()
 	if r.entry, err = e.Journal.Begin(keyOf(inv), p); err != nil {
 		// A journal that exists already is another ADD's, and so is its lock file.
@@ -123,6 +127,22 @@ func (r *run) plan(ctx context.Context) (*plan.Plan, error) {
 		r.warn("%s", w)
 	}
 	return p, nil
+}
+
+// preflight finds every program of the plan, so that a pod whose delegates are
+// not installed is refused before anything is done.
+func (r *run) preflight(p *plan.Plan) error {
+	for i := range p.Attachments {
+		a := &p.Attachments[i]
+		list, err := listOf(a)
+		if err == nil {
+			err = r.exec.findAll(list, r.inv.Path)
+		}
+		if err != nil {
+			return cnierr.Annotate(err, subjectOf(p, a))
+		}
+	}
+	return nil
 }
 
 // attachAll runs the plan's attachments in order, then sets the default route.
@@ -182,7 +202,12 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 	if err := r.entry.Append(step); err != nil {
 		return nil, err
 	}
+	started := r.exec.started
 	result, err := r.add(ctx, a)
+	if err != nil && r.exec.started == started {
+		// No program of the chain ever ran: nothing is there to be torn down.
+		err = errors.Join(err, r.entry.Append(journal.Step{Attachment: i, Phase: journal.Untouched}))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -319,8 +344,9 @@ func (r *run) runtimeConf(a *plan.Attachment, netns string) *libcni.RuntimeConf 
 
 // delegateError gives a libcni error a kind when the executor has not.
 func delegateError(verb string, err error) error {
-	if cnierr.KindOf(err) != cnierr.Other {
-		return err
+	var typed *cnierr.Error
+	if errors.As(err, &typed) {
+		return typed // the executor's, which names the delegate as libcni's wrapping does
 	}
 	return cnierr.New("delegate "+verb, cnierr.DelegateFailed, "%w", err)
 }

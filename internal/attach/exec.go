@@ -14,9 +14,11 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
@@ -32,6 +34,23 @@ type executor struct {
 	version.PluginDecoder
 	lock   *journal.Lock // may be nil: nothing to inherit
 	stderr io.Writer     // where a delegate's stderr goes
+	// started counts the programs that were started.
+	started int
+}
+
+// findAll finds the programs of a chain, those of its IPAM included.
+func (e *executor) findAll(list *libcni.NetworkConfigList, paths []string) error {
+	for _, p := range list.Plugins {
+		for _, program := range []string{p.Network.Type, p.Network.IPAM.Type} {
+			if program == "" {
+				continue
+			}
+			if _, err := e.FindInPath(program, paths); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // FindInPath implements invoke.Exec.
@@ -40,6 +59,9 @@ func (e *executor) FindInPath(plugin string, paths []string) (string, error) {
 	if err != nil {
 		return "", cnierr.New("find delegate "+plugin, cnierr.DelegateMissing, "%w", err).
 			WithFix("install %s into one of: %s", plugin, strings.Join(paths, " "))
+	}
+	if err := unix.Access(path, unix.X_OK); err != nil {
+		return "", cnierr.New("find delegate "+plugin, cnierr.DelegateMissing, "%s: %w", path, err).WithFix("make it executable")
 	}
 	return path, nil
 }
@@ -76,6 +98,9 @@ func (e *executor) run(ctx context.Context, path string, stdin []byte, environ [
 			cmd.ExtraFiles = []*os.File{e.lock.File()}
 		}
 		err := cmd.Run()
+		if cmd.Process != nil {
+			e.started++
+		}
 		if !errors.Is(err, syscall.ETXTBSY) || try == 20 || ctx.Err() != nil {
 			return err
 		}

@@ -137,11 +137,8 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 		return notReady(err)
 	}
 	r := e.newRun(inv, nil)
-	exec := &executor{stderr: e.Stderr}
-	for _, p := range list.Plugins {
-		if _, err := exec.FindInPath(p.Network.Type, inv.Path); err != nil {
-			return notReady(err)
-		}
+	if err := r.exec.findAll(list, inv.Path); err != nil {
+		return notReady(err)
 	}
 	if err := r.cni.GetStatusNetworkList(ctx, list); err != nil {
 		return notReady(err)

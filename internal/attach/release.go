@@ -12,6 +12,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/plugins/pkg/ns"
+	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
@@ -33,7 +34,7 @@ func (e *Engine) Del(ctx context.Context, inv *netconf.Invocation) error {
 	}
 	r.entry, err = e.Journal.Open(keyOf(inv))
 	switch {
-	case errors.Is(err, os.ErrNotExist):
+	case r.lock == nil || errors.Is(err, os.ErrNotExist):
 		return r.delUnknown(ctx)
 	case cnierr.Is(err, cnierr.JournalCorrupt):
 		return r.delCorrupt(ctx, err)
@@ -55,7 +56,8 @@ func (e *Engine) unlocked(inv *netconf.Invocation, lockErr error) (*run, error) 
 	if !cnierr.Is(lockErr, cnierr.IO) {
 		return nil, lockErr
 	}
-	if _, err := e.Journal.Open(keyOf(inv)); !errors.Is(err, os.ErrNotExist) {
+	_, err := e.Journal.Open(keyOf(inv))
+	if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
 		return nil, lockErr
 	}
 	return e.newRun(inv, nil), nil
@@ -194,7 +196,6 @@ func (r *run) left(a *plan.Attachment, netns string) error {
 // their addresses (host-device for one), which would then be lost for ever. An
 // IPAM plugin's DEL is repeatable, so that it may run twice is no harm.
 func (r *run) releaseAddresses(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
-	exec := &executor{lock: r.lock, stderr: r.Stderr}
 	for _, p := range list.Plugins {
 		ipam := p.Network.IPAM.Type
 		if ipam == "" {
@@ -204,7 +205,7 @@ func (r *run) releaseAddresses(ctx context.Context, list *libcni.NetworkConfigLi
 		if err != nil {
 			return cnierr.New("release addresses", cnierr.InvalidDefinition, "%w", err)
 		}
-		path, err := exec.FindInPath(ipam, r.inv.Path)
+		path, err := r.exec.FindInPath(ipam, r.inv.Path)
 		if err != nil {
 			return err
 		}
@@ -212,7 +213,7 @@ func (r *run) releaseAddresses(ctx context.Context, list *libcni.NetworkConfigLi
 			Command: "DEL", ContainerID: rt.ContainerID, IfName: rt.IfName, PluginArgs: rt.Args,
 			Path: joinPath(r.inv.Path),
 		}
-		if err := invoke.ExecPluginWithoutResult(ctx, path, conf.Bytes, args, exec); err != nil {
+		if err := invoke.ExecPluginWithoutResult(ctx, path, conf.Bytes, args, r.exec); err != nil {
 			return delegateError("del of its addresses", err)
 		}
 	}

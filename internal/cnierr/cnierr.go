@@ -197,7 +197,9 @@ func (e *Error) Error() string {
 	}
 	b.WriteString(e.Op)
 	if e.Err != nil {
-		b.WriteString(": ")
+		if e.Op != "" {
+			b.WriteString(": ")
+		}
 		b.WriteString(e.Err.Error())
 	}
 	if e.Fix != "" {
@@ -241,18 +243,16 @@ func (e *Error) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// Annotate adds the subject to the outermost *Error in err's chain, or wraps err
-// in one of kind Other. It returns nil for nil.
+// Annotate adds the subject to err: in place when err is an *Error, else around
+// it, keeping the kind that is found inside. It returns nil for nil.
 func Annotate(err error, s Subject) error {
 	if err == nil {
 		return nil
 	}
-	var e *Error
-	if errors.As(err, &e) {
-		e.About(s)
-		return err
+	if e, ok := err.(*Error); ok { //nolint:errorlint // the outermost itself is meant
+		return e.About(s)
 	}
-	return &Error{Op: "run", Subject: s, Err: err}
+	return &Error{Kind: KindOf(err), Subject: s, Err: err}
 }
 
 // KindOf returns the kind of the outermost *Error in err's chain, Other when

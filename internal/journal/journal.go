@@ -51,9 +51,12 @@ type Phase string
 
 // The phases of an attachment. Trying to Released is the normal life.
 const (
-	Trying        Phase = "trying"         // the delegate's ADD is about to run
-	Attached      Phase = "attached"       // its result is recorded
-	Verified      Phase = "verified"       // the interface was compared with the plan
+	Trying   Phase = "trying"   // the delegate's ADD is about to run
+	Attached Phase = "attached" // its result is recorded
+	Verified Phase = "verified" // the interface was compared with the plan
+	// Untouched: no program of the delegate chain could be started, so there is
+	// nothing to release.
+	Untouched     Phase = "untouched"
 	Releasing     Phase = "releasing"      // the delegate's DEL is about to run
 	Released      Phase = "released"       // its DEL succeeded
 	ReleaseFailed Phase = "release-failed" // its DEL failed and will be retried
@@ -248,7 +251,7 @@ func (e *Entry) Unreleased() []int {
 	var out []int
 	for i := len(e.Plan.Attachments) - 1; i >= 0; i-- {
 		switch p, _ := e.Phase(i); p {
-		case "", Released:
+		case "", Untouched, Released:
 		default:
 			out = append(out, i)
 		}

@@ -80,7 +80,7 @@ func (b *builder) definition(i int) *netattach.Definition {
 // name is what network-status calls the attachment.
 func (b *builder) name(i int) string {
 	r := &b.requests[i]
-	if b.definition(i) != nil || r.onDisk == "" && r.inline == nil {
+	if r.Name != "" && (b.definition(i) != nil || !r.trusted) {
 		return Ref{r.Namespace, r.Name}.String()
 	}
 	if i < len(b.configs) && b.configs[i].Name() != "" {

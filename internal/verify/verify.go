@@ -69,6 +69,7 @@ type Interface struct {
 	MAC       string
 	MTU       int
 	Parent    string // parent device or bus-info; empty when the kernel tells none
+	Lower     int    // index of the link that it is stacked on or paired with, in that link's namespace; 0 for none
 	Addresses []string
 }
 
@@ -79,7 +80,7 @@ type Facts struct {
 	// are not there.
 	Missing []string
 	// LeftOnHost are network devices of the allocated device still on the host.
-	LeftOnHost []string
+	LeftOnHost []NetDev
 	Device     *Device // as it is now; nil without a device
 }
 
@@ -226,7 +227,7 @@ func Look(sysRoot, netns string, a *plan.Attachment, claimed []string, before *D
 	for _, d := range before.NetDevs {
 		link, err := netlinksafe.LinkByName(d.Name)
 		if err == nil && link.Attrs().Index == d.Index {
-			f.LeftOnHost = append(f.LeftOnHost, d.Name)
+			f.LeftOnHost = append(f.LeftOnHost, d)
 		}
 	}
 	f.Device, err = device(sriov.FS{Root: sysRoot}, a.Device)
@@ -246,7 +247,7 @@ func look(name string) (Interface, error) {
 		return Interface{}, fmt.Errorf("interface %s: %w", name, err)
 	}
 	a := link.Attrs()
-	out := Interface{Exists: true, Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Parent: a.ParentDev}
+	out := Interface{Exists: true, Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Parent: a.ParentDev, Lower: a.ParentIndex}
 	if out.Parent == "" {
 		out.Parent = busInfo(name)
 	}
@@ -375,7 +376,9 @@ func Compare(a *plan.Attachment, c Claim, before *Device, f *Facts) Report {
 	}
 	if i.Exists {
 		compareInterface(&r, a, c, i)
-		compareParent(&r, a.Device, before, f)
+	}
+	if a.Device != nil && !a.Device.Userspace {
+		compareDevice(&r, a.Device, before, f)
 	}
 	if a.Device != nil && a.Device.Userspace && f.Device != nil {
 		r.expect("driver", a.Device.Driver, f.Device.Driver)
@@ -436,18 +439,18 @@ func parseAddr(s string) (net.IP, string) {
 	return ip, prefix.String()
 }
 
-// compareParent proves that the interface is the allocated device.
-func compareParent(r *Report, d *plan.Device, before *Device, f *Facts) {
-	if d == nil || d.Userspace {
-		return
-	}
-	for _, name := range f.LeftOnHost {
-		r.expect("network device "+name+" of the allocated device", "in the sandbox", "on the host")
-	}
-	if len(f.LeftOnHost) > 0 {
-		return
+// compareDevice proves that the interface is the allocated device, or stands on
+// it as a macvlan does.
+func compareDevice(r *Report, d *plan.Device, before *Device, f *Facts) {
+	for _, left := range f.LeftOnHost {
+		if f.Interface.Exists && f.Interface.Lower == left.Index {
+			r.Checked = append(r.Checked, "stacked on network device "+left.Name+" of the allocated device")
+			return
+		}
+		r.expect("network device "+left.Name+" of the allocated device", "in the sandbox", "on the host")
 	}
 	switch {
+	case len(f.LeftOnHost) > 0 || !f.Interface.Exists:
 	case d.PCIAddress != "":
 		r.expect("parent device", d.PCIAddress, f.Interface.Parent)
 	case f.Interface.Parent != "" && strings.Contains(d.ID, "."):
