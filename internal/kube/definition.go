@@ -10,9 +10,9 @@ import (
 )
 
 // maxConfig bounds the configuration of one definition that is kept in memory and
-// on disk, in bytes. Real ones have a few hundred; the API server's own limit of
-// 1.5 MiB would let one namespace fill the agent's memory.
-const maxConfig = 128 << 10
+// on disk, in bytes. A longer one would be refused when parsed, and the API
+// server's own limit of 1.5 MiB would let one namespace fill the agent's memory.
+const maxConfig = netattach.MaxConfig
 
 // Places that a [DefinitionInformer] answers from, see [Origin].
 const (

@@ -33,7 +33,9 @@ const (
 	snapshotMode    = 0o600
 
 	maxSnapshotBytes = 256 << 20
-	maxSnapshotLine  = 2 << 20 // maxConfig and 256 KiB of annotations, escaped
+	// maxSnapshotLine holds the largest definition: JSON escapes a byte with up to
+	// six.
+	maxSnapshotLine = 6*(maxConfig+maxAnnotations) + 64<<10
 )
 
 type snapshotHeader struct {

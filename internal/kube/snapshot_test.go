@@ -83,6 +83,17 @@ func TestSnapshotRoundTrip(t *testing.T) {
 	wantError(t, err, ErrInvalid)
 }
 
+// The largest definition that is written can be read, however it is escaped: one
+// user's definition must not make the file useless for all.
+func TestSnapshotLargestDefinition(t *testing.T) {
+	def := newDefinition("a", strings.Repeat("\x01", maxConfig))
+	def.Annotations = map[string]string{"a": strings.Repeat("<", maxAnnotations)}
+	s, err := readSnapshot(bytes.NewReader(encode(t, []*entry{newEntry(def)})))
+	if err != nil || s.Len() != 1 {
+		t.Errorf("%v, %v", s, err)
+	}
+}
+
 func TestOpenSnapshotRefuses(t *testing.T) {
 	good := string(encode(t, testEntries()))
 	lines := strings.SplitAfter(good, "\n")
