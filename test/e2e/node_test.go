@@ -57,7 +57,13 @@ type node struct {
 // or replaces keys of the plugin's configuration.
 func newNode(t *testing.T, conf map[string]any) *node {
 	t.Helper()
-	n := &node{t: t, dir: t.TempDir()}
+	// Not the test's own directory, whose name can be longer than a socket's may be.
+	dir, err := os.MkdirTemp("", "manifold-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	n := &node{t: t, dir: dir}
 	n.bin = n.path("bin")
 	for _, d := range []string{"bin", "pods", "definitions", "net.d", "state", "kubelet", "devinfo/dp"} {
 		n.must(os.MkdirAll(n.path(d), 0o755))
