@@ -46,8 +46,11 @@ type Publisher interface {
 type Sources struct {
 	Pods        kube.Pods
 	Definitions kube.Definitions
-	Devices     Devices   // nil: no device is known, and networks that need one are refused
-	Publisher   Publisher // nil: nothing is published
+	// Local looks a definition up without asking the API server, for names that a
+	// file on the node answers to as well; nil asks Definitions.
+	Local     kube.Definitions
+	Devices   Devices   // nil: no device is known, and networks that need one are refused
+	Publisher Publisher // nil: nothing is published
 	// Ready returns nil when definitions can be answered, asking nobody; nil when
 	// they always can.
 	Ready func() error
@@ -99,13 +102,13 @@ func (a *Agent) plan(ctx context.Context, inv *netconf.Invocation) (*plan.Plan, 
 		return nil, err
 	}
 	src := planner.Sources{}
-	if src.Definitions, err = a.definitions(ctx, sel.Definitions()); err != nil {
-		return nil, err
-	}
 	var problems []error
 	src.Files, problems = netconf.ReadDir(inv.Conf.ConfDir)
 	for _, err := range problems {
 		a.log.Warn("network configuration left out", "err", err)
+	}
+	if src.Definitions, err = a.definitions(ctx, sel.Definitions(src.Files)); err != nil {
+		return nil, err
 	}
 	if resources, needed := sel.Resources(src.Definitions); needed {
 		if err := a.allocation(ctx, pod, resources, inv, &src); err != nil {
@@ -157,12 +160,16 @@ func isStatic(p *corev1.Pod) bool {
 	return p.Annotations["kubernetes.io/config.mirror"] != "" || source != "" && source != "api"
 }
 
-// definitions fetches those of refs that exist.
-func (a *Agent) definitions(ctx context.Context, refs []planner.Ref) (map[planner.Ref]*netattach.Definition, error) {
+// definitions fetches those of needs that exist.
+func (a *Agent) definitions(ctx context.Context, needs []planner.Need) (map[planner.Ref]*netattach.Definition, error) {
 	out := map[planner.Ref]*netattach.Definition{}
-	for _, ref := range refs {
-		def, err := a.src.Definitions.Definition(ctx, ref.Namespace, ref.Name)
-		if errors.Is(err, kube.ErrNotFound) {
+	for _, need := range needs {
+		ref, source := need.Ref, a.src.Definitions
+		if need.OnDisk && a.src.Local != nil {
+			source = a.src.Local
+		}
+		def, err := source.Definition(ctx, ref.Namespace, ref.Name)
+		if errors.Is(err, kube.ErrNotFound) || need.OnDisk && errors.Is(err, kube.ErrUnavailable) {
 			continue // the planner knows whether something else serves
 		}
 		if err != nil {

@@ -191,6 +191,7 @@ func (a *Assembly) apiServer(c *Config, once bool) (kube.Pods, kube.Definitions,
 	a.Sources.Publisher = kube.NewWriter(client, "manifold", c.Node)
 	pods, defs := kube.NewPodInformer(client, c.Node), kube.NewDefinitionInformer(client, c.Snapshot)
 	if once {
+		a.Sources.Local = snapshot(c.Snapshot)
 		return pods, defs, nil
 	}
 	// Where the kubelet serves its Pods API, no pod is watched at the API server.
@@ -198,6 +199,7 @@ func (a *Assembly) apiServer(c *Config, once bool) (kube.Pods, kube.Definitions,
 		a.run = append(a.run, pods.Run)
 	}
 	a.run = append(a.run, defs.Run)
+	a.Sources.Local = local{defs}
 	a.Sources.Ready = func() error {
 		if !defs.HasSynced() && !exists(c.Snapshot) {
 			return errors.New("definitions are not synced, and there is no snapshot of them")
@@ -228,6 +230,14 @@ func (a *Assembly) Close() error {
 		errs = append(errs, f())
 	}
 	return errors.Join(errs...)
+}
+
+// local is the informer's memory and snapshot as a source.
+type local struct{ informer *kube.DefinitionInformer }
+
+// Definition implements kube.Definitions.
+func (l local) Definition(ctx context.Context, namespace, name string) (*netattach.Definition, error) {
+	return l.informer.Local(ctx, namespace, name)
 }
 
 // kubeletPods is the Pods API as a source, its errors in package kube's words.

@@ -149,6 +149,27 @@ func (d *DefinitionInformer) Lookup(ctx context.Context, namespace, name string)
 	}
 }
 
+// Local is Definition without the API server: from memory, and while memory is
+// not complete from the snapshot. Its [ErrNotFound] may be a moment old. It is
+// for names that something else answers to where there is no definition, so that
+// looking them up costs no request.
+func (d *DefinitionInformer) Local(ctx context.Context, namespace, name string) (*netattach.Definition, error) {
+	if err := checkNames("definition", namespace, name); err != nil {
+		return nil, err
+	}
+	// The store behind an informer reports no errors.
+	if obj, ok, _ := d.informer.GetStore().GetByKey(namespace + "/" + name); ok {
+		if e, ok := obj.(*entry); ok {
+			return e.definition()
+		}
+	}
+	def, _, err := d.fromSnapshot(ctx, namespace, name)
+	if errors.Is(err, errNoSnapshot) {
+		return nil, fmt.Errorf("%s: not in memory: %w", definitionText(namespace, name), ErrNotFound)
+	}
+	return def, err
+}
+
 // get asks the API server once.
 func (d *DefinitionInformer) get(ctx context.Context, namespace, name string) (*netattach.Definition, error) {
 	def := &netattach.Definition{}

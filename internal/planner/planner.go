@@ -173,16 +173,24 @@ func (s *Selection) parse(key, value, namespace string) ([]netattach.Selection, 
 	return sel, nil
 }
 
-// Definitions returns the definitions that may be needed, each once.
-func (s *Selection) Definitions() []Ref {
-	var refs []Ref
+// Need is a definition that a selection needs. OnDisk says that a file on the
+// node serves where there is no such definition.
+type Need struct {
+	Ref
+	OnDisk bool
+}
+
+// Definitions returns the definitions that may be needed, each once; files are
+// the configurations in confDir.
+func (s *Selection) Definitions(files []netconf.File) []Need {
+	var needs []Need
 	for _, r := range s.requests {
-		ref := Ref{r.Namespace, r.Name}
-		if r.Name != "" && !slices.Contains(refs, ref) {
-			refs = append(refs, ref)
+		n := Need{Ref: Ref{r.Namespace, r.Name}, OnDisk: r.trusted && netconf.ByName(files, r.Name) != nil}
+		if r.Name != "" && !slices.Contains(needs, n) {
+			needs = append(needs, n)
 		}
 	}
-	return refs
+	return needs
 }
 
 // Resources returns the resources whose devices the plan needs, each once, and

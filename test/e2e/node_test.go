@@ -298,3 +298,8 @@ func (n *node) unchanged(before harness.HostState) {
 		n.t.Errorf("left behind:\n%s", diff)
 	}
 }
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
