@@ -48,6 +48,11 @@ func (i *Installer) Install(out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if i.AgentConfig != "" {
+		if _, err := ReadConfig(i.AgentConfig); err != nil {
+			return err
+		}
+	}
 	from := i.From
 	if from == "" {
 		self, err := os.Executable()
@@ -100,9 +105,6 @@ func installProgram(from, to string) error {
 func (i *Installer) installAgentConfig(out io.Writer) error {
 	raw := []byte("{}\n")
 	if i.AgentConfig != "" {
-		if _, err := ReadConfig(i.AgentConfig); err != nil {
-			return err
-		}
 		var err error
 		if raw, err = os.ReadFile(i.AgentConfig); err != nil {
 			return cnierr.New("install", cnierr.IO, "%w", err)

@@ -219,7 +219,7 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 		return nil, err
 	}
 	out.DeviceInfo = readDeviceInfo(a)
-	return out, r.entry.Append(journal.Step{Attachment: i, Phase: journal.Verified})
+	return out, r.entry.Append(journal.Step{Attachment: i, Phase: journal.Verified, Checked: out.Verified})
 }
 
 // add runs the delegate chain's ADD and returns its result as JSON.

@@ -66,9 +66,10 @@ const (
 type Step struct {
 	Attachment int             `json:"attachment"` // index into the plan's attachments
 	Phase      Phase           `json:"phase"`
-	Result     json.RawMessage `json:"result,omitempty"` // of Attached
-	Before     json.RawMessage `json:"before,omitempty"` // of Trying: the device as it was, see package verify
-	Error      string          `json:"error,omitempty"`  // of ReleaseFailed
+	Result     json.RawMessage `json:"result,omitempty"`  // of Attached
+	Before     json.RawMessage `json:"before,omitempty"`  // of Trying: the device as it was, see package verify
+	Error      string          `json:"error,omitempty"`   // of ReleaseFailed
+	Checked    []string        `json:"checked,omitempty"` // of Verified: what was compared and found equal
 	Time       time.Time       `json:"time"`
 }
 

@@ -1,0 +1,108 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+// install runs the agent's install or uninstall with the node's directories.
+func (n *node) install(verb string, args ...string) (string, error) {
+	cmd := exec.Command(filepath.Join(programDir, "manifold-agent"), append([]string{verb,
+		"--from", programDir, "--cni-bin-dir", n.path("opt"), "--cni-conf-dir", n.path("net.d"), "--state-dir", n.path("installed")}, args...)...)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func TestInstallOverRunningProgramsAndUninstall(t *testing.T) {
+	n := newNode(t, nil)
+	n.warm()
+	out, err := n.install("install", "--agent-config", n.path("agent.json"))
+	if err != nil {
+		t.Fatalf("install: %v\n%s", err, out)
+	}
+	running := exec.Command(filepath.Join(n.path("opt"), "manifold-agent"), "serve", "--config", n.path("agent.json"))
+	n.must(running.Start())
+	t.Cleanup(func() {
+		_ = running.Process.Kill()
+		_ = running.Wait()
+	})
+	if out, err := n.install("install"); err != nil {
+		t.Fatalf("install over a running program: %v\n%s", err, out)
+	}
+	n.link2opt()
+	n.rt = n.installedRuntime()
+	p := n.addPod("app", "")
+	n.succeed("ADD", p)
+	if out, err := n.install("uninstall"); err == nil || !strings.Contains(out, "1 sandboxes are still attached") {
+		t.Errorf("uninstall with a pod: %v\n%s", err, out)
+	}
+	n.succeed("DEL", p)
+	if out, err := n.install("uninstall"); err != nil {
+		t.Errorf("uninstall: %v\n%s", err, out)
+	}
+	for _, gone := range []string{"opt/manifold", "opt/manifold-agent", "net.d/00-manifold.conflist", "net.d/manifold.d"} {
+		if exists(n.path(gone)) {
+			t.Errorf("%s is left", gone)
+		}
+	}
+	if !exists(n.path("net.d/10-default.conflist")) {
+		t.Error("the primary network's configuration is gone")
+	}
+}
+
+// link2opt gives the installed directory the delegates.
+func (n *node) link2opt() {
+	n.t.Helper()
+	for _, p := range []string{"bridge", "host-local"} {
+		n.must(os.Symlink(filepath.Join(pluginDir, p), n.path("opt/"+p)))
+	}
+}
+
+// installedRuntime calls the plugin with the configuration that install wrote,
+// as a runtime hands it on: name and version of the list in the plugin's own.
+func (n *node) installedRuntime() harness.Runtime {
+	n.t.Helper()
+	raw, err := os.ReadFile(n.path("net.d/00-manifold.conflist"))
+	n.must(err)
+	var list struct {
+		CNIVersion string           `json:"cniVersion"`
+		Name       string           `json:"name"`
+		Plugins    []map[string]any `json:"plugins"`
+	}
+	n.must(json.Unmarshal(raw, &list))
+	conf := list.Plugins[0]
+	conf["cniVersion"], conf["name"] = list.CNIVersion, list.Name
+	if conf["clusterNetwork"] != "cluster-net" {
+		n.t.Errorf("primary network: %v", conf["clusterNetwork"])
+	}
+	raw, err = json.Marshal(conf)
+	n.must(err)
+	return harness.Runtime{Plugin: n.path("opt/manifold"), Path: n.path("opt"), Conf: raw}
+}
+
+func TestInstallRefusesWhatCannotWork(t *testing.T) {
+	n := newNode(t, nil)
+	n.must(errors.Join(os.WriteFile(n.path("bad.json"), []byte(`{"verify":"perhaps"}`), 0o600), os.WriteFile(n.path("agent-bad.json"), []byte(`{"sokcet":"/x"}`), 0o600)))
+	for _, tc := range []struct{ flag, value, want string }{
+		{"--config", n.path("bad.json"), "enforce warn off"},
+		{"--agent-config", n.path("agent-bad.json"), "sokcet"},
+	} {
+		if out, err := n.install("install", tc.flag, tc.value); err == nil || !strings.Contains(out, tc.want) {
+			t.Errorf("install %s: %v\n%s", tc.flag, err, out)
+		}
+		if exists(n.path("net.d/00-manifold.conflist")) {
+			t.Error("a configuration was installed")
+		}
+	}
+	n.must(os.Remove(n.path("net.d/10-default.conflist")))
+	if out, err := n.install("install"); err == nil || !strings.Contains(out, "--cluster-network") {
+		t.Errorf("install without a primary network: %v\n%s", err, out)
+	}
+}
