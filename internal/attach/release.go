@@ -306,11 +306,17 @@ func asList(raw json.RawMessage) (*libcni.NetworkConfigList, error) {
 	if err == nil && len(list.Plugins) > 0 {
 		return list, nil
 	}
-	single, singleErr := libcni.NetworkPluginConfFromBytes(raw)
-	if singleErr != nil {
-		return nil, cnierr.New("read network configuration", cnierr.InvalidConfig, "%w", errors.Join(err, singleErr))
+	var single struct {
+		Name       string `json:"name"`
+		CNIVersion string `json:"cniVersion"`
 	}
-	list, err = libcni.ConfListFromConf(single)
+	if e := json.Unmarshal(raw, &single); e != nil {
+		return nil, cnierr.New("read network configuration", cnierr.InvalidConfig, "%w", errors.Join(err, e))
+	}
+	wrapped, err := json.Marshal(map[string]any{"name": single.Name, "cniVersion": single.CNIVersion, "plugins": []json.RawMessage{raw}})
+	if err == nil {
+		list, err = libcni.NetworkConfFromBytes(wrapped)
+	}
 	if err != nil {
 		return nil, cnierr.New("read network configuration", cnierr.InvalidConfig, "%w", err)
 	}

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/types"
-
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/test/harness"
 )
@@ -264,7 +262,7 @@ func (n *node) succeed(verb string, p *pod) *harness.Result {
 
 // refuse runs a verb that must fail with a code and a message that has all of
 // parts in it.
-func (n *node) refuse(verb string, p *pod, code uint, parts ...string) *types.Error {
+func (n *node) refuse(verb string, p *pod, code uint, parts ...string) {
 	n.t.Helper()
 	res := n.call(verb, p)
 	if res.Status == 0 || res.Error == nil {
@@ -278,7 +276,6 @@ func (n *node) refuse(verb string, p *pod, code uint, parts ...string) *types.Er
 			n.t.Errorf("%s: message lacks %q: %s", verb, part, res.Error.Msg)
 		}
 	}
-	return res.Error
 }
 
 // state is what must be the same before and after: host, IPAM, journal, device

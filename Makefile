@@ -1,0 +1,38 @@
+# Manifold. Plain "make" prints this help.
+
+RELEASE := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
+BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.release=$(RELEASE)"
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check bench golden clean
+
+help: ## print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build both programs, static and stripped, into bin/
+	$(BUILD) -o bin/manifold ./cmd/manifold
+	$(BUILD) -o bin/manifold-agent ./cmd/manifold-agent
+
+demo: ## show the main job: a pod gets its networks and gives them back
+	go run ./test/demo
+
+test: ## run all tests: no cluster, no special hardware, no root where user namespaces are allowed
+	go test -race -timeout 40m ./...
+
+check: ## vet, format, lint, module file, golden files and house rules
+	go vet ./...
+	go vet -tags killpoints ./...
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w on these"; exit 1; }
+	go mod tidy -diff
+	"$$(go run ./test/harness/cmd/toolchain golangci-lint)" run ./...
+	go test -count=1 ./internal/house
+
+bench: ## compare with the floor in the same run, then run the libraries' benchmarks
+	go run ./test/bench
+	go test -run '^$$' -bench . -benchmem ./checkpoint ./podresources ./netattach ./sriov ./internal/journal ./internal/planner
+
+golden: ## make the golden files anew
+	go test ./internal/house -update
+
+clean: ## remove what build made
+	rm -rf bin

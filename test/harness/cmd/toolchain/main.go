@@ -1,0 +1,25 @@
+// Command toolchain builds a pinned third-party program, once per version and
+// machine, and prints where it is: "golangci-lint" the program, "plugins" the
+// directory of the CNI reference plugins.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+func main() {
+	tools := map[string]func() (string, error){"golangci-lint": harness.Linter, "plugins": harness.PluginDir}
+	if len(os.Args) != 2 || tools[os.Args[1]] == nil {
+		fmt.Fprintln(os.Stderr, "usage: toolchain golangci-lint | plugins")
+		os.Exit(2)
+	}
+	path, err := tools[os.Args[1]]()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "toolchain:", err)
+		os.Exit(1)
+	}
+	fmt.Println(path)
+}
