@@ -41,7 +41,7 @@ func readAttr(path string) (string, error) {
 	defer f.Close()
 	buf := make([]byte, maxAttr)
 	n, err := f.Read(buf)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return "", err
 	}
 	if n == maxAttr {

@@ -126,7 +126,7 @@ func TestPodInformerErrors(t *testing.T) {
 func wantError(t *testing.T, err, want error, text ...string) {
 	t.Helper()
 	for _, sentinel := range []error{ErrNotFound, ErrUnavailable, ErrInvalid} {
-		if got := errors.Is(err, sentinel); got != (sentinel == want) {
+		if got := errors.Is(err, sentinel); got != errors.Is(sentinel, want) {
 			t.Errorf("%q: is %q: %v", err, sentinel, got)
 		}
 	}
