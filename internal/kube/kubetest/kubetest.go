@@ -362,7 +362,7 @@ func objectKey(obj object) string {
 }
 
 // child returns obj[key] as an object, creating it when absent.
-func child(obj object, key string) object {
+func child(obj object, key string) object { //nolint:unparam // reads like the document
 	if c, ok := obj[key].(object); ok {
 		return c
 	}
