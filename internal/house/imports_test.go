@@ -1,0 +1,174 @@
+// Package house holds the rules of this repository as tests: which room may
+// import which, what each program links, how long a function may be, what must
+// be documented, and that the reference pages are those of the code.
+package house
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "make the golden files anew")
+
+const module = "github.com/manifold-cni/manifold"
+
+// root is the module's directory, seen from this package.
+const root = "../.."
+
+// may lists what each of our packages may import of ours. Test packages and
+// programs under test/ may import all.
+var may = map[string][]string{
+	"checkpoint":             {},
+	"podresources":           {"checkpoint"},
+	"sriov":                  {},
+	"sriov/inventory":        {"sriov"},
+	"sriov/sriovtest":        {"sriov"},
+	"netattach":              {},
+	"internal/cnierr":        {},
+	"internal/killpoint":     {},
+	"internal/plan":          {"internal/cnierr"},
+	"internal/netconf":       {"internal/cnierr", "internal/plan"},
+	"internal/journal":       {"internal/cnierr", "internal/killpoint", "internal/plan"},
+	"internal/verify":        {"internal/cnierr", "internal/plan", "sriov"},
+	"internal/planner":       {"internal/cnierr", "internal/netconf", "internal/plan", "netattach", "podresources", "sriov"},
+	"internal/attach":        {"internal/cnierr", "internal/journal", "internal/killpoint", "internal/netconf", "internal/plan", "internal/verify"},
+	"internal/kube":          {"netattach"},
+	"internal/kube/kubetest": {"netattach"},
+	"internal/agent": {
+		"checkpoint", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/kube", "internal/netconf", "internal/plan",
+		"internal/planner", "netattach", "podresources", "sriov",
+	},
+	"cmd/manifold":       {"internal/attach", "internal/cnierr", "internal/journal", "internal/netconf", "internal/plan"},
+	"cmd/manifold-agent": {"internal/agent", "internal/plan"},
+}
+
+// never lists what a program must not link, by prefix.
+var never = map[string][]string{
+	"cmd/manifold": {"k8s.io/", "google.golang.org/", "github.com/jaypipes/", "net/http", "go.opentelemetry.io/"},
+}
+
+// pkg is what `go list -json` says of a package.
+type pkg struct {
+	ImportPath string
+	Imports    []string
+	Standard   bool
+}
+
+func goList(t *testing.T, args ...string) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,Standard"}, args...)...)
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pkgs []pkg
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+func TestImportRules(t *testing.T) {
+	for _, p := range goList(t, "./...") {
+		name := strings.TrimPrefix(p.ImportPath, module+"/")
+		if strings.HasPrefix(name, "test/") {
+			continue
+		}
+		if name == "internal/house" {
+			continue // tests alone
+		}
+		allowed, ok := may[name]
+		if !ok {
+			t.Errorf("package %s is not in the table of import rules: a new room needs a reason", name)
+		}
+		for _, imp := range p.Imports {
+			if own, ours := strings.CutPrefix(imp, module+"/"); ours && !slices.Contains(allowed, own) {
+				t.Errorf("%s imports %s", name, own)
+			}
+		}
+	}
+}
+
+func TestDependenciesAreGolden(t *testing.T) {
+	for program, file := range map[string]string{"cmd/manifold": "deps-manifold.txt", "cmd/manifold-agent": "deps-manifold-agent.txt"} {
+		t.Run(program, func(t *testing.T) {
+			var deps []string
+			for _, p := range goList(t, "-deps", "./"+program) {
+				for _, bad := range never[program] {
+					if strings.HasPrefix(p.ImportPath, bad) {
+						t.Errorf("%s links %s", program, p.ImportPath)
+					}
+				}
+				if !p.Standard || program == "cmd/manifold" && !strings.Contains(p.ImportPath, "internal/") {
+					deps = append(deps, p.ImportPath)
+				}
+			}
+			slices.Sort(deps)
+			golden(t, filepath.Join("testdata", file), strings.Join(deps, "\n")+"\n")
+		})
+	}
+}
+
+// golden compares text with a file, or writes the file with -update.
+func golden(t *testing.T, path, text string) {
+	t.Helper()
+	if *update {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(want) == text {
+		return
+	}
+	have, wanted := strings.Split(text, "\n"), strings.Split(string(want), "\n")
+	for _, line := range have {
+		if !slices.Contains(wanted, line) {
+			t.Errorf("%s lacks: %s", path, line)
+		}
+	}
+	for _, line := range wanted {
+		if !slices.Contains(have, line) {
+			t.Errorf("%s has, and should not: %s", path, line)
+		}
+	}
+	t.Error("if that is meant, run: make golden")
+}
+
+// maxShim is the largest size of the stripped plugin, in bytes.
+const maxShim = 5_000_000
+
+func TestShimIsSmall(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "manifold")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, "./cmd/manifold")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	fi, err := os.Stat(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fi.Size() > maxShim {
+		t.Errorf("%d bytes, at most %d", fi.Size(), maxShim)
+	}
+}
