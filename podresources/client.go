@@ -14,20 +14,20 @@ import (
 	podresourcesv1 "k8s.io/kubelet/pkg/apis/podresources/v1"
 )
 
-// maxMessage bounds an answer of the kubelet, in bytes; its own clients use the
-// same.
+// maxMessage bounds an answer of the kubelet, in bytes. A node with 250 pods of
+// eight devices each answers a List with less than 1 MiB.
 const maxMessage = 16 << 20
 
 // callTime bounds one call. A kubelet that hangs must not hang the pod when the
 // checkpoint can answer.
 const callTime = 3 * time.Second
 
-// ContainerDevice is a device as the kubelet's API lists it.
+// ContainerDevice is one device of one container, as the kubelet's API lists it.
 type ContainerDevice struct {
 	Container string
-	Resource  string
-	ID        string
-	NUMANodes []int64
+	Resource  string  // for example vendor.example/vfs
+	ID        string  // the device plugin's, verbatim
+	NUMANodes []int64 // nil when the device plugin names none
 }
 
 // PodKey is how the API names pods.
@@ -72,8 +72,10 @@ func (c *Client) Close() error {
 	return c.conn.Close()
 }
 
-// Get returns the devices of one pod. A pod that the kubelet does not list is
-// ErrPodNotFound, which shortly after its restart says nothing.
+// Get returns the devices of one pod, nil for none. A pod that the kubelet does
+// not find is ErrPodNotFound, which says little: shortly after its restart the
+// kubelet finds no pod, and one whose Get is switched off answers the same.
+// A kubelet older than Get is ErrUnimplemented.
 func (c *Client) Get(ctx context.Context, pod PodKey) ([]ContainerDevice, error) {
 	api, err := c.api()
 	if err != nil {
@@ -88,7 +90,8 @@ func (c *Client) Get(ctx context.Context, pod PodKey) ([]ContainerDevice, error)
 	return devicesOf(resp.GetPodResources()), nil
 }
 
-// List returns the devices of every pod that the kubelet lists.
+// List returns the devices of every pod that the kubelet lists, nil for a pod
+// without any. Shortly after a kubelet restart it succeeds without any pod.
 func (c *Client) List(ctx context.Context) (map[PodKey][]ContainerDevice, error) {
 	api, err := c.api()
 	if err != nil {
@@ -102,7 +105,10 @@ func (c *Client) List(ctx context.Context) (map[PodKey][]ContainerDevice, error)
 	}
 	out := make(map[PodKey][]ContainerDevice, len(resp.GetPodResources()))
 	for _, p := range resp.GetPodResources() {
-		out[PodKey{p.GetNamespace(), p.GetName()}] = devicesOf(p)
+		// While an older pod of a name terminates, both may be listed: neither is
+		// dropped here, the checkpoint tells them apart by UID.
+		k := PodKey{p.GetNamespace(), p.GetName()}
+		out[k] = append(out[k], devicesOf(p)...)
 	}
 	return out, nil
 }
@@ -130,9 +136,9 @@ func callError(method string, err error) error {
 	kind := ErrUnavailable
 	switch status.Code(err) {
 	case codes.Unimplemented:
-		kind = errUnimplemented
+		kind = ErrUnimplemented
 	case codes.ResourceExhausted:
-		kind = errRateLimited
+		kind = ErrRateLimited
 	case codes.Unknown, codes.NotFound:
 		if method == "Get" || method == "GetPod" {
 			kind = ErrPodNotFound

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"sync"
 	"time"
 
@@ -24,8 +24,8 @@ type Pods struct {
 	err    error
 
 	mu     sync.Mutex
-	synced bool
-	byUID  map[string]*corev1.Pod
+	synced bool                   // byUID follows the kubelet
+	byUID  map[string]*corev1.Pod // trimmed
 }
 
 // NewPods returns a reader of the socket. Nothing is cached before [Pods.Run].
@@ -48,13 +48,21 @@ func (p *Pods) Close() error {
 	return p.conn.Close()
 }
 
+// Pauses between two watches, the second once the kubelet has failed often.
+const (
+	firstPause = 100 * time.Millisecond
+	lastPause  = 5 * time.Second
+)
+
 // Run keeps the cache until ctx ends: it watches, and watches again when the
-// kubelet restarts or drops a slow watcher.
+// kubelet restarts, is not ready yet, or drops a slow watcher. What was cached is
+// kept meanwhile, see [Pods.Pod]; the next watch begins with every pod and
+// replaces it.
 func (p *Pods) Run(ctx context.Context) {
-	pause := 100 * time.Millisecond
+	pause := firstPause
 	for ctx.Err() == nil {
-		if began := p.watch(ctx); began {
-			pause = 100 * time.Millisecond
+		if p.watch(ctx) {
+			pause = firstPause
 		}
 		p.mu.Lock()
 		p.synced = false
@@ -63,12 +71,13 @@ func (p *Pods) Run(ctx context.Context) {
 		case <-ctx.Done():
 		case <-time.After(pause):
 		}
-		pause = min(2*pause, 5*time.Second)
+		pause = min(2*pause, lastPause)
 	}
 }
 
-// watch follows one stream to its end and reports whether it gave anything.
-func (p *Pods) watch(ctx context.Context) bool {
+// watch follows one stream to its end and reports whether it gave anything. Why
+// it ended does not matter: every end is answered by another watch.
+func (p *Pods) watch(ctx context.Context) (began bool) {
 	api, err := p.api()
 	if err != nil {
 		return false
@@ -79,12 +88,11 @@ func (p *Pods) watch(ctx context.Context) bool {
 	if err != nil {
 		return false
 	}
-	began := false
 	fresh := map[string]*corev1.Pod{} // replaces the cache when the first sync is complete
 	for {
 		ev, err := stream.Recv()
 		if err != nil {
-			return began && !errors.Is(err, io.EOF)
+			return began
 		}
 		began = true
 		p.apply(ev, &fresh)
@@ -117,27 +125,37 @@ func (p *Pods) apply(ev *podsv1alpha1.WatchPodsEvent, fresh *map[string]*corev1.
 	into[string(pod.UID)] = pod
 }
 
-// Pod returns the pod of that UID: from the cache, else from the kubelet. A pod
-// of the UID but another name is ErrPodNotFound. Without a UID the name decides,
-// among the pods that the kubelet has.
+// Pod returns the pod of that UID: from the cache, else from the kubelet. Where
+// the kubelet does not answer, a pod of the UID that was cached before is still
+// the right one. A pod of the UID but another name is ErrPodNotFound; a kubelet
+// that is not ready or does not answer is ErrUnavailable, one without this API
+// ErrUnimplemented. Without a UID the name decides, among the pods that are not
+// being deleted. The result is shared and must not be changed.
 func (p *Pods) Pod(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error) {
-	if pod := p.cached(namespace, name, uid); pod != nil {
+	if pod := p.cached(namespace, name, uid, false); pod != nil {
 		return pod, nil
 	}
 	pod, err := p.ask(ctx, namespace, name, uid)
+	if errors.Is(err, ErrUnavailable) && uid != "" {
+		if pod := p.cached(namespace, name, uid, true); pod != nil {
+			return pod, nil
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	if pod == nil || pod.Namespace != namespace || pod.Name != name {
+	if pod == nil || pod.Namespace != namespace || pod.Name != name || uid != "" && string(pod.UID) != uid {
 		return nil, fmt.Errorf("%w: %s/%s with UID %q", ErrPodNotFound, namespace, name, uid)
 	}
 	return pod, nil
 }
 
-func (p *Pods) cached(namespace, name, uid string) *corev1.Pod {
+// cached looks into the cache; one that does not follow the kubelet at present
+// counts with stale.
+func (p *Pods) cached(namespace, name, uid string, stale bool) *corev1.Pod {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.synced {
+	if !p.synced && !stale {
 		return nil
 	}
 	if uid == "" {
@@ -186,7 +204,8 @@ func (p *Pods) ask(ctx context.Context, namespace, name, uid string) (*corev1.Po
 	return named(all, namespace, name), nil
 }
 
-// List returns the cached pods, in no order.
+// List returns the cached pods, in no order, those from before the watch was
+// lost included. Without [Pods.Run] there are none.
 func (p *Pods) List() []*corev1.Pod {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -208,11 +227,17 @@ func decodePod(raw []byte) (*corev1.Pod, error) {
 
 // Trim returns a copy of a pod with only what planning needs, which is a
 // fraction of a pod's memory: identity, annotations, the containers' names,
-// resources and restart policies, node and phase.
+// resources and restart policies, node and phase. The annotation in which
+// kubectl keeps the whole manifest is not kept. The copy shares the pod's
+// values, which must not be changed afterwards.
 func Trim(pod *corev1.Pod) *corev1.Pod {
 	out := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Annotations: pod.Annotations, DeletionTimestamp: pod.DeletionTimestamp,
 	}}
+	if _, ok := pod.Annotations[corev1.LastAppliedConfigAnnotation]; ok {
+		out.Annotations = maps.Clone(pod.Annotations)
+		delete(out.Annotations, corev1.LastAppliedConfigAnnotation)
+	}
 	out.Spec.NodeName, out.Spec.HostNetwork, out.Status.Phase = pod.Spec.NodeName, pod.Spec.HostNetwork, pod.Status.Phase
 	out.Spec.InitContainers = trimContainers(pod.Spec.InitContainers)
 	out.Spec.Containers = trimContainers(pod.Spec.Containers)
@@ -221,7 +246,8 @@ func Trim(pod *corev1.Pod) *corev1.Pod {
 
 func trimContainers(in []corev1.Container) []corev1.Container {
 	var out []corev1.Container
-	for _, c := range in {
+	for i := range in {
+		c := &in[i]
 		out = append(out, corev1.Container{Name: c.Name, Resources: c.Resources, RestartPolicy: c.RestartPolicy})
 	}
 	return out

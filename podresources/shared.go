@@ -3,6 +3,7 @@ package podresources
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"sync"
@@ -12,136 +13,159 @@ import (
 // shared is a read-through cache over Live with one call in flight. The kubelet
 // allows 100 calls a second with bursts of 10, to all clients of the node
 // together; a node that starts 250 pods at once must not run into that.
+//
+// Who asks while nobody else does gets a call of its own. Who asks while a call
+// is under way waits for the one that follows it, together with all others that
+// asked meanwhile: the call under way may have begun before the kubelet
+// allocated their devices.
 type shared struct {
 	live Live
 
-	mu     sync.Mutex
-	pods   map[PodKey][]ContainerDevice // the last answers; nothing is ever inferred from absence
-	flight *flight
+	mu      sync.Mutex
+	kept    map[PodKey][]ContainerDevice // the last answers; nothing is inferred from absence
+	running *flight                      // the call under way; nil for none
+	next    *flight                      // the call that follows it; nil while nobody waits for one
 }
 
 // maxKept bounds the answers that are kept between two Lists: more pods than a
 // node runs.
 const maxKept = 1024
 
-// flight is a List under way and those who wait for it.
+// flight is a call and those who wait for it. The fields above done are guarded
+// by shared.mu; those below are written before done is closed.
 type flight struct {
+	ctx     context.Context // ends when nobody waits any more
+	cancel  context.CancelFunc
+	first   PodKey // who asked first
+	many    bool   // others asked for other pods: a List serves all
+	waiting int
+
 	done chan struct{}
 	pods map[PodKey][]ContainerDevice
 	err  error
 }
 
-func newShared(live Live) *shared { return &shared{live: live, pods: map[PodKey][]ContainerDevice{}} }
+func newShared(live Live) *shared { return &shared{live: live, kept: map[PodKey][]ContainerDevice{}} }
 
 // devices returns the live devices of a pod: from the last answer when good says
-// that it serves and fresh does not forbid it, else from the kubelet.
+// that it serves and fresh does not forbid it, else from a call that begins after
+// this one did. A pod that the kubelet does not list is ErrPodNotFound.
 func (s *shared) devices(ctx context.Context, pod PodKey, fresh bool, good func([]ContainerDevice) bool) ([]ContainerDevice, error) {
 	s.mu.Lock()
-	if d := s.pods[pod]; !fresh && good(d) {
+	if d, ok := s.kept[pod]; ok && !fresh && good(d) {
 		s.mu.Unlock()
 		return d, nil
 	}
-	f := s.flight
-	if f == nil {
-		f = &flight{done: make(chan struct{})}
-		s.flight = f
-		s.mu.Unlock()
-		return s.lead(ctx, f, pod)
-	}
+	f := s.board(ctx, pod)
 	s.mu.Unlock()
-	// The call under way may have begun before the kubelet allocated this pod's
-	// devices; its answer serves only if it is good, else it is asked once more.
-	d, err := f.wait(ctx, pod)
-	if err == nil && good(d) || ctx.Err() != nil {
-		return d, err
-	}
-	return s.after(ctx, f, pod, good)
-}
-
-// after asks with, or as, the call that follows flight old.
-func (s *shared) after(ctx context.Context, old *flight, pod PodKey, good func([]ContainerDevice) bool) ([]ContainerDevice, error) {
-	s.mu.Lock()
-	if d := s.pods[pod]; good(d) {
-		s.mu.Unlock()
-		return d, nil
-	}
-	f := s.flight
-	if f == nil || f == old {
-		f = &flight{done: make(chan struct{})}
-		s.flight = f
-		s.mu.Unlock()
-		// Others are likely to come: one List for all of them.
-		s.list(ctx, f)
-		return f.of(pod)
-	}
-	s.mu.Unlock()
-	return f.wait(ctx, pod)
-}
-
-// wait returns what the flight found of a pod.
-func (f *flight) wait(ctx context.Context, pod PodKey) ([]ContainerDevice, error) {
 	select {
 	case <-f.done:
 		return f.of(pod)
 	case <-ctx.Done():
-		return nil, errors.Join(ErrUnavailable, context.Cause(ctx))
+		s.leave(f)
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(ctx))
 	}
 }
 
+// board joins the flight that serves who asks now, and starts it when nothing is
+// under way. The caller holds mu.
+func (s *shared) board(ctx context.Context, pod PodKey) *flight {
+	f := s.next
+	if f == nil {
+		f = &flight{first: pod, done: make(chan struct{})}
+		// Its values are the first asker's; its end is that of all who wait.
+		f.ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
+		s.next = f
+	}
+	f.waiting++
+	f.many = f.many || f.first != pod
+	if s.running == nil {
+		s.start()
+	}
+	return f
+}
+
+// start makes next the call under way, if anybody waits for one. The caller
+// holds mu.
+func (s *shared) start() {
+	s.running, s.next = s.next, nil
+	if s.running != nil {
+		go s.fly(s.running)
+	}
+}
+
+// leave takes one who does not wait any more off a flight; the last one ends it.
+func (s *shared) leave(f *flight) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.waiting--; f.waiting > 0 {
+		return
+	}
+	f.cancel()
+	if s.next == f {
+		s.next = nil
+	}
+}
+
+// fly makes a flight's call, keeps its answer, and starts the next flight.
+func (s *shared) fly(f *flight) {
+	defer f.cancel()
+	whole := f.many
+	if !whole {
+		whole = s.get(f)
+	}
+	if whole {
+		f.err = patiently(f.ctx, func() (err error) {
+			f.pods, err = s.live.List(f.ctx)
+			return err
+		})
+	}
+	s.mu.Lock()
+	s.keep(f, whole)
+	s.start()
+	s.mu.Unlock()
+	close(f.done)
+}
+
+// get asks for the one pod, which is cheaper for the kubelet than a List. It
+// reports whether a List must tell instead: this kubelet has no Get, or does not
+// find the pod. A kubelet whose Get is switched off (a feature gate, off by
+// default before Kubernetes 1.34) answers in the same way as one that does not
+// find the pod, so that only List can tell the two apart.
+func (s *shared) get(f *flight) (needList bool) {
+	var d []ContainerDevice
+	f.err = patiently(f.ctx, func() (err error) {
+		d, err = s.live.Get(f.ctx, f.first)
+		return err
+	})
+	if f.err == nil {
+		f.pods = map[PodKey][]ContainerDevice{f.first: d}
+	}
+	return errors.Is(f.err, ErrUnimplemented) || errors.Is(f.err, ErrPodNotFound)
+}
+
+// keep takes a flight's answer over; a List replaces all that was kept. The
+// caller holds mu.
+func (s *shared) keep(f *flight, whole bool) {
+	if f.err != nil {
+		return
+	}
+	if whole || len(s.kept) >= maxKept {
+		s.kept = map[PodKey][]ContainerDevice{}
+	}
+	maps.Copy(s.kept, f.pods) // those who waited still read the flight's own map
+}
+
+// of returns what a flight that has landed found of a pod.
 func (f *flight) of(pod PodKey) ([]ContainerDevice, error) {
 	if f.err != nil {
 		return nil, f.err
 	}
 	d, ok := f.pods[pod]
 	if !ok {
-		return nil, ErrPodNotFound
+		return nil, fmt.Errorf("%w: it is not listed", ErrPodNotFound)
 	}
 	return d, nil
-}
-
-// lead makes the call that others may wait for: Get for the one pod while nobody
-// waits is cheaper for the kubelet, but a List serves everybody who joins.
-func (s *shared) lead(ctx context.Context, f *flight, pod PodKey) ([]ContainerDevice, error) {
-	var got []ContainerDevice
-	err := patiently(ctx, func() (err error) {
-		got, err = s.live.Get(ctx, pod)
-		return err
-	})
-	if errors.Is(err, errUnimplemented) {
-		s.list(ctx, f)
-		return f.of(pod)
-	}
-	f.err, f.pods = err, map[PodKey][]ContainerDevice{}
-	if err == nil {
-		f.pods[pod] = got
-	}
-	s.land(f, false)
-	return got, err
-}
-
-// list fills the flight with a List.
-func (s *shared) list(ctx context.Context, f *flight) {
-	f.err = patiently(ctx, func() (err error) {
-		f.pods, err = s.live.List(ctx)
-		return err
-	})
-	s.land(f, true)
-}
-
-// land ends a flight and keeps its answer; a List replaces all that was kept.
-func (s *shared) land(f *flight, whole bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.flight == f {
-		s.flight = nil
-	}
-	if whole && f.err == nil || len(s.pods) > maxKept {
-		s.pods = map[PodKey][]ContainerDevice{}
-	}
-	if f.err == nil {
-		maps.Copy(s.pods, f.pods) // the flight's own map is still read by those who waited
-	}
-	close(f.done)
 }
 
 // patiently calls again, with a growing and jittered pause, while the kubelet's
@@ -150,12 +174,12 @@ func patiently(ctx context.Context, call func() error) error {
 	pause := 20 * time.Millisecond
 	for {
 		err := call()
-		if !errors.Is(err, errRateLimited) {
+		if !errors.Is(err, ErrRateLimited) {
 			return err
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(ErrUnavailable, err, context.Cause(ctx))
+			return fmt.Errorf("%w: %w", err, context.Cause(ctx))
 		case <-time.After(pause/2 + rand.N(pause)):
 		}
 		pause = min(2*pause, time.Second)

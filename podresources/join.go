@@ -1,0 +1,213 @@
+package podresources
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/manifold-cni/manifold/checkpoint"
+)
+
+// decision is the answer that one look supports.
+type decision struct {
+	alloc *Allocation
+	err   error
+	again patience
+}
+
+// patience says whether looking again may change an answer.
+type patience int
+
+const (
+	never  patience = iota // it is settled
+	once                   // one more look; two equal ones settle it
+	longer                 // until the time for it is over
+)
+
+// decide applies the table of the package comment.
+func (v *view) decide() decision {
+	switch {
+	case v.liveErr == nil && v.agree(v.live):
+		return decision{alloc: v.join(v.live)}
+	case v.liveErr == nil && len(v.live) > 0:
+		return v.decideLive()
+	case len(v.own) > 0:
+		return v.decideMemory()
+	case v.liveErr == nil && v.memErr == nil, v.liveErr == nil && errors.Is(v.memErr, errNoSource):
+		return decision{alloc: &Allocation{}}
+	case v.liveErr == nil:
+		return decision{alloc: note(&Allocation{}, "the checkpoint is not usable: %v", v.memErr), again: longer}
+	case errors.Is(v.liveErr, errNoSource) && v.memErr == nil && v.pod.UID != "":
+		return decision{alloc: &Allocation{}}
+	}
+	d := decision{err: fmt.Errorf("%w: API: %w; checkpoint: %w", ErrUnavailable, v.liveErr, v.memoryGap()), again: longer}
+	if errors.Is(v.liveErr, errNoSource) && (v.pod.UID == "" || errors.Is(v.memErr, errNoSource)) {
+		d.again = never
+	}
+	return d
+}
+
+// note adds a sentence to an allocation.
+func note(a *Allocation, format string, args ...any) *Allocation {
+	a.Notes = append(a.Notes, fmt.Sprintf(format, args...))
+	return a
+}
+
+// memoryGap says why the checkpoint has no answer.
+func (v *view) memoryGap() error {
+	if v.memErr != nil {
+		return v.memErr
+	}
+	return fmt.Errorf("no entry for UID %q", v.pod.UID)
+}
+
+// decideMemory decides when the checkpoint has entries of the pod and the API
+// has nothing.
+func (v *view) decideMemory() decision {
+	if errors.Is(v.liveErr, errNoSource) {
+		return decision{alloc: v.join(nil)}
+	}
+	why := "lists none for the pod"
+	if v.liveErr != nil {
+		why = "does not answer: " + v.liveErr.Error()
+	}
+	return decision{alloc: note(v.join(nil), "devices are from the checkpoint alone, the kubelet's API %s", why), again: longer}
+}
+
+// decideLive decides when the API has devices that the checkpoint does not
+// confirm.
+func (v *view) decideLive() decision {
+	if errors.Is(v.memErr, errNoSource) {
+		return decision{alloc: v.join(v.live)}
+	}
+	if v.memErr != nil {
+		return decision{alloc: note(v.join(v.live), "devices are from the kubelet's API alone, the checkpoint is not usable: %v", v.memErr)}
+	}
+	if v.pod.UID == "" {
+		return decision{alloc: note(v.join(v.live), "devices are by the pod's name alone, the runtime gave no UID")}
+	}
+	if d, uid := v.foreign(); uid != "" {
+		if len(v.own) == 0 {
+			return decision{err: fmt.Errorf("%w: device %s of %s is allocated to pod UID %s", ErrOtherPod, d.ID, d.Resource, uid), again: longer}
+		}
+		return decision{err: fmt.Errorf("%w: the API gives device %s of %s to pod %s/%s, the checkpoint to pod UID %s",
+			ErrConflict, d.ID, d.Resource, v.pod.Namespace, v.pod.Name, uid), again: once}
+	}
+	a := v.join(v.live)
+	if len(v.own) == 0 {
+		return decision{alloc: note(a, "devices are from the kubelet's API alone, the checkpoint knows none of them"), again: once}
+	}
+	return decision{alloc: note(a, "the checkpoint differs from the kubelet's API, which is followed"), again: once}
+}
+
+// foreign returns a live device that the checkpoint gives to other pods and not
+// to this one, and one of their UIDs.
+func (v *view) foreign() (ContainerDevice, string) {
+	for _, d := range v.live {
+		holders := v.mem.Holders(d.Resource, d.ID)
+		mine := slices.ContainsFunc(holders, func(e checkpoint.Entry) bool { return e.PodUID == v.pod.UID })
+		if len(holders) > 0 && !mine {
+			return d, holders[0].PodUID
+		}
+	}
+	return ContainerDevice{}, ""
+}
+
+// join merges live devices with the checkpoint's own entries into one list,
+// each device once. With live devices the checkpoint confirms them and adds
+// those of ordinary init containers; what else it has is left out with a note.
+// Without (live is empty), all of its entries count.
+func (v *view) join(live []ContainerDevice) *Allocation {
+	j := joiner{index: map[holding]int{}, a: &Allocation{}}
+	listed := make(map[holding]bool, len(live))
+	for _, d := range live {
+		listed[holding{d.Container, d.Resource, d.ID}] = true
+		j.add(d, FromAPI)
+	}
+	order := map[holding]int{}
+	for i := range v.own {
+		e := &v.own[i]
+		for at, id := range e.ResponseOrder() {
+			order[holding{e.Container, e.Resource, id}] = at
+		}
+		counts := len(live) == 0 || v.plainInit(e.Container)
+		for _, n := range e.Devices {
+			for _, id := range n.IDs {
+				if counts || listed[holding{e.Container, e.Resource, id}] {
+					j.add(ContainerDevice{e.Container, e.Resource, id, nodes(n.Node)}, FromCheckpoint)
+				} else {
+					note(j.a, "device %s of %s, by the checkpoint in container %s, is left out: the kubelet's API does not list it there", id, e.Resource, e.Container)
+				}
+			}
+		}
+	}
+	v.arrange(j.a.Devices, order)
+	return j.a
+}
+
+// nodes is the checkpoint's NUMA node as a list.
+func nodes(n int64) []int64 {
+	if n == checkpoint.NoNUMA {
+		return nil
+	}
+	return []int64{n}
+}
+
+// arrange puts holders and devices in the pod's order. Containers that the
+// caller did not name come last, by name.
+func (v *view) arrange(devices []Device, order map[holding]int) {
+	rank := make(map[string]int, len(v.pod.Containers))
+	for i, c := range v.pod.Containers {
+		rank[c.Name] = i
+	}
+	inPod := func(a, b string) int {
+		i, known := rank[a]
+		if !known {
+			i = len(rank)
+		}
+		k, known := rank[b]
+		if !known {
+			k = len(rank)
+		}
+		return cmp.Or(cmp.Compare(i, k), cmp.Compare(a, b))
+	}
+	for i := range devices {
+		d := &devices[i]
+		slices.SortFunc(d.Containers, inPod)
+		if at, ok := order[holding{d.Containers[0], d.Resource, d.ID}]; ok {
+			d.PluginIndex = at
+		}
+	}
+	slices.SortFunc(devices, func(a, b Device) int {
+		return cmp.Or(inPod(a.Containers[0], b.Containers[0]), cmp.Compare(a.Resource, b.Resource), cmp.Compare(a.ID, b.ID))
+	})
+}
+
+// joiner collects devices, each once.
+type joiner struct {
+	a     *Allocation
+	index map[holding]int // without container
+}
+
+// add takes a device in a container into the list. A device that both sources
+// know is FromBoth.
+func (j *joiner) add(d ContainerDevice, source string) {
+	k := holding{resource: d.Resource, id: d.ID}
+	i, ok := j.index[k]
+	if !ok {
+		i = len(j.a.Devices)
+		j.index[k] = i
+		j.a.Devices = append(j.a.Devices, Device{Resource: d.Resource, ID: d.ID, PluginIndex: -1, Source: source})
+	}
+	out := &j.a.Devices[i]
+	if out.Source != source {
+		out.Source = FromBoth
+	}
+	if len(out.NUMANodes) == 0 {
+		out.NUMANodes = slices.Clone(d.NUMANodes)
+	}
+	if !slices.Contains(out.Containers, d.Container) {
+		out.Containers = append(out.Containers, d.Container)
+	}
+}
