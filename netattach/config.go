@@ -56,9 +56,13 @@ func ParseConfig(raw []byte) (*Config, error) {
 			return nil, err
 		}
 	}
-	elements := []json.RawMessage{raw}
+	var elements []json.RawMessage
 	single := c.list["plugins"] == nil
-	if !single {
+	if single {
+		elements = append(elements, raw)
+	} else {
+		// Into a slice of its own: decoding into one that holds raw would write
+		// over the caller's bytes.
 		if err := json.Unmarshal(c.list["plugins"], &elements); err != nil {
 			return nil, &Error{Field: "plugins", Text: "it is not a list", Err: err}
 		}

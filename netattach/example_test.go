@@ -13,13 +13,13 @@ func ExampleParseSelections() {
 		return
 	}
 	for _, s := range selections {
-		fmt.Println(s, s.Container)
+		fmt.Printf("%s container=%q\n", s, s.Container)
 	}
 	_, err = netattach.ParseSelections("fast@../x", "shop")
 	fmt.Println(err)
 	// Output:
-	// shop/fast@dpdk0 rx
-	// infra/storage
+	// shop/fast@dpdk0 container="rx"
+	// infra/storage container=""
 	// entry 1 ("shop/fast@../x"): interface: "../x" has a character that interface names cannot have
 }
 
