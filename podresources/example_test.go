@@ -2,9 +2,13 @@ package podresources_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/podresources"
@@ -41,4 +45,22 @@ func ExampleReader() {
 		fmt.Println(d.Resource, d.ID, d.Containers, d.Source)
 	}
 	// Output: vendor.example/vfs 0000:21:10.4 [rx] checkpoint
+}
+
+func ExamplePods() {
+	pods := podresources.NewPods("/nonexistent/pods/kubelet.sock")
+	defer pods.Close()
+	// Without Run each question is a call; with Run in a goroutine, a look into memory.
+	_, err := pods.Pod(context.Background(), "shop", "gateway", "f0d3eb39")
+	fmt.Println(errors.Is(err, podresources.ErrUnavailable))
+	// Output: true
+}
+
+func ExampleTrim() {
+	pod := podresources.Trim(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "gateway", Labels: map[string]string{"app": "gateway"}},
+		Spec:       corev1.PodSpec{NodeName: "worker-1", Containers: []corev1.Container{{Name: "rx", Image: "rx:1"}}},
+	})
+	fmt.Println(pod.Name, pod.Labels, pod.Spec.NodeName, pod.Spec.Containers[0].Name, pod.Spec.Containers[0].Image)
+	// Output: gateway map[] worker-1 rx
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -150,12 +151,14 @@ func serve(t testing.TB, register func(*grpc.Server)) string {
 // unimplemented.
 type resources struct {
 	podresourcesv1.UnimplementedPodResourcesListerServer
-	list func() (*podresourcesv1.ListPodResourcesResponse, error)
-	get  func(*podresourcesv1.GetPodResourcesRequest) (*podresourcesv1.GetPodResourcesResponse, error)
+	unbounded atomic.Int32 // calls that came without a deadline
+	list      func() (*podresourcesv1.ListPodResourcesResponse, error)
+	get       func(*podresourcesv1.GetPodResourcesRequest) (*podresourcesv1.GetPodResourcesResponse, error)
 }
 
 // List implements the API.
 func (r *resources) List(ctx context.Context, in *podresourcesv1.ListPodResourcesRequest) (*podresourcesv1.ListPodResourcesResponse, error) {
+	r.check(ctx)
 	if r.list == nil {
 		return r.UnimplementedPodResourcesListerServer.List(ctx, in)
 	}
@@ -164,17 +167,29 @@ func (r *resources) List(ctx context.Context, in *podresourcesv1.ListPodResource
 
 // Get implements the API.
 func (r *resources) Get(ctx context.Context, in *podresourcesv1.GetPodResourcesRequest) (*podresourcesv1.GetPodResourcesResponse, error) {
+	r.check(ctx)
 	if r.get == nil {
 		return r.UnimplementedPodResourcesListerServer.Get(ctx, in)
 	}
 	return r.get(in)
 }
 
+func (r *resources) check(ctx context.Context) {
+	if _, ok := ctx.Deadline(); !ok {
+		r.unbounded.Add(1)
+	}
+}
+
 // newClient serves r and returns a client of it.
 func newClient(t testing.TB, r *resources) *Client {
 	t.Helper()
 	c := NewClient(serve(t, func(s *grpc.Server) { podresourcesv1.RegisterPodResourcesListerServer(s, r) }))
-	t.Cleanup(func() { c.Close() })
+	t.Cleanup(func() {
+		c.Close()
+		if n := r.unbounded.Load(); n > 0 {
+			t.Errorf("%d calls could hang for ever", n)
+		}
+	})
 	return c
 }
 
