@@ -34,15 +34,23 @@ func (v *view) decide() decision {
 		return v.decideLive()
 	case len(v.own) > 0:
 		return v.decideMemory()
-	case v.liveErr == nil && v.memErr == nil, v.liveErr == nil && errors.Is(v.memErr, errNoSource):
+	case v.liveErr == nil && (v.memErr == nil || errors.Is(v.memErr, errNoSource)):
 		return decision{alloc: &Allocation{}}
 	case v.liveErr == nil:
 		return decision{alloc: note(&Allocation{}, "the checkpoint is not usable: %v", v.memErr), again: longer}
-	case errors.Is(v.liveErr, errNoSource) && v.memErr == nil && v.pod.UID != "":
+	}
+	return v.decideSilence()
+}
+
+// decideSilence decides when the API has no answer and the checkpoint has no
+// entry of the pod.
+func (v *view) decideSilence() decision {
+	alone := errors.Is(v.liveErr, errNoSource)
+	if alone && v.memErr == nil && v.pod.UID != "" {
 		return decision{alloc: &Allocation{}}
 	}
 	d := decision{err: fmt.Errorf("%w: API: %w; checkpoint: %w", ErrUnavailable, v.liveErr, v.memoryGap()), again: longer}
-	if errors.Is(v.liveErr, errNoSource) && (v.pod.UID == "" || errors.Is(v.memErr, errNoSource)) {
+	if alone && (v.pod.UID == "" || errors.Is(v.memErr, errNoSource)) {
 		d.again = never
 	}
 	return d
