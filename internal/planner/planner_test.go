@@ -1,0 +1,266 @@
+package planner
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/podresources"
+	"github.com/manifold-cni/manifold/sriov"
+)
+
+const vfs = "vendor.example/vfs"
+
+// world is everything that a plan is made from.
+type world struct {
+	conf        map[string]any
+	networks    string
+	defaultNet  string // the default-network annotation
+	containers  []string
+	definitions map[string]string // config by name or namespace/name
+	resources   map[string]string // resourceName by the same
+	devices     []podresources.Device
+	runtime     map[string]any // runtimeConfig
+}
+
+// dev is an allocated device.
+func dev(container, id string) podresources.Device {
+	return podresources.Device{Resource: vfs, ID: id, Containers: []string{container}, PluginIndex: -1, Source: podresources.FromBoth}
+}
+
+// plan makes the plan of a world.
+func (w world) plan(t testing.TB) (*plan.Plan, error) {
+	t.Helper()
+	conf := map[string]any{
+		"cniVersion": "1.0.0", "name": "manifold", "type": "manifold",
+		"delegates": []any{map[string]any{"type": "bridge", "name": "cluster", "capabilities": map[string]bool{"portMappings": true}}},
+	}
+	for k, v := range w.conf {
+		conf[k] = v
+	}
+	if w.runtime != nil {
+		conf["runtimeConfig"] = w.runtime
+	}
+	raw, err := json.Marshal(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inv, err := netconf.FromRequest(plan.Request{Version: 1, PodNamespace: "shop", PodName: "app", PodUID: "u", ContainerID: "c0", NetNS: "/n", IfName: "eth0", Config: raw})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := &Pod{Pod: podresources.Pod{Namespace: "shop", Name: "app", UID: "u"}, Annotations: map[string]string{netattach.NetworksAnnotation: w.networks}}
+	if w.defaultNet != "" {
+		pod.Annotations[netattach.DefaultNetworkAnnotation] = w.defaultNet
+	}
+	for _, c := range w.containers {
+		pod.Containers = append(pod.Containers, podresources.Container{Name: c})
+	}
+	sel, err := Select(inv, pod)
+	if err != nil {
+		return nil, err
+	}
+	return sel.Plan(w.sources())
+}
+
+func (w world) sources() Sources {
+	src := Sources{Definitions: map[Ref]*netattach.Definition{}, Allocation: &podresources.Allocation{Devices: w.devices}, Functions: map[string]*sriov.Function{}}
+	for name, config := range w.definitions {
+		ref := Ref{"shop", name}
+		if ns, n, ok := strings.Cut(name, "/"); ok {
+			ref = Ref{ns, n}
+		}
+		d := &netattach.Definition{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name}, Spec: netattach.DefinitionSpec{Config: config}}
+		if r := w.resources[name]; r != "" {
+			d.Annotations = map[string]string{netattach.ResourceNameAnnotation: r}
+		}
+		src.Definitions[ref] = d
+	}
+	return src
+}
+
+const hostDevice = `{"cniVersion":"1.0.0","type":"host-device","capabilities":{"deviceID":true,"mac":true,"ips":true}}`
+
+// summary is a plan in a line: interface=network[:device].
+func summary(p *plan.Plan) string {
+	var out []string
+	for _, a := range p.Attachments {
+		s := a.IfName + "=" + a.Name
+		if a.Device != nil {
+			s += ":" + a.Device.ID
+		}
+		out = append(out, s)
+	}
+	return strings.Join(out, " ")
+}
+
+func TestPlans(t *testing.T) {
+	one := map[string]string{"fast": hostDevice, "plain": `{"type":"macvlan"}`}
+	res := map[string]string{"fast": vfs}
+	two := []podresources.Device{dev("tx", "0000:21:10.0"), dev("rx", "0000:21:10.4")}
+	for name, tc := range map[string]struct {
+		w    world
+		want string
+	}{
+		"default alone": {world{}, "eth0=cluster"},
+		"containers in the pod's order, not by address over the pod": {
+			world{networks: "fast,fast", containers: []string{"rx", "tx"}, definitions: one, resources: res, devices: two},
+			"eth0=cluster net1=shop/fast:0000:21:10.4 net2=shop/fast:0000:21:10.0"},
+		"ascending by number inside a container": {
+			world{networks: "fast,fast", containers: []string{"rx"}, definitions: one, resources: res, devices: []podresources.Device{dev("rx", "0000:21:11.0"), dev("rx", "0000:21:10.4")}},
+			"eth0=cluster net1=shop/fast:0000:21:10.4 net2=shop/fast:0000:21:11.0"},
+		"the container named": {
+			world{networks: `[{"name":"fast"},{"name":"fast","manifold.dev/container":"rx"}]`, containers: []string{"rx", "tx"}, definitions: one, resources: res, devices: two},
+			"eth0=cluster net1=shop/fast:0000:21:10.0 net2=shop/fast:0000:21:10.4"},
+		"the device pinned": {
+			world{networks: `[{"name":"fast"},{"name":"fast","deviceID":"0000:21:10.4"}]`, containers: []string{"rx", "tx"}, definitions: one, resources: res, devices: two},
+			"eth0=cluster net1=shop/fast:0000:21:10.0 net2=shop/fast:0000:21:10.4"},
+		"one ledger over default and other networks": {
+			world{defaultNet: "shop/fast", networks: "fast", containers: []string{"rx", "tx"}, definitions: one, resources: res, devices: two},
+			"eth0=shop/fast:0000:21:10.4 net1=shop/fast:0000:21:10.0"},
+		"names asked for are kept free": {
+			world{networks: "plain@net2,plain,plain", definitions: one},
+			"eth0=cluster net2=shop/plain net3=shop/plain net4=shop/plain"},
+		"default networks of the configuration": {
+			world{conf: map[string]any{"defaultNetworks": []string{"extra"}}, networks: "plain", definitions: map[string]string{"kube-system/extra": `{"type":"ptp"}`, "plain": `{"type":"macvlan"}`}},
+			"eth0=cluster net1=kube-system/extra net2=shop/plain"},
+		"invalid annotation ignored": {world{conf: map[string]any{"invalidAnnotation": "ignore"}, networks: "[null]"}, "eth0=cluster"},
+		"global namespace": {
+			world{conf: map[string]any{"namespaceIsolation": true, "globalNamespaces": "a, infra"}, networks: "infra/net", definitions: map[string]string{"infra/net": `{"type":"ptp"}`}},
+			"eth0=cluster net1=infra/net"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, err := tc.w.plan(t)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := summary(p); got != tc.want {
+				t.Errorf("got  %s\nwant %s", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestPluginOrder(t *testing.T) {
+	first, second := dev("rx", "0000:21:10.6"), dev("rx", "0000:21:10.4")
+	first.PluginIndex, second.PluginIndex = 0, 1
+	w := world{
+		conf: map[string]any{"deviceOrder": "plugin"}, networks: "fast,fast", containers: []string{"rx"},
+		definitions: map[string]string{"fast": hostDevice}, resources: map[string]string{"fast": vfs}, devices: []podresources.Device{second, first},
+	}
+	p, err := w.plan(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := summary(p), "eth0=cluster net1=shop/fast:0000:21:10.6 net2=shop/fast:0000:21:10.4"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	fast := map[string]string{"fast": hostDevice}
+	res := map[string]string{"fast": vfs}
+	for name, tc := range map[string]struct {
+		w     world
+		kind  cnierr.Kind
+		parts []string
+	}{
+		"no device":     {world{networks: "fast", definitions: fast, resources: res}, cnierr.NoDevice, []string{vfs, "1 attachments", "allocated 0"}},
+		"too few":       {world{networks: "fast,fast", definitions: fast, resources: res, devices: []podresources.Device{dev("rx", "a")}}, cnierr.NoDevice, []string{"2 attachments", "allocated 1"}},
+		"container's":   {world{networks: `[{"name":"fast","manifold.dev/container":"tx"}]`, definitions: fast, resources: res, devices: []podresources.Device{dev("rx", "a")}}, cnierr.NoDevice, []string{"container tx"}},
+		"pin not ours":  {world{networks: `[{"name":"fast","deviceID":"b"}]`, definitions: fast, resources: res, devices: []podresources.Device{dev("rx", "a")}}, cnierr.DeviceConflict, []string{"device b", "one of: a"}},
+		"pin twice":     {world{networks: `[{"name":"fast","deviceID":"a"},{"name":"fast","deviceID":"a"}]`, definitions: fast, resources: res, devices: []podresources.Device{dev("rx", "a")}}, cnierr.DeviceConflict, []string{"already serves"}},
+		"no definition": {world{networks: "nowhere"}, cnierr.DefinitionMissing, []string{"shop/nowhere"}},
+		"empty config":  {world{networks: "e", definitions: map[string]string{"e": " "}}, cnierr.InvalidDefinition, []string{"no spec.config"}},
+		"self":          {world{networks: "e", definitions: map[string]string{"e": `{"type":"manifold"}`}}, cnierr.InvalidDefinition, []string{"itself"}},
+		"name":          {world{networks: "e", definitions: map[string]string{"e": `{"type":"a","name":"../x"}`}}, cnierr.InvalidDefinition, []string{"../x"}},
+		"isolation":     {world{conf: map[string]any{"namespaceIsolation": true}, networks: "infra/net", definitions: map[string]string{"infra/net": `{"type":"ptp"}`}}, cnierr.Isolation, []string{"infra"}},
+		"capability":    {world{networks: `[{"name":"p","ips":["10.0.0.1"]}]`, definitions: map[string]string{"p": `{"type":"ptp"}`}}, cnierr.InvalidAnnotation, []string{"ips", "capability"}},
+		"same name":     {world{networks: "fast@eth0", definitions: fast}, cnierr.InterfaceConflict, []string{"eth0"}},
+		"annotation":    {world{networks: "[null]"}, cnierr.InvalidAnnotation, []string{"entry 1"}},
+		"two defaults":  {world{defaultNet: "a,b"}, cnierr.InvalidAnnotation, []string{"2 networks"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, err := tc.w.plan(t)
+			if err == nil {
+				t.Fatalf("planned %s", summary(p))
+			}
+			if got := cnierr.KindOf(err); got != tc.kind {
+				t.Errorf("kind %s, want %s", got, tc.kind)
+			}
+			for _, part := range append(tc.parts, "shop/app") {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("lacks %q: %v", part, err)
+				}
+			}
+		})
+	}
+}
+
+func TestRuntimeConfigAndWants(t *testing.T) {
+	w := world{
+		runtime:     map[string]any{"portMappings": []any{map[string]int{"hostPort": 80}}},
+		networks:    `[{"name":"fast","mac":"02:00:00:00:00:01","ips":["10.0.0.9/24"],"default-route":["10.0.0.1"]},{"name":"plain"}]`,
+		definitions: map[string]string{"fast": hostDevice, "plain": `{"type":"macvlan","mtu":1400}`}, resources: map[string]string{"fast": vfs},
+		devices: []podresources.Device{dev("rx", "0000:21:10.4")}, containers: []string{"rx"},
+	}
+	p, err := w.plan(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	def, fast, plain := p.Attachments[0], p.Attachments[1], p.Attachments[2]
+	if string(def.Capabilities["portMappings"]) == "" || len(plain.Capabilities) != 0 {
+		t.Errorf("the runtime's own data is for the default network alone: %v %v", def.Capabilities, plain.Capabilities)
+	}
+	want := map[string]string{"mac": `"02:00:00:00:00:01"`, "ips": `["10.0.0.9/24"]`, "deviceID": `"0000:21:10.4"`}
+	for k, v := range want {
+		if string(fast.Capabilities[k]) != v {
+			t.Errorf("capability %s is %s, want %s", k, fast.Capabilities[k], v)
+		}
+	}
+	if fast.Want.MAC != "02:00:00:00:00:01" || len(fast.Want.IPs) != 1 || plain.Want.MTU != 1400 || plain.Want.Verify != plan.VerifyEnforce {
+		t.Errorf("wants %+v %+v", fast.Want, plain.Want)
+	}
+	if !def.DropDefaultRoute || fast.DropDefaultRoute || !plain.DropDefaultRoute || fast.DefaultRoute == nil {
+		t.Error("default route is not moved")
+	}
+	if !strings.Contains(string(fast.Config), `"pciBusID":"0000:21:10.4"`) || !strings.Contains(string(fast.DeviceInfo), "0000:21:10.4") {
+		t.Errorf("config %s, info %s", fast.Config, fast.DeviceInfo)
+	}
+}
+
+func BenchmarkPlan(b *testing.B) {
+	w := world{
+		networks: "net-1,net-2,net-3", containers: []string{"rx", "tx"}, definitions: map[string]string{}, resources: map[string]string{},
+	}
+	for i := range 1000 {
+		w.definitions[fmt.Sprintf("net-%d", i)] = hostDevice
+		w.resources[fmt.Sprintf("net-%d", i)] = vfs
+	}
+	for i := range 64 {
+		w.devices = append(w.devices, dev("rx", fmt.Sprintf("0000:21:%02x.%d", i/8, i%8)))
+	}
+	src := w.sources()
+	b.ReportAllocs()
+	for b.Loop() {
+		inv, err := netconf.FromRequest(plan.Request{Version: 1, PodName: "app", ContainerID: "c0", IfName: "eth0",
+			Config: []byte(`{"name":"manifold","type":"manifold","delegates":[{"type":"bridge","name":"cluster"}]}`)})
+		if err != nil {
+			b.Fatal(err)
+		}
+		sel, err := Select(inv, &Pod{Pod: podresources.Pod{Namespace: "shop", Name: "app"}, Annotations: map[string]string{netattach.NetworksAnnotation: w.networks}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := sel.Plan(src); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
