@@ -1,370 +1,247 @@
-// Package fakekubelet is a kubelet as far as a node's programs can tell: it
-// serves the real gRPC APIs (PodResources v1 with the kubelet's rate limit, Pods
-// v1alpha1, device plugin registration v1beta1) and writes real checkpoint
-// files, under a directory laid out like /var/lib/kubelet.
+// Package fakekubelet is a kubelet as far as a node's programs can tell. It
+// serves the real gRPC APIs on unix sockets and writes real checkpoint files,
+// below a directory laid out like /var/lib/kubelet:
 //
-// It holds state: pods are admitted, their devices allocated, the checkpoint
-// written before a pod becomes visible, entries of deleted pods kept until the
-// next allocation, as a real kubelet does. What no real kubelet does on demand
-// can be asked for: its restart window ([Kubelet.SetPhase]), hanging calls, an
-// older pod of the same name still answered for.
+//	pod-resources/kubelet.sock                 PodResources v1
+//	pods-api/pods-api.sock                     Pods v1alpha1
+//	device-plugins/kubelet.sock                DevicePlugin v1beta1, registration
+//	device-plugins/kubelet_internal_checkpoint the device manager's checkpoint
+//
+// It holds state and follows the rules of a kubelet 1.37 (its device manager and
+// its API servers), not a script of answers:
+//
+//   - A pod is admitted container by container, init containers first. What an
+//     ordinary init container got is used again by later containers; what a
+//     restartable one got is not. The checkpoint is on disk before the pod shows.
+//   - A resource that nobody has advertised is passed over: such a pod runs
+//     without the device.
+//   - Entries of pods that are gone stay, in the checkpoint too, until the next
+//     allocation purges them.
+//   - PodResources answers by namespace and name, the Pods API and the checkpoint
+//     by UID. Unary calls are limited to 100 a second with a burst of 10, for all
+//     clients of an API together; rejected ones answer ResourceExhausted.
+//   - No order means anything: pods, devices and checkpoint entries are shuffled
+//     anew each time, by a seed.
+//
+// Devices come from [Kubelet.SetDevices], as if a device plugin inside the
+// kubelet advertised them, or from real device plugins that register on the
+// socket and are then called back. Free devices are given out in the order in
+// which they are advertised; a test that cares says which with pins.
+//
+// What a kubelet does not do on demand can be asked for: the window of its
+// restart, phase by phase ([Kubelet.SetPhase]); calls that hang or fail; an older
+// pod of the same name still answered for; a damaged checkpoint. Nothing depends
+// on time except the rate limit.
 package fakekubelet
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"net"
-	"os"
+	"maps"
+	"math/rand/v2"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
-	"golang.org/x/time/rate"
-	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
-	dpv1 "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
-	resv1 "k8s.io/kubelet/pkg/apis/podresources/v1"
-	podsv1 "k8s.io/kubelet/pkg/apis/pods/v1alpha1"
-
-	"github.com/manifold-cni/manifold/checkpoint"
 )
 
-// The kubelet's own limit on PodResources, for all clients together.
+// The limit of a kubelet's PodResources and Pods APIs, each for itself.
 const (
-	realRate  = 100
+	realRate  = 100 // requests per second
 	realBurst = 10
 )
 
-// Phase is a moment in a kubelet's restart.
-type Phase int
+// realWatchBuffer is how many events a watcher of the Pods API may be behind.
+const realWatchBuffer = 100
 
-// The phases: everything answers; sockets are closed; List has no pods and Get
-// knows none; Get answers while List is still empty.
+// The directories below the kubelet's own.
 const (
-	Normal Phase = iota
-	Down
-	Empty
-	GetOnly
+	podResourcesDir  = "pod-resources"
+	podsAPIDir       = "pods-api"
+	devicePluginsDir = "device-plugins"
 )
 
-// Device is a device of a built-in device plugin.
-type Device struct {
-	ID   string
-	NUMA int64 // checkpoint.NoNUMA for none
-}
+// ErrDown says that an operation needs a running kubelet.
+var ErrDown = errors.New("the kubelet is down")
 
-// Allocation is a container's devices of one resource.
-type Allocation struct {
-	Container string
-	Resource  string
-	IDs       []string
-}
-
-// Kubelet is a running fake. It is safe for concurrent use.
+// Kubelet is a fake kubelet. It is safe for concurrent use.
 type Kubelet struct {
-	dir     string
-	limiter *rate.Limiter
+	dir  string
+	opts options
 
-	mu       sync.Mutex
-	servers  []*grpc.Server
-	serving  sync.WaitGroup
-	phase    Phase
-	hang     chan struct{} // closed to let hanging calls go; nil when none hang
-	calls    map[string]int
-	devices  map[string][]Device
-	plugins  map[string]*plugin
-	pods     map[types.UID]*corev1.Pod
-	shadows  map[string]*corev1.Pod // by namespace/name: an older pod still answered for
-	entries  []checkpoint.Entry
-	watchers map[chan *podsv1.WatchPodsEvent]bool
-	uids     int
+	life      sync.Mutex // one change of phase at a time
+	admission sync.Mutex // one admission at a time, as in a kubelet
+
+	mu        sync.Mutex // guards what follows
+	run       *run       // nil while down
+	phase     Phase
+	rng       *rand.Rand
+	calls     map[string]int
+	hangs     map[string]chan struct{} // by method; closed to let calls go
+	failures  map[string]error         // by method
+	resources map[string]*resource
+	entries   []*entry
+	pods      map[types.UID]*corev1.Pod
+	byName    map[types.NamespacedName]types.UID
+	shadows   map[types.NamespacedName]*shadow
+	admitting types.UID // counts as a pod although it does not show yet
+	watchers  map[*watcher]struct{}
+	uids      int
 }
 
-// Start serves under dir.
-func Start(dir string) (*Kubelet, error) {
+// options are what an Option sets.
+type options struct {
+	rate         float64
+	burst        int
+	seed         int64
+	watchBuffer  int
+	noCheckpoint bool
+	noPodsAPI    bool
+}
+
+// Option changes a kubelet that starts.
+type Option func(*options)
+
+// WithRateLimit replaces the limit of unary calls, in requests per second: 100
+// with a burst of 10 unless said otherwise.
+func WithRateLimit(perSecond float64, burst int) Option {
+	return func(o *options) { o.rate, o.burst = perSecond, burst }
+}
+
+// WithSeed chooses the orders that mean nothing. The same seed and the same
+// calls one after the other give the same orders.
+func WithSeed(seed int64) Option { return func(o *options) { o.seed = seed } }
+
+// WithWatchBuffer lets a watcher of the Pods API be n events behind, not 100,
+// before it is dropped.
+func WithWatchBuffer(n int) Option { return func(o *options) { o.watchBuffer = n } }
+
+// WithoutCheckpoint leaves the checkpoint unwritten. Allocations then outlive a
+// restart in memory.
+func WithoutCheckpoint() Option { return func(o *options) { o.noCheckpoint = true } }
+
+// WithoutPodsAPI leaves out the Pods API, as kubelets before 1.36 do.
+func WithoutPodsAPI() Option { return func(o *options) { o.noPodsAPI = true } }
+
+// Start starts a kubelet on dir, which is made where it is missing. A checkpoint
+// found there is read, as after a reboot; damaged ones are passed over and
+// replaced at the next change, as a kubelet does. Every socket path must fit the
+// 107 bytes that the system allows.
+func Start(dir string, opts ...Option) (*Kubelet, error) {
+	o := options{rate: realRate, burst: realBurst, watchBuffer: realWatchBuffer}
+	for _, set := range opts {
+		set(&o)
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("kubelet directory %s: %w", dir, err)
+	}
 	k := &Kubelet{
-		dir: dir, limiter: rate.NewLimiter(realRate, realBurst), calls: map[string]int{}, devices: map[string][]Device{},
-		plugins: map[string]*plugin{}, pods: map[types.UID]*corev1.Pod{}, shadows: map[string]*corev1.Pod{},
-		watchers: map[chan *podsv1.WatchPodsEvent]bool{},
+		dir: abs, opts: o, rng: rand.New(rand.NewPCG(uint64(o.seed), 0)),
+		calls: map[string]int{}, hangs: map[string]chan struct{}{}, failures: map[string]error{},
+		resources: map[string]*resource{}, pods: map[types.UID]*corev1.Pod{}, byName: map[types.NamespacedName]types.UID{},
+		shadows: map[types.NamespacedName]*shadow{}, watchers: map[*watcher]struct{}{},
 	}
-	for _, d := range []string{"pod-resources", "pods", "device-plugins"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			return nil, err
-		}
-	}
-	if err := k.writeCheckpoint(); err != nil {
+	if err := k.SetPhase(Normal); err != nil {
 		return nil, err
 	}
-	return k, k.listen()
+	return k, nil
 }
+
+// Stop takes the kubelet down and waits for all that it began. Its checkpoint
+// stays, as on a node that is switched off. Stopping twice is no mistake.
+func (k *Kubelet) Stop() {
+	k.life.Lock()
+	defer k.life.Unlock()
+	k.down()
+}
+
+// Dir is the kubelet's root directory, absolute.
+func (k *Kubelet) Dir() string { return k.dir }
 
 // PodResourcesSocket is the socket of the PodResources API.
 func (k *Kubelet) PodResourcesSocket() string {
-	return filepath.Join(k.dir, "pod-resources/kubelet.sock")
+	return filepath.Join(k.dir, podResourcesDir, "kubelet.sock")
 }
 
 // PodsSocket is the socket of the Pods API.
-func (k *Kubelet) PodsSocket() string { return filepath.Join(k.dir, "pods/kubelet.sock") }
+func (k *Kubelet) PodsSocket() string { return filepath.Join(k.dir, podsAPIDir, "pods-api.sock") }
+
+// DevicePluginDir is where device plugins put their sockets.
+func (k *Kubelet) DevicePluginDir() string { return filepath.Join(k.dir, devicePluginsDir) }
 
 // RegistrationSocket is the socket on which device plugins register.
 func (k *Kubelet) RegistrationSocket() string {
-	return filepath.Join(k.dir, "device-plugins/kubelet.sock")
+	return filepath.Join(k.DevicePluginDir(), "kubelet.sock")
 }
 
-// CheckpointPath is the device-manager checkpoint.
+// CheckpointPath is the device manager's checkpoint.
 func (k *Kubelet) CheckpointPath() string {
-	return filepath.Join(k.dir, "device-plugins/kubelet_internal_checkpoint")
+	return filepath.Join(k.DevicePluginDir(), "kubelet_internal_checkpoint")
 }
 
-// listen opens the sockets.
-func (k *Kubelet) listen() error {
-	for path, register := range map[string]func(*grpc.Server){
-		k.PodResourcesSocket(): func(s *grpc.Server) { resv1.RegisterPodResourcesListerServer(s, &podResources{k: k}) },
-		k.PodsSocket():         func(s *grpc.Server) { podsv1.RegisterPodsServer(s, &podsAPI{k: k}) },
-		k.RegistrationSocket(): func(s *grpc.Server) { dpv1.RegisterRegistrationServer(s, &registration{k: k}) },
-	} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		l, err := net.Listen("unix", path)
-		if err != nil {
-			return err
-		}
-		s := grpc.NewServer()
-		register(s)
-		k.servers = append(k.servers, s)
-		k.serving.Go(func() { _ = s.Serve(l) }) // it ends by Stop
-	}
-	return nil
-}
-
-// Stop ends everything that Start began.
-func (k *Kubelet) Stop() {
-	k.SetHang(false)
-	k.mu.Lock()
-	servers, plugins := k.servers, k.plugins
-	k.servers, k.plugins = nil, map[string]*plugin{}
-	k.mu.Unlock()
-	for _, s := range servers {
-		s.Stop()
-	}
-	k.serving.Wait()
-	for _, p := range plugins {
-		p.stop()
-	}
-}
-
-// SetPhase moves the kubelet through a restart.
-func (k *Kubelet) SetPhase(p Phase) error {
-	k.mu.Lock()
-	was := k.phase
-	k.phase = p
-	servers := k.servers
-	if p == Down {
-		k.servers = nil
-	}
-	k.mu.Unlock()
-	if p == Down {
-		for _, s := range servers {
-			s.Stop()
-		}
-		k.serving.Wait()
-		return nil
-	}
-	if was == Down {
-		return k.listen()
-	}
-	return nil
-}
-
-// SetHang makes PodResources calls hang, or lets them go.
-func (k *Kubelet) SetHang(on bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if on && k.hang == nil {
-		k.hang = make(chan struct{})
-	}
-	if !on && k.hang != nil {
-		close(k.hang)
-		k.hang = nil
-	}
-}
-
-// Calls returns how often each method was called, rejected calls included.
+// Calls returns how often each method was called since Start, by its name alone
+// (List, Get, GetAllocatableResources, ListPods, GetPod, WatchPods, Register):
+// calls that were rejected or still hang included.
 func (k *Kubelet) Calls() map[string]int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	out := map[string]int{}
-	for m, n := range k.calls {
-		out[m] = n
+	return maps.Clone(k.calls)
+}
+
+// podResourcesMethods are those that SetHang and SetError mean without names.
+var podResourcesMethods = []string{"List", "Get", "GetAllocatableResources"}
+
+// SetHang makes calls of the named methods hang until SetHang(false) of the same
+// method or the end of the call's context; no names mean all of PodResources.
+// A call that is let go is answered.
+func (k *Kubelet) SetHang(on bool, methods ...string) {
+	if len(methods) == 0 {
+		methods = podResourcesMethods
 	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, m := range methods {
+		switch gate := k.hangs[m]; {
+		case on && gate == nil:
+			k.hangs[m] = make(chan struct{})
+		case !on && gate != nil:
+			close(gate)
+			delete(k.hangs, m)
+		}
+	}
+}
+
+// SetError makes calls of the named methods fail with err, a gRPC status or any
+// other error (code Unknown), until SetError(nil); no names mean all of
+// PodResources.
+func (k *Kubelet) SetError(err error, methods ...string) {
+	if len(methods) == 0 {
+		methods = podResourcesMethods
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, m := range methods {
+		k.failures[m] = err
+	}
+}
+
+// context returns the context of the running kubelet.
+func (k *Kubelet) context() (context.Context, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.run == nil {
+		return nil, ErrDown
+	}
+	return k.run.ctx, nil
+}
+
+// shuffled returns list in an order that means nothing; mu is held.
+func shuffled[T any](k *Kubelet, list []T) []T {
+	out := slices.Clone(list)
+	k.rng.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
 	return out
-}
-
-// SetDevices makes the devices of a built-in device plugin.
-func (k *Kubelet) SetDevices(resource string, devices ...Device) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.devices[resource] = devices
-	return k.writeCheckpoint()
-}
-
-// AddPod admits a pod: each container gets the devices that its limits ask for,
-// those that pins names (by container and resource) or else free ones. The pod
-// gets a UID when it has none. It is visible once its allocation is on disk.
-func (k *Kubelet) AddPod(pod *corev1.Pod, pins map[string]map[string][]string) (*corev1.Pod, error) {
-	pod = pod.DeepCopy()
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if pod.UID == "" {
-		k.uids++
-		pod.UID = types.UID(fmt.Sprintf("00000000-0000-4000-8000-%012d", k.uids))
-	}
-	k.entries = slices.DeleteFunc(k.entries, func(e checkpoint.Entry) bool { return k.pods[types.UID(e.PodUID)] == nil })
-	entries, err := k.allocate(pod, pins)
-	if err != nil {
-		return nil, err
-	}
-	k.entries = append(k.entries, entries...)
-	if err := k.writeCheckpoint(); err != nil {
-		return nil, err
-	}
-	k.pods[pod.UID] = pod
-	return pod, k.tell(podsv1.EventType_ADDED, pod)
-}
-
-// DeletePod removes a pod; its checkpoint entries stay until the next allocation.
-func (k *Kubelet) DeletePod(uid types.UID) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	pod := k.pods[uid]
-	if pod == nil {
-		return fmt.Errorf("no pod of UID %s", uid)
-	}
-	delete(k.pods, uid)
-	return k.tell(podsv1.EventType_DELETED, pod)
-}
-
-// Shadow makes PodResources go on answering for this pod under its name, though
-// a newer pod of the name exists: what happens while the older one terminates.
-func (k *Kubelet) Shadow(old *corev1.Pod) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.shadows[old.Namespace+"/"+old.Name] = old
-}
-
-// Allocations returns what a pod's containers hold: the truth, for tests.
-func (k *Kubelet) Allocations(uid types.UID) []Allocation {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	var out []Allocation
-	for _, e := range k.entries {
-		if e.PodUID == string(uid) {
-			out = append(out, Allocation{e.Container, e.Resource, e.IDs()})
-		}
-	}
-	return out
-}
-
-// allocate chooses devices for a pod's containers, init containers first. An
-// application container takes the devices of ordinary init containers before
-// free ones, as the kubelet does.
-func (k *Kubelet) allocate(pod *corev1.Pod, pins map[string]map[string][]string) ([]checkpoint.Entry, error) {
-	var out []checkpoint.Entry
-	reusable := map[string][]string{}
-	taken := k.takenIDs()
-	all := append(slices.Clone(pod.Spec.InitContainers), pod.Spec.Containers...)
-	for i, c := range all {
-		plainInit := i < len(pod.Spec.InitContainers) && c.RestartPolicy == nil
-		for resource, want := range c.Resources.Limits {
-			name := string(resource)
-			if !strings.Contains(name, "/") {
-				continue
-			}
-			ids := pins[c.Name][name]
-			if ids == nil {
-				ids = k.choose(name, int(want.Value()), reusable[name], taken)
-			}
-			if len(ids) < int(want.Value()) {
-				return nil, fmt.Errorf("pod %s/%s container %s: %d of %s wanted, %d are free", pod.Namespace, pod.Name, c.Name, want.Value(), name, len(ids))
-			}
-			for _, id := range ids {
-				taken[name+" "+id] = true
-			}
-			if plainInit {
-				reusable[name] = append(reusable[name], ids...)
-			}
-			answer, err := k.answer(name, ids)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, checkpoint.Entry{PodUID: string(pod.UID), Container: c.Name, Resource: name, Devices: k.byNode(name, ids), AllocResp: answer})
-		}
-	}
-	return out, nil
-}
-
-// takenIDs returns "resource ID" of all devices in use.
-func (k *Kubelet) takenIDs() map[string]bool {
-	out := map[string]bool{}
-	for _, e := range k.entries {
-		for _, id := range e.IDs() {
-			out[e.Resource+" "+id] = true
-		}
-	}
-	return out
-}
-
-// choose picks n devices: reusable ones first, then free ones.
-func (k *Kubelet) choose(resource string, n int, reusable []string, taken map[string]bool) []string {
-	ids := slices.Clone(reusable[:min(n, len(reusable))])
-	for _, d := range k.devices[resource] {
-		if len(ids) < n && !taken[resource+" "+d.ID] {
-			ids = append(ids, d.ID)
-		}
-	}
-	return ids
-}
-
-// byNode groups IDs by their devices' NUMA nodes.
-func (k *Kubelet) byNode(resource string, ids []string) []checkpoint.NUMADevices {
-	groups := map[int64][]string{}
-	for _, id := range ids {
-		groups[k.node(resource, id)] = append(groups[k.node(resource, id)], id)
-	}
-	var out []checkpoint.NUMADevices
-	for node, list := range groups {
-		out = append(out, checkpoint.NUMADevices{Node: node, IDs: list})
-	}
-	return out
-}
-
-func (k *Kubelet) node(resource, id string) int64 {
-	for _, d := range k.devices[resource] {
-		if d.ID == id {
-			return d.NUMA
-		}
-	}
-	return checkpoint.NoNUMA
-}
-
-// writeCheckpoint writes the file as the kubelet does, by renaming.
-func (k *Kubelet) writeCheckpoint() error {
-	registered := map[string][]string{}
-	for r, devices := range k.devices {
-		for _, d := range devices {
-			registered[r] = append(registered[r], d.ID)
-		}
-	}
-	raw, err := checkpoint.Encode(k.entries, registered)
-	if err != nil {
-		return err
-	}
-	tmp := k.CheckpointPath() + ".new"
-	if err := os.WriteFile(tmp, raw, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, k.CheckpointPath())
 }

@@ -122,19 +122,24 @@ func goBuild(moduleDir, out, pkg string, flags ...string) error {
 	return nil
 }
 
-// Programs builds our own programs, and the scripted delegate, into dir. With
-// killPoints they die where the environment says, see internal/killpoint.
-func Programs(dir string, killPoints bool) error {
+// Program builds one of our packages, static and stripped, into dir.
+func Program(dir, pkg string, flags ...string) error {
 	root, err := moduleRoot()
 	if err != nil {
 		return err
 	}
+	return goBuild(root, filepath.Join(dir, filepath.Base(pkg)), pkg, flags...)
+}
+
+// Programs builds our own programs, and the scripted delegate, into dir. With
+// killPoints they die where the environment says, see internal/killpoint.
+func Programs(dir string, killPoints bool) error {
 	var flags []string
 	if killPoints {
 		flags = []string{"-tags", "killpoints"}
 	}
 	for _, pkg := range []string{"./cmd/manifold", "./cmd/manifold-agent", "./test/delegates/scripted"} {
-		if err := goBuild(root, filepath.Join(dir, filepath.Base(pkg)), pkg, flags...); err != nil {
+		if err := Program(dir, pkg, flags...); err != nil {
 			return err
 		}
 	}
