@@ -2,20 +2,25 @@ package fakekubelet
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"net"
+	"os"
 	"path/filepath"
 	"slices"
-	"strings"
-	"sync"
+	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	dpv1 "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+)
 
-	"github.com/manifold-cni/manifold/checkpoint"
+// How long a kubelet waits for a device plugin: to be reached when it registers,
+// and to prepare a container's start.
+const (
+	dialTimeout     = 10 * time.Second
+	preStartTimeout = dpv1.KubeletPreStartContainerRPCTimeoutInSecs * time.Second
 )
 
 // registration serves the device plugins' way in.
@@ -24,90 +29,177 @@ type registration struct {
 	k *Kubelet
 }
 
-// plugin is a registered device plugin.
-type plugin struct {
-	conn   *grpc.ClientConn
-	client dpv1.DevicePluginClient
-	cancel context.CancelFunc
-	done   sync.WaitGroup
+// endpoint is a device plugin that has registered.
+type endpoint struct {
+	resource string
+	socket   string
+	conn     *grpc.ClientConn
+	api      dpv1.DevicePluginClient
+	opts     *dpv1.DevicePluginOptions
 }
 
-// Register implements the API: the kubelet calls the plugin back and follows its
-// devices.
-func (r *registration) Register(_ context.Context, req *dpv1.RegisterRequest) (*dpv1.Empty, error) {
-	if req.GetVersion() != dpv1.Version {
-		return nil, status.Errorf(codes.InvalidArgument, "version %q is not %s", req.GetVersion(), dpv1.Version)
+// Register implements the API: the kubelet calls the plugin back on its own
+// socket, asks for its options, and follows its devices. Refusals have code
+// Unknown, as a kubelet's.
+func (s *registration) Register(ctx context.Context, r *dpv1.RegisterRequest) (*dpv1.Empty, error) {
+	if !slices.Contains(dpv1.SupportedVersions[:], r.GetVersion()) {
+		return nil, fmt.Errorf("device plugin API version %q is not among %q", r.GetVersion(), dpv1.SupportedVersions)
 	}
-	endpoint := filepath.Join(filepath.Dir(r.k.RegistrationSocket()), filepath.Base(req.GetEndpoint()))
-	conn, err := grpc.NewClient("unix://"+endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err := checkResourceName(r.GetResourceName()); err != nil {
+		return nil, err
+	}
+	ep, err := connect(ctx, r.GetResourceName(), filepath.Join(s.k.DevicePluginDir(), r.GetEndpoint()))
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	p := &plugin{conn: conn, client: dpv1.NewDevicePluginClient(conn), cancel: cancel}
-	r.k.mu.Lock()
-	old := r.k.plugins[req.GetResourceName()]
-	r.k.plugins[req.GetResourceName()] = p
-	r.k.mu.Unlock()
-	if old != nil {
-		old.stop()
+	if err := s.k.register(ep); err != nil {
+		return nil, errors.Join(err, ep.conn.Close())
 	}
-	p.done.Go(func() { r.k.follow(ctx, req.GetResourceName(), p) })
 	return &dpv1.Empty{}, nil
 }
 
-// follow keeps the plugin's healthy devices until it ends.
-func (k *Kubelet) follow(ctx context.Context, resource string, p *plugin) {
-	stream, err := p.client.ListAndWatch(ctx, &dpv1.Empty{}, grpc.WaitForReady(true))
+// connect reaches a device plugin and asks for its options. What the plugin said
+// of them when it registered does not count, as in a kubelet.
+func connect(ctx context.Context, resource, socket string) (*endpoint, error) {
+	conn, err := grpc.NewClient("passthrough:///"+resource, grpc.WithAuthority("localhost"),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		}))
+	if err != nil {
+		return nil, fmt.Errorf("connect to device plugin %s: %w", socket, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	ep := &endpoint{resource: resource, socket: socket, conn: conn, api: dpv1.NewDevicePluginClient(conn)}
+	if ep.opts, err = ep.api.GetDevicePluginOptions(ctx, &dpv1.Empty{}, grpc.WaitForReady(true)); err != nil {
+		return nil, errors.Join(fmt.Errorf("options of device plugin %s: %w", socket, err), conn.Close())
+	}
+	return ep, nil
+}
+
+// register makes the plugin the one that serves its resource. An older one of
+// another socket stays connected and takes over when this one goes.
+func (k *Kubelet) register(ep *endpoint) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.run == nil {
+		return ErrDown
+	}
+	r := k.resource(ep.resource)
+	if slices.ContainsFunc(r.endpoints, func(o *endpoint) bool { return o.socket == ep.socket }) {
+		return fmt.Errorf("device plugin %s is connected already", ep.socket)
+	}
+	r.endpoints = append(r.endpoints, ep)
+	r.builtin = false
+	ctx := k.run.ctx
+	k.run.work.Go(func() { k.follow(ctx, ep) })
+	return nil
+}
+
+// follow keeps what a plugin advertises until it goes, or the kubelet does.
+func (k *Kubelet) follow(ctx context.Context, ep *endpoint) {
+	stream, err := ep.api.ListAndWatch(ctx, &dpv1.Empty{})
 	for err == nil {
 		var resp *dpv1.ListAndWatchResponse
-		if resp, err = stream.Recv(); err != nil {
-			break
+		if resp, err = stream.Recv(); err == nil {
+			err = k.advertise(ep.resource, resp.GetDevices())
 		}
-		var devices []Device
-		for _, d := range resp.GetDevices() {
-			if d.GetHealth() != dpv1.Healthy {
-				continue
-			}
-			node := int64(checkpoint.NoNUMA)
-			if nodes := d.GetTopology().GetNodes(); len(nodes) > 0 {
-				node = nodes[0].GetID()
-			}
-			devices = append(devices, Device{ID: d.GetID(), NUMA: node})
-		}
-		err = k.SetDevices(resource, devices...)
 	}
-	// The plugin is gone: its devices are no longer offered.
-	_ = k.SetDevices(resource)
+	k.disconnect(ep)
+	_ = ep.conn.Close() // there is no call under way that could be told
 }
 
-func (p *plugin) stop() {
-	p.cancel()
-	p.done.Wait()
-	_ = p.conn.Close() // nothing is under way any more
+// advertise takes a plugin's devices and writes the checkpoint.
+func (k *Kubelet) advertise(resource string, devices []*dpv1.Device) error {
+	var order []string
+	byID := map[string]advertised{}
+	for _, d := range devices {
+		a := advertised{healthy: d.GetHealth() == dpv1.Healthy}
+		for _, n := range d.GetTopology().GetNodes() {
+			a.nodes = append(a.nodes, n.GetID())
+		}
+		if _, twice := byID[d.GetID()]; !twice {
+			order = append(order, d.GetID())
+		}
+		byID[d.GetID()] = a
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.resource(resource).set(order, byID)
+	return k.persist()
 }
 
-// answer is the device plugin's answer for a container, encoded as the
-// checkpoint keeps it: the registered plugin's own, else that of the built-in
-// one, which lists the devices in an order that is not sorted.
-func (k *Kubelet) answer(resource string, ids []string) ([]byte, error) {
-	resp := &dpv1.ContainerAllocateResponse{}
-	if p := k.plugins[resource]; p != nil {
-		all, err := p.client.Allocate(context.Background(), &dpv1.AllocateRequest{
-			ContainerRequests: []*dpv1.ContainerAllocateRequest{{DevicesIds: ids}},
-		})
-		if err != nil {
-			return nil, fmt.Errorf("allocate %s: %w", resource, err)
-		}
-		if len(all.GetContainerResponses()) != 1 {
-			return nil, fmt.Errorf("allocate %s: %d answers for one container", resource, len(all.GetContainerResponses()))
-		}
-		resp = all.GetContainerResponses()[0]
-	} else {
-		order := slices.Clone(ids)
-		slices.Reverse(order)
-		name := "PCIDEVICE_" + strings.ToUpper(strings.NewReplacer("/", "_", ".", "_", "-", "_").Replace(resource))
-		resp.Envs = map[string]string{name: strings.Join(order, ",")}
+// disconnect forgets a plugin. Without another one its devices count as
+// unhealthy; the checkpoint says so from the next time it is written.
+func (k *Kubelet) disconnect(ep *endpoint) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	r := k.resource(ep.resource)
+	r.endpoints = slices.DeleteFunc(r.endpoints, func(o *endpoint) bool { return o == ep })
+	r.live = r.live && len(r.endpoints) > 0
+}
+
+// preferred asks the device plugin, where its options offer it, which free
+// devices go best with those already chosen.
+func (k *Kubelet) preferred(ctx context.Context, c claim, free, chosen []string) ([]string, error) {
+	k.mu.Lock()
+	ep := k.resource(c.resource).serving()
+	available := shuffled(k, slices.Concat(free, chosen))
+	k.mu.Unlock()
+	if ep == nil || !ep.opts.GetGetPreferredAllocationAvailable() {
+		return nil, nil
 	}
-	return proto.Marshal(resp)
+	resp, err := ep.api.GetPreferredAllocation(ctx, &dpv1.PreferredAllocationRequest{
+		ContainerRequests: []*dpv1.ContainerPreferredAllocationRequest{
+			{AvailableDeviceIDs: available, MustIncludeDeviceIDs: chosen, AllocationSize: int32(c.count)},
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("preferred allocation of %s: %w", c.resource, err)
+	}
+	if len(resp.GetContainerResponses()) == 0 {
+		return nil, nil
+	}
+	return resp.GetContainerResponses()[0].GetDeviceIDs(), nil
+}
+
+// allocate asks the plugin for its answer for one container.
+func (ep *endpoint) allocate(ctx context.Context, ids []string) (*dpv1.ContainerAllocateResponse, error) {
+	resp, err := ep.api.Allocate(ctx, &dpv1.AllocateRequest{ContainerRequests: []*dpv1.ContainerAllocateRequest{{DevicesIds: ids}}})
+	if err != nil {
+		return nil, fmt.Errorf("allocate %q: %w", ids, err)
+	}
+	if len(resp.GetContainerResponses()) == 0 {
+		return nil, fmt.Errorf("allocate %q: the device plugin answers for no container", ids)
+	}
+	return resp.GetContainerResponses()[0], nil
+}
+
+// preStart tells the plugin that a container with these devices starts.
+func (ep *endpoint) preStart(ctx context.Context, ids []string) error {
+	ctx, cancel := context.WithTimeout(ctx, preStartTimeout)
+	defer cancel()
+	if _, err := ep.api.PreStartContainer(ctx, &dpv1.PreStartContainerRequest{DevicesIds: ids}); err != nil {
+		return fmt.Errorf("prepare %q of %s: %w", ids, ep.resource, err)
+	}
+	return nil
+}
+
+// removePluginSockets removes the sockets of device plugins, as a kubelet does
+// when it starts, so that plugins notice and register again.
+func (k *Kubelet) removePluginSockets() error {
+	list, err := os.ReadDir(k.DevicePluginDir())
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		if e.Type()&fs.ModeSocket == 0 {
+			continue
+		}
+		if err := os.Remove(filepath.Join(k.DevicePluginDir(), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
