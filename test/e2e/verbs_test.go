@@ -1,0 +1,233 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// withConf returns the node's runtime with keys of its configuration changed.
+func (n *node) withConf(keys map[string]any) {
+	n.t.Helper()
+	var conf map[string]any
+	n.must(json.Unmarshal(n.rt.Conf, &conf))
+	for k, v := range keys {
+		conf[k] = v
+	}
+	raw, err := json.Marshal(conf)
+	n.must(err)
+	n.rt.Conf = raw
+}
+
+func TestFailedDelegateDelIsKeptAndRetried(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	fail := n.path("calls")
+	n.define("stubborn", "", `{"cniVersion":"1.0.0","type":"scripted","log":"`+fail+`","script":{"DEL":{"error":{"code":77,"msg":"switch is busy"}}}}`)
+	p := n.addPod("pod", "stubborn,plain")
+	before := n.state()
+	n.succeed("ADD", p)
+	n.refuse("DEL", p, 77, "switch is busy", "network default/stubborn", "default/pod", "journal")
+	if link, err := p.ns.Link("net2"); err != nil || link != nil {
+		t.Errorf("the other attachments were not released: %v %v", link, err)
+	}
+	n.refuse("DEL", p, 77, "switch is busy")
+	// What was recorded is what DEL runs, whatever the definition says now.
+	n.define("stubborn", "", n.bridge("other", "10.99.0.0/16"))
+	n.refuse("DEL", p, 77, "switch is busy")
+	n.patchJournal(p, `\"DEL\":{\"error\":{\"code\":77,\"msg\":\"switch is busy\"}}`, ``)
+	n.patchJournal(p, `"DEL":{"error":{"code":77,"msg":"switch is busy"}}`, ``)
+	n.succeed("DEL", p)
+	n.unchanged(before)
+}
+
+// patchJournal changes the plan in a journal's first record, as if the world had
+// changed, and sets its checksum right.
+func (n *node) patchJournal(p *pod, from, to string) {
+	n.t.Helper()
+	path := n.path("state/" + p.ID + "@eth0.journal")
+	text, err := os.ReadFile(path)
+	n.must(err)
+	first, rest, _ := strings.Cut(string(text), "\n")
+	_, body, _ := strings.Cut(first, " ")
+	body = strings.ReplaceAll(body, from, to)
+	sum := crc32.Checksum([]byte(body), crc32.MakeTable(crc32.Castagnoli))
+	n.must(os.WriteFile(path, fmt.Appendf(nil, "%08x %s\n%s", sum, body, rest), 0o600))
+}
+
+func TestJournalOfANewerVersionIsLeftAlone(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	p := n.addPod("pod", "")
+	n.succeed("ADD", p)
+	n.patchJournal(p, `{"version":1,"boot"`, `{"version":9,"boot"`)
+	n.refuse("DEL", p, 113, "version 9", "newer")
+	n.refuse("CHECK", p, 113, "version 9")
+	n.patchJournal(p, `{"version":9,"boot"`, `{"version":1,"boot"`)
+	n.succeed("DEL", p)
+}
+
+func TestFullAndReadOnlyJournalDirectory(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	n.must(unix.Mount("tmpfs", n.path("state"), "tmpfs", 0, "size=16k"))
+	t.Cleanup(func() { _ = unix.Unmount(n.path("state"), unix.MNT_DETACH) })
+	p := n.addPod("pod", "plain")
+	n.succeed("ADD", p)
+	fill := n.path("state/fill")
+	f, err := os.Create(fill)
+	n.must(err)
+	for err == nil {
+		_, err = f.Write(make([]byte, 512))
+	}
+	n.must(f.Close())
+	late := n.addPod("late", "plain")
+	n.refuse("ADD", late, 5, "no space left", "cniDir")
+	n.emptySandbox(late)
+	n.succeed("DEL", late)
+	n.succeed("DEL", p) // steps cannot be recorded, all is released all the same
+	n.emptySandbox(p)
+	n.must(os.Remove(fill))
+	n.must(unix.Mount("", n.path("state"), "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	n.refuse("ADD", late, 5, "read-only", "cniDir")
+	n.emptySandbox(late)
+	n.succeed("DEL", late)
+}
+
+func TestCheckFindsWhatChanged(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	n.define("scr", "", `{"cniVersion":"1.0.0","type":"scripted","addresses":["10.93.0.2/24"]}`)
+	p := n.addPod("pod", "scr")
+	n.refuse("CHECK", p, 3, "not attached", "default/pod")
+	n.succeed("ADD", p)
+	n.succeed("CHECK", p)
+	n.must(p.ns.Do(func() error {
+		l, err := netlink.LinkByName("net1")
+		if err != nil {
+			return err
+		}
+		addr, err := netlink.ParseAddr("10.93.0.2/24")
+		if err != nil {
+			return err
+		}
+		return netlink.AddrDel(l, addr)
+	}))
+	n.refuse("CHECK", p, 111, "10.93.0.2/24", "network default/scr")
+	n.succeed("DEL", p)
+}
+
+func TestVerifyModes(t *testing.T) {
+	lie := `{"cniVersion":"1.0.0","type":"scripted","addresses":["10.94.0.2/24"],"script":{"ADD":{"lie":"mac"}}}`
+	for mode, warned := range map[string]bool{"warn": true, "off": false} {
+		t.Run(mode, func(t *testing.T) {
+			n := newNode(t, map[string]any{"verify": mode})
+			n.warm()
+			n.define("liar", "", lie)
+			p := n.addPod("pod", "liar")
+			res := n.succeed("ADD", p)
+			if got := strings.Contains(string(res.Stderr), "02:00:00:00:00:99"); got != warned {
+				t.Errorf("warned: %v, want %v: %s", got, warned, res.Stderr)
+			}
+			n.succeed("DEL", p)
+		})
+	}
+}
+
+func TestGCReleasesWhatIsNotValid(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	keep, stale := n.addPod("keep", "plain"), n.addPod("stale", "plain")
+	n.succeed("ADD", keep)
+	between := n.state()
+	n.succeed("ADD", stale)
+	n.must(stale.ns.Delete())
+	valid := []map[string]string{{"containerID": keep.ID, "ifname": "eth0"}}
+	rt := n.rt
+	n.withConf(map[string]any{"cni.dev/valid-attachments": valid})
+	n.succeed("GC", keep)
+	n.rt = rt
+	n.settles(func() string { return withoutGone(between.Diff(n.state())) })
+	n.succeed("CHECK", keep)
+	n.succeed("DEL", keep)
+}
+
+func TestStatus(t *testing.T) {
+	n := newNode(t, nil)
+	none := &pod{}
+	n.succeed("STATUS", none) // no agent, a working fallback
+	n.serve()
+	n.succeed("STATUS", none)
+	n.must(os.Remove(n.path("bin/bridge")))
+	n.refuse("STATUS", none, 50, "bridge")
+	n.must(os.Remove(n.path("net.d/10-default.conflist")))
+	n.must(os.Remove(n.path("bin/manifold-agent")))
+	n.withConf(map[string]any{"agentSocket": n.path("nobody.sock")})
+	n.refuse("STATUS", none, 50, "nobody.sock", "fallback")
+}
+
+func TestResultInTheVersionAskedFor(t *testing.T) {
+	for _, v := range []string{"0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+		t.Run(v, func(t *testing.T) {
+			n := newNode(t, map[string]any{"cniVersion": v})
+			p := n.addPod("pod", "")
+			res := n.succeed("ADD", p)
+			var got struct {
+				CNIVersion string `json:"cniVersion"`
+			}
+			n.must(json.Unmarshal(res.Stdout, &got))
+			if got.CNIVersion != v {
+				t.Errorf("result in %s, asked for %s: %s", got.CNIVersion, v, res.Stdout)
+			}
+			n.succeed("DEL", p)
+		})
+	}
+}
+
+func TestDefaultRouteMoves(t *testing.T) {
+	n := newNode(t, nil)
+	n.warm()
+	n.define("scr", "", `{"cniVersion":"1.0.0","type":"scripted","addresses":["10.95.0.2/24"]}`)
+	p := n.addPod("pod", `[{"name":"scr","default-route":["10.95.0.1"]}]`)
+	n.succeed("ADD", p)
+	n.must(p.ns.Do(func() error {
+		routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+		var defaults []string
+		for _, r := range routes {
+			if r.Dst == nil || r.Dst.String() == "0.0.0.0/0" {
+				defaults = append(defaults, r.Gw.String())
+			}
+		}
+		if fmt.Sprint(defaults) != "[10.95.0.1]" {
+			t.Errorf("default routes %v", defaults)
+		}
+		return err
+	}))
+	n.succeed("DEL", p)
+}
+
+func TestAForeignInterfaceIsNotTouched(t *testing.T) {
+	n := newNode(t, nil)
+	n.warm()
+	p := n.addPod("pod", "plain@mine")
+	n.must(p.ns.Do(func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "mine"
+		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
+	}))
+	n.refuse("ADD", p, 112, "interface mine", "default/plain")
+	n.interfaceOf(p, "mine")
+	n.succeed("DEL", p)
+	n.interfaceOf(p, "mine")
+}
