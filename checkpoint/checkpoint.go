@@ -9,16 +9,17 @@
 // its pod lives.
 //
 // [Decode] accepts a file only with the right checksum, in today's form and in
-// the one before Kubernetes 1.20, which lists devices without NUMA nodes.
+// the one before Kubernetes 1.20, which lists devices without NUMA nodes. The
+// checksum covers what the kubelet itself knows of the file; keys beside that
+// are passed over, and whether they are there or not changes nothing.
+//
 // [File] reads a path again only when it changed, and tells of changes.
 package checkpoint
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 )
 
@@ -36,7 +37,7 @@ var (
 	ErrChecksum = errors.New("checkpoint's checksum is wrong")
 )
 
-// Checkpoint is a decoded file.
+// Checkpoint is a decoded file. It must not be changed.
 type Checkpoint struct {
 	Entries    []Entry
 	Registered map[string][]string // device IDs by resource, as the plugins advertise them
@@ -50,9 +51,9 @@ type device struct{ resource, id string }
 // Entry is one allocation: devices of one resource to one container.
 type Entry struct {
 	PodUID    string
-	Container string
-	Resource  string
-	Devices   []NUMADevices // ascending by node
+	Container string        // its name in the pod's spec
+	Resource  string        // for example vendor.example/vfs
+	Devices   []NUMADevices // ascending by node; one element without node in the form before 1.20
 	// AllocResp is the device plugin's ContainerAllocateResponse, protobuf.
 	AllocResp []byte
 }
@@ -73,7 +74,7 @@ func (e Entry) IDs() []string {
 	return ids
 }
 
-// Pod returns the entries of a pod.
+// Pod returns the entries of a pod, in the file's order.
 func (c *Checkpoint) Pod(uid string) []Entry { return c.pick(c.byPod[uid]) }
 
 // Holders returns the entries that have a device: more than one while entries of
@@ -91,86 +92,77 @@ func (c *Checkpoint) pick(indexes []int) []Entry {
 	return out
 }
 
-// file, data, entry and deviceIDs are the file's JSON.
-type file struct {
-	Data     *data
-	Checksum uint64
-}
-
-type data struct {
-	PodDeviceEntries  []entry
-	RegisteredDevices map[string][]string
-}
-
-type entry struct {
-	PodUID        string
-	ContainerName string
-	ResourceName  string
-	DeviceIDs     deviceIDs
-	AllocResp     []byte
-}
-
-// deviceIDs is a map of NUMA node to IDs, or before 1.20 a list of IDs.
-type deviceIDs struct {
-	isList bool
-	list   []string
-	byNode map[int64][]string
-}
-
-// UnmarshalJSON reads either form.
-func (d *deviceIDs) UnmarshalJSON(raw []byte) error {
-	if d.isList = bytes.HasPrefix(raw, []byte("[")); d.isList {
-		return json.Unmarshal(raw, &d.list)
-	}
-	return json.Unmarshal(raw, &d.byNode)
-}
-
 // Decode decodes and indexes a checkpoint file. Keys that are not known are
-// passed over, as the kubelet does; its checksum does not cover them.
+// passed over, as the kubelet does; its checksum does not cover them. A form that
+// no kubelet writes is ErrFormat even where its checksum could be computed.
 func Decode(raw []byte) (*Checkpoint, error) {
 	if len(raw) > MaxSize {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d are read", ErrTooLarge, len(raw), MaxSize)
 	}
-	var f file
-	if err := json.Unmarshal(raw, &f); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
+	f, ok := parseCanonical(raw)
+	if !ok {
+		f = &file{}
+		if err := json.Unmarshal(raw, f); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrFormat, err)
+		}
 	}
 	if f.Data == nil {
 		return nil, fmt.Errorf("%w: it has no Data", ErrFormat)
 	}
-	if sum := checksum(f.Data); uint64(sum) != f.Checksum {
-		return nil, fmt.Errorf("%w: it says %d, its content gives %d", ErrChecksum, f.Checksum, sum)
+	if err := verify(f); err != nil {
+		return nil, err
 	}
 	return index(f.Data), nil
+}
+
+// verify compares the file's checksum with that of its content.
+func verify(f *file) error {
+	var found [formMap + 1]bool
+	for i := range f.Data.PodDeviceEntries {
+		found[f.Data.PodDeviceEntries[i].DeviceIDs.form] = true
+	}
+	if found[formList] && found[formMap] {
+		return fmt.Errorf("%w: DeviceIDs are a list in one entry and a map in another", ErrFormat)
+	}
+	sum := checksum(f.Data, found[formList])
+	if uint64(sum) != f.Checksum && found[formNull] && !found[formMap] {
+		// Where nothing but null stands in place of IDs, either kubelet may have
+		// written it.
+		sum = checksum(f.Data, !found[formList])
+	}
+	if uint64(sum) != f.Checksum {
+		return fmt.Errorf("%w: it says %d, its content gives %d", ErrChecksum, f.Checksum, sum)
+	}
+	return nil
 }
 
 // index builds the exported form of d and its indexes.
 func index(d *data) *Checkpoint {
 	c := &Checkpoint{
-		Entries: make([]Entry, len(d.PodDeviceEntries)), Registered: d.RegisteredDevices,
-		byPod: map[string][]int{}, byDevice: map[device][]int{},
+		Registered: d.RegisteredDevices,
+		byPod:      make(map[string][]int, len(d.PodDeviceEntries)), byDevice: make(map[device][]int, len(d.PodDeviceEntries)),
+	}
+	if d.PodDeviceEntries != nil {
+		c.Entries = make([]Entry, len(d.PodDeviceEntries))
 	}
 	for i := range d.PodDeviceEntries {
 		in, out := &d.PodDeviceEntries[i], &c.Entries[i]
-		*out = Entry{PodUID: in.PodUID, Container: in.ContainerName, Resource: in.ResourceName, AllocResp: in.AllocResp}
-		if in.DeviceIDs.isList {
-			out.Devices = []NUMADevices{{Node: NoNUMA, IDs: in.DeviceIDs.list}}
-		}
-		for _, node := range slices.Sorted(maps.Keys(in.DeviceIDs.byNode)) {
-			out.Devices = append(out.Devices, NUMADevices{Node: node, IDs: in.DeviceIDs.byNode[node]})
-		}
+		*out = Entry{PodUID: in.PodUID, Container: in.ContainerName, Resource: in.ResourceName, Devices: in.DeviceIDs.nodes, AllocResp: in.AllocResp}
 		c.byPod[out.PodUID] = append(c.byPod[out.PodUID], i)
 		for _, n := range out.Devices {
 			for _, id := range n.IDs {
 				k := device{out.Resource, id}
-				c.byDevice[k] = append(c.byDevice[k], i)
+				if held := c.byDevice[k]; len(held) == 0 || held[len(held)-1] != i {
+					c.byDevice[k] = append(held, i)
+				}
 			}
 		}
 	}
 	return c
 }
 
-// Encode returns a checkpoint file as a kubelet of 1.20 or newer writes it.
+// Encode returns a checkpoint file as a kubelet of 1.20 or newer writes it. What
+// it returns is what [Decode] takes, if all strings are UTF-8.
 func Encode(entries []Entry, registered map[string][]string) ([]byte, error) {
 	type jsonEntry struct {
 		PodUID, ContainerName, ResourceName string
@@ -182,20 +174,37 @@ func Encode(entries []Entry, registered map[string][]string) ([]byte, error) {
 		RegisteredDevices map[string][]string
 	}
 	d, out := data{RegisteredDevices: registered}, jsonData{RegisteredDevices: registered}
-	for _, e := range entries {
-		byNode := map[int64][]string{}
-		for _, n := range e.Devices {
-			byNode[n.Node] = append(byNode[n.Node], n.IDs...)
-		}
-		d.PodDeviceEntries = append(d.PodDeviceEntries, entry{e.PodUID, e.Container, e.Resource, deviceIDs{byNode: byNode}, e.AllocResp})
+	if entries != nil {
+		d.PodDeviceEntries, out.PodDeviceEntries = make([]entry, 0, len(entries)), make([]jsonEntry, 0, len(entries))
+	}
+	for i := range entries {
+		e := &entries[i]
+		byNode := e.byNode()
+		d.PodDeviceEntries = append(d.PodDeviceEntries, entry{e.PodUID, e.Container, e.Resource, ofMap(byNode), e.AllocResp})
 		out.PodDeviceEntries = append(out.PodDeviceEntries, jsonEntry{e.PodUID, e.Container, e.Resource, byNode, e.AllocResp})
 	}
 	raw, err := json.Marshal(struct {
 		Data     jsonData
 		Checksum uint64
-	}{out, uint64(checksum(&d))})
+	}{out, uint64(checksum(&d, false))})
 	if err != nil {
 		return nil, fmt.Errorf("encode checkpoint: %w", err)
 	}
 	return raw, nil
+}
+
+// byNode returns the entry's devices as the kubelet keeps them.
+func (e Entry) byNode() map[int64][]string {
+	if e.Devices == nil {
+		return nil
+	}
+	out := make(map[int64][]string, len(e.Devices))
+	for _, n := range e.Devices {
+		if ids, ok := out[n.Node]; ok {
+			out[n.Node] = append(ids, n.IDs...)
+		} else {
+			out[n.Node] = slices.Clone(n.IDs)
+		}
+	}
+	return out
 }

@@ -6,21 +6,18 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// UIDs of the captured pods.
-const (
-	vf2UID  = "77e9faa3-7bea-4ed6-ab72-19fcefc568b8"
-	vfccUID = "fda9741f-df60-4a11-9d85-54a35bd7eb94"
-)
+// vfccUID is a captured pod with two containers.
+const vfccUID = "fda9741f-df60-4a11-9d85-54a35bd7eb94"
 
 func readTestdata(t testing.TB, name string) []byte {
 	t.Helper()
@@ -31,6 +28,25 @@ func readTestdata(t testing.TB, name string) []byte {
 	return raw
 }
 
+func mustDecode(t testing.TB, raw []byte) *Checkpoint {
+	t.Helper()
+	c, err := Decode(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// sealed completes the Data of a file with the checksum that a kubelet computes.
+func sealed(t testing.TB, data string) []byte {
+	t.Helper()
+	_, _, sum, ok := kubeletReads(json.RawMessage(data))
+	if !ok {
+		t.Fatalf("no kubelet reads %s", data)
+	}
+	return fmt.Appendf(nil, `{"Data":%s,"Checksum":%d}`, data, sum)
+}
+
 func TestRealKubeletFilesVerify(t *testing.T) {
 	names, err := filepath.Glob("testdata/*checkpoint*")
 	if err != nil || len(names) != 5 {
@@ -39,12 +55,12 @@ func TestRealKubeletFilesVerify(t *testing.T) {
 	for _, name := range names {
 		t.Run(filepath.Base(name), func(t *testing.T) {
 			raw := readTestdata(t, filepath.Base(name))
-			c, err := Decode(raw)
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := mustDecode(t, raw)
 			if len(c.Entries) == 0 || len(c.Registered) == 0 {
 				t.Errorf("%d entries, %d resources", len(c.Entries), len(c.Registered))
+			}
+			if _, ok := parseCanonical(raw); !ok {
+				t.Error("a real kubelet's file takes the slow way")
 			}
 			damaged := []byte(strings.Replace(string(raw), `"c1"`, `"c9"`, 1))
 			if _, err := Decode(damaged); !errors.Is(err, ErrChecksum) {
@@ -55,10 +71,7 @@ func TestRealKubeletFilesVerify(t *testing.T) {
 }
 
 func TestCapturedAllocation(t *testing.T) {
-	c, err := Decode(readTestdata(t, "two-numa-kubelet_internal_checkpoint"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := mustDecode(t, readTestdata(t, "two-numa-kubelet_internal_checkpoint"))
 	got := map[string][]string{}
 	for _, e := range c.Pod(vfccUID) {
 		got[e.Container] = e.IDs()
@@ -76,41 +89,60 @@ func TestCapturedAllocation(t *testing.T) {
 	if h := c.Holders("rig.example/igb_vfs_b", "0000:21:10.0"); len(h) != 0 {
 		t.Errorf("holders under another resource: %+v", h)
 	}
+	if e := c.Pod("unknown"); len(e) != 0 {
+		t.Errorf("entries of an unknown pod: %+v", e)
+	}
 }
 
-func TestResponseOrderIsThePluginsOwn(t *testing.T) {
-	c, err := Decode(readTestdata(t, "one-pf-kubelet_internal_checkpoint"))
+func TestHoldersAreEntriesOnce(t *testing.T) {
+	raw, err := Encode([]Entry{
+		{PodUID: "gone", Container: "c", Resource: "r", Devices: []NUMADevices{{0, []string{"a", "a"}}, {1, []string{"a"}}}},
+		{PodUID: "here", Container: "c", Resource: "r", Devices: []NUMADevices{{0, []string{"a"}}}},
+	}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, e := range c.Entries {
-		if ids := e.IDs(); len(ids) != 2 {
-			continue
-		} else if got, want := e.ResponseOrder(), []string{"0000:01:10.6", "0000:01:10.4"}; !slices.Equal(got, want) || slices.Equal(got, ids) {
-			t.Errorf("order %v, want %v, which differs from the file's %v", got, want, ids)
-		}
+	var uids []string
+	for _, e := range mustDecode(t, raw).Holders("r", "a") {
+		uids = append(uids, e.PodUID)
 	}
-	if got := (Entry{AllocResp: []byte("garbage")}).ResponseOrder(); got != nil {
-		t.Errorf("garbage gives %v", got)
+	if !slices.Equal(uids, []string{"gone", "here"}) {
+		t.Errorf("holders %v", uids)
 	}
 }
 
 func TestDecodeRefuses(t *testing.T) {
 	good := readTestdata(t, "one-pf-kubelet_internal_checkpoint")
+	const entry = `{"PodUID":"u","ContainerName":"c","ResourceName":"r","DeviceIDs":%s,"AllocResp":null}`
+	inData := func(entries string) []byte {
+		return []byte(`{"Data":{"PodDeviceEntries":[` + entries + `],"RegisteredDevices":null},"Checksum":1}`)
+	}
 	for name, tc := range map[string]struct {
 		raw  []byte
 		want error
 	}{
-		"empty":            {nil, ErrFormat},
-		"null":             {[]byte("null"), ErrFormat},
-		"no data":          {[]byte("{}"), ErrFormat},
-		"data null":        {[]byte(`{"Data":null,"Checksum":1}`), ErrFormat},
-		"truncated":        {good[:len(good)/2], ErrFormat},
-		"checksum":         {[]byte(strings.Replace(string(good), `"Checksum":`, `"Checksum":1`, 1)), ErrChecksum},
-		"checksum missing": {[]byte(`{"Data":{"PodDeviceEntries":null,"RegisteredDevices":null}}`), ErrChecksum},
-		"wrong type":       {[]byte(`{"Data":{"PodDeviceEntries":{}},"Checksum":1}`), ErrFormat},
-		"node not number":  {[]byte(`{"Data":{"PodDeviceEntries":[{"DeviceIDs":{"x":[]}}]},"Checksum":1}`), ErrFormat},
-		"too large":        {make([]byte, MaxSize+1), ErrTooLarge},
+		"empty":             {nil, ErrFormat},
+		"null":              {[]byte("null"), ErrFormat},
+		"list":              {[]byte("[]"), ErrFormat},
+		"no data":           {[]byte("{}"), ErrFormat},
+		"data null":         {[]byte(`{"Data":null,"Checksum":1}`), ErrFormat},
+		"truncated":         {good[:len(good)/2], ErrFormat},
+		"last byte missing": {good[:len(good)-1], ErrFormat},
+		"something behind":  {append(slices.Clone(good), '}'), ErrFormat},
+		"checksum":          {[]byte(strings.Replace(string(good), `"Checksum":`, `"Checksum":1`, 1)), ErrChecksum},
+		"checksum missing":  {[]byte(`{"Data":{"PodDeviceEntries":null,"RegisteredDevices":null}}`), ErrChecksum},
+		"checksum negative": {[]byte(`{"Data":{"PodDeviceEntries":null,"RegisteredDevices":null},"Checksum":-1}`), ErrFormat},
+		"checksum too long": {[]byte(`{"Data":{"PodDeviceEntries":null,"RegisteredDevices":null},"Checksum":18446744073709551616}`), ErrFormat},
+		"checksum of more than 32 bits, low ones right": {addTo32Bits(t, good), ErrChecksum},
+		"entries not a list":                            {[]byte(`{"Data":{"PodDeviceEntries":{}},"Checksum":1}`), ErrFormat},
+		"node not a number":                             {inData(fmt.Sprintf(entry, `{"x":[]}`)), ErrFormat},
+		"node too large":                                {inData(fmt.Sprintf(entry, `{"9223372036854775808":[]}`)), ErrFormat},
+		"IDs not strings":                               {inData(fmt.Sprintf(entry, `{"0":[1]}`)), ErrFormat},
+		"IDs a string":                                  {inData(fmt.Sprintf(entry, `"a"`)), ErrFormat},
+		"both forms":                                    {inData(fmt.Sprintf(entry, `{}`) + "," + fmt.Sprintf(entry, `[]`)), ErrFormat},
+		"IDs twice":                                     {inData(`{"DeviceIDs":{"0":["a"]},"DeviceIDs":["a"]}`), ErrFormat},
+		"answer not base64":                             {inData(`{"PodUID":"u","ContainerName":"c","ResourceName":"r","DeviceIDs":{},"AllocResp":"*"}`), ErrFormat},
+		"too large":                                     {make([]byte, MaxSize+1), ErrTooLarge},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c, err := Decode(tc.raw); !errors.Is(err, tc.want) || c != nil {
@@ -120,27 +152,80 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
-func TestUnknownFieldsAreNotCovered(t *testing.T) {
-	good := string(readTestdata(t, "one-pf-kubelet_internal_checkpoint"))
-	more := strings.Replace(good, `{"PodUID"`, `{"Newer":{"x":1},"PodUID"`, 1)
-	if c, err := Decode([]byte(more)); err != nil || len(c.Entries) != 4 {
-		t.Errorf("Decode = %v, %v", c, err)
+// addTo32Bits adds 2^32 to a file's checksum.
+func addTo32Bits(t *testing.T, raw []byte) []byte {
+	t.Helper()
+	var f struct {
+		Data     json.RawMessage
+		Checksum uint64
+	}
+	if err := json.Unmarshal(raw, &f); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Appendf(nil, `{"Data":%s,"Checksum":%d}`, f.Data, f.Checksum+1<<32)
+}
+
+func TestDecodeAccepts(t *testing.T) {
+	for name, tc := range map[string]struct{ data, want string }{
+		"nothing":        {`{"PodDeviceEntries":null,"RegisteredDevices":null}`, `null`},
+		"empty":          {`{"PodDeviceEntries":[],"RegisteredDevices":{}}`, `[]`},
+		"members absent": {`{}`, `null`},
+		"entry null":     {`{"PodDeviceEntries":[null]}`, `[{"PodUID":"","Container":"","Resource":"","Devices":null,"AllocResp":null}]`},
+		"IDs null, answer empty": {`{"PodDeviceEntries":[{"PodUID":"u","ContainerName":"c","ResourceName":"r","DeviceIDs":null,"AllocResp":""}],"RegisteredDevices":{"r":null,"s":[]}}`,
+			`[{"PodUID":"u","Container":"c","Resource":"r","Devices":null,"AllocResp":""}]`},
+		"nodes in any order": {`{"PodDeviceEntries":[{"PodUID":"u","ContainerName":"c","ResourceName":"r","DeviceIDs":{"10":["d"],"2":["c","b"],"-1":[]},"AllocResp":null}],"RegisteredDevices":null}`,
+			`[{"PodUID":"u","Container":"c","Resource":"r","Devices":[{"Node":-1,"IDs":[]},{"Node":2,"IDs":["c","b"]},{"Node":10,"IDs":["d"]}],"AllocResp":null}]`},
+		"a node twice": {`{"PodDeviceEntries":[{"PodUID":"u","ContainerName":"c","ResourceName":"r","DeviceIDs":{"0":["a"],"0":["b"]},"AllocResp":null}],"RegisteredDevices":null}`,
+			`[{"PodUID":"u","Container":"c","Resource":"r","Devices":[{"Node":0,"IDs":["b"]}],"AllocResp":null}]`},
+		"a resource twice": {`{"PodDeviceEntries":null,"RegisteredDevices":{"r":["a"],"r":["b"]}}`, `null`},
+		"escapes and letters": {`{"PodDeviceEntries":[{"PodUID":"\u0075","ContainerName":"ç","ResourceName":"<>","DeviceIDs":{"0":["\"\\"]},"AllocResp":"AQI="}],"RegisteredDevices":null}`,
+			`[{"PodUID":"u","Container":"ç","Resource":"\u003c\u003e","Devices":[{"Node":0,"IDs":["\"\\"]}],"AllocResp":"AQI="}]`},
+		"before 1.20": {`{"PodDeviceEntries":[{"PodUID":"u","ContainerName":"c","ResourceName":"r","DeviceIDs":["b","a"],"AllocResp":"AQI="}],"RegisteredDevices":{"r":["a","b"]}}`,
+			`[{"PodUID":"u","Container":"c","Resource":"r","Devices":[{"Node":-1,"IDs":["b","a"]}],"AllocResp":"AQI="}]`},
+		"before 1.20, some null": {`{"PodDeviceEntries":[{"DeviceIDs":["a"]},{"DeviceIDs":null}]}`,
+			`[{"PodUID":"","Container":"","Resource":"","Devices":[{"Node":-1,"IDs":["a"]}],"AllocResp":null},{"PodUID":"","Container":"","Resource":"","Devices":null,"AllocResp":null}]`},
+		"unknown keys": {`{"Newer":[{}],"PodDeviceEntries":[{"Newer":{"x":1},"PodUID":"u"}]}`, `[{"PodUID":"u","Container":"","Resource":"","Devices":null,"AllocResp":null}]`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := mustDecode(t, sealed(t, tc.data))
+			got, err := json.Marshal(c.Entries)
+			if err != nil || string(got) != tc.want {
+				t.Errorf("entries %s, %v, want %s", got, err, tc.want)
+			}
+			_, registered, _, _ := kubeletReads(json.RawMessage(tc.data))
+			if !reflect.DeepEqual(c.Registered, registered) {
+				t.Errorf("registered %v, want %v", c.Registered, registered)
+			}
+		})
 	}
 }
 
-func TestListFormBefore120(t *testing.T) {
-	d := data{
-		PodDeviceEntries:  []entry{{PodUID: "u", ContainerName: "c", ResourceName: "r/x", DeviceIDs: deviceIDs{isList: true, list: []string{"b", "a"}}, AllocResp: []byte{1, 2}}},
-		RegisteredDevices: map[string][]string{"r/x": {"a", "b"}},
-	}
-	raw := fmt.Appendf(nil, `{"Data":{"PodDeviceEntries":[{"PodUID":"u","ContainerName":"c","ResourceName":"r/x","DeviceIDs":["b","a"],"AllocResp":"AQI="}],`+
-		`"RegisteredDevices":{"r/x":["a","b"]}},"Checksum":%d}`, kubeletChecksumV1(&d))
-	c, err := Decode(raw)
+func TestNullsOfOldKubeletsVerify(t *testing.T) {
+	m := checkpointDataV1{PodDeviceEntries: []PodDevicesEntryV1{{PodUID: "u"}}}
+	data, err := json.Marshal(m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := c.Entries[0].Devices; len(got) != 1 || got[0].Node != NoNUMA || !slices.Equal(got[0].IDs, []string{"b", "a"}) {
-		t.Errorf("devices %+v", got)
+	mustDecode(t, fmt.Appendf(nil, `{"Data":%s,"Checksum":%d}`, data, m.sum()))
+}
+
+func TestUnknownKeysChangeNothing(t *testing.T) {
+	good := string(readTestdata(t, "one-pf-kubelet_internal_checkpoint"))
+	for name, edit := range map[string][2]string{
+		"in an entry":   {`{"PodUID"`, `{"Newer":{"x":1},"PodUID"`},
+		"beside Data":   {`{"Data"`, `{"Newer":null,"Data"`},
+		"the boot's ID": {`}`, `,"BootID":"5ea5e5a0-0000-4000-8000-000000000000"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			at := strings.LastIndex(good, edit[0])
+			more := good[:at] + edit[1] + good[at+len(edit[0]):]
+			if c := mustDecode(t, []byte(more)); len(c.Entries) != 4 {
+				t.Errorf("%d entries", len(c.Entries))
+			}
+			if _, err := Decode([]byte(strings.Replace(more, `"c1"`, `"c9"`, 1))); !errors.Is(err, ErrChecksum) {
+				t.Errorf("changed as well: %v", err)
+			}
+		})
 	}
 }
 
@@ -153,15 +238,14 @@ func TestLargeFile(t *testing.T) {
 	if len(raw) < 50<<20 || len(raw) > MaxSize {
 		t.Fatalf("%d bytes: not the size to test", len(raw))
 	}
-	c, err := Decode(raw)
-	if err != nil || len(c.Entries) != len(entries) {
-		t.Fatalf("Decode: %v", err)
+	if c := mustDecode(t, raw); len(c.Entries) != len(entries) {
+		t.Fatalf("%d entries", len(c.Entries))
 	}
 }
 
 // manyEntries builds n allocations as an SR-IOV device plugin answers them.
 func manyEntries(n int) ([]Entry, map[string][]string) {
-	answer := readAnswer()
+	answer := []byte(strings.Repeat("PCIDEVICE_VENDOR_EXAMPLE_VFS=0000:21:10.4 ", 4))
 	var entries []Entry
 	registered := map[string][]string{}
 	for i := range n {
@@ -175,104 +259,66 @@ func manyEntries(n int) ([]Entry, map[string][]string) {
 	return entries, registered
 }
 
-func readAnswer() []byte {
-	return []byte(strings.Repeat("PCIDEVICE_VENDOR_EXAMPLE_VFS=0000:21:10.4 ", 4))
-}
-
+// FuzzDecode takes the Data of a file, completes it with the checksum that a
+// kubelet would compute by the general printer, and holds what Decode reads
+// against what a kubelet reads.
 func FuzzDecode(f *testing.F) {
 	names, err := filepath.Glob("testdata/*checkpoint*")
 	if err != nil {
 		f.Fatal(err)
 	}
 	for _, name := range names {
-		raw, err := os.ReadFile(name)
-		if err != nil {
+		var parts struct{ Data json.RawMessage }
+		if err := json.Unmarshal(readTestdata(f, filepath.Base(name)), &parts); err != nil {
 			f.Fatal(err)
 		}
-		f.Add(raw)
+		f.Add([]byte(parts.Data))
 	}
-	f.Add([]byte(`{"Data":{"PodDeviceEntries":[null],"RegisteredDevices":{"a":null}},"Checksum":0}`))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		var in file
-		if json.Unmarshal(raw, &in) == nil && in.Data != nil {
-			isList := slices.ContainsFunc(in.Data.PodDeviceEntries, func(e entry) bool { return e.DeviceIDs.isList })
-			if got, want := checksum(in.Data), kubeletChecksum(in.Data); got != want && !isList {
-				t.Fatalf("checksum %d, the kubelet's printer gives %d", got, want)
-			}
+	f.Add([]byte(`{"PodDeviceEntries":[null],"RegisteredDevices":{"a":null}}`))
+	f.Add([]byte(`{"PodDeviceEntries":[{"PodUID":"u","ContainerName":"c","ResourceName":"r","DeviceIDs":["a"],"AllocResp":""}],"RegisteredDevices":{}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if _, err := Decode(data); err == nil {
+			t.Log("a whole file")
 		}
-		c, err := Decode(raw)
-		if err != nil {
-			return
-		}
-		for _, e := range c.Entries {
-			e.ResponseOrder()
-		}
-		again, err := Encode(c.Entries, c.Registered)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := Decode(again); err != nil {
-			t.Fatalf("what Encode wrote: %v", err)
+		entries, registered, sum, ok := kubeletReads(data)
+		c, err := Decode(fmt.Appendf(nil, `{"Data":%s,"Checksum":%d}`, data, sum))
+		switch {
+		case err != nil && ok && json.Valid(data) && string(data) != "null" && !errors.Is(err, errTwice):
+			t.Fatalf("a kubelet reads it, Decode does not: %v", err)
+		case err == nil && !ok:
+			t.Fatal("no kubelet reads it, Decode does")
+		case err == nil:
+			sameContent(t, c, entries, registered)
 		}
 	})
 }
 
-func TestFileReadsAgainOnlyOnChange(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "checkpoint")
-	f := NewFile(path)
-	if _, err := f.Load(); !errors.Is(err, os.ErrNotExist) {
-		t.Fatalf("absent file: %v", err)
+// sameContent compares c with what a kubelet read, and takes it through Encode.
+func sameContent(t *testing.T, c *Checkpoint, entries []Entry, registered map[string][]string) {
+	t.Helper()
+	if !reflect.DeepEqual(c.Entries, entries) || !reflect.DeepEqual(c.Registered, registered) {
+		t.Fatalf("Decode reads\n%+v %v\na kubelet\n%+v %v", c.Entries, c.Registered, entries, registered)
 	}
-	replace := func(n int) {
-		t.Helper()
-		raw, err := Encode(manyEntries(n))
-		if err == nil {
-			err = errors.Join(os.WriteFile(path+".new", raw, 0o600), os.Rename(path+".new", path))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	replace(1)
-	first, err := f.Load()
+	raw, err := Encode(c.Entries, c.Registered)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := f.Load(); err != nil || again != first {
-		t.Errorf("an unchanged file was decoded again: %v", err)
-	}
-	replace(2)
-	if c, err := f.Load(); err != nil || len(c.Entries) != 2 {
-		t.Errorf("after a change: %+v, %v", c, err)
-	}
-	if err := os.WriteFile(path, []byte("damaged"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if c, err := f.Load(); !errors.Is(err, ErrFormat) || c != nil {
-		t.Errorf("damaged file: %v, %v", c, err)
-	}
-}
-
-func TestWatchTellsOfReplacement(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "checkpoint")
-	f := NewFile(path)
-	changed, err := f.Watch(t.Context())
+	again, err := Decode(raw)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("what Encode wrote: %v", err)
 	}
-	if err := os.WriteFile(filepath.Join(filepath.Dir(path), "other"), nil, 0o600); err != nil {
-		t.Fatal(err)
+	if !reflect.DeepEqual(again, c) {
+		t.Fatalf("Encode changes\n%+v\nto\n%+v", c, again)
 	}
-	if err := errors.Join(os.WriteFile(path+".new", nil, 0o600), os.Rename(path+".new", path)); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-changed:
-	case <-time.After(10 * time.Second):
-		t.Fatal("no signal after the file was replaced")
-	}
-	if _, err := NewFile("/nonexistent/dir/file").Watch(t.Context()); err == nil {
-		t.Error("a directory that does not exist was watched")
+	for _, e := range c.Entries {
+		if held := c.Pod(e.PodUID); len(held) == 0 {
+			t.Fatalf("entry %+v is not indexed by pod", e)
+		}
+		for _, id := range e.IDs() {
+			if len(c.Holders(e.Resource, id)) == 0 {
+				t.Fatalf("device %s of %+v is not indexed", id, e)
+			}
+		}
 	}
 }
 

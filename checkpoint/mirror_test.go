@@ -1,8 +1,11 @@
 package checkpoint
 
 import (
+	"encoding/json"
 	"fmt"
 	"hash/fnv"
+	"maps"
+	"slices"
 	"strings"
 
 	"k8s.io/utils/dump"
@@ -39,30 +42,66 @@ type checkpointDataV1 struct {
 	RegisteredDevices map[string][]string
 }
 
-// kubeletChecksum computes the checksum the kubelet's way.
-func kubeletChecksum(d *data) uint32 {
-	m := checkpointData{RegisteredDevices: d.RegisteredDevices}
-	if d.PodDeviceEntries != nil {
-		m.PodDeviceEntries = []PodDevicesEntry{}
-	}
-	for _, e := range d.PodDeviceEntries {
-		m.PodDeviceEntries = append(m.PodDeviceEntries, PodDevicesEntry{e.PodUID, e.ContainerName, e.ResourceName, e.DeviceIDs.byNode, e.AllocResp})
-	}
-	return hashOf(dump.ForHash(m))
+// sum computes the checksum the kubelet's way.
+func (m checkpointData) sum() uint32 { return fnv32a(dump.ForHash(m)) }
+
+// sum does the same for the form before 1.20.
+func (m checkpointDataV1) sum() uint32 {
+	s := strings.Replace(dump.ForHash(m), "checkpointDataV1", "checkpointData", 1)
+	return fnv32a(strings.ReplaceAll(s, "PodDevicesEntryV1", "PodDevicesEntry"))
 }
 
-// kubeletChecksumV1 does the same for the form before 1.20.
-func kubeletChecksumV1(d *data) uint32 {
-	m := checkpointDataV1{RegisteredDevices: d.RegisteredDevices}
-	for _, e := range d.PodDeviceEntries {
-		m.PodDeviceEntries = append(m.PodDeviceEntries, PodDevicesEntryV1{e.PodUID, e.ContainerName, e.ResourceName, e.DeviceIDs.list, e.AllocResp})
-	}
-	s := strings.ReplaceAll(strings.Replace(dump.ForHash(m), "checkpointDataV1", "checkpointData", 1), "PodDevicesEntryV1", "PodDevicesEntry")
-	return hashOf(s)
-}
-
-func hashOf(s string) uint32 {
+func fnv32a(s string) uint32 {
 	h := fnv.New32a()
 	fmt.Fprint(h, s)
 	return h.Sum32()
+}
+
+// entries returns the content in this package's form.
+func (m checkpointData) entries() []Entry {
+	var out []Entry
+	if m.PodDeviceEntries != nil {
+		out = []Entry{}
+	}
+	for _, e := range m.PodDeviceEntries {
+		to := Entry{PodUID: e.PodUID, Container: e.ContainerName, Resource: e.ResourceName, AllocResp: e.AllocResp}
+		if e.DeviceIDs != nil {
+			to.Devices = []NUMADevices{}
+		}
+		for _, node := range slices.Sorted(maps.Keys(e.DeviceIDs)) {
+			to.Devices = append(to.Devices, NUMADevices{node, e.DeviceIDs[node]})
+		}
+		out = append(out, to)
+	}
+	return out
+}
+
+// entries does the same for the form before 1.20.
+func (m checkpointDataV1) entries() []Entry {
+	var out []Entry
+	if m.PodDeviceEntries != nil {
+		out = []Entry{}
+	}
+	for _, e := range m.PodDeviceEntries {
+		to := Entry{PodUID: e.PodUID, Container: e.ContainerName, Resource: e.ResourceName, AllocResp: e.AllocResp}
+		if e.DeviceIDs != nil {
+			to.Devices = []NUMADevices{{NoNUMA, e.DeviceIDs}}
+		}
+		out = append(out, to)
+	}
+	return out
+}
+
+// kubeletReads reads the Data of a file as a kubelet does, the present form
+// first; it returns what it reads and the checksum that the file must have.
+func kubeletReads(raw json.RawMessage) (entries []Entry, registered map[string][]string, sum uint32, ok bool) {
+	var now checkpointData
+	if json.Unmarshal(raw, &now) == nil {
+		return now.entries(), now.RegisteredDevices, now.sum(), true
+	}
+	var v1 checkpointDataV1
+	if json.Unmarshal(raw, &v1) == nil {
+		return v1.entries(), v1.RegisteredDevices, v1.sum(), true
+	}
+	return nil, nil, 0, false
 }

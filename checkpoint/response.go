@@ -17,65 +17,67 @@ const (
 // ResponseOrder returns the entry's device IDs in the order in which the device
 // plugin's own answer lists them, which is what the application sees in its
 // environment; nil when the answer does not tell. A comma-separated environment
-// value that names exactly the entry's devices tells.
+// value that names exactly the entry's devices tells; two that tell different
+// orders do not. The order of the environment's variables means nothing: the
+// kubelet writes them in another one each time.
 func (e Entry) ResponseOrder() []string {
 	want := e.IDs()
-	slices.Sort(want)
-	for _, value := range envValues(e.AllocResp) {
-		listed := strings.Split(value, ",")
-		sorted := slices.Sorted(slices.Values(listed))
-		if slices.Equal(sorted, want) {
-			return listed
-		}
+	if len(want) == 0 {
+		return nil
 	}
-	return nil
-}
-
-// envValues returns the values of the answer's environment, in its order. What
-// is not protobuf has none.
-func envValues(msg []byte) []string {
-	var out []string
-	for len(msg) > 0 {
-		num, typ, n := protowire.ConsumeTag(msg)
-		if n < 0 {
-			return out
+	size := len(strings.Join(want, ","))
+	slices.Sort(want)
+	var found []string
+	for _, value := range envValues(e.AllocResp) {
+		if len(value) != size {
+			continue // saves splitting what may be large
 		}
-		msg = msg[n:]
-		if num != envsField || typ != protowire.BytesType {
-			if n = protowire.ConsumeFieldValue(num, typ, msg); n < 0 {
-				return out
-			}
-			msg = msg[n:]
+		listed := strings.Split(string(value), ",")
+		if !slices.Equal(slices.Sorted(slices.Values(listed)), want) {
 			continue
 		}
-		pair, n := protowire.ConsumeBytes(msg)
-		if n < 0 {
-			return out
+		if found != nil && !slices.Equal(found, listed) {
+			return nil
 		}
-		msg = msg[n:]
-		if v, ok := mapValue(pair); ok {
-			out = append(out, v)
-		}
+		found = listed
 	}
+	return found
+}
+
+// envValues returns the values of the answer's environment. What is not protobuf
+// has none; of what ends in the midst of a field, the fields before it count.
+func envValues(msg []byte) [][]byte {
+	var out [][]byte
+	fields(msg, func(num protowire.Number, pair []byte) {
+		if num != envsField {
+			return
+		}
+		var value []byte
+		fields(pair, func(num protowire.Number, v []byte) {
+			if num == valueField {
+				value = v
+			}
+		})
+		out = append(out, value)
+	})
 	return out
 }
 
-// mapValue returns the value of an encoded map entry.
-func mapValue(pair []byte) (string, bool) {
-	for len(pair) > 0 {
-		num, typ, n := protowire.ConsumeTag(pair)
+// fields calls each for every length-delimited field of a message.
+func fields(msg []byte, each func(num protowire.Number, content []byte)) {
+	for len(msg) > 0 {
+		num, typ, n := protowire.ConsumeTag(msg)
 		if n < 0 {
-			return "", false
+			return
 		}
-		pair = pair[n:]
-		if num == valueField && typ == protowire.BytesType {
-			v, n := protowire.ConsumeBytes(pair)
-			return string(v), n >= 0
+		msg = msg[n:]
+		if n = protowire.ConsumeFieldValue(num, typ, msg); n < 0 {
+			return
 		}
-		if n = protowire.ConsumeFieldValue(num, typ, pair); n < 0 {
-			return "", false
+		if typ == protowire.BytesType {
+			content, _ := protowire.ConsumeBytes(msg)
+			each(num, content)
 		}
-		pair = pair[n:]
+		msg = msg[n:]
 	}
-	return "", false
 }
