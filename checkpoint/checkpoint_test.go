@@ -141,6 +141,8 @@ func TestDecodeRefuses(t *testing.T) {
 		"IDs a string":                                  {inData(fmt.Sprintf(entry, `"a"`)), ErrFormat},
 		"both forms":                                    {inData(fmt.Sprintf(entry, `{}`) + "," + fmt.Sprintf(entry, `[]`)), ErrFormat},
 		"IDs twice":                                     {inData(`{"DeviceIDs":{"0":["a"]},"DeviceIDs":["a"]}`), ErrFormat},
+		"checksum begins with zero":                     {[]byte(`{"Data":{"PodDeviceEntries":null,"RegisteredDevices":null},"Checksum":01}`), ErrFormat},
+		"newline in a name":                             {inData(strings.Replace(fmt.Sprintf(entry, `{}`), `"c"`, "\"\n\"", 1)), ErrFormat},
 		"answer not base64":                             {inData(`{"PodUID":"u","ContainerName":"c","ResourceName":"r","DeviceIDs":{},"AllocResp":"*"}`), ErrFormat},
 		"too large":                                     {make([]byte, MaxSize+1), ErrTooLarge},
 	} {
@@ -178,8 +180,12 @@ func TestDecodeAccepts(t *testing.T) {
 		"a node twice": {`{"PodDeviceEntries":[{"PodUID":"u","ContainerName":"c","ResourceName":"r","DeviceIDs":{"0":["a"],"0":["b"]},"AllocResp":null}],"RegisteredDevices":null}`,
 			`[{"PodUID":"u","Container":"c","Resource":"r","Devices":[{"Node":0,"IDs":["b"]}],"AllocResp":null}]`},
 		"a resource twice": {`{"PodDeviceEntries":null,"RegisteredDevices":{"r":["a"],"r":["b"]}}`, `null`},
-		"escapes and letters": {`{"PodDeviceEntries":[{"PodUID":"\u0075","ContainerName":"ç","ResourceName":"<>","DeviceIDs":{"0":["\"\\"]},"AllocResp":"AQI="}],"RegisteredDevices":null}`,
-			`[{"PodUID":"u","Container":"ç","Resource":"\u003c\u003e","Devices":[{"Node":0,"IDs":["\"\\"]}],"AllocResp":"AQI="}]`},
+		"escapes": {`{"PodDeviceEntries":[{"PodUID":"\u0075","ContainerName":"c","ResourceName":"<>","DeviceIDs":{"0":["\"\\"]},"AllocResp":"AQI="}],"RegisteredDevices":null}`,
+			`[{"PodUID":"u","Container":"c","Resource":"\u003c\u003e","Devices":[{"Node":0,"IDs":["\"\\"]}],"AllocResp":"AQI="}]`},
+		"one escape": {`{"PodDeviceEntries":[{"PodUID":"\u0075","ContainerName":"c","ResourceName":"r","DeviceIDs":{},"AllocResp":null}],"RegisteredDevices":null}`,
+			`[{"PodUID":"u","Container":"c","Resource":"r","Devices":[],"AllocResp":null}]`},
+		"letters beyond ASCII, and what is none": {"{\"PodDeviceEntries\":[{\"PodUID\":\"ç\",\"ContainerName\":\"\xff\",\"ResourceName\":\"r\",\"DeviceIDs\":{},\"AllocResp\":null}],\"RegisteredDevices\":null}",
+			`[{"PodUID":"ç","Container":"�","Resource":"r","Devices":[],"AllocResp":null}]`},
 		"before 1.20": {`{"PodDeviceEntries":[{"PodUID":"u","ContainerName":"c","ResourceName":"r","DeviceIDs":["b","a"],"AllocResp":"AQI="}],"RegisteredDevices":{"r":["a","b"]}}`,
 			`[{"PodUID":"u","Container":"c","Resource":"r","Devices":[{"Node":-1,"IDs":["b","a"]}],"AllocResp":"AQI="}]`},
 		"before 1.20, some null": {`{"PodDeviceEntries":[{"DeviceIDs":["a"]},{"DeviceIDs":null}]}`,
@@ -192,10 +198,8 @@ func TestDecodeAccepts(t *testing.T) {
 			if err != nil || string(got) != tc.want {
 				t.Errorf("entries %s, %v, want %s", got, err, tc.want)
 			}
-			_, registered, _, _ := kubeletReads(json.RawMessage(tc.data))
-			if !reflect.DeepEqual(c.Registered, registered) {
-				t.Errorf("registered %v, want %v", c.Registered, registered)
-			}
+			entries, registered, _, _ := kubeletReads(json.RawMessage(tc.data))
+			sameContent(t, c, entries, registered)
 		})
 	}
 }

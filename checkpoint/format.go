@@ -180,9 +180,6 @@ func (p *parser) registered() map[string][]string {
 	p.list("}", func() {
 		key := p.text()
 		p.expect(":")
-		if _, twice := out[key]; twice {
-			p.failed = true
-		}
 		out[key] = p.texts()
 	})
 	return out

@@ -33,7 +33,7 @@ func TestResponseOrderOfARealPlugin(t *testing.T) {
 }
 
 func TestResponseOrder(t *testing.T) {
-	mount := protowire.AppendString(protowire.AppendTag(nil, 2, protowire.BytesType), "not an environment: b,a")
+	mount := protowire.AppendString(protowire.AppendTag(nil, 2, protowire.BytesType), "\x12\x03a,b")
 	number := protowire.AppendVarint(protowire.AppendTag(nil, envsField, protowire.VarintType), 7)
 	for name, tc := range map[string]struct {
 		answer []byte

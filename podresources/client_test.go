@@ -307,6 +307,32 @@ func TestCacheAnswersOnlyForItsPod(t *testing.T) {
 	}
 }
 
+func TestWhatAnOlderAnswerIsTrustedFor(t *testing.T) {
+	v := &view{pod: web(), own: []checkpoint.Entry{entry(ours, "setup", "s"), entry(ours, "c1", "a")}}
+	for _, tc := range []struct {
+		name      string
+		live      []ContainerDevice
+		resources []string
+		want      bool
+	}{
+		{"all there, ours", []ContainerDevice{held("c1", "a")}, []string{vfs}, true},
+		{"nothing wanted", []ContainerDevice{held("c1", "a")}, nil, true},
+		{"a wanted resource is missing", []ContainerDevice{held("c1", "a")}, []string{vfs, "vendor.example/other"}, false},
+		{"another device", []ContainerDevice{held("c1", "b")}, []string{vfs}, false},
+		{"one more", []ContainerDevice{held("c1", "a"), held("c1", "b")}, []string{vfs}, false},
+		{"another container", []ContainerDevice{held("c2", "a")}, []string{vfs}, false},
+		{"none", nil, nil, false},
+	} {
+		if got := v.trusts(tc.live, tc.resources); got != tc.want {
+			t.Errorf("%s: %v", tc.name, got)
+		}
+	}
+	v.own = nil
+	if v.trusts([]ContainerDevice{held("c1", "a")}, nil) {
+		t.Error("trusted without entries of the UID")
+	}
+}
+
 func BenchmarkDevicesFromCache(b *testing.B) {
 	r := capturedNode(b, false)
 	pod := Pod{Namespace: "default", Name: "vf2", UID: "77e9faa3-7bea-4ed6-ab72-19fcefc568b8", Containers: []Container{{Name: "c1"}}}

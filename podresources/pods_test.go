@@ -139,6 +139,10 @@ func TestPodsErrors(t *testing.T) {
 	if got, err := wrong.Pod(t.Context(), "shop", "web", "u"); err == nil {
 		t.Errorf("garbage gives %v", got)
 	}
+	other := newPods(t, &scripted{get: event(t, podsv1alpha1.EventType_ADDED, "web").GetPod()})
+	if got, err := other.Pod(t.Context(), "", "web", "u"); !errors.Is(err, ErrPodNotFound) {
+		t.Errorf("a pod of another UID: %v, %v", got, err)
+	}
 	empty := newPods(t, &scripted{})
 	if _, err := empty.Pod(t.Context(), "shop", "web", "u"); !errors.Is(err, ErrPodNotFound) {
 		t.Errorf("an empty answer: %v", err)

@@ -60,7 +60,7 @@ const retryStep = 100 * time.Millisecond
 func (r *Reader) Devices(ctx context.Context, pod Pod, resources []string) (*Allocation, error) {
 	deadline := time.Now().Add(r.retry)
 	for looks := 1; ; looks++ {
-		v := r.look(ctx, pod, resources, looks > 1)
+		v := r.look(ctx, pod, resources)
 		d := v.decide()
 		if d.again == never || d.again == once && looks > 1 || ctx.Err() != nil || time.Now().After(deadline) {
 			return d.alloc, d.err
@@ -87,7 +87,7 @@ var errNoSource = errors.New("not configured")
 
 // look reads the checkpoint, then the API: the kubelet writes the checkpoint
 // before it starts a pod, so that the later look is the one at the present.
-func (r *Reader) look(ctx context.Context, pod Pod, resources []string, fresh bool) *view {
+func (r *Reader) look(ctx context.Context, pod Pod, resources []string) *view {
 	v := &view{pod: pod, memErr: errNoSource, liveErr: errNoSource}
 	if r.memory != nil {
 		v.mem, v.memErr = r.memory.Load()
@@ -96,7 +96,7 @@ func (r *Reader) look(ctx context.Context, pod Pod, resources []string, fresh bo
 		v.own = v.mem.Pod(pod.UID)
 	}
 	if r.live != nil {
-		v.live, v.liveErr = r.live.devices(ctx, PodKey{pod.Namespace, pod.Name}, fresh, func(d []ContainerDevice) bool {
+		v.live, v.liveErr = r.live.devices(ctx, PodKey{pod.Namespace, pod.Name}, func(d []ContainerDevice) bool {
 			return v.trusts(d, resources)
 		})
 	}

@@ -48,11 +48,11 @@ type flight struct {
 func newShared(live Live) *shared { return &shared{live: live, kept: map[PodKey][]ContainerDevice{}} }
 
 // devices returns the live devices of a pod: from the last answer when good says
-// that it serves and fresh does not forbid it, else from a call that begins after
-// this one did. A pod that the kubelet does not list is ErrPodNotFound.
-func (s *shared) devices(ctx context.Context, pod PodKey, fresh bool, good func([]ContainerDevice) bool) ([]ContainerDevice, error) {
+// that it serves, else from a call that begins after this one did. A pod that the
+// kubelet does not list is ErrPodNotFound.
+func (s *shared) devices(ctx context.Context, pod PodKey, good func([]ContainerDevice) bool) ([]ContainerDevice, error) {
 	s.mu.Lock()
-	if d, ok := s.kept[pod]; ok && !fresh && good(d) {
+	if d, ok := s.kept[pod]; ok && good(d) {
 		s.mu.Unlock()
 		return d, nil
 	}

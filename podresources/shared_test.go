@@ -87,7 +87,7 @@ func none([]ContainerDevice) bool   { return false }
 // ask asks for a pod and expects one device or an error.
 func ask(t *testing.T, ctx context.Context, s *shared, pod, want string, wantErr error) {
 	t.Helper()
-	d, err := s.devices(ctx, PodKey{"shop", pod}, false, some)
+	d, err := s.devices(ctx, PodKey{"shop", pod}, some)
 	if wantErr != nil {
 		if !errors.Is(err, wantErr) {
 			t.Errorf("pod %s: %v, %v, want %v", pod, d, err, wantErr)
@@ -168,6 +168,7 @@ func TestACallNobodyWaitsForIsNotMade(t *testing.T) {
 		synctest.Wait()
 		all.Go(func() { ask(t, hurried, s, "db", "", context.DeadlineExceeded) })
 		all.Wait()
+		synctest.Wait()
 		if got := live.made(); got != "[Get]" {
 			t.Errorf("calls %s", got)
 		}
@@ -207,6 +208,21 @@ func TestRateLimitIsWaitedOut(t *testing.T) {
 	})
 }
 
+func TestPatienceEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		calls := 0
+		err := patiently(ctx, func() error { calls++; return ErrRateLimited })
+		if !errors.Is(err, ErrRateLimited) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("patiently = %v", err)
+		}
+		if calls < 10 || calls > 130 {
+			t.Errorf("%d calls in a minute", calls)
+		}
+	})
+}
+
 func TestOtherErrorsAreNotRepeated(t *testing.T) {
 	inBubble(t, func(t *testing.T, live *slow, s *shared) {
 		live.fail = []error{ErrUnavailable}
@@ -237,15 +253,14 @@ func TestWhatIsKeptIsUsedOnlyWhenGood(t *testing.T) {
 		live.made()
 		pod := PodKey{"shop", "web"}
 		for _, tc := range []struct {
-			fresh bool
 			good  func([]ContainerDevice) bool
 			calls string
-		}{{false, some, "[]"}, {true, some, "[Get]"}, {false, none, "[Get]"}} {
-			if _, err := s.devices(t.Context(), pod, tc.fresh, tc.good); err != nil {
+		}{{some, "[]"}, {none, "[Get]"}} {
+			if _, err := s.devices(t.Context(), pod, tc.good); err != nil {
 				t.Fatal(err)
 			}
 			if got := live.made(); got != tc.calls {
-				t.Errorf("fresh %v: calls %s, want %s", tc.fresh, got, tc.calls)
+				t.Errorf("calls %s, want %s", got, tc.calls)
 			}
 		}
 	})
