@@ -3,6 +3,9 @@
 RELEASE := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.release=$(RELEASE)"
 
+# Packages with benchmarks; test/bench is a program of its own.
+BENCHED = $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n1 dirname | sort -u)
+
 .DEFAULT_GOAL := help
 .PHONY: help build demo test check bench golden clean
 
@@ -17,22 +20,22 @@ demo: ## show the main job: a pod gets its networks and gives them back
 	go run ./test/demo
 
 test: ## run all tests: no cluster, no special hardware, no root where user namespaces are allowed
-	go test -race -timeout 40m ./...
+	go test -race -timeout 30m ./...
 
 check: ## vet, format, lint, module file, golden files and house rules
 	go vet ./...
 	go vet -tags killpoints ./...
-	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w on these"; exit 1; }
+	@unformatted=$$(gofmt -l .) && test -z "$$unformatted" || { echo "gofmt -w these: $$unformatted"; exit 1; }
 	go mod tidy -diff
-	"$$(go run ./test/harness/cmd/toolchain golangci-lint)" run ./...
+	linter=$$(go run ./test/harness/cmd/toolchain golangci-lint) && "$$linter" run ./...
 	go test -count=1 ./internal/house
 
-bench: ## compare with the floor in the same run, then run the libraries' benchmarks
+bench: ## compare with the floor in the same run, then run the packages' benchmarks
 	go run ./test/bench
-	go test -run '^$$' -bench . -benchmem ./checkpoint ./podresources ./netattach ./sriov ./internal/journal ./internal/planner
+	go test -run '^$$' -bench . -benchmem $(BENCHED)
 
 golden: ## make the golden files anew
-	go test ./internal/house -update
+	go test -count=1 ./internal/house -update
 
 clean: ## remove what build made
 	rm -rf bin
