@@ -90,7 +90,7 @@ func (c *Config) complete() error {
 	def(&c.KubeletDir, "/var/lib/kubelet")
 	def(&c.PodResources, c.KubeletDir+"/pod-resources/kubelet.sock")
 	def(&c.Checkpoint, c.KubeletDir+"/device-plugins/kubelet_internal_checkpoint")
-	def(&c.PodsAPI, c.KubeletDir+"/pods/kubelet.sock")
+	def(&c.PodsAPI, c.KubeletDir+"/pods-api/pods-api.sock")
 	def(&c.Snapshot, "/var/lib/cni/manifold/definitions.snapshot")
 	if c.Node != "" {
 		return nil
