@@ -19,10 +19,11 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync"
 	"syscall"
 
-	"path/filepath"
+	"k8s.io/klog/v2"
 
 	"github.com/manifold-cni/manifold/internal/agent"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -107,6 +108,7 @@ func planOnce(ctx context.Context, config string, stdin io.Reader, stdout, stder
 // serve answers on the socket until ctx ends, then finishes what is under way.
 func serve(ctx context.Context, config string, stderr io.Writer) (err error) {
 	log := slog.New(slog.NewJSONHandler(stderr, nil))
+	klog.SetSlogLogger(log) // what client-go says of its watches
 	conf, err := agent.ReadConfig(config)
 	if err != nil {
 		return err
