@@ -1,0 +1,167 @@
+package verify
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/sriov/sriovtest"
+)
+
+const (
+	pf = "0000:21:00.0"
+	vf = "0000:21:10.4"
+)
+
+func ptr(n int) *int { return &n }
+
+// good is an attachment on a VF, what was claimed of it, and the facts as they
+// should be.
+func good() (*plan.Attachment, Claim, *Device, *Facts) {
+	a := &plan.Attachment{
+		IfName: "net1", Device: &plan.Device{Resource: "r/x", ID: vf, PCIAddress: vf, PF: pf, Driver: "igbvf"},
+		Want: plan.Want{
+			Verify: plan.VerifyEnforce, MAC: "02:00:00:00:00:01", MTU: 1400, IPs: []string{"10.0.0.2"},
+			VF: &plan.VF{
+				VLAN: ptr(100), VLANQoS: ptr(3), VLANProto: "802.1Q", MAC: "02:00:00:00:00:01", SpoofChk: "off", Trust: "on",
+				LinkState: "enable", MinTxRate: ptr(10), MaxTxRate: ptr(200),
+			},
+		},
+	}
+	c := Claim{Interface: true, MAC: "02:00:00:00:00:01", MTU: 1400, Addresses: []string{"10.0.0.2/24"}}
+	before := &Device{NetDevs: []NetDev{{Name: "ens1v2", Index: 7, MAC: "02:00:00:00:00:aa"}}, VFIndex: 2}
+	f := &Facts{
+		Interface: Interface{Exists: true, Name: "net1", MAC: "02:00:00:00:00:01", MTU: 1400, Parent: vf, Addresses: []string{"10.0.0.2/24", "fe80::1/64"}},
+		Device: &Device{Driver: "igbvf", VF: &VFState{
+			MAC: "02:00:00:00:00:01", VLAN: 100, VLANQoS: 3, VLANProto: "802.1q", Trust: true, LinkState: "enable", MinTxRate: 10, MaxTxRate: 200,
+		}},
+	}
+	return a, c, before, f
+}
+
+func TestAllAsItShouldBe(t *testing.T) {
+	a, c, before, f := good()
+	r := Compare(a, c, before, f)
+	if len(r.Findings) != 0 || len(r.Checked) != 17 {
+		t.Errorf("%d checked: %v; findings %v", len(r.Checked), r.Checked, r.Findings)
+	}
+}
+
+func TestEveryLieIsFound(t *testing.T) {
+	for name, tc := range map[string]struct {
+		lie  func(*plan.Attachment, *Claim, *Facts)
+		want string
+	}{
+		"missing":         {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface = Interface{} }, "interface net1: wanted present, found absent"},
+		"other missing":   {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Missing = []string{"ghost0"} }, "interface ghost0: wanted present"},
+		"wrong VF":        {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.Parent = "0000:21:10.6" }, "parent device: wanted 0000:21:10.4, found 0000:21:10.6"},
+		"no parent":       {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.Parent = "" }, "parent device: wanted 0000:21:10.4, found none"},
+		"left on host":    {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.LeftOnHost = []NetDev{{Name: "ens1v2", Index: 7}} }, "network device ens1v2"},
+		"MAC requested":   {func(a *plan.Attachment, _ *Claim, _ *Facts) { a.Want.MAC = "02:00:00:00:00:02" }, "MAC (requested): wanted 02:00:00:00:00:02"},
+		"MAC claimed":     {func(_ *plan.Attachment, c *Claim, _ *Facts) { c.MAC = "02:00:00:00:00:02" }, "MAC (result)"},
+		"MTU dropped":     {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.MTU = 1500 }, "MTU (configuration): wanted 1400, found 1500"},
+		"MTU claimed":     {func(_ *plan.Attachment, c *Claim, _ *Facts) { c.MTU = 9000 }, "MTU (result): wanted 9000"},
+		"address missing": {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.Addresses = nil }, "address (result): wanted 10.0.0.2/24, found none"},
+		"prefix length":   {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.Addresses = []string{"10.0.0.2/16"} }, "address (result): wanted 10.0.0.2/24, found 10.0.0.2/16"},
+		"VLAN":            {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.VLAN = 0 }, "VLAN of the VF: wanted 100, found 0"},
+		"QoS":             {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.VLANQoS = 0 }, "VLAN QoS of the VF"},
+		"VLAN protocol":   {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.VLANProto = "802.1ad" }, "VLAN protocol of the VF: wanted 802.1q, found 802.1ad"},
+		"VF MAC":          {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.MAC = "00:00:00:00:00:00" }, "MAC of the VF"},
+		"spoof check":     {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.SpoofChk = true }, "spoof check of the VF: wanted off, found on"},
+		"trust":           {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.Trust = false }, "trust of the VF: wanted on, found off"},
+		"link state":      {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.LinkState = "auto" }, "link state of the VF: wanted enable, found auto"},
+		"minimum rate":    {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.MinTxRate = 0 }, "minimum rate of the VF"},
+		"maximum rate":    {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.MaxTxRate = 0 }, "maximum rate of the VF"},
+		"no VF on the PF": {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF = nil }, "virtual function"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, c, before, f := good()
+			tc.lie(a, &c, f)
+			var found []string
+			for _, x := range Compare(a, c, before, f).Findings {
+				found = append(found, x.String())
+			}
+			if !strings.Contains(strings.Join(found, "\n"), tc.want) {
+				t.Errorf("findings %q lack %q", found, tc.want)
+			}
+		})
+	}
+}
+
+func TestDevicesOfWhichTheKernelNamesNoParent(t *testing.T) {
+	a := &plan.Attachment{IfName: "net1", Device: &plan.Device{ID: "mlx5_core.sf.2"}}
+	before := &Device{NetDevs: []NetDev{{Name: "en8s88", Index: 9, MAC: "02:00:00:00:00:09"}}}
+	f := &Facts{Interface: Interface{Exists: true, MAC: "02:00:00:00:00:09"}}
+	if r := Compare(a, Claim{}, before, f); len(r.Findings) != 0 || len(r.Checked) != 2 {
+		t.Errorf("%+v", r)
+	}
+	f.Interface.MAC = "02:00:00:00:00:10"
+	if r := Compare(a, Claim{}, before, f); len(r.Findings) != 1 || !strings.Contains(r.Findings[0].String(), "02:00:00:00:00:09") {
+		t.Errorf("another device: %+v", r)
+	}
+	a.Want.MAC = "02:00:00:00:00:10" // asked for anew: the old address proves nothing
+	if r := Compare(a, Claim{}, before, f); len(r.Findings) != 0 {
+		t.Errorf("address asked for: %+v", r)
+	}
+	f.Interface.Parent = "mlx5_core.sf.3"
+	if r := Compare(a, Claim{}, before, f); len(r.Findings) != 1 {
+		t.Errorf("the kernel names another parent: %+v", r)
+	}
+	stacked := &Facts{Interface: Interface{Exists: true, Lower: 9}, LeftOnHost: before.NetDevs}
+	a.Want.MAC = ""
+	if r := Compare(a, Claim{}, before, stacked); len(r.Findings) != 0 {
+		t.Errorf("macvlan on the device: %+v", r)
+	}
+}
+
+func TestUserspaceDevices(t *testing.T) {
+	a := &plan.Attachment{IfName: "net1", Device: &plan.Device{ID: vf, PCIAddress: vf, PF: pf, Driver: "vfio-pci", Userspace: true}}
+	if r := Compare(a, Claim{}, &Device{}, &Facts{Device: &Device{Driver: "vfio-pci"}}); len(r.Findings) != 0 || len(r.Checked) != 1 {
+		t.Errorf("%+v", r)
+	}
+	if r := Compare(a, Claim{}, &Device{}, &Facts{Device: &Device{Driver: "igbvf"}}); len(r.Findings) != 1 {
+		t.Errorf("bound to another driver: %+v", r)
+	}
+}
+
+func TestStateOf(t *testing.T) {
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	got := *stateOf(netlink.VfInfo{Mac: mac, Vlan: 5, Qos: 1, VlanProto: 0x88a8, Spoofchk: true, Trust: 1, LinkState: 2, MinTxRate: 3, MaxTxRate: 4})
+	want := VFState{MAC: mac.String(), VLAN: 5, VLANQoS: 1, VLANProto: "802.1ad", SpoofChk: true, Trust: true, LinkState: "disable", MinTxRate: 3, MaxTxRate: 4}
+	if got != want {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	// Drivers without trust report all bits set.
+	if s := stateOf(netlink.VfInfo{Trust: ^uint32(0)}); s.Trust || s.LinkState != "auto" {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestVanishedDevice(t *testing.T) {
+	tree := sriovtest.New(filepath.Join(t.TempDir(), "host"))
+	tree.AddIGB()
+	if err := os.MkdirAll(tree.Root(), 0o755); err != nil || tree.Err() != nil {
+		t.Fatal(err, tree.Err())
+	}
+	d := &plan.Device{Resource: "r/x", ID: vf, PCIAddress: vf}
+	if out, err := Capture(tree.Root(), d); cnierr.Is(err, cnierr.DeviceVanished) {
+		t.Fatalf("a present device: %+v, %v", out, err)
+	}
+	tree.Remove(vf)
+	_, err := Capture(tree.Root(), d)
+	if !cnierr.Is(err, cnierr.DeviceVanished) || !strings.Contains(err.Error(), vf) || !strings.Contains(err.Error(), "r/x") {
+		t.Errorf("vanished device: %v", err)
+	}
+	if out, err := Capture(tree.Root(), nil); out != nil || err != nil {
+		t.Errorf("no device: %v %v", out, err)
+	}
+	if back, err := Returned(tree.Root(), d, &Device{NetDevs: []NetDev{{Name: "x"}}}); !back || err != nil {
+		t.Errorf("a device that left the node has none to return: %v %v", back, err)
+	}
+}
