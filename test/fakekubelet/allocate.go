@@ -221,7 +221,7 @@ func (k *Kubelet) inUse(resource string) sets.Set[string] {
 	out := sets.New[string]()
 	for _, e := range k.entries {
 		if e.resource == resource {
-			out = out.Union(e.ids())
+			out.Insert(e.ids().UnsortedList()...)
 		}
 	}
 	return out

@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	dpv1 "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 )
 
@@ -73,7 +75,8 @@ func connect(ctx context.Context, resource, socket string) (*endpoint, error) {
 	defer cancel()
 	ep := &endpoint{resource: resource, socket: socket, conn: conn, api: dpv1.NewDevicePluginClient(conn)}
 	if ep.opts, err = ep.api.GetDevicePluginOptions(ctx, &dpv1.Empty{}, grpc.WaitForReady(true)); err != nil {
-		return nil, errors.Join(fmt.Errorf("options of device plugin %s: %w", socket, err), conn.Close())
+		// A kubelet does not pass on the plugin's status code.
+		return nil, errors.Join(status.Errorf(codes.Unknown, "options of device plugin %s: %v", socket, err), conn.Close())
 	}
 	return ep, nil
 }
