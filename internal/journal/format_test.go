@@ -1,0 +1,270 @@
+package journal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+var key = Key{"c0ffee", "eth0"}
+
+// begun begins a journal of a plan with n attachments.
+func begun(t testing.TB, n int) (Dir, *Entry) {
+	t.Helper()
+	d := Dir{filepath.Join(t.TempDir(), "state")}
+	e, err := d.Begin(key, &plan.Plan{Version: 1, Attachments: make([]plan.Attachment, n)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, e
+}
+
+func appendAll(t testing.TB, e *Entry, steps ...Step) {
+	t.Helper()
+	for _, s := range steps {
+		if err := e.Append(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestWhatIsWrittenIsRead(t *testing.T) {
+	d, e := begun(t, 3)
+	appendAll(t, e,
+		Step{Attachment: 0, Phase: Trying, Before: json.RawMessage(`{"driver":"x"}`)}, Step{Attachment: 0, Phase: Attached, Result: json.RawMessage(`{"a":1}`)},
+		Step{Attachment: 0, Phase: Verified, Checked: []string{"MAC"}}, Step{Attachment: 1, Phase: Trying}, Step{Attachment: 2, Phase: Trying}, Step{Attachment: 2, Phase: Untouched})
+	got, err := d.Open(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Steps) != 6 || string(got.Result(0)) != `{"a":1}` || string(got.Before(0)) != `{"driver":"x"}` || got.Result(1) != nil {
+		t.Errorf("%+v", got)
+	}
+	if u := got.Unreleased(); !reflect.DeepEqual(u, []int{1, 0}) {
+		t.Errorf("unreleased %v: reverse order, without what was never touched", u)
+	}
+	appendAll(t, got, Step{Attachment: 1, Phase: ReleaseFailed, Error: "busy"}, Step{Attachment: 0, Phase: Released})
+	if u := got.Unreleased(); !reflect.DeepEqual(u, []int{1}) {
+		t.Errorf("unreleased %v", u)
+	}
+	if p, text := got.Phase(1); p != ReleaseFailed || text != "busy" {
+		t.Errorf("phase %s %s", p, text)
+	}
+	if keys, err := d.List(); err != nil || !reflect.DeepEqual(keys, []Key{key}) {
+		t.Errorf("list %v %v", keys, err)
+	}
+	if _, err := d.Begin(key, e.Plan); !cnierr.Is(err, cnierr.Busy) {
+		t.Errorf("a second Begin: %v", err)
+	}
+	if err := got.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Open(key); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+func TestDamage(t *testing.T) {
+	d, e := begun(t, 1)
+	appendAll(t, e, Step{Phase: Trying}, Step{Phase: Attached})
+	path := filepath.Join(d.Path, key.String()+".journal")
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.SplitAfter(string(good), "\n")
+	for name, tc := range map[string]struct {
+		content string
+		kind    cnierr.Kind
+		steps   int
+	}{
+		"torn last line":     {string(good[:len(good)-9]), cnierr.Other, 1},
+		"last line half":     {lines[0] + lines[1] + lines[2][:5], cnierr.Other, 1},
+		"empty":              {"", cnierr.JournalCorrupt, 0},
+		"first line torn":    {lines[0][:len(lines[0])/2], cnierr.JournalCorrupt, 0},
+		"first line changed": {strings.Replace(string(good), `"version":1`, `"version":2`, 1), cnierr.JournalCorrupt, 0},
+		"two lines damaged":  {lines[0] + "damaged\n" + "damaged\n" + lines[2], cnierr.JournalCorrupt, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(path, []byte(tc.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, err := d.Open(key)
+			if tc.kind != cnierr.Other {
+				if !cnierr.Is(err, tc.kind) || !strings.Contains(err.Error(), path) && tc.kind == cnierr.JournalCorrupt {
+					t.Errorf("error %v, want kind %s", err, tc.kind)
+				}
+				return
+			}
+			if err != nil || len(got.Steps) != tc.steps {
+				t.Fatalf("%+v, %v", got, err)
+			}
+			appendAll(t, got, Step{Phase: Releasing}, Step{Phase: Released})
+			if again, err := d.Open(key); err != nil || len(again.Unreleased()) != 0 {
+				t.Errorf("after more steps: %+v, %v", again, err)
+			}
+		})
+	}
+	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if aside, err := d.SetAside(key); err != nil || !strings.HasPrefix(aside, path+".corrupt-") {
+		t.Errorf("set aside: %s %v", aside, err)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	_, e := begun(f, 1)
+	appendAll(f, e, Step{Phase: Trying})
+	good, err := os.ReadFile(e.path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add(good[:len(good)-3])
+	f.Add([]byte("00000000 {}\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		e, err := decode(data)
+		if err == nil {
+			e.Unreleased()
+			e.Result(0)
+		}
+	})
+}
+
+func TestLockIsExclusiveAndGoesWithItsFile(t *testing.T) {
+	d := Dir{t.TempDir()}
+	l, err := d.Lock(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if other, err := d.TryLock(key); other != nil || err != nil {
+		t.Fatalf("a second lock: %v %v", other, err)
+	}
+	got := make(chan error, 1)
+	go func() {
+		l, err := d.Lock(context.Background(), key)
+		if err == nil {
+			err = l.Unlock(true)
+		}
+		got <- err
+	}()
+	if err := l.Unlock(true); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+	if names, err := os.ReadDir(d.Path); err != nil || len(names) != 0 {
+		t.Errorf("left: %v %v", names, err)
+	}
+}
+
+func TestLockOutlivesItsOwnerInAChild(t *testing.T) {
+	d := Dir{t.TempDir()}
+	l, err := d.Lock(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command("sleep", "600")
+	child.ExtraFiles = []*os.File{l.File()}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- child.Wait() }()
+	// The owner dies: its descriptor is closed, nothing is unlocked.
+	if err := l.File().Close(); err != nil {
+		t.Fatal(err)
+	}
+	if other, err := d.TryLock(key); other != nil || err != nil {
+		t.Fatalf("the child does not hold the lock: %v %v", other, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	again, err := d.Lock(ctx, key) // after the deadline the orphan is ended
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err == nil {
+		t.Error("the orphan ended by itself")
+	}
+	if err := again.Unlock(false); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestALiveOwnerIsNotEnded(t *testing.T) {
+	d := Dir{t.TempDir()}
+	l, err := d.Lock(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := d.Lock(ctx, key); !cnierr.Is(err, cnierr.Busy) {
+		t.Errorf("waiting for a live owner: %v", err)
+	}
+	if err := l.Unlock(true); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestUnlockTakesTheLockFromHeirs(t *testing.T) {
+	d := Dir{t.TempDir()}
+	l, err := d.Lock(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command("sleep", "600")
+	child.ExtraFiles = []*os.File{l.File()}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = child.Process.Kill()
+		_ = child.Wait()
+	}()
+	if err := l.Unlock(false); err != nil {
+		t.Fatal(err)
+	}
+	other, err := d.TryLock(key)
+	if err != nil || other == nil {
+		t.Fatalf("a daemon left by a delegate holds the lock: %v", err)
+	}
+	if err := other.Unlock(true); err != nil {
+		t.Error(err)
+	}
+}
+
+func BenchmarkBegin(b *testing.B) {
+	d := Dir{b.TempDir()}
+	p := &plan.Plan{Version: 1, Attachments: make([]plan.Attachment, 3)}
+	for b.Loop() {
+		e, err := d.Begin(key, p)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := e.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkAppend(b *testing.B) {
+	_, e := begun(b, 1)
+	for b.Loop() {
+		appendAll(b, e, Step{Phase: Trying})
+		e.Steps = e.Steps[:0]
+	}
+}
