@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -138,7 +139,7 @@ func (n *node) showVerified() error {
 func (n *node) showInterfaces() error {
 	want := map[string]string{"net2": "nic1", "net3": "nic0"}
 	return n.netns.Do(func() error {
-		links, err := netlink.LinkList()
+		links, err := netlinksafe.LinkList()
 		if err != nil {
 			return err
 		}
@@ -147,7 +148,7 @@ func (n *node) showInterfaces() error {
 			if a.Name == "lo" {
 				continue
 			}
-			addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+			addrs, err := netlinksafe.AddrList(l, netlink.FAMILY_V4)
 			if err != nil {
 				return err
 			}

@@ -10,12 +10,13 @@ import (
 	"testing"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 )
 
 // removeLink removes a link of the host that may be gone.
 func removeLink(name string) {
-	if l, err := netlink.LinkByName(name); err == nil {
+	if l, err := netlinksafe.LinkByName(name); err == nil {
 		_ = netlink.LinkDel(l)
 	}
 }
@@ -41,7 +42,7 @@ func (n *node) twoDevicePod(name string) (*pod, map[string]net.HardwareAddr) {
 	ids := map[string]string{}
 	for _, dev := range []string{"nic0", "nic1"} {
 		ids[dev] = n.device(dev)
-		l, err := netlink.LinkByName(dev)
+		l, err := netlinksafe.LinkByName(dev)
 		n.must(err)
 		macs[dev] = l.Attrs().HardwareAddr
 	}

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vishvananda/netlink"
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 )
 
 // refusedWithoutTrace adds a pod, expects ADD to be refused, and finds the host
@@ -27,7 +27,7 @@ func (n *node) refusedWithoutTrace(p *pod, code uint, parts ...string) {
 func (n *node) emptySandbox(p *pod) {
 	n.t.Helper()
 	n.must(p.ns.Do(func() error {
-		links, err := netlink.LinkList()
+		links, err := netlinksafe.LinkList()
 		for _, l := range links {
 			if l.Attrs().Name != "lo" {
 				n.t.Errorf("left in the sandbox: %s", l.Attrs().Name)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -113,7 +114,7 @@ func TestCheckFindsWhatChanged(t *testing.T) {
 	n.succeed("ADD", p)
 	n.succeed("CHECK", p)
 	n.must(p.ns.Do(func() error {
-		l, err := netlink.LinkByName("net1")
+		l, err := netlinksafe.LinkByName("net1")
 		if err != nil {
 			return err
 		}
@@ -202,7 +203,7 @@ func TestDefaultRouteMoves(t *testing.T) {
 	p := n.addPod("pod", `[{"name":"scr","default-route":["10.95.0.1"]}]`)
 	n.succeed("ADD", p)
 	n.must(p.ns.Do(func() error {
-		routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+		routes, err := netlinksafe.RouteList(nil, netlink.FAMILY_V4)
 		var defaults []string
 		for _, r := range routes {
 			if r.Dst == nil || r.Dst.String() == "0.0.0.0/0" {

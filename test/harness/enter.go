@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -102,7 +103,7 @@ func furnish() error {
 	if err := unix.Mount(hostRoot+"/sys", "/sys", "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount /sys: %w", err)
 	}
-	lo, err := netlink.LinkByName("lo")
+	lo, err := netlinksafe.LinkByName("lo")
 	if err != nil {
 		return err
 	}

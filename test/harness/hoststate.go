@@ -11,6 +11,7 @@ import (
 	"sort"
 	"strings"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -24,7 +25,7 @@ type HostState []string
 func Capture(dirs ...string) (HostState, error) {
 	var out HostState
 	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
-	links, err := netlink.LinkList()
+	links, err := netlinksafe.LinkList()
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +36,7 @@ func Capture(dirs ...string) (HostState, error) {
 	for _, l := range links {
 		a := l.Attrs()
 		add("link %s type %s mtu %d master %q up %v alias %q", a.Name, l.Type(), a.MTU, names[a.MasterIndex], a.Flags&1 != 0, a.Alias)
-		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		addrs, err := netlinksafe.AddrList(l, netlink.FAMILY_ALL)
 		if err != nil {
 			return nil, err
 		}
@@ -45,7 +46,7 @@ func Capture(dirs ...string) (HostState, error) {
 			}
 		}
 	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := netlinksafe.RouteList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -64,7 +65,7 @@ func (n *NetNS) Do(f func() error) error {
 func (n *NetNS) Link(name string) (netlink.Link, error) {
 	var link netlink.Link
 	err := n.Do(func() (err error) {
-		link, err = netlink.LinkByName(name)
+		link, err = netlinksafe.LinkByName(name)
 		return err
 	})
 	if errors.As(err, &netlink.LinkNotFoundError{}) {

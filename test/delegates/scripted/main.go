@@ -30,6 +30,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
 )
@@ -188,7 +189,7 @@ func makeLink(a *skel.CmdArgs, c *config, s script) (string, error) {
 
 // enter moves a link into the sandbox and configures it there.
 func enter(sandbox ns.NetNS, name, ifName string, c *config, iface *types100.Interface) error {
-	link, err := netlink.LinkByName(name)
+	link, err := netlinksafe.LinkByName(name)
 	if err != nil {
 		return err
 	}
@@ -196,7 +197,7 @@ func enter(sandbox ns.NetNS, name, ifName string, c *config, iface *types100.Int
 		return err
 	}
 	return sandbox.Do(func(ns.NetNS) error {
-		link, err := netlink.LinkByName(name)
+		link, err := netlinksafe.LinkByName(name)
 		if err != nil {
 			return err
 		}
@@ -226,7 +227,7 @@ func enter(sandbox ns.NetNS, name, ifName string, c *config, iface *types100.Int
 				return err
 			}
 		}
-		if link, err = netlink.LinkByName(ifName); err == nil {
+		if link, err = netlinksafe.LinkByName(ifName); err == nil {
 			iface.Mac = link.Attrs().HardwareAddr.String()
 		}
 		return errors.Join(err, netlink.LinkSetUp(link))
@@ -236,7 +237,7 @@ func enter(sandbox ns.NetNS, name, ifName string, c *config, iface *types100.Int
 // del takes back what ADD may have done; what is gone already is no error.
 func del(a *skel.CmdArgs, c *config, _ script) error {
 	if c.Device == "" && c.Other == "" {
-		link, err := netlink.LinkByName(hostName(a))
+		link, err := netlinksafe.LinkByName(hostName(a))
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			return nil
 		}
@@ -251,7 +252,7 @@ func del(a *skel.CmdArgs, c *config, _ script) error {
 	}
 	defer host.Close()
 	err = ns.WithNetNSPath(a.Netns, func(ns.NetNS) error {
-		link, err := netlink.LinkByName(a.IfName)
+		link, err := netlinksafe.LinkByName(a.IfName)
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			return nil
 		}
