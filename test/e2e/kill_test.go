@@ -98,12 +98,19 @@ func killRound(t *testing.T, verb string, k int, group bool, after func(*node, *
 func (n *node) settles(left func() string) {
 	n.t.Helper()
 	var diff string
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if diff = left(); diff == "" {
-			return
+	if !n.waits(func() bool { diff = left(); return diff == "" }) {
+		n.t.Errorf("left behind:\n%s", diff)
+	}
+}
+
+// waits waits some seconds for a condition of the kernel's making.
+func (n *node) waits(ok func() bool) bool {
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if ok() {
+			return true
 		}
 	}
-	n.t.Errorf("left behind:\n%s", diff)
+	return false
 }
 
 // withoutGone drops what ends with the sandbox by the kernel's own hand: a
