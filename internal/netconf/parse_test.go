@@ -1,0 +1,147 @@
+package netconf
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+)
+
+const minimal = `{"name":"m","type":"manifold","clusterNetwork":"net"}`
+
+func TestDefaults(t *testing.T) {
+	inv, err := Parse(&skel.CmdArgs{StdinData: []byte(minimal), Path: "/a:/opt/cni/bin:/b", Args: "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=p;K8S_POD_UID=u"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := inv.Conf
+	if c.BinDir != "/opt/cni/bin" || c.Verify != "enforce" || time.Duration(c.DelegateTime) != 90*time.Second || !reflect.DeepEqual(c.SystemNamespaces, []string{"kube-system"}) {
+		t.Errorf("%+v", c)
+	}
+	if !reflect.DeepEqual(inv.Path, []string{"/opt/cni/bin", "/a", "/b"}) {
+		t.Errorf("path %v", inv.Path)
+	}
+	if inv.Pod.String() != "ns/p" || inv.Pod.UID != "u" || len(inv.Warnings) != 0 {
+		t.Errorf("%+v", inv)
+	}
+	again, err := FromRequest(inv.Request())
+	if err != nil || !reflect.DeepEqual(again.Conf, inv.Conf) || again.Pod != inv.Pod {
+		t.Errorf("the planner reads another configuration: %+v, %v", again, err)
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	with := func(kv string) string { return strings.TrimSuffix(minimal, "}") + "," + kv + "}" }
+	for name, tc := range map[string]struct {
+		args, stdin string
+		kind        cnierr.Kind
+		part        string
+	}{
+		"CNI_ARGS":        {"a", minimal, cnierr.InvalidEnvironment, "KEY=VALUE"},
+		"CNI_ARGS no key": {"=b", minimal, cnierr.InvalidEnvironment, "KEY=VALUE"},
+		"not JSON":        {"", "{", cnierr.Decode, ""},
+		"list":            {"", "[]", cnierr.Decode, ""},
+		"no network":      {"", `{"name":"m"}`, cnierr.InvalidConfig, "clusterNetwork"},
+		"string":          {"", with(`"verify":1`), cnierr.InvalidConfig, `"verify" a string`},
+		"boolean":         {"", with(`"namespaceIsolation":"x"`), cnierr.InvalidConfig, "boolean"},
+		"list of strings": {"", with(`"systemNamespaces":"x"`), cnierr.InvalidConfig, "list of strings"},
+		"enum":            {"", with(`"deviceOrder":"size"`), cnierr.InvalidConfig, "address plugin"},
+		"duration":        {"", with(`"planTimeout":"soon"`), cnierr.InvalidConfig, `"30s"`},
+		"duration zero":   {"", with(`"planTimeout":"0s"`), cnierr.InvalidConfig, "planTimeout"},
+		"duration long":   {"", with(`"planTimeout":"2h"`), cnierr.InvalidConfig, "planTimeout"},
+		"relative":        {"", with(`"cniDir":"x"`), cnierr.InvalidConfig, "absolute"},
+		"attachments":     {"", with(`"cni.dev/valid-attachments":7`), cnierr.Decode, "valid-attachments"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Parse(&skel.CmdArgs{StdinData: []byte(tc.stdin), Args: tc.args})
+			if !cnierr.Is(err, tc.kind) || !strings.Contains(err.Error(), tc.part) {
+				t.Errorf("error %v, want kind %s with %q", err, tc.kind, tc.part)
+			}
+		})
+	}
+}
+
+func TestUnknownKeysAreWarnedOf(t *testing.T) {
+	inv, err := Parse(&skel.CmdArgs{StdinData: []byte(`{"type":"manifold","delegates":[{}],"new":1,"args":{},"prevResult":{},"runtimeConfig":{"a":1}}`)})
+	if err != nil || len(inv.Warnings) != 1 || !strings.Contains(inv.Warnings[0], `"new"`) || string(inv.RuntimeConfig["a"]) != "1" {
+		t.Errorf("%+v, %v", inv, err)
+	}
+}
+
+// write writes files into a new directory.
+func write(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func TestOnDiskOrder(t *testing.T) {
+	dir := write(t, map[string]string{
+		"10-a.conf": `{"name":"net","type":"single"}`, "20-b.conflist": `{"name":"net","plugins":[{"type":"list"}]}`, "05-broken.conflist": `{`,
+		"30-c.json": `{"name":"other","type":"x"}`, "readme.txt": "no",
+	})
+	files, problems := ReadDir(dir)
+	if len(files) != 3 || len(problems) != 1 || !strings.Contains(problems[0].Error(), "05-broken") {
+		t.Fatalf("%+v %v", files, problems)
+	}
+	if f := ByName(files, "net"); f == nil || !f.List {
+		t.Errorf("a list comes before a single configuration: %+v", f)
+	}
+	if ByName(files, "absent") != nil {
+		t.Error("found what is not there")
+	}
+	if files, problems := ReadDir(filepath.Join(dir, "absent")); files != nil || problems != nil {
+		t.Errorf("%v %v", files, problems)
+	}
+}
+
+func TestClusterDefaultOrder(t *testing.T) {
+	byName := `{"name":"net","plugins":[{"type":"by-name"}]}`
+	dir := write(t, map[string]string{"50-net.conflist": byName})
+	other := write(t, map[string]string{"00-self.conflist": `{"name":"m","plugins":[{"type":"manifold"}]}`, "10-x.conf": `{"name":"x","type":"by-dir"}`})
+	for name, tc := range map[string]struct {
+		conf Conf
+		want string
+	}{
+		"inline":    {Conf{Delegates: []json.RawMessage{json.RawMessage(`{"type":"inline"}`)}, ConfDir: dir}, "inline"},
+		"name":      {Conf{ClusterNetwork: "net", ConfDir: dir}, "by-name"},
+		"directory": {Conf{ClusterNetwork: other, ConfDir: dir, Type: "manifold"}, "by-dir"},
+		"file":      {Conf{ClusterNetwork: filepath.Join(other, "10-x.conf"), ConfDir: dir}, "by-dir"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			raw, err := tc.conf.ClusterDefault()
+			if err != nil || !strings.Contains(string(raw), tc.want) {
+				t.Errorf("%s, %v", raw, err)
+			}
+		})
+	}
+	for _, absent := range []string{"nothing", "/nonexistent/x", t.TempDir()} {
+		c := Conf{ClusterNetwork: absent, ConfDir: dir}
+		if raw, err := c.ClusterDefault(); !cnierr.Is(err, cnierr.NotReady) {
+			t.Errorf("%s: %s, %v", absent, raw, err)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(minimal, "K8S_POD_NAME=a;b=c")
+	f.Add(`{"delegates":[null],"verify":null,"cni.dev/valid-attachments":[null]}`, ";;")
+	f.Fuzz(func(_ *testing.T, stdin, args string) {
+		inv, err := Parse(&skel.CmdArgs{StdinData: []byte(stdin), Args: args})
+		if err == nil {
+			inv.Request()
+		}
+	})
+}
