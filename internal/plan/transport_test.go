@@ -1,0 +1,210 @@
+package plan
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+)
+
+// helperEnv makes the test binary the one-shot program.
+const helperEnv = "MANIFOLD_PLAN_HELPER"
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(helperEnv) {
+	case "plan":
+		if err := ServeOnce(context.Background(), os.Stdin, os.Stdout, fake{}); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	case "garbage":
+		fmt.Println("hello")
+		os.Exit(0)
+	case "fail":
+		fmt.Fprintln(os.Stderr, "no such thing")
+		os.Exit(3)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// fake plans one attachment per pod, and refuses the pod "bad".
+type fake struct{ reports chan string }
+
+func (f fake) Plan(_ context.Context, r Request) (*Plan, error) {
+	if r.PodName == "bad" {
+		return nil, cnierr.New("assign device", cnierr.NoDevice, "none").WithFix("ask for one").About(cnierr.Subject{Resource: "r/x"})
+	}
+	return &Plan{Version: Version, ContainerID: r.ContainerID, Attachments: []Attachment{{Name: r.PodName}}}, nil
+}
+
+func (f fake) Report(_ context.Context, r Report) error {
+	f.reports <- r.Verb + " " + r.Plan.ContainerID
+	return nil
+}
+
+func (fake) Status(context.Context) error { return errors.New("plain") }
+
+// served serves p on a socket until the test ends.
+func served(t *testing.T, p Planner) Client {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "plan-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "d", "agent.sock")
+	l, err := Listen(filepath.Dir(path), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, l, p) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		_ = os.RemoveAll(dir)
+	})
+	return Client{Socket: path}
+}
+
+func TestOverTheSocket(t *testing.T) {
+	f := fake{reports: make(chan string, 1)}
+	c := served(t, f)
+	exercise(t, c)
+	if err := c.Report(t.Context(), Report{Verb: "ADD", Plan: &Plan{ContainerID: "c"}}); err != nil || <-f.reports != "ADD c" {
+		t.Error(err)
+	}
+	fi, err := os.Stat(c.Socket)
+	if err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("socket %v %v", fi.Mode(), err)
+	}
+	again, err := Listen(filepath.Dir(c.Socket), c.Socket) // over a socket in place
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestByProgram(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(helperEnv, "plan")
+	exercise(t, Command{Path: self})
+	for _, mode := range []string{"garbage", "fail"} {
+		t.Setenv(helperEnv, mode)
+		if _, err := (Command{Path: self}).Plan(t.Context(), Request{}); !IsTransport(err) {
+			t.Errorf("%s: %v", mode, err)
+		}
+	}
+}
+
+// exercise checks what every transport must carry.
+func exercise(t *testing.T, p Planner) {
+	t.Helper()
+	got, err := p.Plan(t.Context(), Request{Version: 1, PodName: "app", ContainerID: "c"})
+	if err != nil || got.ContainerID != "c" || got.Attachments[0].Name != "app" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	_, err = p.Plan(t.Context(), Request{PodName: "bad"})
+	if IsTransport(err) || cnierr.KindOf(err) != cnierr.NoDevice || err.Error() != "resource r/x: assign device: none; ask for one" {
+		t.Errorf("a refusal became %v", err)
+	}
+	if err := p.Status(t.Context()); err == nil || IsTransport(err) {
+		t.Errorf("status: %v", err)
+	}
+}
+
+func TestNobodyThere(t *testing.T) {
+	c := Client{Socket: filepath.Join(t.TempDir(), "absent.sock")}
+	if _, err := c.Plan(t.Context(), Request{}); !IsTransport(err) || cnierr.KindOf(err) != cnierr.TryAgain {
+		t.Errorf("%v", err)
+	}
+	if _, err := (Command{Path: "/nonexistent/agent"}).Plan(t.Context(), Request{}); !IsTransport(err) {
+		t.Errorf("%v", err)
+	}
+	f := fake{}
+	if p, err := (Fallback{First: c, Then: f}).Plan(t.Context(), Request{PodName: "app"}); err != nil || p == nil {
+		t.Errorf("fallback: %v", err)
+	}
+	if _, err := (Fallback{First: c, Then: c}).Plan(t.Context(), Request{}); !IsTransport(err) {
+		t.Errorf("both absent: %v", err)
+	}
+	refusing := Fallback{First: f, Then: c}
+	if _, err := refusing.Plan(t.Context(), Request{PodName: "bad"}); cnierr.KindOf(err) != cnierr.NoDevice {
+		t.Errorf("a refusal is an answer: %v", err)
+	}
+}
+
+func TestBadAnswers(t *testing.T) {
+	oversize := []byte{0xff, 0xff, 0xff, 0xff}
+	frame := func(body string) []byte {
+		return append([]byte{0, 0, 0, byte(len(body))}, body...)
+	}
+	for name, answer := range map[string][]byte{
+		"nothing": nil, "oversize": oversize, "not JSON": frame("x"), "no plan": frame("{}"), "no attachment": frame(`{"plan":{"version":1}}`),
+		"newer": frame(`{"plan":{"version":9,"attachments":[{}]}}`), "half": frame(`{"plan"`)[:6],
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "s")
+			l, err := net.Listen("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				defer conn.Close()
+				var in call
+				_ = readFrame(conn, &in) // what was asked does not matter
+				_, _ = conn.Write(answer)
+			}()
+			if _, err := (Client{Socket: path}).Plan(t.Context(), Request{}); !IsTransport(err) {
+				t.Errorf("%v", err)
+			}
+			<-done
+		})
+	}
+}
+
+func TestBadCalls(t *testing.T) {
+	for _, in := range []string{"", "x", "{}", `{"op":"plan"}`, `{"op":"report"}`, `{"op":"report","report":{}}`, `{"op":"format"}`} {
+		var out bytes.Buffer
+		if err := ServeOnce(t.Context(), bytes.NewReader([]byte(in)), &out, fake{}); err != nil || !bytes.Contains(out.Bytes(), []byte(`"error"`)) {
+			t.Errorf("%q: %s %v", in, out.Bytes(), err)
+		}
+	}
+}
+
+func FuzzFrame(f *testing.F) {
+	var b bytes.Buffer
+	if err := writeFrame(&b, call{Op: opStatus}); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b.Bytes())
+	f.Add([]byte{0, 0, 0, 1, '{'})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var c call
+		if readFrame(bytes.NewReader(data), &c) == nil {
+			dispatch(t.Context(), call{Op: c.Op}, fake{})
+		}
+	})
+}
