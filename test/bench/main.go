@@ -78,6 +78,9 @@ func measure(dir string) error {
 			return err
 		}
 	}
+	if err := n.starts(); err != nil {
+		return err
+	}
 	return n.footprint()
 }
 

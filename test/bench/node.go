@@ -170,6 +170,28 @@ func (n *node) call(verb string, i int) error {
 	return err
 }
 
+// starts prints how long the plugin takes to start, to do nothing and to end,
+// beside the no-op delegate.
+func (n *node) starts() error {
+	fmt.Println("start to end, doing nothing (VERSION)")
+	for _, name := range []string{"noop", "manifold"} {
+		rt := harness.Runtime{Plugin: n.path("bin/" + name), Path: n.path("bin")}
+		var times []time.Duration
+		for range *pods {
+			one, err := together(1, 0, func(int) error {
+				_, err := rt.Call("VERSION", harness.Sandbox{})
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			times = append(times, one...)
+		}
+		fmt.Printf("  %-12s %s %s %s\n", name, at(times, 50), at(times, 90), at(times, 99))
+	}
+	return nil
+}
+
 // footprint prints sizes and resident memory.
 func (n *node) footprint() error {
 	fi, err := os.Stat(n.path("bin/manifold"))
