@@ -292,8 +292,13 @@ func TestCheckpointFollowsADeletion(t *testing.T) {
 	if len(k.Allocations(first.UID)) != 0 || len(k.decoded().Pod(string(first.UID))) != 1 {
 		t.Error("List purges in memory alone")
 	}
-	k.add(podOf("second", container("c1", 2)), nil)
+	second := k.add(podOf("second", container("c1", 2)), nil)
 	if n := len(k.decoded().Pod(string(first.UID))); n != 0 {
 		t.Errorf("%d entries of the deleted pod after an allocation", n)
+	}
+	k.must(k.DeletePod(second.UID))
+	k.listed()
+	if len(k.Allocations(second.UID)) != 0 {
+		t.Error("List keeps the pod that was admitted last")
 	}
 }

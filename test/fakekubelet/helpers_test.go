@@ -239,6 +239,9 @@ func (k *kubelet) listed() map[string]map[string][]string {
 	k.must(err)
 	out := map[string]map[string][]string{}
 	for _, p := range resp.GetPodResources() {
+		if out[p.GetName()] != nil {
+			k.t.Errorf("pod %s is listed twice", p.GetName())
+		}
 		out[p.GetName()] = containersOf(p)
 	}
 	return out

@@ -321,6 +321,10 @@ func TestSecondPlugin(t *testing.T) {
 	if got := first.asked(); !slices.Equal(got, []string{"allocate b"}) {
 		t.Errorf("the kubelet asked %q", got)
 	}
+	// The built-in devices are no more, so nothing comes back by itself.
+	k.must(k.SetPhase(fakekubelet.Down))
+	k.must(k.SetPhase(fakekubelet.Normal))
+	k.allocatable(0)
 }
 
 func TestRegistrationRefuses(t *testing.T) {
