@@ -100,21 +100,8 @@ func (k *Kubelet) up() error {
 	k.load()
 	k.run, k.phase = r, Empty
 	k.mu.Unlock()
-	if err := errors.Join(k.listen(r), k.linkPodsSocket()); err != nil {
+	if err := k.listen(r); err != nil {
 		k.down()
-		return err
-	}
-	return nil
-}
-
-// linkPodsSocket lets the Pods API also be reached at pods/kubelet.sock, where no
-// kubelet serves it but where the agent's default looks.
-func (k *Kubelet) linkPodsSocket() error {
-	link := filepath.Join(k.dir, "pods", "kubelet.sock")
-	if err := os.MkdirAll(filepath.Dir(link), 0o750); err != nil {
-		return err
-	}
-	if err := os.Symlink(k.PodsSocket(), link); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return nil
