@@ -48,7 +48,7 @@ func ExampleReader() {
 }
 
 func ExamplePods() {
-	pods := podresources.NewPods("/nonexistent/pods/kubelet.sock")
+	pods := podresources.NewPods("/nonexistent/pods-api/pods-api.sock")
 	defer pods.Close()
 	// Without Run each question is a call; with Run in a goroutine, a look into memory.
 	_, err := pods.Pod(context.Background(), "shop", "gateway", "f0d3eb39")
