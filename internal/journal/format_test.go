@@ -123,6 +123,35 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// TestAfterAnotherBootAllThatThePlanNamesIsReleased: steps are not synchronised,
+// so after a power failure the absence of one says nothing.
+func TestAfterAnotherBootAllThatThePlanNamesIsReleased(t *testing.T) {
+	d, e := begun(t, 4)
+	appendAll(t, e, Step{Attachment: 0, Phase: Trying}, Step{Attachment: 1, Phase: Released}, Step{Attachment: 2, Phase: Untouched})
+	if u := e.Unreleased(); !reflect.DeepEqual(u, []int{0}) {
+		t.Fatalf("in the same boot %v", u)
+	}
+	content, err := os.ReadFile(e.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, steps, _ := strings.Cut(string(content), "\n")
+	first, err := encode(header{Version: Version, Boot: "another", Created: e.Created, Plan: e.Plan})
+	if err == nil {
+		err = os.WriteFile(e.path, append(first, steps...), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := d.Open(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u := got.Unreleased(); !reflect.DeepEqual(u, []int{3, 0}) {
+		t.Errorf("after another boot %v, want all but what is recorded as released or untouched", u)
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	_, e := begun(f, 1)
 	appendAll(f, e, Step{Phase: Trying})

@@ -247,15 +247,17 @@ func (e *Entry) InFlight() bool {
 
 // Unreleased returns the indexes of the attachments that a tear-down must
 // release, in reverse order of attachment: all that were tried and whose DEL has
-// not succeeded.
+// not succeeded. After another boot an attachment without a step may have been
+// tried as well, since a power failure can lose steps: it is released too.
 func (e *Entry) Unreleased() []int {
+	sameBoot := e.Boot == bootID()
 	var out []int
 	for i := len(e.Plan.Attachments) - 1; i >= 0; i-- {
-		switch p, _ := e.Phase(i); p {
-		case "", Untouched, Released:
-		default:
-			out = append(out, i)
+		p, _ := e.Phase(i)
+		if p == Untouched || p == Released || p == "" && sameBoot {
+			continue
 		}
+		out = append(out, i)
 	}
 	return out
 }
