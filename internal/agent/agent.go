@@ -157,7 +157,7 @@ func podOf(p *corev1.Pod, id plan.Pod) *planner.Pod {
 // annotations that the kubelet gives such pods and their mirrors.
 func isStatic(p *corev1.Pod) bool {
 	source := p.Annotations["kubernetes.io/config.source"]
-	return p.Annotations["kubernetes.io/config.mirror"] != "" || source != "" && source != "api"
+	return kube.IsMirror(p) || source != "" && source != "api"
 }
 
 // definitions fetches those of needs that exist.

@@ -13,12 +13,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
-	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/types/create"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
@@ -46,6 +46,7 @@ type run struct {
 	entry *journal.Entry
 	exec  *executor
 	cni   *libcni.CNIConfig
+	lists []*libcni.NetworkConfigList // of an ADD, the plan's configurations in order
 }
 
 // begin takes the sandbox's lock. The lock comes before everything else, the
@@ -102,9 +103,8 @@ func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result
 		return nil, r.end(true, err)
 	}
 	began := time.Now()
-	if r.entry, err = e.Journal.Begin(keyOf(inv), p); err != nil {
-		// A journal that exists already is another ADD's, and so is its lock file.
-		return nil, r.end(!cnierr.Is(err, cnierr.Busy), err)
+	if err := r.beginJournal(ctx, p); err != nil {
+		return nil, err
 	}
 	result, outcomes, err := r.attachAll(ctx)
 	if err != nil {
@@ -112,6 +112,20 @@ func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result
 	}
 	r.report(plan.Report{Verb: "ADD", Outcomes: outcomes, Took: time.Since(began)})
 	return result, r.end(false, nil)
+}
+
+// beginJournal writes the journal's first record. After a failure the lock is
+// released; its file stays beside a journal that was there before.
+func (r *run) beginJournal(ctx context.Context, p *plan.Plan) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.LockTime))
+	defer cancel()
+	entry, err := r.Journal.Begin(ctx, keyOf(r.inv), p)
+	if err != nil {
+		_, missing := r.Journal.Open(keyOf(r.inv))
+		return r.end(errors.Is(missing, os.ErrNotExist), err)
+	}
+	r.entry = entry
+	return nil
 }
 
 // plan asks the planner.
@@ -138,6 +152,7 @@ func (r *run) preflight(p *plan.Plan) error {
 		if err == nil {
 			err = r.exec.findAll(list, r.inv.Path)
 		}
+		r.lists = append(r.lists, list)
 		if err != nil {
 			return cnierr.Annotate(err, subjectOf(p, a))
 		}
@@ -155,10 +170,9 @@ func (r *run) attachAll(ctx context.Context) (types.Result, []plan.Outcome, erro
 		}
 		outcomes = append(outcomes, *out)
 	}
-	if err := setDefaultRoutes(r.inv.NetNS, r.entry.Plan.Attachments); err != nil {
+	if err := r.route(outcomes); err != nil {
 		return nil, nil, cnierr.Annotate(err, cnierr.Subject{Pod: r.entry.Plan.Pod.String()})
 	}
-	killpoint.Here("routes set")
 	result, err := inVersion(outcomes[0].Result, r.inv.Conf.CNIVersion)
 	return result, outcomes, err
 }
@@ -203,7 +217,7 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 		return nil, err
 	}
 	started := r.exec.started
-	result, err := r.add(ctx, a)
+	result, err := r.add(ctx, i)
 	if err != nil && r.exec.started == started {
 		// No program of the chain ever ran: nothing is there to be torn down.
 		err = errors.Join(err, r.entry.Append(journal.Step{Attachment: i, Phase: journal.Untouched}))
@@ -223,17 +237,14 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 }
 
 // add runs the delegate chain's ADD and returns its result as JSON.
-func (r *run) add(ctx context.Context, a *plan.Attachment) (json.RawMessage, error) {
-	list, err := listOf(a)
-	if err != nil {
-		return nil, err
-	}
+func (r *run) add(ctx context.Context, i int) (json.RawMessage, error) {
+	a := &r.entry.Plan.Attachments[i]
 	if err := placeDeviceInfo(a); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
 	defer cancel()
-	result, err := r.cni.AddNetworkList(ctx, list, r.runtimeConf(a, r.inv.NetNS))
+	result, err := r.cni.AddNetworkList(ctx, r.lists[i], r.runtimeConf(a, r.inv.NetNS))
 	killpoint.Here("delegate added")
 	if err != nil {
 		return nil, delegateError("add", err)
@@ -267,11 +278,7 @@ func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *verify.
 		out.Findings = append(out.Findings, f.String())
 	}
 	if len(out.Findings) > 0 && a.Want.Verify == plan.VerifyEnforce {
-		var all []error
-		for _, f := range out.Findings {
-			all = append(all, errors.New(f))
-		}
-		return nil, cnierr.New("verify", cnierr.VerifyFailed, "%w", errors.Join(all...)).
+		return nil, cnierr.New("verify", cnierr.VerifyFailed, "%s", strings.Join(out.Findings, "\n")).
 			WithFix("the delegate did not do what it was asked or what it claims; see its own log")
 	}
 	for _, f := range out.Findings {
@@ -283,18 +290,12 @@ func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *verify.
 // undo releases what a failed ADD attached and returns the ADD's error, with
 // what could not be released.
 func (r *run) undo(cause error) error {
-	problems := r.release(context.Background())
-	clean := len(problems) == 0
-	if clean {
-		if err := r.entry.Close(); err != nil {
-			problems, clean = append(problems, err), false
-		}
-	}
+	problems := r.releaseAll(context.Background())
 	for _, p := range problems {
 		r.warn("undo: %v", p)
 	}
 	r.report(plan.Report{Verb: "ADD", Error: cause.Error(), Problems: texts(problems)})
-	return r.end(clean, cause)
+	return r.end(len(problems) == 0, cause)
 }
 
 // report tells the agent; a failure is printed, and never fails the verb: the
@@ -349,51 +350,4 @@ func delegateError(verb string, err error) error {
 		return typed // the executor's, which names the delegate as libcni's wrapping does
 	}
 	return cnierr.New("delegate "+verb, cnierr.DelegateFailed, "%w", err)
-}
-
-// inVersion converts a recorded result to the CNI version that the runtime
-// asked for.
-func inVersion(raw json.RawMessage, version string) (types.Result, error) {
-	res, err := create.CreateFromBytes(raw)
-	if err == nil {
-		res, err = res.GetAsVersion(version)
-	}
-	if err != nil {
-		return nil, cnierr.New("convert result to CNI "+version, cnierr.IncompatibleVersion, "%w", err)
-	}
-	return res, nil
-}
-
-// claimOf reads from a result what it says of the attachment's own interface,
-// and the names of all interfaces that it places in the sandbox.
-func claimOf(raw json.RawMessage, ifName string) (verify.Claim, []string, error) {
-	var c verify.Claim
-	res, err := create.CreateFromBytes(raw)
-	if err != nil {
-		return c, nil, cnierr.New("read result", cnierr.DelegateFailed, "%w", err)
-	}
-	r, err := types100.NewResultFromResult(res)
-	if err != nil {
-		return c, nil, cnierr.New("read result", cnierr.DelegateFailed, "%w", err)
-	}
-	var names []string
-	own := -1
-	for i, iface := range r.Interfaces {
-		if iface == nil || iface.Sandbox == "" {
-			continue
-		}
-		names = append(names, iface.Name)
-		if iface.Name == ifName {
-			own, c = i, verify.Claim{Interface: true, MAC: iface.Mac, MTU: iface.Mtu}
-		}
-	}
-	if own < 0 && len(names) > 0 {
-		c.Interface = true // it claims interfaces, so the planned one must be there
-	}
-	for _, ip := range r.IPs {
-		if ip != nil && own >= 0 && ip.Interface != nil && *ip.Interface == own {
-			c.Addresses = append(c.Addresses, ip.Address.String())
-		}
-	}
-	return c, names, nil
 }

@@ -85,7 +85,7 @@ func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, en
 	if err != nil {
 		return nil, failure(op, err, stdout.Bytes(), stderr.Bytes())
 	}
-	return resultOf(op, stdout.Bytes(), environ)
+	return checkOutput(op, stdout.Bytes(), environ)
 }
 
 // run starts the delegate, again for a moment while its file is being replaced.
@@ -125,9 +125,9 @@ func failure(op string, err error, stdout, stderr []byte) error {
 	return cnierr.New(op, cnierr.DelegateFailed, "%w, and it printed no CNI error object: %s", err, text)
 }
 
-// resultOf checks a successful delegate's stdout. ADD without any output stands
+// checkOutput checks a successful delegate's stdout. ADD without any output stands
 // for an empty result.
-func resultOf(op string, stdout []byte, environ []string) ([]byte, error) {
+func checkOutput(op string, stdout []byte, environ []string) ([]byte, error) {
 	verb := ""
 	for _, kv := range environ {
 		if v, ok := strings.CutPrefix(kv, "CNI_COMMAND="); ok {

@@ -10,7 +10,6 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
-	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
 
@@ -66,54 +65,6 @@ func (r *run) checkOne(ctx context.Context, i int) error {
 	}
 	_, err = r.verify(a, result, before)
 	return err
-}
-
-// GC releases every sandbox of the journal that is not in the list of valid
-// attachments. A sandbox that is being added or deleted at this moment holds its
-// lock and is left alone.
-func (e *Engine) GC(ctx context.Context, inv *netconf.Invocation) error {
-	keys, err := e.Journal.List()
-	if err != nil {
-		return err
-	}
-	valid := map[journal.Key]bool{}
-	for _, a := range inv.Valid {
-		valid[journal.Key{ContainerID: a.ContainerID, IfName: a.IfName}] = true
-	}
-	var problems []error
-	for _, k := range keys {
-		if !valid[k] {
-			problems = append(problems, e.collect(ctx, *inv, k))
-		}
-	}
-	if err := errors.Join(problems...); err != nil {
-		return cnierr.New("collect", cnierr.TeardownIncomplete, "%w", err)
-	}
-	return nil
-}
-
-// collect releases one stale sandbox unless somebody works on it.
-func (e *Engine) collect(ctx context.Context, inv netconf.Invocation, k journal.Key) error {
-	inv.ContainerID, inv.IfName, inv.NetNS = k.ContainerID, k.IfName, ""
-	lock, err := e.Journal.TryLock(k)
-	if err != nil || lock == nil {
-		return err
-	}
-	r := e.newRun(&inv, lock)
-	r.entry, err = e.Journal.Open(k)
-	if errors.Is(err, os.ErrNotExist) {
-		return r.end(true, nil)
-	}
-	if err != nil {
-		return r.end(false, err)
-	}
-	if problems := r.release(ctx); len(problems) > 0 {
-		return r.end(false, errors.Join(problems...))
-	}
-	if err := r.entry.Close(); err != nil {
-		return r.end(false, err)
-	}
-	return r.end(true, nil)
 }
 
 // Status returns nil when an ADD can be served: the planner answers, the default

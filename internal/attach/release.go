@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -70,6 +71,18 @@ func (r *run) incomplete(problems []error) error {
 	return cnierr.New("release", kind, "%w", errors.Join(problems...)).
 		About(cnierr.Subject{Pod: r.entry.Plan.Pod.String()}).
 		WithFix("the runtime will try again; until then journal %s keeps what is left", keyOf(r.inv))
+}
+
+// releaseAll releases the sandbox and, when nothing is left, removes its journal.
+func (r *run) releaseAll(ctx context.Context) []error {
+	problems := r.release(ctx)
+	if len(problems) > 0 {
+		return problems
+	}
+	if err := r.entry.Close(); err != nil {
+		return []error{err}
+	}
+	return nil
 }
 
 // release runs DEL for every attachment that was tried and not yet released.
@@ -211,24 +224,13 @@ func (r *run) releaseAddresses(ctx context.Context, list *libcni.NetworkConfigLi
 		}
 		args := &invoke.Args{
 			Command: "DEL", ContainerID: rt.ContainerID, IfName: rt.IfName, PluginArgs: rt.Args,
-			Path: joinPath(r.inv.Path),
+			Path: strings.Join(r.inv.Path, string(os.PathListSeparator)),
 		}
 		if err := invoke.ExecPluginWithoutResult(ctx, path, conf.Bytes, args, r.exec); err != nil {
 			return delegateError("del of its addresses", err)
 		}
 	}
 	return nil
-}
-
-func joinPath(dirs []string) string {
-	out := ""
-	for i, d := range dirs {
-		if i > 0 {
-			out += string(os.PathListSeparator)
-		}
-		out += d
-	}
-	return out
 }
 
 // cacheFile is where libcni keeps its record of an attachment.

@@ -3,30 +3,54 @@ package attach
 import (
 	"errors"
 	"net"
+	"slices"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/killpoint"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
+
+// route sets the sandbox's default routes, and makes the recorded results say
+// the same: the runtime, CHECK and DEL get what is really there.
+func (r *run) route(outcomes []plan.Outcome) error {
+	attachments := r.entry.Plan.Attachments
+	if !slices.ContainsFunc(attachments, routed) {
+		return nil
+	}
+	if err := setDefaultRoutes(r.inv.NetNS, attachments); err != nil {
+		return err
+	}
+	killpoint.Here("routes set")
+	for i := range attachments {
+		result, err := withDefaultRoutes(outcomes[i].Result, &attachments[i])
+		if err != nil {
+			return err
+		}
+		outcomes[i].Result = result
+		if err := r.entry.Append(journal.Step{Attachment: i, Phase: journal.Routed, Result: result}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// routed reports whether the plan says something of the attachment's default
+// route.
+func routed(a plan.Attachment) bool { return a.DropDefaultRoute || a.DefaultRoute != nil }
 
 // setDefaultRoutes makes the sandbox's default routes those that the plan asks
 // for (multi-network specification 4.1.2.1.10): the default routes of every
 // attachment that must not have one are removed, then the gateways of the one
 // that has them are added, the first with the lowest metric.
 func setDefaultRoutes(netns string, attachments []plan.Attachment) error {
-	asked := false
-	for _, a := range attachments {
-		asked = asked || a.DropDefaultRoute || a.DefaultRoute != nil
-	}
-	if !asked {
-		return nil
-	}
 	err := ns.WithNetNSPath(netns, func(ns.NetNS) error {
 		for _, a := range attachments {
-			if a.DropDefaultRoute || a.DefaultRoute != nil {
+			if routed(a) {
 				if err := removeDefaultRoutes(a.IfName); err != nil {
 					return err
 				}
@@ -95,19 +119,38 @@ func addDefaultRoutes(ifName string, gateways []string) error {
 	if err != nil {
 		return err
 	}
+	for _, g := range gatewaysOf(gateways) {
+		r := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: g.dst, Gw: g.ip, Priority: g.metric}
+		if err := netlink.RouteAdd(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// gateway is one default route: the zero prefix of its family, and a metric.
+type gateway struct {
+	ip     net.IP
+	dst    *net.IPNet
+	metric int
+}
+
+// metricStep is the distance of the metrics of two gateways.
+const metricStep = 100
+
+// gatewaysOf gives gateways their metrics, the first of each family the lowest.
+func gatewaysOf(list []string) []gateway {
+	var out []gateway
 	metric := map[bool]int{}
-	for _, g := range gateways {
-		gw := net.ParseIP(g)
-		v4 := gw.To4() != nil
+	for _, s := range list {
+		ip := net.ParseIP(s)
+		v4 := ip.To4() != nil
 		dst := &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
 		if v4 {
 			dst = &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
 		}
-		r := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: dst, Gw: gw, Priority: metric[v4]}
-		if err := netlink.RouteAdd(r); err != nil {
-			return err
-		}
-		metric[v4] += 100
+		out = append(out, gateway{ip: ip, dst: dst, metric: metric[v4]})
+		metric[v4] += metricStep
 	}
-	return nil
+	return out
 }

@@ -22,7 +22,7 @@ var key = Key{"c0ffee", "eth0"}
 func begun(t testing.TB, n int) (Dir, *Entry) {
 	t.Helper()
 	d := Dir{filepath.Join(t.TempDir(), "state")}
-	e, err := d.Begin(key, &plan.Plan{Version: 1, Attachments: make([]plan.Attachment, n)})
+	e, err := d.Begin(context.Background(), key, &plan.Plan{Version: 1, Attachments: make([]plan.Attachment, n)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 	if keys, err := d.List(); err != nil || !reflect.DeepEqual(keys, []Key{key}) {
 		t.Errorf("list %v %v", keys, err)
 	}
-	if _, err := d.Begin(key, e.Plan); !cnierr.Is(err, cnierr.Busy) {
+	if _, err := d.Begin(context.Background(), key, e.Plan); !cnierr.Is(err, cnierr.Busy) {
 		t.Errorf("a second Begin: %v", err)
 	}
 	if err := got.Close(); err != nil {
@@ -280,7 +280,7 @@ func BenchmarkBegin(b *testing.B) {
 	d := Dir{b.TempDir()}
 	p := &plan.Plan{Version: 1, Attachments: make([]plan.Attachment, 3)}
 	for b.Loop() {
-		e, err := d.Begin(key, p)
+		e, err := d.Begin(context.Background(), key, p)
 		if err != nil {
 			b.Fatal(err)
 		}

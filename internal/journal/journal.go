@@ -24,6 +24,7 @@ package journal
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,6 +55,7 @@ const (
 	Trying   Phase = "trying"   // the delegate's ADD is about to run
 	Attached Phase = "attached" // its result is recorded
 	Verified Phase = "verified" // the interface was compared with the plan
+	Routed   Phase = "routed"   // the sandbox's default routes were set, and the result says so
 	// Untouched: no program of the delegate chain could be started, so there is
 	// nothing to release.
 	Untouched     Phase = "untouched"
@@ -66,7 +68,7 @@ const (
 type Step struct {
 	Attachment int             `json:"attachment"` // index into the plan's attachments
 	Phase      Phase           `json:"phase"`
-	Result     json.RawMessage `json:"result,omitempty"`  // of Attached
+	Result     json.RawMessage `json:"result,omitempty"`  // of Attached and Routed
 	Before     json.RawMessage `json:"before,omitempty"`  // of Trying: the device as it was, see package verify
 	Error      string          `json:"error,omitempty"`   // of ReleaseFailed
 	Checked    []string        `json:"checked,omitempty"` // of Verified: what was compared and found equal
@@ -113,12 +115,15 @@ type Entry struct {
 }
 
 // Begin writes the first record, durably, and returns the entry. An existing
-// journal of the same key is an error: its owner must be released first.
-func (d Dir) Begin(k Key, p *plan.Plan) (*Entry, error) {
+// journal of the same key is an error: its owner must be released first. While a
+// garbage collection holds the [Dir.Barrier] Begin waits, until ctx ends.
+func (d Dir) Begin(ctx context.Context, k Key, p *plan.Plan) (_ *Entry, err error) {
 	op := "begin journal"
-	if err := os.MkdirAll(d.Path, 0o700); err != nil {
-		return nil, ioError(op, err)
+	barrier, err := d.begin(ctx)
+	if err != nil {
+		return nil, err
 	}
+	defer func() { err = errors.Join(err, barrier.Unlock(false)) }()
 	e := &Entry{Key: k, Plan: p, Boot: bootID(), Created: time.Now().UTC(), path: d.file(k)}
 	if _, err := os.Lstat(e.path); err == nil {
 		return nil, cnierr.New(op, cnierr.Busy, "sandbox %s is attached already", k).WithFix("the runtime must DEL it first")
@@ -234,15 +239,6 @@ func last(e *Entry, i int, get func(Step) json.RawMessage) json.RawMessage {
 		}
 	}
 	return out
-}
-
-// InFlight reports whether the record ends in the middle of a delegate's run.
-func (e *Entry) InFlight() bool {
-	if len(e.Steps) == 0 {
-		return false
-	}
-	p := e.Steps[len(e.Steps)-1].Phase
-	return p == Trying || p == Releasing
 }
 
 // Unreleased returns the indexes of the attachments that a tear-down must

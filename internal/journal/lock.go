@@ -15,6 +15,45 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
+// barrierFile is the barrier between new sandboxes and a
+// garbage collection that is passed on to delegates: an flock on this file of
+// the journal directory. Each ADD passes through it, shared, while it writes its
+// journal's first record; the collection holds it alone from listing the
+// journals to the last delegate's GC. A sandbox is therefore either in that list
+// or begins when the collection has ended.
+const barrierFile = "gc.lock"
+
+// begin takes the barrier's shared side, waiting until ctx ends.
+func (d Dir) begin(ctx context.Context) (*Lock, error) {
+	return d.barrier(ctx, "wait for garbage collection", unix.LOCK_SH)
+}
+
+// Barrier keeps new journals from being begun until it is unlocked, waiting
+// until ctx ends for those that are being begun.
+func (d Dir) Barrier(ctx context.Context) (*Lock, error) {
+	return d.barrier(ctx, "begin garbage collection", unix.LOCK_EX)
+}
+
+func (d Dir) barrier(ctx context.Context, op string, how int) (*Lock, error) {
+	if err := os.MkdirAll(d.Path, 0o700); err != nil {
+		return nil, ioError(op, err)
+	}
+	for {
+		l, err := tryLock(filepath.Join(d.Path, barrierFile), how)
+		if err != nil {
+			return nil, ioError(op, err)
+		}
+		if l != nil {
+			return l, nil
+		}
+		select {
+		case <-time.After(lockPoll):
+		case <-ctx.Done():
+			return nil, cnierr.New(op, cnierr.Busy, "%w", context.Cause(ctx)).WithFix("the runtime will try again")
+		}
+	}
+}
+
 // Lock is the exclusive right to work on one sandbox.
 //
 // It is a flock on an open file whose descriptor every delegate inherits. A
@@ -44,7 +83,7 @@ func (d Dir) Lock(ctx context.Context, k Key) (*Lock, error) {
 	}
 	path := filepath.Join(d.Path, k.String()+".lock")
 	for {
-		l, err := tryLock(path)
+		l, err := tryLock(path, unix.LOCK_EX)
 		if err != nil {
 			return nil, ioError(op, err)
 		}
@@ -68,7 +107,7 @@ func (d Dir) Lock(ctx context.Context, k Key) (*Lock, error) {
 // TryLock takes the lock of k when nobody holds it; nil without an error means
 // that somebody does.
 func (d Dir) TryLock(k Key) (*Lock, error) {
-	l, err := tryLock(filepath.Join(d.Path, k.String()+".lock"))
+	l, err := tryLock(filepath.Join(d.Path, k.String()+".lock"), unix.LOCK_EX)
 	if err != nil {
 		return nil, ioError("lock sandbox", err)
 	}
@@ -80,7 +119,7 @@ func (d Dir) TryLock(k Key) (*Lock, error) {
 func lockEnded(op, path string, k Key) (*Lock, error) {
 	const most = 2 * time.Second
 	for end := time.Now().Add(most); time.Now().Before(end); time.Sleep(lockPoll) {
-		l, err := tryLock(path)
+		l, err := tryLock(path, unix.LOCK_EX)
 		if err != nil {
 			return nil, ioError(op, err)
 		}
@@ -91,13 +130,13 @@ func lockEnded(op, path string, k Key) (*Lock, error) {
 	return nil, cnierr.New(op, cnierr.Busy, "%s: its orphaned delegate does not end", k)
 }
 
-// tryLock opens and locks path; nil without an error means that another holds it.
-func tryLock(path string) (*Lock, error) {
+// tryLock opens and locks path, shared or exclusively; nil without an error means that another holds it.
+func tryLock(path string, how int) (*Lock, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, f.Close()
 	}

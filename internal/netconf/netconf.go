@@ -53,6 +53,7 @@ type Conf struct {
 	Verify       string   `json:"verify" default:"enforce" enum:"enforce warn off" doc:"what follows when an interface is not what plan and result say: undo and refuse, report, or do not look"`
 	DeviceOrder  string   `json:"deviceOrder" default:"address" enum:"address plugin" doc:"order of a container's devices: ascending, or as the device plugin's answer lists them"`
 	BadAnnot     string   `json:"invalidAnnotation" default:"fail" enum:"fail ignore" doc:"what follows an invalid pod annotation: refuse the pod, or attach the default network alone and warn"`
+	DisableGC    bool     `json:"disableGC" doc:"answer GC without collecting anything, for runtimes that share this directory and know only their own sandboxes"`
 	DelegateTime Duration `json:"delegateTimeout" default:"90s" doc:"longest run of one delegate chain before it is ended"`
 	PlanTime     Duration `json:"planTimeout" default:"60s" doc:"longest wait for a plan"`
 	LockTime     Duration `json:"lockTimeout" default:"60s" doc:"longest wait for another operation on the same sandbox, or for a delegate that outlived a killed one"`
@@ -183,7 +184,7 @@ func Validate(keys map[string]any) error {
 // Manifold's configuration: no warning for them.
 var passed = map[string]bool{
 	"args": true, "prevResult": true, "runtimeConfig": true, "dns": true, "ipam": true, "ipMasq": true,
-	"disableCheck": true, "disableGC": true, "cniVersions": true, "cni.dev/valid-attachments": true, "cni.dev/attachments": true,
+	"disableCheck": true, "cniVersions": true, "cni.dev/valid-attachments": true, "cni.dev/attachments": true,
 }
 
 // decodeKeys fills conf from the known keys and returns a warning for each

@@ -201,7 +201,10 @@ func TestDefaultRouteMoves(t *testing.T) {
 	n.warm()
 	n.define("scr", "", `{"cniVersion":"1.0.0","type":"scripted","addresses":["10.95.0.2/24"]}`)
 	p := n.addPod("pod", `[{"name":"scr","default-route":["10.95.0.1"]}]`)
-	n.succeed("ADD", p)
+	if res := n.succeed("ADD", p); strings.Contains(string(res.Stdout), "0.0.0.0/0") {
+		t.Errorf("the runtime is told of a default route that is gone: %s", res.Stdout)
+	}
+	n.succeed("CHECK", p) // the delegates' CHECK compares routes with the recorded result
 	n.must(p.ns.Do(func() error {
 		routes, err := netlinksafe.RouteList(nil, netlink.FAMILY_V4)
 		var defaults []string

@@ -1,0 +1,207 @@
+package attach
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+// GC releases every sandbox of the journal that is not in the list of valid
+// attachments, then passes GC on to the delegates. A sandbox that is being added
+// or deleted at this moment holds its lock and is left alone. With the key
+// disableGC nothing is collected: for several runtimes that share a directory,
+// each of which knows its own sandboxes only.
+func (e *Engine) GC(ctx context.Context, inv *netconf.Invocation) error {
+	if inv.Conf.DisableGC {
+		return nil
+	}
+	keys, err := e.Journal.List()
+	if err != nil {
+		return err
+	}
+	valid := map[journal.Key]bool{}
+	for _, a := range inv.Valid {
+		valid[journal.Key{ContainerID: a.ContainerID, IfName: a.IfName}] = true
+	}
+	networks := &networks{valid: map[string][]types.GCAttachment{}}
+	var problems []error
+	for _, k := range keys {
+		if valid[k] {
+			continue
+		}
+		entry, err := e.collect(ctx, *inv, k)
+		if entry != nil {
+			networks.know(entry.Plan)
+		}
+		problems = append(problems, err)
+	}
+	problems = append(problems, e.passOn(ctx, inv, networks))
+	if err := errors.Join(problems...); err != nil {
+		return cnierr.New("collect", cnierr.TeardownIncomplete, "%w", err)
+	}
+	return nil
+}
+
+// collect releases one stale sandbox unless somebody works on it, and returns
+// its journal's entry, nil when there is none.
+func (e *Engine) collect(ctx context.Context, inv netconf.Invocation, k journal.Key) (*journal.Entry, error) {
+	inv.ContainerID, inv.IfName, inv.NetNS = k.ContainerID, k.IfName, ""
+	lock, err := e.Journal.TryLock(k)
+	if err != nil || lock == nil {
+		return nil, err
+	}
+	r := e.newRun(&inv, lock)
+	r.entry, err = e.Journal.Open(k)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, r.end(true, nil)
+	}
+	if err != nil {
+		return nil, r.end(false, err)
+	}
+	err = errors.Join(r.releaseAll(ctx)...)
+	return r.entry, r.end(err == nil, err)
+}
+
+// network is a delegate chain that GC is passed on to.
+type network struct {
+	label  string // what network-status calls it
+	name   string // the "name" in its configuration, which delegates keep their state under
+	config json.RawMessage
+}
+
+// networks are the networks that sandboxes of this node are or were attached to,
+// and by name the attachments that live.
+type networks struct {
+	all   []network
+	valid map[string][]types.GCAttachment
+}
+
+// know adds the networks of a plan, each once.
+func (n *networks) know(p *plan.Plan) {
+	for i := range p.Attachments {
+		a := &p.Attachments[i]
+		same := func(o network) bool { return o.label == a.Name && o.name == a.Network }
+		if !slices.ContainsFunc(n.all, same) {
+			n.all = append(n.all, network{label: a.Name, name: a.Network, config: a.Config})
+		}
+	}
+}
+
+// live adds a plan's attachments to those that live.
+func (n *networks) live(p *plan.Plan) {
+	n.know(p)
+	for i := range p.Attachments {
+		a := &p.Attachments[i]
+		n.valid[a.Network] = append(n.valid[a.Network], types.GCAttachment{ContainerID: p.ContainerID, IfName: a.IfName})
+	}
+}
+
+// passOn runs GC of every network's delegates with the attachments of that
+// network that live (CNI specification, GC), which are more than the runtime
+// knows: it has one for each sandbox. libcni releases what its own records name
+// beyond them, which is how a delegate without GC is served.
+//
+// A new sandbox would be missing from that list, so none may begin meanwhile;
+// that is why all of it must end within half of what an ADD would wait.
+func (e *Engine) passOn(ctx context.Context, inv *netconf.Invocation, nets *networks) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(inv.Conf.LockTime)/2)
+	defer cancel()
+	barrier, err := e.Journal.Barrier(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, barrier.Unlock(false)) }()
+	foreign, err := e.survey(inv, nets)
+	if err != nil {
+		return err
+	}
+	r := e.newRun(inv, nil)
+	var problems []error
+	for _, n := range nets.withDefault(r, foreign) {
+		if err := r.passOnTo(ctx, n, nets.valid[n.name]); err != nil {
+			problems = append(problems, cnierr.Annotate(delegateError("gc", err), cnierr.Subject{Network: n.label}))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// survey reads the journals of all sandboxes that are left. It returns those of
+// the runtime's attachments that have none: pods older than Manifold on this
+// node. A journal that cannot be read ends it: delegates must not release what
+// it may hold.
+func (e *Engine) survey(inv *netconf.Invocation, nets *networks) (foreign []netconf.Attachment, err error) {
+	keys, err := e.Journal.List()
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range keys {
+		entry, err := e.Journal.Open(k)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		nets.live(entry.Plan)
+	}
+	for _, a := range inv.Valid {
+		if !slices.Contains(keys, journal.Key{ContainerID: a.ContainerID, IfName: a.IfName}) {
+			foreign = append(foreign, a)
+		}
+	}
+	return foreign, nil
+}
+
+// withDefault returns the networks to pass GC on to: those that are known, and
+// the cluster default network even when no sandbox is left on it. Of foreign
+// sandboxes only the attachment to the default network is known. While there
+// are any, the other networks are left out, since the attachments that these
+// sandboxes have there would be taken for stale.
+func (n *networks) withDefault(r *run, foreign []netconf.Attachment) []network {
+	var def *libcni.NetworkConfigList
+	raw, err := r.inv.Conf.ClusterDefault()
+	if err == nil {
+		def, err = asList(raw)
+	}
+	out := n.all
+	if err != nil {
+		r.warn("GC is not passed on to the default network: %v", err)
+	} else {
+		out = slices.DeleteFunc(out, func(o network) bool { return o.name == def.Name })
+		out = append([]network{{label: def.Name, name: def.Name, config: def.Bytes}}, out...)
+	}
+	if len(foreign) == 0 {
+		return out
+	}
+	r.warn("GC is passed on to the default network alone: %d sandboxes were not attached by Manifold", len(foreign))
+	if err != nil {
+		return nil
+	}
+	for _, a := range foreign {
+		n.valid[def.Name] = append(n.valid[def.Name], types.GCAttachment{ContainerID: a.ContainerID, IfName: a.IfName})
+	}
+	return out[:1]
+}
+
+// passOnTo runs one network's GC.
+func (r *run) passOnTo(ctx context.Context, n network, valid []types.GCAttachment) error {
+	list, err := asList(n.config)
+	if err != nil {
+		return err
+	}
+	if valid == nil {
+		valid = []types.GCAttachment{} // an empty list, not none
+	}
+	return r.cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
+}

@@ -1,0 +1,105 @@
+package attach
+
+import (
+	"encoding/json"
+	"slices"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/types/create"
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/internal/verify"
+)
+
+// decodeResult decodes a result of any version, and converts it to the newest form.
+func decodeResult(raw json.RawMessage) (types.Result, *types100.Result, error) {
+	res, err := create.CreateFromBytes(raw)
+	if err != nil {
+		return nil, nil, cnierr.New("read result", cnierr.DelegateFailed, "%w", err)
+	}
+	r, err := types100.NewResultFromResult(res)
+	if err != nil {
+		return nil, nil, cnierr.New("read result", cnierr.DelegateFailed, "%w", err)
+	}
+	return res, r, nil
+}
+
+// withDefaultRoutes returns the result of attachment a with the default routes
+// that setDefaultRoutes made of those that the delegate reported. A result that
+// cannot say so in its own version, of no addresses before 0.3.0, stays as it is.
+func withDefaultRoutes(raw json.RawMessage, a *plan.Attachment) (json.RawMessage, error) {
+	res, r, err := decodeResult(raw)
+	if err != nil {
+		return nil, err
+	}
+	kept := slices.DeleteFunc(slices.Clone(r.Routes), func(t *types.Route) bool {
+		// A route of another table is policy routing, which is not touched.
+		return t == nil || isDefault(&t.Dst) && (t.Table == nil || *t.Table == unix.RT_TABLE_MAIN)
+	})
+	changed := len(kept) != len(r.Routes)
+	if a.DefaultRoute != nil {
+		for _, g := range gatewaysOf(*a.DefaultRoute) {
+			changed = true
+			kept = append(kept, &types.Route{Dst: *g.dst, GW: g.ip, Priority: g.metric})
+		}
+	}
+	if !changed {
+		return raw, nil
+	}
+	r.Routes = kept
+	converted, err := r.GetAsVersion(res.Version())
+	if err != nil {
+		return raw, nil
+	}
+	raw, err = json.Marshal(converted)
+	if err != nil {
+		return nil, cnierr.New("encode result", cnierr.DelegateFailed, "%w", err)
+	}
+	return raw, nil
+}
+
+// inVersion converts a recorded result to the CNI version that the runtime
+// asked for.
+func inVersion(raw json.RawMessage, version string) (types.Result, error) {
+	res, err := create.CreateFromBytes(raw)
+	if err == nil {
+		res, err = res.GetAsVersion(version)
+	}
+	if err != nil {
+		return nil, cnierr.New("convert result to CNI "+version, cnierr.IncompatibleVersion, "%w", err)
+	}
+	return res, nil
+}
+
+// claimOf reads from a result what it says of the attachment's own interface,
+// and the names of all interfaces that it places in the sandbox.
+func claimOf(raw json.RawMessage, ifName string) (verify.Claim, []string, error) {
+	var c verify.Claim
+	_, r, err := decodeResult(raw)
+	if err != nil {
+		return c, nil, err
+	}
+	var names []string
+	own := -1
+	for i, iface := range r.Interfaces {
+		if iface == nil || iface.Sandbox == "" {
+			continue
+		}
+		names = append(names, iface.Name)
+		if iface.Name == ifName {
+			own, c = i, verify.Claim{Interface: true, MAC: iface.Mac, MTU: iface.Mtu}
+		}
+	}
+	if own < 0 && len(names) > 0 {
+		c.Interface = true // it claims interfaces, so the planned one must be there
+	}
+	for _, ip := range r.IPs {
+		if ip != nil && own >= 0 && ip.Interface != nil && *ip.Interface == own {
+			c.Addresses = append(c.Addresses, ip.Address.String())
+		}
+	}
+	return c, names, nil
+}

@@ -1,0 +1,148 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"reflect"
+	"testing"
+
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+// collected is what a delegate was given by one GC.
+type collected struct {
+	Name  string              `json:"name"`
+	Valid []map[string]string `json:"cni.dev/valid-attachments"`
+}
+
+// gcs returns the GC calls of a scripted delegate's log, and removes the log.
+func (n *node) gcs(log string) []collected {
+	n.t.Helper()
+	text, err := os.ReadFile(log)
+	n.must(err)
+	n.must(os.Remove(log))
+	var out []collected
+	for line := range bytes.Lines(text) {
+		var call struct {
+			Verb  string    `json:"verb"`
+			Stdin collected `json:"stdin"`
+		}
+		n.must(json.Unmarshal(line, &call))
+		if call.Verb == "GC" {
+			out = append(out, call.Stdin)
+		}
+	}
+	return out
+}
+
+// collect runs GC with these sandboxes as the runtime's valid attachments.
+func (n *node) collect(valid ...*pod) {
+	n.t.Helper()
+	list := []map[string]string{}
+	for _, p := range valid {
+		list = append(list, attachment(p, "eth0"))
+	}
+	rt := n.rt
+	n.withConf(map[string]any{"cni.dev/valid-attachments": list})
+	n.succeed("GC", &pod{})
+	n.rt = rt
+}
+
+func attachment(p *pod, ifName string) map[string]string {
+	return map[string]string{"containerID": p.ID, "ifname": ifName}
+}
+
+// gcNode is a node with a definition whose delegate logs, and its log.
+func gcNode(t *testing.T, addScript string) (*node, string) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	log := n.path("calls")
+	n.define("logged", "", `{"cniVersion":"1.1.0","name":"logged-net","type":"scripted","log":"`+log+`","script":{`+addScript+`}}`)
+	return n, log
+}
+
+// expect fails unless the log has one GC with these attachments.
+func (n *node) expect(log string, want ...map[string]string) {
+	n.t.Helper()
+	if want == nil {
+		want = []map[string]string{}
+	}
+	got := n.gcs(log)
+	if len(got) != 1 || got[0].Name != "logged-net" || !reflect.DeepEqual(got[0].Valid, want) {
+		n.t.Errorf("the delegate's GC was given %v, want %v", got, want)
+	}
+}
+
+func TestGCIsPassedOnWithTheDelegatesOwnAttachments(t *testing.T) {
+	n, log := gcNode(t, "")
+	keep, stale := n.addPod("keep", "plain,logged"), n.addPod("stale", "logged,logged@extra")
+	n.succeed("ADD", keep)
+	n.succeed("ADD", stale)
+	n.collect(keep)
+	n.expect(log, attachment(keep, "net2"))
+	n.succeed("CHECK", keep)
+	n.refuse("CHECK", stale, 3, "not attached")
+	n.must(os.Remove(log))
+	n.collect()
+	n.expect(log)
+	n.refuse("CHECK", keep, 3, "not attached")
+}
+
+func TestGCLeavesASandboxAloneThatIsBeingAdded(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	gate, log := n.path("gate"), n.path("calls")
+	n.define("logged", "", `{"cniVersion":"1.1.0","name":"logged-net","type":"scripted","log":"`+log+`","script":{"ADD":{"gate":"`+gate+`"}}}`)
+	p := n.addPod("pod", "plain,logged")
+	added := make(chan *harness.Result)
+	go func() { added <- n.call("ADD", p) }()
+	n.eventually("the delegate", func() bool { return exists(gate + ".reached") })
+	n.collect()
+	n.expect(log, attachment(p, "net2"))
+	n.file("gate", "")
+	if res := <-added; res.Status != 0 {
+		t.Errorf("ADD: %s", res.Stdout)
+	}
+	n.succeed("CHECK", p)
+	n.succeed("DEL", p)
+}
+
+func TestGCDoesNotGuessAtSandboxesOfAnotherPlugin(t *testing.T) {
+	n, log := gcNode(t, "")
+	p := n.addPod("pod", "logged")
+	n.succeed("ADD", p)
+	n.collect(p, n.addPod("older", ""))
+	if got := n.gcs(log); len(got) != 0 {
+		t.Errorf("the attachments of a sandbox that Manifold did not attach are unknown, yet GC was passed on: %v", got)
+	}
+	n.succeed("DEL", p)
+}
+
+func TestGCReachesTheDefaultNetwork(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	log := n.path("calls")
+	n.file("net.d/10-default.conflist", `{"cniVersion":"1.1.0","name":"cluster-net","plugins":[{"type":"scripted","log":"`+log+`"}]}`)
+	p, older := n.addPod("pod", ""), n.addPod("older", "")
+	n.succeed("ADD", p)
+	n.collect(p, older)
+	want := []map[string]string{attachment(p, "eth0"), attachment(older, "eth0")}
+	if got := n.gcs(log); len(got) != 1 || !reflect.DeepEqual(got[0].Valid, want) {
+		t.Errorf("the default network's GC was given %v, want %v", got, want)
+	}
+	n.succeed("DEL", p)
+}
+
+func TestGCCanBeDisabled(t *testing.T) {
+	n := newNode(t, map[string]any{"disableGC": true})
+	n.serve()
+	n.warm()
+	p := n.addPod("pod", "plain")
+	n.succeed("ADD", p)
+	n.collect()
+	n.succeed("CHECK", p)
+	n.succeed("DEL", p)
+}
