@@ -93,14 +93,11 @@ func ParseSelections(annotation, podNamespace string) ([]Selection, error) {
 	if strings.HasPrefix(text, "[") || strings.HasPrefix(text, "{") || strings.HasPrefix(text, `"`) {
 		parse = parseList
 	}
-	out, err := parse(text)
+	out, err := parse(text, podNamespace)
 	if err != nil {
 		return nil, err
 	}
 	for i := range out {
-		if out[i].Namespace == "" {
-			out[i].Namespace = podNamespace
-		}
 		if err := out[i].validate(); err != nil {
 			return nil, inEntry(i, &out[i], err)
 		}
@@ -117,7 +114,8 @@ func inEntry(i int, s *Selection, err error) error {
 	return &Error{Entry: entry, Err: err}
 }
 
-func parseComma(text string) ([]Selection, error) {
+// parseComma parses the comma form.
+func parseComma(text, podNamespace string) ([]Selection, error) {
 	if text == "" {
 		return nil, nil
 	}
@@ -135,11 +133,11 @@ func parseComma(text string) ([]Selection, error) {
 		rest, ifName, hasIf := strings.Cut(part, "@")
 		ns, name, hasNS := strings.Cut(rest, "/")
 		if !hasNS {
-			ns, name = "", rest
+			ns, name = podNamespace, rest
 		}
 		s.Namespace, s.Name, s.Interface = ns, name, ifName
 		if hasNS && ns == "" || hasIf && ifName == "" {
-			return nil, inEntry(i, nil, fieldError("", "%s is not of the form namespace/name@interface", clip(part)))
+			return nil, inEntry(i, &s, fieldError("", "%s is not of the form namespace/name@interface", clip(part)))
 		}
 		out = append(out, s)
 	}
@@ -150,7 +148,8 @@ func tooMany(n int) error {
 	return fieldError("", "the annotation has %d entries, at most %d are allowed", n, MaxSelections)
 }
 
-func parseList(text string) ([]Selection, error) {
+// parseList parses the JSON form.
+func parseList(text, podNamespace string) ([]Selection, error) {
 	var entries []json.RawMessage
 	if err := decodeJSON([]byte(text), &entries); err != nil {
 		return nil, &Error{Text: "the annotation is neither a JSON list nor a comma list of names", Err: err}
@@ -163,7 +162,11 @@ func parseList(text string) ([]Selection, error) {
 		if !isObject(raw) {
 			return nil, inEntry(i, nil, fieldError("", "%s is not an object", clip(string(raw))))
 		}
-		if err := out[i].UnmarshalJSON(raw); err != nil {
+		err := out[i].UnmarshalJSON(raw)
+		if out[i].Namespace == "" {
+			out[i].Namespace = podNamespace
+		}
+		if err != nil {
 			return nil, inEntry(i, &out[i], err)
 		}
 	}
