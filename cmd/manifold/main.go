@@ -11,10 +11,12 @@ package main
 import (
 	"context"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/version"
@@ -43,7 +45,7 @@ func main() {
 func run(ctx context.Context, stdout, stderr io.Writer) int {
 	funcs := skel.CNIFuncs{
 		Add: func(a *skel.CmdArgs) error {
-			return serve(a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error {
+			return serve("ADD", a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error {
 				result, err := e.Add(ctx, inv)
 				if err != nil {
 					return err
@@ -52,16 +54,16 @@ func run(ctx context.Context, stdout, stderr io.Writer) int {
 			})
 		},
 		Del: func(a *skel.CmdArgs) error {
-			return serve(a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error { return e.Del(ctx, inv) })
+			return serve("DEL", a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error { return e.Del(ctx, inv) })
 		},
 		Check: func(a *skel.CmdArgs) error {
-			return serve(a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error { return e.Check(ctx, inv) })
+			return serve("CHECK", a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error { return e.Check(ctx, inv) })
 		},
 		GC: func(a *skel.CmdArgs) error {
-			return serve(a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error { return e.GC(ctx, inv) })
+			return serve("GC", a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error { return e.GC(ctx, inv) })
 		},
 		Status: func(a *skel.CmdArgs) error {
-			return serve(a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error { return e.Status(ctx, inv) })
+			return serve("STATUS", a, stderr, func(e *attach.Engine, inv *netconf.Invocation) error { return e.Status(ctx, inv) })
 		},
 	}
 	err := skel.PluginMainFuncsWithError(funcs, version.All, "")
@@ -73,20 +75,29 @@ func run(ctx context.Context, stdout, stderr io.Writer) int {
 	return 1
 }
 
-// serve decodes the call, does it, and maps its error to a CNI error object.
-func serve(a *skel.CmdArgs, stderr io.Writer, verb func(*attach.Engine, *netconf.Invocation) error) error {
+// serve decodes the call, does it, logs it, and maps its error to a CNI error
+// object.
+func serve(verb string, a *skel.CmdArgs, stderr io.Writer, work func(*attach.Engine, *netconf.Invocation) error) error {
 	inv, err := netconf.Parse(a)
-	if err == nil {
-		err = verb(engine(inv, stderr), inv)
+	if err != nil {
+		return cnierr.ToCNI(err)
 	}
-	if err == nil {
-		return nil
+	log, done := newLog(&inv.Conf, stderr)
+	defer done()
+	log = log.With("verb", verb, "sandbox", a.ContainerID, "pod", inv.Pod.String())
+	began := time.Now()
+	err = work(engine(inv, log, stderr), inv)
+	took := time.Since(began).Round(time.Microsecond)
+	if err != nil {
+		log.Error("failed", "took", took, "error", err)
+		return cnierr.ToCNI(err)
 	}
-	return cnierr.ToCNI(err)
+	log.Info("done", "took", took)
+	return nil
 }
 
 // engine puts the engine together from the configuration.
-func engine(inv *netconf.Invocation, stderr io.Writer) *attach.Engine {
+func engine(inv *netconf.Invocation, log *slog.Logger, stderr io.Writer) *attach.Engine {
 	conf := &inv.Conf
 	return &attach.Engine{
 		Planner: plan.Fallback{
@@ -94,6 +105,7 @@ func engine(inv *netconf.Invocation, stderr io.Writer) *attach.Engine {
 			Then:  plan.Command{Path: conf.AgentProgram, Args: []string{"plan", "--config", conf.AgentConfig}},
 		},
 		Journal: journal.Dir{Path: conf.CNIDir},
+		Log:     log,
 		Stderr:  stderr,
 	}
 }

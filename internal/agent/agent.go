@@ -343,8 +343,12 @@ func eventOf(r *plan.Report) (kind, reason, message string) {
 		}
 		parts = append(parts, part)
 	}
+	message = "Add " + strings.Join(parts, ", ")
+	if r.Plan.Ignored != "" {
+		kind, message = corev1.EventTypeWarning, message+"; "+r.Plan.Ignored
+	}
 	if kind == "" {
 		kind = corev1.EventTypeNormal
 	}
-	return kind, "AddedInterface", "Add " + strings.Join(parts, ", ")
+	return kind, "AddedInterface", message
 }

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -32,7 +33,8 @@ import (
 type Engine struct {
 	Planner plan.Planner
 	Journal journal.Dir
-	Stderr  io.Writer // for people: warnings, and what delegates print there
+	Log     *slog.Logger
+	Stderr  io.Writer // what delegates print there
 }
 
 // reportTime bounds how long a verb waits for its report to be published.
@@ -83,7 +85,7 @@ func (r *run) end(clean bool, err error) error {
 }
 
 func (r *run) warn(format string, args ...any) {
-	fmt.Fprintf(r.Stderr, "manifold: %s: "+format+"\n", append([]any{keyOf(r.inv)}, args...)...)
+	r.Log.Warn(fmt.Sprintf(format, args...))
 }
 
 // Add attaches the sandbox to all networks of its plan and returns the default
@@ -128,10 +130,34 @@ func (r *run) beginJournal(ctx context.Context, p *plan.Plan) error {
 	return nil
 }
 
-// plan asks the planner.
+// readinessPoll is how often an ADD looks for the readiness file.
+const readinessPoll = 50 * time.Millisecond
+
+// awaitReadiness waits for the file by which the default network says that it
+// is ready; an empty name is always there.
+func awaitReadiness(ctx context.Context, file string) error {
+	for file != "" {
+		_, err := os.Stat(file)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(readinessPoll):
+		case <-ctx.Done():
+			return cnierr.New("wait for readinessindicatorfile", cnierr.TryAgain, "%w: %w", context.Cause(ctx), err).
+				WithFix("see why the default network's plugin is not ready; the runtime will try again")
+		}
+	}
+	return nil
+}
+
+// plan asks the planner, once the default network is ready.
 func (r *run) plan(ctx context.Context) (*plan.Plan, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.PlanTime))
 	defer cancel()
+	if err := awaitReadiness(ctx, r.inv.Conf.Readiness); err != nil {
+		return nil, err
+	}
 	p, err := r.Planner.Plan(ctx, r.inv.Request())
 	if err != nil {
 		return nil, err
@@ -233,6 +259,7 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 		return nil, err
 	}
 	out.DeviceInfo = readDeviceInfo(a)
+	r.Log.Debug("attached", "network", a.Name, "interface", a.IfName, "reason", a.Reason, "verified", out.Verified)
 	return out, r.entry.Append(journal.Step{Attachment: i, Phase: journal.Verified, Checked: out.Verified})
 }
 

@@ -3,6 +3,7 @@ package attach
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"time"
@@ -73,6 +74,11 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(inv.Conf.PlanTime))
 	defer cancel()
 	notReady := func(err error) error { return cnierr.New("status", cnierr.NotReady, "%w", err) }
+	if file := inv.Conf.Readiness; file != "" {
+		if _, err := os.Stat(file); err != nil {
+			return notReady(fmt.Errorf("the default network's readinessindicatorfile: %w", err))
+		}
+	}
 	if err := e.Planner.Status(ctx); err != nil {
 		return notReady(err)
 	}

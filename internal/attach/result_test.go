@@ -42,7 +42,7 @@ func TestResultSaysTheDefaultRoutesThatAreThere(t *testing.T) {
 		"replaced, metrics by family": {
 			`{"cniVersion":"1.1.0",` + ips + `,"routes":[{"dst":"0.0.0.0/0","gw":"10.1.0.1"}]}`,
 			plan.Attachment{DefaultRoute: gateways("10.1.0.7", "fd00::1", "10.1.0.8")},
-			[]string{"0.0.0.0/0 via 10.1.0.7 metric 0", "::/0 via fd00::1 metric 0", "0.0.0.0/0 via 10.1.0.8 metric 100"},
+			[]string{"0.0.0.0/0 via 10.1.0.7 metric 0", "::/0 via fd00::1 metric 1024", "0.0.0.0/0 via 10.1.0.8 metric 100"},
 		},
 		"removed without another": {
 			`{"cniVersion":"0.4.0","ips":[{"version":"4","address":"10.1.0.2/24"}],"routes":[{"dst":"0.0.0.0/0","gw":"10.1.0.1"}]}`,

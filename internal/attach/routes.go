@@ -138,10 +138,14 @@ type gateway struct {
 // metricStep is the distance of the metrics of two gateways.
 const metricStep = 100
 
-// gatewaysOf gives gateways their metrics, the first of each family the lowest.
+// metric6 is what the kernel makes of metric 0 for IPv6.
+const metric6 = 1024
+
+// gatewaysOf gives gateways their metrics, the first of each family the lowest:
+// the one that a route has which asks for none.
 func gatewaysOf(list []string) []gateway {
 	var out []gateway
-	metric := map[bool]int{}
+	metric := map[bool]int{false: metric6}
 	for _, s := range list {
 		ip := net.ParseIP(s)
 		v4 := ip.To4() != nil

@@ -13,7 +13,7 @@ import (
 
 func TestConfigurationPageIsTheCodes(t *testing.T) {
 	var b strings.Builder
-	b.WriteString("# Configuration keys\n\nThe plugin's configuration, made from the code by `make golden`. Durations are strings such as `\"30s\"`. A key of the wrong type is refused; an unknown key is warned of.\n\n| key | type | default | meaning |\n|---|---|---|---|\n")
+	b.WriteString("# Configuration keys\n\nThe plugin's configuration, made from the code by `make golden`. Durations are strings such as `\"30s\"`. A key of the wrong type is refused; an unknown key is warned of. The last column says what differs from Multus, which has the key or something like it; `own` marks keys that Multus does not have.\n\n| key | type | default | meaning | Multus |\n|---|---|---|---|---|\n")
 	conf := reflect.TypeFor[netconf.Conf]()
 	for i := range conf.NumField() {
 		tag := conf.Field(i).Tag
@@ -28,7 +28,7 @@ func TestConfigurationPageIsTheCodes(t *testing.T) {
 		if enum := tag.Get("enum"); enum != "" {
 			meaning += " (`" + strings.ReplaceAll(enum, " ", "`, `") + "`)"
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", tag.Get("json"), typeOf(conf.Field(i).Type), def, meaning)
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", tag.Get("json"), typeOf(conf.Field(i).Type), def, meaning, tag.Get("multus"))
 	}
 	golden(t, filepath.Join(root, "docs", "configuration.md"), b.String())
 }
@@ -41,7 +41,7 @@ func typeOf(t reflect.Type) string {
 		return "list of strings"
 	case t.Kind() == reflect.Slice:
 		return "list of objects"
-	case t.Kind() == reflect.Map:
+	case t.Kind() == reflect.Map || t.Kind() == reflect.Struct:
 		return "object"
 	case t.Kind() == reflect.Bool:
 		return "boolean"

@@ -52,6 +52,9 @@ type Plan struct {
 	Attachments []Attachment `json:"attachments"`        // in order of attachment; the first is the cluster default network
 	Notes       []string     `json:"notes,omitempty"`    // decisions about devices, for people
 	Warnings    []string     `json:"warnings,omitempty"` // what has no effect or was overridden
+	// Ignored says what the pod selects and does not get, by configuration; it is
+	// one of Warnings as well.
+	Ignored string `json:"ignored,omitempty"`
 }
 
 // Pod identifies the pod that a plan is for.

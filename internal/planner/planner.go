@@ -61,6 +61,7 @@ type Selection struct {
 	pod      *Pod // nil outside Kubernetes
 	requests []request
 	warnings []string
+	ignored  string
 }
 
 // Select reads which networks the sandbox gets: the cluster default network,
@@ -148,7 +149,8 @@ func (s *Selection) selectAnnotated() error {
 	}
 	sel, err := s.parse(netattach.NetworksAnnotation, a, s.pod.Namespace)
 	if err != nil && s.inv.Conf.BadAnnot == "ignore" {
-		s.warnings = append(s.warnings, fmt.Sprintf("only the default network is attached: %v", err))
+		s.ignored = fmt.Sprintf("only the default network is attached: %v", err)
+		s.warnings = append(s.warnings, s.ignored)
 		return nil
 	}
 	if err != nil {
@@ -214,7 +216,7 @@ func (s *Selection) Resources(defs map[Ref]*netattach.Definition) (names []strin
 func (s *Selection) Plan(src Sources) (*plan.Plan, error) {
 	p := &plan.Plan{
 		Version: plan.Version, Pod: s.inv.Pod, ContainerID: s.inv.ContainerID, NetNS: s.inv.NetNS,
-		Warnings: s.warnings,
+		Warnings: s.warnings, Ignored: s.ignored,
 	}
 	if s.pod != nil {
 		p.Pod.Static = s.pod.Static

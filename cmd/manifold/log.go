@@ -1,0 +1,33 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+
+	"gopkg.in/natefinch/lumberjack.v2"
+
+	"github.com/manifold-cni/manifold/internal/netconf"
+)
+
+// The levels of Multus, by the values of the key logLevel; verbs that fail are
+// errors, every verb is verbose.
+var levels = map[string]slog.Level{
+	"panic": slog.LevelError + 4, "error": slog.LevelError, "warning": slog.LevelWarn, "verbose": slog.LevelInfo, "debug": slog.LevelDebug,
+}
+
+// newLog returns the log that the configuration asks for, and what closes it. A
+// file that cannot be written loses its lines: no pod fails for its log.
+func newLog(conf *netconf.Conf, stderr io.Writer) (*slog.Logger, func()) {
+	var to []io.Writer
+	if conf.LogToStderr {
+		to = append(to, stderr)
+	}
+	done := func() {}
+	if conf.LogFile != "" {
+		o := conf.LogOptions
+		file := &lumberjack.Logger{Filename: conf.LogFile, MaxSize: o.MaxSize, MaxAge: o.MaxAge, MaxBackups: o.MaxBackups, Compress: o.Compress}
+		to, done = append(to, file), func() { _ = file.Close() }
+	}
+	handler := slog.NewTextHandler(io.MultiWriter(to...), &slog.HandlerOptions{Level: levels[conf.LogLevel]})
+	return slog.New(handler), done
+}
