@@ -54,6 +54,7 @@ type Conf struct {
 	DeviceOrder  string     `json:"deviceOrder" default:"address" enum:"address plugin" doc:"order of a container's devices: ascending, or as the device plugin's answer lists them" multus:"own"`
 	BadAnnot     string     `json:"invalidAnnotation" default:"fail" enum:"fail ignore" doc:"what follows an invalid pod annotation: refuse the pod, or attach the default network alone and warn" multus:"own: Multus refuses some and passes over others"`
 	Readiness    string     `json:"readinessindicatorfile" doc:"file that exists when the default network is ready: ADD waits for it as long as for a plan, STATUS fails without it" multus:"ADD waits 45 s; STATUS does not look"`
+	AuxChain     string     `json:"auxiliaryCNIChainName" doc:"directory beside the default network's file, or in confDir, whose *.conf files are plugins that run behind those of the default network" multus:"runs them as a network of their own that does not see the default network's result"`
 	RetryDelete  bool       `json:"retryDeleteOnError" doc:"no effect: a DEL that failed is always kept and tried again" multus:"false forgets the attachments of a DEL that failed"`
 	Kubeconfig   string     `json:"kubeconfig" doc:"no effect: the agent reaches the API server, with the key of the same name in its own configuration" multus:"the plugin itself reaches the API server"`
 	LogFile      string     `json:"logFile" doc:"absolute file that is logged to, rotated by logOptions"`

@@ -9,6 +9,8 @@ import (
 	"sort"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
@@ -18,9 +20,9 @@ const maxFile = 1 << 20
 // File is a network configuration found on disk.
 type File struct {
 	Path string
-	Name string // its JSON "name"
-	List bool   // a configuration list (.conflist), not a single configuration
-	Raw  json.RawMessage
+	Name string          // its JSON "name"
+	List bool            // a configuration list (.conflist), not a single configuration
+	Raw  json.RawMessage // a list with the plugins of its directory, see libcni's loadOnlyInlinedPlugins
 }
 
 // ReadDir returns the network configurations of dir in the order in which one
@@ -66,12 +68,80 @@ func readFile(path string) (*File, error) {
 		return nil, cnierr.New(op, cnierr.IO, "%w", err)
 	}
 	var head struct {
-		Name string `json:"name"`
+		Name       string `json:"name"`
+		InlineOnly bool   `json:"loadOnlyInlinedPlugins"`
 	}
 	if err := json.Unmarshal(raw, &head); err != nil {
 		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
 	}
-	return &File{Path: path, Name: head.Name, List: strings.HasSuffix(path, ".conflist"), Raw: raw}, nil
+	f := &File{Path: path, Name: head.Name, List: strings.HasSuffix(path, ".conflist"), Raw: raw}
+	if f.List && !head.InlineOnly && head.Name != "" {
+		if f.Raw, err = appendPlugins(raw, filepath.Dir(path), head.Name); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// appendPlugins returns a configuration with the plugins of the files
+// dir/name/*.conf behind its own, in order of file name: how libcni extends an
+// on-disk list. Without such files it is returned as it is.
+func appendPlugins(raw json.RawMessage, dir, name string) (json.RawMessage, error) {
+	op := "read " + filepath.Join(dir, name)
+	if name != filepath.Base(name) || !filepath.IsLocal(name) {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "network name %q is a path", name)
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, name))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return raw, nil
+	}
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.IO, "%w", err)
+	}
+	var more []json.RawMessage
+	for _, e := range entries {
+		if e.IsDir() || filepath.Ext(e.Name()) != ".conf" {
+			continue
+		}
+		f, err := readFile(filepath.Join(dir, name, e.Name()))
+		if err != nil {
+			return nil, err
+		}
+		more = append(more, f.Raw)
+	}
+	if len(more) == 0 {
+		return raw, nil
+	}
+	list, plugins, err := asList(raw)
+	if err == nil {
+		list["plugins"], err = json.Marshal(append(plugins, more...))
+	}
+	if err == nil {
+		raw, err = json.Marshal(list)
+	}
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
+	}
+	return raw, nil
+}
+
+// asList decodes a configuration into a list's keys and its plugins; a single
+// configuration becomes a list of one.
+func asList(raw json.RawMessage) (list map[string]json.RawMessage, plugins []json.RawMessage, err error) {
+	if err := json.Unmarshal(raw, &list); err != nil {
+		return nil, nil, err
+	}
+	if list["plugins"] != nil {
+		err = json.Unmarshal(list["plugins"], &plugins)
+		return list, plugins, err
+	}
+	single := map[string]json.RawMessage{}
+	for _, key := range []string{"name", "cniVersion"} {
+		if v, ok := list[key]; ok {
+			single[key] = v
+		}
+	}
+	return single, []json.RawMessage{raw}, nil
 }
 
 // ByName returns the configuration whose JSON "name" is name, nil when there is
@@ -109,11 +179,38 @@ func (f File) Runs(pluginType string) bool {
 // still be a definition.
 var ErrNotOnDisk = errors.New("no such network configuration on disk")
 
-// ClusterDefault returns the cluster default network's configuration as written,
+// ClusterDefault returns the cluster default network's configuration where it is
+// no definition, with the plugins of [Conf.Chained].
+func (c *Conf) ClusterDefault() (json.RawMessage, error) {
+	raw, err := c.WrittenDefault()
+	if err != nil {
+		return nil, err
+	}
+	return c.Chained(raw)
+}
+
+// Chained returns the cluster default network's configuration with the plugins
+// of auxiliaryCNIChainName behind its own: the files *.conf of the directory of
+// that name, in the directory of the default network's file or in confDir.
+func (c *Conf) Chained(raw json.RawMessage) (json.RawMessage, error) {
+	if c.AuxChain == "" {
+		return raw, nil
+	}
+	dir := c.ConfDir
+	if filepath.IsAbs(c.ClusterNetwork) {
+		dir = c.ClusterNetwork
+		if fi, err := os.Stat(dir); err != nil || !fi.IsDir() {
+			dir = filepath.Dir(dir)
+		}
+	}
+	return appendPlugins(raw, dir, c.AuxChain)
+}
+
+// WrittenDefault returns the cluster default network's configuration as written,
 // from delegates, or from disk by clusterNetwork's lookup order without its
 // first step (the definition): the JSON name in confDir, a directory (its first
 // file), an absolute file.
-func (c *Conf) ClusterDefault() (json.RawMessage, error) {
+func (c *Conf) WrittenDefault() (json.RawMessage, error) {
 	if c.ClusterNetwork == "" {
 		return c.Delegates[0], nil
 	}

@@ -96,6 +96,9 @@ func (b *builder) resolve(i int) error {
 		return err
 	}
 	raw, err := b.rawConfig(i)
+	if err == nil && r.isDef {
+		raw, err = b.inv.Conf.Chained(raw)
+	}
 	if err != nil {
 		return err
 	}
@@ -143,7 +146,7 @@ func (b *builder) rawConfig(i int) (json.RawMessage, error) {
 		return json.RawMessage(def.Spec.Config), nil
 	}
 	if r.isDef && !isName(r.onDisk) {
-		return b.inv.Conf.ClusterDefault()
+		return b.inv.Conf.WrittenDefault()
 	}
 	if def != nil || r.trusted {
 		if f := netconf.ByName(b.src.Files, r.Name); f != nil {

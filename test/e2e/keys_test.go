@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -83,4 +85,30 @@ func TestAConfigurationOfMultusIsTaken(t *testing.T) {
 		t.Errorf("a key is unknown: %s", res.Stderr)
 	}
 	n.succeed("DEL", p)
+}
+
+// TestPluginsOfDirectories: an on-disk list is extended by the directory of its
+// name, as libcni does, and the default network by auxiliaryCNIChainName.
+func TestPluginsOfDirectories(t *testing.T) {
+	n := newNode(t, map[string]any{"auxiliaryCNIChainName": "vendor-chain"})
+	plugin := `{"type":"tail","name":"%s"}`
+	n.must(os.Symlink(filepath.Join(pluginDir, "tuning"), filepath.Join(n.bin, "tail")))
+	for _, dir := range []string{"cluster-net", "vendor-chain"} {
+		n.must(os.MkdirAll(n.path("net.d/"+dir), 0o755))
+		n.file("net.d/"+dir+"/10-x.conf", fmt.Sprintf(plugin, dir))
+		n.file("net.d/"+dir+"/README", "not a plugin")
+	}
+	p := n.addPod("pod", "")
+	n.succeed("ADD", p)
+	n.succeed("STATUS", &pod{})
+	j, err := os.ReadFile(n.path("state/" + p.ID + "@eth0.journal"))
+	n.must(err)
+	if got := strings.Count(strings.SplitN(string(j), "\n", 2)[0], `"type":"tail"`); got != 2 {
+		t.Errorf("%d of 2 plugins run behind the default network's: %s", got, j)
+	}
+	n.succeed("DEL", p)
+	n.must(os.Remove(filepath.Join(n.bin, "tail")))
+	n.refuse("STATUS", &pod{}, 50, "tail")
+	n.withConf(map[string]any{"auxiliaryCNIChainName": "../vendor-chain"})
+	n.refuse("ADD", p, 7, "is a path")
 }
