@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/vishvananda/netlink"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
@@ -456,4 +459,157 @@ func (n *statusNode) gone(p *pod) {
 	n.must(n.kubelet.DeletePod(types.UID(p.UID)))
 	n.kubelet.Stop()
 	n.must(errors.Join(os.RemoveAll(n.path("kubelet")), os.RemoveAll(n.path("definitions")), os.Remove(n.path("bin/manifold-agent")), os.Remove(n.path("agent.sock"))))
+}
+
+// TestClauseVerification proves the clauses of verification that software devices
+// can prove. Those that need a physical function are proven in the SR-IOV lab:
+// VF-pf, VF-userspace, the PCI address of VF-parent and the PF's side of
+// VF-returned.
+func TestClauseVerification(t *testing.T) {
+	t.Run("VF-exists", verifyExists)
+	t.Run("VF-parent", verifyParent)
+	t.Run("VF-result", verifyResult)
+	t.Run("VF-fail", verifyFail)
+	t.Run("VF-returned", verifyReturned)
+}
+
+// liar is a network whose delegate does its work and lies of it.
+func liar(lie, more string) string {
+	return `{"cniVersion":"1.0.0","type":"scripted","addresses":["10.61.0.2/24"]` + more + `,"script":{"ADD":{"lie":"` + lie + `"}}}`
+}
+
+func verifyExists(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	n.device("nic0")
+	// Another interface than the one named, one that was never made, one that
+	// stayed on the host.
+	n.define("other", "", answers("1.0.0", "10.61.0.2/24", `{"cniVersion":"1.0.0","interfaces":[{"name":"net1","sandbox":"/n"},{"name":"ghost0","sandbox":"/n"}]}`))
+	n.define("never", "", strings.Replace(silent, `"stdout":"\n"`, `"stdout":"{\"cniVersion\":\"1.0.0\",\"interfaces\":[{\"name\":\"net1\",\"sandbox\":\"/n\"}]}"`, 1))
+	n.define("left", "", liar("left", `,"device":"nic0"`))
+	for network, want := range map[string]string{"other": "interface ghost0", "never": "interface net1", "left": "interface net1"} {
+		n.refusedWithoutTrace(n.addPod("pod-"+network, network), 111, want+": wanted present, found absent", "network default/"+network)
+	}
+}
+
+func verifyParent(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	own := n.device("nic0")
+	n.device("nic1")
+	// The delegate moves another device than the one that it was given.
+	n.define("swapped", nicA, `{"cniVersion":"1.0.0","type":"scripted","device":"nic1"}`)
+	p := n.addPod("swapped-pod", "swapped", "c1")
+	n.allocate(p, "c1", nicA, own)
+	n.refusedWithoutTrace(p, 111, "device "+own, "resource "+nicA, "network default/swapped", "network device nic0 of the allocated device: wanted in the sandbox, found on the host")
+	n.onHost("nic0", "nic1")
+	// It moves nothing, and makes an interface that stands on nothing.
+	n.define("made-up", nicA, `{"cniVersion":"1.0.0","type":"scripted"}`)
+	p = n.addPod("made-up-pod", "made-up", "c1")
+	n.allocate(p, "c1", nicA, own)
+	n.refusedWithoutTrace(p, 111, "device "+own, "nic0 of the allocated device")
+	n.define("right", nicA, `{"cniVersion":"1.0.0","type":"scripted","device":"nic0"}`)
+	p = n.addPod("right-pod", "right", "c1")
+	n.allocate(p, "c1", nicA, own)
+	n.succeed("ADD", p)
+	n.succeed("DEL", p)
+}
+
+func verifyResult(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	n.must(os.Symlink(filepath.Join(programDir, "scripted"), n.path("bin/dummy"))) // one of the plugins whose "mtu" is the interface's
+	const able = `,"capabilities":{"mac":true,"ips":true}`                         // and does nothing of it
+	for name, tc := range map[string]struct {
+		config, networks string
+		parts            []string
+	}{
+		"mac":           {liar("mac", ""), "mac", []string{"MAC (result): wanted 02:00:00:00:00:99"}},
+		"mtu":           {liar("mtu", ""), "mtu", []string{"MTU (result): wanted 9000, found 1500"}},
+		"address":       {liar("address", ""), "address", []string{"address (result): wanted 192.0.2.99/24", "10.61.0.2/24"}},
+		"mac-asked":     {liar("", able), `[{"name":"mac-asked","mac":"02:00:00:00:06:01"}]`, []string{"MAC (requested): wanted 02:00:00:00:06:01"}},
+		"address-asked": {liar("", able), `[{"name":"address-asked","ips":["10.61.0.9/24"]}]`, []string{"address (requested): wanted 10.61.0.9/24", "10.61.0.2/24"}},
+		"mtu-configured": {`{"cniVersion":"1.0.0","plugins":[{"type":"scripted"},{"type":"dummy","mtu":1400,"script":{"ADD":{"stdout":"{}"},"DEL":{"stdout":"\n"}}}]}`, "mtu-configured",
+			[]string{"MTU (configuration): wanted 1400, found 1500"}},
+	} {
+		n.define(name, "", tc.config)
+		n.refusedWithoutTrace(n.addPod(name+"-pod", tc.networks), 111, append(tc.parts, "network default/"+name)...)
+	}
+	n.define("honest", "", `{"cniVersion":"1.0.0","type":"scripted","mac":"02:00:00:00:06:01","mtu":1400,"addresses":["10.61.0.9/24"]`+able+`}`)
+	p := n.addPod("honest-pod", `[{"name":"honest","mac":"02:00:00:00:06:01","ips":["10.61.0.9/24"]}]`)
+	n.succeed("ADD", p)
+	n.succeed("DEL", p)
+}
+
+func verifyFail(t *testing.T) {
+	const finding = "MAC (result): wanted 02:00:00:00:00:99"
+	for mode, tc := range map[string]struct{ attached, reported bool }{
+		"enforce": {false, true}, "warn": {true, true}, "off": {true, false},
+	} {
+		t.Run(mode, func(t *testing.T) {
+			n := newStatusNode(t)
+			n.withConf(map[string]any{"verify": mode})
+			definition(n.api, "plain", "", n.bridge("plain", "10.89.0.0/16"))
+			definition(n.api, "liar", "", liar("mac", ""))
+			p := n.apiPod(n.api, "app", "plain,liar")
+			res := n.call("ADD", p)
+			if attached := res.Status == 0; attached != tc.attached {
+				t.Errorf("attached %v, want %v: %s", attached, tc.attached, res.Stdout)
+			}
+			if logged := strings.Contains(string(res.Stderr), finding); logged != tc.reported {
+				t.Errorf("logged %v, want %v: %s", logged, tc.reported, res.Stderr)
+			}
+			n.eventually("the event", func() bool { return len(n.api.Events()) > 0 })
+			ev := n.api.Events()[0]
+			if told := ev.Type == corev1.EventTypeWarning && strings.Contains(ev.Message, finding); told != tc.reported {
+				t.Errorf("event %s %q, want it reported: %v", ev.Type, ev.Message, tc.reported)
+			}
+			if !tc.attached {
+				n.emptySandbox(p)
+			}
+			n.succeed("DEL", p)
+			n.emptySandbox(p)
+		})
+	}
+}
+
+func verifyReturned(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	id := n.device("nic0")
+	n.define("nic-a", nicA, hostDevice)
+	p := n.addPod("good", "nic-a", "c1")
+	n.allocate(p, "c1", nicA, id)
+	before := n.state()
+	n.succeed("ADD", p)
+	n.succeed("DEL", p)
+	n.onHost("nic0")
+	n.unchanged(before)
+	n.must(p.ns.Delete())
+	// A delegate that says that it gave the device back, and has not.
+	n.define("keeper", nicA, `{"cniVersion":"1.0.0","type":"scripted","device":"nic0","script":{"DEL":{"stdout":"\n"}}}`)
+	p = n.addPod("bad", "keeper", "c1")
+	n.allocate(p, "c1", nicA, id)
+	n.succeed("ADD", p)
+	for range 2 { // reported again until it is back
+		n.refuse("DEL", p, 115, "pod default/bad", "network default/keeper", "device "+id, "resource "+nicA, "still in the sandbox")
+	}
+	host, err := ns.GetCurrentNS()
+	n.must(err)
+	defer host.Close()
+	n.must(p.ns.Do(func() error {
+		link, err := netlinksafe.LinkByName("net1")
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.LinkSetDown(link), netlink.LinkSetName(link, "nic0"), netlink.LinkSetAlias(link, ""), netlink.LinkSetNsFd(link, int(host.Fd())))
+	}))
+	n.succeed("DEL", p)
+	n.must(p.ns.Delete())
+	n.onHost("nic0")
+	n.settles(func() string { return withoutGone(before.Diff(n.state())) })
 }
