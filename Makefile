@@ -7,10 +7,10 @@ BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.release=$(RE
 BENCHED = $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench golden clean
+.PHONY: help build demo test check bench conformance golden clean
 
 help: ## print this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build both programs, static and stripped, into bin/
 	$(BUILD) -o bin/manifold ./cmd/manifold
@@ -33,6 +33,9 @@ check: ## vet, format, lint, module file, golden files and house rules
 bench: ## compare with the floor in the same run, then run the packages' benchmarks
 	go run ./test/bench
 	go test -run '^$$' -bench . -benchmem $(BENCHED)
+
+conformance: ## run the tests of the standards' clauses and print which are proven
+	go run ./test/conformance
 
 golden: ## make the golden files anew
 	go test -count=1 ./internal/house -update

@@ -1,0 +1,82 @@
+// Command conformance runs the tests of the standards' clauses and prints which
+// clause is proven by which test.
+//
+//	go run ./test/conformance [packages]
+//
+// The clauses are the tables of docs/conformance.md. A test proves a clause when
+// the clause's id is a part of the name of a subtest, between slashes, of a test
+// called TestClause…. The exit status is 1 unless every clause has passed or is
+// proven in the SR-IOV lab alone, and no package failed.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+)
+
+func main() {
+	doc := flag.String("clauses", "docs/conformance.md", "file with the tables of clauses")
+	root := flag.String("tests", "test", "directory with the tests of the SR-IOV lab")
+	flag.Parse()
+	packages := flag.Args()
+	if len(packages) == 0 {
+		packages = []string{"./..."}
+	}
+	ok, err := run(os.Stdout, *doc, *root, packages)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "conformance:", err)
+	}
+	if err != nil || !ok {
+		os.Exit(1)
+	}
+}
+
+// run runs the tests and prints the table, and reports whether all is proven.
+func run(w io.Writer, doc, root string, packages []string) (bool, error) {
+	text, err := os.ReadFile(doc)
+	if err != nil {
+		return false, fmt.Errorf("read clauses: %w", err)
+	}
+	clauses, err := parseClauses(string(text))
+	if err != nil {
+		return false, fmt.Errorf("read clauses of %s: %w", doc, err)
+	}
+	if err := findLabTests(root, clauses); err != nil {
+		return false, fmt.Errorf("find lab tests: %w", err)
+	}
+	res, err := test(packages, clauses)
+	if err != nil {
+		return false, err
+	}
+	return report(w, clauses, res)
+}
+
+// test runs the clauses' tests. Results are never taken from the cache, which
+// does not know of the programs that the tests build and run.
+func test(packages []string, clauses []clause) (*results, error) {
+	cmd := exec.Command("go", append([]string{"test", "-json", "-count=1", "-timeout=20m", "-run=^TestClause"}, packages...)...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, fmt.Errorf("run tests: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("run tests: %w", err)
+	}
+	res, readErr := readResults(out, clauses)
+	var failed *exec.ExitError
+	if err := cmd.Wait(); err != nil && !errors.As(err, &failed) {
+		return nil, fmt.Errorf("run tests: %w", err)
+	}
+	if readErr != nil {
+		return nil, readErr
+	}
+	if failed != nil && !res.failed() {
+		return nil, fmt.Errorf("run tests: %w, and no test says why", failed)
+	}
+	return res, nil
+}

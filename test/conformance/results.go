@@ -1,0 +1,165 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// state is what became of a test or a clause. Of several tests' states the
+// greatest is the clause's: one that passed makes up for one that was skipped,
+// nothing makes up for one that failed.
+type state int
+
+const (
+	missing state = iota
+	skipped
+	passed
+	failed
+	labOnly // of clauses alone
+)
+
+func (s state) String() string {
+	return [...]string{"missing", "skipped", "passed", "failed", "lab-only"}[s]
+}
+
+// proof is a test of a clause: the part of its name up to the clause's id, under
+// which all its subtests are summed up.
+type proof struct {
+	pkg, test string
+	state     state
+	// said is what the failed tests printed, and why tests were skipped.
+	said []string
+}
+
+// results are the proofs by clause, and what went wrong beside them.
+type results struct {
+	proofs map[string][]*proof
+	// strays are subtests that bear an id that no clause has.
+	strays []string
+	// broken are packages that failed otherwise than by a clause's test, with
+	// what they printed.
+	broken map[string][]string
+}
+
+// failed reports whether anything did.
+func (r *results) failed() bool {
+	for _, proofs := range r.proofs {
+		if slices.ContainsFunc(proofs, func(p *proof) bool { return p.state == failed }) {
+			return true
+		}
+	}
+	return len(r.broken) > 0
+}
+
+// event is one line of `go test -json`.
+type event struct {
+	Action     string
+	Package    string
+	ImportPath string // of a build's output
+	Test       string
+	Output     string
+}
+
+// reader makes results of the events of a test run.
+type reader struct {
+	*results
+	known   map[string]bool
+	output  map[string][]string // by package and test
+	running map[string]event    // tests that have not ended
+	bad     map[string]bool     // packages with a failed test of a clause
+}
+
+// readResults reads what `go test -json` prints.
+func readResults(in io.Reader, clauses []clause) (*results, error) {
+	r := &reader{
+		results: &results{proofs: map[string][]*proof{}, broken: map[string][]string{}},
+		known:   map[string]bool{}, output: map[string][]string{}, running: map[string]event{}, bad: map[string]bool{},
+	}
+	for _, c := range clauses {
+		r.known[c.id] = true
+	}
+	for d := json.NewDecoder(in); ; {
+		var e event
+		err := d.Decode(&e)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the tests' events: %w", err)
+		}
+		r.take(e)
+	}
+	// A test that has not ended died with its program.
+	for _, e := range r.running {
+		r.end(e, failed)
+	}
+	return r.results, nil
+}
+
+// take takes one event.
+func (r *reader) take(e event) {
+	key := e.Package + e.ImportPath + " " + e.Test
+	switch e.Action {
+	case "output", "build-output":
+		r.output[key] = append(r.output[key], e.Output)
+		return
+	case "run":
+		r.running[key] = e
+		return
+	}
+	end, ok := map[string]state{"pass": passed, "fail": failed, "skip": skipped, "build-fail": failed}[e.Action]
+	switch {
+	case !ok:
+	case e.Test != "":
+		delete(r.running, key)
+		r.end(e, end)
+	case end == failed && !r.bad[e.Package]:
+		r.broken[e.Package+e.ImportPath] = r.output[key]
+	}
+}
+
+// end books a test's end under every clause that its name has.
+func (r *reader) end(e event, s state) {
+	names := parts(e.Test)
+	for i, name := range names[1:] {
+		switch {
+		case r.known[name]:
+			p := r.proofOf(name, e.Package, strings.Join(names[:i+2], "/"))
+			p.state = max(p.state, s)
+			if s != passed {
+				p.said = append(p.said, said(e.Test, r.output[e.Package+" "+e.Test])...)
+			}
+			r.bad[e.Package] = r.bad[e.Package] || s == failed
+		case idForm.MatchString(name) && !slices.Contains(r.strays, e.Test):
+			r.strays = append(r.strays, e.Test)
+		}
+	}
+}
+
+// proofOf returns the proof of that name, a new one when there is none yet.
+func (r *reader) proofOf(id, pkg, test string) *proof {
+	for _, p := range r.proofs[id] {
+		if p.pkg == pkg && p.test == test {
+			return p
+		}
+	}
+	p := &proof{pkg: pkg, test: test}
+	r.proofs[id] = append(r.proofs[id], p)
+	return p
+}
+
+// said is what a test printed, without the lines of package testing.
+func said(test string, output []string) []string {
+	var out []string
+	for _, line := range strings.Split(strings.Join(output, ""), "\n") {
+		text := strings.TrimSpace(line)
+		if text != "" && !strings.HasPrefix(text, "=== ") && !strings.HasPrefix(text, "--- ") {
+			out = append(out, test+": "+text)
+		}
+	}
+	return out
+}
