@@ -5,6 +5,7 @@
 //	manifold-agent plan       answers one request, stdin to stdout, without an agent
 //	manifold-agent install    puts both programs and the CNI configuration in place
 //	manifold-agent uninstall  takes them away again
+//	manifold-agent config     converts and validates configuration files
 //
 // Each has -h. The sources that plans are made from stand in a configuration
 // file, see agent.Config.
@@ -53,6 +54,8 @@ const usage = `usage: manifold-agent COMMAND [flags]
   plan       answer one request, stdin to stdout, without an agent
   install    put both programs and the CNI configuration in place
   uninstall  take them away again
+  config     'convert FILE' turns a configuration of Multus into Manifold's,
+             'validate FILE' says what is wrong with one, by line and key
   version    print the release
 `
 
@@ -82,6 +85,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			return i.Install(stdout)
 		}
 		return i.Uninstall(stdout)
+	case "config":
+		return config(args[1:], stdout, stderr)
 	case "version":
 		_, err := fmt.Fprintln(stdout, release)
 		return err

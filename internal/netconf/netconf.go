@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -56,7 +57,7 @@ type Conf struct {
 	Readiness    string     `json:"readinessindicatorfile" doc:"file that exists when the default network is ready: ADD waits for it as long as for a plan, STATUS fails without it" multus:"ADD waits 45 s; STATUS does not look"`
 	AuxChain     string     `json:"auxiliaryCNIChainName" doc:"directory beside the default network's file, or in confDir, whose *.conf files are plugins that run behind those of the default network" multus:"runs them as a network of their own that does not see the default network's result"`
 	RetryDelete  bool       `json:"retryDeleteOnError" doc:"no effect: a DEL that failed is always kept and tried again" multus:"false forgets the attachments of a DEL that failed"`
-	Kubeconfig   string     `json:"kubeconfig" doc:"no effect: the agent reaches the API server, with the key of the same name in its own configuration" multus:"the plugin itself reaches the API server"`
+	Kubeconfig   string     `json:"kubeconfig" doc:"no effect: the agent reaches the API server, by the key apiServer of its own configuration" multus:"the plugin itself reaches the API server"`
 	LogFile      string     `json:"logFile" doc:"absolute file that is logged to, rotated by logOptions"`
 	LogLevel     string     `json:"logLevel" default:"warning" enum:"panic error warning verbose debug" doc:"what is logged: nothing, failed verbs, also what was found wrong, also every verb, also every attachment" multus:"its default is panic; it has no warning"`
 	LogToStderr  bool       `json:"logToStderr" default:"true" doc:"log to the container runtime's log as well"`
@@ -210,23 +211,17 @@ func decodeKeys(keys map[string]json.RawMessage, conf *Conf) ([]string, error) {
 	v := reflect.ValueOf(conf).Elem()
 	known := map[string]bool{}
 	for i := range v.NumField() {
-		tag := v.Type().Field(i).Tag
-		key := tag.Get("json")
+		key := v.Type().Field(i).Tag.Get("json")
 		known[key] = true
 		raw, ok := keys[key]
 		if !ok || bytes.Equal(raw, []byte("null")) {
 			continue
 		}
-		field := reflect.New(v.Field(i).Type())
-		if err := json.Unmarshal(raw, field.Interface()); err != nil {
-			return nil, cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %w", key, err).
-				WithFix("give %q a %s", key, typeName(v.Field(i).Type()))
+		value, err := decodeKey(v.Type().Field(i), raw)
+		if err != nil {
+			return nil, err
 		}
-		if enum := tag.Get("enum"); enum != "" && !contains(strings.Fields(enum), field.Elem().String()) {
-			return nil, cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %q is unknown", key, field.Elem().String()).
-				WithFix("choose one of: %s", enum)
-		}
-		v.Field(i).Set(field.Elem())
+		v.Field(i).Set(value)
 	}
 	var warnings []string
 	for key := range keys {
@@ -236,6 +231,39 @@ func decodeKeys(keys map[string]json.RawMessage, conf *Conf) ([]string, error) {
 	}
 	sort.Strings(warnings)
 	return warnings, nil
+}
+
+// decodeKey decodes the value of one key.
+func decodeKey(field reflect.StructField, raw json.RawMessage) (reflect.Value, error) {
+	const op = "read configuration"
+	key := field.Tag.Get("json")
+	value := reflect.New(field.Type)
+	if err := json.Unmarshal(raw, value.Interface()); err != nil {
+		return value, cnierr.New(op, cnierr.InvalidConfig, "key %q: %w", key, err).
+			WithFix("give %q a %s", key, typeName(field.Type))
+	}
+	value = value.Elem()
+	if enum := field.Tag.Get("enum"); enum != "" && !slices.Contains(strings.Fields(enum), value.String()) {
+		return value, cnierr.New(op, cnierr.InvalidConfig, "key %q: %q is unknown", key, value.String()).
+			WithFix("choose one of: %s", enum)
+	}
+	return value, nil
+}
+
+// CheckKey validates one key of a configuration by itself. known is false for a
+// key that is neither Manifold's nor the CNI specification's.
+func CheckKey(key string, raw json.RawMessage) (known bool, err error) {
+	t := reflect.TypeFor[Conf]()
+	for i := range t.NumField() {
+		if t.Field(i).Tag.Get("json") != key {
+			continue
+		}
+		if !bytes.Equal(raw, []byte("null")) {
+			_, err = decodeKey(t.Field(i), raw)
+		}
+		return true, err
+	}
+	return passed[key], nil
 }
 
 func applyDefaults(conf *Conf) error {
@@ -303,15 +331,6 @@ func typeName(t reflect.Type) string {
 	default:
 		return "string"
 	}
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 // parseArgs decodes CNI_ARGS, "K=V;K=V".

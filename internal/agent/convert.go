@@ -1,0 +1,162 @@
+package agent
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/netconf"
+)
+
+// Conversion is what became of a configuration of Multus.
+type Conversion struct {
+	Plugin  []byte   // the plugin's configuration list, for the runtime's directory
+	Agent   []byte   // the agent's configuration
+	Changes []string // what differs from what was given, one sentence each
+}
+
+// multusTypes are the programs of Multus, thin and thick.
+var multusTypes = []string{"multus", "multus-shim"}
+
+// daemonKeys are keys of Multus's daemon and of its installer, and what has
+// their place here.
+var daemonKeys = map[string]string{
+	"chrootDir":           "delegates run on the node itself; paths below it were cut to the node's",
+	"cniConfigDir":        "'manifold-agent install --cni-conf-dir' has its place",
+	"daemonSocketDir":     "agentSocket has its place",
+	"socketDir":           "agentSocket has its place",
+	"metricsPort":         "the agent serves no metrics on a port of the plugin's configuration",
+	"multusConfigFile":    "'manifold-agent install' writes the configuration",
+	"multusAutoconfigDir": "'manifold-agent install' pins the default network by name",
+	"forceCNIVersion":     "cniVersion of the list has its place",
+	"overrideNetworkName": "name of the list has its place",
+	"cleanupConfigOnExit": "the configuration is never absent while installed; 'manifold-agent uninstall' removes it",
+	"perNodeCertificate":  "apiServer of the agent's configuration has its place",
+}
+
+// pathKeys are the keys whose values are files or directories of the node.
+var pathKeys = []string{"binDir", "clusterNetwork", "cniDir", "confDir", "logFile", "readinessindicatorfile"}
+
+// Convert turns a configuration of Multus, the file that the runtime reads or
+// that of its daemon, into Manifold's. Every key that is not taken as it is has
+// its sentence in Changes.
+func Convert(raw []byte) (*Conversion, error) {
+	const op = "convert configuration"
+	doc, err := parseDocument(op, raw)
+	if err != nil {
+		return nil, err
+	}
+	v := &converter{agent: map[string]any{}}
+	plugins := doc.plugins
+	at := slices.IndexFunc(plugins, func(p map[string]json.RawMessage) bool { return slices.Contains(multusTypes, stringValue(p["type"])) })
+	if at < 0 && len(plugins) == 1 && plugins[0]["type"] == nil {
+		at = 0 // the daemon's own file names no type
+	}
+	if at < 0 {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "it has no plugin of type %s", strings.Join(multusTypes, " or ")).
+			WithFix("give Multus's file, for example 00-multus.conf")
+	}
+	converted, err := v.plugin(plugins[at])
+	if err != nil {
+		return nil, err
+	}
+	out := []any{}
+	for i, p := range plugins {
+		if i == at {
+			out = append(out, converted)
+			continue
+		}
+		out = append(out, p)
+	}
+	list := maps.Clone(doc.list)
+	v.list(list, plugins[at])
+	if list["plugins"], err = json.Marshal(out); err != nil {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
+	}
+	c := &Conversion{Changes: v.changes}
+	if c.Plugin, err = json.MarshalIndent(list, "", "  "); err == nil {
+		c.Agent, err = json.MarshalIndent(v.agent, "", "  ")
+	}
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
+	}
+	return c, nil
+}
+
+// converter collects what is converted.
+type converter struct {
+	agent   map[string]any
+	changes []string
+}
+
+func (v *converter) say(format string, args ...any) {
+	v.changes = append(v.changes, fmt.Sprintf(format, args...))
+}
+
+// plugin converts the keys of Multus's plugin.
+func (v *converter) plugin(keys map[string]json.RawMessage) (map[string]any, error) {
+	out := map[string]any{"type": "manifold"}
+	v.say("type: %q becomes %q", stringValue(keys["type"]), "manifold")
+	chroot := stringValue(keys["chrootDir"])
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		value := keys[key]
+		known, err := netconf.CheckKey(key, value)
+		if err != nil {
+			return nil, err
+		}
+		switch instead, daemon := daemonKeys[key]; {
+		case key == "type" || key == "name" || key == "cniVersion":
+		case key == "kubeconfig":
+			v.agent["apiServer"] = v.onNode(key, stringValue(value), chroot)
+			v.say("kubeconfig: it is apiServer in the agent's configuration")
+		case daemon:
+			v.say("%s: dropped; %s", key, instead)
+		case !known:
+			v.say("%s: dropped; it is unknown", key)
+		case slices.Contains(pathKeys, key):
+			out[key] = v.onNode(key, stringValue(value), chroot)
+		default:
+			out[key] = value
+		}
+	}
+	return out, netconf.Validate(out)
+}
+
+// onNode cuts the directory off a path under which the daemon's container sees
+// the node's files.
+func (v *converter) onNode(key, path, chroot string) string {
+	for _, prefix := range []string{chroot, "/host", "/hostroot"} {
+		if rest, ok := strings.CutPrefix(path, strings.TrimSuffix(prefix, "/")+"/"); ok && prefix != "" && prefix != "/" {
+			v.say("%s: %s is /%s on the node", key, path, rest)
+			return "/" + rest
+		}
+	}
+	return path
+}
+
+// list completes the keys of the list.
+func (v *converter) list(list, plugin map[string]json.RawMessage) {
+	for key, def := range map[string]string{"name": "multus-cni-network", "cniVersion": "1.1.0"} {
+		if list[key] == nil {
+			list[key] = plugin[key]
+		}
+		if list[key] == nil {
+			list[key], _ = json.Marshal(def) // a string always encodes
+		}
+	}
+	if version := stringValue(list["cniVersion"]); version != "1.1.0" {
+		v.say("cniVersion: %q is kept; with 1.1.0 the runtime also asks for STATUS and GC", version)
+	}
+}
+
+// stringValue returns a JSON string's value, empty for anything else.
+func stringValue(raw json.RawMessage) string {
+	var s string
+	if json.Unmarshal(raw, &s) != nil {
+		return ""
+	}
+	return s
+}
