@@ -146,7 +146,11 @@ func (b *builder) rawConfig(i int) (json.RawMessage, error) {
 		return json.RawMessage(def.Spec.Config), nil
 	}
 	if r.isDef && !isName(r.onDisk) {
-		return b.inv.Conf.WrittenDefault()
+		raw, err := b.inv.Conf.WrittenDefault()
+		if cnierr.Is(err, cnierr.NotReady) { // a code of STATUS alone: a pod may be tried again
+			err = cnierr.New("select cluster default network", cnierr.TryAgain, "%w", err)
+		}
+		return raw, err
 	}
 	if def != nil || r.trusted {
 		if f := netconf.ByName(b.src.Files, r.Name); f != nil {
