@@ -1,0 +1,7 @@
+//go:build sriovlab
+
+package checks
+
+import "testing"
+
+func TestBoots(t *testing.T) {}

@@ -1,0 +1,162 @@
+// Command sriovlab runs the checks of package checks on real SR-IOV functions: it
+// builds our programs and the checks, boots a guest with two PFs and fourteen VFs
+// (package vm), runs the checks inside with their output streamed, and ends with
+// their exit status and the number of them.
+//
+//	go run ./test/sriovlab               # all checks
+//	go run ./test/sriovlab -run Inventory
+//	go run ./test/sriovlab -shell        # a shell in the same guest
+//
+// When anything fails, the guest's console is kept and its path printed.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/manifold-cni/manifold/test/harness"
+	"github.com/manifold-cni/manifold/test/vm"
+	"github.com/manifold-cni/manifold/test/vm/wire"
+)
+
+// bootLimit is how long the guest may take to boot.
+const bootLimit = 3 * time.Minute
+
+// modules are the kernel modules that the checks need beside the hardware's: what
+// delegates make, and what they send.
+var modules = []string{"veth", "bridge", "macvlan", "8021q", "dummy"}
+
+func main() {
+	run := flag.String("run", "", "run only the checks whose names match this regular expression")
+	timeout := flag.Duration("timeout", 15*time.Minute, "end the checks after this time")
+	inside := flag.Bool("shell", false, "open a shell in the guest instead of running the checks")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	l := &lab{start: time.Now()}
+	status, err := l.run(ctx, func(m *vm.Machine) (int, error) {
+		if *inside {
+			return shell(ctx, m)
+		}
+		return l.checks(ctx, m, *run, *timeout)
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "sriovlab:", err)
+		status = max(status, 1)
+	}
+	os.Exit(status)
+}
+
+// lab is a run of the lab.
+type lab struct {
+	start time.Time
+	dir   string
+}
+
+// tell says how far the run has come.
+func (l *lab) tell(format string, args ...any) {
+	fmt.Printf("sriovlab: %5.1fs %s\n", time.Since(l.start).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// run prepares, boots, uses and ends the guest. The directory of the run is kept
+// unless all went well.
+func (l *lab) run(ctx context.Context, use func(*vm.Machine) (int, error)) (status int, err error) {
+	if l.dir, err = os.MkdirTemp("", "sriovlab-"); err != nil {
+		return 0, err
+	}
+	defer func() {
+		if status == 0 && err == nil {
+			err = os.RemoveAll(l.dir)
+		} else {
+			l.tell("kept %s: console, qemu", l.dir)
+		}
+	}()
+	software, err := vm.Install(ctx, os.Stdout)
+	if err != nil {
+		return 0, err
+	}
+	files, err := build(l.dir)
+	if err != nil {
+		return 0, err
+	}
+	l.tell("programs built; booting Linux %s", software.Release)
+	bootCtx, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	m, err := vm.Boot(bootCtx, software, vm.Config{Dir: l.dir, PFs: 2, IOMMU: true, Modules: modules, Files: files})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	l.tell("the guest booted in %.1f s", m.BootTime.Seconds())
+	return use(m)
+}
+
+// build builds what goes into the guest and returns it by the path there.
+func build(dir string) (map[string]string, error) {
+	plugins, err := harness.PluginDir()
+	if err != nil {
+		return nil, err
+	}
+	programs := filepath.Join(dir, "programs")
+	if err := os.Mkdir(programs, 0o755); err != nil {
+		return nil, err
+	}
+	if err := harness.Programs(programs, true); err != nil {
+		return nil, err
+	}
+	checks := filepath.Join(dir, "checks.test")
+	cmd := exec.Command("go", "test", "-c", "-tags", "sriovlab", "-ldflags", "-s -w", "-o", checks, "github.com/manifold-cni/manifold/test/sriovlab/checks")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build the checks: %w\n%s", err, text)
+	}
+	return map[string]string{"/opt/cni/bin": plugins, "/opt/manifold": programs, "/opt/checks": checks}, nil
+}
+
+// checks runs the checks.
+func (l *lab) checks(ctx context.Context, m *vm.Machine, pattern string, timeout time.Duration) (int, error) {
+	args := []string{"/opt/checks", "-test.v", "-test.timeout", timeout.String()}
+	if pattern != "" {
+		args = append(args, "-test.run", pattern)
+	}
+	out := &counter{}
+	status, err := m.Run(ctx, vm.Command{Command: wire.Command{Args: args}, Stdout: out, Stderr: os.Stderr})
+	l.tell("the checks ended with status %d", status)
+	fmt.Printf("%d passed, %d failed, %d skipped\n", out.passed, out.failed, out.skipped)
+	if err == nil && status == 0 && out.passed == 0 {
+		err = errors.New("no check ran")
+	}
+	return status, err
+}
+
+// counter prints what tests print and counts them by the lines that tell their
+// ends; a test with parts counts like one of its parts.
+type counter struct {
+	rest                    string // of a line that has not ended
+	passed, failed, skipped int
+}
+
+func (c *counter) Write(b []byte) (int, error) {
+	lines := strings.SplitAfter(c.rest+string(b), "\n")
+	c.rest = lines[len(lines)-1]
+	for _, line := range lines[:len(lines)-1] {
+		switch line = strings.TrimSpace(line); {
+		case strings.HasPrefix(line, "--- PASS:"):
+			c.passed++
+		case strings.HasPrefix(line, "--- FAIL:"):
+			c.failed++
+		case strings.HasPrefix(line, "--- SKIP:"):
+			c.skipped++
+		}
+	}
+	return os.Stdout.Write(b)
+}

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/test/vm"
+	"github.com/manifold-cni/manifold/test/vm/wire"
+)
+
+// login makes the usual commands and becomes a shell.
+const login = `/bin/busybox --install -s /bin; export PS1='guest:\w# '
+echo 'The guest ends with this shell. PFs and VFs:'
+for d in /sys/bus/pci/drivers/igb*/0000:*; do echo "  ${d##*/} $(ls $d/net 2>/dev/null) $(basename $(readlink $d/driver)) numa $(cat $d/numa_node)"; done
+exec /bin/sh -l`
+
+// shell opens a shell in the guest, on a terminal of its own where there is one
+// at hand.
+func shell(ctx context.Context, m *vm.Machine) (int, error) {
+	c := vm.Command{Command: wire.Command{Args: []string{"/bin/busybox", "sh", "-c", login}, Dir: "/root"}, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	fd := int(os.Stdin.Fd())
+	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return m.Run(ctx, c) // no terminal
+	}
+	size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
+	if err != nil {
+		return 0, fmt.Errorf("size of the terminal: %w", err)
+	}
+	c.Terminal = &wire.Size{Rows: size.Row, Columns: size.Col}
+	// All keys go to the guest's terminal, which echoes them.
+	raw := *before
+	raw.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
+	raw.Oflag &^= unix.OPOST
+	raw.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
+	raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 1, 0
+	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &raw); err != nil {
+		return 0, fmt.Errorf("set the terminal to raw: %w", err)
+	}
+	defer func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, before) }()
+	return m.Run(ctx, c)
+}

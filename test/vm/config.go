@@ -1,0 +1,172 @@
+package vm
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/manifold-cni/manifold/test/harness"
+	"github.com/manifold-cni/manifold/test/vm/wire"
+)
+
+// MaxMemory is the most memory of a guest with igb functions, in MiB; see the
+// package's pitfalls.
+const MaxMemory = 2560
+
+// VFsPerPF is how many VFs the emulated igb has.
+const VFsPerPF = 7
+
+// Config is a guest.
+type Config struct {
+	// Dir is a directory for the guest's image, its console's output ("console")
+	// and QEMU's ("qemu"), and a socket, so that its path must be short. It must
+	// exist.
+	Dir string
+	// Memory is the memory in MiB; 0 means [MaxMemory].
+	Memory int
+	// PFs is the number of igb PFs, each on a root port, PCI host bridge and NUMA
+	// node of its own, at most 2. Their link is up, and they have all their VFs
+	// when [Boot] returns.
+	PFs int
+	// IOMMU gives the guest an IOMMU, without which there are no IOMMU groups and
+	// no vfio-pci.
+	IOMMU bool
+	// Modules are kernel modules to load, by name; those that they depend on and
+	// those of the hardware above come by themselves.
+	Modules []string
+	// Files are put into the guest: paths there, and the file or directory at hand
+	// that each is copied from. All files are executable.
+	Files map[string]string
+}
+
+// check completes and checks a configuration.
+func (c *Config) check() error {
+	if c.Memory == 0 {
+		c.Memory = MaxMemory
+	}
+	if c.Memory > MaxMemory {
+		return fmt.Errorf("%d MiB of memory: above %d the emulated igb loses its interrupts", c.Memory, MaxMemory)
+	}
+	if c.PFs < 0 || c.PFs > 2 {
+		return fmt.Errorf("%d PFs, at most 2", c.PFs)
+	}
+	for to := range c.Files {
+		if !path.IsAbs(to) || path.Clean(to) != to {
+			return fmt.Errorf("path in the guest %q is not absolute and clean", to)
+		}
+	}
+	return nil
+}
+
+// modules returns the names of all modules that the guest needs.
+func (c *Config) modules() []string {
+	names := []string{"virtio_pci", "virtio_console", "virtio_rng"}
+	if c.PFs > 0 {
+		names = append(names, "igb", "igbvf")
+	}
+	if c.IOMMU {
+		names = append(names, "vfio_pci", "vfio_iommu_type1")
+	}
+	return append(names, c.Modules...)
+}
+
+// image builds the guest's initramfs and returns its path.
+func (c *Config) image(s *Software) (name string, err error) {
+	if err := harness.Program(c.Dir, "./test/vm/guestinit"); err != nil {
+		return "", err
+	}
+	name = filepath.Join(c.Dir, "initramfs")
+	f, err := os.Create(name)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	w := newCPIO(f)
+	for to, from := range map[string]string{"/init": filepath.Join(c.Dir, "guestinit"), "/bin/busybox": s.busybox()} {
+		if err := w.copy(to, from); err != nil {
+			return "", err
+		}
+	}
+	for _, dir := range []string{"/proc", "/sys", "/dev", "/run", "/tmp", "/root", "/var/lib"} {
+		if err := w.dir(dir); err != nil {
+			return "", err
+		}
+	}
+	if err := c.addModules(w, s); err != nil {
+		return "", err
+	}
+	for to, from := range c.Files {
+		if err := w.copy(to, from); err != nil {
+			return "", err
+		}
+	}
+	return name, w.close()
+}
+
+// addModules puts the kernel modules into the image, and the configuration that
+// tells their order.
+func (c *Config) addModules(w *cpio, s *Software) error {
+	tree, err := openModules(s.modules())
+	if err != nil {
+		return err
+	}
+	setup := wire.Configuration{}
+	if c.PFs > 0 {
+		setup.VFs = VFsPerPF
+	}
+	if setup.Modules, err = tree.order(c.modules()); err != nil {
+		return err
+	}
+	for _, name := range setup.Modules {
+		content, err := tree.content(name)
+		if err != nil {
+			return err
+		}
+		if err := w.file(path.Join(wire.Modules, name+".ko"), content); err != nil {
+			return err
+		}
+	}
+	raw, err := json.Marshal(setup)
+	if err != nil {
+		return err
+	}
+	return w.file(wire.Setup, raw)
+}
+
+// arguments returns QEMU's, for an image and the socket that the serial port is
+// connected to.
+//
+// A bridge pxb-pcie is what puts a function on a NUMA node, and a root port below
+// it what lets it have VFs. Beside such bridges all other devices must name their
+// bus.
+func (c *Config) arguments(s *Software, image, socket string) []string {
+	half := c.Memory / 2
+	args := []string{
+		"-nographic", "-nodefaults", "-no-user-config", "-no-reboot", "-M", "q35",
+		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", fmt.Sprint(2 * half),
+		"-object", fmt.Sprintf("memory-backend-ram,id=mem0,size=%dM", half), "-numa", "node,nodeid=0,memdev=mem0,cpus=0",
+		"-object", fmt.Sprintf("memory-backend-ram,id=mem1,size=%dM", half), "-numa", "node,nodeid=1,memdev=mem1,cpus=1",
+		"-serial", "file:" + filepath.Join(c.Dir, "console"), "-kernel", s.kernel(), "-initrd", image,
+	}
+	kernel := []string{"console=ttyS0", "loglevel=4", "panic=-1", "net.ifnames=0", "mitigations=off", "random.trust_cpu=on"}
+	if c.IOMMU {
+		args = append(args, "-device", "intel-iommu")
+		kernel = append(kernel, "intel_iommu=on")
+	}
+	args = append(args, "-append", strings.Join(kernel, " "),
+		"-device", "virtio-rng-pci,bus=pcie.0",
+		"-device", "virtio-serial-pci,bus=pcie.0", "-chardev", "socket,id=port,path="+socket,
+		"-device", "virtserialport,chardev=port,name="+wire.PortName)
+	for i := range c.PFs {
+		args = append(args,
+			"-device", fmt.Sprintf("pxb-pcie,id=bridge%d,bus=pcie.0,bus_nr=%d,numa_node=%d", i, 32*(i+1), i),
+			"-device", fmt.Sprintf("pcie-root-port,id=port%d,bus=bridge%d,chassis=%d", i, i, i+1),
+			"-netdev", fmt.Sprintf("user,id=net%d,restrict=on", i),
+			"-device", fmt.Sprintf("igb,bus=port%d,netdev=net%d,mac=52:54:00:00:%02x:00,romfile=", i, i, i+1))
+	}
+	return args
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/test/vm/wire"
+)
+
+// patience is how long the guest waits for its own devices.
+const patience = time.Minute
+
+// setUp loads modules and makes the network hardware ready.
+func setUp(c wire.Configuration) error {
+	for _, name := range c.Modules {
+		if err := load(filepath.Join(wire.Modules, name+".ko")); err != nil {
+			return err
+		}
+	}
+	if err := unix.Sethostname([]byte("guest")); err != nil {
+		return err
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return err
+	}
+	return enableVFs(c.VFs)
+}
+
+// load loads a kernel module.
+func load(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("load %s: %w", file, err)
+	}
+	return nil
+}
+
+// enableVFs sets every PF up and gives it a number of VFs, and returns when each
+// VF has its driver and, if that makes one, its network device.
+func enableVFs(count int) error {
+	files, err := filepath.Glob("/sys/bus/pci/devices/*/sriov_numvfs")
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		pf := filepath.Dir(file)
+		name, err := waitNetDev(pf)
+		if err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			return fmt.Errorf("set %s up: %w", name, err)
+		}
+		if err := os.WriteFile(file, []byte(strconv.Itoa(count)), 0); err != nil {
+			return fmt.Errorf("enable %d VFs: %w", count, err)
+		}
+		for i := range count {
+			if _, err := waitNetDev(filepath.Join(pf, "virtfn"+strconv.Itoa(i))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// waitNetDev returns the name of the network device of a PCI function.
+func waitNetDev(function string) (string, error) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if devices, err := os.ReadDir(filepath.Join(function, "net")); err == nil && len(devices) > 0 {
+			return devices[0].Name(), nil
+		}
+	}
+	return "", fmt.Errorf("%s has no network device", function)
+}
+
+// openPort opens the serial port to the host.
+func openPort() (*os.File, error) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
+		if err != nil {
+			return nil, err
+		}
+		for _, file := range names {
+			name, err := os.ReadFile(file)
+			if err == nil && strings.TrimSpace(string(name)) == wire.PortName {
+				return os.OpenFile(filepath.Join("/dev", filepath.Base(filepath.Dir(file))), os.O_RDWR, 0)
+			}
+		}
+	}
+	return nil, fmt.Errorf("no serial port %s", wire.PortName)
+}

@@ -1,0 +1,261 @@
+package vm
+
+import (
+	"context"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/manifold-cni/manifold/test/vm/wire"
+)
+
+// ErrGone is wrapped by the errors of everything that is asked of a guest which
+// is no more: powered off, crashed or closed.
+var ErrGone = errors.New("the guest is gone")
+
+// Machine is a running guest. It is safe for concurrent use.
+type Machine struct {
+	// BootID is the guest's boot ID, of this boot.
+	BootID string
+	// BootTime is the time from starting QEMU until the guest was ready.
+	BootTime time.Duration
+
+	dir  string
+	qemu *exec.Cmd
+	port net.Conn
+	done chan struct{} // closed when QEMU has ended
+	dead error         // how QEMU ended, once done; nil for as it should
+
+	mu      sync.Mutex // guards the fields below
+	out     *gob.Encoder
+	last    int
+	running map[int]*command
+	ready   chan wire.Message // the guest's first message
+}
+
+// command is a command that runs in the guest.
+type command struct {
+	stdout, stderr io.Writer
+	exit           chan wire.Message
+}
+
+// Boot makes the guest's image, starts it and returns when it is ready. The
+// context ends waiting for it, not the guest, which [Machine.Close] does; without
+// that it ends with this process.
+func Boot(ctx context.Context, s *Software, c Config) (*Machine, error) {
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("boot guest: %w", err)
+	}
+	image, err := c.image(s)
+	if err != nil {
+		return nil, fmt.Errorf("make the guest's image: %w", err)
+	}
+	m := &Machine{dir: c.Dir, done: make(chan struct{}), running: map[int]*command{}, ready: make(chan wire.Message, 1)}
+	start := time.Now()
+	if err := m.start(s, c, image); err != nil {
+		return nil, fmt.Errorf("start QEMU: %w", err)
+	}
+	select {
+	case first := <-m.ready:
+		if first.Kind != wire.Ready {
+			err = fmt.Errorf("the guest could not be set up: %s", first.Text)
+		}
+		m.BootID = strings.TrimSpace(first.Text)
+	case <-m.done:
+		err = fmt.Errorf("before it was ready: %w", m.gone())
+	case <-ctx.Done():
+		err = fmt.Errorf("wait for the guest: %w", ctx.Err())
+	}
+	if err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	m.BootTime = time.Since(start)
+	return m, nil
+}
+
+// Console is the file that the guest's kernel and init program write to.
+func (m *Machine) Console() string { return filepath.Join(m.dir, "console") }
+
+// start starts QEMU and accepts its connection.
+func (m *Machine) start(s *Software, c Config, image string) error {
+	socket := filepath.Join(c.Dir, "port")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	log, err := os.Create(filepath.Join(c.Dir, "qemu"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	m.qemu = s.qemu(c.arguments(s, image, socket)...)
+	m.qemu.Stdout, m.qemu.Stderr = log, log
+	// Not in our process group: an interrupt is for the program in the guest.
+	m.qemu.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	go m.watch(started)
+	if err := <-started; err != nil {
+		return err
+	}
+	go func() {
+		<-m.done
+		listener.Close()
+	}()
+	if m.port, err = listener.Accept(); err != nil {
+		<-m.done
+		text, _ := os.ReadFile(log.Name())
+		return fmt.Errorf("%w\n%s", m.dead, text)
+	}
+	m.out = gob.NewEncoder(m.port)
+	go m.receive()
+	return nil
+}
+
+// receive passes on what the guest says, until it says no more.
+func (m *Machine) receive() {
+	in := gob.NewDecoder(m.port)
+	for {
+		var msg wire.Message
+		if err := in.Decode(&msg); err != nil {
+			return
+		}
+		m.mu.Lock()
+		c := m.running[msg.ID]
+		m.mu.Unlock()
+		switch {
+		case msg.Kind == wire.Ready, msg.Kind == wire.Failed:
+			m.ready <- msg
+		case c == nil: // given up
+		case msg.Kind == wire.Stdout:
+			_, _ = c.stdout.Write(msg.Data) // the caller's affair
+		case msg.Kind == wire.Stderr:
+			_, _ = c.stderr.Write(msg.Data)
+		case msg.Kind == wire.Exit:
+			c.exit <- msg
+		}
+	}
+}
+
+// Command is a program to run as root in the guest.
+type Command struct {
+	wire.Command
+	// Stdin, Stdout and Stderr are connected to the program; nil means no input,
+	// and output thrown away. Reading from Stdin ends with the program or later.
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+}
+
+// Run runs a program to its end and returns its exit status, 128 + signal for one
+// that was killed by a signal. When the context ends, so does the program, with
+// all of its process group.
+func (m *Machine) Run(ctx context.Context, c Command) (status int, err error) {
+	run := &command{stdout: c.Stdout, stderr: c.Stderr, exit: make(chan wire.Message, 1)}
+	if run.stdout == nil {
+		run.stdout = io.Discard
+	}
+	if run.stderr == nil {
+		run.stderr = io.Discard
+	}
+	m.mu.Lock()
+	m.last++
+	id := m.last
+	m.running[id] = run
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		delete(m.running, id)
+		m.mu.Unlock()
+	}()
+	if err := m.send(wire.Message{Kind: wire.Start, ID: id, Command: &c.Command}); err != nil {
+		return 0, err
+	}
+	go m.feed(id, c.Stdin)
+	select {
+	case exit := <-run.exit:
+		if exit.Text != "" {
+			return exit.Number, fmt.Errorf("run %q in the guest: %s", c.Args, exit.Text)
+		}
+		return exit.Number, nil
+	case <-m.done:
+		return 0, m.gone()
+	case <-ctx.Done():
+		return 0, errors.Join(ctx.Err(), m.send(wire.Message{Kind: wire.Signal, ID: id, Number: int(syscall.SIGKILL)}))
+	}
+}
+
+// feed passes input to a command, and its end.
+func (m *Machine) feed(id int, from io.Reader) {
+	buffer := make([]byte, 32<<10)
+	for from != nil {
+		n, err := from.Read(buffer)
+		if n > 0 && m.send(wire.Message{Kind: wire.Stdin, ID: id, Data: buffer[:n]}) != nil {
+			return
+		}
+		if err != nil {
+			break
+		}
+	}
+	_ = m.send(wire.Message{Kind: wire.Stdin, ID: id}) // the command may have ended
+}
+
+func (m *Machine) send(msg wire.Message) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.out.Encode(msg); err != nil {
+		return fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	return nil
+}
+
+// gone returns how the guest ended, once it has.
+func (m *Machine) gone() error {
+	if m.dead == nil {
+		return fmt.Errorf("%w: it powered off or its kernel panicked", ErrGone)
+	}
+	return fmt.Errorf("%w: %w", ErrGone, m.dead)
+}
+
+// farewell is how long a guest may take to power off.
+const farewell = 10 * time.Second
+
+// Close powers the guest off, or ends it where it does not. Closing twice is the
+// same as once.
+func (m *Machine) Close() error {
+	if m.port != nil {
+		_ = m.send(wire.Message{Kind: wire.PowerOff}) // it may be gone
+	}
+	select {
+	case <-m.done:
+		return m.dead
+	case <-time.After(farewell):
+	}
+	if err := m.qemu.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-m.done
+	return fmt.Errorf("the guest did not power off in %s; console in %s", farewell, m.Console())
+}
+
+// watch starts QEMU and waits for its end. The thread that starts it must live as
+// long as it, since the kernel ends a child with its parent thread.
+func (m *Machine) watch(started chan<- error) {
+	runtime.LockOSThread()
+	err := m.qemu.Start()
+	started <- err
+	if err != nil {
+		return
+	}
+	m.dead = m.qemu.Wait()
+	close(m.done)
+}
