@@ -24,7 +24,8 @@ func shell(ctx context.Context, m *vm.Machine) (int, error) {
 	fd := int(os.Stdin.Fd())
 	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
-		return m.Run(ctx, c) // no terminal
+		_, err = m.Run(ctx, c) // no terminal
+		return 0, err
 	}
 	size, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
 	if err != nil {
@@ -41,5 +42,6 @@ func shell(ctx context.Context, m *vm.Machine) (int, error) {
 		return 0, fmt.Errorf("set the terminal to raw: %w", err)
 	}
 	defer func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, before) }()
-	return m.Run(ctx, c)
+	_, err = m.Run(ctx, c) // what the last command ended with is nothing to report
+	return 0, err
 }

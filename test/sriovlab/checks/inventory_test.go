@@ -2,6 +2,157 @@
 
 package checks
 
-import "testing"
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+	"testing"
 
-func TestBoots(t *testing.T) {}
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+
+	"github.com/manifold-cni/manifold/sriov"
+	"github.com/manifold-cni/manifold/sriov/inventory"
+)
+
+// function is what the inventory must say of a PCI function.
+type function struct {
+	PF         string // of a VF
+	VFIndex    int
+	VFs        []string
+	NetDevs    []string
+	Driver     string
+	IOMMUGroup string
+	NUMANode   int
+}
+
+// readFunction reads a PCI function from sysfs, by other means than package sriov.
+func readFunction(t *testing.T, addr string) function {
+	t.Helper()
+	dir := filepath.Join("/sys/bus/pci/devices", addr)
+	link := func(name string) string {
+		target, err := os.Readlink(filepath.Join(dir, name))
+		if err != nil {
+			return ""
+		}
+		return filepath.Base(target)
+	}
+	f := function{PF: link("physfn"), VFIndex: -1, Driver: link("driver"), IOMMUGroup: link("iommu_group")}
+	for i := range 7 {
+		if vf := link("virtfn" + strconv.Itoa(i)); vf != "" {
+			f.VFs = append(f.VFs, vf)
+		}
+		if self, err := os.Readlink(filepath.Join(dir, "physfn", "virtfn"+strconv.Itoa(i))); err == nil && filepath.Base(self) == addr {
+			f.VFIndex = i
+		}
+	}
+	devices, err := os.ReadDir(filepath.Join(dir, "net"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range devices {
+		f.NetDevs = append(f.NetDevs, d.Name())
+	}
+	numa, err := os.ReadFile(filepath.Join(dir, "numa_node"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.NUMANode, err = strconv.Atoi(strings.TrimSpace(string(numa))); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// said is what package sriov says, in the same form.
+func said(f sriov.Function) function {
+	return function{f.PF, f.VFIndex, f.VFs, f.NetDevs, f.Driver, f.IOMMUGroup, f.NUMANode}
+}
+
+func TestInventoryIsWhatSysfsSays(t *testing.T) {
+	inv, err := inventory.Read("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(inv.Functions) != 16 || len(inv.Nodes) != 2 {
+		t.Errorf("%d network functions on %d NUMA nodes, want 16 on 2", len(inv.Functions), len(inv.Nodes))
+	}
+	for numa, pf := range pfs {
+		for index, addr := range append([]string{pf.address}, pf.vfs...) {
+			t.Run(addr, func(t *testing.T) {
+				want := readFunction(t, addr)
+				switch {
+				case index == 0 && (want.Driver != "igb" || !reflect.DeepEqual(want.VFs, pf.vfs)):
+					t.Fatalf("the guest's PF is not as it was configured: %+v", want)
+				case index > 0 && (want.Driver != "igbvf" || want.PF != pf.address || want.VFIndex != index-1):
+					t.Fatalf("the guest's VF is not as it was configured: %+v", want)
+				case want.NUMANode != numa, want.IOMMUGroup == "", len(want.NetDevs) != 1:
+					t.Fatalf("the guest's function is not as it was configured: %+v", want)
+				}
+				agree(t, inv, addr, want)
+			})
+		}
+	}
+}
+
+// agree fails unless all ways to ask for a function give what sysfs says.
+func agree(t *testing.T, inv *inventory.Inventory, addr string, want function) {
+	t.Helper()
+	f, err := sriov.FS{}.Function(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := said(*f); !reflect.DeepEqual(got, want) {
+		t.Errorf("sriov %+v, sysfs %+v", got, want)
+	}
+	listed, ok := inv.Function(addr)
+	if got := said(listed.Function); !ok || !reflect.DeepEqual(got, want) {
+		t.Errorf("inventory %v %+v, sysfs %+v", ok, got, want)
+	}
+	if got, err := (sriov.FS{}).OfNetDev(want.NetDevs[0]); err != nil || got != addr {
+		t.Errorf("%s stands on %s (%v), want %s", want.NetDevs[0], got, err, addr)
+	}
+	if want.PF == "" {
+		return
+	}
+	uplink := readFunction(t, want.PF).NetDevs[0]
+	if got, index, err := (sriov.FS{}).PFNetDev(addr); err != nil || got != uplink || index != want.VFIndex {
+		t.Errorf("VF %d of %s (%v), want %d of %s", index, got, err, want.VFIndex, uplink)
+	}
+}
+
+// A MAC that is set on the PF for a VF's index must reach that VF: the driver
+// takes it over when its device is next set up.
+func TestIndexIsTheHardwares(t *testing.T) {
+	for _, pf := range pfs {
+		addr := pf.vfs[3]
+		name, index, err := sriov.FS{}.PFNetDev(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		uplink, err := netlinksafe.LinkByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		vf := linkOf(t, addr)
+		before := vf.Attrs().HardwareAddr
+		setMAC := func(mac net.HardwareAddr) {
+			if err := netlink.LinkSetVfHardwareAddr(uplink, index, mac); err != nil {
+				t.Fatal(err)
+			}
+			for _, set := range []func(netlink.Link) error{netlink.LinkSetUp, netlink.LinkSetDown} {
+				if err := set(vf); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		mac := net.HardwareAddr{2, 0, 0, 0, 3, byte(index)}
+		setMAC(mac)
+		if got := linkOf(t, addr).Attrs().HardwareAddr; got.String() != mac.String() {
+			t.Errorf("%s has %s, want %s, which its PF has for VF %d", addr, got, mac, index)
+		}
+		setMAC(before)
+	}
+}
