@@ -128,9 +128,11 @@ func serve(ctx context.Context, config string, stderr io.Writer) (err error) {
 		return err
 	}
 	var sources, background sync.WaitGroup
-	sources.Go(func() { a.Run(ctx) })
+	running, stop := context.WithCancel(ctx)
+	sources.Go(func() { a.Run(running) })
 	log.Info("serving", "release", release, "socket", conf.Socket, "node", conf.Node)
 	err = plan.Serve(ctx, l, agent.New(a.Sources, log, background.Go))
+	stop()
 	background.Wait()
 	sources.Wait()
 	log.Info("stopped")
@@ -148,5 +150,6 @@ func installFlags(flags *flag.FlagSet) *agent.Installer {
 	flags.StringVar(&i.ClusterNetwork, "cluster-network", "", "`name` or file of the cluster default network; by default the first configuration in --cni-conf-dir")
 	flags.StringVar(&i.Config, "config", "", "`file` with further keys of the plugin's configuration, JSON")
 	flags.StringVar(&i.AgentConfig, "agent-config", "", "`file` with the agent's configuration, JSON; by default the one in place, else one without an API server")
+	flags.BoolVar(&i.Force, "force", false, "also where the node would be left without a source of pods or without a network")
 	return i
 }

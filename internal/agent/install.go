@@ -28,6 +28,7 @@ type Installer struct {
 	ClusterNetwork string // cluster default network; empty: the first in ConfDir
 	Config         string // file with further keys of the plugin's configuration
 	AgentConfig    string // file with the agent's configuration
+	Force          bool   // also where the node would be left without pods or networks
 }
 
 // programs are the names of what is installed.
@@ -48,10 +49,8 @@ func (i *Installer) Install(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if i.AgentConfig != "" {
-		if _, err := ReadConfig(i.AgentConfig); err != nil {
-			return err
-		}
+	if err := i.checkAgentConfig(); err != nil {
+		return err
 	}
 	from := i.From
 	if from == "" {
@@ -100,6 +99,25 @@ func installProgram(from, to string) error {
 	return w.CloseAtomicallyReplace()
 }
 
+// checkAgentConfig reads the agent's configuration as it will be, and refuses
+// one that names no source of pods: every pod would wait for ever to be known.
+func (i *Installer) checkAgentConfig() error {
+	c := &Config{}
+	file := i.AgentConfig
+	if file == "" && exists(i.agentFile()) {
+		file = i.agentFile()
+	}
+	err := c.complete()
+	if file != "" {
+		c, err = ReadConfig(file)
+	}
+	if err != nil || i.Force || c.APIServer != "" || c.PodManifests != "" || exists(c.PodsAPI) {
+		return err
+	}
+	return cnierr.New("install", cnierr.InvalidConfig, "the agent's configuration names no source of pods: neither apiServer nor podManifests, and the kubelet serves no Pods API at %s", c.PodsAPI).
+		WithFix("give --agent-config with apiServer, or --force")
+}
+
 // installAgentConfig writes the agent's configuration unless one is in place and
 // no other is given.
 func (i *Installer) installAgentConfig(out io.Writer) error {
@@ -123,12 +141,8 @@ func (i *Installer) installAgentConfig(out io.Writer) error {
 // as the plugin will read it.
 func (i *Installer) pluginConfig() ([]byte, error) {
 	const op = "make CNI configuration"
-	primary, err := i.primary()
-	if err != nil {
-		return nil, err
-	}
 	plugin := map[string]any{
-		"type": "manifold", "clusterNetwork": primary, "confDir": i.ConfDir, "binDir": i.BinDir, "cniDir": i.StateDir,
+		"type": "manifold", "confDir": i.ConfDir, "binDir": i.BinDir, "cniDir": i.StateDir,
 		"agentProgram": filepath.Join(i.BinDir, "manifold-agent"), "agentConfig": i.agentFile(),
 		"capabilities": map[string]bool{"portMappings": true, "bandwidth": true},
 	}
@@ -143,6 +157,14 @@ func (i *Installer) pluginConfig() ([]byte, error) {
 		}
 		maps.Copy(plugin, more)
 	}
+	// The flag before what --config says, and both before what is found.
+	if i.ClusterNetwork != "" || plugin["clusterNetwork"] == nil && plugin["delegates"] == nil {
+		primary, err := i.primary()
+		if err != nil {
+			return nil, err
+		}
+		plugin["clusterNetwork"] = primary
+	}
 	if err := netconf.Validate(plugin); err != nil {
 		return nil, err
 	}
@@ -154,6 +176,10 @@ func (i *Installer) pluginConfig() ([]byte, error) {
 	return append(out, '\n'), nil
 }
 
+// others are the meta-plugins that are never the primary network: ourselves, and
+// those whose place Manifold takes.
+var others = append([]string{"manifold"}, multusTypes...)
+
 // primary returns the cluster default network, pinned by name so that no file
 // that appears later can take its place.
 func (i *Installer) primary() (string, error) {
@@ -163,13 +189,12 @@ func (i *Installer) primary() (string, error) {
 	if name := i.pinned(); name != "" {
 		return name, nil
 	}
-	files, problems := netconf.ReadDir(i.ConfDir)
-	for _, f := range files {
-		if f.Name != "" && !f.Runs("manifold") {
-			return f.Name, nil
-		}
+	first, problems := netconf.First(i.ConfDir, others...)
+	if first != nil {
+		return first.Name, nil
 	}
-	return "", cnierr.New("find cluster default network", cnierr.NotReady, "no network configuration in %s: %w", i.ConfDir, errors.Join(problems...)).
+	err := fmt.Errorf("no network configuration in %s", i.ConfDir)
+	return "", cnierr.New("find cluster default network", cnierr.NotReady, "%w", errors.Join(append([]error{err}, problems...)...)).
 		WithFix("install the cluster's default network first, or give --cluster-network")
 }
 
@@ -190,11 +215,17 @@ func (i *Installer) pinned() string {
 }
 
 // Uninstall removes the CNI configuration first: from that moment the runtime
-// calls the primary network alone. The programs stay while the journal still has
+// calls the primary network alone, which must be in its directory, or the node
+// would have no network. The programs stay while the journal still has
 // attachments, since only they can release them; Uninstall says so and returns
 // an error, and can be run again.
 func (i *Installer) Uninstall(out io.Writer) error {
 	const op = "uninstall"
+	if next, problems := netconf.First(i.ConfDir, "manifold"); next == nil && !i.Force && exists(i.confFile()) {
+		err := fmt.Errorf("without %s there is no network configuration in %s", i.ConfName, i.ConfDir)
+		return cnierr.New(op, cnierr.NotReady, "%w", errors.Join(append([]error{err}, problems...)...)).
+			WithFix("put the default network's configuration there, or give --force")
+	}
 	if err := remove(out, i.confFile()); err != nil {
 		return err
 	}

@@ -175,6 +175,24 @@ func (f File) Runs(pluginType string) bool {
 	return conf.Type == pluginType
 }
 
+// First returns the configuration of dir that a runtime would take: the first by
+// file name, whatever its form, of those that have a name and a plugin. Those
+// that run a plugin of the types named are passed over. It is nil when there is
+// none.
+func First(dir string, except ...string) (*File, []error) {
+	files, problems := ReadDir(dir)
+	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
+	for i := range files {
+		f := &files[i]
+		_, plugins, err := asList(f.Raw)
+		if err != nil || f.Name == "" || len(plugins) == 0 || slices.ContainsFunc(except, f.Runs) {
+			continue
+		}
+		return f, problems
+	}
+	return nil, problems
+}
+
 // ErrNotOnDisk says that clusterNetwork names nothing on the node's disk; it may
 // still be a definition.
 var ErrNotOnDisk = errors.New("no such network configuration on disk")
@@ -236,11 +254,10 @@ func (c *Conf) WrittenDefault() (json.RawMessage, error) {
 		}
 		return f.Raw, nil
 	}
-	files, problems = ReadDir(c.ClusterNetwork)
-	files = slices.DeleteFunc(files, func(f File) bool { return f.Runs(c.Type) })
-	if len(files) == 0 {
+	first, problems := First(c.ClusterNetwork, c.Type)
+	if first == nil {
 		return nil, cnierr.New(op, cnierr.NotReady, "%w", errors.Join(append(problems, ErrNotOnDisk)...)).
 			WithFix("put a configuration into %s", c.ClusterNetwork)
 	}
-	return files[0].Raw, nil
+	return first.Raw, nil
 }

@@ -123,15 +123,27 @@ func tail(b []byte) string {
 }
 
 // Fallback is a Planner that asks First, and Then only when First could not be
-// reached: a refusal is an answer. Planning has no effect, so asking twice is
+// reached, or hung for two thirds of the time that there is: a refusal is an
+// answer. Planning has no effect, so asking twice is
 // safe; a report that was lost in transit is published at most once more.
 type Fallback struct {
 	First, Then Planner
 }
 
+// shareOf returns a context with two thirds of the time that ctx has left.
+func shareOf(ctx context.Context) (context.Context, context.CancelFunc) {
+	end, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, time.Until(end)*2/3)
+}
+
 // Plan implements [Planner].
 func (f Fallback) Plan(ctx context.Context, req Request) (*Plan, error) {
-	p, err := f.First.Plan(ctx, req)
+	first, cancel := shareOf(ctx)
+	defer cancel()
+	p, err := f.First.Plan(first, req)
 	if !IsTransport(err) || ctx.Err() != nil {
 		return p, err
 	}
@@ -141,7 +153,9 @@ func (f Fallback) Plan(ctx context.Context, req Request) (*Plan, error) {
 
 // Report implements [Planner].
 func (f Fallback) Report(ctx context.Context, r Report) error {
-	err := f.First.Report(ctx, r)
+	first, cancel := shareOf(ctx)
+	defer cancel()
+	err := f.First.Report(first, r)
 	if !IsTransport(err) || ctx.Err() != nil {
 		return err
 	}
@@ -150,7 +164,9 @@ func (f Fallback) Report(ctx context.Context, r Report) error {
 
 // Status implements [Planner].
 func (f Fallback) Status(ctx context.Context) error {
-	err := f.First.Status(ctx)
+	first, cancel := shareOf(ctx)
+	defer cancel()
+	err := f.First.Status(first)
 	if !IsTransport(err) || ctx.Err() != nil {
 		return err
 	}

@@ -43,20 +43,30 @@ func Listen(dir, path string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// Serve answers calls on l with p until ctx ends, then waits for the calls under
-// way. Callers of another user than root or the agent's own are refused.
+// acceptPause is the wait after a failed accept: file descriptors or memory that
+// ran out come back when calls end.
+const acceptPause = 50 * time.Millisecond
+
+// Serve answers calls on l with p until ctx ends, closes l, and waits for the
+// calls under way. Callers of another user than root or the agent's own are
+// refused.
 func Serve(ctx context.Context, l *net.UnixListener, p Planner) error {
 	var calls sync.WaitGroup
 	defer calls.Wait()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
+	defer l.Close()
 	for {
 		conn, err := l.AcceptUnix()
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return cnierr.New("accept", cnierr.IO, "%w", err)
+		}
+		if err != nil {
+			time.Sleep(acceptPause)
+			continue
 		}
 		calls.Go(func() { serveConn(ctx, conn, p) })
 	}
@@ -77,7 +87,10 @@ func serveConn(ctx context.Context, conn *net.UnixConn, p Planner) {
 		cancel()
 	}
 	// The caller may be gone, killed in mid-call; there is nobody to tell.
-	_ = writeFrame(conn, out)
+	if err := writeFrame(conn, out); errors.Is(err, errTooLarge) {
+		// Nothing was written yet, and silence would be taken for a dead agent.
+		_ = writeFrame(conn, answer{Error: cnierr.New(in.Op, cnierr.Other, "answer: %w", err)})
+	}
 }
 
 // checkPeer refuses callers that are neither root nor the agent's own user.

@@ -8,7 +8,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -39,6 +41,9 @@ func TestMain(m *testing.M) {
 type fake struct{ reports chan string }
 
 func (f fake) Plan(_ context.Context, r Request) (*Plan, error) {
+	if r.PodName == "huge" {
+		return &Plan{Version: Version, Attachments: make([]Attachment, 1), Warnings: []string{strings.Repeat("x", MaxMessage)}}, nil
+	}
 	if r.PodName == "bad" {
 		return nil, cnierr.New("assign device", cnierr.NoDevice, "none").WithFix("ask for one").About(cnierr.Subject{Resource: "r/x"})
 	}
@@ -146,6 +151,30 @@ func TestNobodyThere(t *testing.T) {
 	refusing := Fallback{First: f, Then: c}
 	if _, err := refusing.Plan(t.Context(), Request{PodName: "bad"}); cnierr.KindOf(err) != cnierr.NoDevice {
 		t.Errorf("a refusal is an answer: %v", err)
+	}
+}
+
+// TestAnAgentThatHangs: its socket accepts, nobody answers; the other planner is
+// asked while there is time.
+func TestAnAgentThatHangs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	l, err := Listen(filepath.Dir(path), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	p, err := Fallback{First: Client{Socket: path}, Then: fake{}}.Plan(ctx, Request{PodName: "web"})
+	if err != nil || p.Attachments[0].Name != "web" {
+		t.Errorf("%v, %v", p, err)
+	}
+}
+
+func TestAPlanTooLargeIsARefusal(t *testing.T) {
+	_, err := served(t, fake{}).Plan(context.Background(), Request{PodName: "huge"})
+	if err == nil || IsTransport(err) || !strings.Contains(err.Error(), "too large") {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -10,9 +10,12 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
-// MaxMessage bounds one message on the socket or a pipe, in bytes. A plan of 256
-// attachments with configurations of the largest accepted size fits.
+// MaxMessage bounds one message on the socket or a pipe, in bytes: many times
+// what the planner accepts of configurations in one plan.
 const MaxMessage = 32 << 20
+
+// errTooLarge is a message beyond MaxMessage.
+var errTooLarge = errors.New("message too large")
 
 // Operations of the protocol.
 const (
@@ -42,7 +45,7 @@ func writeFrame(w io.Writer, v any) error {
 		return err
 	}
 	if len(body) > MaxMessage {
-		return fmt.Errorf("message of %d bytes exceeds %d", len(body), MaxMessage)
+		return fmt.Errorf("%w: %d bytes exceed %d", errTooLarge, len(body), MaxMessage)
 	}
 	buf := make([]byte, 4, 4+len(body))
 	binary.BigEndian.PutUint32(buf, uint32(len(body)))
@@ -58,7 +61,7 @@ func readFrame(r io.Reader, v any) error {
 	}
 	n := binary.BigEndian.Uint32(head[:])
 	if n > MaxMessage {
-		return fmt.Errorf("message of %d bytes exceeds %d", n, MaxMessage)
+		return fmt.Errorf("%w: %d bytes exceed %d", errTooLarge, n, MaxMessage)
 	}
 	body := make([]byte, n)
 	if _, err := io.ReadFull(r, body); err != nil {

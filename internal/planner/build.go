@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/utils"
@@ -24,6 +23,20 @@ type builder struct {
 	configs []*netattach.Config
 	ifNames []string
 	devices []*plan.Device
+	size    int // bytes of configuration so far
+}
+
+// maxConfigs bounds the configurations of one plan, in bytes: a pod that selects
+// a large definition many times must not exhaust the agent's memory.
+const maxConfigs = 1 << 20
+
+// grow counts bytes of configuration that request i adds to the plan.
+func (b *builder) grow(n int) error {
+	if b.size += n; b.size > maxConfigs {
+		return cnierr.New("select network", cnierr.InvalidAnnotation, "the pod's networks have more than %d bytes of configuration together", maxConfigs).
+			WithFix("select fewer networks, or make their definitions and cni-args smaller")
+	}
+	return nil
 }
 
 func (b *builder) build() error {
@@ -45,8 +58,7 @@ func (b *builder) build() error {
 		}
 		b.plan.Attachments = append(b.plan.Attachments, *a)
 	}
-	b.defaultRoutes()
-	return nil
+	return b.defaultRoutes()
 }
 
 // subject names request i for errors.
@@ -102,6 +114,9 @@ func (b *builder) resolve(i int) error {
 	if err != nil {
 		return err
 	}
+	if err := b.grow(len(raw)); err != nil {
+		return err
+	}
 	c, err := netattach.ParseConfig(raw)
 	if err != nil {
 		return cnierr.New("read network configuration", cnierr.InvalidDefinition, "%w", err).
@@ -114,7 +129,11 @@ func (b *builder) resolve(i int) error {
 		}
 	}
 	b.configs = append(b.configs, c)
-	return nil
+	args := 0
+	for key, value := range r.CNIArgs {
+		args += len(key) + len(value)
+	}
+	return b.grow(args * len(c.Plugins())) // they are merged into each plugin
 }
 
 // checkIsolation refuses definitions of other namespaces where configured
@@ -341,14 +360,22 @@ func (b *builder) want(a *plan.Attachment, r *request, c *netattach.Config) erro
 
 // defaultRoutes marks the attachments that lose their default route to the one
 // that asks for it.
-func (b *builder) defaultRoutes() {
-	owner := slices.IndexFunc(b.plan.Attachments, func(a plan.Attachment) bool { return a.DefaultRoute != nil })
-	if owner < 0 {
-		return
+func (b *builder) defaultRoutes() error {
+	owner := -1
+	for i, a := range b.plan.Attachments {
+		if a.DefaultRoute == nil {
+			continue
+		}
+		if owner >= 0 { // within one annotation netattach has refused it already
+			return cnierr.New("select network", cnierr.InvalidAnnotation, "default-route is set here and for %s, and a pod has one", b.name(owner)).
+				About(b.subject(i)).WithFix("keep default-route on one network of the pod")
+		}
+		owner = i
 	}
 	for i := range b.plan.Attachments {
-		b.plan.Attachments[i].DropDefaultRoute = i != owner
+		b.plan.Attachments[i].DropDefaultRoute = owner >= 0 && i != owner
 	}
+	return nil
 }
 
 // pciAddress returns the device ID as a PCI address, empty when it is none.

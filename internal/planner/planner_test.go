@@ -167,6 +167,8 @@ func TestPluginOrder(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	fast := map[string]string{"fast": hostDevice}
 	res := map[string]string{"fast": vfs}
+	large := `{"type":"ptp","x":"` + strings.Repeat("y", 200<<10) + `"}`
+	chain := `{"plugins":[` + strings.Repeat(`{"type":"ptp"},`, 15) + `{"type":"ptp"}]}`
 	for name, tc := range map[string]struct {
 		w     world
 		kind  cnierr.Kind
@@ -186,6 +188,9 @@ func TestRefusals(t *testing.T) {
 		"capability":    {world{networks: `[{"name":"p","ips":["10.0.0.1"]}]`, definitions: map[string]string{"p": `{"type":"ptp"}`}}, cnierr.InvalidAnnotation, []string{"ips", "capability"}},
 		"same name":     {world{networks: "fast@eth0", definitions: fast}, cnierr.InterfaceConflict, []string{"eth0"}},
 		"annotation":    {world{networks: "[null]"}, cnierr.InvalidAnnotation, []string{"entry 1"}},
+		"too large":     {world{networks: strings.Repeat("b,", 7) + "b", definitions: map[string]string{"b": large}}, cnierr.InvalidAnnotation, []string{"bytes of configuration"}},
+		"large args":    {world{networks: `[{"name":"c","cni-args":{"x":"` + strings.Repeat("y", 100<<10) + `"}}]`, definitions: map[string]string{"c": chain}}, cnierr.InvalidAnnotation, []string{"cni-args"}},
+		"two routes":    {world{defaultNet: `[{"name":"r","namespace":"shop","default-route":["10.0.0.1"]}]`, networks: `[{"name":"r","default-route":["10.0.0.2"]}]`, definitions: map[string]string{"r": `{"type":"ptp"}`}}, cnierr.InvalidAnnotation, []string{"default-route", "shop/r"}},
 		"two defaults":  {world{defaultNet: "a,b"}, cnierr.InvalidAnnotation, []string{"2 networks"}},
 	} {
 		t.Run(name, func(t *testing.T) {

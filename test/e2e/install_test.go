@@ -101,8 +101,45 @@ func TestInstallRefusesWhatCannotWork(t *testing.T) {
 			t.Error("a configuration was installed")
 		}
 	}
+	if out, err := n.install("install"); err == nil || !strings.Contains(out, "source of pods") {
+		t.Errorf("install without a source of pods: %v\n%s", err, out)
+	}
 	n.must(os.Remove(n.path("net.d/10-default.conflist")))
-	if out, err := n.install("install"); err == nil || !strings.Contains(out, "--cluster-network") {
+	if out, err := n.install("install", "--force"); err == nil || !strings.Contains(out, "--cluster-network") {
 		t.Errorf("install without a primary network: %v\n%s", err, out)
+	}
+}
+
+// TestInstallPinsWhatTheRuntimeUses: the first file by name, whatever its form,
+// but not a meta-plugin's.
+func TestInstallPinsWhatTheRuntimeUses(t *testing.T) {
+	n := newNode(t, nil)
+	n.must(os.Rename(n.path("net.d/10-default.conflist"), n.path("net.d/87-other.conflist")))
+	n.file("net.d/00-multus.conf", `{"cniVersion":"0.3.1","name":"multus-cni-network","type":"multus","clusterNetwork":"ovn"}`)
+	n.file("net.d/05-broken.conf", `{"name":"broken"`)
+	n.file("net.d/07-empty.conflist", `{"name":"empty","plugins":[]}`)
+	n.file("net.d/10-ovn.conf", `{"cniVersion":"1.0.0","name":"ovn","type":"ptp"}`)
+	pinned := func() map[string]any {
+		raw, err := os.ReadFile(n.path("net.d/00-manifold.conflist"))
+		n.must(err)
+		var list struct{ Plugins []map[string]any }
+		n.must(json.Unmarshal(raw, &list))
+		return list.Plugins[0]
+	}
+	if out, err := n.install("install", "--agent-config", n.path("agent.json")); err != nil || pinned()["clusterNetwork"] != "ovn" {
+		t.Errorf("install: %v\n%s", err, out)
+	}
+	n.file("delegates.json", `{"delegates":[{"type":"ptp","name":"own"}]}`)
+	if out, err := n.install("install", "--config", n.path("delegates.json")); err != nil || pinned()["clusterNetwork"] != nil {
+		t.Errorf("install with delegates of its own: %v %v\n%s", pinned(), err, out)
+	}
+	for _, f := range []string{"00-multus.conf", "10-ovn.conf", "87-other.conflist"} {
+		n.must(os.Remove(n.path("net.d/" + f)))
+	}
+	if out, err := n.install("uninstall"); err == nil || !strings.Contains(out, "--force") || !exists(n.path("net.d/00-manifold.conflist")) {
+		t.Errorf("uninstall of the only network: %v\n%s", err, out)
+	}
+	if out, err := n.install("uninstall", "--force"); err != nil {
+		t.Errorf("uninstall --force: %v\n%s", err, out)
 	}
 }
