@@ -107,8 +107,9 @@ func (w *witness) confAndList() {
 	w.chain("list", map[string]any{"cniVersion": "0.4.0"}, first, second)
 	w.chain("latest", map[string]any{"cniVersion": "1.1.0"}, w.plugin(map[string]any{"step": 4}))
 	w.chain("flags", map[string]any{"cniVersion": "1.1.0", "disableCheck": true, "disableGC": true}, w.plugin(map[string]any{"step": 3}))
-	p, calls := w.attach("single,list,latest,flags", 5)
-	for i, version := range []string{"0.3.1", "0.4.0", "0.4.0", "1.1.0", "1.1.0"} {
+	w.network("single-flags", map[string]any{"cniVersion": "1.1.0", "disableCheck": true, "disableGC": true, "step": 5})
+	p, calls := w.attach("single,list,latest,flags,single-flags", 6)
+	for i, version := range []string{"0.3.1", "0.4.0", "0.4.0", "1.1.0", "1.1.0", "1.1.0"} {
 		w.is(calls[i], `"`+version+`"`, "cniVersion")
 	}
 	w.is(calls[1], `null`, "prevResult")
@@ -120,7 +121,7 @@ func (w *witness) confAndList() {
 	w.succeed("CHECK", p)
 	w.collectAllBut(p)
 	w.detach(p)
-	for verb, want := range map[string]string{"ADD": "0 1 2 4 3", "CHECK": "1 2 4", "DEL": "3 4 2 1 0", "GC": "4"} {
+	for verb, want := range map[string]string{"ADD": "0 1 2 4 3 5", "CHECK": "1 2 4", "DEL": "5 3 4 2 1 0", "GC": "4"} {
 		if got := w.steps(verb); got != want {
 			w.t.Errorf("%s ran the plugins %s, want %s", verb, got, want)
 		}
