@@ -250,6 +250,7 @@ func operationErrors(t *testing.T) {
 		"arguments":   {4, "nonsense", func(n *node, _ *pod) { n.rt.Args = "nonsense" }},
 		"disk":        {5, "cniDir", func(n *node, _ *pod) { n.must(os.RemoveAll(n.path("state"))); n.file("state", "") }},
 		"not JSON":    {6, "", func(n *node, _ *pod) { n.rt.Conf = []byte("{") }},
+		"wrong type":  {6, "runtimeConfig", func(n *node, _ *pod) { n.withConf(map[string]any{"runtimeConfig": 7}) }},
 		"key":         {7, "verify", func(n *node, _ *pod) { n.withConf(map[string]any{"verify": "perhaps"}) }},
 		"unknown pod": {11, "default/nobody", func(_ *node, p *pod) { p.Name = "nobody" }},
 		"our own":     {102, "default/nowhere", func(n *node, p *pod) { *p = *n.addPod("lost", "nowhere") }},

@@ -266,13 +266,12 @@ func (n *node) infoFile(device, more string) string {
 func devinfoFilePerAttachment(t *testing.T) {
 	n := newStatusNode(t)
 	ids := n.devices("nic0", "nic1")
-	definition(n.api, "one", nicA, n.infoFile("nic0", ""))
-	definition(n.api, "two", nicA, n.infoFile("nic1", ""))
+	definition(n.api, "moved", nicA, strings.Replace(n.logged(), `"log"`, `"capabilities":{"CNIDeviceInfoFile":true},"log"`, 1))
 	contents := []string{n.describe(nicA, ids[0], "/run/one"), n.describe(nicA, ids[1], "/run/two")}
 	if exists(n.path("devinfo/cni")) {
 		t.Fatal("the directory is there already")
 	}
-	p, _ := n.attached("app", "one,two", container("c1", 2))
+	p, _ := n.attached("app", "moved,moved", container("c1", 2))
 	other, _ := n.attached("other", "")
 	files := n.cniFiles()
 	if len(files) != 2 {
