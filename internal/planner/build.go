@@ -257,10 +257,28 @@ func (b *builder) attachment(i int) (*plan.Attachment, error) {
 	if err := utils.ValidateNetworkName(a.Network); err != nil {
 		return nil, cnierr.New("render configuration", cnierr.InvalidDefinition, "name %.64q: %w", a.Network, err)
 	}
+	if err := b.checkLength(a); err != nil {
+		return nil, err
+	}
 	if err := b.capabilities(a, r, c); err != nil {
 		return nil, err
 	}
 	return a, b.want(a, r, c)
+}
+
+// maxFileName is what file systems allow, in bytes.
+const maxFileName = 255
+
+// checkLength refuses a network name with which libcni's record of the
+// attachment, a file called <network>-<container ID>-<interface>, could not be
+// written after the delegate's ADD, nor removed by any DEL.
+func (b *builder) checkLength(a *plan.Attachment) error {
+	n := len(a.Network) + len(b.inv.ContainerID) + len(a.IfName) + len("--")
+	if n <= maxFileName {
+		return nil
+	}
+	return cnierr.New("render configuration", cnierr.InvalidDefinition, "name %.64q is %d bytes too long", a.Network, n-maxFileName).
+		WithFix(`give the configuration a shorter "name"`)
 }
 
 // capabilities fills in runtimeConfig: the runtime's own for the default

@@ -184,6 +184,7 @@ func TestRefusals(t *testing.T) {
 		"self":          {world{networks: "e", definitions: map[string]string{"e": `{"type":"manifold"}`}}, cnierr.InvalidDefinition, []string{"itself"}},
 		"name":          {world{networks: "e", definitions: map[string]string{"e": `{"type":"a","name":"../x"}`}}, cnierr.InvalidDefinition, []string{"../x"}},
 		"no default":    {world{conf: map[string]any{"clusterNetwork": "/nowhere"}}, cnierr.TryAgain, []string{"/nowhere", "default network"}},
+		"long name":     {world{networks: "e", definitions: map[string]string{"e": `{"type":"a","name":"` + strings.Repeat("n", 248) + `"}`}}, cnierr.InvalidDefinition, []string{"1 bytes too long", `"name"`}},
 		"isolation":     {world{conf: map[string]any{"namespaceIsolation": true}, networks: "infra/net", definitions: map[string]string{"infra/net": `{"type":"ptp"}`}}, cnierr.Isolation, []string{"infra"}},
 		"capability":    {world{networks: `[{"name":"p","ips":["10.0.0.1"]}]`, definitions: map[string]string{"p": `{"type":"ptp"}`}}, cnierr.InvalidAnnotation, []string{"ips", "capability"}},
 		"same name":     {world{networks: "fast@eth0", definitions: fast}, cnierr.InterfaceConflict, []string{"eth0"}},
