@@ -119,7 +119,11 @@ func build(dir string) (map[string]string, error) {
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build the checks: %w\n%s", err, text)
 	}
-	return map[string]string{"/opt/cni/bin": plugins, "/opt/manifold": programs, "/opt/checks": checks}, nil
+	return map[string]string{
+		"/opt/cni/bin": plugins, "/opt/manifold": programs, "/opt/checks": checks,
+		// Stands in for the SR-IOV CNI, whose configuration keys are understood by its name.
+		"/opt/manifold/sriov": filepath.Join(programs, "scripted"),
+	}, nil
 }
 
 // checks runs the checks.

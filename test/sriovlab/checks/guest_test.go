@@ -3,6 +3,7 @@
 package checks
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -31,14 +32,47 @@ func newPF(bus, resource string) pf {
 	return p
 }
 
-// linkOf returns the network device of a PCI function that is on the host.
+// TestMain brings the VFs to rest: an igbvf tells its PF its MAC when it is first
+// set up, which would otherwise look like a trace of the first pod that had it.
+func TestMain(m *testing.M) {
+	if err := settle(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func settle() error {
+	for _, p := range pfs {
+		for _, vf := range p.vfs {
+			link, err := findLink(vf)
+			if err == nil {
+				err = errors.Join(netlink.LinkSetUp(link), netlink.LinkSetDown(link))
+			}
+			if err != nil {
+				return fmt.Errorf("settle %s: %w", vf, err)
+			}
+		}
+	}
+	return nil
+}
+
+// findLink returns the network device of a PCI function that is on the host.
+func findLink(addr string) (netlink.Link, error) {
+	names, err := os.ReadDir(filepath.Join("/sys/bus/pci/devices", addr, "net"))
+	if err != nil {
+		return nil, err
+	}
+	if len(names) != 1 {
+		return nil, fmt.Errorf("%s has %d network devices on the host, want one", addr, len(names))
+	}
+	return netlinksafe.LinkByName(names[0].Name())
+}
+
+// linkOf is findLink for a function that must have one.
 func linkOf(t *testing.T, addr string) netlink.Link {
 	t.Helper()
-	names, err := os.ReadDir(filepath.Join("/sys/bus/pci/devices", addr, "net"))
-	if err != nil || len(names) != 1 {
-		t.Fatalf("%s has %d network devices on the host, want one: %v", addr, len(names), err)
-	}
-	link, err := netlinksafe.LinkByName(names[0].Name())
+	link, err := findLink(addr)
 	if err != nil {
 		t.Fatal(err)
 	}

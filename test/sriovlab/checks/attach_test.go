@@ -1,0 +1,175 @@
+//go:build sriovlab
+
+package checks
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/test/fakekubelet"
+)
+
+const left, right = "lab.example/left", "lab.example/right"
+
+// on returns the address of the device that an interface in the pod stands on, as
+// the kernel says there, and the interface's flags, MAC and MTU.
+func (n *node) on(p *pod, ifName string) (parent, mac string, mtu int) {
+	n.t.Helper()
+	n.must(p.ns.Do(func() error {
+		link, err := netlinksafe.LinkByName(ifName)
+		if err != nil {
+			return fmt.Errorf("%s in %s: %w", ifName, p.Name, err)
+		}
+		a := link.Attrs()
+		parent, mac, mtu = a.ParentDev, a.HardwareAddr.String(), a.MTU
+		return nil
+	}))
+	return parent, mac, mtu
+}
+
+// stands fails unless net1, net2 and so on of the pod are the VFs given, in order,
+// in the kernel's words and in the pod's network-status.
+func (n *node) stands(p *pod, vfs ...string) {
+	n.t.Helper()
+	list := n.status(p)
+	if len(list) != len(vfs) {
+		n.t.Fatalf("network-status has %d networks, want %d: %+v", len(list), len(vfs), list)
+	}
+	for i, vf := range vfs {
+		ifName := fmt.Sprintf("net%d", i+1)
+		parent, mac, mtu := n.on(p, ifName)
+		if parent != vf {
+			n.t.Errorf("%s of %s is %s, want %s", ifName, p.Name, parent, vf)
+		}
+		s := list[i]
+		if s.Interface != ifName || s.MAC != mac || s.MTU != mtu {
+			n.t.Errorf("network-status %+v, want interface %s, MAC %s, MTU %d", s, ifName, mac, mtu)
+		}
+		var info netattach.DeviceInfo
+		n.must(json.Unmarshal(s.DeviceInfo, &info))
+		if info.Type != "pci" || info.PCI == nil || info.PCI.Address != vf || info.PCI.PFAddress != pfOf(vf) {
+			n.t.Errorf("device-info of %s is %s, want VF %s of PF %s", ifName, s.DeviceInfo, vf, pfOf(vf))
+		}
+	}
+}
+
+func pfOf(vf string) string {
+	for _, p := range pfs {
+		if slices.Contains(p.vfs, vf) {
+			return p.address
+		}
+	}
+	return ""
+}
+
+// pin gives devices to a container.
+func pin(devices ...string) map[string][]string {
+	out := map[string][]string{}
+	for _, d := range devices {
+		for _, p := range pfs {
+			if slices.Contains(p.vfs, d) {
+				out[p.resource] = append(out[p.resource], d)
+			}
+		}
+	}
+	return out
+}
+
+func TestPodGetsItsVFs(t *testing.T) {
+	l, r := pfs[0].vfs, pfs[1].vfs
+	for name, tc := range map[string]struct {
+		networks   string
+		containers []corev1.Container
+		pins       fakekubelet.Pins
+		want       []string
+	}{
+		"one VF": {"left", []corev1.Container{container("c", left)}, fakekubelet.Pins{"c": pin(l[4])}, []string{l[4]}},
+		"two VFs of one resource": {"left,left", []corev1.Container{container("c", left, left)},
+			fakekubelet.Pins{"c": pin(l[5], l[2])}, []string{l[2], l[5]}},
+		"VFs of two resources": {"right,left", []corev1.Container{container("c", left, right)},
+			fakekubelet.Pins{"c": pin(l[6], r[0])}, []string{r[0], l[6]}},
+		"a VF per container, the first has the higher address": {"left,left", []corev1.Container{container("c1", left), container("c2", left)},
+			fakekubelet.Pins{"c1": pin(l[3]), "c2": pin(l[1])}, []string{l[3], l[1]}},
+		"the container named in the selection": {
+			`[{"name":"right","manifold.dev/container":"c2"},{"name":"right","manifold.dev/container":"c1"}]`,
+			[]corev1.Container{container("c1", right), container("c2", right)},
+			fakekubelet.Pins{"c1": pin(r[5]), "c2": pin(r[6])}, []string{r[6], r[5]}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.define("left", left, hostDevice(nil))
+			n.define("right", right, hostDevice(nil))
+			p := n.admit("app", tc.networks, tc.pins, tc.containers...)
+			n.succeed("ADD", p)
+			n.stands(p, tc.want...)
+			n.succeed("CHECK", p)
+			n.succeed("DEL", p)
+		})
+	}
+}
+
+func TestMACAndMTUAreAsAsked(t *testing.T) {
+	n := newNode(t)
+	const mac, mtu = "02:00:00:00:aa:01", 1400
+	n.define("tuned", left, hostDevice(map[string]any{"ipam": n.ipam("10.60.0.0/24")}),
+		map[string]any{"type": "tuning", "mtu": mtu, "capabilities": map[string]any{"mac": true}})
+	p := n.admit("app", `[{"name":"tuned","mac":"`+mac+`"}]`, fakekubelet.Pins{"c": pin(pfs[0].vfs[2])}, container("c", left))
+	n.succeed("ADD", p)
+	n.stands(p, pfs[0].vfs[2])
+	if _, gotMAC, gotMTU := n.on(p, "net1"); gotMAC != mac || gotMTU != mtu {
+		t.Errorf("net1 has %s and MTU %d, want %s and %d", gotMAC, gotMTU, mac, mtu)
+	}
+	if s := n.status(p)[0]; s.MAC != mac || s.MTU != mtu || len(s.IPs) != 1 || s.IPs[0] != "10.60.0.2" {
+		t.Errorf("network-status %+v, want %s, MTU %d and 10.60.0.2", s, mac, mtu)
+	}
+	n.succeed("CHECK", p)
+	n.succeed("DEL", p)
+}
+
+// A network namespace that ends gives its VFs back to the host, under the names
+// that they had in the pod. The original names are in the journal.
+func TestVFReturnsWhenItsNamespaceWentFirst(t *testing.T) {
+	n := newNode(t)
+	n.define("left", left, hostDevice(nil))
+	vfs := pfs[0].vfs[:2]
+	var names []string
+	for _, vf := range vfs {
+		names = append(names, linkOf(t, vf).Attrs().Name)
+	}
+	p := n.admit("app", "left,left", fakekubelet.Pins{"c": pin(vfs...)}, container("c", left, left))
+	n.succeed("ADD", p)
+	n.must(p.ns.Delete())
+	for _, vf := range vfs {
+		n.eventually("the kernel to give "+vf+" back", func() bool { return len(readFunction(t, vf).NetDevs) == 1 })
+	}
+	n.succeed("DEL", p)
+	var wrong []string
+	for i, vf := range vfs {
+		link := linkOf(t, vf)
+		if a := link.Attrs(); a.Name != names[i] || a.Alias != "" {
+			wrong = append(wrong, fmt.Sprintf("%s is %s with alias %q, was %s", vf, a.Name, a.Alias, names[i]))
+			n.must(netlink.LinkSetName(link, names[i]))
+			n.must(netlink.LinkSetAlias(link, ""))
+		}
+	}
+	knownGap(t, len(wrong) > 0, "DEL does not give a VF its name back when the network namespace went first: "+strings.Join(wrong, "; "))
+}
+
+// knownGap ends a check as skipped when it meets a known gap of what is checked.
+// When the gap is closed the check fails until the call is taken away, so that the
+// gap cannot come back unseen.
+func knownGap(t *testing.T, open bool, reason string) {
+	t.Helper()
+	if open {
+		t.Skip("known gap: " + reason)
+	}
+	t.Error("this gap is closed, take the call away: " + reason)
+}

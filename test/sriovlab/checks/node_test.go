@@ -1,0 +1,258 @@
+//go:build sriovlab
+
+package checks
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/manifold-cni/manifold/internal/kube/kubetest"
+	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/test/fakekubelet"
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+// node is the guest as a node of a cluster: a kubelet that advertises the VFs of
+// each PF as a resource, an API server, the agent, and the runtime that calls the
+// plugin. The default network is a bridge.
+type node struct {
+	t       *testing.T
+	dir     string
+	rt      harness.Runtime
+	kubelet *fakekubelet.Kubelet
+	api     *kubetest.Server
+	count   int
+}
+
+// newNode starts a node whose agent runs. It ends with the test, which must leave
+// the hardware and the host as they were before.
+func newNode(t *testing.T) *node {
+	t.Helper()
+	before := hardware(t)
+	dir, err := os.MkdirTemp("", "node-") // short, since it has sockets in it
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{t: t, dir: dir, api: kubetest.Start()}
+	t.Cleanup(func() {
+		if !t.Failed() {
+			before.same(t)
+		}
+		_ = os.RemoveAll(dir)
+	})
+	t.Cleanup(n.api.Stop)
+	n.kubelet, err = fakekubelet.Start(n.path("kubelet"))
+	n.must(err)
+	t.Cleanup(n.kubelet.Stop)
+	for numa, p := range pfs {
+		var devices []fakekubelet.Device
+		for _, vf := range p.vfs {
+			devices = append(devices, fakekubelet.Device{ID: vf, NUMA: int64(numa)})
+		}
+		n.must(n.kubelet.SetDevices(p.resource, devices...))
+	}
+	n.configure()
+	n.serve()
+	return n
+}
+
+// configure writes the default network, the plugin's and the agent's
+// configuration.
+func (n *node) configure() {
+	n.t.Helper()
+	for _, d := range []string{"net.d", "state", "devinfo/dp"} {
+		n.must(os.MkdirAll(n.path(d), 0o755))
+	}
+	kubeconfig, err := n.api.Kubeconfig(n.dir)
+	n.must(err)
+	n.json("net.d/10-default.conflist", map[string]any{"cniVersion": "1.0.0", "name": "cluster-net", "plugins": []any{
+		map[string]any{"type": "bridge", "bridge": "cni0", "ipam": n.ipam("10.88.0.0/16")},
+	}})
+	n.json("agent.json", map[string]any{
+		"node": "node1", "socket": n.path("agent.sock"), "kubeletDir": n.path("kubelet"), "snapshot": n.path("snapshot"), "apiServer": kubeconfig,
+	})
+	n.json("manifold.json", map[string]any{
+		"cniVersion": "1.1.0", "name": "manifold", "type": "manifold", "clusterNetwork": "cluster-net", "confDir": n.path("net.d"),
+		"cniDir": n.path("state"), "binDir": "/opt/cni/bin", "agentSocket": n.path("agent.sock"), "agentProgram": "/opt/manifold/manifold-agent",
+		"agentConfig": n.path("agent.json"), "deviceInfoDir": n.path("devinfo"),
+	})
+	raw, err := os.ReadFile(n.path("manifold.json"))
+	n.must(err)
+	n.rt = harness.Runtime{Plugin: "/opt/manifold/manifold", Path: "/opt/cni/bin:/opt/manifold", Conf: raw}
+}
+
+// ipam is an address range of the node.
+func (n *node) ipam(subnet string) map[string]any {
+	return map[string]any{"type": "host-local", "dataDir": n.path("ipam"), "subnet": subnet}
+}
+
+// serve starts the agent and waits until it answers with definitions.
+func (n *node) serve() {
+	n.t.Helper()
+	log, err := os.Create(n.path("agent.log"))
+	n.must(err)
+	defer log.Close()
+	cmd := exec.Command("/opt/manifold/manifold-agent", "serve", "--config", n.path("agent.json"))
+	cmd.Stderr = log
+	n.must(cmd.Start())
+	n.t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM) // a test may have ended it
+		_ = cmd.Wait()
+		if text, err := os.ReadFile(n.path("agent.log")); err == nil && n.t.Failed() {
+			n.t.Logf("the agent said:\n%s", text)
+		}
+	})
+	n.eventually("the agent", func() bool {
+		_, err1 := os.Stat(n.path("agent.sock"))
+		_, err2 := os.Stat(n.path("snapshot"))
+		return err1 == nil && err2 == nil
+	})
+}
+
+func (n *node) path(name string) string { return n.dir + "/" + name }
+
+func (n *node) must(err error) {
+	n.t.Helper()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *node) json(name string, v any) {
+	n.t.Helper()
+	raw, err := json.Marshal(v)
+	n.must(err)
+	n.must(os.WriteFile(n.path(name), raw, 0o600))
+}
+
+// eventually waits for a condition of another process.
+func (n *node) eventually(what string, ok func() bool) {
+	n.t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	n.t.Fatalf("waited in vain for %s", what)
+}
+
+// define adds a definition of a network on devices of a resource, made of plugins
+// of one chain.
+func (n *node) define(name, resource string, plugins ...map[string]any) {
+	n.t.Helper()
+	config, err := json.Marshal(map[string]any{"cniVersion": "1.0.0", "plugins": plugins})
+	n.must(err)
+	n.api.AddDefinition(&netattach.Definition{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Annotations: map[string]string{netattach.ResourceNameAnnotation: resource}},
+		Spec:       netattach.DefinitionSpec{Config: string(config)},
+	})
+}
+
+// hostDevice is the plugin that moves a device into the pod, with more keys.
+func hostDevice(more map[string]any) map[string]any {
+	conf := map[string]any{"type": "host-device", "capabilities": map[string]any{"deviceID": true}}
+	for k, v := range more {
+		conf[k] = v
+	}
+	return conf
+}
+
+// pod is a pod of the node with its sandbox.
+type pod struct {
+	harness.Sandbox
+	ns *harness.NetNS
+}
+
+// container asks for the devices of resources, each named once for each device.
+func container(name string, resources ...string) corev1.Container {
+	limits := corev1.ResourceList{}
+	for _, r := range resources {
+		q := limits[corev1.ResourceName(r)]
+		q.Add(*resource.NewQuantity(1, resource.DecimalSI))
+		limits[corev1.ResourceName(r)] = q
+	}
+	return corev1.Container{Name: name, Resources: corev1.ResourceRequirements{Limits: limits}}
+}
+
+// admit makes a pod known to the API server and the kubelet, which gives it
+// devices: the pinned ones, else the first that are free.
+func (n *node) admit(name, networks string, pins fakekubelet.Pins, containers ...corev1.Container) *pod {
+	n.t.Helper()
+	n.count++
+	object := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: name, Namespace: "default", UID: types.UID(fmt.Sprintf("00000000-0000-4000-8000-%012d", n.count)),
+			Annotations: map[string]string{netattach.NetworksAnnotation: networks},
+		},
+		Spec: corev1.PodSpec{NodeName: "node1", Containers: containers},
+	}
+	n.api.AddPod(object.DeepCopy())
+	_, err := n.kubelet.AddPod(object, pins)
+	n.must(err)
+	netns, err := harness.NewNetNS(fmt.Sprintf("%s-%d", name, n.count))
+	n.must(err)
+	n.t.Cleanup(func() { _ = netns.Delete() }) // a test may have deleted it
+	return &pod{ns: netns, Sandbox: harness.Sandbox{
+		ID: fmt.Sprintf("sandbox%d", n.count), NetNS: netns.Path, Namespace: "default", Name: name, UID: string(object.UID),
+	}}
+}
+
+// call runs a verb.
+func (n *node) call(verb string, p *pod) *harness.Result {
+	n.t.Helper()
+	res, err := n.rt.Call(verb, p.Sandbox)
+	n.must(err)
+	return res
+}
+
+// succeed runs a verb that must succeed.
+func (n *node) succeed(verb string, p *pod) {
+	n.t.Helper()
+	if res := n.call(verb, p); res.Status != 0 {
+		n.t.Fatalf("%s %s: %s\nstderr: %s", verb, p.Name, res.Stdout, res.Stderr)
+	}
+}
+
+// refuse runs an ADD that must fail with a message that has all of parts in it,
+// and leave nothing.
+func (n *node) refuse(p *pod, code uint, parts ...string) {
+	n.t.Helper()
+	before := hardware(n.t)
+	res := n.call("ADD", p)
+	if res.Status == 0 || res.Error == nil {
+		n.t.Fatalf("ADD succeeded or printed no error object: %s\nstderr: %s", res.Stdout, res.Stderr)
+	}
+	if res.Error.Code != code {
+		n.t.Errorf("code %d, want %d: %s", res.Error.Code, code, res.Error.Msg)
+	}
+	for _, part := range parts {
+		if !strings.Contains(res.Error.Msg, part) {
+			n.t.Errorf("the message lacks %q: %s", part, res.Error.Msg)
+		}
+	}
+	before.same(n.t)
+}
+
+// status returns the pod's published network-status without the default network's
+// entry.
+func (n *node) status(p *pod) []netattach.Status {
+	n.t.Helper()
+	var list []netattach.Status
+	n.must(json.Unmarshal([]byte(n.api.Pod("default", p.Name).Annotations[netattach.StatusAnnotation]), &list))
+	if len(list) == 0 || !list[0].Default {
+		n.must(errors.New("network-status does not begin with the default network"))
+	}
+	return list[1:]
+}

@@ -1,0 +1,193 @@
+//go:build sriovlab
+
+package checks
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/manifold-cni/manifold/test/fakekubelet"
+)
+
+// bind binds a VF to a driver.
+func bind(addr, driver string) error {
+	dir := filepath.Join("/sys/bus/pci/devices", addr)
+	if err := os.WriteFile(filepath.Join(dir, "driver_override"), []byte(driver), 0); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "driver", "unbind"), []byte(addr), 0); err != nil {
+		return err
+	}
+	if err := os.WriteFile("/sys/bus/pci/drivers_probe", []byte(addr), 0); err != nil {
+		return err
+	}
+	bound, err := os.Readlink(filepath.Join(dir, "driver"))
+	if err != nil || filepath.Base(bound) != driver {
+		return fmt.Errorf("%s is bound to %q, want %s: %w", addr, bound, driver, err)
+	}
+	return nil
+}
+
+// toVFIO binds a VF to vfio-pci until the test ends, and returns its device node.
+func toVFIO(t *testing.T, addr string) string {
+	t.Helper()
+	name := linkOf(t, addr).Attrs().Name
+	if err := bind(addr, "vfio-pci"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { fromVFIO(t, addr, name) })
+	return "/dev/vfio/" + readFunction(t, addr).IOMMUGroup
+}
+
+// fromVFIO gives a VF back to its kernel driver, at rest and under its name.
+func fromVFIO(t *testing.T, addr, name string) {
+	t.Helper()
+	if readFunction(t, addr).Driver == "vfio-pci" {
+		if err := bind(addr, "igbvf"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := linkOf(t, addr)
+	for _, err := range []error{netlink.LinkSetDown(link), netlink.LinkSetName(link, name), settle()} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestVFIODeviceIsAttachedWithoutInterface(t *testing.T) {
+	vf := pfs[1].vfs[5]
+	deviceNode := toVFIO(t, vf)
+	n := newNode(t)
+	n.define("dpdk", right, hostDevice(nil))
+	n.define("kernel", right, hostDevice(nil))
+	kernelVF := pfs[1].vfs[6]
+	p := n.admit("app", "dpdk,kernel", fakekubelet.Pins{"c": pin(vf, kernelVF)}, container("c", right, right))
+	res := n.call("ADD", p)
+	knownGap(t, res.Status != 0 && strings.Contains(res.Error.Msg, "interface net1: wanted present, found absent"),
+		"host-device names an interface in its result for a device of a userspace driver too, and verification wants it: "+string(res.Stdout))
+	if res.Status != 0 {
+		t.Fatalf("ADD: %s", res.Stdout)
+	}
+	if _, err := os.Stat(deviceNode); err != nil {
+		t.Error(err)
+	}
+	if driver := readFunction(t, vf).Driver; driver != "vfio-pci" {
+		t.Errorf("%s is bound to %s after ADD", vf, driver)
+	}
+	if link, err := p.ns.Link("net1"); link != nil || err != nil {
+		t.Errorf("a device of a userspace driver has an interface in the pod: %v %v", link, err)
+	}
+	if parent, _, _ := n.on(p, "net2"); parent != kernelVF {
+		t.Errorf("net2 is %s, want %s", parent, kernelVF)
+	}
+	for i, want := range []string{vf, kernelVF} {
+		if info := string(n.status(p)[i].DeviceInfo); !strings.Contains(info, want) || !strings.Contains(info, pfs[1].address) {
+			t.Errorf("device-info %s, want %s of %s", info, want, pfs[1].address)
+		}
+	}
+	n.succeed("CHECK", p)
+	n.succeed("DEL", p)
+}
+
+// idle is a plugin that does nothing and claims nothing, with more keys.
+func idle(more map[string]any) map[string]any {
+	conf := map[string]any{"type": "scripted", "script": map[string]any{
+		"ADD": map[string]any{"stdout": `{"cniVersion":"1.0.0"}`}, "DEL": map[string]any{"stdout": "\n"},
+	}}
+	for k, v := range more {
+		conf[k] = v
+	}
+	return conf
+}
+
+// The PF's side of a VF is verified whatever its driver.
+func TestVFIODeviceIsVerifiedOnItsPF(t *testing.T) {
+	vf := pfs[1].vfs[4]
+	toVFIO(t, vf)
+	n := newNode(t)
+	// By this name it is known that "vlan" is the VF's.
+	n.define("dpdk", right, idle(map[string]any{"type": "sriov", "vlan": 123, "trust": "off"}))
+	pins := fakekubelet.Pins{"c": pin(vf)}
+	n.refuse(n.admit("untagged", "dpdk", pins, container("c", right)), 111, "VLAN of the VF", "123", vf)
+	n.evict("untagged")
+	uplink := linkOf(t, pfs[1].address)
+	n.must(netlink.LinkSetVfVlan(uplink, 4, 123))
+	defer func() { n.must(netlink.LinkSetVfVlan(uplink, 4, 0)) }()
+	p := n.admit("tagged", "dpdk", pins, container("c", right))
+	n.succeed("ADD", p)
+	n.succeed("DEL", p)
+}
+
+// evict takes a pod away from the kubelet, so that its devices can be given to
+// another.
+func (n *node) evict(name string) {
+	n.t.Helper()
+	for _, p := range n.kubelet.Pods() {
+		if p.Name == name {
+			n.must(n.kubelet.DeletePod(p.UID))
+		}
+	}
+}
+
+// A VF that is handed over as a userspace device and then found at the kernel's
+// driver, or the other way round, is refused.
+func TestDriverThatChangesUnderwayIsRefused(t *testing.T) {
+	vf := pfs[1].vfs[3]
+	name := linkOf(t, vf).Attrs().Name
+	for from, to := range map[string]string{"vfio-pci": "igbvf", "igbvf": "vfio-pci"} {
+		t.Run("from "+from, func(t *testing.T) {
+			t.Cleanup(func() { fromVFIO(t, vf, name) })
+			if from == "vfio-pci" {
+				toVFIO(t, vf)
+			}
+			n := newNode(t)
+			gate := n.path("gate")
+			slow := idle(nil)
+			slow["script"].(map[string]any)["ADD"].(map[string]any)["gate"] = gate
+			n.define("slow", right, slow)
+			p := n.admit("app", "slow", fakekubelet.Pins{"c": pin(vf)}, container("c", right))
+			rebound := make(chan error, 1)
+			go func() {
+				for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+					if _, err := os.Stat(gate + ".reached"); err == nil {
+						break
+					}
+				}
+				rebound <- bind(vf, to)
+				rebound <- os.WriteFile(gate, nil, 0o600)
+			}()
+			res := n.call("ADD", p)
+			for range 2 {
+				n.must(<-rebound)
+			}
+			if res.Status == 0 || res.Error == nil || !strings.Contains(res.Error.Msg, vf) {
+				t.Errorf("ADD of a VF that went from %s to %s: %s", from, to, res.Stdout)
+			}
+			n.succeed("DEL", p)
+			n.must(bind(vf, from))
+		})
+	}
+}
+
+// A pod of a userspace pool whose VF stands at the kernel's driver: whoever does
+// not move it must not be believed.
+func TestKernelDeviceThatIsLeftOnTheHostIsRefused(t *testing.T) {
+	vf := pfs[1].vfs[2]
+	name := linkOf(t, vf).Attrs().Name
+	n := newNode(t)
+	n.define("dpdk", right, idle(nil))
+	p := n.admit("app", "dpdk", fakekubelet.Pins{"c": pin(vf)}, container("c", right))
+	n.refuse(p, 111, vf, name)
+	raw, err := json.Marshal(n.api.Pod("default", "app").Annotations)
+	if n.must(err); strings.Contains(string(raw), vf) {
+		t.Errorf("the refused pod has annotations %s", raw)
+	}
+}
