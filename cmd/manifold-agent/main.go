@@ -146,10 +146,11 @@ func installFlags(flags *flag.FlagSet) *agent.Installer {
 	flags.StringVar(&i.BinDir, "cni-bin-dir", "/opt/cni/bin", "`directory` that the runtime takes CNI plugins from")
 	flags.StringVar(&i.ConfDir, "cni-conf-dir", "/etc/cni/net.d", "`directory` that the runtime takes its CNI configuration from")
 	flags.StringVar(&i.ConfName, "cni-conf-name", "00-manifold.conflist", "`name` of Manifold's file in it")
-	flags.StringVar(&i.StateDir, "state-dir", "/var/lib/cni/manifold", "`directory` of the journal")
+	flags.StringVar(&i.StateDir, "state-dir", "", "`directory` of the journal; by default cniDir of --config, of the configuration in place, else /var/lib/cni/manifold")
 	flags.StringVar(&i.ClusterNetwork, "cluster-network", "", "`name` or file of the cluster default network; by default the first configuration in --cni-conf-dir")
-	flags.StringVar(&i.Config, "config", "", "`file` with further keys of the plugin's configuration, JSON")
+	flags.StringVar(&i.Config, "config", "", "`file` with the plugin's configuration or keys of it, JSON")
 	flags.StringVar(&i.AgentConfig, "agent-config", "", "`file` with the agent's configuration, JSON; by default the one in place, else one without an API server")
+	flags.StringVar(&i.ToMultus, "to-multus", "", "uninstall: Multus's cniDir, a `directory` to hand the attached sandboxes over to it in")
 	flags.BoolVar(&i.Force, "force", false, "also where the node would be left without a source of pods or without a network")
 	return i
 }

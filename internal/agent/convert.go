@@ -122,6 +122,12 @@ func (v *converter) plugin(keys map[string]json.RawMessage) (map[string]any, err
 			out[key] = value
 		}
 	}
+	// The defaults of 'manifold-agent install' are others.
+	for key, def := range map[string]string{"cniDir": "/var/lib/cni/multus", "confDir": "/etc/cni/multus/net.d"} {
+		if out[key] == nil {
+			out[key] = def
+		}
+	}
 	return out, netconf.Validate(out)
 }
 

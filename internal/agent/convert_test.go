@@ -45,21 +45,21 @@ func TestConvert(t *testing.T) {
 	}{
 		"thin": {
 			thin,
-			`{"type":"manifold","confDir":"/etc/cni/multus/net.d","logFile":"/var/log/multus.log","logLevel":"debug","capabilities":{"portMappings":true},
+			`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","logFile":"/var/log/multus.log","logLevel":"debug","capabilities":{"portMappings":true},
 			  "clusterNetwork":"/etc/cni/net.d/10-flannel.conflist","systemNamespaces":["kube-system","admin"]}`,
 			`{"apiServer":"/etc/cni/net.d/multus.d/multus.kubeconfig"}`, "node-cni-network 0.3.1",
 			[]string{`type: "multus" becomes "manifold"`, "kubeconfig: it is apiServer", "Note1: dropped", `cniVersion: "0.3.1" is kept`},
 		},
 		"thick": {
 			thick,
-			`{"type":"manifold","confDir":"/etc/cni/net.d","binDir":"/var/lib/cni/bin","readinessindicatorfile":"/run/multus/cni/net.d/10-ovn.conf",
+			`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/net.d","binDir":"/var/lib/cni/bin","readinessindicatorfile":"/run/multus/cni/net.d/10-ovn.conf",
 			  "clusterNetwork":"/run/multus/cni/net.d/10-ovn.conf","namespaceIsolation":true,"auxiliaryCNIChainName":"vendor-cni-chain"}`,
 			`{}`, "multus-cni-network 1.1.0",
 			[]string{"chrootDir: dropped", "multusConfigFile: dropped", "perNodeCertificate: dropped", "confDir: /hostroot/etc/cni/net.d is /etc/cni/net.d on the node"},
 		},
 		"a list": {
 			`{"cniVersion":"1.1.0","name":"n","plugins":[{"type":"multus-shim","clusterNetwork":"flannel"},{"type":"tuning"}]}`,
-			`{"type":"manifold","clusterNetwork":"flannel"}`, `{}`, "n 1.1.0", []string{`type: "multus-shim"`},
+			`{"type":"manifold","clusterNetwork":"flannel","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d"}`, `{}`, "n 1.1.0", []string{`type: "multus-shim"`},
 		},
 	}
 	for name, tc := range tests {

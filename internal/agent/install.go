@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 
@@ -24,10 +23,11 @@ type Installer struct {
 	BinDir         string // directory of CNI plugins
 	ConfDir        string // directory of CNI configurations
 	ConfName       string // name of Manifold's configuration in ConfDir
-	StateDir       string // directory of the journal
+	StateDir       string // directory of the journal; empty: as in Config, as in place, or the default
 	ClusterNetwork string // cluster default network; empty: the first in ConfDir
-	Config         string // file with further keys of the plugin's configuration
+	Config         string // file with the plugin's configuration, or keys of it
 	AgentConfig    string // file with the agent's configuration
+	ToMultus       string // Multus's cniDir, where it finds the sandboxes that are attached; empty: they are not handed over
 	Force          bool   // also where the node would be left without pods or networks
 }
 
@@ -138,25 +138,26 @@ func (i *Installer) installAgentConfig(out io.Writer) error {
 }
 
 // pluginConfig returns the configuration list that the runtime reads, validated
-// as the plugin will read it.
+// as the plugin will read it, and settles StateDir.
 func (i *Installer) pluginConfig() ([]byte, error) {
 	const op = "make CNI configuration"
+	list := map[string]json.RawMessage{"cniVersion": quoted("1.1.0"), "name": quoted("manifold")}
+	given, err := i.givenConfig(list)
+	if err != nil {
+		return nil, err
+	}
+	if i.StateDir == "" {
+		i.StateDir = i.stateDir(stringValue(given["cniDir"]))
+	}
 	plugin := map[string]any{
 		"type": "manifold", "confDir": i.ConfDir, "binDir": i.BinDir, "cniDir": i.StateDir,
 		"agentProgram": filepath.Join(i.BinDir, "manifold-agent"), "agentConfig": i.agentFile(),
 		"capabilities": map[string]bool{"portMappings": true, "bandwidth": true},
 	}
-	if i.Config != "" {
-		raw, err := os.ReadFile(i.Config)
-		if err != nil {
-			return nil, cnierr.New(op, cnierr.IO, "%w", err)
-		}
-		var more map[string]any
-		if err := json.Unmarshal(raw, &more); err != nil {
-			return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: %w", i.Config, err)
-		}
-		maps.Copy(plugin, more)
+	for key, value := range given {
+		plugin[key] = value
 	}
+	plugin["cniDir"] = i.StateDir
 	// The flag before what --config says, and both before what is found.
 	if i.ClusterNetwork != "" || plugin["clusterNetwork"] == nil && plugin["delegates"] == nil {
 		primary, err := i.primary()
@@ -168,12 +169,67 @@ func (i *Installer) pluginConfig() ([]byte, error) {
 	if err := netconf.Validate(plugin); err != nil {
 		return nil, err
 	}
-	list := map[string]any{"cniVersion": "1.1.0", "name": "manifold", "plugins": []any{plugin}}
+	raw, err := json.Marshal([]any{plugin})
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
+	}
+	list["plugins"] = raw
 	out, err := json.MarshalIndent(list, "", "  ")
 	if err != nil {
 		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
 	}
 	return append(out, '\n'), nil
+}
+
+// givenConfig returns the keys of the file Config: of its plugin where it is a
+// configuration, whose name and version go to list.
+func (i *Installer) givenConfig(list map[string]json.RawMessage) (map[string]json.RawMessage, error) {
+	const op = "make CNI configuration"
+	if i.Config == "" {
+		return nil, nil
+	}
+	raw, err := os.ReadFile(i.Config)
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.IO, "%w", err)
+	}
+	doc, err := parseDocument(op, raw)
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: %w", i.Config, err)
+	}
+	if len(doc.plugins) != 1 {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: it has %d plugins, and must have one", i.Config, len(doc.plugins)).
+			WithFix("install Manifold alone, and put plugins of a chain into the default network's configuration")
+	}
+	for _, key := range []string{"name", "cniVersion"} {
+		if doc.list[key] != nil {
+			list[key] = doc.list[key]
+		}
+	}
+	return doc.plugins[0], nil
+}
+
+// defaultStateDir is where the journal is when nobody says otherwise.
+const defaultStateDir = "/var/lib/cni/manifold"
+
+// stateDir returns the directory of the journal: as configured, as in place, or
+// the default.
+func (i *Installer) stateDir(configured string) string {
+	if configured != "" {
+		return configured
+	}
+	if dir := i.inPlace().CNIDir; dir != "" {
+		return dir
+	}
+	return defaultStateDir
+}
+
+// quoted returns a string as JSON.
+func quoted(s string) json.RawMessage {
+	raw, err := json.Marshal(s)
+	if err != nil {
+		return json.RawMessage(`""`) // a string always encodes
+	}
+	return raw
 }
 
 // others are the meta-plugins that are never the primary network: ourselves, and
@@ -186,7 +242,7 @@ func (i *Installer) primary() (string, error) {
 	if i.ClusterNetwork != "" {
 		return i.ClusterNetwork, nil
 	}
-	if name := i.pinned(); name != "" {
+	if name := i.inPlace().ClusterNetwork; name != "" {
 		return name, nil
 	}
 	first, problems := netconf.First(i.ConfDir, others...)
@@ -198,20 +254,20 @@ func (i *Installer) primary() (string, error) {
 		WithFix("install the cluster's default network first, or give --cluster-network")
 }
 
-// pinned returns the primary of the configuration in place, empty when there is
-// none: an upgrade keeps it.
-func (i *Installer) pinned() string {
+// inPlace returns the plugin's configuration in place, an empty one when there is
+// none: an upgrade keeps its primary network and its directory.
+func (i *Installer) inPlace() netconf.Conf {
 	raw, err := os.ReadFile(i.confFile())
 	if err != nil {
-		return ""
+		return netconf.Conf{}
 	}
 	var list struct {
 		Plugins []netconf.Conf `json:"plugins"`
 	}
 	if json.Unmarshal(raw, &list) != nil || len(list.Plugins) == 0 {
-		return ""
+		return netconf.Conf{}
 	}
-	return list.Plugins[0].ClusterNetwork
+	return list.Plugins[0]
 }
 
 // Uninstall removes the CNI configuration first: from that moment the runtime
@@ -221,12 +277,15 @@ func (i *Installer) pinned() string {
 // an error, and can be run again.
 func (i *Installer) Uninstall(out io.Writer) error {
 	const op = "uninstall"
+	if i.StateDir == "" {
+		i.StateDir = i.stateDir("")
+	}
 	if next, problems := netconf.First(i.ConfDir, "manifold"); next == nil && !i.Force && exists(i.confFile()) {
 		err := fmt.Errorf("without %s there is no network configuration in %s", i.ConfName, i.ConfDir)
 		return cnierr.New(op, cnierr.NotReady, "%w", errors.Join(append([]error{err}, problems...)...)).
 			WithFix("put the default network's configuration there, or give --force")
 	}
-	if err := remove(out, i.confFile()); err != nil {
+	if err := i.withdraw(out); err != nil {
 		return err
 	}
 	keys, err := journal.Dir{Path: i.StateDir}.List()
@@ -235,7 +294,7 @@ func (i *Installer) Uninstall(out io.Writer) error {
 	}
 	if len(keys) > 0 {
 		return cnierr.New(op, cnierr.TeardownIncomplete, "%d sandboxes are still attached, the programs stay in %s", len(keys), i.BinDir).
-			WithFix("delete or drain the node's pods, release what is left with CNI_COMMAND=GC, then run uninstall again")
+			WithFix("delete or drain the node's pods, release what is left with CNI_COMMAND=GC, then run uninstall again with --state-dir %s", i.StateDir)
 	}
 	for _, p := range programs {
 		if err := remove(out, filepath.Join(i.BinDir, p)); err != nil {
@@ -248,6 +307,22 @@ func (i *Installer) Uninstall(out io.Writer) error {
 	// The directory may hold files of others.
 	_ = os.Remove(filepath.Dir(i.agentFile()))
 	return nil
+}
+
+// withdraw removes the CNI configuration. Where Multus takes over, the sandboxes
+// are handed over before, for a DEL that reaches it at once, and again after it,
+// with those that were attached meanwhile.
+func (i *Installer) withdraw(out io.Writer) error {
+	dir := journal.Dir{Path: i.StateDir}
+	if i.ToMultus != "" {
+		if err := handOver(dir, i.ToMultus, false, io.Discard); err != nil {
+			return err
+		}
+	}
+	if err := remove(out, i.confFile()); err != nil || i.ToMultus == "" {
+		return err
+	}
+	return handOver(dir, i.ToMultus, true, out)
 }
 
 // remove removes a file that may be absent.

@@ -17,8 +17,8 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// GC releases every sandbox of the journal that is not in the list of valid
-// attachments, then passes GC on to the delegates. A sandbox that is being added
+// GC releases every sandbox that is not in the list of valid attachments, of the
+// journal and of those that Multus left, then passes GC on to the delegates. A sandbox that is being added
 // or deleted at this moment holds its lock and is left alone. With the key
 // disableGC nothing is collected: for several runtimes that share a directory,
 // each of which knows its own sandboxes only.
@@ -26,31 +26,46 @@ func (e *Engine) GC(ctx context.Context, inv *netconf.Invocation) error {
 	if inv.Conf.DisableGC {
 		return nil
 	}
+	g := &collection{inv: *inv, valid: map[journal.Key]bool{}, keep: map[string]bool{}}
+	g.networks.valid = map[string][]types.GCAttachment{}
+	for _, a := range inv.Valid {
+		g.valid[journal.Key{ContainerID: a.ContainerID, IfName: a.IfName}] = true
+		g.keep[a.ContainerID] = true
+	}
+	err := errors.Join(e.collectStale(ctx, g), e.collectForeign(ctx, g), e.passOn(ctx, g))
+	if err != nil {
+		return cnierr.New("collect", cnierr.TeardownIncomplete, "%w", err)
+	}
+	return nil
+}
+
+// collection is one GC.
+type collection struct {
+	inv      netconf.Invocation
+	valid    map[journal.Key]bool // the runtime's attachments that live
+	keep     map[string]bool      // container IDs that are not foreign and stale
+	networks networks
+}
+
+// collectStale releases the sandboxes with a journal that the runtime does not
+// name any more.
+func (e *Engine) collectStale(ctx context.Context, g *collection) error {
 	keys, err := e.Journal.List()
 	if err != nil {
 		return err
 	}
-	valid := map[journal.Key]bool{}
-	for _, a := range inv.Valid {
-		valid[journal.Key{ContainerID: a.ContainerID, IfName: a.IfName}] = true
-	}
-	networks := &networks{valid: map[string][]types.GCAttachment{}}
 	var problems []error
 	for _, k := range keys {
-		if valid[k] {
+		if g.valid[k] {
 			continue
 		}
-		entry, err := e.collect(ctx, *inv, k)
+		entry, err := e.collect(ctx, g.inv, k)
 		if entry != nil {
-			networks.know(entry.Plan)
+			g.networks.know(entry.Plan)
 		}
 		problems = append(problems, err)
 	}
-	problems = append(problems, e.passOn(ctx, inv, networks))
-	if err := errors.Join(problems...); err != nil {
-		return cnierr.New("collect", cnierr.TeardownIncomplete, "%w", err)
-	}
-	return nil
+	return errors.Join(problems...)
 }
 
 // collect releases one stale sandbox unless somebody works on it, and returns
@@ -114,39 +129,39 @@ func (n *networks) live(p *plan.Plan) {
 //
 // A new sandbox would be missing from that list, so none may begin meanwhile;
 // that is why all of it must end within half of what an ADD would wait.
-func (e *Engine) passOn(ctx context.Context, inv *netconf.Invocation, nets *networks) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(inv.Conf.LockTime)/2)
+func (e *Engine) passOn(ctx context.Context, g *collection) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(g.inv.Conf.LockTime)/2)
 	defer cancel()
 	barrier, err := e.Journal.Barrier(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, barrier.Unlock(false)) }()
-	foreign, err := e.survey(inv, nets)
+	r := e.newRun(&g.inv, nil)
+	unknown, err := r.survey(&g.networks)
 	if err != nil {
 		return err
 	}
-	r := e.newRun(inv, nil)
 	var problems []error
-	for _, n := range nets.withDefault(r, foreign) {
-		if err := r.passOnTo(ctx, n, nets.valid[n.name]); err != nil {
+	for _, n := range g.networks.withDefault(r, unknown) {
+		if err := r.passOnTo(ctx, n, g.networks.valid[n.name]); err != nil {
 			problems = append(problems, cnierr.Annotate(delegateError("gc", err), cnierr.Subject{Network: n.label}))
 		}
 	}
 	return errors.Join(problems...)
 }
 
-// survey reads the journals of all sandboxes that are left. It returns those of
-// the runtime's attachments that have none: pods older than Manifold on this
-// node. A journal that cannot be read ends it: delegates must not release what
-// it may hold.
-func (e *Engine) survey(inv *netconf.Invocation, nets *networks) (foreign []netconf.Attachment, err error) {
-	keys, err := e.Journal.List()
+// survey learns the attachments of all sandboxes that live: from the journals,
+// and of the runtime's others, which are older than Manifold on this node, from
+// libcni's records. It returns those of which there is neither. A journal that
+// cannot be read ends it: delegates must not release what it may hold.
+func (r *run) survey(nets *networks) (unknown []netconf.Attachment, err error) {
+	keys, err := r.Journal.List()
 	if err != nil {
 		return nil, err
 	}
 	for _, k := range keys {
-		entry, err := e.Journal.Open(k)
+		entry, err := r.Journal.Open(k)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // deleted meanwhile
 		}
@@ -155,20 +170,30 @@ func (e *Engine) survey(inv *netconf.Invocation, nets *networks) (foreign []netc
 		}
 		nets.live(entry.Plan)
 	}
-	for _, a := range inv.Valid {
-		if !slices.Contains(keys, journal.Key{ContainerID: a.ContainerID, IfName: a.IfName}) {
-			foreign = append(foreign, a)
+	for _, a := range r.inv.Valid {
+		if slices.Contains(keys, journal.Key{ContainerID: a.ContainerID, IfName: a.IfName}) {
+			continue
+		}
+		records, err := r.cni.GetCachedAttachments(a.ContainerID)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range records {
+			nets.live(&plan.Plan{ContainerID: c.ContainerID, Attachments: []plan.Attachment{{Name: c.Network, Network: c.Network, IfName: c.IfName, Config: c.Config}}})
+		}
+		if len(records) == 0 {
+			unknown = append(unknown, a)
 		}
 	}
-	return foreign, nil
+	return unknown, nil
 }
 
 // withDefault returns the networks to pass GC on to: those that are known, and
-// the cluster default network even when no sandbox is left on it. Of foreign
+// the cluster default network even when no sandbox is left on it. Of unknown
 // sandboxes only the attachment to the default network is known. While there
 // are any, the other networks are left out, since the attachments that these
 // sandboxes have there would be taken for stale.
-func (n *networks) withDefault(r *run, foreign []netconf.Attachment) []network {
+func (n *networks) withDefault(r *run, unknown []netconf.Attachment) []network {
 	var def *libcni.NetworkConfigList
 	raw, err := r.inv.Conf.ClusterDefault()
 	if err == nil {
@@ -181,14 +206,14 @@ func (n *networks) withDefault(r *run, foreign []netconf.Attachment) []network {
 		out = slices.DeleteFunc(out, func(o network) bool { return o.name == def.Name })
 		out = append([]network{{label: def.Name, name: def.Name, config: def.Bytes}}, out...)
 	}
-	if len(foreign) == 0 {
+	if len(unknown) == 0 {
 		return out
 	}
-	r.warn("GC is passed on to the default network alone: %d sandboxes were not attached by Manifold", len(foreign))
+	r.warn("GC is passed on to the default network alone: of %d sandboxes it is not known what they are attached to", len(unknown))
 	if err != nil {
 		return nil
 	}
-	for _, a := range foreign {
+	for _, a := range unknown {
 		n.valid[def.Name] = append(n.valid[def.Name], types.GCAttachment{ContainerID: a.ContainerID, IfName: a.IfName})
 	}
 	return out[:1]

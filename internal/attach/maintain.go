@@ -24,6 +24,9 @@ func (e *Engine) Check(ctx context.Context, inv *netconf.Invocation) error {
 	}
 	r.entry, err = e.Journal.Open(keyOf(inv))
 	if errors.Is(err, os.ErrNotExist) {
+		if attachments, err := r.foreign(); err != nil || len(attachments) > 0 {
+			return r.end(true, errors.Join(err, r.checkForeign(ctx, attachments)))
+		}
 		err = cnierr.New("check", cnierr.UnknownContainer, "sandbox %s is not attached", keyOf(inv)).
 			About(cnierr.Subject{Pod: inv.Pod.String()})
 		return r.end(true, err)

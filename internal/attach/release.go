@@ -279,9 +279,17 @@ func remove(path string) error {
 }
 
 // delUnknown serves a DEL of which there is no journal: nothing was attached, or
-// it was released before, or the pod is older than Manifold on this node. The
-// last is why the default network's DEL runs, which is repeatable.
+// it was released before, or the pod is older than Manifold on this node. Then
+// what Multus and libcni recorded is released; without any record the default
+// network's DEL runs, which is repeatable.
 func (r *run) delUnknown(ctx context.Context) error {
+	attachments, err := r.foreign()
+	if err != nil {
+		return r.end(true, err)
+	}
+	if len(attachments) > 0 {
+		return r.end(true, r.releaseForeign(ctx, attachments))
+	}
 	raw, err := r.inv.Conf.ClusterDefault()
 	if err != nil {
 		r.warn("DEL of an unknown sandbox: %v", err)
@@ -338,7 +346,7 @@ func (r *run) delCorrupt(ctx context.Context, cause error) error {
 			return r.end(false, errors.Join(cause, err))
 		}
 	}
-	aside, err := r.Journal.SetAside(keyOf(r.inv))
+	aside, err := r.Journal.SetAside(keyOf(r.inv), journal.AsideCorrupt)
 	if err != nil {
 		return r.end(false, errors.Join(cause, err))
 	}

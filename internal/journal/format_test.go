@@ -118,7 +118,7 @@ func TestDamage(t *testing.T) {
 	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if aside, err := d.SetAside(key); err != nil || !strings.HasPrefix(aside, path+".corrupt-") {
+	if aside, err := d.SetAside(key, AsideCorrupt); err != nil || !strings.HasPrefix(aside, path+".corrupt-") {
 		t.Errorf("set aside: %s %v", aside, err)
 	}
 }

@@ -436,11 +436,17 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
-// SetAside renames a journal that cannot be read, keeping its content for
-// people, and returns its new path.
-func (d Dir) SetAside(k Key) (string, error) {
+// Why a journal is set aside.
+const (
+	AsideCorrupt = "corrupt" // it cannot be read
+	AsideHanded  = "handed"  // another meta-plugin releases the sandbox from now on
+)
+
+// SetAside renames a journal, so that it is not found any more and its content
+// stays for people, and returns its new path.
+func (d Dir) SetAside(k Key, why string) (string, error) {
 	path := d.file(k)
-	aside := fmt.Sprintf("%s.corrupt-%d", path, time.Now().UnixNano())
+	aside := fmt.Sprintf("%s.%s-%d", path, why, time.Now().UnixNano())
 	if err := os.Rename(path, aside); err != nil {
 		return "", ioError("set journal aside", err)
 	}

@@ -1,0 +1,173 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/multus"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+// A foreign sandbox is one without a journal that another meta-plugin attached
+// with the same cniDir. Its attachments are known from the file of Multus, which
+// has their order, and from libcni's records, which have results, arguments and
+// capability data.
+
+// foreign returns the attachments of a foreign sandbox in order of attachment;
+// none when nothing is known of it.
+func (r *run) foreign() ([]*libcni.NetworkAttachment, error) {
+	records, err := r.cni.GetCachedAttachments(r.inv.ContainerID)
+	if err != nil {
+		return nil, cnierr.New("read libcni's records", cnierr.IO, "%w", err)
+	}
+	delegates, err := multus.Read(r.Journal.Path, r.inv.ContainerID, r.inv.IfName)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		// What libcni knows is still released.
+		r.warn("the sandbox's file of Multus is left out: %v", err)
+	}
+	var out []*libcni.NetworkAttachment
+	for _, d := range delegates {
+		a, err := r.ofDelegate(d)
+		if err != nil {
+			r.warn("a delegate in the sandbox's file of Multus is left out: %v", err)
+			continue
+		}
+		same := func(x *libcni.NetworkAttachment) bool { return x.Network == a.Network && x.IfName == a.IfName }
+		if i := slices.IndexFunc(records, same); i >= 0 {
+			a = records[i]
+			records = slices.Delete(records, i, i+1)
+		}
+		out = append(out, a)
+	}
+	// libcni does not keep the order. The runtime's interface is the default
+	// network's, which was attached first.
+	slices.SortStableFunc(records, func(x, y *libcni.NetworkAttachment) int {
+		return rank(x.IfName == r.inv.IfName) - rank(y.IfName == r.inv.IfName)
+	})
+	return append(out, records...), nil
+}
+
+func rank(first bool) int {
+	if first {
+		return 0
+	}
+	return 1
+}
+
+// ofDelegate makes an attachment of what Multus wrote, for one of which libcni
+// has no record.
+func (r *run) ofDelegate(d multus.Delegate) (*libcni.NetworkAttachment, error) {
+	list, err := asList(d.Config)
+	if err != nil {
+		return nil, cnierr.Annotate(err, cnierr.Subject{Network: d.Name, Interface: d.IfName, Device: d.DeviceID})
+	}
+	a := &libcni.NetworkAttachment{
+		ContainerID: r.inv.ContainerID, Network: list.Name, IfName: d.IfName, Config: d.Config, NetNS: r.inv.NetNS, CniArgs: r.inv.Args,
+	}
+	if d.DeviceID != "" {
+		a.CapabilityArgs = map[string]any{"deviceID": d.DeviceID}
+	}
+	return a, nil
+}
+
+// releaseForeign runs DEL of a foreign sandbox's attachments in reverse order
+// and past failures; its file of Multus stays until all succeeded.
+func (r *run) releaseForeign(ctx context.Context, attachments []*libcni.NetworkAttachment) error {
+	var problems []error
+	for _, a := range slices.Backward(attachments) {
+		if err := r.releaseCached(ctx, a); err != nil {
+			subject := cnierr.Subject{Pod: r.inv.Pod.String(), Network: a.Network, Interface: a.IfName}
+			problems = append(problems, cnierr.Annotate(err, subject))
+		}
+	}
+	if err := errors.Join(problems...); err != nil {
+		return cnierr.New("release", cnierr.TeardownIncomplete, "%w", err).
+			WithFix("the runtime will try again; the sandbox was not attached by Manifold, its records are in %s", r.Journal.Path)
+	}
+	if err := multus.Remove(r.Journal.Path, r.inv.ContainerID); err != nil {
+		return cnierr.New("release", cnierr.IO, "%w", err)
+	}
+	return nil
+}
+
+// checkForeign runs CHECK of a foreign sandbox's attachments with libcni's
+// records.
+func (r *run) checkForeign(ctx context.Context, attachments []*libcni.NetworkAttachment) error {
+	for _, a := range attachments {
+		list, err := asList(a.Config)
+		if err != nil {
+			return err
+		}
+		if knows, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.4.0"); err != nil || !knows {
+			continue
+		}
+		rt := &libcni.RuntimeConf{
+			ContainerID: a.ContainerID, NetNS: r.inv.NetNS, IfName: a.IfName, Args: a.CniArgs, CapabilityArgs: a.CapabilityArgs,
+		}
+		ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
+		err = r.cni.CheckNetworkList(ctx, list, rt)
+		cancel()
+		if err != nil {
+			return cnierr.Annotate(delegateError("check", err), cnierr.Subject{Pod: r.inv.Pod.String(), Network: a.Network, Interface: a.IfName})
+		}
+	}
+	return nil
+}
+
+// collectForeign releases the foreign sandboxes of which libcni has records and
+// which the runtime does not name any more.
+func (e *Engine) collectForeign(ctx context.Context, g *collection) error {
+	probe := e.newRun(&g.inv, nil)
+	records, err := probe.cni.GetCachedAttachments("")
+	if err != nil {
+		return cnierr.New("read libcni's records", cnierr.IO, "%w", err)
+	}
+	// Journals are listed after the records: a sandbox of Manifold has its
+	// journal before it has records.
+	keys, err := e.Journal.List()
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		g.keep[k.ContainerID] = true
+	}
+	var problems []error
+	for _, a := range records {
+		if g.keep[a.ContainerID] {
+			continue
+		}
+		g.keep[a.ContainerID] = true // each once
+		problems = append(problems, e.collectForeignOne(ctx, g, a))
+	}
+	return errors.Join(problems...)
+}
+
+// collectForeignOne releases one sandbox, which a is a record of.
+func (e *Engine) collectForeignOne(ctx context.Context, g *collection, a *libcni.NetworkAttachment) error {
+	inv := g.inv
+	inv.ContainerID, inv.IfName, inv.NetNS, inv.Args = a.ContainerID, defaultIfName, a.NetNS, a.CniArgs
+	lock, err := e.Journal.TryLock(journal.Key{ContainerID: inv.ContainerID, IfName: inv.IfName})
+	if err != nil || lock == nil {
+		return err
+	}
+	r := e.newRun(&inv, lock)
+	attachments, err := r.foreign()
+	if err == nil {
+		err = r.releaseForeign(ctx, attachments)
+	}
+	for _, a := range attachments {
+		g.networks.know(&plan.Plan{Attachments: []plan.Attachment{{Name: a.Network, Network: a.Network, Config: a.Config}}})
+	}
+	return r.end(true, err)
+}
+
+// defaultIfName is what every runtime calls a pod's first interface.
+const defaultIfName = "eth0"

@@ -1,0 +1,115 @@
+// Package multus reads and writes the state that Multus keeps of a sandbox, so
+// that pods outlive a switch to Manifold and back.
+//
+// Multus leaves one file per sandbox in its cniDir, named by the container ID: a
+// JSON list of the delegates in order of attachment, the cluster default network
+// first. Of each it writes many fields; these decide what its DEL runs:
+//
+//	Bytes          the delegate's configuration, base64
+//	ConfList       the same, decoded, where it is a list; its plugins make it one
+//	Conf           the same, decoded, where it is a single configuration
+//	ifnameRequest  the interface, where the pod or Multus named it; else the
+//	               runtime's for the first delegate and "net<position>" for the others
+//	deviceID       the allocated device
+//	resourceName   its resource
+//
+// Beside these files, in "results", stand libcni's own records, with the result
+// and the capability arguments of each attachment.
+package multus
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/google/renameio/v2"
+)
+
+// maxFile bounds a file that is read, in bytes.
+const maxFile = 32 << 20
+
+// Delegate is one attachment in a file.
+type Delegate struct {
+	Name     string // what network-status calls it, may be empty
+	IfName   string
+	DeviceID string // empty for none
+	Resource string // empty for none
+	Config   json.RawMessage
+}
+
+// wire is a delegate as Multus writes it.
+type wire struct {
+	Conf     json.RawMessage `json:"Conf,omitempty"`
+	ConfList json.RawMessage `json:"ConfList,omitempty"`
+	Name     string
+	IfName   string `json:"ifnameRequest,omitempty"`
+	DeviceID string `json:"deviceID,omitempty"`
+	Resource string `json:"resourceName,omitempty"`
+	Bytes    []byte
+}
+
+// Read returns the delegates of a sandbox; ifName is the runtime's. A sandbox
+// without a file is os.ErrNotExist.
+func Read(dir, containerID, ifName string) ([]Delegate, error) {
+	path := filepath.Join(dir, containerID)
+	fi, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() || fi.Size() > maxFile {
+		return nil, fmt.Errorf("%s is not a regular file of at most %d bytes", path, maxFile)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var list []wire
+	if err := json.Unmarshal(raw, &list); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	var out []Delegate
+	for i, w := range list {
+		if !json.Valid(w.Bytes) {
+			return nil, fmt.Errorf("%s: the configuration of delegate %d is not JSON", path, i+1)
+		}
+		d := Delegate{Name: w.Name, IfName: w.IfName, DeviceID: w.DeviceID, Resource: w.Resource, Config: w.Bytes}
+		switch {
+		case d.IfName != "":
+		case i == 0:
+			d.IfName = ifName
+		default:
+			d.IfName = fmt.Sprintf("net%d", i)
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+// Remove removes a sandbox's file, which may be absent.
+func Remove(dir, containerID string) error {
+	if err := os.Remove(filepath.Join(dir, containerID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Write writes the file of a sandbox whose configurations are lists, replacing
+// one that is there.
+func Write(dir, containerID string, delegates []Delegate) error {
+	var list []wire
+	for _, d := range delegates {
+		list = append(list, wire{
+			ConfList: d.Config, Name: d.Name, IfName: d.IfName, DeviceID: d.DeviceID, Resource: d.Resource, Bytes: d.Config,
+		})
+	}
+	raw, err := json.Marshal(list)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return renameio.WriteFile(filepath.Join(dir, containerID), raw, 0o600)
+}

@@ -1,0 +1,262 @@
+package e2e
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/libcni"
+)
+
+// multusList and multusSingle are delegates in a sandbox's file of Multus, as its
+// releases write them: %[1]s is the configuration, %[2]s the same in base64.
+const (
+	multusList = `{"Conf":{"cniVersion":"1.0.0","name":"cluster-net","ipam":{},"dns":{}},"ConfList":%[1]s,
+		"CNINetworkConfigList":{"Name":"","CNIVersion":"","DisableCheck":false,"Plugins":null,"Bytes":null},
+		"Name":"","IsFilterV4Gateway":false,"IsFilterV6Gateway":false,"Bytes":%[2]q}`
+	multusSingle = `{"Conf":%[1]s,"ConfList":{"cniVersion":"1.0.0","name":"net","plugins":null},
+		"CNINetworkConfigList":{"Name":"","CNIVersion":"","DisableCheck":false,"Plugins":null,"Bytes":null},
+		"Name":"default/net","ifnameRequest":"data","IsFilterV4Gateway":false,"IsFilterV6Gateway":false,"Bytes":%[2]q}`
+)
+
+// attachAsMultus attaches a pod to the cluster network and to one definition as
+// Multus does: with libcni, whose records are in cniDir, and a file of its own.
+func (n *node) attachAsMultus(name string) *pod {
+	n.t.Helper()
+	p := n.addPod(name, "")
+	raw, err := os.ReadFile(n.path("net.d/10-default.conflist"))
+	n.must(err)
+	def, err := libcni.NetworkConfFromBytes(raw)
+	n.must(err)
+	text := strings.Replace(n.bridge("old", "10.90.0.0/16"), "{", `{"name":"net",`, 1)
+	single, err := libcni.NetworkPluginConfFromBytes([]byte(text))
+	n.must(err)
+	cni := libcni.NewCNIConfigWithCacheDir([]string{n.bin}, n.path("state"), nil)
+	rt := &libcni.RuntimeConf{ContainerID: p.ID, NetNS: p.NetNS, IfName: "eth0"}
+	_, err = cni.AddNetworkList(context.Background(), def, rt)
+	n.must(err)
+	rt.IfName = "data"
+	_, err = cni.AddNetwork(context.Background(), single, rt)
+	n.must(err)
+	delegate := func(form, config string) string {
+		return fmt.Sprintf(form, config, base64.StdEncoding.EncodeToString([]byte(config)))
+	}
+	n.file("state/"+p.ID, "["+delegate(multusList, string(raw))+","+delegate(multusSingle, text)+"]")
+	return p
+}
+
+// warmMultus makes the bridges and the directories that stay.
+func warmMultus(t *testing.T) *node {
+	n := newNode(t, nil)
+	n.warm()
+	p := n.attachAsMultus("first")
+	n.succeed("DEL", p)
+	n.must(p.ns.Delete())
+	n.must(os.RemoveAll(n.path("ipam")))
+	return n
+}
+
+func TestPodsOfMultusAreDeletedAfterTheSwitch(t *testing.T) {
+	for name, lose := range map[string]func(n *node, p *pod){
+		"both":             func(*node, *pod) {},
+		"without its file": func(n *node, p *pod) { n.must(os.Remove(n.path("state/" + p.ID))) },
+		"without libcni's": func(n *node, _ *pod) { n.must(os.RemoveAll(n.path("state/results"))) },
+		"its file broken":  func(n *node, p *pod) { n.file("state/"+p.ID, "[{") },
+		"netns gone":       func(n *node, p *pod) { n.must(p.ns.Delete()) },
+		"one of libcni's":  func(n *node, p *pod) { n.must(os.Remove(n.path("state/results/net-" + p.ID + "-data"))) },
+		"configuration new": func(n *node, _ *pod) {
+			n.file("net.d/10-default.conflist", `{"name":"cluster-net","cniVersion":"1.0.0","plugins":[{"type":"ptp"}]}`)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := warmMultus(t)
+			before := n.state()
+			p := n.attachAsMultus("pod")
+			lose(n, p)
+			n.succeed("DEL", p)
+			if name != "netns gone" {
+				n.must(p.ns.Delete())
+			}
+			n.settles(func() string { return withoutGone(before.Diff(n.state())) })
+			if name != "configuration new" {
+				n.succeed("DEL", p)
+			}
+		})
+	}
+}
+
+func TestPodsOfMultusAreChecked(t *testing.T) {
+	n := warmMultus(t)
+	p := n.attachAsMultus("pod")
+	n.succeed("CHECK", p)
+	n.must(os.RemoveAll(n.path("ipam")))
+	n.refuse("CHECK", p, 999, "cluster-net", "default/pod")
+}
+
+func TestPodsOfMultusAreCollected(t *testing.T) {
+	n := warmMultus(t)
+	keep := n.attachAsMultus("keep")
+	between := n.state()
+	stale := n.attachAsMultus("stale")
+	n.must(stale.ns.Delete())
+	log := n.path("calls")
+	n.define("logged", "", `{"cniVersion":"1.1.0","name":"logged-net","type":"scripted","log":"`+log+`"}`)
+	own := n.addPod("own", "logged")
+	n.succeed("ADD", own)
+	n.collect(keep, own)
+	n.expect(log, attachment(own, "net1")) // all attachments are known, so GC is passed on
+	n.succeed("DEL", own)
+	n.must(own.ns.Delete())
+	n.settles(func() string { return withoutGone(between.Diff(n.state())) })
+	n.succeed("CHECK", keep)
+	n.succeed("DEL", keep)
+}
+
+func TestAHostileFileOfMultus(t *testing.T) {
+	n := newNode(t, nil)
+	n.warm()
+	p := n.addPod("pod", "")
+	for _, text := range []string{`[null]`, `null`, `{}`, `[{"Bytes":"e30="}]`, `[{"Bytes":"bnVsbA=="}]`, `[{"Bytes":7}]`, strings.Repeat("[", 100000)} {
+		n.file("state/"+p.ID, text)
+		n.succeed("DEL", p)
+	}
+	path := base64.StdEncoding.EncodeToString([]byte(`{"name":"x","cniVersion":"1.0.0","type":"../../bin/sh"}`))
+	list, err := json.Marshal([]map[string]string{{"Bytes": path}})
+	n.must(err)
+	n.file("state/"+p.ID, string(list))
+	n.refuse("DEL", p, 115, "invalid plugin name", "../../bin/sh")
+}
+
+// deleteAsMultus does what DEL of Multus does with its file and libcni's records
+// in dir: every delegate's DEL, in reverse order.
+func (n *node) deleteAsMultus(dir string, p *pod) {
+	n.t.Helper()
+	raw, err := os.ReadFile(filepath.Join(dir, p.ID))
+	n.must(err)
+	var delegates []struct {
+		ConfList     struct{ Plugins []json.RawMessage }
+		IfName       string `json:"ifnameRequest"`
+		DeviceID     string `json:"deviceID"`
+		ResourceName string `json:"resourceName"`
+		Bytes        []byte
+	}
+	n.must(json.Unmarshal(raw, &delegates))
+	cni := libcni.NewCNIConfigWithCacheDir([]string{n.bin}, dir, nil)
+	for i := len(delegates) - 1; i >= 0; i-- {
+		d := delegates[i]
+		if len(d.ConfList.Plugins) == 0 {
+			n.t.Fatalf("delegate %d is no list: %s", i, raw)
+		}
+		list, err := libcni.NetworkConfFromBytes(d.Bytes)
+		n.must(err)
+		rt := &libcni.RuntimeConf{ContainerID: p.ID, NetNS: p.NetNS, IfName: d.IfName, CapabilityArgs: map[string]any{}}
+		if d.DeviceID != "" {
+			rt.CapabilityArgs["deviceID"] = d.DeviceID
+		}
+		if cached, err := cni.GetNetworkListCachedResult(list, rt); err != nil || cached == nil {
+			n.t.Errorf("no record of %s: %v", d.IfName, err)
+		}
+		n.must(cni.DelNetworkList(context.Background(), list, rt))
+	}
+	n.must(os.Remove(filepath.Join(dir, p.ID)))
+}
+
+// TestSwitchingBack hands pods over to Multus, which releases them.
+func TestSwitchingBack(t *testing.T) {
+	n := newNode(t, nil)
+	n.warm()
+	if out, err := n.install("install", "--agent-config", n.path("agent.json")); err != nil {
+		t.Fatalf("install: %v\n%s", err, out)
+	}
+	for _, plugin := range []string{"bridge", "host-local", "host-device"} {
+		n.must(os.Symlink(filepath.Join(pluginDir, plugin), n.path("opt/"+plugin)))
+	}
+	n.rt = n.installedRuntime()
+	p, _ := n.twoDevicePod("app")
+	before := n.state()
+	n.succeed("ADD", p)
+	to := n.path("multus")
+	if out, err := n.install("uninstall", "--to-multus", to); err != nil || !strings.Contains(out, "handed over "+p.ID+"@eth0") {
+		t.Fatalf("uninstall: %v\n%s", err, out)
+	}
+	if exists(n.path("opt/manifold")) || exists(n.path("net.d/00-manifold.conflist")) {
+		t.Error("Manifold is still installed")
+	}
+	n.deleteAsMultus(to, p)
+	n.unchanged(before)
+}
+
+// TestSwitchingPage runs the commands of docs/switching.md in order, with the
+// node's directories for the standard ones: a pod of Multus is deleted after the
+// switch, a pod of Manifold after the switch back.
+func TestSwitchingPage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/switching.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(page), -1)
+	if len(blocks) != 4 {
+		t.Fatalf("%d blocks of commands", len(blocks))
+	}
+	n := warmMultus(t)
+	old := n.attachAsMultus("old")
+	n.must(os.MkdirAll(n.path("opt"), 0o755))
+	for _, plugin := range []string{"bridge", "host-local"} {
+		n.must(os.Symlink(filepath.Join(pluginDir, plugin), n.path("opt/"+plugin)))
+	}
+	n.file("net.d/00-multus.conf", `{"cniVersion":"1.0.0","name":"multus-cni-network","type":"multus","clusterNetwork":"cluster-net",
+		"confDir":"`+n.path("net.d")+`","cniDir":"`+n.path("state")+`","binDir":"`+n.path("opt")+`","kubeconfig":"`+n.path("kubeconfig")+`"}`)
+	run := func(i int) {
+		t.Helper()
+		commands := strings.NewReplacer(
+			"manifold-agent install", "manifold-agent install --cni-bin-dir "+n.path("opt")+" --cni-conf-dir "+n.path("net.d"),
+			"manifold-agent uninstall", "manifold-agent uninstall --cni-bin-dir "+n.path("opt")+" --cni-conf-dir "+n.path("net.d"),
+			"/etc/cni/net.d", n.path("net.d"), "/var/lib/cni/multus", n.path("state"),
+		).Replace(blocks[i][1])
+		cmd := exec.Command("sh", "-ec", commands)
+		cmd.Dir, cmd.Env = n.dir, append(os.Environ(), "PATH="+programDir+":"+os.Getenv("PATH"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s\n%s", err, commands, out)
+		}
+	}
+	run(0)
+	if !strings.Contains(n.read("agent.json"), n.path("kubeconfig")) {
+		t.Errorf("the agent's configuration: %s", n.read("agent.json"))
+	}
+	n.agentConfig(map[string]any{"node": "node1", "podManifests": n.path("pods"), "snapshot": "-", "podResources": "-", "podsAPI": "-"})
+	run(1)
+	run(2)
+	if exists(n.path("net.d/00-multus.conf")) {
+		t.Error("Multus's file is still there")
+	}
+	n.rt = n.installedRuntime()
+	n.succeed("CHECK", old)
+	n.succeed("DEL", old)
+	before := n.state()
+	own := n.addPod("own", "")
+	n.succeed("ADD", own)
+	run(3)
+	n.deleteAsMultus(n.path("state"), own)
+	handed, err := filepath.Glob(n.path("state/*.handed-*"))
+	if err != nil || len(handed) != 1 {
+		t.Fatalf("journals set aside: %q %v", handed, err)
+	}
+	n.must(os.Remove(handed[0]))
+	n.must(own.ns.Delete())
+	n.settles(func() string { return withoutGone(before.Diff(n.state())) })
+}
+
+// read returns a file's content.
+func (n *node) read(name string) string {
+	n.t.Helper()
+	raw, err := os.ReadFile(n.path(name))
+	n.must(err)
+	return string(raw)
+}
