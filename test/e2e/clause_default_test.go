@@ -86,7 +86,7 @@ func defaultReadiness(t *testing.T) {
 			n.must(err)
 			n.must(os.Remove(n.path("net.d/10-default.conflist")))
 			// Not ready: nothing appears that a runtime would take for a network.
-			if out, err := n.install("install"); err == nil || !strings.Contains(out, "no network configuration") {
+			if out, err := n.install("install", "--agent-config", n.path("agent.json")); err == nil || !strings.Contains(out, "no network configuration") {
 				t.Errorf("install without a default network: %v\n%s", err, out)
 			}
 			if exists(n.path("net.d/00-manifold.conflist")) {
@@ -97,7 +97,7 @@ func defaultReadiness(t *testing.T) {
 			n.refusedWithoutTrace(p, 11, n.path("net.d"), "default network")
 			// Ready.
 			n.file("net.d/10-default.conflist", string(conf))
-			if out, err := n.install("install"); err != nil || !exists(n.path("net.d/00-manifold.conflist")) {
+			if out, err := n.install("install", "--agent-config", n.path("agent.json")); err != nil || !exists(n.path("net.d/00-manifold.conflist")) {
 				t.Errorf("install with a default network: %v\n%s", err, out)
 			}
 			n.succeed("STATUS", &pod{})
