@@ -78,12 +78,21 @@ func run(ctx context.Context, stdout, stderr io.Writer) int {
 // serve decodes the call, does it, logs it, and maps its error to a CNI error
 // object.
 func serve(verb string, a *skel.CmdArgs, stderr io.Writer, work func(*attach.Engine, *netconf.Invocation) error) error {
-	inv, err := netconf.Parse(a)
+	parse := netconf.Parse
+	if verb == "DEL" {
+		parse = netconf.ParseLeniently
+	}
+	inv, err := parse(a)
 	if err != nil {
 		return cnierr.ToCNI(err)
 	}
 	log, done := newLog(&inv.Conf, stderr)
 	defer done()
+	if verb == "DEL" { // an ADD's are in its plan
+		for _, w := range inv.Warnings {
+			log.Warn(w)
+		}
+	}
 	log = log.With("verb", verb, "sandbox", a.ContainerID, "pod", inv.Pod.String())
 	began := time.Now()
 	err = work(engine(inv, log, stderr), inv)

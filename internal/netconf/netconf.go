@@ -113,6 +113,8 @@ type Invocation struct {
 	// Valid are the attachments that still live (verb GC, cni.dev/valid-attachments).
 	Valid    []Attachment
 	Warnings []string
+
+	lenient bool // wrong values are warnings
 }
 
 // Attachment is an element of cni.dev/valid-attachments.
@@ -130,8 +132,15 @@ func (inv *Invocation) Request() plan.Request {
 }
 
 // Parse validates what package skel read from the environment and stdin.
-func Parse(a *skel.CmdArgs) (*Invocation, error) {
-	inv := &Invocation{ContainerID: a.ContainerID, NetNS: a.Netns, IfName: a.IfName, Raw: a.StdinData}
+func Parse(a *skel.CmdArgs) (*Invocation, error) { return parse(a, false) }
+
+// ParseLeniently is Parse for the verb DEL, which needs little of the
+// configuration: a wrong value leaves its key at the default and becomes a
+// warning, so that no mistake in the file makes pods undeletable.
+func ParseLeniently(a *skel.CmdArgs) (*Invocation, error) { return parse(a, true) }
+
+func parse(a *skel.CmdArgs, lenient bool) (*Invocation, error) {
+	inv := &Invocation{lenient: lenient, ContainerID: a.ContainerID, NetNS: a.Netns, IfName: a.IfName, Raw: a.StdinData}
 	args, err := parseArgs(a.Args)
 	if err != nil {
 		return nil, err
@@ -169,11 +178,9 @@ func (inv *Invocation) decode(stdin []byte) error {
 	if err := applyDefaults(&inv.Conf); err != nil {
 		return cnierr.New(op, cnierr.InvalidConfig, "defaults: %w", err)
 	}
-	warnings, err := decodeKeys(keys, &inv.Conf)
-	if err != nil {
+	if err := inv.decodeKeys(keys); err != nil {
 		return err
 	}
-	inv.Warnings = append(inv.Warnings, warnings...)
 	extra := []struct {
 		key  string
 		into any
@@ -181,11 +188,22 @@ func (inv *Invocation) decode(stdin []byte) error {
 	for _, x := range extra {
 		if raw, ok := keys[x.key]; ok {
 			if err := json.Unmarshal(raw, x.into); err != nil {
-				return cnierr.New(op, cnierr.Decode, "key %q: %w", x.key, err)
+				if err := inv.tolerate(cnierr.New(op, cnierr.Decode, "key %q: %w", x.key, err)); err != nil {
+					return err
+				}
 			}
 		}
 	}
-	return inv.Conf.validate()
+	return inv.tolerate(inv.Conf.validate())
+}
+
+// tolerate turns an error into a warning where wrong values are tolerated.
+func (inv *Invocation) tolerate(err error) error {
+	if err == nil || !inv.lenient {
+		return err
+	}
+	inv.Warnings = append(inv.Warnings, err.Error())
+	return nil
 }
 
 // Validate checks a configuration before it is written, as Parse will check it
@@ -205,10 +223,10 @@ var passed = map[string]bool{
 	"disableCheck": true, "cniVersions": true, "cni.dev/valid-attachments": true, "cni.dev/attachments": true,
 }
 
-// decodeKeys fills conf from the known keys and returns a warning for each
-// unknown one, sorted.
-func decodeKeys(keys map[string]json.RawMessage, conf *Conf) ([]string, error) {
-	v := reflect.ValueOf(conf).Elem()
+// decodeKeys fills the configuration from the known keys and warns of each
+// unknown one, in order.
+func (inv *Invocation) decodeKeys(keys map[string]json.RawMessage) error {
+	v := reflect.ValueOf(&inv.Conf).Elem()
 	known := map[string]bool{}
 	for i := range v.NumField() {
 		key := v.Type().Field(i).Tag.Get("json")
@@ -218,10 +236,11 @@ func decodeKeys(keys map[string]json.RawMessage, conf *Conf) ([]string, error) {
 			continue
 		}
 		value, err := decodeKey(v.Type().Field(i), raw)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			v.Field(i).Set(value)
+		} else if err := inv.tolerate(err); err != nil {
+			return err
 		}
-		v.Field(i).Set(value)
 	}
 	var warnings []string
 	for key := range keys {
@@ -230,7 +249,8 @@ func decodeKeys(keys map[string]json.RawMessage, conf *Conf) ([]string, error) {
 		}
 	}
 	sort.Strings(warnings)
-	return warnings, nil
+	inv.Warnings = append(inv.Warnings, warnings...)
+	return nil
 }
 
 // decodeKey decodes the value of one key.

@@ -148,7 +148,7 @@ func asList(raw json.RawMessage) (list map[string]json.RawMessage, plugins []jso
 // none.
 func ByName(files []File, name string) *File {
 	for i := range files {
-		if files[i].Name == name {
+		if name != "" && files[i].Name == name {
 			return &files[i]
 		}
 	}
@@ -229,7 +229,7 @@ func (c *Conf) Chained(raw json.RawMessage) (json.RawMessage, error) {
 // first step (the definition): the JSON name in confDir, a directory (its first
 // file), an absolute file.
 func (c *Conf) WrittenDefault() (json.RawMessage, error) {
-	if c.ClusterNetwork == "" {
+	if c.ClusterNetwork == "" && len(c.Delegates) > 0 {
 		return c.Delegates[0], nil
 	}
 	op := "find cluster default network"

@@ -202,8 +202,11 @@ func TestBadConfigurationAndEnvironment(t *testing.T) {
 		n.rt = good
 		n.rt.Conf = raw
 	}
+	n.succeed("ADD", p)
 	change("clusterNetwork", 7)
 	n.refuse("ADD", p, 7, "clusterNetwork", "string")
+	n.succeed("DEL", p) // a mistake in the file makes no pod undeletable
+	n.emptySandbox(p)
 	change("namespaceIsolation", "yes")
 	n.refuse("ADD", p, 7, "namespaceIsolation", "boolean")
 	change("verify", "perhaps")
