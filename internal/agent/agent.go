@@ -229,23 +229,40 @@ func readDeviceInfo(dir, resource, id string) json.RawMessage {
 		return nil
 	}
 	raw, err := os.ReadFile(path)
-	if err != nil || !json.Valid(raw) {
+	if err != nil {
+		return nil
+	}
+	var object map[string]json.RawMessage
+	if json.Unmarshal(raw, &object) != nil || object == nil {
 		return nil
 	}
 	return raw
 }
 
 // Status implements plan.Planner. It asks nobody, so that a runtime may ask it
-// every few seconds.
-func (a *Agent) Status(context.Context) error {
-	if a.src.Ready == nil {
-		return nil
+// every few seconds: a definition is looked for in what is known on this node.
+func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (json.RawMessage, error) {
+	const op = "status"
+	if a.src.Ready != nil {
+		if err := a.src.Ready(); err != nil {
+			return nil, cnierr.New(op, cnierr.NotReady, "%w", err).
+				WithFix("see whether the agent reaches the API server")
+		}
 	}
-	if err := a.src.Ready(); err != nil {
-		return cnierr.New("status", cnierr.NotReady, "%w", err).
-			WithFix("see whether the agent reaches the API server")
+	if q.Name == "" {
+		return nil, nil
 	}
-	return nil
+	source := a.src.Local
+	if source == nil {
+		source = a.src.Definitions
+	}
+	def, err := source.Definition(ctx, q.Namespace, q.Name)
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.NotReady, "the cluster default network is neither a file nor a definition: %w", err).
+			About(cnierr.Subject{Network: q.Namespace + "/" + q.Name}).
+			WithFix("the default network's plugin has not written its configuration yet, or clusterNetwork is wrong")
+	}
+	return json.RawMessage(def.Spec.Config), nil
 }
 
 // eventTime bounds the writing of an Event.

@@ -27,13 +27,17 @@ func placeDeviceInfo(a *plan.Attachment) error {
 }
 
 // readDeviceInfo returns what the file holds after ADD, nil when there is none
-// or it is no JSON.
+// or it is no JSON object.
 func readDeviceInfo(a *plan.Attachment) json.RawMessage {
 	if a.DeviceInfoFile == "" {
 		return nil
 	}
 	b, err := os.ReadFile(a.DeviceInfoFile)
-	if err != nil || !json.Valid(b) {
+	if err != nil {
+		return nil
+	}
+	var object map[string]json.RawMessage
+	if json.Unmarshal(b, &object) != nil || object == nil {
 		return nil
 	}
 	return b

@@ -12,6 +12,7 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/plan"
 )
 
 // Check runs every delegate's CHECK with the recorded configuration and result,
@@ -82,19 +83,27 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 			return notReady(fmt.Errorf("the default network's readinessindicatorfile: %w", err))
 		}
 	}
-	if err := e.Planner.Status(ctx); err != nil {
+	raw, err := inv.Conf.ClusterDefault()
+	q := plan.StatusQuery{}
+	isDefinition := errors.Is(err, netconf.ErrNotOnDisk) && !filepath.IsAbs(inv.Conf.ClusterNetwork)
+	if isDefinition {
+		q.Namespace, q.Name = inv.Conf.MultusNamespace, inv.Conf.ClusterNetwork
+	} else if err != nil {
 		return notReady(err)
 	}
-	raw, err := inv.Conf.ClusterDefault()
-	if errors.Is(err, netconf.ErrNotOnDisk) && !filepath.IsAbs(inv.Conf.ClusterNetwork) {
-		return nil // a definition: the planner's Status has answered for it
-	}
+	config, err := e.Planner.Status(ctx, q)
 	if err != nil {
 		return notReady(err)
+	}
+	if isDefinition {
+		raw = config
 	}
 	list, err := asList(raw)
 	if err != nil {
 		return notReady(err)
+	}
+	if list.Name == "" {
+		list.Name = q.Name // as the planner names it
 	}
 	r := e.newRun(inv, nil)
 	if err := r.exec.findAll(list, inv.Path); err != nil {

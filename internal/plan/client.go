@@ -23,7 +23,11 @@ const dialTimeout = 2 * time.Second
 
 // Plan implements [Planner].
 func (c Client) Plan(ctx context.Context, req Request) (*Plan, error) {
-	return c.do(ctx, call{Op: opPlan, Request: &req})
+	out, err := c.do(ctx, call{Op: opPlan, Request: &req})
+	if err != nil {
+		return nil, err
+	}
+	return out.plan()
 }
 
 // Report implements [Planner].
@@ -33,29 +37,28 @@ func (c Client) Report(ctx context.Context, r Report) error {
 }
 
 // Status implements [Planner].
-func (c Client) Status(ctx context.Context) error {
-	_, err := c.do(ctx, call{Op: opStatus})
-	return err
+func (c Client) Status(ctx context.Context, q StatusQuery) (json.RawMessage, error) {
+	out, err := c.do(ctx, call{Op: opStatus, Status: &q})
+	return out.Config, err
 }
 
-func (c Client) do(ctx context.Context, in call) (*Plan, error) {
+func (c Client) do(ctx context.Context, in call) (out answer, err error) {
 	op := "ask agent at " + c.Socket
 	d := net.Dialer{Timeout: dialTimeout}
 	conn, err := d.DialContext(ctx, "unix", c.Socket)
 	if err != nil {
-		return nil, transportError(op, err)
+		return out, transportError(op, err)
 	}
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := writeFrame(conn, in); err != nil {
-		return nil, transportError(op, err)
+		return out, transportError(op, err)
 	}
-	var out answer
 	if err := readFrame(conn, &out); err != nil {
-		return nil, transportError(op, errors.Join(err, ctx.Err()))
+		return out, transportError(op, errors.Join(err, ctx.Err()))
 	}
-	return out.result(in.Op == opPlan)
+	return out, out.refusal()
 }
 
 // Command is a Planner that runs the agent's program once per call, with the
@@ -67,7 +70,11 @@ type Command struct {
 
 // Plan implements [Planner].
 func (c Command) Plan(ctx context.Context, req Request) (*Plan, error) {
-	return c.do(ctx, call{Op: opPlan, Request: &req})
+	out, err := c.do(ctx, call{Op: opPlan, Request: &req})
+	if err != nil {
+		return nil, err
+	}
+	return out.plan()
 }
 
 // Report implements [Planner].
@@ -77,29 +84,28 @@ func (c Command) Report(ctx context.Context, r Report) error {
 }
 
 // Status implements [Planner].
-func (c Command) Status(ctx context.Context) error {
-	_, err := c.do(ctx, call{Op: opStatus})
-	return err
+func (c Command) Status(ctx context.Context, q StatusQuery) (json.RawMessage, error) {
+	out, err := c.do(ctx, call{Op: opStatus, Status: &q})
+	return out.Config, err
 }
 
-func (c Command) do(ctx context.Context, in call) (*Plan, error) {
+func (c Command) do(ctx context.Context, in call) (out answer, err error) {
 	op := "run " + c.Path
 	stdin, err := json.Marshal(in)
 	if err != nil {
-		return nil, transportError(op, err)
+		return out, transportError(op, err)
 	}
 	var stdout, stderr limited
 	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
 	cmd.WaitDelay = time.Second
 	if err := cmd.Run(); err != nil {
-		return nil, transportError(op, fmt.Errorf("%w: %s", err, tail(stderr.Bytes())))
+		return out, transportError(op, fmt.Errorf("%w: %s", err, tail(stderr.Bytes())))
 	}
-	var out answer
 	if err := json.Unmarshal(stdout.Bytes(), &out); err != nil {
-		return nil, transportError(op, fmt.Errorf("answer: %w", err))
+		return out, transportError(op, fmt.Errorf("answer: %w", err))
 	}
-	return out.result(in.Op == opPlan)
+	return out, out.refusal()
 }
 
 // limited keeps at most MaxMessage bytes of what is written to it.
@@ -163,14 +169,15 @@ func (f Fallback) Report(ctx context.Context, r Report) error {
 }
 
 // Status implements [Planner].
-func (f Fallback) Status(ctx context.Context) error {
+func (f Fallback) Status(ctx context.Context, q StatusQuery) (json.RawMessage, error) {
 	first, cancel := shareOf(ctx)
 	defer cancel()
-	err := f.First.Status(first)
+	config, err := f.First.Status(first, q)
 	if !IsTransport(err) || ctx.Err() != nil {
-		return err
+		return config, err
 	}
-	return joinTransport(err, f.Then.Status(ctx))
+	config, err2 := f.Then.Status(ctx, q)
+	return config, joinTransport(err, err2)
 }
 
 // joinTransport keeps both causes when neither planner was reached.

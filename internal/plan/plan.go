@@ -27,7 +27,14 @@ type Planner interface {
 	// Event. It never changes what is attached.
 	Report(ctx context.Context, r Report) error
 	// Status returns nil when Plan can be served now (CNI verb STATUS).
-	Status(ctx context.Context) error
+	Status(ctx context.Context, q StatusQuery) (json.RawMessage, error)
+}
+
+// StatusQuery is what a STATUS asks beyond whether the planner is ready: where
+// the cluster default network is on no disk, the definition that must be it.
+type StatusQuery struct {
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"` // empty: none is asked for
 }
 
 // Request asks for the plan of one sandbox: what the runtime said, decoded.

@@ -147,7 +147,11 @@ func dispatch(ctx context.Context, in call, p Planner) answer {
 	case in.Op == opReport && in.Report != nil && in.Report.Plan != nil:
 		err = p.Report(ctx, *in.Report)
 	case in.Op == opStatus:
-		err = p.Status(ctx)
+		q := StatusQuery{}
+		if in.Status != nil {
+			q = *in.Status
+		}
+		out.Config, err = p.Status(ctx, q)
 	default:
 		err = cnierr.New("read call", cnierr.Decode, "unknown or incomplete operation %q", in.Op)
 	}

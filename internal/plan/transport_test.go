@@ -3,6 +3,7 @@ package plan
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -55,7 +56,12 @@ func (f fake) Report(_ context.Context, r Report) error {
 	return nil
 }
 
-func (fake) Status(context.Context) error { return errors.New("plain") }
+func (fake) Status(_ context.Context, q StatusQuery) (json.RawMessage, error) {
+	if q.Name != "" {
+		return json.RawMessage(`{"name":"` + q.Namespace + q.Name + `"}`), nil
+	}
+	return nil, errors.New("plain")
+}
 
 // served serves p on a socket until the test ends.
 func served(t *testing.T, p Planner) Client {
@@ -128,7 +134,10 @@ func exercise(t *testing.T, p Planner) {
 	if IsTransport(err) || cnierr.KindOf(err) != cnierr.NoDevice || err.Error() != "resource r/x: assign device: none; ask for one" {
 		t.Errorf("a refusal became %v", err)
 	}
-	if err := p.Status(t.Context()); err == nil || IsTransport(err) {
+	if config, err := p.Status(t.Context(), StatusQuery{"a", "b"}); err != nil || string(config) != `{"name":"ab"}` {
+		t.Errorf("status: %s, %v", config, err)
+	}
+	if _, err := p.Status(t.Context(), StatusQuery{}); err == nil || IsTransport(err) {
 		t.Errorf("status: %v", err)
 	}
 }

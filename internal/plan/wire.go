@@ -30,12 +30,16 @@ type call struct {
 	Op      string   `json:"op"`
 	Request *Request `json:"request,omitempty"`
 	Report  *Report  `json:"report,omitempty"`
+	// Status goes with opStatus; an older caller sends none.
+	Status *StatusQuery `json:"status,omitempty"`
 }
 
-// answer is one response as it travels: a plan, an error, or neither.
+// answer is one response as it travels: a plan, a network configuration, an
+// error, or nothing.
 type answer struct {
-	Plan  *Plan         `json:"plan,omitempty"`
-	Error *cnierr.Error `json:"error,omitempty"`
+	Plan   *Plan           `json:"plan,omitempty"`
+	Config json.RawMessage `json:"config,omitempty"`
+	Error  *cnierr.Error   `json:"error,omitempty"`
 }
 
 // writeFrame writes v as JSON behind its length in four bytes, big endian.
@@ -83,14 +87,16 @@ func transportError(op string, err error) error {
 	return cnierr.New(op, cnierr.TryAgain, "%w: %w", errTransport, err)
 }
 
-// result turns an answer into Go values; a plan is demanded when wantPlan.
-func (a answer) result(wantPlan bool) (*Plan, error) {
-	if a.Error != nil {
-		return nil, a.Error
+// refusal returns the error of an answer, nil when it has none.
+func (a answer) refusal() error {
+	if a.Error == nil {
+		return nil
 	}
-	if !wantPlan {
-		return nil, nil
-	}
+	return a.Error
+}
+
+// plan returns the plan that an answer must hold.
+func (a answer) plan() (*Plan, error) {
 	if a.Plan == nil || len(a.Plan.Attachments) == 0 {
 		return nil, transportError("read plan", errors.New("the answer holds no attachment"))
 	}

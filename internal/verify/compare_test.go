@@ -122,8 +122,11 @@ func TestDevicesOfWhichTheKernelNamesNoParent(t *testing.T) {
 
 func TestUserspaceDevices(t *testing.T) {
 	a := &plan.Attachment{IfName: "net1", Device: &plan.Device{ID: vf, PCIAddress: vf, PF: pf, Driver: "vfio-pci", Userspace: true}}
-	if r := Compare(a, Claim{}, &Device{}, &Facts{Device: &Device{Driver: "vfio-pci"}}); len(r.Findings) != 0 || len(r.Checked) != 1 {
-		t.Errorf("%+v", r)
+	for _, c := range []Claim{{}, {Interface: true, MAC: "02:00:00:00:00:01", Addresses: []string{"10.1.0.2/24"}}} {
+		f := &Facts{Missing: []string{"net1"}, Device: &Device{Driver: "vfio-pci"}}
+		if r := Compare(a, c, &Device{}, f); len(r.Findings) != 0 || len(r.Checked) != 1 {
+			t.Errorf("claim %+v: %+v", c, r)
+		}
 	}
 	if r := Compare(a, Claim{}, &Device{}, &Facts{Device: &Device{Driver: "igbvf"}}); len(r.Findings) != 1 {
 		t.Errorf("bound to another driver: %+v", r)
