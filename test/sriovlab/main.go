@@ -67,19 +67,30 @@ func (l *lab) tell(format string, args ...any) {
 	fmt.Printf("sriovlab: %5.1fs %s\n", time.Since(l.start).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// run prepares, boots, uses and ends the guest. The directory of the run is kept
-// unless all went well.
+// clean removes the run's directory, but for what tells why it went wrong.
+func (l *lab) clean(well bool) error {
+	if well {
+		return os.RemoveAll(l.dir)
+	}
+	entries, err := os.ReadDir(l.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != vm.ConsoleFile && e.Name() != vm.LogFile {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(l.dir, e.Name())))
+		}
+	}
+	l.tell("kept the guest's console %s and QEMU's messages beside it", filepath.Join(l.dir, vm.ConsoleFile))
+	return err
+}
+
+// run prepares, boots, uses and ends the guest.
 func (l *lab) run(ctx context.Context, use func(*vm.Machine) (int, error)) (status int, err error) {
 	if l.dir, err = os.MkdirTemp("", "sriovlab-"); err != nil {
 		return 0, err
 	}
-	defer func() {
-		if status == 0 && err == nil {
-			err = os.RemoveAll(l.dir)
-		} else {
-			l.tell("kept %s: console, qemu", l.dir)
-		}
-	}()
+	defer func() { err = errors.Join(err, l.clean(status == 0 && err == nil)) }()
 	software, err := vm.Install(ctx, os.Stdout)
 	if err != nil {
 		return 0, err

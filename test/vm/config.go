@@ -20,11 +20,16 @@ const MaxMemory = 2560
 // VFsPerPF is how many VFs the emulated igb has.
 const VFsPerPF = 7
 
+// Files in a guest's directory that tell what went wrong.
+const (
+	ConsoleFile = "console" // what the guest's kernel and init program said
+	LogFile     = "qemu"    // what QEMU said
+)
+
 // Config is a guest.
 type Config struct {
-	// Dir is a directory for the guest's image, its console's output ("console")
-	// and QEMU's ("qemu"), and a socket, so that its path must be short. It must
-	// exist.
+	// Dir is a directory for the guest's image, [ConsoleFile] and [LogFile], and a
+	// socket, so that its path must be short. It must exist.
 	Dir string
 	// Memory is the memory in MiB; 0 means [MaxMemory].
 	Memory int
@@ -48,7 +53,7 @@ func (c *Config) check() error {
 	if c.Memory == 0 {
 		c.Memory = MaxMemory
 	}
-	if c.Memory > MaxMemory {
+	if c.PFs > 0 && c.Memory > MaxMemory {
 		return fmt.Errorf("%d MiB of memory: above %d the emulated igb loses its interrupts", c.Memory, MaxMemory)
 	}
 	if c.PFs < 0 || c.PFs > 2 {
@@ -150,7 +155,7 @@ func (c *Config) arguments(s *Software, image, socket string) []string {
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", fmt.Sprint(2 * half),
 		"-object", fmt.Sprintf("memory-backend-ram,id=mem0,size=%dM", half), "-numa", "node,nodeid=0,memdev=mem0,cpus=0",
 		"-object", fmt.Sprintf("memory-backend-ram,id=mem1,size=%dM", half), "-numa", "node,nodeid=1,memdev=mem1,cpus=1",
-		"-serial", "file:" + filepath.Join(c.Dir, "console"), "-kernel", s.kernel(), "-initrd", image,
+		"-serial", "file:" + filepath.Join(c.Dir, ConsoleFile), "-kernel", s.kernel(), "-initrd", image,
 	}
 	kernel := []string{"console=ttyS0", "loglevel=4", "panic=-1", "net.ifnames=0", "mitigations=off", "random.trust_cpu=on"}
 	if c.IOMMU {

@@ -36,11 +36,16 @@ type Machine struct {
 	done chan struct{} // closed when QEMU has ended
 	dead error         // how QEMU ended, once done; nil for as it should
 
-	mu      sync.Mutex // guards the fields below
+	ready chan wire.Message // the guest's first message
+
+	// Sending blocks until the guest has read, so that it has a lock of its own: who
+	// holds it must not keep receive from reading.
+	sending sync.Mutex // guards out
 	out     *gob.Encoder
+
+	mu      sync.Mutex // guards the fields below
 	last    int
 	running map[int]*command
-	ready   chan wire.Message // the guest's first message
 }
 
 // command is a command that runs in the guest.
@@ -60,7 +65,7 @@ func Boot(ctx context.Context, s *Software, c Config) (*Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the guest's image: %w", err)
 	}
-	m := &Machine{dir: c.Dir, done: make(chan struct{}), running: map[int]*command{}, ready: make(chan wire.Message, 1)}
+	m := newMachine(c.Dir)
 	start := time.Now()
 	if err := m.start(s, c, image); err != nil {
 		return nil, fmt.Errorf("start QEMU: %w", err)
@@ -83,8 +88,9 @@ func Boot(ctx context.Context, s *Software, c Config) (*Machine, error) {
 	return m, nil
 }
 
-// Console is the file that the guest's kernel and init program write to.
-func (m *Machine) Console() string { return filepath.Join(m.dir, "console") }
+func newMachine(dir string) *Machine {
+	return &Machine{dir: dir, done: make(chan struct{}), running: map[int]*command{}, ready: make(chan wire.Message, 1)}
+}
 
 // start starts QEMU and accepts its connection.
 func (m *Machine) start(s *Software, c Config, image string) error {
@@ -94,7 +100,7 @@ func (m *Machine) start(s *Software, c Config, image string) error {
 		return err
 	}
 	defer listener.Close()
-	log, err := os.Create(filepath.Join(c.Dir, "qemu"))
+	log, err := os.Create(filepath.Join(c.Dir, LogFile))
 	if err != nil {
 		return err
 	}
@@ -112,14 +118,20 @@ func (m *Machine) start(s *Software, c Config, image string) error {
 		<-m.done
 		listener.Close()
 	}()
-	if m.port, err = listener.Accept(); err != nil {
+	port, err := listener.Accept()
+	if err != nil {
 		<-m.done
-		text, _ := os.ReadFile(log.Name())
-		return fmt.Errorf("%w\n%s", m.dead, text)
+		text, _ := os.ReadFile(log.Name()) // best effort, beside the error
+		return fmt.Errorf("%w\n%s", m.gone(), text)
 	}
-	m.out = gob.NewEncoder(m.port)
-	go m.receive()
+	m.talk(port)
 	return nil
+}
+
+// talk begins the conversation with the guest.
+func (m *Machine) talk(port net.Conn) {
+	m.port, m.out = port, gob.NewEncoder(port)
+	go m.receive()
 }
 
 // receive passes on what the guest says, until it says no more.
@@ -190,7 +202,8 @@ func (m *Machine) Run(ctx context.Context, c Command) (status int, err error) {
 	case <-m.done:
 		return 0, m.gone()
 	case <-ctx.Done():
-		return 0, errors.Join(ctx.Err(), m.send(wire.Message{Kind: wire.Signal, ID: id, Number: int(syscall.SIGKILL)}))
+		go m.send(wire.Message{Kind: wire.Signal, ID: id, Number: int(syscall.SIGKILL)}) // a guest that hangs does not read
+		return 0, ctx.Err()
 	}
 }
 
@@ -210,8 +223,8 @@ func (m *Machine) feed(id int, from io.Reader) {
 }
 
 func (m *Machine) send(msg wire.Message) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.sending.Lock()
+	defer m.sending.Unlock()
 	if err := m.out.Encode(msg); err != nil {
 		return fmt.Errorf("%w: %w", ErrGone, err)
 	}
@@ -233,7 +246,7 @@ const farewell = 10 * time.Second
 // same as once.
 func (m *Machine) Close() error {
 	if m.port != nil {
-		_ = m.send(wire.Message{Kind: wire.PowerOff}) // it may be gone
+		go m.send(wire.Message{Kind: wire.PowerOff}) // it may hang, or be gone
 	}
 	select {
 	case <-m.done:
@@ -244,7 +257,7 @@ func (m *Machine) Close() error {
 		return err
 	}
 	<-m.done
-	return fmt.Errorf("the guest did not power off in %s; console in %s", farewell, m.Console())
+	return fmt.Errorf("the guest did not power off in %s; console in %s", farewell, filepath.Join(m.dir, ConsoleFile))
 }
 
 // watch starts QEMU and waits for its end. The thread that starts it must live as

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/manifold-cni/manifold/test/vm/guest"
 	"github.com/manifold-cni/manifold/test/vm/wire"
 )
 
@@ -95,16 +96,16 @@ func second() error {
 	if err != nil {
 		return errors.Join(problem, err)
 	}
-	s := newServer(port)
+	s := guest.NewServer(port)
 	if problem != nil {
-		return errors.Join(problem, s.send(wire.Message{Kind: wire.Failed, Text: problem.Error()}))
+		return errors.Join(problem, s.Send(wire.Message{Kind: wire.Failed, Text: problem.Error()}))
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return err
 	}
-	if err := s.send(wire.Message{Kind: wire.Ready, Text: string(boot)}); err != nil {
+	if err := s.Send(wire.Message{Kind: wire.Ready, Text: string(boot)}); err != nil {
 		return err
 	}
-	return s.serve()
+	return s.Serve()
 }

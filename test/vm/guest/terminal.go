@@ -1,4 +1,4 @@
-package main
+package guest
 
 import (
 	"fmt"
@@ -12,37 +12,49 @@ import (
 )
 
 // startOnTerminal starts a command with a new terminal as its controlling one and
-// returns the other end for its input.
-func (s *server) startOnTerminal(id int, cmd *exec.Cmd, size wire.Size) (io.WriteCloser, error) {
+// returns the other end for its input; drained is closed when no process is left
+// on the terminal and all output was sent.
+func (s *Server) startOnTerminal(id int, cmd *exec.Cmd, size wire.Size) (input io.WriteCloser, drained chan struct{}, err error) {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	fd := int(master.Fd())
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		return nil, fmt.Errorf("unlock terminal: %w", err)
+		return nil, nil, fmt.Errorf("unlock terminal: %w", err)
 	}
 	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
 	if err != nil {
-		return nil, fmt.Errorf("number of terminal: %w", err)
+		return nil, nil, fmt.Errorf("number of terminal: %w", err)
 	}
 	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Columns}); err != nil {
-		return nil, fmt.Errorf("size of terminal: %w", err)
+		return nil, nil, fmt.Errorf("size of terminal: %w", err)
 	}
 	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer slave.Close()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr.Setctty = true
 	if err := cmd.Start(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	drained = make(chan struct{})
 	go func() {
 		// It ends with an error when the last process on the terminal has ended.
 		_, _ = io.Copy(stream{s, wire.Stdout, id}, master)
 		_ = master.Close()
+		close(drained)
 	}()
-	return master, nil
+	return keyboard{master}, drained, nil
+}
+
+// keyboard is a terminal's input. Its end is the key for it: were the terminal
+// closed, its processes would be hung up on.
+type keyboard struct{ *os.File }
+
+func (k keyboard) Close() error {
+	_, err := k.Write([]byte{4}) // Ctrl-D
+	return err
 }
