@@ -229,6 +229,9 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 		return nil, cnierr.New("attach", cnierr.InterfaceConflict, "the sandbox has an interface of that name already").
 			WithFix("choose another interface name in the pod's annotation")
 	}
+	if err := r.claim(ctx, a); err != nil {
+		return nil, err
+	}
 	before, err := verify.Capture(r.inv.Conf.SysRoot, a.Device)
 	if err != nil {
 		return nil, err

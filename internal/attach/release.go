@@ -121,6 +121,13 @@ func (r *run) releaseOne(ctx context.Context, i int) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
 	defer cancel()
+	fenced, err := r.fenced(ctx, a)
+	if err != nil {
+		return err
+	}
+	if fenced {
+		return r.releaseFenced(ctx, list, rt, a)
+	}
 	err = r.cni.DelNetworkList(ctx, list, rt)
 	killpoint.Here("delegate released")
 	needless := err != nil && r.nothingLeft(i, netns, err)
@@ -135,6 +142,24 @@ func (r *run) releaseOne(ctx context.Context, i int) error {
 	if err := r.left(a, netns); err != nil {
 		return err
 	}
+	if err := r.giveBack(ctx, i); err != nil {
+		return err
+	}
+	return r.forget(list, rt, a)
+}
+
+// releaseFenced releases what an attachment has beside its device, which serves
+// another sandbox: its addresses and its files. The delegate's own DEL would
+// reset the device under its next owner.
+func (r *run) releaseFenced(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, a *plan.Attachment) error {
+	if err := r.releaseAddresses(ctx, list, rt); err != nil {
+		return err
+	}
+	return r.forget(list, rt, a)
+}
+
+// forget removes the attachment's files.
+func (r *run) forget(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, a *plan.Attachment) error {
 	if err := r.seedCache(list, rt, nil); err != nil { // libcni keeps it after a failure
 		return err
 	}
@@ -180,8 +205,10 @@ func (r *run) nothingLeft(i int, netns string, cause error) bool {
 }
 
 // before returns what was recorded of attachment i's device before its ADD.
-func (r *run) before(i int) (*verify.Device, error) {
-	raw := r.entry.Before(i)
+func (r *run) before(i int) (*verify.Device, error) { return recordedDevice(r.entry, i) }
+
+func recordedDevice(e *journal.Entry, i int) (*verify.Device, error) {
+	raw := e.Before(i)
 	if raw == nil {
 		return nil, nil
 	}

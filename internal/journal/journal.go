@@ -241,12 +241,16 @@ func last(e *Entry, i int, get func(Step) json.RawMessage) json.RawMessage {
 	return out
 }
 
+// SameBoot reports whether the node has not been booted since the journal was
+// begun: of another boot nothing in the kernel is left.
+func (e *Entry) SameBoot() bool { return e.Boot == bootID() }
+
 // Unreleased returns the indexes of the attachments that a tear-down must
 // release, in reverse order of attachment: all that were tried and whose DEL has
 // not succeeded. After another boot an attachment without a step may have been
 // tried as well, since a power failure can lose steps: it is released too.
 func (e *Entry) Unreleased() []int {
-	sameBoot := e.Boot == bootID()
+	sameBoot := e.SameBoot()
 	var out []int
 	for i := len(e.Plan.Attachments) - 1; i >= 0; i-- {
 		p, _ := e.Phase(i)

@@ -43,29 +43,30 @@ type Conf struct {
 	NamespaceIsolation bool     `json:"namespaceIsolation" doc:"refuse definitions of other namespaces than the pod's"`
 	GlobalNamespaces   string   `json:"globalNamespaces" default:"default" doc:"comma list of namespaces whose definitions every pod may use in spite of namespaceIsolation"`
 
-	ConfDir      string     `json:"confDir" default:"/etc/cni/multus/net.d" doc:"directory of the node's network configurations"`
-	CNIDir       string     `json:"cniDir" default:"/var/lib/cni/multus" doc:"directory of the journal and of libcni's results" multus:"keeps other files in it, see [switching](switching.md)"`
-	BinDir       string     `json:"binDir" default:"/opt/cni/bin" doc:"directory searched for delegates before those of CNI_PATH"`
-	AgentSocket  string     `json:"agentSocket" default:"/run/manifold/agent.sock" doc:"unix socket of the agent" multus:"own"`
-	AgentProgram string     `json:"agentProgram" default:"/opt/cni/bin/manifold-agent" doc:"program run as 'plan' when no agent answers" multus:"own"`
-	AgentConfig  string     `json:"agentConfig" default:"/etc/cni/net.d/manifold.d/agent.json" doc:"the agent's configuration file, for agentProgram" multus:"own"`
-	SysRoot      string     `json:"sysRoot" default:"/" doc:"directory that sys/ is found in, to look up functions and their PFs" multus:"own"`
-	DeviceInfo   string     `json:"deviceInfoDir" default:"/var/run/k8s.cni.cncf.io/devinfo" doc:"directory of the device-information files, with dp/ and cni/ in it" multus:"own"`
-	Verify       string     `json:"verify" default:"enforce" enum:"enforce warn off" doc:"what follows when an interface is not what plan and result say: undo and refuse, report, or do not look" multus:"own: Multus does not look"`
-	DeviceOrder  string     `json:"deviceOrder" default:"address" enum:"address plugin" doc:"order of a container's devices: ascending, or as the device plugin's answer lists them" multus:"own"`
-	BadAnnot     string     `json:"invalidAnnotation" default:"fail" enum:"fail ignore" doc:"what follows an invalid pod annotation: refuse the pod, or attach the default network alone and warn" multus:"own: Multus refuses some and passes over others"`
-	Readiness    string     `json:"readinessindicatorfile" doc:"file that exists when the default network is ready: ADD waits for it as long as for a plan, STATUS fails without it" multus:"ADD waits 45 s; STATUS does not look"`
-	AuxChain     string     `json:"auxiliaryCNIChainName" doc:"directory beside the default network's file, or in confDir, whose *.conf files are plugins that run behind those of the default network" multus:"runs them as a network of their own that does not see the default network's result"`
-	RetryDelete  bool       `json:"retryDeleteOnError" doc:"no effect: a DEL that failed is always kept and tried again" multus:"false forgets the attachments of a DEL that failed"`
-	Kubeconfig   string     `json:"kubeconfig" doc:"no effect: the agent reaches the API server, by the key apiServer of its own configuration" multus:"the plugin itself reaches the API server"`
-	LogFile      string     `json:"logFile" doc:"absolute file that is logged to, rotated by logOptions"`
-	LogLevel     string     `json:"logLevel" default:"warning" enum:"panic error warning verbose debug" doc:"what is logged: nothing, failed verbs, also what was found wrong, also every verb, also every attachment" multus:"its default is panic; it has no warning"`
-	LogToStderr  bool       `json:"logToStderr" default:"true" doc:"log to the container runtime's log as well"`
-	LogOptions   LogOptions `json:"logOptions" doc:"rotation of logFile: maxSize in MB, maxAge in days, maxBackups in files, compress"`
-	DisableGC    bool       `json:"disableGC" doc:"answer GC without collecting anything, for runtimes that share this directory and know only their own sandboxes" multus:"own"`
-	DelegateTime Duration   `json:"delegateTimeout" default:"90s" doc:"longest run of one delegate chain before it is ended" multus:"own"`
-	PlanTime     Duration   `json:"planTimeout" default:"60s" doc:"longest wait for a plan" multus:"own"`
-	LockTime     Duration   `json:"lockTimeout" default:"60s" doc:"longest wait for another operation on the same sandbox, or for a delegate that outlived a killed one" multus:"own"`
+	ConfDir        string     `json:"confDir" default:"/etc/cni/multus/net.d" doc:"directory of the node's network configurations"`
+	CNIDir         string     `json:"cniDir" default:"/var/lib/cni/multus" doc:"directory of the journal and of libcni's results" multus:"keeps other files in it, see [switching](switching.md)"`
+	BinDir         string     `json:"binDir" default:"/opt/cni/bin" doc:"directory searched for delegates before those of CNI_PATH"`
+	AgentSocket    string     `json:"agentSocket" default:"/run/manifold/agent.sock" doc:"unix socket of the agent" multus:"own"`
+	AgentProgram   string     `json:"agentProgram" default:"/opt/cni/bin/manifold-agent" doc:"program run as 'plan' when no agent answers" multus:"own"`
+	AgentConfig    string     `json:"agentConfig" default:"/etc/cni/net.d/manifold.d/agent.json" doc:"the agent's configuration file, for agentProgram" multus:"own"`
+	SysRoot        string     `json:"sysRoot" default:"/" doc:"directory that sys/ is found in, to look up functions and their PFs" multus:"own"`
+	DeviceInfo     string     `json:"deviceInfoDir" default:"/var/run/k8s.cni.cncf.io/devinfo" doc:"directory of the device-information files, with dp/ and cni/ in it" multus:"own"`
+	Verify         string     `json:"verify" default:"enforce" enum:"enforce warn off" doc:"what follows when an interface is not what plan and result say: undo and refuse, report, or do not look" multus:"own: Multus does not look"`
+	RestoreDevices bool       `json:"restoreDevices" default:"true" doc:"make a VF after DEL as it was before ADD: name, MAC, MTU, and what its PF says of it" multus:"own"`
+	DeviceOrder    string     `json:"deviceOrder" default:"address" enum:"address plugin" doc:"order of a container's devices: ascending, or as the device plugin's answer lists them" multus:"own"`
+	BadAnnot       string     `json:"invalidAnnotation" default:"fail" enum:"fail ignore" doc:"what follows an invalid pod annotation: refuse the pod, or attach the default network alone and warn" multus:"own: Multus refuses some and passes over others"`
+	Readiness      string     `json:"readinessindicatorfile" doc:"file that exists when the default network is ready: ADD waits for it as long as for a plan, STATUS fails without it" multus:"ADD waits 45 s; STATUS does not look"`
+	AuxChain       string     `json:"auxiliaryCNIChainName" doc:"directory beside the default network's file, or in confDir, whose *.conf files are plugins that run behind those of the default network" multus:"runs them as a network of their own that does not see the default network's result"`
+	RetryDelete    bool       `json:"retryDeleteOnError" doc:"no effect: a DEL that failed is always kept and tried again" multus:"false forgets the attachments of a DEL that failed"`
+	Kubeconfig     string     `json:"kubeconfig" doc:"no effect: the agent reaches the API server, by the key apiServer of its own configuration" multus:"the plugin itself reaches the API server"`
+	LogFile        string     `json:"logFile" doc:"absolute file that is logged to, rotated by logOptions"`
+	LogLevel       string     `json:"logLevel" default:"warning" enum:"panic error warning verbose debug" doc:"what is logged: nothing, failed verbs, also what was found wrong, also every verb, also every attachment" multus:"its default is panic; it has no warning"`
+	LogToStderr    bool       `json:"logToStderr" default:"true" doc:"log to the container runtime's log as well"`
+	LogOptions     LogOptions `json:"logOptions" doc:"rotation of logFile: maxSize in MB, maxAge in days, maxBackups in files, compress"`
+	DisableGC      bool       `json:"disableGC" doc:"answer GC without collecting anything, for runtimes that share this directory and know only their own sandboxes" multus:"own"`
+	DelegateTime   Duration   `json:"delegateTimeout" default:"90s" doc:"longest run of one delegate chain before it is ended" multus:"own"`
+	PlanTime       Duration   `json:"planTimeout" default:"60s" doc:"longest wait for a plan" multus:"own"`
+	LockTime       Duration   `json:"lockTimeout" default:"60s" doc:"longest wait for another operation on the same sandbox, or for a delegate that outlived a killed one" multus:"own"`
 }
 
 // LogOptions say how the log file is rotated; 0 stands for 100 MB, for ever, and

@@ -46,6 +46,7 @@ type NetDev struct {
 	Index int    `json:"index"`
 	MAC   string `json:"mac,omitempty"`
 	MTU   int    `json:"mtu,omitempty"`
+	Alias string `json:"alias,omitempty"` // where host-device keeps the name on the host
 }
 
 // VFState is the PF's view of a VF, as the kernel reports it by netlink.
@@ -120,7 +121,7 @@ func device(fs sriov.FS, d *plan.Device) (*Device, error) {
 			return nil, fmt.Errorf("network device %s: %w", name, err)
 		}
 		a := link.Attrs()
-		out.NetDevs = append(out.NetDevs, NetDev{Name: a.Name, Index: a.Index, MAC: a.HardwareAddr.String(), MTU: a.MTU})
+		out.NetDevs = append(out.NetDevs, NetDev{Name: a.Name, Index: a.Index, MAC: a.HardwareAddr.String(), MTU: a.MTU, Alias: a.Alias})
 	}
 	return out, nil
 }
@@ -310,6 +311,9 @@ func Returned(sysRoot string, d *plan.Device, before *Device) (bool, error) {
 	}
 	if err != nil {
 		return false, cnierr.New("inspect device", cnierr.IO, "%w", err)
+	}
+	if d.PCIAddress != "" { // under which name, [Restore] sees to
+		return len(now.NetDevs) >= len(before.NetDevs), nil
 	}
 	for _, was := range before.NetDevs {
 		if !slices.ContainsFunc(now.NetDevs, func(n NetDev) bool { return n.Name == was.Name }) {
