@@ -145,7 +145,9 @@ func (l *lab) checks(ctx context.Context, m *vm.Machine, pattern string, timeout
 	}
 	out := &counter{}
 	status, err := m.Run(ctx, vm.Command{Command: wire.Command{Args: args}, Stdout: out, Stderr: os.Stderr})
-	l.tell("the checks ended with status %d", status)
+	if err == nil {
+		l.tell("the checks ended with status %d", status)
+	}
 	fmt.Printf("%d passed, %d failed, %d skipped\n", out.passed, out.failed, out.skipped)
 	if err == nil && status == 0 && out.passed == 0 {
 		err = errors.New("no check ran")

@@ -32,6 +32,17 @@ func newPF(bus, resource string) pf {
 	return p
 }
 
+// renew makes the PF's VFs anew, with new MACs, and brings them to rest. Their
+// devices get the names that they had, since those are free.
+func (p pf) renew() error {
+	for _, count := range []string{"0", fmt.Sprint(len(p.vfs))} {
+		if err := os.WriteFile(filepath.Join("/sys/bus/pci/devices", p.address, "sriov_numvfs"), []byte(count), 0); err != nil {
+			return err
+		}
+	}
+	return settle()
+}
+
 // TestMain brings the VFs to rest: an igbvf tells its PF its MAC when it is first
 // set up, which would otherwise look like a trace of the first pod that had it.
 func TestMain(m *testing.M) {

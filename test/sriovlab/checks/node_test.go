@@ -34,21 +34,21 @@ type node struct {
 	kubelet *fakekubelet.Kubelet
 	api     *kubetest.Server
 	count   int
+	before  hardwareState // what the test must leave as it is; nil not to look
 }
 
 // newNode starts a node whose agent runs. It ends with the test, which must leave
 // the hardware and the host as they were before.
 func newNode(t *testing.T) *node {
 	t.Helper()
-	before := hardware(t)
 	dir, err := os.MkdirTemp("", "node-") // short, since it has sockets in it
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, dir: dir, api: kubetest.Start()}
+	n := &node{t: t, dir: dir, api: kubetest.Start(), before: hardware(t)}
 	t.Cleanup(func() {
-		if !t.Failed() {
-			before.same(t)
+		if !t.Failed() && n.before != nil {
+			n.before.same(t)
 		}
 		_ = os.RemoveAll(dir)
 	})
@@ -78,7 +78,7 @@ func (n *node) configure() {
 	kubeconfig, err := n.api.Kubeconfig(n.dir)
 	n.must(err)
 	n.json("net.d/10-default.conflist", map[string]any{"cniVersion": "1.0.0", "name": "cluster-net", "plugins": []any{
-		map[string]any{"type": "bridge", "bridge": "cni0", "ipam": n.ipam("10.88.0.0/16")},
+		map[string]any{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": n.ipam("10.88.0.0/16")},
 	}})
 	n.json("agent.json", map[string]any{
 		"node": "node1", "socket": n.path("agent.sock"), "kubeletDir": n.path("kubelet"), "snapshot": n.path("snapshot"), "apiServer": kubeconfig,
