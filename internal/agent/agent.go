@@ -136,11 +136,11 @@ func (a *Agent) pod(ctx context.Context, id plan.Pod) (*planner.Pod, error) {
 }
 
 // podOf reduces a pod to what planning needs. The UID is the runtime's: the API
-// server knows static pods under another.
+// server knows static pods under another, that of their mirror.
 func podOf(p *corev1.Pod, id plan.Pod) *planner.Pod {
-	out := &planner.Pod{Annotations: p.Annotations, Static: isStatic(p)}
+	out := &planner.Pod{Annotations: p.Annotations, Static: kube.IsStatic(p)}
 	out.Namespace, out.Name, out.UID = id.Namespace, id.Name, id.UID
-	if out.UID == "" && !out.Static {
+	if out.UID == "" && !kube.IsMirror(p) {
 		out.UID = string(p.UID)
 	}
 	for _, c := range p.Spec.InitContainers {
@@ -151,13 +151,6 @@ func podOf(p *corev1.Pod, id plan.Pod) *planner.Pod {
 		out.Containers = append(out.Containers, podresources.Container{Name: c.Name})
 	}
 	return out
-}
-
-// isStatic reports whether the pod comes from the kubelet's own files, by the
-// annotations that the kubelet gives such pods and their mirrors.
-func isStatic(p *corev1.Pod) bool {
-	source := p.Annotations["kubernetes.io/config.source"]
-	return kube.IsMirror(p) || source != "" && source != "api"
 }
 
 // definitions fetches those of needs that exist.

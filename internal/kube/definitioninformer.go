@@ -141,7 +141,7 @@ func (d *DefinitionInformer) Lookup(ctx context.Context, namespace, name string)
 		return def, origin, nil
 	case errors.Is(snapErr, errNoSnapshot):
 		return nil, Origin{}, err
-	case errors.Is(snapErr, ErrInvalid) && origin.Source != "":
+	case errors.Is(snapErr, ErrInvalid):
 		return nil, origin, snapErr // the definition itself is refused
 	default:
 		// Only the API server's answer decides: it may know what the file does not.
@@ -150,22 +150,27 @@ func (d *DefinitionInformer) Lookup(ctx context.Context, namespace, name string)
 }
 
 // Local is Definition without the API server: from memory, and while memory is
-// not complete from the snapshot. Its [ErrNotFound] may be a moment old. It is
-// for names that something else answers to where there is no definition, so that
+// not complete from the snapshot. Its [ErrNotFound] may be a moment old; without
+// a readable snapshot it is [ErrUnavailable] until memory is complete. It is for
+// names that something else answers to where there is no definition, so that
 // looking them up costs no request.
 func (d *DefinitionInformer) Local(ctx context.Context, namespace, name string) (*netattach.Definition, error) {
 	if err := checkNames("definition", namespace, name); err != nil {
 		return nil, err
 	}
+	synced := d.informer.HasSynced() // before looking, so that memory was complete then
 	// The store behind an informer reports no errors.
 	if obj, ok, _ := d.informer.GetStore().GetByKey(namespace + "/" + name); ok {
 		if e, ok := obj.(*entry); ok {
 			return e.definition()
 		}
 	}
+	if synced {
+		return nil, fmt.Errorf("%s: not in memory: %w", definitionText(namespace, name), ErrNotFound)
+	}
 	def, _, err := d.fromSnapshot(ctx, namespace, name)
 	if errors.Is(err, errNoSnapshot) {
-		return nil, fmt.Errorf("%s: not in memory: %w", definitionText(namespace, name), ErrNotFound)
+		return nil, fmt.Errorf("%s: memory is not complete, and there is no snapshot: %w", definitionText(namespace, name), ErrUnavailable)
 	}
 	return def, err
 }

@@ -167,6 +167,46 @@ func TestDefinitionInformerUnsyncedErrors(t *testing.T) {
 	}
 }
 
+// Local knows that a definition does not exist only from complete memory or a
+// readable snapshot.
+func TestDefinitionInformerLocal(t *testing.T) {
+	srv, synced, path := mirrored(t)
+	dir := t.TempDir()
+	corrupt := filepath.Join(dir, "corrupt")
+	writeFile(t, corrupt, []byte("garbage"))
+	client := connect(t, srv, time.Second)
+	srv.ForgetRequests()
+	tests := []struct {
+		name     string
+		informer *DefinitionInformer
+		a        string // the configuration of a; empty for unavailable
+		absent   error
+	}{
+		{"synced", synced, `{"v":1}`, ErrNotFound},
+		{"snapshot", NewDefinitionInformer(client, path), `{"v":1}`, ErrNotFound},
+		{"no mirror", NewDefinitionInformer(client, ""), "", ErrUnavailable},
+		{"first boot", NewDefinitionInformer(client, filepath.Join(dir, "absent")), "", ErrUnavailable},
+		{"corrupt", NewDefinitionInformer(client, corrupt), "", ErrUnavailable},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			def, err := tt.informer.Local(context.Background(), "default", "a")
+			if tt.a == "" {
+				wantError(t, err, ErrUnavailable, "snapshot")
+			} else if err != nil || def.Spec.Config != tt.a {
+				t.Errorf("%+v, %v", def, err)
+			}
+			_, err = tt.informer.Local(context.Background(), "default", "absent")
+			wantError(t, err, tt.absent)
+			_, err = tt.informer.Local(context.Background(), "default", "my_net")
+			wantError(t, err, ErrName)
+		})
+	}
+	if n := count(srv, http.MethodGet, definitionPath+"a"); n != 0 {
+		t.Errorf("%d requests", n)
+	}
+}
+
 func TestDefinitionInformerTrims(t *testing.T) {
 	srv, client := startServer(t)
 	def := newDefinition("a", `{}`)

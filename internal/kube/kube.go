@@ -52,13 +52,17 @@ var (
 	// the same name with another UID.
 	ErrNotFound = errors.New("not found")
 	// ErrUnavailable: the source cannot answer now, because it is not synced, its
-	// files are absent or the API server does not answer. The same question may be
-	// answered later.
+	// files are absent or unreadable or the API server does not answer. The same
+	// question may be answered later, or by another source.
 	ErrUnavailable = errors.New("source unavailable")
 	// ErrInvalid: a name in the request is no Kubernetes name, or the object
 	// exceeds a limit. Asking another source or asking again does not help.
 	ErrInvalid = errors.New("invalid")
 )
+
+// ErrName is the [ErrInvalid] of a name: no object has it, in no source. A CNI
+// network may well, such as my_net.
+var ErrName = fmt.Errorf("no Kubernetes name: %w", ErrInvalid)
 
 // Pods finds pods.
 type Pods interface {
@@ -82,7 +86,23 @@ const (
 	annotationConfigHash = "kubernetes.io/config.hash"
 	// annotationConfigMirror marks a mirror pod; its value is the same UID.
 	annotationConfigMirror = corev1.MirrorPodAnnotationKey
+	// annotationConfigSource is where the kubelet has a pod from: "api", "file" or
+	// "http". The kubelet writes it over whatever stands there, in its own memory
+	// only; in the API it is the user's text, or a copy in a mirror pod.
+	annotationConfigSource = "kubernetes.io/config.source"
+
+	sourceAPI  = "api"
+	sourceFile = "file"
 )
+
+// IsStatic reports whether pod, as a source returned it, comes from the kubelet's
+// own files and not from the API server. Sources see to it that no user can make
+// an ordinary pod look like one: a pod read from the API server is static only as
+// a mirror (see [IsMirror]).
+func IsStatic(pod *corev1.Pod) bool {
+	source := pod.Annotations[annotationConfigSource]
+	return IsMirror(pod) || source != "" && source != sourceAPI
+}
 
 // IsMirror reports whether pod is the API's mirror of a static pod. The API
 // server gives a mirror pod a UID of its own, while the kubelet, the runtime and
@@ -115,10 +135,10 @@ func checkUID(pod *corev1.Pod, uid string) (*corev1.Pod, error) {
 // before they become part of a URL.
 func checkNames(kind, namespace, name string) error {
 	if msgs := validation.IsDNS1123Label(namespace); len(msgs) > 0 {
-		return fmt.Errorf("%s: namespace %.64q: %s: %w", kind, namespace, strings.Join(msgs, ", "), ErrInvalid)
+		return fmt.Errorf("%s: namespace %.64q: %s: %w", kind, namespace, strings.Join(msgs, ", "), ErrName)
 	}
 	if msgs := validation.IsDNS1123Subdomain(name); len(msgs) > 0 {
-		return fmt.Errorf("%s: name %.64q: %s: %w", kind, name, strings.Join(msgs, ", "), ErrInvalid)
+		return fmt.Errorf("%s: name %.64q: %s: %w", kind, name, strings.Join(msgs, ", "), ErrName)
 	}
 	return nil
 }

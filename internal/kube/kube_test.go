@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -76,6 +77,31 @@ func TestFirstEndsWithContext(t *testing.T) {
 	a, b := &answers{err: ErrUnavailable}, &answers{}
 	if _, err := FirstPods(a, b).Pod(ctx, "default", "web", ""); !errors.Is(err, ErrUnavailable) || b.asked != 0 {
 		t.Errorf("%v, second source asked %d times", err, b.asked)
+	}
+}
+
+func TestIsStatic(t *testing.T) {
+	for source, want := range map[string]bool{"": false, "api": false, "file": true, "http": true} {
+		pod := newPod("web", uidA, "node1")
+		pod.Annotations["kubernetes.io/config.source"] = source // as the kubelet tells it
+		if got := IsStatic(pod); got != want {
+			t.Errorf("source %q: static %t", source, got)
+		}
+	}
+}
+
+// A name that Kubernetes does not know is told from an object that is refused.
+func TestNameErrors(t *testing.T) {
+	d := NewManifestDefinitions(t.TempDir())
+	for _, ref := range [][2]string{{"kube-system", "my_net"}, {"kube_system", "net"}, {"", "net"}, {"default", "a/b"}} {
+		_, err := d.Definition(context.Background(), ref[0], ref[1])
+		if wantError(t, err, ErrName); !errors.Is(err, ErrName) {
+			t.Errorf("%v is about the name", err)
+		}
+	}
+	_, err := newEntry(newDefinition("long", strings.Repeat("x", maxConfig+1))).definition()
+	if wantError(t, err, ErrInvalid); errors.Is(err, ErrName) {
+		t.Errorf("%v is about the object", err)
 	}
 }
 

@@ -54,13 +54,17 @@ func TestManifestPodsNames(t *testing.T) {
 		namespace, name, uid string
 		networks             string // empty: not found
 	}{
-		{"default", "web", uidA, "short"},
+		{"default", "web", uidA, ""}, // an ordinary pod of the manifest's name
+		{"default", "web", "", ""},
 		{"default", "web-node1", uidA, "short"}, // the kubelet's name for web
 		{"default", "web-node1-node1", uidB, "long"},
 		{"default", "web-node2", uidA, ""},
 		{"default", "fixed-node1", uidA, "net"},
 		{"default", "fixed-node1", "", "net"},
 		{"default", "fixed-node1", uidB, ""},
+		{"default", "fixed", uidA, "net"}, // the UID tells that no other pod is meant
+		{"default", "fixed", uidB, ""},
+		{"default", "fixed", "", ""},
 		{"other", "json-node1", uidA, "j"},
 		{"default", "json-node1", uidA, ""},
 		{"default", "node1", uidA, ""},
@@ -76,7 +80,7 @@ func TestManifestPodsNames(t *testing.T) {
 			t.Errorf("%+v: %v", tt, err)
 			continue
 		}
-		if pod.Annotations[netattach.NetworksAnnotation] != tt.networks || pod.Name != tt.name || tt.uid != "" && pod.UID != types.UID(tt.uid) {
+		if !IsStatic(pod) || pod.Annotations[netattach.NetworksAnnotation] != tt.networks || pod.Name != tt.name || tt.uid != "" && pod.UID != types.UID(tt.uid) {
 			t.Errorf("%+v: %+v", tt, pod.ObjectMeta)
 		}
 	}
@@ -121,7 +125,7 @@ func TestManifestDocuments(t *testing.T) {
 		_, err := defs.Definition(context.Background(), "nets", name)
 		wantError(t, err, ErrNotFound, "nets/"+name, dir)
 	}
-	for _, name := range []string{"web", "listed"} {
+	for _, name := range []string{"web-node1", "listed-node1"} {
 		if _, err := pods.Pod(context.Background(), "default", name, ""); err != nil {
 			t.Error(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -52,10 +53,11 @@ func collectPod(obj runtime.Object, into *manifestSet[corev1.Pod]) error {
 func (m *ManifestPods) Problems() []error { return problems(&m.dir) }
 
 // Pod implements [Pods]. The kubelet appends "-" and its node name to a static
-// pod's name, so the name is looked up without that suffix first, then as it is.
-// It also computes the UID of a manifest that has none: such a manifest matches
-// every uid. The pod is returned as the kubelet knows it, under the name and uid
-// asked for.
+// pod's name, so the name is looked up without that suffix; under its own name a
+// manifest is found only with the UID written in it, because another pod may have
+// that name. The kubelet also computes the UID of a manifest that has none: such a
+// manifest matches every uid. The pod is returned as the kubelet knows it, under
+// the name and uid asked for, and is static (see [IsStatic]).
 func (m *ManifestPods) Pod(_ context.Context, namespace, name, uid string) (*corev1.Pod, error) {
 	if err := checkNames("pod", namespace, name); err != nil {
 		return nil, err
@@ -64,35 +66,40 @@ func (m *ManifestPods) Pod(_ context.Context, namespace, name, uid string) (*cor
 	if err != nil {
 		return nil, fmt.Errorf("pod %s/%s: %w", namespace, name, err)
 	}
-	var mismatch error
-	for _, try := range m.names(name) {
-		pod, ok := set.objects[namespace+"/"+try]
-		if !ok {
-			continue
-		}
-		found := pod.DeepCopy()
-		found.Name = name
-		if found.UID == "" {
-			found.UID = types.UID(uid)
-		}
-		if found, err := checkUID(found, uid); err == nil {
-			return found, nil
-		} else if mismatch == nil {
-			mismatch = err
-		}
+	if pod := set.objects[namespace+"/"+name]; pod != nil && uid != "" && string(pod.UID) == uid {
+		return asKubelet(pod, name, uid), nil
 	}
-	if mismatch != nil {
-		return nil, fmt.Errorf("manifests %s: %w", m.dir.dir, mismatch)
+	pod := set.objects[namespace+"/"+m.manifestName(name)]
+	if pod == nil {
+		return nil, fmt.Errorf("pod %s/%s: no manifest in %s%s: %w", namespace, name, m.dir.dir, set.problemText(), ErrNotFound)
 	}
-	return nil, fmt.Errorf("pod %s/%s: no manifest in %s%s: %w", namespace, name, m.dir.dir, set.problemText(), ErrNotFound)
+	found, err := checkUID(asKubelet(pod, name, uid), uid)
+	if err != nil {
+		return nil, fmt.Errorf("manifests %s: %w", m.dir.dir, err)
+	}
+	return found, nil
 }
 
-// names returns the manifest names that the kubelet's name may stand for.
-func (m *ManifestPods) names(name string) []string {
-	if short, ok := strings.CutSuffix(name, m.suffix); ok && short != "" && m.suffix != "-" {
-		return []string{short, name}
+// manifestName returns the name in the manifest of the static pod that the
+// kubelet calls name; empty where name is none of a static pod.
+func (m *ManifestPods) manifestName(name string) string {
+	short, ok := strings.CutSuffix(name, m.suffix)
+	if !ok || m.suffix == "-" {
+		return ""
 	}
-	return []string{name}
+	return short
+}
+
+// asKubelet returns a copy of a manifest's pod with what the kubelet adds: the
+// name, the UID unless the manifest has one, and the annotation of its source.
+func asKubelet(manifest *corev1.Pod, name, uid string) *corev1.Pod {
+	pod := manifest.DeepCopy()
+	pod.Name = name
+	if pod.UID == "" {
+		pod.UID = types.UID(uid)
+	}
+	metav1.SetMetaDataAnnotation(&pod.ObjectMeta, annotationConfigSource, sourceFile)
+	return pod
 }
 
 // ManifestDefinitions reads NetworkAttachmentDefinitions from a directory of

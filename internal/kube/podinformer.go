@@ -72,9 +72,11 @@ func (p *PodInformer) Pod(ctx context.Context, namespace, name, uid string) (*co
 }
 
 // trimPod empties every field that planning does not read, in place, and returns
-// pod. What stays: name, namespace, UID, annotations; names, resources and restart
-// policy of containers; node name, host network, phase.
+// pod. What stays: name, namespace, UID, annotations except what the kubelet alone
+// can say; names, resources and restart policy of containers; node name, host
+// network, phase.
 func trimPod(pod *corev1.Pod) *corev1.Pod {
+	delete(pod.Annotations, annotationConfigSource)
 	*pod = corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: pod.Name, Namespace: pod.Namespace, UID: pod.UID,

@@ -126,7 +126,7 @@ func TestPodInformerErrors(t *testing.T) {
 func wantError(t *testing.T, err, want error, text ...string) {
 	t.Helper()
 	for _, sentinel := range []error{ErrNotFound, ErrUnavailable, ErrInvalid} {
-		if got := errors.Is(err, sentinel); got != errors.Is(sentinel, want) {
+		if got := errors.Is(err, sentinel); got != errors.Is(want, sentinel) {
 			t.Errorf("%q: is %q: %v", err, sentinel, got)
 		}
 	}
@@ -148,7 +148,7 @@ func TestPodMirrorUID(t *testing.T) {
 	srv.AddPod(posing)
 	p := NewPodInformer(client, "node1")
 	pod, err := p.Pod(context.Background(), "default", "etcd-node1", kubelet)
-	if err != nil || !IsMirror(pod) {
+	if err != nil || !IsMirror(pod) || !IsStatic(pod) {
 		t.Errorf("mirror pod: %v, %v", pod, err)
 	}
 	_, err = p.Pod(context.Background(), "default", "posing", kubelet)
@@ -188,6 +188,7 @@ func TestTrimPod(t *testing.T) {
 	limits := corev1.ResourceRequirements{Limits: corev1.ResourceList{"vendor.example/vfs": resource.MustParse("2")}}
 	in := newPod("web", uidA, "node1")
 	in.Annotations[corev1.LastAppliedConfigAnnotation] = "{}"
+	in.Annotations["kubernetes.io/config.source"] = "file" // in the API it is the user's text
 	in.Labels = map[string]string{"a": "b"}
 	in.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubectl"}}
 	in.ResourceVersion = "7"

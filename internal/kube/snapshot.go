@@ -73,9 +73,10 @@ type Snapshot struct {
 	entries map[string]*entry // by namespace/name
 }
 
-// OpenSnapshot reads the snapshot file at path. A file that does not exist or
-// cannot be read is [ErrUnavailable]; one that is damaged, or written by a newer
-// version of this package, is [ErrInvalid]. Errors name the file.
+// OpenSnapshot reads the snapshot file at path. A file that does not exist, cannot
+// be read, is damaged or was written by a newer version of this package is
+// [ErrUnavailable]: another source may know, and a [DefinitionInformer] replaces
+// the file once it has synced. Errors name the file.
 func OpenSnapshot(path string) (*Snapshot, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO would block
 	if err != nil {
@@ -87,13 +88,14 @@ func OpenSnapshot(path string) (*Snapshot, error) {
 	case err != nil:
 		return nil, fmt.Errorf("snapshot of definitions: %w: %w", ErrUnavailable, err)
 	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("snapshot of definitions %s: not a regular file: %w", path, ErrInvalid)
+		return nil, fmt.Errorf("snapshot of definitions %s: not a regular file: %w", path, ErrUnavailable)
 	case info.Size() > maxSnapshotBytes:
-		return nil, fmt.Errorf("snapshot of definitions %s: %d bytes, at most %d are read: %w", path, info.Size(), maxSnapshotBytes, ErrInvalid)
+		return nil, fmt.Errorf("snapshot of definitions %s: %d bytes, at most %d are read: %w", path, info.Size(), maxSnapshotBytes, ErrUnavailable)
 	}
 	s, err := readSnapshot(io.LimitReader(f, maxSnapshotBytes))
 	if err != nil {
-		return nil, fmt.Errorf("snapshot of definitions %s: %w: %w", path, ErrInvalid, err)
+		// Text only: a name that is wrong in the file is not the request's.
+		return nil, &combined{text: fmt.Sprintf("snapshot of definitions %s: %v: %v", path, ErrUnavailable, err), errs: []error{ErrUnavailable}}
 	}
 	s.path = path
 	return s, nil

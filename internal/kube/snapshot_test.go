@@ -125,7 +125,9 @@ func TestOpenSnapshotRefuses(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "definitions")
 			writeFile(t, path, []byte(tt.data))
 			_, err := OpenSnapshot(path)
-			wantError(t, err, ErrInvalid, path, tt.text)
+			if wantError(t, err, ErrUnavailable, path, tt.text); errors.Is(err, ErrInvalid) {
+				t.Errorf("%v keeps the next source from being asked", err)
+			}
 		})
 	}
 }
@@ -138,20 +140,20 @@ func TestOpenSnapshotFiles(t *testing.T) {
 		t.Errorf("%v lost its cause", err)
 	}
 	_, err = OpenSnapshot(dir)
-	wantError(t, err, ErrInvalid, dir, "not a regular file")
+	wantError(t, err, ErrUnavailable, dir, "not a regular file")
 	huge := filepath.Join(dir, "huge")
 	writeFile(t, huge, nil)
 	if err := os.Truncate(huge, maxSnapshotBytes+1); err != nil {
 		t.Fatal(err)
 	}
 	_, err = OpenSnapshot(huge)
-	wantError(t, err, ErrInvalid, huge, "at most")
+	wantError(t, err, ErrUnavailable, huge, "at most")
 	fifo := filepath.Join(dir, "fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	_, err = OpenSnapshot(fifo)
-	wantError(t, err, ErrInvalid, fifo)
+	wantError(t, err, ErrUnavailable, fifo)
 }
 
 func TestSaveSnapshotKeepsTheOldFile(t *testing.T) {

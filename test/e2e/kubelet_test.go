@@ -105,8 +105,8 @@ func TestKubeletRestartWindow(t *testing.T) {
 			n.serve()
 			n.devices("nic0")
 			n.warm()
-			n.addPodManifest("app")
 			p := n.admit("app", "nic-a", nil, container("c1", 1))
+			n.addPodManifest(p)
 			before := n.state()
 			n.must(n.kubelet.SetPhase(phase))
 			n.succeed("ADD", p)
@@ -117,10 +117,11 @@ func TestKubeletRestartWindow(t *testing.T) {
 	}
 }
 
-// addPodManifest lets the pod be known while the kubelet's Pods API is down.
-func (n *kubeletNode) addPodManifest(name string) {
+// addPodManifest lets the pod be known while the kubelet's Pods API is down. Its
+// name lacks the node's, so the UID must tell that the manifest is this pod's.
+func (n *kubeletNode) addPodManifest(p *pod) {
 	n.t.Helper()
-	n.file("pods/"+name+".json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"`+name+`","namespace":"default",
+	n.file("pods/"+p.Name+".json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"`+p.Name+`","namespace":"default","uid":"`+p.UID+`",
 		"annotations":{"k8s.v1.cni.cncf.io/networks":"nic-a"}},"spec":{"containers":[{"name":"c1","image":"none"}]}}`)
 }
 
@@ -142,7 +143,6 @@ func TestOldPodOfTheSameNameIsNeverTakenFor(t *testing.T) {
 	n.serve()
 	ids := n.devices("nic0", "nic1")
 	n.warm()
-	n.addPodManifest("web-0")
 	old, err := n.kubelet.AddPod(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: "web-0", Namespace: "default"}, Spec: corev1.PodSpec{Containers: []corev1.Container{container("c1", 1)}},
 	}, map[string]map[string][]string{"c1": {nicA: {ids[0]}}})
@@ -150,9 +150,11 @@ func TestOldPodOfTheSameNameIsNeverTakenFor(t *testing.T) {
 	n.kubelet.Shadow(old)
 	// The next pod of the name has no device yet: the old one's is not its.
 	none := n.sandbox("web-0", "00000000-0000-4000-8000-0000000000aa")
+	n.addPodManifest(none)
 	n.refusedWithoutTrace(none, 11, "another pod of the same name", ids[0])
 	// With its own allocation, its own device, though the API still tells the old.
 	p := n.admit("web-0", "nic-a", map[string]map[string][]string{"c1": {nicA: {ids[1]}}}, container("c1", 1))
+	n.addPodManifest(p)
 	n.refusedWithoutTrace(p, 106, ids[0])
 }
 
