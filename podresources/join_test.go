@@ -1,6 +1,7 @@
 package podresources
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -275,4 +276,22 @@ func holdsInvariants(t *testing.T, v *view, a *Allocation) {
 	if len(v.own) > 0 && len(a.Devices) == 0 {
 		t.Fatal("an empty answer while the checkpoint has entries")
 	}
+}
+
+// TestTheCheckpointAnswersForAKubeletAtItsLimit: another client may keep it
+// there for ever.
+func TestTheCheckpointAnswersForAKubeletAtItsLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		s := &script{t: t, moments: []moment{{liveErr: ErrRateLimited, entries: []checkpoint.Entry{entry(ours, "c1", "a")}}}}
+		a, err := NewReader(s, s, Options{}).Devices(ctx, web(), []string{vfs})
+		if err != nil || ctx.Err() != nil {
+			t.Fatalf("%v, context %v", err, ctx.Err())
+		}
+		if len(a.Devices) != 1 || a.Devices[0].ID != "a" || a.Devices[0].Source != FromCheckpoint {
+			t.Errorf("%+v", a)
+		}
+		synctest.Wait()
+	})
 }

@@ -85,6 +85,14 @@ type view struct {
 // errNoSource stands for a source that is not configured.
 var errNoSource = errors.New("not configured")
 
+// How long the API is waited for, its rate limit included: not long where the
+// checkpoint has an answer of its own, since another client can keep the kubelet
+// at its limit for ever.
+const (
+	shortWait = 3 * time.Second
+	longWait  = 30 * time.Second
+)
+
 // look reads the checkpoint, then the API: the kubelet writes the checkpoint
 // before it starts a pod, so that the later look is the one at the present.
 func (r *Reader) look(ctx context.Context, pod Pod, resources []string) *view {
@@ -96,6 +104,12 @@ func (r *Reader) look(ctx context.Context, pod Pod, resources []string) *view {
 		v.own = v.mem.Pod(pod.UID)
 	}
 	if r.live != nil {
+		wait := longWait
+		if len(v.own) > 0 {
+			wait = shortWait
+		}
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
 		v.live, v.liveErr = r.live.devices(ctx, PodKey{pod.Namespace, pod.Name}, func(d []ContainerDevice) bool {
 			return v.trusts(d, resources)
 		})

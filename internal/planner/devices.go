@@ -16,17 +16,28 @@ import (
 // all other networks.
 type ledger struct {
 	devices []podresources.Device // in order of assignment
-	taken   map[string]string     // resource and ID → the network that has it
+	taken   map[string]taken      // by key of the device
 }
 
-func key(d *podresources.Device) string { return d.Resource + "\x00" + d.ID }
+// taken says who has a device.
+type taken struct{ network, resource string }
+
+// key names a device over all resources: a PCI function is one device, however
+// many resources it is advertised under. Other IDs mean something to their own
+// plugin alone.
+func key(d *podresources.Device) string {
+	if address := pciAddress(d.ID); address != "" {
+		return address
+	}
+	return d.Resource + "\x00" + d.ID
+}
 
 // newLedger orders the allocation: containers as the pod lists them, inside a
 // container ascending by device ID (PCI addresses by number), or as the device
 // plugin's own answer lists them. Sorting over the whole pod would give one
 // container's network the device of another.
 func newLedger(pod *Pod, a *podresources.Allocation, order string) *ledger {
-	l := &ledger{taken: map[string]string{}}
+	l := &ledger{taken: map[string]taken{}}
 	if a == nil {
 		return l
 	}
@@ -47,24 +58,32 @@ func newLedger(pod *Pod, a *podresources.Allocation, order string) *ledger {
 	l.devices = slices.Clone(a.Devices)
 	slices.SortStableFunc(l.devices, func(x, y podresources.Device) int {
 		byPlugin := 0
-		if order == "plugin" && x.PluginIndex >= 0 && y.PluginIndex >= 0 {
+		if order == "plugin" {
 			byPlugin = cmp.Compare(x.PluginIndex, y.PluginIndex)
 		}
-		return cmp.Or(cmp.Compare(container(x), container(y)), byPlugin, sriov.CompareIDs(x.ID, y.ID), cmp.Compare(x.Resource, y.Resource))
+		return cmp.Or(cmp.Compare(container(x), container(y)), cmp.Compare(x.Resource, y.Resource), byPlugin, sriov.CompareIDs(x.ID, y.ID))
 	})
 	return l
 }
 
-// take returns the first free device that fits, and marks it.
-func (l *ledger) take(network string, fits func(*podresources.Device) bool) *podresources.Device {
+// take returns the first free device that fits, and marks it. For a network that
+// names a container, one that this container alone holds comes before one that
+// it took over from an init container, which another network may name.
+func (l *ledger) take(r *request, network string, fits func(*podresources.Device) bool) *podresources.Device {
+	var best *podresources.Device
 	for i := range l.devices {
 		d := &l.devices[i]
-		if _, taken := l.taken[key(d)]; !taken && fits(d) {
-			l.taken[key(d)] = network
-			return d
+		if _, used := l.taken[key(d)]; used || !fits(d) {
+			continue
+		}
+		if best == nil || r.Container != "" && len(d.Containers) < len(best.Containers) {
+			best = d
 		}
 	}
-	return nil
+	if best != nil {
+		l.taken[key(best)] = taken{network, best.Resource}
+	}
+	return best
 }
 
 // assignDevices gives every attachment that stands on a resource its device.
@@ -102,7 +121,7 @@ func (b *builder) resource(i int) string {
 // assign takes a device for request i.
 func (b *builder) assign(l *ledger, i int, resource string) error {
 	r := &b.requests[i]
-	d := l.take(b.name(i), func(d *podresources.Device) bool {
+	d := l.take(r, b.name(i), func(d *podresources.Device) bool {
 		return (resource == "" || d.Resource == resource) &&
 			(r.DeviceID == "" || d.ID == r.DeviceID) &&
 			(r.Container == "" || slices.Contains(d.Containers, r.Container))
@@ -153,6 +172,13 @@ func (b *builder) refuse(l *ledger, i int, resource string) error {
 			About(cnierr.Subject{Resource: resource, Device: r.DeviceID}).
 			WithFix("drop deviceID from the annotation, or name one of: %s", b.idsOf(l, resource))
 	}
+	for _, d := range l.devices {
+		if by, used := l.taken[key(&d)]; used && d.Resource == resource && by.resource != resource {
+			return cnierr.New("assign device", cnierr.DeviceConflict, "it is advertised as %s and as %s, and serves network %s", resource, by.resource, by.network).
+				About(cnierr.Subject{Resource: resource, Device: d.ID}).
+				WithFix("correct the device plugin's configuration: its resources must not share devices")
+		}
+	}
 	asked, given := 0, 0
 	for j := range b.requests {
 		if b.resource(j) == resource && (r.Container == "" || b.requests[j].Container == r.Container) {
@@ -176,8 +202,8 @@ func (b *builder) refuse(l *ledger, i int, resource string) error {
 // takenBy says which network has the device of that ID.
 func (b *builder) takenBy(l *ledger, id string) (string, bool) {
 	for i := range l.devices {
-		if n, ok := l.taken[key(&l.devices[i])]; ok && l.devices[i].ID == id {
-			return n, true
+		if by, ok := l.taken[key(&l.devices[i])]; ok && l.devices[i].ID == id {
+			return by.network, true
 		}
 	}
 	return "", false

@@ -35,6 +35,20 @@ func dev(container, id string) podresources.Device {
 	return podresources.Device{Resource: vfs, ID: id, Containers: []string{container}, PluginIndex: -1, Source: podresources.FromBoth}
 }
 
+// shared is a device that several containers hold.
+func shared(id string, containers ...string) podresources.Device {
+	d := dev("", id)
+	d.Containers = containers
+	return d
+}
+
+// ofB is a device of another resource.
+func ofB(container, id string) podresources.Device {
+	d := dev(container, id)
+	d.Resource = "another.example/vfs"
+	return d
+}
+
 // plan makes the plan of a world.
 func (w world) plan(t testing.TB) (*plan.Plan, error) {
 	t.Helper()
@@ -119,6 +133,14 @@ func TestPlans(t *testing.T) {
 		"the container named": {
 			world{networks: `[{"name":"fast"},{"name":"fast","manifold.dev/container":"rx"}]`, containers: []string{"rx", "tx"}, definitions: one, resources: res, devices: two},
 			"eth0=cluster net1=shop/fast:0000:21:10.0 net2=shop/fast:0000:21:10.4"},
+		"the container's own before one that another container holds too": {
+			world{networks: `[{"name":"fast","manifold.dev/container":"tx"},{"name":"fast","manifold.dev/container":"rx"}]`, containers: []string{"rx", "tx"}, definitions: one, resources: res,
+				devices: []podresources.Device{shared("0000:21:10.0", "rx", "tx"), dev("tx", "0000:21:10.4")}},
+			"eth0=cluster net1=shop/fast:0000:21:10.4 net2=shop/fast:0000:21:10.0"},
+		"a shared one in its first container's place": {
+			world{networks: "fast,fast", containers: []string{"rx", "tx"}, definitions: one, resources: res,
+				devices: []podresources.Device{dev("tx", "0000:21:10.4"), shared("0000:21:11.0", "rx", "tx")}},
+			"eth0=cluster net1=shop/fast:0000:21:11.0 net2=shop/fast:0000:21:10.4"},
 		"the device pinned": {
 			world{networks: `[{"name":"fast"},{"name":"fast","deviceID":"0000:21:10.4"}]`, containers: []string{"rx", "tx"}, definitions: one, resources: res, devices: two},
 			"eth0=cluster net1=shop/fast:0000:21:10.0 net2=shop/fast:0000:21:10.4"},
@@ -149,11 +171,11 @@ func TestPlans(t *testing.T) {
 }
 
 func TestPluginOrder(t *testing.T) {
-	first, second := dev("rx", "0000:21:10.6"), dev("rx", "0000:21:10.4")
-	first.PluginIndex, second.PluginIndex = 0, 1
+	first, second, other := dev("rx", "0000:21:10.6"), dev("rx", "0000:21:10.4"), ofB("rx", "0000:21:10.5")
+	first.PluginIndex, second.PluginIndex = 0, 1 // and of the other's plugin nothing is known
 	w := world{
 		conf: map[string]any{"deviceOrder": "plugin"}, networks: "fast,fast", containers: []string{"rx"},
-		definitions: map[string]string{"fast": hostDevice}, resources: map[string]string{"fast": vfs}, devices: []podresources.Device{second, first},
+		definitions: map[string]string{"fast": hostDevice}, resources: map[string]string{"fast": vfs}, devices: []podresources.Device{second, other, first},
 	}
 	p, err := w.plan(t)
 	if err != nil {
@@ -174,9 +196,11 @@ func TestRefusals(t *testing.T) {
 		kind  cnierr.Kind
 		parts []string
 	}{
-		"no device":     {world{networks: "fast", definitions: fast, resources: res}, cnierr.NoDevice, []string{vfs, "1 attachments", "allocated 0"}},
-		"too few":       {world{networks: "fast,fast", definitions: fast, resources: res, devices: []podresources.Device{dev("rx", "a")}}, cnierr.NoDevice, []string{"2 attachments", "allocated 1"}},
-		"container's":   {world{networks: `[{"name":"fast","manifold.dev/container":"tx"}]`, definitions: fast, resources: res, devices: []podresources.Device{dev("rx", "a")}}, cnierr.NoDevice, []string{"container tx"}},
+		"no device":   {world{networks: "fast", definitions: fast, resources: res}, cnierr.NoDevice, []string{vfs, "1 attachments", "allocated 0"}},
+		"too few":     {world{networks: "fast,fast", definitions: fast, resources: res, devices: []podresources.Device{dev("rx", "a")}}, cnierr.NoDevice, []string{"2 attachments", "allocated 1"}},
+		"container's": {world{networks: `[{"name":"fast","manifold.dev/container":"tx"}]`, definitions: fast, resources: res, devices: []podresources.Device{dev("rx", "a")}}, cnierr.NoDevice, []string{"container tx"}},
+		"two resources": {world{networks: "fast,other", definitions: map[string]string{"fast": hostDevice, "other": hostDevice}, resources: map[string]string{"fast": vfs, "other": "another.example/vfs"},
+			devices: []podresources.Device{dev("rx", "0000:21:10.4"), ofB("rx", "0000:21:10.4")}}, cnierr.DeviceConflict, []string{vfs, "another.example/vfs", "0000:21:10.4", "shop/fast"}},
 		"pin not ours":  {world{networks: `[{"name":"fast","deviceID":"b"}]`, definitions: fast, resources: res, devices: []podresources.Device{dev("rx", "a")}}, cnierr.DeviceConflict, []string{"device b", "one of: a"}},
 		"pin twice":     {world{networks: `[{"name":"fast","deviceID":"a"},{"name":"fast","deviceID":"a"}]`, definitions: fast, resources: res, devices: []podresources.Device{dev("rx", "a")}}, cnierr.DeviceConflict, []string{"already serves"}},
 		"no definition": {world{networks: "nowhere"}, cnierr.DefinitionMissing, []string{"shop/nowhere"}},
