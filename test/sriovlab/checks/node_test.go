@@ -47,9 +47,7 @@ func newNode(t *testing.T) *node {
 	}
 	n := &node{t: t, dir: dir, api: kubetest.Start(), before: hardware(t)}
 	t.Cleanup(func() {
-		if !t.Failed() && n.before != nil {
-			n.before.same(t)
-		}
+		n.leave(t)
 		_ = os.RemoveAll(dir)
 	})
 	t.Cleanup(n.api.Stop)
@@ -66,6 +64,23 @@ func newNode(t *testing.T) *node {
 	n.configure()
 	n.serve()
 	return n
+}
+
+// leave compares the hardware with what it was before. After a failure it is made
+// anew instead, so that the next test does not fail for the same reason.
+func (n *node) leave(t *testing.T) {
+	t.Helper()
+	if !t.Failed() && n.before != nil {
+		n.before.same(t)
+	}
+	if !t.Failed() {
+		return
+	}
+	for _, p := range pfs {
+		if err := p.renew(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // configure writes the default network, the plugin's and the agent's
