@@ -14,6 +14,10 @@
 // are passed over, and whether they are there or not changes nothing.
 //
 // [File] reads a path again only when it changed, and tells of changes.
+//
+// The kubelet keeps a second checkpoint, dra_manager_state in its own directory,
+// for the devices of resource claims: [DecodeClaims] and [ClaimFile] read that
+// one.
 package checkpoint
 
 import (

@@ -12,55 +12,65 @@ import (
 )
 
 // File is a checkpoint on disk. It is safe for concurrent use.
-type File struct {
-	path string
-
-	mu   sync.Mutex
-	seen os.FileInfo
-	last *Checkpoint
-	err  error
-}
+type File struct{ content content[*Checkpoint] }
 
 // NewFile returns the checkpoint at path, which need not exist yet.
-func NewFile(path string) *File { return &File{path: path} }
+func NewFile(path string) *File {
+	return &File{content[*Checkpoint]{path: path, decode: Decode}}
+}
 
 // Path returns the file's path.
-func (f *File) Path() string { return f.path }
+func (f *File) Path() string { return f.content.path }
 
 // Load returns the file's content, decoded again only when the file is another
 // one, or of another size or time, than at the last call. The kubelet replaces
 // the file by renaming, so a read never sees half of it. An absent file is
 // os.ErrNotExist; a damaged one gives the error of [Decode] until it changes.
 // The result is shared and must not be changed.
-func (f *File) Load() (*Checkpoint, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	in, err := os.Open(f.path)
+func (f *File) Load() (*Checkpoint, error) { return f.content.load() }
+
+// content is a file's decoded content, kept until the file changes.
+type content[T any] struct {
+	path   string
+	decode func([]byte) (T, error)
+
+	mu   sync.Mutex
+	seen os.FileInfo
+	last T
+	err  error
+}
+
+// load returns the content, see [File.Load].
+func (c *content[T]) load() (T, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var none T
+	in, err := os.Open(c.path)
 	if err != nil {
-		return nil, fmt.Errorf("open checkpoint: %w", err)
+		return none, fmt.Errorf("open checkpoint: %w", err)
 	}
 	defer in.Close()
 	fi, err := in.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("open checkpoint: %w", err)
+		return none, fmt.Errorf("open checkpoint: %w", err)
 	}
-	if f.seen != nil && os.SameFile(f.seen, fi) && f.seen.Size() == fi.Size() && f.seen.ModTime().Equal(fi.ModTime()) {
-		return f.last, f.err
+	if c.seen != nil && os.SameFile(c.seen, fi) && c.seen.Size() == fi.Size() && c.seen.ModTime().Equal(fi.ModTime()) {
+		return c.last, c.err
 	}
 	if fi.Size() > MaxSize {
-		f.last, f.err = nil, fmt.Errorf("%w: %d bytes, at most %d are read", ErrTooLarge, fi.Size(), MaxSize)
+		c.last, c.err = none, fmt.Errorf("%w: %d bytes, at most %d are read", ErrTooLarge, fi.Size(), MaxSize)
 	} else {
 		raw, err := io.ReadAll(io.LimitReader(in, MaxSize+1))
 		if err != nil {
-			return nil, fmt.Errorf("read checkpoint: %w", err)
+			return none, fmt.Errorf("read checkpoint: %w", err)
 		}
-		f.last, f.err = Decode(raw)
+		c.last, c.err = c.decode(raw)
 	}
-	f.seen = fi
-	if f.err != nil {
-		f.err = fmt.Errorf("%s: %w", f.path, f.err)
+	c.seen = fi
+	if c.err != nil {
+		c.err = fmt.Errorf("%s: %w", c.path, c.err)
 	}
-	return f.last, f.err
+	return c.last, c.err
 }
 
 // Watch returns a channel that gets a value after the file changed; changes in
@@ -72,7 +82,7 @@ func (f *File) Watch(ctx context.Context) (<-chan struct{}, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch checkpoint: %w", err)
 	}
-	dir := filepath.Dir(f.path)
+	dir := filepath.Dir(f.Path())
 	for _, d := range []string{dir, filepath.Dir(dir)} {
 		if err := w.Add(d); err != nil {
 			w.Close()
@@ -95,7 +105,7 @@ func (f *File) Watch(ctx context.Context) (<-chan struct{}, error) {
 
 // await returns true when the file may have changed, false when ctx has ended.
 func (f *File) await(ctx context.Context, w *fsnotify.Watcher) bool {
-	path := filepath.Clean(f.path)
+	path := filepath.Clean(f.Path())
 	dir := filepath.Dir(path)
 	for {
 		select {

@@ -32,6 +32,11 @@ const (
 	// ContainerKey is the key of a selection that names the container whose
 	// device it wants.
 	ContainerKey = "manifold.dev/container"
+	// ClaimKey is the key of a selection that names the resource claim whose device
+	// it wants, as the pod's spec.resourceClaims calls it.
+	ClaimKey = "manifold.dev/claim"
+	// RequestKey is the key of a selection that names the request of that claim.
+	RequestKey = "manifold.dev/request"
 )
 
 // Error is a document that is not as it must be.

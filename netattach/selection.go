@@ -34,6 +34,10 @@ type Selection struct {
 	DeviceID string
 	// Container names the container whose device is wanted ([ContainerKey]).
 	Container string
+	// Claim names the resource claim whose device is wanted ([ClaimKey]), Request
+	// one of that claim's requests, or "request/subrequest" ([RequestKey]).
+	Claim   string
+	Request string
 	// DefaultRoute: nil leaves routes alone; a list makes these gateways the
 	// pod's default routes; an empty list removes all default routes.
 	DefaultRoute *[]string
@@ -187,7 +191,7 @@ func (s *Selection) UnmarshalJSON(data []byte) error {
 		{"name", &s.Name}, {"namespace", &s.Namespace}, {"interface", &s.Interface},
 		{"ips", &s.IPs}, {"mac", &s.MAC}, {"portMappings", &s.Ports}, {"bandwidth", &s.Bandwidth},
 		{"infiniband-guid", &s.GUID}, {"cni-args", &s.CNIArgs}, {"deviceID", &s.DeviceID},
-		{ContainerKey, &s.Container}, {"default-route", &s.DefaultRoute}, {"ipam-claim-reference", &s.IPAMClaimReference},
+		{ContainerKey, &s.Container}, {ClaimKey, &s.Claim}, {RequestKey, &s.Request}, {"default-route", &s.DefaultRoute}, {"ipam-claim-reference", &s.IPAMClaimReference},
 	}
 	for _, f := range fields {
 		raw, ok := keys[f.key]
@@ -230,6 +234,8 @@ func (s Selection) MarshalJSON() ([]byte, error) {
 	set("cni-args", s.CNIArgs, s.CNIArgs != nil)
 	set("deviceID", s.DeviceID, s.DeviceID != "")
 	set(ContainerKey, s.Container, s.Container != "")
+	set(ClaimKey, s.Claim, s.Claim != "")
+	set(RequestKey, s.Request, s.Request != "")
 	set("default-route", s.DefaultRoute, s.DefaultRoute != nil)
 	set("ipam-claim-reference", s.IPAMClaimReference, s.IPAMClaimReference != "")
 	return json.Marshal(out)
@@ -250,7 +256,7 @@ func (s *Selection) validate() error {
 		func() error {
 			return optional(s.Container, func() error { return checkLabel(ContainerKey, s.Container) })
 		},
-		s.validateAddresses, s.validatePorts, s.validateBandwidth, s.validateDevice,
+		s.validateAddresses, s.validatePorts, s.validateBandwidth, s.validateDevice, s.validateClaim,
 	}
 	for _, check := range checks {
 		if err := check(); err != nil {
@@ -331,6 +337,24 @@ const maxDeviceID = 256
 func (s *Selection) validateDevice() error {
 	if len(s.DeviceID) > maxDeviceID {
 		return fieldError("deviceID", "%s is longer than %d bytes", clip(s.DeviceID), maxDeviceID)
+	}
+	return nil
+}
+
+// validateClaim checks names of a claim and a request, which are labels; a
+// subrequest follows its request after a slash.
+func (s *Selection) validateClaim() error {
+	if s.Request != "" && s.Claim == "" {
+		return fieldError(RequestKey, "it needs %s beside it", ClaimKey)
+	}
+	err := optional(s.Claim, func() error { return checkLabel(ClaimKey, s.Claim) })
+	if err != nil || s.Request == "" {
+		return err
+	}
+	for _, part := range strings.SplitN(s.Request, "/", 2) {
+		if err := checkLabel(RequestKey, part); err != nil {
+			return err
+		}
 	}
 	return nil
 }

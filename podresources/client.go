@@ -22,12 +22,16 @@ const maxMessage = 16 << 20
 // checkpoint can answer.
 const callTime = 3 * time.Second
 
-// ContainerDevice is one device of one container, as the kubelet's API lists it.
+// ContainerDevice is one device of one container, as the kubelet's API lists it:
+// a device plugin's, or one of a resource claim.
 type ContainerDevice struct {
 	Container string
-	Resource  string  // for example vendor.example/vfs
-	ID        string  // the device plugin's, verbatim
+	Resource  string  // for example vendor.example/vfs; empty for a claim's
+	ID        string  // the device plugin's, verbatim; empty for a claim's
 	NUMANodes []int64 // nil when the device plugin names none
+	// Claim is set for a device of a resource claim. The kubelet lists all devices
+	// of the claim for each container that uses any of them, and names no request.
+	Claim *ClaimDevice
 }
 
 // PodKey is how the API names pods.
@@ -124,6 +128,14 @@ func devicesOf(p *podresourcesv1.PodResources) []ContainerDevice {
 			}
 			for _, id := range d.GetDeviceIds() {
 				out = append(out, ContainerDevice{Container: c.GetName(), Resource: d.GetResourceName(), ID: id, NUMANodes: nodes})
+			}
+		}
+		for _, claim := range c.GetDynamicResources() {
+			for _, d := range claim.GetClaimResources() {
+				out = append(out, ContainerDevice{Container: c.GetName(), Claim: &ClaimDevice{
+					Namespace: claim.GetClaimNamespace(), Claim: claim.GetClaimName(),
+					Driver: d.GetDriverName(), Pool: d.GetPoolName(), Name: d.GetDeviceName(), ShareID: d.GetShareId(),
+				}})
 			}
 		}
 	}

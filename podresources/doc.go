@@ -37,11 +37,35 @@
 // alone decides. "Asked again" is bounded by [Options].Retry and the caller's
 // context. Every answer other than the normal one says why in its Notes.
 //
+// # Resource claims
+//
+// Devices of resource claims (Dynamic Resource Allocation) are told by the same
+// API and by a checkpoint of their own, dra_manager_state, which names the pods
+// that use a claim by UID, and the request behind each device. It is written
+// before a pod's sandbox starts and loses the pod after the sandbox is gone, so
+// that it says both whose and now:
+//
+//	API              checkpoint           answer
+//	devices          claims are ours      the checkpoint's; both, where the API
+//	                                      lists them too
+//	devices          none is ours         an older pod of the name: asked again,
+//	                                      then ErrOtherPod
+//	none, no answer  claims are ours      the checkpoint's
+//	devices          unreadable, absent   the API's, if the claims are the pod's by
+//	                                      their names; others are an older pod's
+//	none             none, unreadable     nothing is allocated
+//
+// Only pods whose spec names claims, or asks for an extended resource, are asked
+// about. Neither source knows a claim's device by its address or resource:
+// [Device].Claim says which it is, and the attributes are found elsewhere.
+//
 // [Pods] reads whole pods from the kubelet's Pods API.
 package podresources
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/backoff"
@@ -76,7 +100,32 @@ type Pod struct {
 	Name       string
 	UID        string // empty with runtimes that do not tell
 	Containers []Container
+	Claims     []PodClaim // in the order of the pod's spec
+	// Extended is the claim that the scheduler made for the pod's extended
+	// resources, as the pod's status tells of it; nil where it does not. The
+	// kubelet's Pods API serves a status without it.
+	Extended *ExtendedClaim
 }
+
+// PodClaim is an entry of a pod's spec.resourceClaims.
+type PodClaim struct {
+	Name string // the pod's own name of the claim, which containers refer to
+	// Claim is the name of the ResourceClaim object. For one from a template it is
+	// generated and may be unknown, empty: the kubelet's Pods API serves a status
+	// without it.
+	Claim    string
+	Template bool // made from a template, for this pod
+}
+
+// ExtendedClaim is a claim behind extended resources (resources in a container's
+// limits that a DRA driver serves).
+type ExtendedClaim struct {
+	Claim    string
+	Requests []ExtendedRequest
+}
+
+// ExtendedRequest says which request of the claim serves a container's resource.
+type ExtendedRequest struct{ Container, Resource, Request string }
 
 // Container is a container of a pod. Restartable marks a sidecar: an init
 // container that keeps running.
@@ -84,18 +133,57 @@ type Container struct {
 	Name        string
 	Init        bool
 	Restartable bool
+	Claims      []ContainerClaim
+	Resources   []string // all that it requests, sorted: the scheduler numbers them
+}
+
+// ContainerClaim is an entry of a container's resources.claims.
+type ContainerClaim struct {
+	Name    string // of the pod's claim
+	Request string // the only request that the container uses; empty for all
 }
 
 // Device is a device allocated to a pod.
 type Device struct {
-	Resource   string   // for example vendor.example/vfs
-	ID         string   // the device plugin's, verbatim
+	Resource   string   // for example vendor.example/vfs; empty for a claim's
+	ID         string   // the device plugin's, verbatim; empty for a claim's
 	Containers []string // who holds it, in the pod's order; the kubelet reuses init containers' devices
 	NUMANodes  []int64  // nil when unknown
 	// PluginIndex is the device's position in the device plugin's own answer to
 	// the first of Containers, from 0; -1 when unknown.
 	PluginIndex int
 	Source      string // FromBoth, FromAPI or FromCheckpoint
+	// Claim is set for a device of a resource claim. It is in the list once,
+	// however many containers use the claim.
+	Claim *ClaimDevice
+}
+
+// ClaimDevice is a device of a resource claim. Driver, Pool, Name and ShareID
+// identify it.
+type ClaimDevice struct {
+	Namespace string
+	Claim     string // the ResourceClaim's name
+	ClaimUID  string // empty when unknown
+	// PodClaim is the pod's own name of the claim; empty when unknown, and for the
+	// scheduler's claim behind extended resources.
+	PodClaim string
+	// Requests are the requests of the claim that the device serves, each
+	// "request" or "request/subrequest"; nil when unknown.
+	Requests []string
+	Extended string // the extended resource that it stands behind; else empty
+	Driver   string
+	Pool     string
+	Name     string
+	ShareID  string // of a device that is allocated several times; else empty
+}
+
+// String names the device for people.
+func (d *ClaimDevice) String() string {
+	s := fmt.Sprintf("device %s of pool %s of driver %s, claim %s/%s", d.Name, d.Pool, d.Driver, d.Namespace, d.Claim)
+	if len(d.Requests) > 0 {
+		s += " request " + strings.Join(d.Requests, ", ")
+	}
+	return s
 }
 
 // Values of Device.Source.
@@ -111,4 +199,7 @@ type Allocation struct {
 	// and ID, each once.
 	Devices []Device
 	Notes   []string // decisions between the sources, a sentence each
+	// ClaimsErr is why devices of claims are not in the list although the pod may
+	// have some, ErrUnavailable or ErrOtherPod; nil when what is listed is all.
+	ClaimsErr error
 }

@@ -143,7 +143,7 @@ func (v *view) join(live []ContainerDevice) *Allocation {
 		for _, n := range e.Devices {
 			for _, id := range n.IDs {
 				if counts || listed[holding{e.Container, e.Resource, id}] {
-					j.add(ContainerDevice{e.Container, e.Resource, id, nodes(n.Node)}, FromCheckpoint)
+					j.add(ContainerDevice{Container: e.Container, Resource: e.Resource, ID: id, NUMANodes: nodes(n.Node)}, FromCheckpoint)
 				} else {
 					note(j.a, "device %s of %s, by the checkpoint in container %s, is left out: the kubelet's API does not list it there", id, e.Resource, e.Container)
 				}
@@ -162,24 +162,25 @@ func nodes(n int64) []int64 {
 	return []int64{n}
 }
 
-// arrange puts holders and devices in the pod's order. Containers that the
-// caller did not name come last, by name.
-func (v *view) arrange(devices []Device, order map[holding]int) {
-	rank := make(map[string]int, len(v.pod.Containers))
-	for i, c := range v.pod.Containers {
+// byContainer compares names of containers by the pod's order. Containers that
+// the caller did not name come last, by name.
+func (p *Pod) byContainer() func(a, b string) int {
+	rank := make(map[string]int, len(p.Containers))
+	for i, c := range p.Containers {
 		rank[c.Name] = i
 	}
-	inPod := func(a, b string) int {
-		i, known := rank[a]
-		if !known {
-			i = len(rank)
+	of := func(name string) int {
+		if i, known := rank[name]; known {
+			return i
 		}
-		k, known := rank[b]
-		if !known {
-			k = len(rank)
-		}
-		return cmp.Or(cmp.Compare(i, k), cmp.Compare(a, b))
+		return len(rank)
 	}
+	return func(a, b string) int { return cmp.Or(cmp.Compare(of(a), of(b)), cmp.Compare(a, b)) }
+}
+
+// arrange puts holders and devices in the pod's order.
+func (v *view) arrange(devices []Device, order map[holding]int) {
+	inPod := v.pod.byContainer()
 	for i := range devices {
 		d := &devices[i]
 		slices.SortFunc(d.Containers, inPod)

@@ -227,7 +227,7 @@ func decodePod(raw []byte) (*corev1.Pod, error) {
 
 // Trim returns a copy of a pod with only what planning needs, which is a
 // fraction of a pod's memory: identity, annotations, the containers' names,
-// resources and restart policies, node and phase. The annotation in which
+// resources and restart policies, resource claims, node and phase. The annotation in which
 // kubectl keeps the whole manifest is not kept. The copy shares the pod's
 // values, which must not be changed afterwards.
 func Trim(pod *corev1.Pod) *corev1.Pod {
@@ -241,6 +241,8 @@ func Trim(pod *corev1.Pod) *corev1.Pod {
 	out.Spec.NodeName, out.Spec.HostNetwork, out.Status.Phase = pod.Spec.NodeName, pod.Spec.HostNetwork, pod.Status.Phase
 	out.Spec.InitContainers = trimContainers(pod.Spec.InitContainers)
 	out.Spec.Containers = trimContainers(pod.Spec.Containers)
+	out.Spec.ResourceClaims = pod.Spec.ResourceClaims
+	out.Status.ResourceClaimStatuses, out.Status.ExtendedResourceClaimStatus = pod.Status.ResourceClaimStatuses, pod.Status.ExtendedResourceClaimStatus
 	return out
 }
 

@@ -22,10 +22,17 @@ type Memory interface {
 	Load() (*checkpoint.Checkpoint, error)
 }
 
+// ClaimMemory is the checkpoint of resource claims as a Reader needs it;
+// *checkpoint.ClaimFile is the real one.
+type ClaimMemory interface {
+	Load() (*checkpoint.Claims, error)
+}
+
 // Reader joins the sources. It is safe for concurrent use.
 type Reader struct {
-	live   *shared // nil without the API
-	memory Memory  // nil without the checkpoint
+	live   *shared     // nil without the API
+	memory Memory      // nil without the checkpoint
+	claims ClaimMemory // nil without the checkpoint of claims
 	retry  time.Duration
 }
 
@@ -35,12 +42,14 @@ type Options struct {
 	// 600 ms. After a kubelet restart the API knows no pods for some seconds;
 	// the checkpoint answers then, so waiting longer gains nothing.
 	Retry time.Duration
+	// Claims is the checkpoint of resource claims; nil for none.
+	Claims ClaimMemory
 }
 
 // NewReader returns a Reader of the API and the checkpoint. Either may be nil:
 // each alone suffices.
 func NewReader(live Live, memory Memory, o Options) *Reader {
-	r := &Reader{memory: memory, retry: o.Retry}
+	r := &Reader{memory: memory, claims: o.Claims, retry: o.Retry}
 	if live != nil {
 		r.live = newShared(live)
 	}
@@ -61,7 +70,7 @@ func (r *Reader) Devices(ctx context.Context, pod Pod, resources []string) (*All
 	deadline := time.Now().Add(r.retry)
 	for looks := 1; ; looks++ {
 		v := r.look(ctx, pod, resources)
-		d := v.decide()
+		d := v.decideAll()
 		if d.again == never || d.again == once && looks > 1 || ctx.Err() != nil || time.Now().After(deadline) {
 			return d.alloc, d.err
 		}
@@ -80,6 +89,10 @@ type view struct {
 	mem     *checkpoint.Checkpoint
 	memErr  error
 	own     []checkpoint.Entry // of the pod's UID
+
+	liveClaims []ContainerDevice // those of live that are claims' devices
+	ownClaims  []checkpoint.Claim
+	claimsErr  error // why there is no checkpoint of claims; nil when there is
 }
 
 // errNoSource stands for a source that is not configured.
@@ -96,25 +109,45 @@ const (
 // look reads the checkpoint, then the API: the kubelet writes the checkpoint
 // before it starts a pod, so that the later look is the one at the present.
 func (r *Reader) look(ctx context.Context, pod Pod, resources []string) *view {
-	v := &view{pod: pod, memErr: errNoSource, liveErr: errNoSource}
+	v := &view{pod: pod, memErr: errNoSource, liveErr: errNoSource, claimsErr: errNoSource}
 	if r.memory != nil {
 		v.mem, v.memErr = r.memory.Load()
 	}
 	if v.memErr == nil && pod.UID != "" {
 		v.own = v.mem.Pod(pod.UID)
 	}
+	if r.claims != nil {
+		var all *checkpoint.Claims
+		if all, v.claimsErr = r.claims.Load(); v.claimsErr == nil {
+			v.ownClaims = all.Pod(pod.UID)
+		}
+	}
 	if r.live != nil {
 		wait := longWait
-		if len(v.own) > 0 {
+		if len(v.own) > 0 || len(v.ownClaims) > 0 {
 			wait = shortWait
 		}
 		ctx, cancel := context.WithTimeout(ctx, wait)
 		defer cancel()
 		v.live, v.liveErr = r.live.devices(ctx, PodKey{pod.Namespace, pod.Name}, func(d []ContainerDevice) bool {
-			return v.trusts(d, resources)
+			plugins, _ := split(d)
+			return v.trusts(plugins, resources)
 		})
+		v.live, v.liveClaims = split(v.live)
 	}
 	return v
+}
+
+// split separates device plugins' devices from those of claims.
+func split(all []ContainerDevice) (plugins, claims []ContainerDevice) {
+	for _, d := range all {
+		if d.Claim == nil {
+			plugins = append(plugins, d)
+		} else {
+			claims = append(claims, d)
+		}
+	}
+	return plugins, claims
 }
 
 // trusts reports whether an answer from the cache is good for this pod: every

@@ -73,8 +73,8 @@ func (p *PodInformer) Pod(ctx context.Context, namespace, name, uid string) (*co
 
 // trimPod empties every field that planning does not read, in place, and returns
 // pod. What stays: name, namespace, UID, annotations except what the kubelet alone
-// can say; names, resources and restart policy of containers; node name, host
-// network, phase.
+// can say; names, resources and restart policy of containers; resource claims;
+// node name, host network, phase.
 func trimPod(pod *corev1.Pod) *corev1.Pod {
 	delete(pod.Annotations, annotationConfigSource)
 	*pod = corev1.Pod{
@@ -88,8 +88,12 @@ func trimPod(pod *corev1.Pod) *corev1.Pod {
 			HostNetwork:    pod.Spec.HostNetwork,
 			InitContainers: trimContainers(pod.Spec.InitContainers),
 			Containers:     trimContainers(pod.Spec.Containers),
+			ResourceClaims: pod.Spec.ResourceClaims,
 		},
-		Status: corev1.PodStatus{Phase: pod.Status.Phase},
+		Status: corev1.PodStatus{
+			Phase: pod.Status.Phase, ResourceClaimStatuses: pod.Status.ResourceClaimStatuses,
+			ExtendedResourceClaimStatus: pod.Status.ExtendedResourceClaimStatus,
+		},
 	}
 	return pod
 }
