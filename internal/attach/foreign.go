@@ -9,6 +9,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
@@ -25,11 +26,11 @@ import (
 // none when nothing is known of it.
 func (r *run) foreign() ([]*libcni.NetworkAttachment, error) {
 	records, err := r.cni.GetCachedAttachments(r.inv.ContainerID)
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.ENOTDIR) {
 		return nil, cnierr.New("read libcni's records", cnierr.IO, "%w", err)
 	}
 	delegates, err := multus.Read(r.Journal.Path, r.inv.ContainerID, r.inv.IfName)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
 		// What libcni knows is still released.
 		r.warn("the sandbox's file of Multus is left out: %v", err)
 	}

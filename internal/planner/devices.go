@@ -172,12 +172,8 @@ func (b *builder) refuse(l *ledger, i int, resource string) error {
 			About(cnierr.Subject{Resource: resource, Device: r.DeviceID}).
 			WithFix("drop deviceID from the annotation, or name one of: %s", b.idsOf(l, resource))
 	}
-	for _, d := range l.devices {
-		if by, used := l.taken[key(&d)]; used && d.Resource == resource && by.resource != resource {
-			return cnierr.New("assign device", cnierr.DeviceConflict, "it is advertised as %s and as %s, and serves network %s", resource, by.resource, by.network).
-				About(cnierr.Subject{Resource: resource, Device: d.ID}).
-				WithFix("correct the device plugin's configuration: its resources must not share devices")
-		}
+	if err := l.overlap(resource); err != nil {
+		return err
 	}
 	asked, given := 0, 0
 	for j := range b.requests {
@@ -197,6 +193,18 @@ func (b *builder) refuse(l *ledger, i int, resource string) error {
 	return cnierr.New("assign device", cnierr.NoDevice, "%d attachments ask for a device of it, the kubelet allocated %d to %s", asked, given, where).
 		About(cnierr.Subject{Resource: resource}).
 		WithFix("request %d of %s in the resource limits of %s, or correct the definition's resourceName", asked, resource, where)
+}
+
+// overlap is the error of a device that serves another resource's network.
+func (l *ledger) overlap(resource string) error {
+	for _, d := range l.devices {
+		if by, used := l.taken[key(&d)]; used && d.Resource == resource && by.resource != resource {
+			return cnierr.New("assign device", cnierr.DeviceConflict, "it is advertised as %s and as %s, and serves network %s", resource, by.resource, by.network).
+				About(cnierr.Subject{Resource: resource, Device: d.ID}).
+				WithFix("correct the device plugin's configuration: its resources must not share devices")
+		}
+	}
+	return nil
 }
 
 // takenBy says which network has the device of that ID.
