@@ -7,7 +7,7 @@ BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.release=$(RE
 BENCHED = $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench conformance golden clean test-sriov sriov-shell
+.PHONY: help build demo test check bench conformance golden clean test-apiserver test-sriov sriov-shell
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ bench: ## compare with the floor in the same run, then run the packages' benchma
 
 conformance: ## run the tests of the standards' clauses and print which are proven
 	go run ./test/conformance
+
+test-apiserver: ## run the tests that need a real API server; the first run builds it, which takes some minutes
+	go vet -tags apiserver ./test/...
+	go test -race -count=1 -timeout 20m -tags apiserver -run RealAPI ./test/e2e
 
 test-sriov: ## run the checks on real SR-IOV functions in a virtual machine: no root, no KVM
 	go vet -tags sriovlab ./test/sriovlab/...

@@ -28,10 +28,14 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	harness.Main(m, func() error {
+	builds = append(builds, func() error {
 		return errors.Join(os.MkdirAll(programDir, 0o755), harness.Programs(programDir, true))
 	})
+	harness.Main(m, builds...)
 }
+
+// builds are what is built outside the namespaces, before the tests.
+var builds []func() error
 
 // Resources that nodes of these tests advertise.
 const (

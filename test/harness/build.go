@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,10 @@ const (
 	pluginsVersion = "v1.9.1"
 	lintModule     = "github.com/golangci/golangci-lint/v2/cmd/golangci-lint"
 	lintVersion    = "v2.15.0"
+
+	// Those of the control plane, in modules of their own below test/toolchain.
+	kubernetesVersion = "v1.37.2"
+	etcdVersion       = "v3.7.3"
 )
 
 // plugins are the reference plugins that tests use as delegates.
@@ -58,13 +63,26 @@ func PluginDir() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	var missing []string
+	var tools []tool
 	for _, p := range plugins {
-		if _, err := os.Stat(filepath.Join(dir, filepath.Base(p))); err != nil {
-			missing = append(missing, pluginsModule+"/plugins/"+p)
-		}
+		tools = append(tools, tool{name: filepath.Base(p), pkg: pluginsModule + "/plugins/" + p})
 	}
-	return dir, buildTools(dir, missing)
+	return dir, buildTools(dir, tools...)
+}
+
+// ControlPlane returns the directory of etcd and kube-apiserver, built when they
+// are not there yet, which takes some minutes.
+func ControlPlane() (string, error) {
+	dir, err := cacheDir("control-plane", kubernetesVersion+"-etcd-"+etcdVersion)
+	if err != nil {
+		return "", err
+	}
+	version := "-X k8s.io/component-base/version.gitVersion=" + kubernetesVersion +
+		" -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37"
+	return dir, buildTools(dir,
+		tool{name: "etcd", module: "etcd", pkg: "go.etcd.io/etcd/server/v3"},
+		tool{name: "kube-apiserver", module: "kubernetes", pkg: "k8s.io/kubernetes/cmd/kube-apiserver", ldflags: version},
+	)
 }
 
 // Linter returns the path of golangci-lint, built when it is not there yet.
@@ -73,17 +91,25 @@ func Linter() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "golangci-lint")
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	}
-	return path, buildTools(dir, []string{lintModule})
+	return filepath.Join(dir, "golangci-lint"), buildTools(dir, tool{name: "golangci-lint", pkg: lintModule})
 }
 
-// buildTools builds packages of the toolchain's module into dir, under a lock,
-// each by way of a temporary name.
-func buildTools(dir string, packages []string) error {
-	if len(packages) == 0 {
+// tool is a third-party program.
+type tool struct {
+	name    string // of the file
+	module  string // directory below test/toolchain, empty for that itself
+	pkg     string
+	ldflags string
+}
+
+// buildTools builds the tools that are not in dir yet, under a lock, each by way
+// of a temporary name.
+func buildTools(dir string, tools ...tool) error {
+	absent := func(t tool) bool {
+		_, err := os.Stat(filepath.Join(dir, t.name))
+		return err != nil
+	}
+	if !slices.ContainsFunc(tools, absent) {
 		return nil
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
@@ -98,9 +124,12 @@ func buildTools(dir string, packages []string) error {
 	if err != nil {
 		return err
 	}
-	for _, pkg := range packages {
-		out := filepath.Join(dir, filepath.Base(pkg))
-		if err := goBuild(filepath.Join(root, "test", "toolchain"), out+".new", pkg); err != nil {
+	for _, t := range tools {
+		if !absent(t) { // another process may have built it meanwhile
+			continue
+		}
+		out := filepath.Join(dir, t.name)
+		if err := goBuild(filepath.Join(root, "test", "toolchain", t.module), out+".new", t.pkg, "-ldflags", "-s -w "+t.ldflags); err != nil {
 			return err
 		}
 		if err := os.Rename(out+".new", out); err != nil {
@@ -132,8 +161,8 @@ func Program(dir, pkg string, flags ...string) error {
 }
 
 // Programs builds our own programs, the scripted delegate and the careful loop
-// into dir. With
-// killPoints they die where the environment says, see internal/killpoint.
+// into dir.
+// With killPoints they die where the environment says, see internal/killpoint.
 func Programs(dir string, killPoints bool) error {
 	var flags []string
 	if killPoints {

@@ -1,0 +1,60 @@
+package apiserver
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// Request is one request of the audit log.
+type Request struct {
+	Verb     string // get, list, watch, create, patch and so on
+	Resource string // with subresource: pods, pods/status
+	Name     string
+	Code     int // the answer's
+}
+
+// String returns "verb resource name".
+func (r Request) String() string { return fmt.Sprintf("%s %s %s", r.Verb, r.Resource, r.Name) }
+
+// Requests returns what a user has asked for, in order of completion; a watch
+// counts when it ends.
+func (s *Server) Requests(account string) (out []Request, err error) {
+	f, err := os.Open(s.path("audit.log"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var e struct {
+			Verb string `json:"verb"`
+			User struct {
+				Username string `json:"username"`
+			} `json:"user"`
+			ObjectRef struct {
+				Resource    string `json:"resource"`
+				Subresource string `json:"subresource"`
+				Name        string `json:"name"`
+			} `json:"objectRef"`
+			ResponseStatus struct {
+				Code int `json:"code"`
+			} `json:"responseStatus"`
+		}
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			return nil, err
+		}
+		if e.User.Username != account {
+			continue
+		}
+		r := Request{Verb: e.Verb, Resource: e.ObjectRef.Resource, Name: e.ObjectRef.Name, Code: e.ResponseStatus.Code}
+		if e.ObjectRef.Subresource != "" {
+			r.Resource += "/" + e.ObjectRef.Subresource
+		}
+		out = append(out, r)
+	}
+	return out, lines.Err()
+}

@@ -1,0 +1,222 @@
+//go:build apiserver
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"reflect"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+func TestRealAPIDefinitions(t *testing.T) {
+	n := newRealNode(t)
+	for name, tc := range map[string]struct {
+		spec map[string]any
+		ok   bool
+	}{
+		"with-config": {map[string]any{"config": `{"type":"ptp"}`}, true}, "without": {map[string]any{}, true}, "not-json": {map[string]any{"config": "{"}, true},
+		"number": {map[string]any{"config": int64(7)}, false}, "object": {map[string]any{"config": map[string]any{"type": "ptp"}}, false},
+		"more":      {map[string]any{"config": "{}", "vendor": map[string]any{"x": int64(1)}}, true},
+		"too-large": {map[string]any{"config": strings.Repeat("x", 256<<10+1)}, false},
+	} {
+		if err := n.defineReal(name, tc.spec); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestRealAPIPodsLife proves from the audit log what a pod costs, and that nothing
+// of the pod is touched but one annotation.
+func TestRealAPIPodsLife(t *testing.T) {
+	n := newRealNode(t)
+	n.plain()
+	n.serve()
+	p := n.create("app", "plain")
+	status := corev1.PodStatus{
+		Phase: corev1.PodPending, ResourceClaimStatuses: []corev1.PodResourceClaimStatus{{Name: "claim"}},
+		Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionTrue}},
+	}
+	patch, err := json.Marshal(map[string]any{"status": status})
+	n.must(err)
+	_, err = n.client.CoreV1().Pods("default").Patch(context.Background(), "app", types.MergePatchType, patch, metav1.PatchOptions{}, "status")
+	n.must(err)
+	before := n.get("app")
+	n.succeed("ADD", p)
+	after := n.get("app")
+	var list []netattach.Status
+	n.must(json.Unmarshal([]byte(after.Annotations[netattach.StatusAnnotation]), &list))
+	if len(list) != 2 || list[1].Name != "default/plain" || list[1].Interface != "net1" {
+		t.Errorf("network-status %+v", list)
+	}
+	delete(after.Annotations, netattach.StatusAnnotation)
+	for _, meta := range []*metav1.ObjectMeta{&before.ObjectMeta, &after.ObjectMeta} {
+		meta.ResourceVersion, meta.ManagedFields = "", nil
+	}
+	if !reflect.DeepEqual(before, after) {
+		t.Errorf("more than the annotation was touched:\nbefore %+v\nafter  %+v", before, after)
+	}
+	n.succeed("CHECK", p)
+	n.succeed("DEL", p)
+	n.eventually("the event", func() bool { return len(n.cost("app")) > 1 })
+	if cost := n.cost("app"); !slices.Equal(cost, []string{"create events", "patch pods app"}) && !slices.Equal(cost, []string{"patch pods app", "create events"}) {
+		t.Errorf("a pod's life costs %q", cost)
+	}
+}
+
+// cost is what the agent has asked of the API server, but for its watches of
+// pods and definitions.
+func (n *realNode) cost(pod string) []string {
+	n.t.Helper()
+	requests, err := n.server.Requests(n.agent.Account())
+	n.must(err)
+	var out []string
+	for _, r := range requests {
+		switch {
+		case r.Verb == "watch" || r.Verb == "list":
+		case r.Resource == "events":
+			out = append(out, r.Verb+" events")
+		default:
+			out = append(out, r.String())
+		}
+	}
+	return out
+}
+
+// eventuallyAdds adds a pod as the kubelet does, again and again.
+func (n *realNode) eventuallyAdds(p *pod) {
+	n.t.Helper()
+	var last []byte
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Second) {
+		res := n.call("ADD", p)
+		if res.Status == 0 {
+			return
+		}
+		last = res.Stdout
+	}
+	n.t.Fatalf("ADD %s does not succeed: %s", p.Name, last)
+}
+
+// TestRealAPIConcurrentWriters: whoever writes the pod's metadata meanwhile.
+func TestRealAPIConcurrentWriters(t *testing.T) {
+	n := newRealNode(t)
+	n.plain()
+	n.serve()
+	p := n.create("app", "plain")
+	var stop atomic.Bool
+	done := make(chan int)
+	go func() {
+		writes := 0
+		for ; !stop.Load(); writes++ {
+			patch := fmt.Appendf(nil, `{"metadata":{"annotations":{"writer-%d":"x"}}}`, writes)
+			if _, err := n.client.CoreV1().Pods("default").Patch(context.Background(), "app", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+				t.Error(err)
+				break
+			}
+		}
+		done <- writes
+	}()
+	n.succeed("ADD", p)
+	stop.Store(true)
+	writes := <-done
+	annotations := n.get("app").Annotations
+	if annotations[netattach.StatusAnnotation] == "" || annotations["keep"] != "this" {
+		t.Errorf("annotations %v", annotations)
+	}
+	for i := range writes {
+		if annotations[fmt.Sprintf("writer-%d", i)] == "" {
+			t.Errorf("write %d of %d was lost", i, writes)
+		}
+	}
+	n.succeed("DEL", p)
+}
+
+func TestRealAPIKilled(t *testing.T) {
+	n := newRealNode(t)
+	n.plain()
+	n.serve()
+	p, late := n.create("app", "plain"), n.create("late", "plain")
+	n.eventually("the snapshot", func() bool { return exists(n.path("state/snapshot")) })
+	n.succeed("ADD", p)
+	n.must(n.server.Kill())
+	n.succeed("ADD", late) // known from the watch; its status is published when it can be
+	n.succeed("DEL", p)
+	n.succeed("DEL", late)
+	n.must(n.server.Restart())
+	again := n.create("again", "plain")
+	n.succeed("ADD", again)
+	n.eventually("the status", func() bool { return n.get("again").Annotations[netattach.StatusAnnotation] != "" })
+	n.succeed("DEL", again)
+}
+
+// TestRealAPIUnwell: slow, overloaded and failing servers delay, and lose nothing.
+func TestRealAPIUnwell(t *testing.T) {
+	n := newRealNode(t)
+	n.plain()
+	n.serve()
+	for name, tc := range map[string]struct {
+		delay time.Duration
+		code  int
+	}{"slow": {delay: 2 * time.Second}, "429": {code: http.StatusTooManyRequests}, "500": {code: http.StatusInternalServerError}, "503": {code: http.StatusServiceUnavailable}} {
+		t.Run(name, func(t *testing.T) {
+			p := n.create("pod-"+name, "plain")
+			var patches atomic.Int32
+			n.proxy.behave(tc.delay, func(r *http.Request) int {
+				if tc.code != 0 && r.Method == http.MethodPatch && patches.Add(1) <= 2 {
+					return tc.code
+				}
+				return 0
+			})
+			n.succeed("ADD", p)
+			if n.get("pod-" + name).Annotations[netattach.StatusAnnotation] == "" {
+				t.Error("network-status is not published")
+			}
+			n.succeed("DEL", p)
+			n.proxy.behave(0, nil)
+		})
+	}
+}
+
+func TestRealAPIWatchesAreTakenUpAgain(t *testing.T) {
+	n := newRealNode(t)
+	n.plain()
+	n.serve()
+	first := n.create("first", "plain")
+	n.succeed("ADD", first)
+	for i := range 3 {
+		n.proxy.cut()
+		name := fmt.Sprintf("net-%d", i)
+		n.must(n.defineReal(name, map[string]any{"config": n.bridge(name, fmt.Sprintf("10.9%d.0.0/16", i))}))
+		p := n.create("pod-"+name, "plain,"+name)
+		n.eventuallyAdds(p)
+		n.succeed("DEL", p)
+	}
+	n.succeed("DEL", first)
+}
+
+func TestRealAPICredentialsRotated(t *testing.T) {
+	n := newRealNode(t)
+	n.plain()
+	n.serve()
+	first := n.create("first", "plain")
+	n.succeed("ADD", first)
+	n.must(n.agent.Rotate()) // from now on the old token is refused
+	n.proxy.cut()
+	second := n.create("second", "plain")
+	n.eventuallyAdds(second)
+	n.eventually("the status", func() bool { return n.get("second").Annotations[netattach.StatusAnnotation] != "" })
+	n.succeed("DEL", second)
+	n.succeed("DEL", first)
+}
