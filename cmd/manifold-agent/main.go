@@ -5,6 +5,7 @@
 //	manifold-agent plan       answers one request, stdin to stdout, without an agent
 //	manifold-agent install    puts both programs and the CNI configuration in place
 //	manifold-agent uninstall  takes them away again
+//	manifold-agent reconcile  looks at the node's VFs, and repairs them
 //	manifold-agent config     converts and validates configuration files
 //
 // Each has -h. The sources that plans are made from stand in a configuration
@@ -13,6 +14,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -54,6 +56,7 @@ const usage = `usage: manifold-agent COMMAND [flags]
   plan       answer one request, stdin to stdout, without an agent
   install    put both programs and the CNI configuration in place
   uninstall  take them away again
+  reconcile  look once at the node's VFs, print what is wrong, with --repair undo it
   config     'convert FILE' turns a configuration of Multus into Manifold's,
              'validate FILE' says what is wrong with one, by line and key
   version    print the release
@@ -76,6 +79,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			return planOnce(ctx, *path, stdin, stdout, stderr)
 		}
 		return serve(ctx, *path, stderr)
+	case "reconcile":
+		path := flags.String("config", defaultConfig, "the agent's configuration `file`")
+		repair := flags.Bool("repair", false, "undo what is found")
+		if err := flags.Parse(args[1:]); err != nil {
+			return flag.ErrHelp
+		}
+		return reconcileOnce(ctx, *path, *repair, stdout)
 	case "install", "uninstall":
 		i := installFlags(flags)
 		if err := flags.Parse(args[1:]); err != nil {
@@ -136,6 +146,20 @@ func serve(ctx context.Context, config string, stderr io.Writer) (err error) {
 	background.Wait()
 	sources.Wait()
 	log.Info("stopped")
+	return err
+}
+
+// reconcileOnce prints what is wrong with the node's VFs, a line of JSON each.
+func reconcileOnce(ctx context.Context, config string, repair bool, stdout io.Writer) error {
+	conf, err := agent.ReadConfig(config)
+	if err != nil {
+		return err
+	}
+	found, err := agent.Reconcile(ctx, conf, repair)
+	out := json.NewEncoder(stdout)
+	for _, f := range found {
+		err = errors.Join(err, out.Encode(f))
+	}
 	return err
 }
 

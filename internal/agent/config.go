@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -36,6 +37,15 @@ type Config struct {
 	APIServer string `json:"apiServer"`
 	// Snapshot is where definitions outlive the API server.
 	Snapshot string `json:"snapshot"`
+
+	// CNIDir is the plugin's cniDir, with the journals; SysRoot the directory that
+	// sys/ is found in.
+	CNIDir  string `json:"cniDir"`
+	SysRoot string `json:"sysRoot"`
+	// Reconcile is one of the Reconcile constants; ReconcileExclude are PFs, by PCI
+	// address or network device, whose VFs are never repaired.
+	Reconcile        string   `json:"reconcile"`
+	ReconcileExclude []string `json:"reconcileExclude"`
 
 	PodManifests        string `json:"podManifests"`        // directory of pods: static pods
 	DefinitionManifests string `json:"definitionManifests"` // directory of definitions
@@ -91,7 +101,14 @@ func (c *Config) complete() error {
 	def(&c.PodResources, c.KubeletDir+"/pod-resources/kubelet.sock")
 	def(&c.Checkpoint, c.KubeletDir+"/device-plugins/kubelet_internal_checkpoint")
 	def(&c.PodsAPI, c.KubeletDir+"/pods-api/pods-api.sock")
+	def(&c.CNIDir, defaultStateDir)
+	def(&c.SysRoot, "/")
 	def(&c.Snapshot, "/var/lib/cni/manifold/definitions.snapshot")
+	def(&c.Reconcile, ReconcileReport)
+	if !slices.Contains([]string{ReconcileOff, ReconcileReport, ReconcileRepair}, c.Reconcile) {
+		return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %q is unknown", "reconcile", c.Reconcile).
+			WithFix("choose one of: off report repair")
+	}
 	if c.Node != "" {
 		return nil
 	}
@@ -138,24 +155,29 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 		defs = append(defs, kube.NewManifestDefinitions(c.DefinitionManifests))
 	}
 	a.Sources.Pods, a.Sources.Definitions = kube.FirstPods(pods...), kube.FirstDefinitions(defs...)
-	a.devices(c, log)
+	a.devices(c, once, log)
 	return a, nil
 }
 
 // devices connects the allocation sources.
-func (a *Assembly) devices(c *Config, log *slog.Logger) {
+func (a *Assembly) devices(c *Config, once bool, log *slog.Logger) {
 	var live podresources.Live
 	var memory podresources.Memory
+	var client *podresources.Client
+	var file *checkpoint.File
 	if c.PodResources != "" {
-		client := podresources.NewClient(c.PodResources)
+		client = podresources.NewClient(c.PodResources)
 		live, a.close = client, append(a.close, client.Close)
 	}
 	if c.Checkpoint != "" {
-		file := checkpoint.NewFile(c.Checkpoint)
+		file = checkpoint.NewFile(c.Checkpoint)
 		memory = file
 		a.run = append(a.run, func(ctx context.Context) { keepLoaded(ctx, file, log) })
 	}
 	a.Sources.Devices = podresources.NewReader(live, memory, podresources.Options{})
+	if !once && c.Reconcile != ReconcileOff {
+		a.run = append(a.run, func(ctx context.Context) { runReconciler(ctx, c.reconciler(file, client), c.Reconcile, log) })
+	}
 }
 
 // keepLoaded decodes the checkpoint when it changes, so that the next ADD need

@@ -46,10 +46,16 @@ var may = map[string][]string{
 	"internal/kube/kubetest": {"netattach"},
 	"internal/agent": {
 		"checkpoint", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/kube", "internal/multus", "internal/netconf", "internal/plan",
-		"internal/planner", "netattach", "podresources", "sriov",
+		"internal/planner", "internal/reconcile", "netattach", "podresources", "sriov",
 	},
-	"cmd/manifold":       {"internal/attach", "internal/cnierr", "internal/journal", "internal/netconf", "internal/plan"},
-	"cmd/manifold-agent": {"internal/agent", "internal/plan"},
+	"internal/reconcile":   {"internal/cnierr", "internal/journal", "internal/plan", "internal/verify", "sriov", "sriov/inventory"},
+	"cmd/manifold":         {"internal/attach", "internal/cnierr", "internal/journal", "internal/netconf", "internal/plan"},
+	"cmd/manifold-agent":   {"internal/agent", "internal/plan"},
+	"cmd/kubectl-manifold": {"internal/inspect"},
+	"internal/inspect": {
+		"checkpoint", "internal/agent", "internal/cnierr", "internal/journal", "internal/kube", "internal/netconf", "internal/plan", "internal/planner",
+		"netattach", "podresources", "sriov", "sriov/inventory",
+	},
 }
 
 // never lists what a program must not link, by prefix.

@@ -485,6 +485,14 @@ func sameAsBefore(r *Report, before *Device, i Interface) {
 	r.Findings = append(r.Findings, Finding{"hardware address of the allocated device", strings.Join(macs, " or "), i.MAC})
 }
 
+// CompareVF names what the PF says of a VF otherwise than its network's
+// configuration asks.
+func CompareVF(w *plan.VF, d *Device) []Finding {
+	var r Report
+	compareVF(&r, w, d)
+	return r.Findings
+}
+
 // compareVF compares the PF's view with what the configuration asks.
 func compareVF(r *Report, w *plan.VF, d *Device) {
 	if d == nil || d.VF == nil {

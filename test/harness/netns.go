@@ -28,20 +28,32 @@ func NewNetNS(name string) (*NetNS, error) {
 		return nil, err
 	}
 	done := make(chan error)
-	go func() {
-		// The thread is in the new namespace for good, and ends with the goroutine.
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- err
-			return
-		}
-		self := fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
-		done <- unix.Mount(self, n.Path, "", unix.MS_BIND, "")
-	}()
+	go func() { done <- n.make() }()
 	if err := <-done; err != nil {
 		return nil, fmt.Errorf("make %s: %w", n.Path, err)
 	}
 	return n, nil
+}
+
+// make makes the namespace on this goroutine's thread, and takes the thread back
+// out of it: the process's first thread does not end with its goroutine, and
+// would keep the namespace alive.
+func (n *NetNS) make() error {
+	runtime.LockOSThread() // for good, where the way back fails
+	self := fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
+	home, err := os.Open(self)
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	err = unix.Mount(self, n.Path, "", unix.MS_BIND, "")
+	if err = errors.Join(err, unix.Setns(int(home.Fd()), unix.CLONE_NEWNET)); err == nil {
+		runtime.UnlockOSThread()
+	}
+	return err
 }
 
 // Delete ends the namespace; what is in it goes as the kernel sees fit.

@@ -97,6 +97,7 @@ func (n *node) configure() {
 	}})
 	n.json("agent.json", map[string]any{
 		"node": "node1", "socket": n.path("agent.sock"), "kubeletDir": n.path("kubelet"), "snapshot": n.path("snapshot"), "apiServer": kubeconfig,
+		"cniDir": n.path("state"),
 	})
 	n.json("manifold.json", map[string]any{
 		"cniVersion": "1.1.0", "name": "manifold", "type": "manifold", "clusterNetwork": "cluster-net", "confDir": n.path("net.d"),

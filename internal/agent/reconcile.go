@@ -1,0 +1,102 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/manifold-cni/manifold/checkpoint"
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/reconcile"
+	"github.com/manifold-cni/manifold/podresources"
+)
+
+// Values of Config.Reconcile.
+const (
+	ReconcileOff    = "off"    // do not look
+	ReconcileReport = "report" // log what is found
+	ReconcileRepair = "repair" // and undo it
+)
+
+// reconciler returns the reconciler of the configuration.
+func (c *Config) reconciler(file *checkpoint.File, live *podresources.Client) *reconcile.Reconciler {
+	return &reconcile.Reconciler{
+		Journal: journal.Dir{Path: c.CNIDir}, SysRoot: c.SysRoot, Exclude: c.ReconcileExclude,
+		Allocated: func(ctx context.Context) (map[string]bool, error) { return allocated(ctx, file, live) },
+	}
+}
+
+// allocated returns the device IDs that the kubelet has given to pods, by either
+// source. Of the API an answer without any pod says nothing: a kubelet that has
+// just started knows none.
+func allocated(ctx context.Context, file *checkpoint.File, live *podresources.Client) (map[string]bool, error) {
+	out := map[string]bool{}
+	var problems []error
+	known := false
+	if file != nil {
+		c, err := file.Load()
+		if err == nil {
+			known = true
+			for _, e := range c.Entries {
+				for _, n := range e.Devices {
+					for _, id := range n.IDs {
+						out[id] = true
+					}
+				}
+			}
+		}
+		problems = append(problems, err)
+	}
+	if live != nil {
+		pods, err := live.List(ctx)
+		known = known || err == nil && len(pods) > 0
+		for _, devices := range pods {
+			for _, d := range devices {
+				out[d.ID] = true
+			}
+		}
+		problems = append(problems, err)
+	}
+	if !known {
+		return nil, fmt.Errorf("neither the checkpoint nor the PodResources API says what is allocated: %w", errors.Join(problems...))
+	}
+	return out, nil
+}
+
+// runReconciler runs until ctx ends.
+func runReconciler(ctx context.Context, r *reconcile.Reconciler, mode string, log *slog.Logger) {
+	if err := r.Run(ctx, mode == ReconcileRepair, log); err != nil {
+		log.Warn("VFs are not reconciled any more", "err", err)
+	}
+}
+
+// Reconcile looks once at the node's VFs, and repairs what it finds where repair
+// is set. It returns what is wrong and was not repaired.
+func Reconcile(ctx context.Context, c *Config, repair bool) ([]reconcile.Finding, error) {
+	var file *checkpoint.File
+	if c.Checkpoint != "" {
+		file = checkpoint.NewFile(c.Checkpoint)
+	}
+	var live *podresources.Client
+	if c.PodResources != "" {
+		live = podresources.NewClient(c.PodResources)
+		defer live.Close()
+	}
+	r := c.reconciler(file, live)
+	found, err := r.Scan(ctx)
+	if err != nil {
+		err = cnierr.New("look at the node's VFs", cnierr.IO, "%w", err)
+	}
+	if !repair {
+		return found, err
+	}
+	var left []reconcile.Finding
+	for _, f := range found {
+		if e := r.Repair(ctx, f); e != nil {
+			left, err = append(left, f), errors.Join(err, fmt.Errorf("%s: %w", f.Device, e))
+		}
+	}
+	return left, err
+}

@@ -1,0 +1,75 @@
+package reconcile
+
+import (
+	"testing"
+
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/internal/verify"
+	"github.com/manifold-cni/manifold/sriov"
+	"github.com/manifold-cni/manifold/sriov/inventory"
+)
+
+const address, pf = "0000:21:10.4", "0000:21:00.0"
+
+// idle is a VF that nobody has, in order.
+func idle() *vf {
+	return &vf{
+		Function: inventory.Function{Function: sriov.Function{Address: address, PF: pf, VFIndex: 2, Driver: "igbvf"}},
+		state: &verify.Device{
+			Driver: "igbvf", PF: "enp33", VFIndex: 2, NetDevs: []verify.NetDev{{Name: "enp33v2"}},
+			VF: &verify.VFState{MAC: "02:00:00:00:00:01", SpoofChk: true, LinkState: "auto", VLANProto: "802.1q"},
+		},
+	}
+}
+
+// owned gives the VF to a sandbox whose attachment asks for VLAN 5.
+func owned(v *vf, alive bool, phase journal.Phase) {
+	vlan := 5
+	v.owner = &owner{key: journal.Key{ContainerID: "c", IfName: "eth0"}, alive: alive, entry: &journal.Entry{
+		Plan:  &plan.Plan{Pod: plan.Pod{Namespace: "shop", Name: "web"}, Attachments: []plan.Attachment{{Name: "shop/fast", Want: plan.Want{VF: &plan.VF{VLAN: &vlan}}}}},
+		Steps: []journal.Step{{Phase: phase}},
+	}}
+	v.state.VF.VLAN, v.state.NetDevs, v.allocated = 5, nil, true
+}
+
+func TestJudge(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(v *vf)
+		want   []Kind
+	}{
+		"idle":                       {func(*vf) {}, nil},
+		"spoof check, trust and MAC": {func(v *vf) { v.state.VF.SpoofChk, v.state.VF.Trust, v.state.VF.MAC = false, true, "02:00:00:00:00:02" }, nil},
+		"VLAN left":                  {func(v *vf) { v.state.VF.VLAN = 7 }, []Kind{Leftover}},
+		"rate left":                  {func(v *vf) { v.state.VF.MaxTxRate = 7 }, []Kind{Leftover}},
+		"link state left":            {func(v *vf) { v.state.VF.LinkState = "disable" }, []Kind{Leftover}},
+		"away":                       {func(v *vf) { v.state.NetDevs = nil }, []Kind{Orphaned}},
+		"away with a VLAN":           {func(v *vf) { v.state.NetDevs, v.state.VF.VLAN = nil, 7 }, []Kind{Orphaned, Leftover}},
+		"userspace":                  {func(v *vf) { v.Driver, v.state.NetDevs = "vfio-pci", nil }, nil},
+		"no driver":                  {func(v *vf) { v.Driver, v.state.NetDevs = "", nil }, nil},
+		"allocated":                  {func(v *vf) { v.allocated, v.state.NetDevs, v.state.VF.VLAN = true, nil, 7 }, nil},
+		"vanished":                   {func(v *vf) { v.state = nil }, nil},
+		"in a pod":                   {func(v *vf) { owned(v, true, journal.Verified) }, nil},
+		"in a dead sandbox":          {func(v *vf) { owned(v, false, journal.Verified) }, []Kind{Stranded}},
+		"drifted":                    {func(v *vf) { owned(v, true, journal.Routed); v.state.VF.VLAN = 6 }, []Kind{Drifted}},
+		"an ADD is under way":        {func(v *vf) { owned(v, true, journal.Trying); v.state.VF.VLAN = 0 }, nil},
+		"a DEL is under way":         {func(v *vf) { owned(v, true, journal.Releasing); v.state.VF.VLAN = 0 }, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := idle()
+			tc.change(v)
+			got := judge(v)
+			if len(got) != len(tc.want) {
+				t.Fatalf("%v, want %v", got, tc.want)
+			}
+			for i, f := range got {
+				if f.Kind != tc.want[i] || f.Device != address || f.PF != pf || f.VFIndex != 2 || f.Text == "" {
+					t.Errorf("%+v, want %s", f, tc.want[i])
+				}
+				if v.owner != nil && (f.Sandbox != "c@eth0" || f.Pod != "shop/web" || f.Network != "shop/fast") {
+					t.Errorf("%+v names no owner", f)
+				}
+			}
+		})
+	}
+}

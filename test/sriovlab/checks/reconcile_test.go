@@ -1,0 +1,125 @@
+//go:build sriovlab
+
+package checks
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/manifold-cni/manifold/internal/reconcile"
+	"github.com/manifold-cni/manifold/test/fakekubelet"
+)
+
+// found runs the agent's reconcile command and returns what it prints.
+func (n *node) found(flags ...string) []reconcile.Finding {
+	n.t.Helper()
+	cmd := exec.Command("/opt/manifold/manifold-agent", append([]string{"reconcile", "--config", n.path("agent.json")}, flags...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil && len(flags) == 0 {
+		n.t.Fatalf("reconcile: %v: %s", err, stderr.String())
+	}
+	var list []reconcile.Finding
+	for line := range bytes.Lines(out) {
+		var f reconcile.Finding
+		n.must(json.Unmarshal(line, &f))
+		list = append(list, f)
+	}
+	return list
+}
+
+// finds fails unless exactly this is found of the VFs.
+func (n *node) finds(kind reconcile.Kind, vf string, parts ...string) {
+	n.t.Helper()
+	list := n.found()
+	if len(list) != 1 || list[0].Kind != kind || list[0].Device != vf || list[0].PF != pfOf(vf) {
+		n.t.Fatalf("found %v, want %s %s", list, kind, vf)
+	}
+	for _, part := range parts {
+		if !strings.Contains(list[0].String(), part) {
+			n.t.Errorf("%s lacks %q", list[0], part)
+		}
+	}
+}
+
+func (n *node) inOrder() {
+	n.t.Helper()
+	if list := n.found(); len(list) > 0 {
+		n.t.Errorf("found %v", list)
+	}
+}
+
+func TestReconcilerFindsAndRepairsLeftovers(t *testing.T) {
+	n := newNode(t)
+	n.inOrder()
+	vf := pfs[1].vfs[2]
+	link, v := vfOf(t, vf)
+	n.must(netlink.LinkSetVfVlanQos(link, v.ID, 77, 1))
+	n.finds(reconcile.Leftover, vf, "VLAN of the VF: wanted 0, found 77")
+	if left := n.found("--repair"); len(left) > 0 {
+		t.Errorf("not repaired: %v", left)
+	}
+	n.inOrder()
+	log, err := os.ReadFile(n.path("state/repairs.log"))
+	n.must(err)
+	if !strings.Contains(string(log), vf) || bytes.Count(log, []byte("\n")) != 1 {
+		t.Errorf("the log of repairs: %s", log)
+	}
+}
+
+// TestReconcilerLeavesAllocatedVFsAlone: also while the kubelet cannot be asked.
+func TestReconcilerLeavesAllocatedVFsAlone(t *testing.T) {
+	n := newNode(t)
+	vf := pfs[1].vfs[3]
+	p := n.admit("app", "", fakekubelet.Pins{"c": pin(vf)}, container("c", right))
+	link, v := vfOf(t, vf)
+	n.must(netlink.LinkSetVfVlanQos(link, v.ID, 77, 1))
+	n.inOrder()
+	n.found("--repair")
+	n.must(n.kubelet.DeletePod(types.UID(p.UID)))
+	n.inOrder() // the kubelet's checkpoint keeps a pod's devices until the next allocation
+	n.admit("next", "", fakekubelet.Pins{"c": pin(pfs[0].vfs[0])}, container("c", left))
+	n.finds(reconcile.Leftover, vf)
+	n.must(n.kubelet.SetPhase(fakekubelet.Down))
+	n.must(os.Remove(n.path("kubelet/device-plugins/kubelet_internal_checkpoint")))
+	if list := n.found("--repair"); len(list) > 0 {
+		t.Errorf("nobody knows what is allocated, yet found %v", list)
+	}
+	if _, now := vfOf(t, vf); now.Vlan != 77 {
+		t.Errorf("repaired a VF that may be allocated: VLAN %d", now.Vlan)
+	}
+	n.must(netlink.LinkSetVfVlanQos(link, v.ID, 0, 0))
+}
+
+func TestReconcilerFindsAndRepairsStrandedVFs(t *testing.T) {
+	n := newNode(t)
+	n.define("left", left, hostDevice(nil))
+	vf := pfs[0].vfs[6]
+	name := linkOf(t, vf).Attrs().Name
+	p := n.admit("app", "left", fakekubelet.Pins{"c": pin(vf)}, container("c", left))
+	n.succeed("ADD", p)
+	n.inOrder()
+	change(t, vf)
+	n.must(p.ns.Delete())
+	n.eventually("the kernel to give "+vf+" back", func() bool { return len(readFunction(t, vf).NetDevs) == 1 })
+	n.finds(reconcile.Stranded, vf, "default/app", p.ID+"@eth0", "default/left")
+	n.eventually("the running agent to say so", func() bool {
+		log, err := os.ReadFile(n.path("agent.log"))
+		return err == nil && bytes.Contains(log, []byte(`"kind":"stranded","device":"`+vf))
+	})
+	n.found("--repair")
+	if got := linkOf(t, vf).Attrs().Name; got != name {
+		t.Errorf("%s is called %s, was %s", vf, got, name)
+	}
+	n.finds(reconcile.Stranded, vf) // until its DEL
+	n.succeed("DEL", p)
+	n.inOrder()
+}
