@@ -370,6 +370,9 @@ func (b *builder) want(a *plan.Attachment, r *request, c *netattach.Config) erro
 		VLAN: asked.VLAN, VLANQoS: asked.VLANQoS, VLANProto: asked.VLANProto, SpoofChk: asked.SpoofChk, Trust: asked.Trust,
 		LinkState: asked.LinkState, MinTxRate: asked.MinTxRate, MaxTxRate: asked.MaxTxRate,
 	}
+	if a.Device.Userspace { // it has no interface that could have the MAC
+		vf.MAC = a.Want.MAC
+	}
 	if vf != (plan.VF{}) {
 		a.Want.VF = &vf
 	}

@@ -60,7 +60,7 @@ func (n *node) of(t *testing.T) *node {
 // A delegate that leaves a property of the VF as it is on the PF, though its
 // configuration asks for another, is found out for each; once the property is as
 // asked, the same configuration is accepted.
-func TestPropertiesOfVFsAreVerifiedOnThePF(t *testing.T) {
+func propertiesOnThePF(t *testing.T) {
 	const index = 5
 	vf := pfs[0].vfs[index]
 	uplink := linkOf(t, pfs[0].address)

