@@ -157,22 +157,42 @@ func podOf(p *corev1.Pod, id plan.Pod) *planner.Pod {
 func (a *Agent) definitions(ctx context.Context, needs []planner.Need) (map[planner.Ref]*netattach.Definition, error) {
 	out := map[planner.Ref]*netattach.Definition{}
 	for _, need := range needs {
-		ref, source := need.Ref, a.src.Definitions
-		if need.OnDisk && a.src.Local != nil {
-			source = a.src.Local
-		}
-		def, err := source.Definition(ctx, ref.Namespace, ref.Name)
-		if errors.Is(err, kube.ErrNotFound) || need.OnDisk && errors.Is(err, kube.ErrUnavailable) {
-			continue // the planner knows whether something else serves
-		}
-		if err != nil {
+		ref := need.Ref
+		def, err := a.definition(ctx, need)
+		switch {
+		case err == nil:
+			out[ref] = def
+		case errors.Is(err, kube.ErrNotFound), errors.Is(err, kube.ErrName), need.OnDisk && errors.Is(err, kube.ErrUnavailable):
+			// The planner knows whether something else serves.
+		case errors.Is(err, kube.ErrInvalid):
+			return nil, cnierr.New("read definition", cnierr.InvalidDefinition, "%w", err).
+				About(cnierr.Subject{Network: ref.String()}).WithFix("correct the definition")
+		default:
 			return nil, cnierr.New("find definition", cnierr.TryAgain, "%w", err).
 				About(cnierr.Subject{Network: ref.String()}).
 				WithFix("see whether the agent reaches the API server and has a snapshot of the definitions")
 		}
-		out[ref] = def
 	}
 	return out, nil
+}
+
+// onDiskTime bounds the question after a definition where a file serves as well.
+const onDiskTime = 2 * time.Second
+
+// definition looks for one definition. Where a file serves as well, what is
+// known on the node answers; only while that is not complete are the other
+// sources asked, and not waited for long: a node must come up without them.
+func (a *Agent) definition(ctx context.Context, need planner.Need) (*netattach.Definition, error) {
+	if need.OnDisk && a.src.Local != nil {
+		def, err := a.src.Local.Definition(ctx, need.Namespace, need.Name)
+		if !errors.Is(err, kube.ErrUnavailable) {
+			return def, err
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, onDiskTime)
+		defer cancel()
+	}
+	return a.src.Definitions.Definition(ctx, need.Namespace, need.Name)
 }
 
 // allocation fetches the pod's devices and what is known of each.

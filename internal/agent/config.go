@@ -152,7 +152,11 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 		pods = append(pods, kube.NewManifestPods(c.PodManifests, c.Node))
 	}
 	if c.DefinitionManifests != "" {
-		defs = append(defs, kube.NewManifestDefinitions(c.DefinitionManifests))
+		manifests := kube.NewManifestDefinitions(c.DefinitionManifests)
+		defs = append(defs, manifests)
+		if a.Sources.Local != nil {
+			a.Sources.Local = orElse{a.Sources.Local, manifests}
+		}
 	}
 	a.Sources.Pods, a.Sources.Definitions = kube.FirstPods(pods...), kube.FirstDefinitions(defs...)
 	a.devices(c, once, log)
@@ -260,6 +264,18 @@ type local struct{ informer *kube.DefinitionInformer }
 // Definition implements kube.Definitions.
 func (l local) Definition(ctx context.Context, namespace, name string) (*netattach.Definition, error) {
 	return l.informer.Local(ctx, namespace, name)
+}
+
+// orElse asks the second source for what the first is sure not to have.
+type orElse struct{ first, second kube.Definitions }
+
+// Definition implements kube.Definitions.
+func (o orElse) Definition(ctx context.Context, namespace, name string) (*netattach.Definition, error) {
+	def, err := o.first.Definition(ctx, namespace, name)
+	if errors.Is(err, kube.ErrNotFound) {
+		return o.second.Definition(ctx, namespace, name)
+	}
+	return def, err
 }
 
 // kubeletPods is the Pods API as a source, its errors in package kube's words.

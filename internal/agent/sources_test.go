@@ -1,0 +1,302 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/kube/kubetest"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+// node is a directory with an agent's sources in it, and an API server.
+type node struct {
+	t    *testing.T
+	dir  string
+	api  *kubetest.Server
+	conf Config
+	once bool // one-shot mode
+}
+
+// newNode has an API server and a network configuration in confDir for each name
+// given; it has no snapshot and nothing that would need the kubelet.
+func newNode(t *testing.T, onDisk ...string) *node {
+	t.Helper()
+	n := &node{t: t, dir: t.TempDir(), api: kubetest.Start()}
+	t.Cleanup(n.api.Stop)
+	kubeconfig, err := n.api.Kubeconfig(n.dir)
+	n.must(err)
+	n.conf = Config{Node: "node1", APIServer: kubeconfig, Snapshot: n.path("snapshot"), PodManifests: n.path("pods")}
+	for _, d := range []string{"net.d", "pods", "definitions"} {
+		n.must(os.Mkdir(n.path(d), 0o700))
+	}
+	for _, name := range onDisk {
+		n.file("net.d/"+name+".conflist", config(name, "from-file"))
+	}
+	return n
+}
+
+func (n *node) path(elem string) string { return filepath.Join(n.dir, elem) }
+
+func (n *node) must(err error) {
+	n.t.Helper()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *node) file(name, content string) {
+	n.t.Helper()
+	n.must(os.WriteFile(n.path(name), []byte(content), 0o600))
+}
+
+// config is a network configuration whose plugin type tells where it is from.
+func config(name, cniType string) string {
+	return fmt.Sprintf(`{"cniVersion":"1.0.0","name":%q,"plugins":[{"type":%q}]}`, name, cniType)
+}
+
+// define adds a definition of the default network's namespace to the API server.
+func (n *node) define(name, config string) {
+	n.api.AddDefinition(&netattach.Definition{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: name}, Spec: netattach.DefinitionSpec{Config: config},
+	})
+}
+
+// manifest writes a definition of that namespace as a manifest.
+func (n *node) manifest(name, config string) {
+	n.t.Helper()
+	n.conf.DefinitionManifests = n.path("definitions")
+	n.file("definitions/"+name+".json", fmt.Sprintf(
+		`{"apiVersion":"k8s.cni.cncf.io/v1","kind":"NetworkAttachmentDefinition","metadata":{"name":%q,"namespace":"kube-system"},"spec":{"config":%q}}`, name, config))
+}
+
+// agent is one whose informers have not been started: what an agent is before it
+// has synced.
+func (n *node) agent() *Agent {
+	n.t.Helper()
+	a, err := Assemble(&n.conf, n.once, slog.New(slog.DiscardHandler))
+	n.must(err)
+	n.t.Cleanup(func() { n.must(a.Close()) })
+	return New(a.Sources, slog.New(slog.DiscardHandler), nil)
+}
+
+// request asks for the plan of a sandbox that gets clusterNetwork.
+func (n *node) request(clusterNetwork string) plan.Request {
+	n.t.Helper()
+	conf, err := json.Marshal(map[string]string{
+		"cniVersion": "1.1.0", "name": "manifold", "type": "manifold", "clusterNetwork": clusterNetwork, "confDir": n.path("net.d"),
+	})
+	n.must(err)
+	return plan.Request{Version: plan.Version, ContainerID: "c1", NetNS: "/run/netns/c1", IfName: "eth0", Config: conf}
+}
+
+// wantPlan plans a sandbox that gets clusterNetwork. want is in the error's text,
+// or the plugin type of the plan's only attachment.
+func (n *node) wantPlan(clusterNetwork, want string, kind cnierr.Kind) {
+	n.t.Helper()
+	p, err := n.agent().Plan(context.Background(), n.request(clusterNetwork))
+	switch {
+	case err != nil && (kind == cnierr.Other || cnierr.KindOf(err) != kind || !strings.Contains(err.Error(), want)):
+		n.t.Errorf("%v (%v), want %s (%v)", err, cnierr.KindOf(err), want, kind)
+	case err == nil && (kind != cnierr.Other || len(p.Attachments) != 1 || !strings.Contains(string(p.Attachments[0].Config), `"`+want+`"`)):
+		n.t.Errorf("%d attachments, the first %s, want %s (%v)", len(p.Attachments), p.Attachments[0].Config, want, kind)
+	}
+}
+
+// A file serves only where there is no definition of the name, whatever the agent
+// has in memory yet; where nobody can tell, the node comes up with the file.
+func TestDefinitionGoesBeforeAFileOfItsName(t *testing.T) {
+	fromDefinition := func(n *node) { n.define("cl", config("cl", "from-definition")) }
+	damaged := func(n *node) { n.file("snapshot", "garbage") }
+	tests := map[string]struct {
+		prepare []func(*node)
+		network string // cl by default
+		want    string // plugin type, or part of the error
+		kind    cnierr.Kind
+	}{
+		"no snapshot":          {prepare: []func(*node){fromDefinition}, want: "from-definition"},
+		"snapshot left out":    {prepare: []func(*node){fromDefinition, func(n *node) { n.conf.Snapshot = "" }}, want: "from-definition"},
+		"damaged snapshot":     {prepare: []func(*node){fromDefinition, damaged}, want: "from-definition"},
+		"no definition":        {want: "from-file"},
+		"nobody can tell":      {prepare: []func(*node){fromDefinition, damaged, func(n *node) { n.api.Stop() }}, want: "from-file"},
+		"a manifest":           {prepare: []func(*node){func(n *node) { n.manifest("cl", config("cl", "from-manifest")) }}, want: "from-manifest"},
+		"the API and manifest": {prepare: []func(*node){fromDefinition, func(n *node) { n.manifest("cl", config("cl", "from-manifest")) }}, want: "from-definition"},
+		"a manifest alone": {prepare: []func(*node){damaged, func(n *node) {
+			n.manifest("cl", config("cl", "from-manifest"))
+			n.conf.APIServer = ""
+		}}, want: "from-manifest"},
+		"damaged snapshot alone": {prepare: []func(*node){damaged, func(n *node) { n.conf.APIServer = "" }}, want: "from-file"},
+		"no DNS name":            {network: "my_net", want: "from-file"},
+		"no DNS name, manifests": {prepare: []func(*node){func(n *node) {
+			n.manifest("other", config("other", "from-manifest"))
+			n.conf.APIServer = ""
+		}}, network: "my_net", want: "from-file"},
+		"no DNS name, no file": {network: "your_net", want: "your_net", kind: cnierr.TryAgain},
+		"oversized": {prepare: []func(*node){func(n *node) {
+			n.define("cl", config("cl", strings.Repeat("x", netattach.MaxConfig)))
+		}}, want: "kube-system/cl", kind: cnierr.InvalidDefinition},
+	}
+	for name, tc := range tests {
+		for mode, once := range map[string]bool{"not synced": false, "one-shot": true} {
+			t.Run(name+", "+mode, func(t *testing.T) {
+				n := newNode(t, "cl", "my_net")
+				n.once = once
+				for _, f := range tc.prepare {
+					f(n)
+				}
+				if tc.network == "" {
+					tc.network = "cl"
+				}
+				n.wantPlan(tc.network, tc.want, tc.kind)
+			})
+		}
+	}
+}
+
+// Once the informer has synced, the manifests still count, and neither they nor
+// the file cost the API server a request.
+func TestDefinitionsOnceSynced(t *testing.T) {
+	n := newNode(t, "cl", "other", "third")
+	n.define("cl", config("cl", "from-definition"))
+	n.manifest("cl", config("cl", "from-manifest"))
+	n.manifest("other", config("other", "from-manifest"))
+	assembly, err := Assemble(&n.conf, false, slog.New(slog.DiscardHandler))
+	n.must(err)
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); assembly.Run(ctx) }()
+	defer func() { stop(); <-done; n.must(assembly.Close()) }()
+	for end := time.Now().Add(time.Minute); assembly.Sources.Ready() != nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("never synced")
+		}
+	}
+	n.api.ForgetRequests()
+	a := New(assembly.Sources, slog.New(slog.DiscardHandler), nil)
+	for network, want := range map[string]string{"cl": "from-definition", "other": "from-manifest", "third": "from-file"} {
+		p, err := a.Plan(context.Background(), n.request(network))
+		if err != nil || !strings.Contains(string(p.Attachments[0].Config), want) {
+			t.Errorf("%s: %+v, %v, want %s", network, p, err, want)
+		}
+	}
+	for _, r := range n.api.Requests() {
+		if !strings.Contains(r.Query, "watch") {
+			t.Errorf("request %+v", r)
+		}
+	}
+}
+
+// A device is not passed over with its definition: without an allocation the pod
+// is refused, and does not get the file's network.
+func TestDefinitionWithADeviceIsNotPassedOver(t *testing.T) {
+	n := newNode(t, "cl")
+	n.api.AddDefinition(&netattach.Definition{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "kube-system", Name: "cl",
+			Annotations: map[string]string{netattach.ResourceNameAnnotation: "vendor.example/vfs"},
+		},
+		Spec: netattach.DefinitionSpec{Config: config("cl", "from-definition")},
+	})
+	n.wantPlan("cl", "vendor.example/vfs", cnierr.NoDevice)
+}
+
+const (
+	apiUID     = "aaaaaaaa-0000-4000-8000-000000000001" // as the API server gives them
+	newUID     = "bbbbbbbb-0000-4000-8000-000000000002"
+	kubeletUID = "0123456789abcdef0123456789abcdef" // as the kubelet computes them
+)
+
+// addPod adds a pod of namespace shop to the API server.
+func (n *node) addPod(name, uid string, annotations map[string]string) {
+	n.api.AddPod(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(uid), Annotations: annotations},
+		Spec:       corev1.PodSpec{NodeName: "node1"},
+	})
+}
+
+// planPod plans the pod, as the kubelet names it, with the file's network.
+func (n *node) planPod(a *Agent, name, uid string) (*plan.Plan, error) {
+	n.t.Helper()
+	req := n.request("cl")
+	req.PodNamespace, req.PodName, req.PodUID = "shop", name, uid
+	return a.Plan(context.Background(), req)
+}
+
+// What a source says of a pod decides under which UID the status is written: that
+// of an ordinary pod guards the name's next owner, a static pod's is not the API's.
+func TestStatusOfStaticAndOrdinaryPods(t *testing.T) {
+	mirror := map[string]string{"kubernetes.io/config.mirror": kubeletUID, "kubernetes.io/config.source": "file"}
+	posing := map[string]string{"kubernetes.io/config.source": "file"}
+	static := func(n *node) {
+		n.file("pods/web.json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","namespace":"shop"}}`)
+	}
+	tests := map[string]struct {
+		before    func(*node)
+		uid       string // the runtime's
+		after     func(*node)
+		static    bool
+		published bool
+	}{
+		"manifest, mirrored later": {
+			static, kubeletUID, func(n *node) { n.addPod("web-node1", apiUID, mirror) }, true, true,
+		},
+		"mirror": {func(n *node) { n.addPod("web-node1", apiUID, mirror) }, kubeletUID, func(*node) {}, true, true},
+		"ordinary pod": {
+			func(n *node) { n.addPod("web-node1", apiUID, nil) }, apiUID, func(*node) {}, false, true,
+		},
+		"ordinary pod posing, replaced": {
+			func(n *node) { n.addPod("web-node1", apiUID, posing) }, apiUID, func(n *node) { n.addPod("web-node1", newUID, nil) }, false, false,
+		},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, "cl")
+			tc.before(n)
+			a := n.agent()
+			p, err := n.planPod(a, "web-node1", tc.uid)
+			n.must(err)
+			if p.Pod.Static != tc.static || p.Pod.UID != tc.uid {
+				t.Errorf("planned for %+v", p.Pod)
+			}
+			tc.after(n)
+			err = a.Report(context.Background(), plan.Report{Version: plan.Version, Plan: p, Verb: "ADD", Outcomes: []plan.Outcome{{
+				Name: "cl", IfName: "eth0", Result: json.RawMessage(`{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"/run/netns/c1"}]}`),
+			}}})
+			if (err == nil) != tc.published {
+				t.Errorf("report: %v", err)
+			}
+			if status := n.api.Pod("shop", "web-node1").Annotations[netattach.StatusAnnotation]; (status != "") != tc.published {
+				t.Errorf("status %q", status)
+			}
+		})
+	}
+}
+
+// A pod of the API server is not taken for the static pod of its name's manifest,
+// not even while nobody else answers.
+func TestOrdinaryPodIsNotAnsweredByAManifest(t *testing.T) {
+	n := newNode(t, "cl")
+	n.file("pods/web.json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","namespace":"shop"}}`)
+	n.api.Stop()
+	a := n.agent()
+	for _, uid := range []string{apiUID, ""} {
+		if p, err := n.planPod(a, "web", uid); !cnierr.Is(err, cnierr.TryAgain) {
+			t.Errorf("UID %q: %+v, %v", uid, p, err)
+		}
+	}
+	if _, err := n.planPod(a, "web-node1", kubeletUID); err != nil {
+		t.Error(err)
+	}
+}
