@@ -38,6 +38,7 @@ var modules = []string{"veth", "bridge", "macvlan", "8021q", "dummy"}
 func main() {
 	run := flag.String("run", "", "run only the checks whose names match this regular expression")
 	timeout := flag.Duration("timeout", 15*time.Minute, "end the checks after this time")
+	count := flag.Int("count", 1, "run every check this many times")
 	inside := flag.Bool("shell", false, "open a shell in the guest instead of running the checks")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -47,7 +48,7 @@ func main() {
 		if *inside {
 			return shell(ctx, m)
 		}
-		return l.checks(ctx, m, *run, *timeout)
+		return l.checks(ctx, m, "-test.v", "-test.run="+*run, fmt.Sprintf("-test.count=%d", *count), "-test.timeout="+timeout.String())
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "sriovlab:", err)
@@ -137,14 +138,10 @@ func build(dir string) (map[string]string, error) {
 	}, nil
 }
 
-// checks runs the checks.
-func (l *lab) checks(ctx context.Context, m *vm.Machine, pattern string, timeout time.Duration) (int, error) {
-	args := []string{"/opt/checks", "-test.v", "-test.timeout", timeout.String()}
-	if pattern != "" {
-		args = append(args, "-test.run", pattern)
-	}
+// checks runs the checks' program with its arguments.
+func (l *lab) checks(ctx context.Context, m *vm.Machine, args ...string) (int, error) {
 	out := &counter{}
-	status, err := m.Run(ctx, vm.Command{Command: wire.Command{Args: args}, Stdout: out, Stderr: os.Stderr})
+	status, err := m.Run(ctx, vm.Command{Command: wire.Command{Args: append([]string{"/opt/checks"}, args...)}, Stdout: out, Stderr: os.Stderr})
 	if err == nil {
 		l.tell("the checks ended with status %d", status)
 	}

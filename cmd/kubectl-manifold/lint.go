@@ -1,0 +1,121 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/cli-runtime/pkg/printers"
+	"k8s.io/cli-runtime/pkg/resource"
+
+	"github.com/manifold-cni/manifold/internal/inspect"
+)
+
+const lintLong = `Looks for mistakes in network-attachment definitions, pods and templates of pods,
+without a cluster. Other kinds are passed over.
+
+A pod whose definitions are among the files is planned as a node would plan it, as
+if the kubelet had allocated what the containers' limits ask for. Errors are what a
+node would refuse; warnings are what works and may surprise.`
+
+// lintReport is what lint prints as JSON and YAML.
+type lintReport struct {
+	Documents int               `json:"documents"` // objects read, of whatever kind
+	Problems  []inspect.Problem `json:"problems"`
+}
+
+// files are the flags that name manifests.
+type files struct {
+	names     []string
+	recursive bool
+	namespace string
+}
+
+func (f *files) bind(c *cobra.Command, usage string) {
+	c.Flags().StringSliceVarP(&f.names, "filename", "f", nil, usage)
+	c.Flags().BoolVarP(&f.recursive, "recursive", "R", false, "also the directories below those given with -f")
+	c.Flags().StringVarP(&f.namespace, "namespace", "n", "default", "`namespace` of objects that say none")
+}
+
+func newLint(streams genericiooptions.IOStreams) *cobra.Command {
+	var f files
+	var o output
+	c := &cobra.Command{
+		Use: "lint -f FILE...", Short: "Look for mistakes in definitions and pods, offline", Long: lintLong, Args: cobra.NoArgs,
+		Example: "  # a definition and the pods that use it\n  kubectl manifold lint -f definition.yaml -f pod.yaml\n\n" +
+			"  # everything below a directory, for a program\n  kubectl manifold lint -R -f deploy/ -o json",
+		RunE: func(*cobra.Command, []string) error { return lint(streams, &f, &o) },
+	}
+	f.bind(c, "manifest `file`s, directories of them, or - for standard input")
+	o.bind(c, false)
+	return c
+}
+
+func lint(streams genericiooptions.IOStreams, f *files, o *output) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	docs, err := f.read(streams.In)
+	if err != nil {
+		return err
+	}
+	r := lintReport{Documents: len(docs), Problems: inspect.Lint(docs, f.namespace)}
+	if r.Problems == nil {
+		r.Problems = []inspect.Problem{}
+	}
+	if err := o.print(streams.Out, r, r.text); err != nil {
+		return err
+	}
+	for _, p := range r.Problems {
+		if p.Severity == inspect.SeverityError {
+			return errFound
+		}
+	}
+	return nil
+}
+
+// text writes one line for each problem, and a summary.
+func (r lintReport) text(w io.Writer, _ bool) error {
+	var b strings.Builder
+	errs := 0
+	for _, p := range r.Problems {
+		if p.Severity == inspect.SeverityError {
+			errs++
+		}
+		fmt.Fprintln(&b, p)
+	}
+	fmt.Fprintf(&b, "%d documents: %d errors, %d warnings\n", r.Documents, errs, len(r.Problems)-errs)
+	return printers.WriteEscaped(w, b.String())
+}
+
+// read returns the objects of the files.
+func (f *files) read(stdin io.Reader) ([]inspect.Document, error) {
+	if len(f.names) == 0 {
+		return nil, fmt.Errorf("no manifest is given: use -f FILE")
+	}
+	b := resource.NewLocalBuilder().Unstructured().ContinueOnError()
+	for _, name := range f.names {
+		switch {
+		case name == "-":
+			b.Stream(stdin, "standard input")
+		case strings.HasPrefix(name, "http://"), strings.HasPrefix(name, "https://"):
+			return nil, fmt.Errorf("%s: only files are read; download it first", name)
+		default:
+			b.Path(f.recursive, name)
+		}
+	}
+	infos, err := b.Flatten().Do().Infos()
+	if err != nil {
+		return nil, fmt.Errorf("read manifests: %w", err)
+	}
+	var docs []inspect.Document
+	for _, info := range infos {
+		if u, ok := info.Object.(*unstructured.Unstructured); ok {
+			docs = append(docs, inspect.Document{Source: info.Source, Object: u})
+		}
+	}
+	return docs, nil
+}

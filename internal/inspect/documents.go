@@ -1,0 +1,138 @@
+package inspect
+
+import (
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/manifold-cni/manifold/internal/planner"
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+// Document is one object of a manifest, and the file that it is from.
+type Document struct {
+	Source string
+	Object *unstructured.Unstructured
+}
+
+// podDoc is a pod, or the template of pods, of a document.
+type podDoc struct {
+	doc      Document
+	template *field.Path // nil for a pod itself
+	pod      *corev1.Pod
+}
+
+// meta returns the path of the pod's metadata in the document.
+func (p podDoc) path(elem string) *field.Path {
+	if p.template == nil {
+		return field.NewPath(elem)
+	}
+	return p.template.Child(elem)
+}
+
+// documents are the objects of manifests that concern pods' networks.
+type documents struct {
+	definitions map[planner.Ref]*netattach.Definition
+	defDocs     []defDoc
+	pods        []podDoc
+	problems    []Problem
+}
+
+// defDoc is a definition of a document.
+type defDoc struct {
+	doc Document
+	def *netattach.Definition
+}
+
+// templates says where the kinds that make pods keep the template of them.
+var templates = map[string][]string{
+	"Deployment":            {"spec", "template"},
+	"StatefulSet":           {"spec", "template"},
+	"DaemonSet":             {"spec", "template"},
+	"ReplicaSet":            {"spec", "template"},
+	"ReplicationController": {"spec", "template"},
+	"Job":                   {"spec", "template"},
+	"CronJob":               {"spec", "jobTemplate", "spec", "template"},
+}
+
+// sortOut decodes documents; objects without a namespace are of namespace. Other
+// kinds are passed over, and what cannot be decoded is a problem.
+func sortOut(docs []Document, namespace string) *documents {
+	out := &documents{definitions: map[planner.Ref]*netattach.Definition{}}
+	for _, doc := range docs {
+		if doc.Object.GetNamespace() == "" {
+			doc.Object.SetNamespace(namespace)
+		}
+		gvk := doc.Object.GroupVersionKind()
+		switch {
+		case gvk.Group == netattach.GroupVersion.Group && gvk.Kind == "NetworkAttachmentDefinition":
+			out.addDefinition(doc)
+		case gvk.Group == "" && gvk.Kind == "Pod":
+			out.addPod(doc, doc.Object.Object, nil)
+		case templates[gvk.Kind] != nil:
+			out.addTemplate(doc, templates[gvk.Kind])
+		}
+	}
+	return out
+}
+
+// problem records what is wrong with a document.
+func (d *documents) problem(doc Document, severity, path, format string, args ...any) {
+	d.problems = append(d.problems, Problem{
+		Source: doc.Source, Kind: doc.Object.GetKind(), Namespace: doc.Object.GetNamespace(), Name: doc.Object.GetName(),
+		Field: path, Severity: severity, Text: fmt.Sprintf(format, args...),
+	})
+}
+
+func (d *documents) addDefinition(doc Document) {
+	def := &netattach.Definition{}
+	if err := decode(doc.Object.Object, def); err != nil {
+		d.problem(doc, SeverityError, "", "%v", err)
+		return
+	}
+	ref := planner.Ref{Namespace: def.Namespace, Name: def.Name}
+	if d.definitions[ref] != nil {
+		d.problem(doc, SeverityWarning, "metadata.name", "the definition is given twice: the later one counts")
+	}
+	d.definitions[ref] = def
+	d.defDocs = append(d.defDocs, defDoc{doc, def})
+}
+
+func (d *documents) addTemplate(doc Document, path []string) {
+	at := field.NewPath(path[0], path[1:]...)
+	template, found, err := unstructured.NestedMap(doc.Object.Object, path...)
+	if err != nil || !found {
+		d.problem(doc, SeverityError, at.String(), "there is no template of pods")
+		return
+	}
+	d.addPod(doc, template, at)
+}
+
+func (d *documents) addPod(doc Document, object map[string]any, template *field.Path) {
+	pod := &corev1.Pod{}
+	at := ""
+	if template != nil {
+		at = template.String()
+	}
+	if err := decode(object, pod); err != nil {
+		d.problem(doc, SeverityError, at, "%v", err)
+		return
+	}
+	pod.Namespace = doc.Object.GetNamespace()
+	if pod.Name == "" {
+		pod.Name = doc.Object.GetName()
+	}
+	d.pods = append(d.pods, podDoc{doc, template, pod})
+}
+
+// decode converts an object strictly: a key that its type does not have is
+// misspelt, and would be ignored without a word.
+func decode(object map[string]any, into any) error {
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(object, into, true); err != nil {
+		return fmt.Errorf("decode: %w", err)
+	}
+	return nil
+}

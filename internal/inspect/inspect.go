@@ -1,0 +1,47 @@
+// Package inspect answers the questions of people who look at a node or at a
+// manifest: what is attached and verified, what was left behind, why a pod gets
+// what it gets, what is broken, which mistakes a manifest has. It is what
+// kubectl-manifold prints.
+//
+// Each question is a function that returns plain data with JSON names, which the
+// program prints as JSON, YAML or, by way of [Table], for people:
+//
+//	[Lint]     definitions and pods, before they exist
+//	[Status]   the journals of a node: pod, network, device, interface, verified or not
+//	[Explain]  a plan in dry-run, with the reason of every step
+//	[Doctor]   what of a node is broken, and what to do
+//	[Devices]  every virtual function with its owner
+//	[Bundle]   all of it in one archive, secrets left out
+//
+// Nothing here changes a node: journals are read without their locks, which is
+// safe because they only grow, and because a torn last line is expected.
+package inspect
+
+// Severities of a [Problem].
+const (
+	SeverityError   = "error"   // it will be refused, or fail
+	SeverityWarning = "warning" // it works, and may surprise
+)
+
+// Problem is something that is wrong with a document.
+type Problem struct {
+	Source    string `json:"source"` // the file
+	Kind      string `json:"kind,omitempty"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+	Field     string `json:"field,omitempty"` // a path as the API server writes it, for example spec.config
+	Severity  string `json:"severity"`        // SeverityError or SeverityWarning
+	Text      string `json:"text"`
+}
+
+// String returns the problem as one line.
+func (p Problem) String() string {
+	s := p.Source + ": " + p.Severity + ": "
+	if p.Name != "" {
+		s += p.Kind + " " + p.Namespace + "/" + p.Name + ": "
+	}
+	if p.Field != "" {
+		s += p.Field + ": "
+	}
+	return s + p.Text
+}

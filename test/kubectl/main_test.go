@@ -1,0 +1,83 @@
+// Package kubectl tests the program kubectl-manifold as people run it: on
+// manifests, on journals that the real packages wrote, and on a node whose pods
+// the real plugin attached.
+package kubectl
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+var update = flag.Bool("update", false, "make the reference page and the scripts' expectations anew")
+
+// Directories of programs, built once for all tests, outside the namespaces.
+var (
+	programDir = filepath.Join(os.TempDir(), fmt.Sprintf("manifold-kubectl-%d", os.Getuid()))
+	pluginDir  string
+)
+
+func TestMain(m *testing.M) {
+	var err error
+	if pluginDir, err = harness.PluginDir(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	harness.Main(m, func() error {
+		return errors.Join(os.MkdirAll(programDir, 0o755), harness.Programs(programDir, false), harness.Program(programDir, "./cmd/kubectl-manifold"))
+	})
+}
+
+// The scripts say which manifest is good and which is not, and what is printed.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: filepath.Join("testdata", "script"), UpdateScripts: *update,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("PATH", programDir+string(os.PathListSeparator)+env.Getenv("PATH"))
+			return nil
+		},
+	})
+}
+
+// run runs the program and returns its exit status and streams.
+func run(t *testing.T, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(programDir, "kubectl-manifold"), args...)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errOut.String()
+}
+
+func TestReferencePageIsTheCommands(t *testing.T) {
+	page := filepath.Join("..", "..", "docs", "kubectl.md")
+	status, text, stderr := run(t, "reference")
+	if status != 0 {
+		t.Fatal(stderr)
+	}
+	if *update {
+		if err := os.WriteFile(page, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	have, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(have) != text {
+		t.Error("docs/kubectl.md is not what the commands say; run: go test ./test/kubectl -update")
+	}
+}
