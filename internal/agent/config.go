@@ -16,6 +16,7 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/reconcile"
 	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/podresources"
 )
@@ -123,8 +124,11 @@ func (c *Config) complete() error {
 // Assembly is an agent with the things that it runs on.
 type Assembly struct {
 	Sources Sources
-	run     []func(context.Context)
-	close   []func() error
+	// Reconciler looks at the node's VFs while the assembly runs; nil when it is
+	// switched off, or only one call is served.
+	Reconciler *reconcile.Reconciler
+	run        []func(context.Context)
+	close      []func() error
 }
 
 // Assemble connects the sources of the configuration. Nothing is asked before
@@ -180,7 +184,8 @@ func (a *Assembly) devices(c *Config, once bool, log *slog.Logger) {
 	}
 	a.Sources.Devices = podresources.NewReader(live, memory, podresources.Options{})
 	if !once && c.Reconcile != ReconcileOff {
-		a.run = append(a.run, func(ctx context.Context) { runReconciler(ctx, c.reconciler(file, client), c.Reconcile, log) })
+		a.Reconciler = c.reconciler(file, client)
+		a.run = append(a.run, func(ctx context.Context) { runReconciler(ctx, a.Reconciler, c.Reconcile, log) })
 	}
 }
 

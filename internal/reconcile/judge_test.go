@@ -1,6 +1,9 @@
 package reconcile
 
 import (
+	"context"
+	"log/slog"
+	"slices"
 	"testing"
 
 	"github.com/manifold-cni/manifold/internal/journal"
@@ -8,6 +11,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/verify"
 	"github.com/manifold-cni/manifold/sriov"
 	"github.com/manifold-cni/manifold/sriov/inventory"
+	"github.com/manifold-cni/manifold/sriov/sriovtest"
 )
 
 const address, pf = "0000:21:10.4", "0000:21:00.0"
@@ -71,5 +75,30 @@ func TestJudge(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestFindingsAreTheLastScans: of whoever asks while the reconciler runs. The node
+// has no VF, so that the scan takes away what was found before.
+func TestFindingsAreTheLastScans(t *testing.T) {
+	tree := sriovtest.New(t.TempDir())
+	if err := tree.Err(); err != nil {
+		t.Fatal(err)
+	}
+	r := &Reconciler{
+		Journal: journal.Dir{Path: t.TempDir()}, SysRoot: tree.Root(),
+		Allocated: func(context.Context) (map[string]bool, error) { return nil, nil },
+	}
+	if got := r.Findings(); got != nil {
+		t.Errorf("before the first scan: %v", got)
+	}
+	was := []Finding{{Kind: Orphaned, Device: address}}
+	r.keep(was)
+	if got := r.Findings(); !slices.Equal(got, was) {
+		t.Errorf("found %v, want %v", got, was)
+	}
+	r.round(t.Context(), was, "", false, slog.New(slog.DiscardHandler))
+	if got := r.Findings(); len(got) != 0 {
+		t.Errorf("after a scan that found nothing: %v", got)
 	}
 }

@@ -28,6 +28,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 
@@ -80,6 +81,25 @@ type Reconciler struct {
 	// Exclude are PFs, by PCI address or network device, whose VFs are reported
 	// but never repaired.
 	Exclude []string
+
+	mu    sync.Mutex
+	found []Finding // by the last scan of Run
+}
+
+// Findings returns what the last scan of [Reconciler.Run] found, in order of PCI
+// address; nil before the first. It looks at nothing, and may be called at any
+// time, also while Run scans. The caller may keep the slice, and must not change it.
+func (r *Reconciler) Findings() []Finding {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.found
+}
+
+// keep remembers what a scan found.
+func (r *Reconciler) keep(found []Finding) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.found = found
 }
 
 // vf is all that is known of one VF.

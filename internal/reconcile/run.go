@@ -61,6 +61,7 @@ func (r *Reconciler) Run(ctx context.Context, repair bool, log *slog.Logger) err
 // round scans once, logs what is new and what is gone, and repairs.
 func (r *Reconciler) round(ctx context.Context, last []Finding, problem string, repair bool, log *slog.Logger) ([]Finding, string) {
 	now, err := r.Scan(ctx)
+	r.keep(now)
 	said := ""
 	if err != nil {
 		said = err.Error()
