@@ -75,6 +75,13 @@ func (p *Pods) Run(ctx context.Context) {
 	}
 }
 
+// HasSynced reports whether the cache follows the kubelet at present.
+func (p *Pods) HasSynced() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.synced
+}
+
 // watch follows one stream to its end and reports whether it gave anything. Why
 // it ended does not matter: every end is answered by another watch.
 func (p *Pods) watch(ctx context.Context) (began bool) {

@@ -29,6 +29,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
@@ -139,6 +140,10 @@ func serve(ctx context.Context, config string, stderr io.Writer) (err error) {
 	}
 	var sources, background sync.WaitGroup
 	running, stop := context.WithCancel(ctx)
+	defer stop()
+	if err := serveHTTP(running, conf, a, &sources, log); err != nil {
+		return errors.Join(err, l.Close())
+	}
 	sources.Go(func() { a.Run(running) })
 	log.Info("serving", "release", release, "socket", conf.Socket, "node", conf.Node)
 	err = plan.Serve(ctx, l, agent.New(a.Sources, log, background.Go))
@@ -147,6 +152,27 @@ func serve(ctx context.Context, config string, stderr io.Writer) (err error) {
 	sources.Wait()
 	log.Info("stopped")
 	return err
+}
+
+// serveHTTP answers on the configured address until ctx ends. An address that
+// cannot be listened on is an error at once; later failures are logged, since
+// pods need no metrics.
+func serveHTTP(ctx context.Context, conf *agent.Config, a *agent.Assembly, running *sync.WaitGroup, log *slog.Logger) error {
+	if conf.Listen == "" {
+		return nil
+	}
+	l, err := agent.ListenHTTP(conf.Listen)
+	if err != nil {
+		return err
+	}
+	handler := a.Public(conf, metrics.New(release))
+	running.Go(func() {
+		if err := agent.ServeHTTP(ctx, l, handler); err != nil {
+			log.Error("health and metrics are not served any more", "err", err)
+		}
+	})
+	log.Info("serving HTTP", "address", l.Addr().String())
+	return nil
 }
 
 // reconcileOnce prints what is wrong with the node's VFs, a line of JSON each.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"sync"
@@ -47,6 +48,13 @@ type Config struct {
 	// address or network device, whose VFs are never repaired.
 	Reconcile        string   `json:"reconcile"`
 	ReconcileExclude []string `json:"reconcileExclude"`
+
+	// Listen is the address, "host:port", that health, readiness and metrics are
+	// served on; empty for none.
+	Listen string `json:"listen"`
+	// CNIConfig is the plugin's configuration in the runtime's directory, where
+	// readiness looks which default network there must be.
+	CNIConfig string `json:"cniConfig"`
 
 	PodManifests        string `json:"podManifests"`        // directory of pods: static pods
 	DefinitionManifests string `json:"definitionManifests"` // directory of definitions
@@ -105,10 +113,16 @@ func (c *Config) complete() error {
 	def(&c.CNIDir, defaultStateDir)
 	def(&c.SysRoot, "/")
 	def(&c.Snapshot, "/var/lib/cni/manifold/definitions.snapshot")
+	def(&c.CNIConfig, "/etc/cni/net.d/00-manifold.conflist")
 	def(&c.Reconcile, ReconcileReport)
 	if !slices.Contains([]string{ReconcileOff, ReconcileReport, ReconcileRepair}, c.Reconcile) {
 		return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %q is unknown", "reconcile", c.Reconcile).
 			WithFix("choose one of: off report repair")
+	}
+	if c.Listen != "" {
+		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+			return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %w", "listen", err).WithFix("give host:port, or :port for all addresses")
+		}
 	}
 	if c.Node != "" {
 		return nil
@@ -124,6 +138,7 @@ func (c *Config) complete() error {
 // Assembly is an agent with the things that it runs on.
 type Assembly struct {
 	Sources Sources
+	Checks  []Check // of readiness
 	// Reconciler looks at the node's VFs while the assembly runs; nil when it is
 	// switched off, or only one call is served.
 	Reconciler *reconcile.Reconciler
@@ -138,15 +153,21 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 	a := &Assembly{}
 	var pods []kube.Pods
 	var defs []kube.Definitions
+	var podsAPI *podresources.Pods
+	var watched *kube.PodInformer
 	if c.PodsAPI != "" {
-		p := podresources.NewPods(c.PodsAPI)
-		pods = append(pods, kubeletPods{p})
-		a.run, a.close = append(a.run, p.Run), append(a.close, p.Close)
+		podsAPI = podresources.NewPods(c.PodsAPI)
+		pods = append(pods, kubeletPods{podsAPI})
+		a.run, a.close = append(a.run, podsAPI.Run), append(a.close, podsAPI.Close)
 	}
 	if c.APIServer != "" {
 		p, d, err := a.apiServer(c, once)
 		if err != nil {
 			return nil, err
+		}
+		// Where the kubelet serves its Pods API, no pod is watched at the API server.
+		if !once && (c.PodsAPI == "" || !exists(c.PodsAPI)) {
+			watched, a.run = p, append(a.run, p.Run)
 		}
 		pods, defs = append(pods, p), append(defs, d)
 	} else if c.Snapshot != "" && exists(c.Snapshot) {
@@ -164,6 +185,7 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 	}
 	a.Sources.Pods, a.Sources.Definitions = kube.FirstPods(pods...), kube.FirstDefinitions(defs...)
 	a.devices(c, once, log)
+	a.checks(c, podsReady(c, podsAPI, watched))
 	return a, nil
 }
 
@@ -205,7 +227,7 @@ func keepLoaded(ctx context.Context, file *checkpoint.File, log *slog.Logger) {
 }
 
 // apiServer connects to the API server.
-func (a *Assembly) apiServer(c *Config, once bool) (kube.Pods, kube.Definitions, error) {
+func (a *Assembly) apiServer(c *Config, once bool) (*kube.PodInformer, kube.Definitions, error) {
 	path := c.APIServer
 	if path == InCluster {
 		path = ""
@@ -224,10 +246,6 @@ func (a *Assembly) apiServer(c *Config, once bool) (kube.Pods, kube.Definitions,
 	if once {
 		a.Sources.Local = snapshot(c.Snapshot)
 		return pods, defs, nil
-	}
-	// Where the kubelet serves its Pods API, no pod is watched at the API server.
-	if c.PodsAPI == "" || !exists(c.PodsAPI) {
-		a.run = append(a.run, pods.Run)
 	}
 	a.run = append(a.run, defs.Run)
 	a.Sources.Local = local{defs}

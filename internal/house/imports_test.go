@@ -44,13 +44,14 @@ var may = map[string][]string{
 	"internal/attach":        {"internal/cnierr", "internal/journal", "internal/killpoint", "internal/multus", "internal/netconf", "internal/plan", "internal/verify"},
 	"internal/kube":          {"netattach"},
 	"internal/kube/kubetest": {"netattach"},
+	"internal/metrics":       {},
 	"internal/agent": {
-		"checkpoint", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/kube", "internal/multus", "internal/netconf", "internal/plan",
+		"checkpoint", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/kube", "internal/metrics", "internal/multus", "internal/netconf", "internal/plan",
 		"internal/planner", "internal/reconcile", "netattach", "podresources", "sriov",
 	},
 	"internal/reconcile":   {"internal/cnierr", "internal/journal", "internal/plan", "internal/verify", "sriov", "sriov/inventory"},
 	"cmd/manifold":         {"internal/attach", "internal/cnierr", "internal/journal", "internal/netconf", "internal/plan"},
-	"cmd/manifold-agent":   {"internal/agent", "internal/plan"},
+	"cmd/manifold-agent":   {"internal/agent", "internal/metrics", "internal/plan"},
 	"cmd/kubectl-manifold": {"internal/inspect"},
 	"internal/inspect": {
 		"checkpoint", "internal/agent", "internal/cnierr", "internal/journal", "internal/kube", "internal/netconf", "internal/plan", "internal/planner",

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
 
@@ -90,4 +91,31 @@ func TestErrorPageIsTheCodes(t *testing.T) {
 		fmt.Fprintf(&b, "| %d | %s | %s | %s |\n", k.Code(), k, r[0], r[1])
 	}
 	golden(t, filepath.Join(root, "docs", "errors.md"), b.String())
+}
+
+const metricsIntro = `# Health, readiness and metrics
+
+Made from the code by ` + "`make golden`" + `. With the key ` + "`listen`" + ` of its [configuration](install.md) the agent answers over plain HTTP, to anybody who reaches the address; metrics name pods and devices.
+
+| path | answer |
+|---|---|
+| ` + "`/healthz`" + ` | 200 while the agent's socket accepts a call and answers it, else 503: the process must be restarted. A source that is missing does not make it unhealthy |
+| ` + "`/readyz`" + ` | 200 when plans can be made, else 503; a line for each part: pods and definitions are known, the kubelet's PodResources socket accepts connections, the cluster default network exists |
+| ` + "`/metrics`" + ` | the metrics below, those of the Go runtime and of the process |
+
+| metric | type | labels | meaning |
+|---|---|---|---|
+`
+
+func TestMetricsPageIsTheCodes(t *testing.T) {
+	var b strings.Builder
+	b.WriteString(metricsIntro)
+	for _, d := range metrics.Definitions() {
+		labels := ""
+		if len(d.Labels) > 0 {
+			labels = "`" + strings.Join(d.Labels, "`, `") + "`"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", d.Name, d.Type, labels, d.Help)
+	}
+	golden(t, filepath.Join(root, "docs", "metrics.md"), b.String())
 }

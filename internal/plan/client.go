@@ -42,6 +42,13 @@ func (c Client) Status(ctx context.Context, q StatusQuery) (json.RawMessage, err
 	return out.Config, err
 }
 
+// Ping returns nil when the agent accepts a call and answers it, whatever its
+// sources say.
+func (c Client) Ping(ctx context.Context) error {
+	_, err := c.do(ctx, call{Op: opPing})
+	return err
+}
+
 func (c Client) do(ctx context.Context, in call) (out answer, err error) {
 	op := "ask agent at " + c.Socket
 	d := net.Dialer{Timeout: dialTimeout}

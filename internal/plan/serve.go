@@ -152,6 +152,7 @@ func dispatch(ctx context.Context, in call, p Planner) answer {
 			q = *in.Status
 		}
 		out.Config, err = p.Status(ctx, q)
+	case in.Op == opPing:
 	default:
 		err = cnierr.New("read call", cnierr.Decode, "unknown or incomplete operation %q", in.Op)
 	}

@@ -22,6 +22,7 @@ const (
 	opPlan   = "plan"
 	opReport = "report"
 	opStatus = "status"
+	opPing   = "ping" // nothing is asked
 )
 
 // call is one request as it travels; exactly one of the pointers is set for the

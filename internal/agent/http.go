@@ -1,0 +1,118 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/metrics"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+// Limits of the agent's HTTP servers.
+const (
+	headerTime = 5 * time.Second
+	answerTime = 30 * time.Second
+	idleTime   = 2 * time.Minute
+	maxHeader  = 64 << 10 // bytes
+	// finishTime is how long requests under way may take once the agent ends.
+	finishTime = 5 * time.Second
+)
+
+// ListenHTTP listens on an address of the configuration.
+func ListenHTTP(address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, cnierr.New("listen on "+address, cnierr.IO, "%w", err).WithFix("choose another address for the key listen")
+	}
+	return l, nil
+}
+
+// ServeHTTP answers requests on l, which may be a TLS listener, until ctx ends;
+// then it closes l and lets the requests under way finish.
+func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
+	srv := &http.Server{
+		Handler: h, ReadHeaderTimeout: headerTime, ReadTimeout: answerTime, WriteTimeout: answerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	var err error
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		finish, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTime)
+		defer cancel()
+		if err = srv.Shutdown(finish); err != nil {
+			err = errors.Join(err, srv.Close())
+		}
+		<-ended
+	}
+	if err != nil {
+		return cnierr.New("serve HTTP on "+l.Addr().String(), cnierr.IO, "%w", err)
+	}
+	return nil
+}
+
+// Public returns the handler of what anybody may ask: /healthz, /readyz and
+// /metrics.
+func (a *Assembly) Public(c *Config, m *metrics.Metrics) http.Handler {
+	m.Ready(func() map[string]error { return a.ready(context.Background()) })
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", m.Handler())
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { healthz(w, r, plan.Client{Socket: c.Socket}) })
+	mux.HandleFunc("GET /readyz", a.readyz)
+	return mux
+}
+
+// healthTime bounds the agent's answer to itself.
+const healthTime = 5 * time.Second
+
+// healthz says whether the process must be restarted: its socket must accept a
+// call and answer it. That a source is missing is nothing that a restart mends.
+func healthz(w http.ResponseWriter, r *http.Request, self plan.Client) {
+	ctx, cancel := context.WithTimeout(r.Context(), healthTime)
+	defer cancel()
+	if err := self.Ping(ctx); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ok")
+}
+
+// readyz says whether plans can be made, a line for each part of it.
+func (a *Assembly) readyz(w http.ResponseWriter, r *http.Request) {
+	var body bytes.Buffer
+	status := http.StatusOK
+	results := a.ready(r.Context())
+	for _, c := range a.Checks {
+		if err := results[c.Name]; err != nil {
+			status = http.StatusServiceUnavailable
+			fmt.Fprintf(&body, "failed %s: %s\n", c.Name, oneLine(err))
+		} else {
+			fmt.Fprintf(&body, "ok %s\n", c.Name)
+		}
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write(body.Bytes()) // who asked may be gone
+}
+
+// oneLine renders an error without line breaks.
+func oneLine(err error) string {
+	return string(bytes.ReplaceAll([]byte(err.Error()), []byte("\n"), []byte("; ")))
+}
+
+// ready runs the checks.
+func (a *Assembly) ready(ctx context.Context) map[string]error {
+	ctx, cancel := context.WithTimeout(ctx, healthTime)
+	defer cancel()
+	out := map[string]error{}
+	for _, c := range a.Checks {
+		out[c.Name] = c.Ready(ctx)
+	}
+	return out
+}

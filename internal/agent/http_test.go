@@ -1,0 +1,220 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"github.com/manifold-cni/manifold/internal/metrics"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/test/fakekubelet"
+)
+
+// running is an agent that serves its socket and HTTP, with a kubelet.
+type running struct {
+	*node
+	kubelet *fakekubelet.Kubelet
+	url     string
+	socket  func() // ends the serving of the socket alone
+}
+
+// runNode starts an agent whose default network is cl.
+func runNode(t *testing.T) *running {
+	t.Helper()
+	r := &running{node: newNode(t, "cl")}
+	// Not the test's own directory, whose name can be longer than a socket's may be.
+	dir, err := os.MkdirTemp("", "agent-")
+	r.must(err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	r.kubelet, err = fakekubelet.Start(filepath.Join(dir, "kubelet"))
+	r.must(err)
+	t.Cleanup(r.kubelet.Stop)
+	r.file("00-manifold.conflist", fmt.Sprintf(
+		`{"cniVersion":"1.1.0","name":"manifold","plugins":[{"type":"manifold","clusterNetwork":"cl","confDir":%q}]}`, r.path("net.d")))
+	r.conf.PodManifests, r.conf.Reconcile = "", ReconcileOff
+	r.conf.Socket, r.conf.KubeletDir, r.conf.CNIConfig = filepath.Join(dir, "agent.sock"), r.kubelet.Dir(), r.path("00-manifold.conflist")
+	r.must(r.conf.complete())
+	a, err := Assemble(&r.conf, false, slog.New(slog.DiscardHandler))
+	r.must(err)
+	l, err := plan.Listen(dir, r.conf.Socket)
+	r.must(err)
+	web, err := ListenHTTP("127.0.0.1:0")
+	r.must(err)
+	r.url = "http://" + web.Addr().String()
+	stop := r.start(func(ctx context.Context) error { a.Run(ctx); return a.Close() })
+	t.Cleanup(stop)
+	r.socket = r.start(func(ctx context.Context) error {
+		return plan.Serve(ctx, l, New(a.Sources, slog.New(slog.DiscardHandler), nil))
+	})
+	t.Cleanup(r.socket)
+	handler := a.Public(&r.conf, metrics.New("v1"))
+	t.Cleanup(r.start(func(ctx context.Context) error { return ServeHTTP(ctx, web, handler) }))
+	return r
+}
+
+// start runs f until the function that it returns is called, which may be called
+// again.
+func (n *node) start(f func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := f(ctx); err != nil {
+			n.t.Error(err)
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
+func (r *running) get(path string) (status int, body string) {
+	r.t.Helper()
+	resp, err := http.Get(r.url + path)
+	r.must(err)
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	r.must(err)
+	return resp.StatusCode, string(raw)
+}
+
+// await asks for a path until the answer is that.
+func (r *running) await(path string, status int, part string) {
+	r.t.Helper()
+	var got int
+	var body string
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if got, body = r.get(path); got == status && strings.Contains(body, part) {
+			return
+		}
+	}
+	r.t.Fatalf("GET %s: %d %s; want %d with %q", path, got, body, status, part)
+}
+
+// What is missing is named; none of it makes the process unhealthy.
+func TestReadiness(t *testing.T) {
+	r := runNode(t)
+	const all = "ok pods\nok definitions\nok kubelet\nok default network\n"
+	r.await("/readyz", http.StatusOK, all)
+
+	for name, tc := range map[string]struct {
+		out, in func() error
+		want    string
+	}{
+		"default network": {
+			func() error { return os.Rename(r.path("net.d/cl.conflist"), r.path("cl")) },
+			func() error { return os.Rename(r.path("cl"), r.path("net.d/cl.conflist")) },
+			"failed default network: network cl: find cluster default network: ",
+		},
+		"plugin's configuration": {
+			func() error { return os.Rename(r.conf.CNIConfig, r.path("away")) },
+			func() error { return os.Rename(r.path("away"), r.conf.CNIConfig) },
+			"failed default network: open " + r.conf.CNIConfig,
+		},
+		"kubelet": {
+			func() error { return r.kubelet.SetPhase(fakekubelet.Down) },
+			func() error { return r.kubelet.SetPhase(fakekubelet.Normal) },
+			"failed kubelet: ",
+		},
+		"kubelet's pods": {
+			func() error { return r.kubelet.SetPhase(fakekubelet.Down) },
+			func() error { return r.kubelet.SetPhase(fakekubelet.Normal) },
+			"failed pods: ",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r.must(tc.out())
+			r.await("/readyz", http.StatusServiceUnavailable, tc.want)
+			if status, body := r.get("/healthz"); status != http.StatusOK {
+				t.Errorf("unhealthy: %s", body)
+			}
+			r.must(tc.in())
+			r.await("/readyz", http.StatusOK, all)
+		})
+	}
+	t.Run("default network by definition", func(t *testing.T) {
+		r.must(os.Remove(r.path("net.d/cl.conflist")))
+		r.await("/readyz", http.StatusServiceUnavailable, "failed default network")
+		r.define("cl", config("cl", "from-definition"))
+		r.await("/readyz", http.StatusOK, all)
+	})
+}
+
+// A process whose socket nobody serves is unhealthy, whatever its sources say.
+func TestHealth(t *testing.T) {
+	r := runNode(t)
+	r.await("/healthz", http.StatusOK, "ok")
+	r.await("/readyz", http.StatusOK, "")
+	r.socket()
+	r.await("/healthz", http.StatusServiceUnavailable, r.conf.Socket)
+	if status, body := r.get("/readyz"); status != http.StatusOK {
+		t.Errorf("not ready: %s", body)
+	}
+}
+
+func TestExposition(t *testing.T) {
+	r := runNode(t)
+	r.await("/metrics", http.StatusOK, `manifold_ready{check="pods"} 1`)
+	_, body := r.get("/metrics")
+	for _, line := range []string{`manifold_build_info{release="v1"} 1`, `manifold_ready{check="definitions"} `, "go_memstats_heap_alloc_bytes ", "process_resident_memory_bytes "} {
+		if !strings.Contains(body, "\n"+line) {
+			t.Errorf("no line begins with %s", line)
+		}
+	}
+	problems, err := promlint.New(strings.NewReader(body)).Lint()
+	if err != nil || len(problems) > 0 {
+		t.Errorf("%v, %v", problems, err)
+	}
+}
+
+// A request under way is answered after the agent was told to end.
+func TestServeHTTPEnds(t *testing.T) {
+	l, err := ListenHTTP("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	arrived, ended := make(chan struct{}), make(chan struct{})
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() {
+		served <- ServeHTTP(ctx, l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			close(arrived)
+			<-ended
+			fmt.Fprint(w, "late")
+		}))
+	}()
+	go func() { <-arrived; cancel(); awaitRefusal(l.Addr().String()); close(ended) }()
+	resp, err := http.Get("http://" + l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "late" {
+		t.Errorf("%s, %v", body, err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	if _, err := ListenHTTP("127.0.0.1:none"); err == nil || !strings.Contains(err.Error(), "key listen") {
+		t.Errorf("%v", err)
+	}
+}
+
+// awaitRefusal waits until nobody listens there any more.
+func awaitRefusal(address string) {
+	for {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			return
+		}
+		_ = conn.Close() // nothing was sent
+	}
+}

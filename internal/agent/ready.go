@@ -1,0 +1,141 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/podresources"
+)
+
+// Check is one part of readiness. Checks are cheap, and ask no API server.
+type Check struct {
+	Name  string
+	Ready func(context.Context) error // nil, or why not
+}
+
+// checks puts together what must hold for plans to be made.
+func (a *Assembly) checks(c *Config, pods func() error) {
+	a.Checks = append(a.Checks, Check{"pods", func(context.Context) error { return pods() }})
+	if ready := a.Sources.Ready; ready != nil {
+		a.Checks = append(a.Checks, Check{"definitions", func(context.Context) error { return ready() }})
+	}
+	if c.PodResources != "" || c.Checkpoint != "" {
+		a.Checks = append(a.Checks, Check{"kubelet", c.kubeletReady})
+	}
+	if c.CNIConfig != "" {
+		local := a.Sources.Local
+		if local == nil {
+			local = a.Sources.Definitions
+		}
+		a.Checks = append(a.Checks, Check{"default network", func(ctx context.Context) error { return defaultNetworkReady(ctx, c.CNIConfig, local) }})
+	}
+}
+
+// podsReady returns why no source knows the node's pods at present. watched is
+// the API server's pods where they are followed, nil where they are not.
+func podsReady(c *Config, kubelet *podresources.Pods, watched *kube.PodInformer) func() error {
+	return func() error {
+		problems := []error{errors.New("no source of pods answers")}
+		if kubelet != nil {
+			if kubelet.HasSynced() {
+				return nil
+			}
+			problems = append(problems, fmt.Errorf("the kubelet's Pods API at %s is not heard from", c.PodsAPI))
+		}
+		if watched != nil {
+			if watched.HasSynced() {
+				return nil
+			}
+			_, err := watched.Failing()
+			problems = append(problems, errors.New("pods are not synced from the API server"), err)
+		}
+		if c.PodManifests != "" {
+			_, err := os.ReadDir(c.PodManifests)
+			if err == nil {
+				return nil
+			}
+			problems = append(problems, err)
+		}
+		return errors.Join(problems...)
+	}
+}
+
+// dialTime bounds connecting to the kubelet: its socket is local.
+const dialTime = 2 * time.Second
+
+// kubeletReady reports whether allocations can be read: a connection is made to
+// the PodResources API, and no call, of which the kubelet serves few per second.
+// Where only the checkpoint is configured, a kubelet that has allocated nothing
+// yet has none.
+func (c *Config) kubeletReady(ctx context.Context) error {
+	if c.PodResources == "" {
+		_, err := os.Stat(c.Checkpoint)
+		if errors.Is(err, fs.ErrNotExist) {
+			_, err = os.Stat(filepath.Dir(c.Checkpoint))
+		}
+		return err
+	}
+	conn, err := (&net.Dialer{Timeout: dialTime}).DialContext(ctx, "unix", c.PodResources)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// defaultNetworkReady reports whether the cluster default network that the
+// plugin's configuration names is there: on disk, or as a definition.
+func defaultNetworkReady(ctx context.Context, file string, definitions kube.Definitions) error {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	conf, err := pluginConf(file, raw)
+	if err != nil {
+		return err
+	}
+	_, err = conf.ClusterDefault()
+	if !errors.Is(err, netconf.ErrNotOnDisk) || filepath.IsAbs(conf.ClusterNetwork) {
+		return err
+	}
+	_, missing := definitions.Definition(ctx, conf.MultusNamespace, conf.ClusterNetwork)
+	if missing == nil {
+		return nil
+	}
+	return errors.Join(err, missing)
+}
+
+// pluginConf returns the configuration of the plugin in a file of the runtime's
+// directory, single or list.
+func pluginConf(file string, raw []byte) (*netconf.Conf, error) {
+	op := "read " + file
+	doc, err := parseDocument(op, raw)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range doc.plugins {
+		if stringValue(p["type"]) != "manifold" {
+			continue
+		}
+		raw, err := json.Marshal(p)
+		if err != nil {
+			return nil, cnierr.New(op, cnierr.Decode, "%w", err)
+		}
+		inv, err := netconf.FromRequest(plan.Request{Config: raw})
+		if err != nil {
+			return nil, err
+		}
+		return &inv.Conf, nil
+	}
+	return nil, cnierr.New(op, cnierr.InvalidConfig, `it has no plugin of type "manifold"`)
+}
