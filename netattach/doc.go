@@ -27,10 +27,14 @@ const (
 	// ResourceNameAnnotation of a definition names the device plugin's resource
 	// that its attachments stand on.
 	ResourceNameAnnotation = "k8s.v1.cni.cncf.io/resourceName"
+	// NodeSelectorAnnotation of a definition has the labels, key=value and separated
+	// by commas, of the nodes that its pods are bound to, where admission is in use.
+	NodeSelectorAnnotation = "k8s.v1.cni.cncf.io/nodeSelector"
 	// DefaultNetworkAnnotation of a pod replaces the cluster default network.
 	DefaultNetworkAnnotation = "v1.multus-cni.io/default-network"
 	// ContainerKey is the key of a selection that names the container whose
-	// device it wants.
+	// device it wants. As a pod's annotation it names the container that admission
+	// puts requests of devices into.
 	ContainerKey = "manifold.dev/container"
 	// ClaimKey is the key of a selection that names the resource claim whose device
 	// it wants, as the pod's spec.resourceClaims calls it.

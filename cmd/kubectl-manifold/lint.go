@@ -62,7 +62,11 @@ func lint(streams genericiooptions.IOStreams, f *files, o *output) error {
 	if err != nil {
 		return err
 	}
-	r := lintReport{Documents: len(docs), Problems: inspect.Lint(docs, f.namespace)}
+	problems, err := inspect.Lint(docs, f.namespace)
+	if err != nil {
+		return err
+	}
+	r := lintReport{Documents: len(docs), Problems: problems}
 	if r.Problems == nil {
 		r.Problems = []inspect.Problem{}
 	}

@@ -27,21 +27,23 @@ const root = "../.."
 // reached indirectly follows, since each package is held to its own row. Tests
 // and programs under test/ may import all.
 var may = map[string][]string{
-	"checkpoint":             {},
-	"podresources":           {"checkpoint"},
-	"sriov":                  {},
-	"sriov/inventory":        {"sriov"},
-	"sriov/sriovtest":        {"sriov"},
-	"netattach":              {},
-	"internal/cnierr":        {},
-	"internal/killpoint":     {},
-	"internal/multus":        {},
-	"internal/plan":          {"internal/cnierr"},
-	"internal/netconf":       {"internal/cnierr", "internal/plan"},
-	"internal/journal":       {"internal/cnierr", "internal/killpoint", "internal/plan"},
-	"internal/verify":        {"internal/cnierr", "internal/plan", "sriov"},
-	"internal/planner":       {"internal/cnierr", "internal/netconf", "internal/plan", "netattach", "podresources", "sriov"},
-	"internal/attach":        {"internal/cnierr", "internal/journal", "internal/killpoint", "internal/multus", "internal/netconf", "internal/plan", "internal/verify"},
+	"checkpoint":         {},
+	"podresources":       {"checkpoint"},
+	"sriov":              {},
+	"sriov/inventory":    {"sriov"},
+	"sriov/sriovtest":    {"sriov"},
+	"netattach":          {},
+	"internal/cnierr":    {},
+	"internal/killpoint": {},
+	"internal/multus":    {},
+	"internal/plan":      {"internal/cnierr"},
+	"internal/netconf":   {"internal/cnierr", "internal/plan"},
+	"internal/journal":   {"internal/cnierr", "internal/killpoint", "internal/plan"},
+	"internal/verify":    {"internal/cnierr", "internal/plan", "sriov"},
+	"internal/planner":   {"internal/cnierr", "internal/netconf", "internal/plan", "netattach", "podresources", "sriov"},
+	"internal/attach":    {"internal/cnierr", "internal/journal", "internal/killpoint", "internal/multus", "internal/netconf", "internal/plan", "internal/verify"},
+	// What is wrong with an object is decided once, for admission and for lint.
+	"internal/rules":         {"internal/cnierr", "internal/netconf", "internal/plan", "internal/planner", "netattach", "podresources"},
 	"internal/kube":          {"netattach"},
 	"internal/kube/kubetest": {"netattach"},
 	"internal/metrics":       {},
@@ -55,7 +57,7 @@ var may = map[string][]string{
 	"cmd/kubectl-manifold": {"internal/inspect"},
 	"internal/inspect": {
 		"checkpoint", "internal/agent", "internal/cnierr", "internal/journal", "internal/kube", "internal/netconf", "internal/plan", "internal/planner",
-		"netattach", "podresources", "sriov", "sriov/inventory",
+		"internal/rules", "netattach", "podresources", "sriov", "sriov/inventory",
 	},
 }
 

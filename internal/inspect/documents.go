@@ -25,14 +25,6 @@ type podDoc struct {
 	pod      *corev1.Pod
 }
 
-// meta returns the path of the pod's metadata in the document.
-func (p podDoc) path(elem string) *field.Path {
-	if p.template == nil {
-		return field.NewPath(elem)
-	}
-	return p.template.Child(elem)
-}
-
 // documents are the objects of manifests that concern pods' networks.
 type documents struct {
 	definitions map[planner.Ref]*netattach.Definition

@@ -17,10 +17,12 @@
 // safe because they only grow, and because a torn last line is expected.
 package inspect
 
+import "github.com/manifold-cni/manifold/internal/rules"
+
 // Severities of a [Problem].
 const (
-	SeverityError   = "error"   // it will be refused, or fail
-	SeverityWarning = "warning" // it works, and may surprise
+	SeverityError   = string(rules.Error)   // it will be refused, or fail
+	SeverityWarning = string(rules.Warning) // it works, and may surprise
 )
 
 // Problem is something that is wrong with a document.

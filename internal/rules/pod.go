@@ -1,0 +1,159 @@
+package rules
+
+import (
+	"errors"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/planner"
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+// checkedPod is a pod that is looked at, and what is found.
+type checkedPod struct {
+	list
+	rules *Rules
+	pod   *corev1.Pod
+	root  *field.Path
+	conf  *netconf.Conf
+	defs  map[planner.Ref]*netattach.Definition
+}
+
+// path returns the path of a field of the pod.
+func (c *checkedPod) path(name string) *field.Path {
+	if c.root == nil {
+		return field.NewPath(name)
+	}
+	return c.root.Child(name)
+}
+
+// Pod returns what is wrong with a pod, or with the template of pods at root; nil
+// is the root of a pod itself. The pod's namespace is set. defs are the definitions
+// that exist, of those that [Rules.Select] names at least.
+func (r *Rules) Pod(pod *corev1.Pod, root *field.Path, defs map[planner.Ref]*netattach.Definition) []Finding {
+	if defs == nil {
+		defs = map[planner.Ref]*netattach.Definition{}
+	}
+	c := &checkedPod{rules: r, pod: pod, root: root, defs: defs}
+	inv, err := r.invocation(pod, defs)
+	if err != nil { // New has seen it pass
+		c.add(Error, c.path("metadata"), "%v", err)
+		return c.list
+	}
+	c.conf = &inv.Conf
+	whole, selects := true, false
+	for _, key := range []string{netattach.DefaultNetworkAnnotation, netattach.NetworksAnnotation} {
+		if strings.TrimSpace(pod.Annotations[key]) != "" {
+			selects = true
+			whole = c.annotation(key) && whole
+		}
+	}
+	if selects && pod.Spec.HostNetwork {
+		c.add(Warning, c.path("spec").Child("hostNetwork"), "the pod is on the node's own network: its annotation has no effect")
+		return c.list
+	}
+	whole = c.container() && whole
+	if whole && selects {
+		c.plan(inv)
+	}
+	return c.list
+}
+
+// annotation looks at one of the pod's annotations, and reports whether a plan can
+// be made of it.
+func (c *checkedPod) annotation(key string) bool {
+	at, namespace := annotation(c.path("metadata"), key), c.pod.Namespace
+	if key == netattach.DefaultNetworkAnnotation {
+		namespace = c.conf.MultusNamespace
+	}
+	selected, err := netattach.ParseSelections(c.pod.Annotations[key], namespace)
+	if err != nil {
+		severity := Error
+		if c.conf.BadAnnot == "ignore" && key == netattach.NetworksAnnotation {
+			severity = Warning
+		}
+		c.add(severity, at, "%v", err)
+		return false
+	}
+	whole := true
+	for i := range selected {
+		whole = c.selection(at, &selected[i]) && whole
+	}
+	return whole
+}
+
+// selection looks at what a plan does not tell of one entry, and reports whether
+// its definition is known, so that a plan can be made.
+func (c *checkedPod) selection(at *field.Path, s *netattach.Selection) bool {
+	whole := true
+	switch def := c.defs[refOf(s)]; {
+	case def == nil:
+		c.add(Warning, at, "definition %s %s: what it asks of the pod is not checked", refOf(s), c.rules.absent)
+		whole = false
+	case strings.TrimSpace(def.Spec.Config) == "":
+		whole = false // a file on the node says what it asks
+	}
+	if s.DeviceID != "" {
+		c.add(Warning, at, "network %s pins device %s: only the kubelet chooses devices, and a second pod of this kind is refused", s, s.DeviceID)
+	}
+	if s.Container != "" && !slices.Contains(containers(c.pod), s.Container) {
+		c.add(Error, at, "network %s names container %q, and the pod has none of that name", s, s.Container)
+		whole = false
+	}
+	if s.Claim != "" && !slices.ContainsFunc(c.pod.Spec.ResourceClaims, func(claim corev1.PodResourceClaim) bool { return claim.Name == s.Claim }) {
+		c.add(Error, at, "network %s names claim %q, and the pod's resourceClaims have none of that name", s, s.Claim)
+		whole = false
+	}
+	return whole
+}
+
+// container looks at the annotation that names a container for the whole pod.
+func (c *checkedPod) container() bool {
+	name, ok := c.pod.Annotations[netattach.ContainerKey]
+	if !ok || slices.Contains(containers(c.pod), name) {
+		return true
+	}
+	c.add(Error, annotation(c.path("metadata"), netattach.ContainerKey), "the pod has no container %.64q", name)
+	return false
+}
+
+// plan plans the pod.
+func (c *checkedPod) plan(inv *netconf.Invocation) {
+	networks := annotation(c.path("metadata"), netattach.NetworksAnnotation)
+	sel, err := planner.Select(inv, podOf(c.pod))
+	if err != nil {
+		c.refused(networks, err)
+		return
+	}
+	plan, err := sel.Plan(planner.Sources{Definitions: c.defs, Allocation: requested(c.pod, sel.Demands(c.defs))})
+	if err != nil {
+		c.refused(networks, err)
+		return
+	}
+	for _, w := range plan.Warnings {
+		c.add(Warning, networks, "%s", w)
+	}
+}
+
+// refused records why no plan is made, without the pod, which the reader sees
+// beside it. Devices are corrected in the containers' limits, everything else in
+// the annotation.
+func (c *checkedPod) refused(networks *field.Path, err error) {
+	at := networks
+	if cnierr.Is(err, cnierr.NoDevice) {
+		at = c.path("spec").Child("containers")
+	}
+	var e *cnierr.Error
+	if !errors.As(err, &e) {
+		c.add(Error, at, "%v", err)
+		return
+	}
+	short := *e
+	short.Pod, short.Fix = "", ""
+	c.add(Error, at, "%v", &short).Fix = e.Fix
+}
