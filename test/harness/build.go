@@ -12,19 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Versions of third-party programs; the modules' sums stand in
-// test/toolchain/go.sum.
-const (
-	pluginsModule  = "github.com/containernetworking/plugins"
-	pluginsVersion = "v1.9.1"
-	lintModule     = "github.com/golangci/golangci-lint/v2/cmd/golangci-lint"
-	lintVersion    = "v2.15.0"
-
-	// Those of the control plane, in modules of their own below test/toolchain.
-	kubernetesVersion = "v1.37.2"
-	etcdVersion       = "v3.7.3"
-)
-
 // plugins are the reference plugins that tests use as delegates.
 var plugins = []string{
 	"main/bridge", "main/host-device", "main/loopback", "main/macvlan", "main/ptp",
@@ -73,16 +60,58 @@ func PluginDir() (string, error) {
 // ControlPlane returns the directory of etcd and kube-apiserver, built when they
 // are not there yet, which takes some minutes.
 func ControlPlane() (string, error) {
-	dir, err := cacheDir("control-plane", kubernetesVersion+"-etcd-"+etcdVersion)
+	dir, err := controlPlaneDir()
 	if err != nil {
 		return "", err
 	}
-	version := "-X k8s.io/component-base/version.gitVersion=" + kubernetesVersion +
-		" -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37"
 	return dir, buildTools(dir,
 		tool{name: "etcd", module: "etcd", pkg: "go.etcd.io/etcd/server/v3"},
-		tool{name: "kube-apiserver", module: "kubernetes", pkg: "k8s.io/kubernetes/cmd/kube-apiserver", ldflags: version},
+		kubernetes("kube-apiserver"),
 	)
+}
+
+// Controllers returns the directory of what makes an API server a cluster:
+// kube-scheduler, kube-controller-manager and kubectl, beside those of
+// [ControlPlane].
+func Controllers() (string, error) {
+	dir, err := controlPlaneDir()
+	if err != nil {
+		return "", err
+	}
+	return dir, buildTools(dir, kubernetes("kube-scheduler"), kubernetes("kube-controller-manager"), kubernetes("kubectl"))
+}
+
+func controlPlaneDir() (string, error) {
+	return cacheDir("control-plane", kubernetesVersion+"-etcd-"+etcdVersion)
+}
+
+// NodePrograms returns the directory of a node's programs: kubelet, containerd
+// with its shim and ctr, runc. runc needs libseccomp's headers and pkg-config,
+// which are Debian's libseccomp-dev and pkg-config.
+func NodePrograms() (string, error) {
+	dir, err := cacheDir("node", strings.Join([]string{kubernetesVersion, "containerd", containerdVersion, "runc", runcVersion}, "-"))
+	if err != nil {
+		return "", err
+	}
+	tools := []tool{
+		{name: "runc", module: "runc", pkg: "github.com/opencontainers/runc", tags: "seccomp netgo osusergo", cgo: true, ldflags: "-extldflags -static -X main.version=" + runcVersion[1:]},
+	}
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr"} {
+		tools = append(tools, tool{name: name, module: "containerd", pkg: containerdModule + "/cmd/" + name, tags: "no_btrfs no_devmapper no_zfs",
+			ldflags: "-X " + containerdModule + "/version.Version=" + containerdVersion})
+	}
+	return dir, buildTools(dir, append(tools, kubernetes("kubelet"))...)
+}
+
+// kubernetes is a Kubernetes program, which reports its version.
+func kubernetes(name string) tool {
+	major, rest, _ := strings.Cut(strings.TrimPrefix(kubernetesVersion, "v"), ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	const stamp = "-X k8s.io/component-base/version."
+	return tool{
+		name: name, module: "kubernetes", pkg: "k8s.io/kubernetes/cmd/" + name,
+		ldflags: stamp + "gitVersion=" + kubernetesVersion + " " + stamp + "gitMajor=" + major + " " + stamp + "gitMinor=" + minor,
+	}
 }
 
 // Linter returns the path of golangci-lint, built when it is not there yet.
@@ -99,7 +128,9 @@ type tool struct {
 	name    string // of the file
 	module  string // directory below test/toolchain, empty for that itself
 	pkg     string
+	tags    string
 	ldflags string
+	cgo     bool // linked with libc, statically all the same
 }
 
 // buildTools builds the tools that are not in dir yet, under a lock, each by way
@@ -129,7 +160,8 @@ func buildTools(dir string, tools ...tool) error {
 			continue
 		}
 		out := filepath.Join(dir, t.name)
-		if err := goBuild(filepath.Join(root, "test", "toolchain", t.module), out+".new", t.pkg, "-ldflags", "-s -w "+t.ldflags); err != nil {
+		module := filepath.Join(root, "test", "toolchain", t.module)
+		if err := goBuild(module, out+".new", t.pkg, t.cgo, "-tags", t.tags, "-ldflags", "-s -w "+t.ldflags); err != nil {
 			return err
 		}
 		if err := os.Rename(out+".new", out); err != nil {
@@ -139,12 +171,16 @@ func buildTools(dir string, tools ...tool) error {
 	return nil
 }
 
-// goBuild builds a static, stripped program.
-func goBuild(moduleDir, out, pkg string, flags ...string) error {
+// goBuild builds a stripped program, which is static unless cgo and the flags
+// say otherwise.
+func goBuild(moduleDir, out, pkg string, cgo bool, flags ...string) error {
 	args := append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", out}, flags...)
 	cmd := exec.Command("go", append(args, pkg)...)
 	cmd.Dir = moduleDir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if cgo {
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+	}
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", pkg, err, text)
 	}
@@ -157,7 +193,7 @@ func Program(dir, pkg string, flags ...string) error {
 	if err != nil {
 		return err
 	}
-	return goBuild(root, filepath.Join(dir, filepath.Base(pkg)), pkg, flags...)
+	return goBuild(root, filepath.Join(dir, filepath.Base(pkg)), pkg, false, flags...)
 }
 
 // Programs builds our own programs, the scripted delegate and the careful loop

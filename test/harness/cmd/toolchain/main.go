@@ -1,6 +1,8 @@
 // Command toolchain builds a pinned third-party program, once per version and
 // machine, and prints where it is: "golangci-lint" the program, "plugins" the
-// directory of the CNI reference plugins.
+// directory of the CNI reference plugins, "control-plane" that of etcd and the
+// Kubernetes control plane's programs, "node" that of the kubelet, containerd and
+// runc.
 package main
 
 import (
@@ -11,9 +13,12 @@ import (
 )
 
 func main() {
-	tools := map[string]func() (string, error){"golangci-lint": harness.Linter, "plugins": harness.PluginDir}
+	tools := map[string]func() (string, error){
+		"golangci-lint": harness.Linter, "plugins": harness.PluginDir,
+		"control-plane": controlPlane, "node": harness.NodePrograms,
+	}
 	if len(os.Args) != 2 || tools[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: toolchain golangci-lint | plugins")
+		fmt.Fprintln(os.Stderr, "usage: toolchain golangci-lint | plugins | control-plane | node")
 		os.Exit(2)
 	}
 	path, err := tools[os.Args[1]]()
@@ -22,4 +27,11 @@ func main() {
 		os.Exit(1)
 	}
 	fmt.Println(path)
+}
+
+func controlPlane() (string, error) {
+	if dir, err := harness.ControlPlane(); err != nil {
+		return dir, err
+	}
+	return harness.Controllers()
 }

@@ -1,0 +1,17 @@
+package harness
+
+// Versions of third-party programs. Each is built from a module at or below
+// test/toolchain, which requires the same version and holds the sums.
+const (
+	pluginsModule  = "github.com/containernetworking/plugins"
+	pluginsVersion = "v1.9.1"
+	lintModule     = "github.com/golangci/golangci-lint/v2/cmd/golangci-lint"
+	lintVersion    = "v2.15.0"
+
+	kubernetesVersion = "v1.37.2"
+	etcdVersion       = "v3.7.3"
+
+	containerdModule  = "github.com/containerd/containerd/v2"
+	containerdVersion = "v2.4.2"
+	runcVersion       = "v1.5.2"
+)
