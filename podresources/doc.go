@@ -56,8 +56,18 @@
 //	none             none, unreadable     nothing is allocated
 //
 // Only pods whose spec names claims, or asks for an extended resource, are asked
-// about. Neither source knows a claim's device by its address or resource:
-// [Device].Claim says which it is, and the attributes are found elsewhere.
+// about. Neither source knows a claim's device by its address or resource. These
+// are attributes that its driver publishes, in files on the node ([Metadata]) and
+// in ResourceSlices; [Options].Attributes are asked one after another, and what
+// an earlier one says holds:
+//
+//	attribute                          gives
+//	k8s.cni.cncf.io/deviceID           the device's ID
+//	resource.kubernetes.io/pciBusID    its ID, where there is no other
+//	k8s.cni.cncf.io/resourceName       its resource, unless it stands behind an
+//	                                   extended resource, which is its resource
+//
+// A device without either is listed all the same: [ClaimDevice].Gap says why.
 //
 // [Pods] reads whole pods from the kubelet's Pods API.
 package podresources
@@ -145,8 +155,8 @@ type ContainerClaim struct {
 
 // Device is a device allocated to a pod.
 type Device struct {
-	Resource   string   // for example vendor.example/vfs; empty for a claim's
-	ID         string   // the device plugin's, verbatim; empty for a claim's
+	Resource   string   // for example vendor.example/vfs; may be unknown of a claim's, empty
+	ID         string   // the device plugin's, verbatim; may be unknown of a claim's, empty
 	Containers []string // who holds it, in the pod's order; the kubelet reuses init containers' devices
 	NUMANodes  []int64  // nil when unknown
 	// PluginIndex is the device's position in the device plugin's own answer to
@@ -175,6 +185,11 @@ type ClaimDevice struct {
 	Pool     string
 	Name     string
 	ShareID  string // of a device that is allocated several times; else empty
+	// Attributes are those that [Options].Attributes know, without an error.
+	Attributes Attributes
+	// Gap is why the device has no ID or no resource, ErrUnavailable where that may
+	// pass; nil when it has both.
+	Gap error
 }
 
 // String names the device for people.

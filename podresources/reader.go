@@ -34,6 +34,8 @@ type Reader struct {
 	memory Memory      // nil without the checkpoint
 	claims ClaimMemory // nil without the checkpoint of claims
 	retry  time.Duration
+
+	attributes []AttributeSource
 }
 
 // Options of a Reader; the zero value is right for a node.
@@ -44,12 +46,14 @@ type Options struct {
 	Retry time.Duration
 	// Claims is the checkpoint of resource claims; nil for none.
 	Claims ClaimMemory
+	// Attributes say what a claim's device is, in order of precedence.
+	Attributes []AttributeSource
 }
 
 // NewReader returns a Reader of the API and the checkpoint. Either may be nil:
 // each alone suffices.
 func NewReader(live Live, memory Memory, o Options) *Reader {
-	r := &Reader{memory: memory, claims: o.Claims, retry: o.Retry}
+	r := &Reader{memory: memory, claims: o.Claims, retry: o.Retry, attributes: o.Attributes}
 	if live != nil {
 		r.live = newShared(live)
 	}
@@ -72,6 +76,9 @@ func (r *Reader) Devices(ctx context.Context, pod Pod, resources []string) (*All
 		v := r.look(ctx, pod, resources)
 		d := v.decideAll()
 		if d.again == never || d.again == once && looks > 1 || ctx.Err() != nil || time.Now().After(deadline) {
+			if d.alloc != nil {
+				r.describe(ctx, d.alloc)
+			}
 			return d.alloc, d.err
 		}
 		select {

@@ -143,12 +143,14 @@ func podOf(p *corev1.Pod, id plan.Pod) *planner.Pod {
 	if out.UID == "" && !kube.IsMirror(p) {
 		out.UID = string(p.UID)
 	}
-	for _, c := range p.Spec.InitContainers {
+	out.Claims, out.Extended = claimsOf(p)
+	for i := range p.Spec.InitContainers {
+		c := &p.Spec.InitContainers[i]
 		always := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
-		out.Containers = append(out.Containers, podresources.Container{Name: c.Name, Init: true, Restartable: always})
+		out.Containers = append(out.Containers, containerOf(c, true, always))
 	}
-	for _, c := range p.Spec.Containers {
-		out.Containers = append(out.Containers, podresources.Container{Name: c.Name})
+	for i := range p.Spec.Containers {
+		out.Containers = append(out.Containers, containerOf(&p.Spec.Containers[i], false, false))
 	}
 	return out
 }

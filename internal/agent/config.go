@@ -35,6 +35,13 @@ type Config struct {
 	Checkpoint   string `json:"checkpoint"`   // the device-manager checkpoint
 	PodsAPI      string `json:"podsAPI"`      // socket of the Pods API
 
+	// ClaimCheckpoint is the kubelet's checkpoint of resource claims; DeviceMetadata
+	// its directory of plugins, with what DRA drivers say of claims' devices.
+	ClaimCheckpoint string `json:"claimCheckpoint"`
+	DeviceMetadata  string `json:"deviceMetadata"`
+	// ResourceSlices asks the API server as well what claims' devices are.
+	ResourceSlices bool `json:"resourceSlices"`
+
 	// APIServer: "in-cluster", the path of a kubeconfig, or empty for none.
 	APIServer string `json:"apiServer"`
 	// Snapshot is where definitions outlive the API server.
@@ -110,6 +117,8 @@ func (c *Config) complete() error {
 	def(&c.PodResources, c.KubeletDir+"/pod-resources/kubelet.sock")
 	def(&c.Checkpoint, c.KubeletDir+"/device-plugins/kubelet_internal_checkpoint")
 	def(&c.PodsAPI, c.KubeletDir+"/pods-api/pods-api.sock")
+	def(&c.ClaimCheckpoint, c.KubeletDir+"/dra_manager_state")
+	def(&c.DeviceMetadata, c.KubeletDir+"/plugins")
 	def(&c.CNIDir, defaultStateDir)
 	def(&c.SysRoot, "/")
 	def(&c.Snapshot, "/var/lib/cni/manifold/definitions.snapshot")
@@ -123,6 +132,10 @@ func (c *Config) complete() error {
 		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 			return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %w", "listen", err).WithFix("give host:port, or :port for all addresses")
 		}
+	}
+	if c.ResourceSlices && c.APIServer == "" {
+		return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: there is no API server to read them from", "resourceSlices").
+			WithFix("set apiServer, or leave resourceSlices out")
 	}
 	if c.Node != "" {
 		return nil
@@ -142,6 +155,7 @@ type Assembly struct {
 	// Reconciler looks at the node's VFs while the assembly runs; nil when it is
 	// switched off, or only one call is served.
 	Reconciler *reconcile.Reconciler
+	slices     *kube.Slices // nil when they are not read
 	run        []func(context.Context)
 	close      []func() error
 }
@@ -204,11 +218,26 @@ func (a *Assembly) devices(c *Config, once bool, log *slog.Logger) {
 		memory = file
 		a.run = append(a.run, func(ctx context.Context) { keepLoaded(ctx, file, log) })
 	}
-	a.Sources.Devices = podresources.NewReader(live, memory, podresources.Options{})
+	a.Sources.Devices = podresources.NewReader(live, memory, a.claims(c))
 	if !once && c.Reconcile != ReconcileOff {
 		a.Reconciler = c.reconciler(file, client)
 		a.run = append(a.run, func(ctx context.Context) { runReconciler(ctx, a.Reconciler, c.Reconcile, log) })
 	}
+}
+
+// claims connects the sources of resource claims.
+func (a *Assembly) claims(c *Config) podresources.Options {
+	var o podresources.Options
+	if c.ClaimCheckpoint != "" {
+		o.Claims = checkpoint.NewClaimFile(c.ClaimCheckpoint)
+	}
+	if c.DeviceMetadata != "" {
+		o.Attributes = append(o.Attributes, podresources.Metadata(c.DeviceMetadata))
+	}
+	if a.slices != nil {
+		o.Attributes = append(o.Attributes, a.slices)
+	}
+	return o
 }
 
 // keepLoaded decodes the checkpoint when it changes, so that the next ADD need
@@ -243,11 +272,17 @@ func (a *Assembly) apiServer(c *Config, once bool) (*kube.PodInformer, kube.Defi
 	a.close = append(a.close, func() error { client.Close(); return nil })
 	a.Sources.Publisher = kube.NewWriter(client, "manifold", c.Node)
 	pods, defs := kube.NewPodInformer(client, c.Node), kube.NewDefinitionInformer(client, c.Snapshot)
+	if c.ResourceSlices {
+		a.slices = kube.NewSlices(client, c.Node)
+	}
 	if once {
 		a.Sources.Local = snapshot(c.Snapshot)
 		return pods, defs, nil
 	}
 	a.run = append(a.run, defs.Run)
+	if a.slices != nil {
+		a.run = append(a.run, a.slices.Run)
+	}
 	a.Sources.Local = local{defs}
 	a.Sources.Ready = func() error {
 		if !defs.HasSynced() && !exists(c.Snapshot) {

@@ -33,6 +33,9 @@ func (a *Assembly) checks(c *Config, pods func() error) {
 	if c.PodResources != "" || c.Checkpoint != "" {
 		a.Checks = append(a.Checks, Check{"kubelet", c.kubeletReady})
 	}
+	if a.slices != nil {
+		a.Checks = append(a.Checks, Check{"resource slices", func(context.Context) error { return slicesReady(a.slices) }})
+	}
 	if c.CNIConfig != "" {
 		local := a.Sources.Local
 		if local == nil {
@@ -69,6 +72,15 @@ func podsReady(c *Config, kubelet *podresources.Pods, watched *kube.PodInformer)
 		}
 		return errors.Join(problems...)
 	}
+}
+
+// slicesReady returns why what claims' devices are cannot be looked up.
+func slicesReady(s *kube.Slices) error {
+	if s.HasSynced() {
+		return nil
+	}
+	_, err := s.Failing()
+	return errors.Join(errors.New("ResourceSlices are not synced from the API server"), err)
 }
 
 // dialTime bounds connecting to the kubelet: its socket is local.

@@ -43,8 +43,9 @@ var may = map[string][]string{
 	"internal/planner":   {"internal/cnierr", "internal/netconf", "internal/plan", "netattach", "podresources", "sriov"},
 	"internal/attach":    {"internal/cnierr", "internal/journal", "internal/killpoint", "internal/multus", "internal/netconf", "internal/plan", "internal/verify"},
 	// What is wrong with an object is decided once, for admission and for lint.
-	"internal/rules":         {"internal/cnierr", "internal/netconf", "internal/plan", "internal/planner", "netattach", "podresources"},
-	"internal/kube":          {"netattach"},
+	"internal/rules": {"internal/cnierr", "internal/netconf", "internal/plan", "internal/planner", "netattach", "podresources"},
+	// It tells podresources what a claim's device is.
+	"internal/kube":          {"netattach", "podresources"},
 	"internal/kube/kubetest": {"netattach"},
 	"internal/metrics":       {},
 	"internal/agent": {

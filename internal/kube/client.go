@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -66,10 +67,11 @@ func loadConfig(kubeconfig string) (*rest.Config, error) {
 }
 
 // Client reaches the few resources of the API server that this package uses:
-// pods, events and network-attachment-definitions. It is safe for concurrent use.
+// pods, events, network-attachment-definitions and ResourceSlices. It is safe for concurrent use.
 type Client struct {
 	core        rest.Interface
 	definitions rest.Interface
+	resources   rest.Interface
 	http        *http.Client
 	timeout     time.Duration
 }
@@ -87,7 +89,7 @@ func NewClient(cfg *rest.Config) (*Client, error) {
 	cfg.Timeout = 0
 	cfg.Dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}).DialContext
 	if cfg.RateLimiter == nil && cfg.QPS > 0 {
-		// One limiter for both REST clients below.
+		// One limiter for all REST clients below.
 		cfg.RateLimiter = flowcontrol.NewTokenBucketRateLimiter(cfg.QPS, max(cfg.Burst, 1))
 	}
 	hc, err := rest.HTTPClientFor(cfg)
@@ -102,7 +104,11 @@ func NewClient(cfg *rest.Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{core: core, definitions: defs, http: hc, timeout: timeout}, nil
+	resources, err := restClient(cfg, hc, "/apis", resourcev1.SchemeGroupVersion, addResources)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{core: core, definitions: defs, resources: resources, http: hc, timeout: timeout}, nil
 }
 
 // addCore registers the kinds of the core API that this package reads and

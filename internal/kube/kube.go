@@ -1,5 +1,5 @@
-// Package kube answers two questions for the agent, which pod is this and what
-// does this definition say, and writes what became of an attachment back to the
+// Package kube answers questions of the agent, which pod is this and what does
+// this definition say, and writes what became of an attachment back to the
 // cluster. It is the only package that links client-go.
 //
 // # Sources
@@ -14,6 +14,8 @@
 //   - [Snapshot] is that file alone, for a process that lives for one request;
 //   - [ManifestPods] and [ManifestDefinitions] read a directory of manifests, for
 //     a kubelet that runs static pods without a control plane.
+//
+// What a claim's device is, [Slices] reads from the node's ResourceSlices.
 //
 // Every source fails with one of three sentinels: [ErrNotFound] (it knows that
 // the object does not exist), [ErrUnavailable] (it cannot know now; ask again) or

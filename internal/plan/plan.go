@@ -130,6 +130,19 @@ type Device struct {
 	Userspace  bool    `json:"userspace,omitempty"` // bound to vfio-pci or uio: no netdev is expected
 	Source     string  `json:"source"`              // which sources agreed on it
 	Reason     string  `json:"reason,omitempty"`    // why this device for this attachment
+	Claim      *Claim  `json:"claim,omitempty"`     // the resource claim that it is of; nil for a device plugin's
+}
+
+// Claim is the resource claim that a device is of, and the device as its driver
+// calls it.
+type Claim struct {
+	Name     string   `json:"name"`               // of the ResourceClaim, in the pod's namespace
+	PodClaim string   `json:"podClaim,omitempty"` // the pod's own name of it; empty behind extended resources
+	Requests []string `json:"requests,omitempty"` // that the device serves
+	Driver   string   `json:"driver"`
+	Pool     string   `json:"pool"`
+	Device   string   `json:"device"`
+	ShareID  string   `json:"shareID,omitempty"` // of a device that is allocated several times
 }
 
 // Modes of verification.

@@ -23,13 +23,22 @@ type ledger struct {
 type taken struct{ network, resource string }
 
 // key names a device over all resources: a PCI function is one device, however
-// many resources it is advertised under. Other IDs mean something to their own
-// plugin alone.
+// many resources it is advertised under, by device plugins and DRA drivers. Other
+// IDs mean something to their own plugin alone. Shares of one device are devices
+// of their own.
 func key(d *podresources.Device) string {
-	if address := pciAddress(d.ID); address != "" {
-		return address
+	k := pciAddress(d.ID)
+	switch {
+	case k != "":
+	case d.ID == "" && d.Claim != nil:
+		k = strings.Join([]string{d.Claim.Driver, d.Claim.Pool, d.Claim.Name}, "\x00")
+	default:
+		k = d.Resource + "\x00" + d.ID
 	}
-	return d.Resource + "\x00" + d.ID
+	if d.Claim != nil {
+		k += "\x00" + d.Claim.ShareID
+	}
+	return strings.TrimSuffix(k, "\x00")
 }
 
 // newLedger orders the allocation: containers as the pod lists them, inside a
@@ -86,21 +95,44 @@ func (l *ledger) take(r *request, network string, fits func(*podresources.Device
 	return best
 }
 
+// Classes of requests by how much they say of their device.
+const (
+	pinnedDevice = iota // its ID
+	requestOfClaim
+	anyOfClaim
+	ofContainer
+	anyDevice
+)
+
+// class says how much the request says of its device.
+func (r *request) class() int {
+	switch {
+	case r.DeviceID != "":
+		return pinnedDevice
+	case r.Request != "":
+		return requestOfClaim
+	case r.Claim != "":
+		return anyOfClaim
+	case r.Container != "":
+		return ofContainer
+	}
+	return anyDevice
+}
+
+// names reports whether the selection names a device, so that it needs one even
+// of a definition without resourceName.
+func (r *request) names() bool { return r.DeviceID != "" || r.Claim != "" }
+
 // assignDevices gives every attachment that stands on a resource its device.
-// Pinned ones choose first, then those that name a container, then the others in
-// order, so that nobody loses the device that it names to one that takes any.
+// Who says most of its device chooses first, so that nobody loses the device that
+// it names to one that takes any.
 func (b *builder) assignDevices() error {
 	b.devices = make([]*plan.Device, len(b.requests))
 	l := newLedger(b.pod, b.src.Allocation, b.inv.Conf.DeviceOrder)
-	classes := []func(r *request) bool{
-		func(r *request) bool { return r.DeviceID != "" },
-		func(r *request) bool { return r.DeviceID == "" && r.Container != "" },
-		func(r *request) bool { return r.DeviceID == "" && r.Container == "" },
-	}
-	for _, in := range classes {
+	for class := range anyDevice + 1 {
 		for i := range b.requests {
 			r := &b.requests[i]
-			if resource := b.resource(i); in(r) && (resource != "" || r.DeviceID != "") {
+			if resource := b.resource(i); r.class() == class && (resource != "" || r.names()) {
 				if err := b.assign(l, i, resource); err != nil {
 					return cnierr.Annotate(err, b.subject(i))
 				}
@@ -121,17 +153,19 @@ func (b *builder) resource(i int) string {
 // assign takes a device for request i.
 func (b *builder) assign(l *ledger, i int, resource string) error {
 	r := &b.requests[i]
-	d := l.take(r, b.name(i), func(d *podresources.Device) bool {
-		return (resource == "" || d.Resource == resource) &&
-			(r.DeviceID == "" || d.ID == r.DeviceID) &&
-			(r.Container == "" || slices.Contains(d.Containers, r.Container))
-	})
+	d := l.take(r, b.name(i), func(d *podresources.Device) bool { return d.ID != "" && r.wants(d, resource) })
 	if d == nil {
 		return b.refuse(l, i, resource)
+	}
+	if err := contradiction(d); err != nil {
+		return err
 	}
 	out := &plan.Device{
 		Resource: d.Resource, ID: d.ID, PCIAddress: pciAddress(d.ID), NUMANodes: d.NUMANodes, Source: d.Source,
 		Container: strings.Join(d.Containers, ","),
+	}
+	if c := d.Claim; c != nil {
+		out.Claim = &plan.Claim{Name: c.Claim, PodClaim: c.PodClaim, Requests: c.Requests, Driver: c.Driver, Pool: c.Pool, Device: c.Name, ShareID: c.ShareID}
 	}
 	if f := b.src.Functions[d.ID]; f != nil {
 		out.Driver, out.PF, out.Userspace = f.Driver, f.PF, f.Userspace()
@@ -144,12 +178,27 @@ func (b *builder) assign(l *ledger, i int, resource string) error {
 	return nil
 }
 
+// wants reports whether a device is one that the request asks for, whether or not
+// it is free. A claim that the selection names needs no resource name.
+func (r *request) wants(d *podresources.Device, resource string) bool {
+	named := r.Claim != "" && d.Claim != nil && d.Claim.PodClaim == r.Claim
+	return (resource == "" || d.Resource == resource || named && d.Resource == "") &&
+		(r.DeviceID == "" || d.ID == r.DeviceID) &&
+		(r.Container == "" || slices.Contains(d.Containers, r.Container)) &&
+		(r.Claim == "" || named) &&
+		(r.Request == "" || d.Claim.Serves(r.Request))
+}
+
 // reason says why this device, in words.
 func reason(r *request, d *podresources.Device) string {
 	why := "the next device in order"
 	switch {
 	case r.DeviceID != "":
 		why = "pinned by the selection"
+	case r.Request != "":
+		why = "of the request that the selection names"
+	case r.Claim != "":
+		why = "the next device of the claim that the selection names"
 	case r.Container != "":
 		why = "the next device of the container that the selection names"
 	}
@@ -157,7 +206,14 @@ func reason(r *request, d *podresources.Device) string {
 	if len(d.Containers) > 0 {
 		where = " to container " + strings.Join(d.Containers, ", ")
 	}
-	return fmt.Sprintf("device %s of %s, allocated%s (%s): %s", d.ID, d.Resource, where, d.Source, why)
+	of := ""
+	if d.Resource != "" {
+		of = " of " + d.Resource
+	}
+	if d.Claim != nil {
+		of += " (" + d.Claim.String() + ")"
+	}
+	return fmt.Sprintf("device %s%s, allocated%s (%s): %s", d.ID, of, where, d.Source, why)
 }
 
 // refuse explains why request i gets no device.
@@ -172,10 +228,13 @@ func (b *builder) refuse(l *ledger, i int, resource string) error {
 			About(cnierr.Subject{Resource: resource, Device: r.DeviceID}).
 			WithFix("drop deviceID from the annotation, or name one of: %s", b.idsOf(l, resource))
 	}
+	if err := b.refuseClaim(l, i, resource); err != nil {
+		return err
+	}
 	if err := l.overlap(resource); err != nil {
 		return err
 	}
-	asked, given := 0, 0
+	asked, given := 0, map[string]bool{} // by key: a device is one, whoever advertises it
 	for j := range b.requests {
 		if b.resource(j) == resource && (r.Container == "" || b.requests[j].Container == r.Container) {
 			asked++
@@ -183,14 +242,19 @@ func (b *builder) refuse(l *ledger, i int, resource string) error {
 	}
 	for _, d := range l.devices {
 		if d.Resource == resource && (r.Container == "" || slices.Contains(d.Containers, r.Container)) {
-			given++
+			given[key(&d)] = true
 		}
 	}
 	where := "the pod"
 	if r.Container != "" {
 		where = "container " + r.Container
 	}
-	return cnierr.New("assign device", cnierr.NoDevice, "%d attachments ask for a device of it, the kubelet allocated %d to %s", asked, given, where).
+	short := fmt.Sprintf("%d attachments ask for a device of it, the kubelet allocated %d to %s", asked, len(given), where)
+	if d := l.unknown(resource); d != nil {
+		return cnierr.New("assign device", gapKind(d), "%s; whether this is one is not known: %s: %w", short, d.Claim, d.Claim.Gap).
+			About(cnierr.Subject{Resource: resource}).WithFix(publish)
+	}
+	return cnierr.New("assign device", cnierr.NoDevice, "%s", short).
 		About(cnierr.Subject{Resource: resource}).
 		WithFix("request %d of %s in the resource limits of %s, or correct the definition's resourceName", asked, resource, where)
 }

@@ -196,11 +196,11 @@ func (s *Selection) Definitions(files []netconf.File) []Need {
 }
 
 // Resources returns the resources whose devices the plan needs, each once, and
-// whether any device must be known at all: a selection that pins a device of a
+// whether any device must be known at all: a selection that names a device of a
 // definition without resourceName needs the whole allocation.
 func (s *Selection) Resources(defs map[Ref]*netattach.Definition) (names []string, needed bool) {
 	for _, r := range s.requests {
-		needed = needed || r.DeviceID != ""
+		needed = needed || r.names()
 		def := defs[Ref{r.Namespace, r.Name}]
 		if def == nil {
 			continue

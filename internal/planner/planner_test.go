@@ -27,6 +27,8 @@ type world struct {
 	definitions map[string]string // config by name or namespace/name
 	resources   map[string]string // resourceName by the same
 	devices     []podresources.Device
+	claims      []podresources.PodClaim
+	claimsErr   error
 	runtime     map[string]any // runtimeConfig
 }
 
@@ -77,6 +79,7 @@ func (w world) plan(t testing.TB) (*plan.Plan, error) {
 	for _, c := range w.containers {
 		pod.Containers = append(pod.Containers, podresources.Container{Name: c})
 	}
+	pod.Claims = w.claims
 	sel, err := Select(inv, pod)
 	if err != nil {
 		return nil, err
@@ -85,7 +88,7 @@ func (w world) plan(t testing.TB) (*plan.Plan, error) {
 }
 
 func (w world) sources() Sources {
-	src := Sources{Definitions: map[Ref]*netattach.Definition{}, Allocation: &podresources.Allocation{Devices: w.devices}, Functions: map[string]*sriov.Function{}}
+	src := Sources{Definitions: map[Ref]*netattach.Definition{}, Allocation: &podresources.Allocation{Devices: w.devices, ClaimsErr: w.claimsErr}, Functions: map[string]*sriov.Function{}}
 	for name, config := range w.definitions {
 		ref := Ref{"shop", name}
 		if ns, n, ok := strings.Cut(name, "/"); ok {

@@ -13,8 +13,6 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-
-	"github.com/manifold-cni/manifold/netattach"
 )
 
 const (
@@ -126,15 +124,16 @@ func (s *Server) route(w *recorder, r *http.Request, body []byte) {
 // parsePath understands <prefix>/<resource> and
 // <prefix>/namespaces/<namespace>/<resource>[/<name>].
 func parsePath(path string) (target, bool) {
-	rest, core := strings.CutPrefix(path, "/api/v1/")
-	if !core {
-		var ok bool
-		if rest, ok = strings.CutPrefix(path, "/apis/"+netattach.GroupVersion.String()+"/"); !ok {
-			return target{}, false
-		}
-	}
 	var t target
+	rest, core := strings.CutPrefix(path, "/api/")
+	if !core {
+		rest = strings.TrimPrefix(path, "/apis/")
+	}
 	parts := strings.Split(rest, "/")
+	version := strings.Join(parts[:min(len(parts), groupParts(core))], "/")
+	if parts = parts[min(len(parts), groupParts(core)):]; len(parts) == 0 {
+		return target{}, false
+	}
 	if parts[0] == "namespaces" && len(parts) >= 3 {
 		t.namespace, parts = parts[1], parts[2:]
 	}
@@ -144,8 +143,16 @@ func parsePath(path string) (target, bool) {
 	} else if len(parts) > 1 {
 		return target{}, false
 	}
-	_, known := kinds[t.resource]
-	return t, known && core == (t.resource != netattach.Resource)
+	kind, known := kinds[t.resource]
+	return t, known && kind.APIVersion == version
+}
+
+// groupParts is how many parts of a path name its API group and version.
+func groupParts(core bool) int {
+	if core {
+		return 1
+	}
+	return 2
 }
 
 func (s *Server) get(w *recorder, t target) {

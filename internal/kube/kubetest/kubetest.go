@@ -1,6 +1,6 @@
 // Package kubetest is a small API server for tests and demonstrations. It speaks
-// real HTTP and enough of the Kubernetes API for package kube: pods, events and
-// network-attachment-definitions, with get, list, watch (bookmarks, streamed
+// real HTTP and enough of the Kubernetes API for package kube: pods, events,
+// network-attachment-definitions and ResourceSlices, with get, list, watch (bookmarks, streamed
 // lists, field selectors, expiry), create and JSON merge patch with the UID as
 // precondition.
 //
@@ -23,6 +23,7 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -33,12 +34,14 @@ import (
 const (
 	resourcePods   = "pods"
 	resourceEvents = "events"
+	resourceSlices = "resourceslices"
 )
 
 var kinds = map[string]metav1.TypeMeta{
 	resourcePods:       {APIVersion: "v1", Kind: "Pod"},
 	resourceEvents:     {APIVersion: "v1", Kind: "Event"},
 	netattach.Resource: {APIVersion: netattach.GroupVersion.String(), Kind: "NetworkAttachmentDefinition"},
+	resourceSlices:     {APIVersion: resourcev1.SchemeGroupVersion.String(), Kind: "ResourceSlice"},
 }
 
 // object is an API object as JSON, so that fields unknown to Go types survive.
@@ -87,7 +90,7 @@ type Server struct {
 func Start() *Server {
 	s := &Server{
 		addr: "127.0.0.1:0", version: 1,
-		objects: map[string]map[string]object{resourcePods: {}, resourceEvents: {}, netattach.Resource: {}},
+		objects: map[string]map[string]object{resourcePods: {}, resourceEvents: {}, netattach.Resource: {}, resourceSlices: {}},
 		changed: make(chan struct{}), cut: make(chan struct{}),
 	}
 	if err := s.Restart(); err != nil {
@@ -258,6 +261,9 @@ func (s *Server) AddDefinition(def *netattach.Definition) { s.put(netattach.Reso
 func (s *Server) DeleteDefinition(namespace, name string) {
 	s.remove(netattach.Resource, namespace, name)
 }
+
+// AddSlice creates the ResourceSlice or replaces the one of its name.
+func (s *Server) AddSlice(slice *resourcev1.ResourceSlice) { s.put(resourceSlices, slice) }
 
 // Events returns the events as they are now, sorted by namespace and name.
 func (s *Server) Events() []corev1.Event {

@@ -1,0 +1,206 @@
+package podresources
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Metadata is the kubelet's directory of plugins, usually
+// /var/lib/kubelet/plugins, in which DRA drivers that publish device metadata
+// (KEP-5304, from Kubernetes 1.36) leave a file for each request of a claim:
+//
+//	<driver>/dra-device-metadata/<namespace>_<claim>/<request>/metadata.json
+//
+// It is written before the pod's sandbox starts, and needs no API server to read.
+type Metadata string
+
+// Bounds of what is read for one claim.
+const (
+	maxMetadata         = 1 << 20 // bytes of a file
+	maxMetadataRequests = 256     // files; a claim has at most 32 requests
+)
+
+const metadataGroup = "metadata.resource.k8s.io/"
+
+// metadataVersions are the versions of the file's objects that are understood.
+var metadataVersions = []string{metadataGroup + "v1beta1", metadataGroup + "v1alpha1"}
+
+// metadataObject is an object of the file.
+type metadataObject struct {
+	Metadata struct {
+		UID string `json:"uid"`
+	} `json:"metadata"`
+	Requests []struct {
+		Name    string           `json:"name"`
+		Devices []metadataDevice `json:"devices"`
+	} `json:"requests"`
+}
+
+type metadataDevice struct {
+	Driver     string                     `json:"driver"`
+	Pool       string                     `json:"pool"`
+	Name       string                     `json:"name"`
+	Attributes map[string]json.RawMessage `json:"attributes"`
+}
+
+// Attributes implements [AttributeSource].
+func (m Metadata) Attributes(_ context.Context, devices []*ClaimDevice) []Attributes {
+	out := make([]Attributes, len(devices))
+	root, err := os.OpenRoot(string(m))
+	if err != nil {
+		for i := range out {
+			out[i].Err = fmt.Errorf("device metadata: %w", err)
+		}
+		return out
+	}
+	defer root.Close()
+	for i, d := range devices {
+		if out[i], err = metadataOf(root, d); err != nil {
+			out[i].Err = fmt.Errorf("device metadata: %w", err)
+		}
+	}
+	return out
+}
+
+// metadataOf looks for a device in the files of its claim.
+func metadataOf(root *os.Root, d *ClaimDevice) (Attributes, error) {
+	dir := filepath.Join(d.Driver, "dra-device-metadata", d.Namespace+"_"+d.Claim)
+	requests, err := metadataRequests(root, dir, d)
+	if err != nil {
+		return Attributes{}, err
+	}
+	var out Attributes
+	found := false
+	for _, request := range requests {
+		o, err := readMetadata(root, filepath.Join(dir, request, "metadata.json"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return Attributes{}, err
+		}
+		if d.ClaimUID != "" && o.Metadata.UID != "" && o.Metadata.UID != d.ClaimUID {
+			return Attributes{}, fmt.Errorf("%w: %s is of an older claim of that name, with UID %.64q", ErrUnavailable, dir, o.Metadata.UID)
+		}
+		found = o.collect(d, &out) || found
+	}
+	if !found {
+		return Attributes{}, fmt.Errorf("driver %s has left none below %s", d.Driver, dir)
+	}
+	return out, nil
+}
+
+// metadataRequests returns the requests whose files to read: those that the
+// device serves, or all of the claim where they are not known.
+func metadataRequests(root *os.Root, dir string, d *ClaimDevice) ([]string, error) {
+	var out []string
+	if len(d.Requests) > 0 {
+		for _, r := range d.Requests {
+			base, _, _ := strings.Cut(r, "/")
+			if !slices.Contains(out, base) {
+				out = append(out, base)
+			}
+		}
+		return out, nil
+	}
+	f, err := root.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	out, err = f.Readdirnames(maxMetadataRequests)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// readMetadata reads a file. A driver replaces it in place, so that one that
+// cannot be decoded may be whole a moment later.
+func readMetadata(root *os.Root, path string) (*metadataObject, error) {
+	fi, err := root.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() || fi.Size() > maxMetadata {
+		return nil, fmt.Errorf("%s is no file of at most %d bytes", path, maxMetadata)
+	}
+	raw, err := root.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	o, err := decodeMetadata(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrUnavailable, path, err)
+	}
+	return o, nil
+}
+
+// decodeMetadata returns the first object of a version that is understood: a
+// file has the same object in several.
+func decodeMetadata(raw []byte) (*metadataObject, error) {
+	var others []string
+	for d := json.NewDecoder(bytes.NewReader(raw)); ; {
+		var one json.RawMessage
+		if err := d.Decode(&one); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil, fmt.Errorf("no object of a version that is understood; there are: %.256q", others)
+			}
+			return nil, err
+		}
+		var head struct {
+			Kind       string `json:"kind"`
+			APIVersion string `json:"apiVersion"`
+		}
+		if err := json.Unmarshal(one, &head); err != nil {
+			return nil, err
+		}
+		if head.Kind != "DeviceMetadata" || !slices.Contains(metadataVersions, head.APIVersion) {
+			others = append(others, head.APIVersion)
+			continue
+		}
+		o := &metadataObject{}
+		if err := json.Unmarshal(one, o); err != nil {
+			return nil, err
+		}
+		return o, nil
+	}
+}
+
+// collect adds what the object says of a device, and reports whether that is
+// anything.
+func (o *metadataObject) collect(d *ClaimDevice, out *Attributes) bool {
+	found := false
+	for i := range o.Requests {
+		for j := range o.Requests[i].Devices {
+			dev := &o.Requests[i].Devices[j]
+			if dev.Driver != d.Driver || dev.Pool != d.Pool || dev.Name != d.Name {
+				continue
+			}
+			found = true
+			out.Requests = append(out.Requests, o.Requests[i].Name)
+			for name, raw := range dev.Attributes {
+				var value struct {
+					String string `json:"string"`
+				}
+				if json.Unmarshal(raw, &value) == nil { // of another type: none of ours
+					out.set(name, value.String)
+				}
+			}
+		}
+	}
+	return found
+}
