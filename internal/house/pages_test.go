@@ -100,7 +100,7 @@ Made from the code by ` + "`make golden`" + `. With the key ` + "`listen`" + ` o
 | path | answer |
 |---|---|
 | ` + "`/healthz`" + ` | 200 while the agent's socket accepts a call and answers it, else 503: the process must be restarted. A source that is missing does not make it unhealthy |
-| ` + "`/readyz`" + ` | 200 when plans can be made, else 503; a line for each part: pods and definitions are known, the kubelet's PodResources socket accepts connections, the cluster default network exists |
+| ` + "`/readyz`" + ` | 200 when plans can be made, else 503; a line for each part: pods and definitions are known, the kubelet's PodResources socket accepts connections, ResourceSlices are watched where they are to be, the cluster default network exists |
 | ` + "`/metrics`" + ` | the metrics below, those of the Go runtime and of the process |
 
 | metric | type | labels | meaning |
