@@ -1,5 +1,5 @@
 // Package sriov answers questions about PCI functions, SR-IOV virtual functions
-// (VFs) and network devices from a sysfs tree.
+// (VFs) and network devices from a sysfs tree, and gives a VF back as it was.
 //
 // Start with [FS.Function]: given the PCI address of a device it says whether it
 // is a physical function (PF) or a VF, of which PF and at which index, to which
@@ -19,6 +19,25 @@
 //		fmt.Println("VF", f.VFIndex, "of", f.PF)
 //	}
 //
+// # Giving a VF back as it was
+//
+// What a PF keeps for a VF outlives whoever used it: VLAN, MAC, spoof check, trust,
+// link state and rates are forced on the next user. A [Host] is a sysfs tree with
+// its network devices. [Host.Snapshot] takes down how a device stands before it is
+// used, [Snapshot.Compare] says what is otherwise now, [Host.Reset] makes it so
+// again and looks whether it is, and [Host.Wait] waits without polling for what the
+// kernel does in its own time, such as giving back the network device of a network
+// namespace that is gone.
+//
+//	var host sriov.Host // the running kernel's
+//	before, err := host.Snapshot("0000:21:10.2")
+//	... // the VF is used
+//	_, err = host.Wait(ctx, "0000:21:10.2", sriov.HasNetDev)
+//	changed, err := host.Reset("0000:21:10.2", before)
+//
+// A snapshot can be kept as JSON. Where there is none, [Snapshot.Neutral] is what a
+// VF that nobody uses looks like.
+//
 // # What sysfs can and cannot tell
 //
 // Everything is read at the moment of the call; nothing is cached. The tree
@@ -34,9 +53,9 @@
 // a pod has none in the host's sysfs. Absence of a network device is therefore
 // never evidence that a device is free.
 //
-// The package needs the standard library only and is small enough to be linked
-// into a CNI plugin. Package [github.com/manifold-cni/manifold/sriov/inventory]
+// The package needs the standard library and a netlink library, and is small enough
+// to be linked into a CNI plugin. Package [github.com/manifold-cni/manifold/sriov/inventory]
 // lists a whole node; package
-// [github.com/manifold-cni/manifold/sriov/sriovtest] builds sysfs trees for tests
-// and demonstrations.
+// [github.com/manifold-cni/manifold/sriov/sriovtest] builds sysfs trees, and the
+// network devices in them, for tests and demonstrations.
 package sriov

@@ -1,11 +1,13 @@
 package sriov_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/manifold-cni/manifold/sriov"
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
@@ -13,6 +15,12 @@ import (
 
 // exampleTree stands for the machine that the Examples look at.
 func exampleTree(add func(*sriovtest.Tree)) (sys sriov.FS, remove func()) {
+	host, remove := exampleHost(add)
+	return host.FS, remove
+}
+
+// exampleHost is the same machine with its network devices.
+func exampleHost(add func(*sriovtest.Tree)) (host sriov.Host, remove func()) {
 	dir, err := os.MkdirTemp("", "sriov")
 	if err != nil {
 		panic(err)
@@ -22,7 +30,7 @@ func exampleTree(add func(*sriovtest.Tree)) (sys sriov.FS, remove func()) {
 	if err := tree.Err(); err != nil {
 		panic(err)
 	}
-	return tree.FS(), func() { os.RemoveAll(dir) }
+	return tree.Host(), func() { os.RemoveAll(dir) }
 }
 
 func ExampleFS_Function() {
@@ -81,4 +89,70 @@ func ExampleParseAddress() {
 	// 0000:3b:02.1 <nil>
 	//  "3b:02.1": not a PCI address, want dddd:bb:dd.f
 	//  "../0000:3b:02.1": not a PCI address, want dddd:bb:dd.f
+}
+
+// A VF is taken down before it is used, and made so again afterwards.
+func ExampleHost_Reset() {
+	host, remove := exampleHost((*sriovtest.Tree).AddIGB)
+	defer remove()
+
+	const vf = "0000:21:10.4"
+	before, err := host.Snapshot(vf)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	used := sriov.VFState{VLAN: 100, VLANQoS: 3, VLANProto: "802.1q"}
+	if err := host.Links.SetVF(before.PF, before.VFIndex, sriov.PropertyVLAN, used); err != nil {
+		fmt.Println(err)
+		return
+	}
+	changed, err := host.Reset(vf, before)
+	for _, d := range changed {
+		fmt.Println(d)
+	}
+	fmt.Println(err)
+	// Output:
+	// VLAN of the VF: wanted 0, found 100
+	// VLAN QoS of the VF: wanted 0, found 3
+	// <nil>
+}
+
+// The kernel gives a network device back some time after its network namespace
+// went.
+func ExampleHost_Wait() {
+	var tree *sriovtest.Tree
+	host, remove := exampleHost(func(t *sriovtest.Tree) {
+		t.AddIGB()
+		t.RemoveNetDev("enp33s16f4")
+		tree = t
+	})
+	defer remove()
+
+	go tree.AddNetDev("0000:21:10.4", sriovtest.NetDev{Name: "enp33s16f4"})
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	s, err := host.Wait(ctx, "0000:21:10.4", sriov.HasNetDev)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(s.NetDevs[0].Name, "is back")
+	// Output: enp33s16f4 is back
+}
+
+// What a VF should be is compared with what its PF keeps for it.
+func ExampleSnapshot_Compare() {
+	host, remove := exampleHost((*sriovtest.Tree).AddIGB)
+	defer remove()
+
+	now, err := host.Snapshot("0000:21:10.4")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	want := *now
+	want.VF = &sriov.VFState{MAC: now.VF.MAC, VLAN: 100, VLANProto: "802.1q", Trust: true, LinkState: "auto"}
+	fmt.Println(sriov.Sentences(want.Compare(now)))
+	// Output: VLAN of the VF: wanted 100, found 0, spoof check of the VF: wanted off, found on, trust of the VF: wanted on, found off
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/reconcile"
 	"github.com/manifold-cni/manifold/podresources"
+	"github.com/manifold-cni/manifold/sriov"
 )
 
 // Values of Config.Reconcile.
@@ -23,7 +24,7 @@ const (
 // reconciler returns the reconciler of the configuration.
 func (c *Config) reconciler(file *checkpoint.File, live *podresources.Client) *reconcile.Reconciler {
 	return &reconcile.Reconciler{
-		Journal: journal.Dir{Path: c.CNIDir}, SysRoot: c.SysRoot, Exclude: c.ReconcileExclude,
+		Journal: journal.Dir{Path: c.CNIDir}, Host: sriov.Host{FS: sriov.FS{Root: c.SysRoot}}, Exclude: c.ReconcileExclude,
 		Allocated: func(ctx context.Context) (map[string]bool, error) { return allocated(ctx, file, live) },
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/verify"
+	"github.com/manifold-cni/manifold/sriov"
 )
 
 // Engine serves the CNI verbs.
@@ -75,6 +76,9 @@ func (e *Engine) newRun(inv *netconf.Invocation, lock *journal.Lock) *run {
 func keyOf(inv *netconf.Invocation) journal.Key {
 	return journal.Key{ContainerID: inv.ContainerID, IfName: inv.IfName}
 }
+
+// host is the node as the verb sees it.
+func (r *run) host() sriov.Host { return sriov.Host{FS: sriov.FS{Root: r.inv.Conf.SysRoot}} }
 
 // end releases the lock; clean says that nothing is left of the sandbox.
 func (r *run) end(clean bool, err error) error {
@@ -232,7 +236,7 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 	if err := r.claim(ctx, a); err != nil {
 		return nil, err
 	}
-	before, err := verify.Capture(r.inv.Conf.SysRoot, a.Device)
+	before, err := verify.Capture(r.host(), a.Device)
 	if err != nil {
 		return nil, err
 	}
@@ -288,7 +292,7 @@ func (r *run) add(ctx context.Context, i int) (json.RawMessage, error) {
 
 // verify compares the interface with plan and result, and fails in mode enforce
 // only.
-func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *verify.Device) (*plan.Outcome, error) {
+func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *sriov.Snapshot) (*plan.Outcome, error) {
 	out := &plan.Outcome{Name: a.Name, IfName: a.IfName, Result: result}
 	if a.Want.Verify == plan.VerifyOff {
 		return out, nil
@@ -297,7 +301,7 @@ func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *verify.
 	if err != nil {
 		return nil, err
 	}
-	facts, err := verify.Look(r.inv.Conf.SysRoot, r.inv.NetNS, a, claimed, before)
+	facts, err := verify.Look(r.host(), r.inv.NetNS, a, claimed, before)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/verify"
+	"github.com/manifold-cni/manifold/sriov"
 )
 
 // A VF serves one sandbox at a time. The kubelet may hand it to the next pod
@@ -94,10 +95,10 @@ func (r *run) stillHeld(k journal.Key) (*journal.Entry, bool, error) {
 }
 
 // restore makes a VF stand as before, waiting for its network device.
-func (r *run) restore(ctx context.Context, a *plan.Attachment, before *verify.Device) error {
+func (r *run) restore(ctx context.Context, a *plan.Attachment, before *sriov.Snapshot) error {
 	ctx, cancel := context.WithTimeout(ctx, restoreTime)
 	defer cancel()
-	changed, err := verify.Restore(ctx, r.inv.Conf.SysRoot, a.Device, before)
+	changed, err := verify.Restore(ctx, r.host(), a.Device, before)
 	for _, f := range changed {
 		r.warn("%s: device %s was restored: %s", a.Name, a.Device.ID, f)
 	}

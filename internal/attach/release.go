@@ -21,6 +21,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/verify"
+	"github.com/manifold-cni/manifold/sriov"
 )
 
 // Del releases all attachments of the sandbox, in reverse order and past
@@ -196,7 +197,7 @@ func (r *run) nothingLeft(i int, netns string, cause error) bool {
 	if err != nil {
 		return false
 	}
-	back, err := verify.Returned(r.inv.Conf.SysRoot, a.Device, before)
+	back, err := verify.Returned(r.host(), a.Device, before)
 	if err != nil || !back {
 		return false
 	}
@@ -205,14 +206,14 @@ func (r *run) nothingLeft(i int, netns string, cause error) bool {
 }
 
 // before returns what was recorded of attachment i's device before its ADD.
-func (r *run) before(i int) (*verify.Device, error) { return recordedDevice(r.entry, i) }
+func (r *run) before(i int) (*sriov.Snapshot, error) { return recordedDevice(r.entry, i) }
 
-func recordedDevice(e *journal.Entry, i int) (*verify.Device, error) {
+func recordedDevice(e *journal.Entry, i int) (*sriov.Snapshot, error) {
 	raw := e.Before(i)
 	if raw == nil {
 		return nil, nil
 	}
-	d := &verify.Device{}
+	d := &sriov.Snapshot{}
 	if err := json.Unmarshal(raw, d); err != nil {
 		return nil, cnierr.New("read recorded device", cnierr.JournalCorrupt, "%w", err)
 	}

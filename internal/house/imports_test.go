@@ -41,7 +41,7 @@ var may = map[string][]string{
 	"internal/journal":   {"internal/cnierr", "internal/killpoint", "internal/plan"},
 	"internal/verify":    {"internal/cnierr", "internal/plan", "sriov"},
 	"internal/planner":   {"internal/cnierr", "internal/netconf", "internal/plan", "netattach", "podresources", "sriov"},
-	"internal/attach":    {"internal/cnierr", "internal/journal", "internal/killpoint", "internal/multus", "internal/netconf", "internal/plan", "internal/verify"},
+	"internal/attach":    {"internal/cnierr", "internal/journal", "internal/killpoint", "internal/multus", "internal/netconf", "internal/plan", "internal/verify", "sriov"},
 	// What is wrong with an object is decided once, for admission and for lint.
 	"internal/rules": {"internal/cnierr", "internal/netconf", "internal/plan", "internal/planner", "netattach", "podresources"},
 	// It tells podresources what a claim's device is.

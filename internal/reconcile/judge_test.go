@@ -8,7 +8,6 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/plan"
-	"github.com/manifold-cni/manifold/internal/verify"
 	"github.com/manifold-cni/manifold/sriov"
 	"github.com/manifold-cni/manifold/sriov/inventory"
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
@@ -20,9 +19,9 @@ const address, pf = "0000:21:10.4", "0000:21:00.0"
 func idle() *vf {
 	return &vf{
 		Function: inventory.Function{Function: sriov.Function{Address: address, PF: pf, VFIndex: 2, Driver: "igbvf"}},
-		state: &verify.Device{
-			Driver: "igbvf", PF: "enp33", VFIndex: 2, NetDevs: []verify.NetDev{{Name: "enp33v2"}},
-			VF: &verify.VFState{MAC: "02:00:00:00:00:01", SpoofChk: true, LinkState: "auto", VLANProto: "802.1q"},
+		state: &sriov.Snapshot{
+			Driver: "igbvf", PF: "enp33", VFIndex: 2, NetDevs: []sriov.NetDev{{Name: "enp33v2"}},
+			VF: &sriov.VFState{MAC: "02:00:00:00:00:01", SpoofChk: true, LinkState: "auto", VLANProto: "802.1q"},
 		},
 	}
 }
@@ -86,7 +85,7 @@ func TestFindingsAreTheLastScans(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &Reconciler{
-		Journal: journal.Dir{Path: t.TempDir()}, SysRoot: tree.Root(),
+		Journal: journal.Dir{Path: t.TempDir()}, Host: tree.Host(),
 		Allocated: func(context.Context) (map[string]bool, error) { return nil, nil },
 	}
 	if got := r.Findings(); got != nil {

@@ -27,7 +27,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -74,7 +73,7 @@ func (f Finding) String() string {
 // Reconciler looks at one node.
 type Reconciler struct {
 	Journal journal.Dir
-	SysRoot string // directory that holds sys/
+	Host    sriov.Host
 	// Allocated returns the device IDs that the kubelet has given to pods. An
 	// error means that it is not known.
 	Allocated func(context.Context) (map[string]bool, error)
@@ -105,8 +104,8 @@ func (r *Reconciler) keep(found []Finding) {
 // vf is all that is known of one VF.
 type vf struct {
 	inventory.Function
-	state     *verify.Device // nil when it left the node meanwhile
-	owner     *owner         // nil for none
+	state     *sriov.Snapshot // nil when it left the node meanwhile
+	owner     *owner          // nil for none
 	allocated bool
 }
 
@@ -133,7 +132,7 @@ func (r *Reconciler) Scan(ctx context.Context) ([]Finding, error) {
 
 // survey gathers what is known of every VF of the node.
 func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
-	all, err := inventory.Read(r.SysRoot)
+	all, err := inventory.Read(r.Host.Root)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +148,7 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 			continue
 		}
 		v := vf{Function: f, owner: owners[f.Address], allocated: !known || allocated[f.Address]}
-		v.state, err = verify.Capture(r.SysRoot, deviceOf(&f.Function))
+		v.state, err = verify.Capture(r.Host, deviceOf(&f.Function))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			problem = errors.Join(problem, fmt.Errorf("%s: %w", f.Address, err))
 			continue
@@ -213,8 +212,8 @@ func judge(v *vf) []Finding {
 		f.Kind, f.Text = Orphaned, "no sandbox and no pod has it, but its network device is not on the host"
 		out = append(out, f)
 	}
-	if left := verify.Differ(&verify.Device{VF: neutral(v.state.VF)}, &verify.Device{VF: v.state.VF}); len(left) > 0 {
-		f.Kind, f.Text = Leftover, "no sandbox and no pod has it: "+sentences(left)
+	if left := v.state.Neutral().Compare(v.state); len(left) > 0 {
+		f.Kind, f.Text = Leftover, "no sandbox and no pod has it: "+sriov.Sentences(left)
 		out = append(out, f)
 	}
 	return out
@@ -232,26 +231,8 @@ func judgeOwned(v *vf, f Finding) []Finding {
 		return nil // an ADD or a DEL is under way, or nothing was asked
 	}
 	if drift := verify.CompareVF(a.Want.VF, v.state); len(drift) > 0 {
-		f.Kind, f.Text = Drifted, sentences(drift)
+		f.Kind, f.Text = Drifted, sriov.Sentences(drift)
 		return []Finding{f}
 	}
 	return nil
-}
-
-// neutral is the state of a VF that nobody uses: no VLAN, no rates, link state
-// left to the PF. Its MAC, spoof check and trust are as the administrator may
-// have set them for all VFs.
-func neutral(now *verify.VFState) *verify.VFState {
-	if now == nil {
-		return nil
-	}
-	return &verify.VFState{MAC: now.MAC, SpoofChk: now.SpoofChk, Trust: now.Trust, VLANProto: now.VLANProto, LinkState: "auto"}
-}
-
-func sentences(findings []verify.Finding) string {
-	var out []string
-	for _, f := range findings {
-		out = append(out, f.String())
-	}
-	return strings.Join(out, ", ")
 }

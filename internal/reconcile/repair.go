@@ -42,7 +42,7 @@ func (r *Reconciler) Repair(ctx context.Context, f Finding) error {
 
 // excluded reports whether the configuration excludes the VF's PF.
 func (r *Reconciler) excluded(f Finding) bool {
-	name, _, err := sriov.FS{Root: r.SysRoot}.PFNetDev(f.Device)
+	name, _, err := r.Host.PFNetDev(f.Device)
 	return slices.Contains(r.Exclude, f.PF) || err == nil && slices.Contains(r.Exclude, name)
 }
 
@@ -67,7 +67,7 @@ func (r *Reconciler) repairStranded(ctx context.Context, f Finding) (err error) 
 		return fmt.Errorf("%w: an operation on its sandbox is under way", ErrNotRepaired)
 	}
 	defer func() { err = errors.Join(err, lock.Unlock(false)) }()
-	before := &verify.Device{}
+	before := &sriov.Snapshot{}
 	if err := json.Unmarshal(o.entry.Before(o.attachment), before); err != nil {
 		return cnierr.New("read recorded device", cnierr.JournalCorrupt, "%w", err)
 	}
@@ -105,29 +105,27 @@ func (r *Reconciler) repairLeftover(ctx context.Context, f Finding) (err error) 
 	if !slices.Contains(now, f) {
 		return fmt.Errorf("%w: it is not as it was found", ErrNotRepaired)
 	}
-	fn, err := sriov.FS{Root: r.SysRoot}.Function(f.Device)
+	fn, err := r.Host.Function(f.Device)
 	if err != nil {
 		return err
 	}
-	state, err := verify.Capture(r.SysRoot, deviceOf(fn))
+	state, err := verify.Capture(r.Host, deviceOf(fn))
 	if err != nil {
 		return err
 	}
-	before := *state
-	before.VF = neutral(state.VF)
-	return r.restore(ctx, f, &before)
+	return r.restore(ctx, f, state.Neutral())
 }
 
 // restore writes down what is about to be done, then does it.
-func (r *Reconciler) restore(ctx context.Context, f Finding, before *verify.Device) error {
-	fn, err := sriov.FS{Root: r.SysRoot}.Function(f.Device)
+func (r *Reconciler) restore(ctx context.Context, f Finding, before *sriov.Snapshot) error {
+	fn, err := r.Host.Function(f.Device)
 	if err != nil {
 		return err
 	}
 	if err := r.record(f, before); err != nil {
 		return err
 	}
-	_, err = verify.Restore(ctx, r.SysRoot, deviceOf(fn), before)
+	_, err = verify.Restore(ctx, r.Host, deviceOf(fn), before)
 	return err
 }
 
@@ -135,11 +133,11 @@ func (r *Reconciler) restore(ctx context.Context, f Finding, before *verify.Devi
 // each, written before the repair.
 const repairsFile = "repairs.log"
 
-func (r *Reconciler) record(f Finding, to *verify.Device) (err error) {
+func (r *Reconciler) record(f Finding, to *sriov.Snapshot) (err error) {
 	line, err := json.Marshal(struct {
 		Time time.Time `json:"time"`
 		Finding
-		To *verify.Device `json:"to"`
+		To *sriov.Snapshot `json:"to"`
 	}{time.Now().UTC(), f, to})
 	if err != nil {
 		return err

@@ -1,16 +1,14 @@
 package verify
 
 import (
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/sriov"
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
 )
 
@@ -23,7 +21,7 @@ func ptr(n int) *int { return &n }
 
 // good is an attachment on a VF, what was claimed of it, and the facts as they
 // should be.
-func good() (*plan.Attachment, Claim, *Device, *Facts) {
+func good() (*plan.Attachment, Claim, *sriov.Snapshot, *Facts) {
 	a := &plan.Attachment{
 		IfName: "net1", Device: &plan.Device{Resource: "r/x", ID: vf, PCIAddress: vf, PF: pf, Driver: "igbvf"},
 		Want: plan.Want{
@@ -35,10 +33,10 @@ func good() (*plan.Attachment, Claim, *Device, *Facts) {
 		},
 	}
 	c := Claim{Interface: true, MAC: "02:00:00:00:00:01", MTU: 1400, Addresses: []string{"10.0.0.2/24"}}
-	before := &Device{NetDevs: []NetDev{{Name: "ens1v2", Index: 7, MAC: "02:00:00:00:00:aa"}}, VFIndex: 2}
+	before := &sriov.Snapshot{NetDevs: []sriov.NetDev{{Name: "ens1v2", Index: 7, MAC: "02:00:00:00:00:aa"}}, VFIndex: 2}
 	f := &Facts{
 		Interface: Interface{Exists: true, Name: "net1", MAC: "02:00:00:00:00:01", MTU: 1400, Parent: vf, Addresses: []string{"10.0.0.2/24", "fe80::1/64"}},
-		Device: &Device{Driver: "igbvf", VF: &VFState{
+		Device: &sriov.Snapshot{Driver: "igbvf", VF: &sriov.VFState{
 			MAC: "02:00:00:00:00:01", VLAN: 100, VLANQoS: 3, VLANProto: "802.1q", Trust: true, LinkState: "enable", MinTxRate: 10, MaxTxRate: 200,
 		}},
 	}
@@ -58,11 +56,13 @@ func TestEveryLieIsFound(t *testing.T) {
 		lie  func(*plan.Attachment, *Claim, *Facts)
 		want string
 	}{
-		"missing":         {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface = Interface{} }, "interface net1: wanted present, found absent"},
-		"other missing":   {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Missing = []string{"ghost0"} }, "interface ghost0: wanted present"},
-		"wrong VF":        {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.Parent = "0000:21:10.6" }, "parent device: wanted 0000:21:10.4, found 0000:21:10.6"},
-		"no parent":       {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.Parent = "" }, "parent device: wanted 0000:21:10.4, found none"},
-		"left on host":    {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.LeftOnHost = []NetDev{{Name: "ens1v2", Index: 7}} }, "network device ens1v2"},
+		"missing":       {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface = Interface{} }, "interface net1: wanted present, found absent"},
+		"other missing": {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Missing = []string{"ghost0"} }, "interface ghost0: wanted present"},
+		"wrong VF":      {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.Parent = "0000:21:10.6" }, "parent device: wanted 0000:21:10.4, found 0000:21:10.6"},
+		"no parent":     {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.Parent = "" }, "parent device: wanted 0000:21:10.4, found none"},
+		"left on host": {func(_ *plan.Attachment, _ *Claim, f *Facts) {
+			f.LeftOnHost = []sriov.NetDev{{Name: "ens1v2", Index: 7}}
+		}, "network device ens1v2"},
 		"MAC requested":   {func(a *plan.Attachment, _ *Claim, _ *Facts) { a.Want.MAC = "02:00:00:00:00:02" }, "MAC (requested): wanted 02:00:00:00:00:02"},
 		"MAC claimed":     {func(_ *plan.Attachment, c *Claim, _ *Facts) { c.MAC = "02:00:00:00:00:02" }, "MAC (result)"},
 		"MTU dropped":     {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.MTU = 1500 }, "MTU (configuration): wanted 1400, found 1500"},
@@ -96,7 +96,7 @@ func TestEveryLieIsFound(t *testing.T) {
 
 func TestDevicesOfWhichTheKernelNamesNoParent(t *testing.T) {
 	a := &plan.Attachment{IfName: "net1", Device: &plan.Device{ID: "mlx5_core.sf.2"}}
-	before := &Device{NetDevs: []NetDev{{Name: "en8s88", Index: 9, MAC: "02:00:00:00:00:09"}}}
+	before := &sriov.Snapshot{NetDevs: []sriov.NetDev{{Name: "en8s88", Index: 9, MAC: "02:00:00:00:00:09"}}}
 	f := &Facts{Interface: Interface{Exists: true, MAC: "02:00:00:00:00:09"}}
 	if r := Compare(a, Claim{}, before, f); len(r.Findings) != 0 || len(r.Checked) != 2 {
 		t.Errorf("%+v", r)
@@ -123,26 +123,13 @@ func TestDevicesOfWhichTheKernelNamesNoParent(t *testing.T) {
 func TestUserspaceDevices(t *testing.T) {
 	a := &plan.Attachment{IfName: "net1", Device: &plan.Device{ID: vf, PCIAddress: vf, PF: pf, Driver: "vfio-pci", Userspace: true}}
 	for _, c := range []Claim{{}, {Interface: true, MAC: "02:00:00:00:00:01", Addresses: []string{"10.1.0.2/24"}}} {
-		f := &Facts{Missing: []string{"net1"}, Device: &Device{Driver: "vfio-pci"}}
-		if r := Compare(a, c, &Device{}, f); len(r.Findings) != 0 || len(r.Checked) != 1 {
+		f := &Facts{Missing: []string{"net1"}, Device: &sriov.Snapshot{Driver: "vfio-pci"}}
+		if r := Compare(a, c, &sriov.Snapshot{}, f); len(r.Findings) != 0 || len(r.Checked) != 1 {
 			t.Errorf("claim %+v: %+v", c, r)
 		}
 	}
-	if r := Compare(a, Claim{}, &Device{}, &Facts{Device: &Device{Driver: "igbvf"}}); len(r.Findings) != 1 {
+	if r := Compare(a, Claim{}, &sriov.Snapshot{}, &Facts{Device: &sriov.Snapshot{Driver: "igbvf"}}); len(r.Findings) != 1 {
 		t.Errorf("bound to another driver: %+v", r)
-	}
-}
-
-func TestStateOf(t *testing.T) {
-	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
-	got := *stateOf(netlink.VfInfo{Mac: mac, Vlan: 5, Qos: 1, VlanProto: 0x88a8, Spoofchk: true, Trust: 1, LinkState: 2, MinTxRate: 3, MaxTxRate: 4})
-	want := VFState{MAC: mac.String(), VLAN: 5, VLANQoS: 1, VLANProto: "802.1ad", SpoofChk: true, Trust: true, LinkState: "disable", MinTxRate: 3, MaxTxRate: 4}
-	if got != want {
-		t.Errorf("got  %+v\nwant %+v", got, want)
-	}
-	// Drivers without trust report all bits set.
-	if s := stateOf(netlink.VfInfo{Trust: ^uint32(0)}); s.Trust || s.LinkState != "auto" {
-		t.Errorf("%+v", s)
 	}
 }
 
@@ -153,18 +140,18 @@ func TestVanishedDevice(t *testing.T) {
 		t.Fatal(err, tree.Err())
 	}
 	d := &plan.Device{Resource: "r/x", ID: vf, PCIAddress: vf}
-	if out, err := Capture(tree.Root(), d); cnierr.Is(err, cnierr.DeviceVanished) {
+	if out, err := Capture(tree.Host(), d); cnierr.Is(err, cnierr.DeviceVanished) {
 		t.Fatalf("a present device: %+v, %v", out, err)
 	}
 	tree.Remove(vf)
-	_, err := Capture(tree.Root(), d)
+	_, err := Capture(tree.Host(), d)
 	if !cnierr.Is(err, cnierr.DeviceVanished) || !strings.Contains(err.Error(), vf) || !strings.Contains(err.Error(), "r/x") {
 		t.Errorf("vanished device: %v", err)
 	}
-	if out, err := Capture(tree.Root(), nil); out != nil || err != nil {
+	if out, err := Capture(tree.Host(), nil); out != nil || err != nil {
 		t.Errorf("no device: %v %v", out, err)
 	}
-	if back, err := Returned(tree.Root(), d, &Device{NetDevs: []NetDev{{Name: "x"}}}); !back || err != nil {
+	if back, err := Returned(tree.Host(), d, &sriov.Snapshot{NetDevs: []sriov.NetDev{{Name: "x"}}}); !back || err != nil {
 		t.Errorf("a device that left the node has none to return: %v %v", back, err)
 	}
 }

@@ -31,37 +31,6 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// Device is a device as it stands on the host.
-type Device struct {
-	NetDevs []NetDev `json:"netDevs,omitempty"`
-	Driver  string   `json:"driver,omitempty"`
-	PF      string   `json:"pf,omitempty"` // the PF's network device; empty unless the device is a VF
-	VFIndex int      `json:"vfIndex,omitempty"`
-	VF      *VFState `json:"vf,omitempty"` // the PF's view
-}
-
-// NetDev is a network device in a network namespace.
-type NetDev struct {
-	Name  string `json:"name"`
-	Index int    `json:"index"`
-	MAC   string `json:"mac,omitempty"`
-	MTU   int    `json:"mtu,omitempty"`
-	Alias string `json:"alias,omitempty"` // where host-device keeps the name on the host
-}
-
-// VFState is the PF's view of a VF, as the kernel reports it by netlink.
-type VFState struct {
-	MAC       string `json:"mac,omitempty"`
-	VLAN      int    `json:"vlan"`
-	VLANQoS   int    `json:"vlanQoS"`
-	VLANProto string `json:"vlanProto,omitempty"` // 802.1q or 802.1ad
-	SpoofChk  bool   `json:"spoofchk"`
-	Trust     bool   `json:"trust"`
-	LinkState string `json:"linkState"` // auto, enable or disable
-	MinTxRate int    `json:"minTxRate"` // Mbit/s
-	MaxTxRate int    `json:"maxTxRate"` // Mbit/s
-}
-
 // Interface is an interface inside the sandbox. Exists is false, and the rest
 // empty, when there is none of that name.
 type Interface struct {
@@ -81,19 +50,19 @@ type Facts struct {
 	// are not there.
 	Missing []string
 	// LeftOnHost are network devices of the allocated device still on the host.
-	LeftOnHost []NetDev
-	Device     *Device // as it is now; nil without a device
+	LeftOnHost []sriov.NetDev
+	Device     *sriov.Snapshot // as it is now; nil without a device
 }
 
 // Capture records the device of an attachment before its delegate runs; nil
 // when the attachment has none. A device that is not on this node is
 // [cnierr.DeviceVanished].
-func Capture(sysRoot string, d *plan.Device) (*Device, error) {
+func Capture(host sriov.Host, d *plan.Device) (*sriov.Snapshot, error) {
 	if d == nil {
 		return nil, nil
 	}
-	out, err := device(sriov.FS{Root: sysRoot}, d)
-	if errors.Is(err, os.ErrNotExist) && d.PCIAddress != "" {
+	out, err := snapshot(host, d)
+	if errors.Is(err, os.ErrNotExist) {
 		return nil, cnierr.New("look up device", cnierr.DeviceVanished, "the kubelet allocated it, but this node has no such device: %w", err).
 			About(cnierr.Subject{Resource: d.Resource, Device: d.ID}).
 			WithFix("delete the pod, and check why the device plugin still advertises it")
@@ -105,103 +74,22 @@ func Capture(sysRoot string, d *plan.Device) (*Device, error) {
 	return out, nil
 }
 
-// device gathers a device's present state on the host.
-func device(fs sriov.FS, d *plan.Device) (*Device, error) {
-	out := &Device{VFIndex: -1}
-	names, err := netDevs(fs, d, out)
-	if err != nil {
-		return nil, err
+// snapshot takes down how a device stands now. Only a PCI function can be known to
+// be gone: other IDs are a device plugin's own words, of which nothing may be found.
+func snapshot(host sriov.Host, d *plan.Device) (*sriov.Snapshot, error) {
+	if d.PCIAddress != "" {
+		return host.Snapshot(d.PCIAddress)
 	}
-	for _, name := range names {
-		link, err := netlinksafe.LinkByName(name)
-		if errors.As(err, &netlink.LinkNotFoundError{}) {
-			continue // it left between sysfs and netlink
-		}
-		if err != nil {
-			return nil, fmt.Errorf("network device %s: %w", name, err)
-		}
-		a := link.Attrs()
-		out.NetDevs = append(out.NetDevs, NetDev{Name: a.Name, Index: a.Index, MAC: a.HardwareAddr.String(), MTU: a.MTU, Alias: a.Alias})
+	s, err := host.Snapshot(d.ID)
+	if errors.Is(err, os.ErrNotExist) {
+		return &sriov.Snapshot{VFIndex: -1}, nil
 	}
-	return out, nil
-}
-
-// netDevs returns the names of the device's network devices on the host, and
-// fills in the PCI facts.
-func netDevs(fs sriov.FS, d *plan.Device, out *Device) ([]string, error) {
-	if d.PCIAddress == "" {
-		return otherNetDevs(fs, d.ID)
-	}
-	fn, err := fs.Function(d.PCIAddress)
-	if err != nil {
-		return nil, err
-	}
-	out.Driver = fn.Driver
-	if fn.IsVF() {
-		pf, index, err := fs.PFNetDev(d.PCIAddress)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, err
-		}
-		out.PF, out.VFIndex = pf, index
-		if pf != "" {
-			if out.VF, err = vfState(pf, index); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return fn.NetDevs, nil
-}
-
-// otherNetDevs serves IDs that are no PCI address: an auxiliary device, else the
-// name of a network device itself, else unknown.
-func otherNetDevs(fs sriov.FS, id string) ([]string, error) {
-	aux, err := fs.Auxiliary(id)
-	if err == nil {
-		return aux.NetDevs, nil
-	}
-	if _, err := netlinksafe.LinkByName(id); err == nil {
-		return []string{id}, nil
-	}
-	return nil, nil
-}
-
-// vfState reads the PF's view of VF index.
-func vfState(pf string, index int) (*VFState, error) {
-	link, err := netlinksafe.LinkByName(pf)
-	if err != nil {
-		return nil, fmt.Errorf("physical function %s: %w", pf, err)
-	}
-	for _, v := range link.Attrs().Vfs {
-		if v.ID == index {
-			return stateOf(v), nil
-		}
-	}
-	return nil, nil
-}
-
-func stateOf(v netlink.VfInfo) *VFState {
-	s := &VFState{
-		MAC: v.Mac.String(), VLAN: v.Vlan, VLANQoS: v.Qos, SpoofChk: v.Spoofchk, Trust: v.Trust == 1,
-		MinTxRate: int(v.MinTxRate), MaxTxRate: int(v.MaxTxRate), LinkState: "auto",
-	}
-	switch v.LinkState {
-	case 1:
-		s.LinkState = "enable"
-	case 2:
-		s.LinkState = "disable"
-	}
-	switch v.VlanProto {
-	case int(unix.ETH_P_8021Q):
-		s.VLANProto = "802.1q"
-	case int(unix.ETH_P_8021AD):
-		s.VLANProto = "802.1ad"
-	}
-	return s
+	return s, err
 }
 
 // Look gathers the facts after a delegate ran. claimed are the interfaces that
 // its result places in the sandbox.
-func Look(sysRoot, netns string, a *plan.Attachment, claimed []string, before *Device) (*Facts, error) {
+func Look(host sriov.Host, netns string, a *plan.Attachment, claimed []string, before *sriov.Snapshot) (*Facts, error) {
 	f := &Facts{}
 	err := ns.WithNetNSPath(netns, func(ns.NetNS) error {
 		var err error
@@ -231,7 +119,7 @@ func Look(sysRoot, netns string, a *plan.Attachment, claimed []string, before *D
 			f.LeftOnHost = append(f.LeftOnHost, d)
 		}
 	}
-	f.Device, err = device(sriov.FS{Root: sysRoot}, a.Device)
+	f.Device, err = snapshot(host, a.Device)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, cnierr.New("inspect device", cnierr.IO, "%w", err)
 	}
@@ -301,11 +189,11 @@ func Exists(netns, name string) (bool, error) {
 
 // Returned reports whether the network devices that a device had before are on
 // the host again. A device that left the node has none to return.
-func Returned(sysRoot string, d *plan.Device, before *Device) (bool, error) {
+func Returned(host sriov.Host, d *plan.Device, before *sriov.Snapshot) (bool, error) {
 	if before == nil {
 		return true, nil
 	}
-	now, err := device(sriov.FS{Root: sysRoot}, d)
+	now, err := snapshot(host, d)
 	if errors.Is(err, os.ErrNotExist) {
 		return true, nil
 	}
@@ -316,7 +204,7 @@ func Returned(sysRoot string, d *plan.Device, before *Device) (bool, error) {
 		return len(now.NetDevs) >= len(before.NetDevs), nil
 	}
 	for _, was := range before.NetDevs {
-		if !slices.ContainsFunc(now.NetDevs, func(n NetDev) bool { return n.Name == was.Name }) {
+		if !slices.ContainsFunc(now.NetDevs, func(n sriov.NetDev) bool { return n.Name == was.Name }) {
 			return false, nil
 		}
 	}
@@ -333,16 +221,8 @@ type Claim struct {
 
 // Report is the outcome of a comparison.
 type Report struct {
-	Checked  []string  // fields that were compared and found equal
-	Findings []Finding // fields that differ
-}
-
-// Finding is one difference.
-type Finding struct{ Field, Want, Found string }
-
-// String renders the finding as a sentence.
-func (f Finding) String() string {
-	return fmt.Sprintf("%s: wanted %s, found %s", f.Field, f.Want, f.Found)
+	Checked  []string           // fields that were compared and found equal
+	Findings []sriov.Difference // fields that differ
 }
 
 func (r *Report) expect(field, want, found string) {
@@ -353,7 +233,7 @@ func (r *Report) expect(field, want, found string) {
 	if found == "" {
 		found = "none"
 	}
-	r.Findings = append(r.Findings, Finding{field, want, found})
+	r.Findings = append(r.Findings, sriov.Difference{Field: field, Want: want, Found: found})
 }
 
 // expectMAC compares hardware addresses whatever their spelling.
@@ -366,7 +246,7 @@ func (r *Report) expectMAC(field, want, found string) {
 
 // Compare says what of the attachment was found as planned, claimed and asked,
 // and what was not. before is what [Capture] returned.
-func Compare(a *plan.Attachment, c Claim, before *Device, f *Facts) Report {
+func Compare(a *plan.Attachment, c Claim, before *sriov.Snapshot, f *Facts) Report {
 	var r Report
 	i := f.Interface
 	// A userspace device has no interface, whatever its delegate's result claims:
@@ -448,7 +328,7 @@ func parseAddr(s string) (net.IP, string) {
 
 // compareDevice proves that the interface is the allocated device, or stands on
 // it as a macvlan does.
-func compareDevice(r *Report, d *plan.Device, before *Device, f *Facts) {
+func compareDevice(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) {
 	for _, left := range f.LeftOnHost {
 		if f.Interface.Exists && f.Interface.Lower == left.Index {
 			r.Checked = append(r.Checked, "stacked on network device "+left.Name+" of the allocated device")
@@ -470,7 +350,7 @@ func compareDevice(r *Report, d *plan.Device, before *Device, f *Facts) {
 // sameAsBefore is the identity by hardware address, for devices of which the
 // kernel names no parent. An address that was asked for anew proves nothing and
 // is compared elsewhere.
-func sameAsBefore(r *Report, before *Device, i Interface) {
+func sameAsBefore(r *Report, before *sriov.Snapshot, i Interface) {
 	var macs []string
 	for _, d := range before.NetDevs {
 		macs = append(macs, d.MAC)
@@ -482,21 +362,21 @@ func sameAsBefore(r *Report, before *Device, i Interface) {
 	if slices.ContainsFunc(r.Checked, func(s string) bool { return s == "MAC (requested)" }) {
 		return
 	}
-	r.Findings = append(r.Findings, Finding{"hardware address of the allocated device", strings.Join(macs, " or "), i.MAC})
+	r.Findings = append(r.Findings, sriov.Difference{Field: "hardware address of the allocated device", Want: strings.Join(macs, " or "), Found: i.MAC})
 }
 
 // CompareVF names what the PF says of a VF otherwise than its network's
 // configuration asks.
-func CompareVF(w *plan.VF, d *Device) []Finding {
+func CompareVF(w *plan.VF, d *sriov.Snapshot) []sriov.Difference {
 	var r Report
 	compareVF(&r, w, d)
 	return r.Findings
 }
 
 // compareVF compares the PF's view with what the configuration asks.
-func compareVF(r *Report, w *plan.VF, d *Device) {
+func compareVF(r *Report, w *plan.VF, d *sriov.Snapshot) {
 	if d == nil || d.VF == nil {
-		r.Findings = append(r.Findings, Finding{"virtual function", "visible on its physical function", "not found there"})
+		r.Findings = append(r.Findings, sriov.Difference{Field: "virtual function", Want: "visible on its physical function", Found: "not found there"})
 		return
 	}
 	number := func(field string, want *int, found int) {

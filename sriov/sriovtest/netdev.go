@@ -78,6 +78,23 @@ func (t *Tree) RemoveNetDev(name string) {
 	}
 }
 
+// RenameNetDev gives a network device another name.
+func (t *Tree) RenameNetDev(name, to string) {
+	t.component("network device", to)
+	dir := t.follow("sys/class/net/" + name)
+	if dir == "" {
+		t.fail("network device %s: %w", name, fs.ErrNotExist)
+		return
+	}
+	if t.follow("sys/class/net/"+to) != "" {
+		t.fail("network device %s: %w", to, fs.ErrExist)
+	}
+	renamed := filepath.Dir(dir) + "/" + to
+	t.remove("sys/class/net/" + name)
+	t.do(func() error { return os.Rename(t.abs(dir), t.abs(renamed)) })
+	t.link("sys/class/net/"+to, renamed)
+}
+
 // removeNetDevs removes the network devices of a function and what stands on it.
 func (t *Tree) removeNetDevs(dir string) {
 	names := t.glob(dir+"/net", "*")

@@ -18,6 +18,9 @@
 //
 // [Tree.AddIGB], [Tree.AddICE] and [Tree.AddSwitchdev] add whole machines.
 //
+// [Tree.Host] adds what sysfs does not show: what each PF keeps for its VFs, that it
+// can be set, that a driver refuses it ([Tree.Refuse]), and the kernel's events.
+//
 // What a plain directory cannot imitate: attributes that exist but fail to read
 // (they are left out instead), and writes that have an effect, for which Tree has
 // methods.
@@ -43,12 +46,13 @@ type Tree struct {
 	root    string
 	err     error
 	ifindex int
+	kernel  kernel
 }
 
 // New returns an empty tree in root, which must exist. There is no PCI device and
 // no NUMA node in it yet, and not even a PCI bus.
 func New(root string) *Tree {
-	t := &Tree{root: root}
+	t := &Tree{root: root, kernel: kernel{vfs: map[string]*vfState{}, listeners: map[chan struct{}]bool{}}}
 	t.mkdir("sys/class/net")
 	return t
 }
@@ -68,7 +72,7 @@ func (t *Tree) fail(format string, args ...any) {
 	}
 }
 
-// do runs op unless something failed before.
+// do runs op unless something failed before, and tells who waits for a change.
 func (t *Tree) do(op func() error) {
 	if t.err != nil {
 		return
@@ -76,6 +80,7 @@ func (t *Tree) do(op func() error) {
 	if err := op(); err != nil {
 		t.fail("%w", err)
 	}
+	t.kernel.tell()
 }
 
 func (t *Tree) abs(path string) string { return filepath.Join(t.root, path) }
@@ -292,6 +297,7 @@ func (t *Tree) Remove(addr string) {
 	t.detach(dir)
 	t.remove("sys/bus/pci/devices/" + addr)
 	t.remove(dir)
+	t.kernel.forget(addr)
 	if pf != "" {
 		t.countVFs(pf)
 	}

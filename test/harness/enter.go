@@ -54,11 +54,35 @@ func Enter(prepare ...func() error) (int, error) {
 			return 0, err
 		}
 	}
+	return enter(os.Args[1:])
+}
+
+// Alone runs the calling test, and nothing else of its package, again inside
+// namespaces of its own, for packages whose other tests need none. It returns
+// true inside; outside it returns false when that run is over, and has failed the
+// test where that failed.
+func Alone(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(insideEnv) != "" {
+		if err := furnish(); err != nil {
+			t.Fatal(err)
+		}
+		return true
+	}
+	code, err := enter([]string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.count=1"})
+	if err != nil || code != 0 {
+		t.Fatalf("inside namespaces: status %d, %v", code, err)
+	}
+	return false
+}
+
+// enter runs this program with args inside namespaces, and returns its status.
+func enter(args []string) (int, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return 0, err
 	}
-	cmd := exec.Command(self, os.Args[1:]...)
+	cmd := exec.Command(self, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), insideEnv+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}

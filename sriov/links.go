@@ -1,0 +1,257 @@
+package sriov
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoLink is wrapped by errors of [Links] that are asked about a network device
+// that the network namespace does not have (any more).
+var ErrNoLink = errors.New("no such network device in this network namespace")
+
+// Links is what this package needs of the kernel's network devices, beside sysfs.
+// [Kernel] is the real one.
+type Links interface {
+	// Link returns a network device. A name that is none wraps [ErrNoLink].
+	Link(name string) (*Link, error)
+	// SetVF sets one property of the VF at index of the PF whose network device is
+	// pf, to what it is in to.
+	SetVF(pf string, index int, p Property, to VFState) error
+	// SetNetDev gives the named network device the name, alias, MTU and MAC of to.
+	SetNetDev(name string, to NetDev) error
+	// Events returns a channel that gets a value after network devices or drivers
+	// of the node changed; changes in quick succession give one. When ctx ends, or
+	// no event can be heard any more, it is closed.
+	Events(ctx context.Context) (<-chan struct{}, error)
+}
+
+// Link is a network device, and what it keeps for the VFs of its function.
+type Link struct {
+	NetDev
+	VFs map[int]VFState // by index; nil unless it is a PF's uplink
+}
+
+// NetDev is a network device in a network namespace.
+type NetDev struct {
+	Name  string `json:"name"`
+	Index int    `json:"index"`
+	MAC   string `json:"mac,omitempty"`
+	MTU   int    `json:"mtu,omitempty"`
+	Alias string `json:"alias,omitempty"` // where the plugin host-device keeps the name that it had on the host
+}
+
+// VFState is what a PF keeps for one of its VFs, and forces on whoever has it.
+type VFState struct {
+	MAC       string `json:"mac,omitempty"` // all zeros where the VF may choose
+	VLAN      int    `json:"vlan"`          // 0 for none
+	VLANQoS   int    `json:"vlanQoS"`
+	VLANProto string `json:"vlanProto,omitempty"` // 802.1q or 802.1ad
+	SpoofChk  bool   `json:"spoofchk"`
+	Trust     bool   `json:"trust"`
+	LinkState string `json:"linkState"` // auto, enable or disable
+	MinTxRate int    `json:"minTxRate"` // Mbit/s, 0 for no limit
+	MaxTxRate int    `json:"maxTxRate"`
+}
+
+// Property is a part of [VFState] that is set by itself: a driver refuses what it
+// does not have, which must not keep the rest from being set.
+type Property string
+
+// The properties, in the order in which [Host.Reset] sets them.
+const (
+	PropertyVLAN      Property = "VLAN" // with QoS and protocol
+	PropertySpoofChk  Property = "spoof check"
+	PropertyTrust     Property = "trust"
+	PropertyLinkState Property = "link state"
+	PropertyRate      Property = "rate" // both
+	PropertyMAC       Property = "MAC"
+)
+
+// linkStates are the names of the kernel's IFLA_VF_LINK_STATE values, in order.
+var linkStates = []string{"auto", "enable", "disable"}
+
+// Kernel is the running kernel's network devices, in the network namespace of the
+// thread that calls; whoever calls from several is on a locked one.
+type Kernel struct{}
+
+// Link implements [Links].
+func (Kernel) Link(name string) (*Link, error) {
+	link, err := find(name)
+	if err != nil {
+		return nil, err
+	}
+	out := &Link{NetDev: netDevOf(link)}
+	for _, v := range link.Attrs().Vfs {
+		if out.VFs == nil {
+			out.VFs = map[int]VFState{}
+		}
+		out.VFs[v.ID] = stateOf(v)
+	}
+	return out, nil
+}
+
+// find looks a network device up; kernels that can only list all of them are
+// asked again when the list changed while it was read.
+func find(name string) (netlink.Link, error) {
+	link, err := netlinksafe.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil, fmt.Errorf("network device %s: %w", name, ErrNoLink)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("network device %s: %w", name, err)
+	}
+	return link, nil
+}
+
+func netDevOf(link netlink.Link) NetDev {
+	a := link.Attrs()
+	return NetDev{Name: a.Name, Index: a.Index, MAC: a.HardwareAddr.String(), MTU: a.MTU, Alias: a.Alias}
+}
+
+func stateOf(v netlink.VfInfo) VFState {
+	s := VFState{
+		MAC: v.Mac.String(), VLAN: v.Vlan, VLANQoS: v.Qos, SpoofChk: v.Spoofchk,
+		Trust:     v.Trust == 1, // drivers without it report all bits set
+		MinTxRate: int(v.MinTxRate), MaxTxRate: int(v.MaxTxRate), LinkState: linkStates[0],
+	}
+	if int(v.LinkState) < len(linkStates) {
+		s.LinkState = linkStates[v.LinkState]
+	}
+	switch v.VlanProto {
+	case int(unix.ETH_P_8021Q):
+		s.VLANProto = "802.1q"
+	case int(unix.ETH_P_8021AD):
+		s.VLANProto = "802.1ad"
+	}
+	return s
+}
+
+// SetVF implements [Links].
+func (Kernel) SetVF(pf string, index int, p Property, to VFState) error {
+	link, err := find(pf)
+	if err != nil {
+		return err
+	}
+	switch p {
+	case PropertyVLAN:
+		proto := unix.ETH_P_8021Q
+		if to.VLANProto == "802.1ad" {
+			proto = unix.ETH_P_8021AD
+		}
+		return netlink.LinkSetVfVlanQosProto(link, index, to.VLAN, to.VLANQoS, proto)
+	case PropertySpoofChk:
+		return netlink.LinkSetVfSpoofchk(link, index, to.SpoofChk)
+	case PropertyTrust:
+		return netlink.LinkSetVfTrust(link, index, to.Trust)
+	case PropertyLinkState:
+		return netlink.LinkSetVfState(link, index, uint32(max(0, slices.Index(linkStates, to.LinkState))))
+	case PropertyRate:
+		return netlink.LinkSetVfRate(link, index, to.MinTxRate, to.MaxTxRate)
+	case PropertyMAC:
+		mac, err := net.ParseMAC(to.MAC)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetVfHardwareAddr(link, index, mac)
+	}
+	return fmt.Errorf("a VF has no property %q", string(p))
+}
+
+// SetNetDev implements [Links]. A device that is up is down meanwhile, since the
+// kernel renames no other.
+func (Kernel) SetNetDev(name string, to NetDev) error {
+	link, err := find(name)
+	if err != nil {
+		return err
+	}
+	is := netDevOf(link)
+	up := link.Attrs().Flags&net.FlagUp != 0
+	if err := netlink.LinkSetDown(link); err != nil {
+		return fmt.Errorf("set %s down: %w", name, err)
+	}
+	var problems []error
+	if to.Name != is.Name {
+		problems = append(problems, netlink.LinkSetName(link, to.Name))
+	}
+	if to.Alias != is.Alias {
+		problems = append(problems, netlink.LinkSetAlias(link, to.Alias))
+	}
+	if to.MTU != is.MTU {
+		problems = append(problems, netlink.LinkSetMTU(link, to.MTU))
+	}
+	if mac, err := net.ParseMAC(to.MAC); err == nil && to.MAC != is.MAC {
+		// A VF may not choose its MAC where the PF did; then the PF's is in force.
+		if err := netlink.LinkSetHardwareAddr(link, mac); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.EPERM) {
+			problems = append(problems, err)
+		}
+	}
+	if up {
+		problems = append(problems, netlink.LinkSetUp(link))
+	}
+	return errors.Join(problems...)
+}
+
+// Events implements [Links]. It hears the namespace's links by rtnetlink, and by
+// uevents that drivers are bound and that VFs appear. What a message says does not
+// matter, and a lost one does no harm: whoever is told looks for himself.
+func (Kernel) Events(ctx context.Context) (<-chan struct{}, error) {
+	links, err := listen(unix.NETLINK_ROUTE, unix.RTMGRP_LINK)
+	if err != nil {
+		return nil, fmt.Errorf("listen to changes of network devices: %w", err)
+	}
+	drivers, err := listen(unix.NETLINK_KOBJECT_UEVENT, 1)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen to changes of drivers: %w", err), links.Close())
+	}
+	changed := make(chan struct{}, 1)
+	stop := func() { _ = errors.Join(links.Close(), drivers.Close()) } // which ends their reading
+	context.AfterFunc(ctx, stop)
+	var all sync.WaitGroup
+	for _, socket := range []*os.File{links, drivers} {
+		all.Go(func() {
+			defer stop() // one alone is not enough
+			hear(socket, changed)
+		})
+	}
+	go func() {
+		all.Wait()
+		close(changed)
+	}()
+	return changed, nil
+}
+
+// listen opens a netlink socket that receives a protocol's groups.
+func listen(protocol int, groups uint32) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), "netlink"), nil
+}
+
+// hear tells of every message, until the socket is closed.
+func hear(socket *os.File, changed chan<- struct{}) {
+	buf := make([]byte, 1<<12) // the rest of a longer message is dropped
+	for {
+		_, err := socket.Read(buf)
+		if err != nil && !errors.Is(err, unix.ENOBUFS) { // some were lost, and this tells of them
+			return
+		}
+		select {
+		case changed <- struct{}{}:
+		default: // one is waiting already
+		}
+	}
+}

@@ -1,0 +1,147 @@
+package sriov
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+)
+
+// ResetError says that a device is not as it was to be made.
+type ResetError struct {
+	Left []Difference // what is still not as wanted
+	Err  error        // what the kernel or the driver refused; may be nil
+}
+
+// Error names what is left and why.
+func (e *ResetError) Error() string {
+	if e.Err == nil {
+		return Sentences(e.Left)
+	}
+	return fmt.Sprintf("%s: %v", Sentences(e.Left), e.Err)
+}
+
+// Unwrap returns the refusals.
+func (e *ResetError) Unwrap() error { return e.Err }
+
+// Reset makes a device stand as in to, a snapshot of it: what the PF keeps for a
+// VF, then its network device's name, alias, MTU and MAC. What is so already is
+// not touched. It looks again afterwards, and returns what it changed; what is
+// still different then is a [*ResetError]. Nobody else must use the device
+// meanwhile. Where it has no network device on the host it cannot be given one:
+// see [Host.Wait].
+func (h Host) Reset(id string, to *Snapshot) ([]Difference, error) {
+	now, err := h.Snapshot(id)
+	if err != nil {
+		return nil, err
+	}
+	differences := to.Compare(now)
+	if len(differences) == 0 {
+		return nil, nil
+	}
+	refused := errors.Join(h.resetVF(to, now), h.resetNetDev(to, now))
+	if now, err = h.Snapshot(id); err != nil {
+		return nil, errors.Join(refused, err)
+	}
+	if left := to.Compare(now); len(left) > 0 {
+		return nil, &ResetError{Left: left, Err: refused}
+	}
+	return differences, nil
+}
+
+// resetVF sets what differs of what the PF keeps for the VF.
+func (h Host) resetVF(to, now *Snapshot) error {
+	b, n := to.VF, now.VF
+	if b == nil || n == nil {
+		return nil
+	}
+	var problems []error
+	for _, p := range []struct {
+		Property
+		differs bool
+	}{
+		{PropertyVLAN, b.VLAN != n.VLAN || b.VLANQoS != n.VLANQoS || b.VLAN != 0 && b.VLANProto != n.VLANProto},
+		{PropertySpoofChk, b.SpoofChk != n.SpoofChk},
+		{PropertyTrust, b.Trust != n.Trust},
+		{PropertyLinkState, b.LinkState != n.LinkState},
+		{PropertyRate, b.MinTxRate != n.MinTxRate || b.MaxTxRate != n.MaxTxRate},
+		{PropertyMAC, !to.sameMAC(now)},
+	} {
+		if !p.differs {
+			continue
+		}
+		if err := h.links().SetVF(now.PF, now.VFIndex, p.Property, *b); err != nil {
+			problems = append(problems, fmt.Errorf("%s of VF %d on %s: %w", p.Property, now.VFIndex, now.PF, err))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// resetNetDev gives the device's network device its name, alias, MTU and MAC.
+func (h Host) resetNetDev(to, now *Snapshot) error {
+	was, is := to.single(now)
+	if was == nil || *was == *is {
+		return nil
+	}
+	return h.links().SetNetDev(is.Name, *was)
+}
+
+// errDeaf ends a wait that nothing would ever end.
+var errDeaf = errors.New("the kernel's events cannot be heard any more")
+
+// Wait returns the first snapshot of a device that ready accepts, or the error of
+// ctx with the device as it last stood. It looks at once, and then whenever
+// network devices or drivers change: it does not poll. A device that is not there
+// is shown to ready as nil; where that is accepted, the error is that of
+// [Host.Snapshot].
+//
+// [HasNetDev] and [HasDriver] are what is most often waited for.
+func (h Host) Wait(ctx context.Context, id string, ready func(*Snapshot) bool) (*Snapshot, error) {
+	s, done, err := h.look(id, ready)
+	if done || err != nil {
+		return s, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	events, err := h.links().Events(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("sriov: %w", err)
+	}
+	for {
+		// The first look is one for what happened before the events were heard.
+		if s, done, err = h.look(id, ready); done || err != nil {
+			return s, err
+		}
+		select {
+		case <-ctx.Done():
+			return s, fmt.Errorf("sriov: wait for device %s: %w", id, context.Cause(ctx))
+		case _, open := <-events:
+			if !open && ctx.Err() == nil {
+				return s, fmt.Errorf("sriov: wait for device %s: %w", id, errDeaf)
+			}
+		}
+	}
+}
+
+// look takes a snapshot and reports whether it ends the wait. That there is no
+// such device is an error only then.
+func (h Host) look(id string, ready func(*Snapshot) bool) (s *Snapshot, done bool, err error) {
+	s, err = h.Snapshot(id)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, true, err
+	}
+	if !ready(s) {
+		return s, false, nil
+	}
+	return s, true, err
+}
+
+// HasNetDev is a condition for [Host.Wait]: the device has a network device on the
+// host.
+func HasNetDev(s *Snapshot) bool { return s != nil && len(s.NetDevs) > 0 }
+
+// HasDriver returns the condition for [Host.Wait] that the device is bound to the
+// driver.
+func HasDriver(driver string) func(*Snapshot) bool {
+	return func(s *Snapshot) bool { return s != nil && s.Driver == driver }
+}

@@ -1,0 +1,202 @@
+package sriov
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+)
+
+// Host is a node's functions as they are and as they can be set: a sysfs tree,
+// and the network devices that it names. The zero value is the running kernel's,
+// in the network namespace of the calling thread; both must be of one namespace.
+type Host struct {
+	FS
+	Links Links // nil: [Kernel]
+}
+
+func (h Host) links() Links {
+	if h.Links == nil {
+		return Kernel{}
+	}
+	return h.Links
+}
+
+// Snapshot is a device as it stands on the host, in a form that can be kept.
+type Snapshot struct {
+	NetDevs []NetDev `json:"netDevs,omitempty"`
+	Driver  string   `json:"driver,omitempty"`
+	// PF is the PF's network device, through which a VF is set; empty unless the
+	// device is a VF whose PF has one.
+	PF      string   `json:"pf,omitempty"`
+	VFIndex int      `json:"vfIndex,omitempty"` // -1 unless the device is a VF
+	VF      *VFState `json:"vf,omitempty"`      // what the PF keeps for it; nil where the PF says nothing
+}
+
+// Snapshot takes down how a device stands. id is the address of a PCI function,
+// the name of an auxiliary device, or that of a network device itself. The error
+// satisfies errors.Is(err, [io/fs.ErrNotExist]) when there is no such device.
+func (h Host) Snapshot(id string) (*Snapshot, error) {
+	s := &Snapshot{VFIndex: -1}
+	names, err := h.netDevsOf(id, s)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		link, err := h.links().Link(name)
+		if errors.Is(err, ErrNoLink) {
+			continue // it left between sysfs and netlink
+		}
+		if err != nil {
+			return nil, fmt.Errorf("sriov: %w", err)
+		}
+		s.NetDevs = append(s.NetDevs, link.NetDev)
+	}
+	return s, nil
+}
+
+// netDevsOf returns the names of a device's network devices, and fills in what
+// else is known of it.
+func (h Host) netDevsOf(id string, s *Snapshot) ([]string, error) {
+	switch {
+	case IsAddress(id):
+		return h.function(id, s)
+	case IsAuxiliary(id):
+		aux, err := h.Auxiliary(id)
+		if err != nil {
+			return nil, err
+		}
+		s.Driver = aux.Driver
+		return aux.NetDevs, nil
+	}
+	if _, err := h.links().Link(id); err != nil {
+		return nil, fmt.Errorf("sriov: %s is neither a PCI function nor an auxiliary device: %w: %w", quote(id), fs.ErrNotExist, err)
+	}
+	return []string{id}, nil
+}
+
+// function fills in the facts of a PCI function.
+func (h Host) function(addr string, s *Snapshot) ([]string, error) {
+	f, err := h.Function(addr)
+	if err != nil {
+		return nil, err
+	}
+	s.Driver = f.Driver
+	if !f.IsVF() {
+		return f.NetDevs, nil
+	}
+	s.VFIndex = f.VFIndex
+	s.PF, err = h.Uplink(f.PF)
+	if errors.Is(err, fs.ErrNotExist) {
+		return f.NetDevs, nil // the PF has no network device: nobody can be asked
+	}
+	if err != nil {
+		return nil, err
+	}
+	pf, err := h.links().Link(s.PF)
+	if err != nil {
+		return nil, fmt.Errorf("sriov: physical function %s: %w", f.PF, err)
+	}
+	if state, ok := pf.VFs[s.VFIndex]; ok {
+		s.VF = &state
+	}
+	return f.NetDevs, nil
+}
+
+// Neutral returns the snapshot as it would be of a VF that nobody uses: the PF
+// keeps no VLAN and no rates for it, and leaves it its link state. MAC, spoof check
+// and trust stay, since an administrator may have set them for all VFs.
+func (s *Snapshot) Neutral() *Snapshot {
+	out := *s
+	if s.VF != nil {
+		out.VF = &VFState{
+			MAC: s.VF.MAC, SpoofChk: s.VF.SpoofChk, Trust: s.VF.Trust, VLANProto: s.VF.VLANProto, LinkState: linkStates[0],
+		}
+	}
+	return &out
+}
+
+// Difference is one thing that is not as wanted.
+type Difference struct{ Field, Want, Found string }
+
+// String renders the difference as a sentence.
+func (d Difference) String() string {
+	return fmt.Sprintf("%s: wanted %s, found %s", d.Field, d.Want, d.Found)
+}
+
+// Sentences joins the differences for people.
+func Sentences(differences []Difference) string {
+	var out []string
+	for _, d := range differences {
+		out = append(out, d.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+// Compare names what now is not as in s, in a fixed order: what the PF keeps for a
+// VF, then the network device's name, alias, MTU and MAC. Only what both know is
+// compared: network devices where each has exactly one and the driver is the same.
+// The index of a network device, which is another after each move, is not.
+func (s *Snapshot) Compare(now *Snapshot) []Difference {
+	var out []Difference
+	expect := func(field string, want, found any) {
+		if want != found {
+			out = append(out, Difference{field, text(want), text(found)})
+		}
+	}
+	if s.VF != nil && now.VF != nil {
+		b, n := s.VF, now.VF
+		if !s.sameMAC(now) {
+			expect("MAC of the VF", b.MAC, n.MAC)
+		}
+		expect("VLAN of the VF", b.VLAN, n.VLAN)
+		expect("VLAN QoS of the VF", b.VLANQoS, n.VLANQoS)
+		if b.VLAN != 0 {
+			expect("VLAN protocol of the VF", b.VLANProto, n.VLANProto)
+		}
+		expect("spoof check of the VF", b.SpoofChk, n.SpoofChk)
+		expect("trust of the VF", b.Trust, n.Trust)
+		expect("link state of the VF", b.LinkState, n.LinkState)
+		expect("minimum rate of the VF", b.MinTxRate, n.MinTxRate)
+		expect("maximum rate of the VF", b.MaxTxRate, n.MaxTxRate)
+	}
+	if was, is := s.single(now); was != nil {
+		expect("network device", was.Name, is.Name)
+		expect("alias of "+was.Name, was.Alias, is.Alias)
+		expect("MTU of "+was.Name, was.MTU, is.MTU)
+		if s.VF != nil && s.VF.MAC == was.MAC {
+			expect("MAC of "+was.Name, was.MAC, is.MAC)
+		}
+	}
+	return out
+}
+
+// text words a value for people.
+func text(v any) string {
+	switch v {
+	case true:
+		return "on"
+	case false:
+		return "off"
+	case "":
+		return "none"
+	}
+	return fmt.Sprint(v)
+}
+
+// sameMAC reports whether the PF gives the VF the MAC that it gave in s. A VF to
+// which it gave none draws its own, and tells the PF when it is first up.
+func (s *Snapshot) sameMAC(now *Snapshot) bool {
+	b, n := s.VF.MAC, now.VF.MAC
+	drawn := strings.Trim(b, "0:") == "" && len(s.NetDevs) == 1 && n == s.NetDevs[0].MAC
+	return b == n || drawn
+}
+
+// single returns the one network device that a device has, in s and now; nil
+// where there is none or, with subfunctions, more than one.
+func (s *Snapshot) single(now *Snapshot) (was, is *NetDev) {
+	if len(s.NetDevs) != 1 || len(now.NetDevs) != 1 || s.Driver != now.Driver {
+		return nil, nil
+	}
+	return &s.NetDevs[0], &now.NetDevs[0]
+}

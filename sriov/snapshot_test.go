@@ -1,0 +1,273 @@
+package sriov_test
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"reflect"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/sriov"
+	"github.com/manifold-cni/manifold/sriov/sriovtest"
+)
+
+const (
+	igbVF   = "0000:21:10.4" // VF 2 of enp33s0, enp33s16f4
+	vfIndex = 2
+)
+
+// machine returns the lab's machine as a tree.
+func machine(t *testing.T) (*sriovtest.Tree, sriov.Host) {
+	t.Helper()
+	tree := sriovtest.New(t.TempDir())
+	tree.AddIGB()
+	t.Cleanup(func() {
+		if err := tree.Err(); err != nil {
+			t.Error(err)
+		}
+	})
+	return tree, tree.Host()
+}
+
+// must returns v, and fails the test for an error.
+func must[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+// stands fails unless the device stands as in want. What the tree made up, the
+// indexes and MACs of network devices, is not compared, but must be there.
+func stands(t *testing.T, host sriov.Host, id string, want sriov.Snapshot) {
+	t.Helper()
+	got := must(host.Snapshot(id))(t)
+	for i, d := range got.NetDevs {
+		if d.Index == 0 || d.MAC == "" {
+			t.Errorf("%s: %+v", id, d)
+		}
+		got.NetDevs[i].Index, got.NetDevs[i].MAC = 0, ""
+	}
+	if !reflect.DeepEqual(got, &want) {
+		t.Errorf("%s: %+v, want %+v", id, got, want)
+	}
+}
+
+func TestSnapshot(t *testing.T) {
+	tree, host := machine(t)
+	devices := func(name string) []sriov.NetDev { return []sriov.NetDev{{Name: name, MTU: 1500}} }
+	state := &sriov.VFState{MAC: "00:00:00:00:00:00", VLANProto: "802.1q", SpoofChk: true, LinkState: "auto"}
+	vf := sriov.Snapshot{NetDevs: devices("enp33s16f4"), Driver: "igbvf", PF: "enp33s0", VFIndex: vfIndex, VF: state}
+	stands(t, host, igbVF, vf)
+	stands(t, host, "0000:21:00.0", sriov.Snapshot{NetDevs: devices("enp33s0"), Driver: "igb", VFIndex: -1})
+	tree.RemoveNetDev("enp33s16f4") // to another network namespace
+	vf.NetDevs = nil
+	stands(t, host, igbVF, vf)
+	tree.RemoveNetDev("enp33s0") // nobody can be asked
+	vf.PF, vf.VF = "", nil
+	stands(t, host, igbVF, vf)
+	tree.AddNetDev("", sriovtest.NetDev{Name: "macvtap0"})
+	stands(t, host, "macvtap0", sriov.Snapshot{NetDevs: devices("macvtap0"), VFIndex: -1})
+	tree.AddAuxiliary(sriovtest.Auxiliary{ID: "mlx5_core.sf.2", Parent: "0000:41:00.0", Driver: "mlx5_core.sf", NetDev: "en8s88"})
+	stands(t, host, "mlx5_core.sf.2", sriov.Snapshot{NetDevs: devices("en8s88"), Driver: "mlx5_core.sf", VFIndex: -1})
+	for _, absent := range []string{"0000:99:00.0", "mlx5_core.sf.9", "eth9", "", "../../etc"} {
+		if s, err := host.Snapshot(absent); s != nil || !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%q: %+v, %v", absent, s, err)
+		}
+	}
+}
+
+// What one network namespace's sysfs says of the PF, another's netlink cannot
+// answer: that is no absent VF.
+func TestSnapshotOfTwoNamespaces(t *testing.T) {
+	tree, _ := machine(t)
+	elsewhere := sriovtest.New(t.TempDir())
+	host := sriov.Host{FS: tree.FS(), Links: elsewhere.Host().Links}
+	if _, err := host.Snapshot(igbVF); !errors.Is(err, sriov.ErrNoLink) || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v, want ErrNoLink alone", err)
+	}
+}
+
+func TestCompare(t *testing.T) {
+	const own, given = "02:00:00:00:00:01", "02:00:00:00:00:02"
+	was := func() *sriov.Snapshot {
+		return &sriov.Snapshot{
+			Driver: "igbvf", NetDevs: []sriov.NetDev{{Name: "enp1", Index: 7, MAC: own, MTU: 1500}},
+			VF: &sriov.VFState{MAC: "00:00:00:00:00:00", SpoofChk: true, LinkState: "auto", VLANProto: "802.1q"},
+		}
+	}
+	for name, tc := range map[string]struct {
+		change func(before, now *sriov.Snapshot)
+		want   []string
+	}{
+		"nothing":                        {func(_, _ *sriov.Snapshot) {}, nil},
+		"another index, which is normal": {func(_, n *sriov.Snapshot) { n.NetDevs[0].Index = 9 }, nil},
+		"the VF told the PF its MAC":     {func(_, n *sriov.Snapshot) { n.VF.MAC = own }, nil},
+		"the PF gave it another":         {func(_, n *sriov.Snapshot) { n.VF.MAC = given }, []string{"MAC of the VF: wanted 00:00:00:00:00:00, found " + given}},
+		"the PF's MAC is gone":           {func(b, n *sriov.Snapshot) { b.VF.MAC = given }, []string{"MAC of the VF: wanted " + given + ", found 00:00:00:00:00:00"}},
+		"the VF lost the PF's MAC": {func(b, n *sriov.Snapshot) { b.VF.MAC, n.VF.MAC = own, own; n.NetDevs[0].MAC = given },
+			[]string{"MAC of enp1: wanted " + own + ", found " + given}},
+		"VLAN, QoS":               {func(_, n *sriov.Snapshot) { n.VF.VLAN, n.VF.VLANQoS = 5, 2 }, []string{"VLAN of the VF: wanted 0, found 5", "VLAN QoS of the VF: wanted 0, found 2"}},
+		"protocol without a VLAN": {func(_, n *sriov.Snapshot) { n.VF.VLANProto = "802.1ad" }, nil},
+		"protocol": {func(b, n *sriov.Snapshot) { b.VF.VLAN, n.VF.VLAN, n.VF.VLANProto = 5, 5, "802.1ad" },
+			[]string{"VLAN protocol of the VF: wanted 802.1q, found 802.1ad"}},
+		"flags": {func(_, n *sriov.Snapshot) { n.VF.SpoofChk, n.VF.Trust, n.VF.LinkState = false, true, "enable" },
+			[]string{"spoof check of the VF: wanted on, found off", "trust of the VF: wanted off, found on", "link state of the VF: wanted auto, found enable"}},
+		"rates": {func(_, n *sriov.Snapshot) { n.VF.MinTxRate, n.VF.MaxTxRate = 1, 2 },
+			[]string{"minimum rate of the VF: wanted 0, found 1", "maximum rate of the VF: wanted 0, found 2"}},
+		"network device": {func(_, n *sriov.Snapshot) { n.NetDevs[0] = sriov.NetDev{Name: "net1", MTU: 9000, Alias: "enp1"} },
+			[]string{"network device: wanted enp1, found net1", "alias of enp1: wanted none, found enp1", "MTU of enp1: wanted 1500, found 9000"}},
+		"another driver": {func(_, n *sriov.Snapshot) { n.Driver, n.NetDevs = "vfio-pci", nil }, nil},
+		"no PF view":     {func(_, n *sriov.Snapshot) { n.VF = nil }, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before, now := was(), was()
+			tc.change(before, now)
+			var got []string
+			for _, d := range before.Compare(now) {
+				got = append(got, d.String())
+			}
+			if !reflect.DeepEqual(got, tc.want) {
+				t.Errorf("%q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
+// use does to a VF what a pod and its delegate may leave.
+func use(t *testing.T, host sriov.Host) {
+	t.Helper()
+	dirty := sriov.VFState{
+		MAC: "02:00:00:00:00:99", VLAN: 100, VLANQoS: 3, VLANProto: "802.1ad", Trust: true, LinkState: "enable", MinTxRate: 10, MaxTxRate: 200,
+	}
+	for _, p := range []sriov.Property{
+		sriov.PropertyVLAN, sriov.PropertySpoofChk, sriov.PropertyTrust, sriov.PropertyLinkState, sriov.PropertyRate, sriov.PropertyMAC,
+	} {
+		if err := host.Links.SetVF("enp33s0", vfIndex, p, dirty); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := host.Links.SetNetDev("enp33s16f4", sriov.NetDev{Name: "eth7", MAC: "02:00:00:00:00:99", MTU: 9000, Alias: "enp33s16f4"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestReset(t *testing.T) {
+	_, host := machine(t)
+	before := must(host.Snapshot(igbVF))(t)
+	if changed, err := host.Reset(igbVF, before); len(changed) != 0 || err != nil {
+		t.Errorf("what is as before: %v, %v", changed, err)
+	}
+	use(t, host)
+	changed := must(host.Reset(igbVF, before))(t)
+	if len(changed) != 11 {
+		t.Errorf("%d changed: %v", len(changed), changed)
+	}
+	now := must(host.Snapshot(igbVF))(t)
+	if !reflect.DeepEqual(now, before) {
+		t.Errorf("reset to\n%+v %+v, was\n%+v %+v", now, now.VF, before, before.VF)
+	}
+	if _, err := host.Reset("0000:99:00.0", before); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a device that is gone: %v", err)
+	}
+}
+
+// What a driver refuses keeps nothing else from being reset.
+func TestResetPastARefusal(t *testing.T) {
+	tree, host := machine(t)
+	before := must(host.Snapshot(igbVF))(t)
+	use(t, host)
+	tree.Refuse(igbVF, sriov.PropertyTrust, unix.EOPNOTSUPP)
+	_, err := host.Reset(igbVF, before)
+	var left *sriov.ResetError
+	if !errors.As(err, &left) || !errors.Is(err, unix.EOPNOTSUPP) || len(left.Left) != 1 {
+		t.Fatalf("%v, want the trust alone left", err)
+	}
+	for _, part := range []string{"trust of the VF: wanted off, found on", "trust of VF 2 on enp33s0", unix.EOPNOTSUPP.Error()} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%q lacks %q", err, part)
+		}
+	}
+	tree.Refuse(igbVF, sriov.PropertyTrust, nil)
+	if changed := must(host.Reset(igbVF, before))(t); len(changed) != 1 {
+		t.Errorf("changed %v", changed)
+	}
+}
+
+func TestNeutral(t *testing.T) {
+	_, host := machine(t)
+	use(t, host)
+	s := must(host.Snapshot(igbVF))(t)
+	want := sriov.VFState{MAC: s.VF.MAC, VLANProto: "802.1ad", Trust: true, LinkState: "auto"}
+	if got := s.Neutral(); *got.VF != want || s.VF.VLAN != 100 {
+		t.Errorf("%+v of %+v", got.VF, s.VF)
+	}
+	if got := (&sriov.Snapshot{}).Neutral(); got.VF != nil {
+		t.Errorf("of no VF: %+v", got.VF)
+	}
+}
+
+func TestWait(t *testing.T) {
+	tree, host := machine(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	if s := must(host.Wait(ctx, igbVF, sriov.HasNetDev))(t); len(s.NetDevs) != 1 {
+		t.Errorf("what is there already: %+v", s)
+	}
+	// Each step is made when the wait has seen the one before: nothing here passes
+	// by luck, and a wait that is not woken never ends.
+	steps := []func(){
+		func() { tree.RemoveNetDev("enp33s16f4") },
+		func() { tree.Bind(igbVF, "vfio-pci") },
+		func() { tree.Bind(igbVF, "igbvf") },
+		func() { tree.AddNetDev(igbVF, sriovtest.NetDev{Name: "enp33s16f4"}) },
+	}
+	drivers := map[string]bool{}
+	s := must(host.Wait(ctx, igbVF, func(s *sriov.Snapshot) bool {
+		if len(steps) > 0 {
+			drivers[s.Driver] = true
+			steps[0]()
+			steps = steps[1:]
+			return false
+		}
+		return sriov.HasNetDev(s)
+	}))(t)
+	if s.NetDevs[0].Name != "enp33s16f4" || !drivers["vfio-pci"] {
+		t.Errorf("%+v, seen drivers %v", s, drivers)
+	}
+	tree.Remove(igbVF)
+	if s, err := host.Wait(ctx, igbVF, func(s *sriov.Snapshot) bool { return s == nil }); s != nil || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a device that went: %+v, %v", s, err)
+	}
+	reason := errors.New("the pod is gone")
+	_, err := host.Wait(ctx, igbVF, func(s *sriov.Snapshot) bool {
+		cancel(reason)
+		return sriov.HasDriver("igbvf")(s)
+	})
+	if !errors.Is(err, reason) || !strings.Contains(err.Error(), igbVF) {
+		t.Errorf("waited in vain: %v", err)
+	}
+}
+
+// silent hears nothing.
+type silent struct{ sriov.Links }
+
+func (silent) Events(context.Context) (<-chan struct{}, error) {
+	c := make(chan struct{})
+	close(c)
+	return c, nil
+}
+
+// A wait that nothing would end any more ends.
+func TestWaitWithoutEvents(t *testing.T) {
+	_, host := machine(t)
+	host.Links = silent{host.Links}
+	if _, err := host.Wait(t.Context(), igbVF, sriov.HasDriver("vfio-pci")); err == nil || !strings.Contains(err.Error(), "heard") {
+		t.Errorf("%v", err)
+	}
+}

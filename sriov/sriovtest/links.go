@@ -1,0 +1,207 @@
+package sriovtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/manifold-cni/manifold/sriov"
+)
+
+// Host returns the tree with network devices that can be set, for package sriov.
+func (t *Tree) Host() sriov.Host { return sriov.Host{FS: t.FS(), Links: links{t}} }
+
+// Refuse makes the PF's driver answer err whenever a property of the VF at addr is
+// to be set; nil lets it be set again.
+func (t *Tree) Refuse(addr string, p sriov.Property, err error) {
+	addr = t.address(addr)
+	t.kernel.mu.Lock()
+	defer t.kernel.mu.Unlock()
+	t.kernel.vf(addr).refused[p] = err
+}
+
+// kernel is what the kernel and the PFs' drivers hold beside sysfs.
+type kernel struct {
+	mu        sync.Mutex
+	vfs       map[string]*vfState // by address
+	listeners map[chan struct{}]bool
+}
+
+// vfState is what a PF's driver holds for a VF.
+type vfState struct {
+	sriov.VFState
+	refused map[sriov.Property]error
+}
+
+// vf returns the state of a VF, at first that of one just made: no VLAN, no MAC of
+// its own, spoof check on.
+func (k *kernel) vf(addr string) *vfState {
+	v := k.vfs[addr]
+	if v == nil {
+		v = &vfState{
+			VFState: sriov.VFState{MAC: "00:00:00:00:00:00", VLANProto: "802.1q", SpoofChk: true, LinkState: "auto"},
+			refused: map[sriov.Property]error{},
+		}
+		k.vfs[addr] = v
+	}
+	return v
+}
+
+// forget drops the state of a VF that is gone.
+func (k *kernel) forget(addr string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.vfs, addr)
+}
+
+// tell tells all listeners that something changed.
+func (k *kernel) tell() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for c := range k.listeners {
+		select {
+		case c <- struct{}{}:
+		default: // it has been told
+		}
+	}
+}
+
+// links is the tree's network side. It reads what the tree shows, as the kernel's
+// own answers and sysfs agree.
+type links struct{ tree *Tree }
+
+// Link implements [sriov.Links].
+func (l links) Link(name string) (*sriov.Link, error) {
+	dir := l.tree.abs("sys/class/net/" + name)
+	if _, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("network device %s: %w: %v", name, sriov.ErrNoLink, err) //nolint:errorlint // netlink knows no files
+	}
+	attribute := func(name string) string {
+		raw, err := os.ReadFile(dir + "/" + name)
+		if err != nil {
+			return "" // one that is going away
+		}
+		return strings.TrimSpace(string(raw))
+	}
+	number := func(name string) int {
+		n, err := strconv.Atoi(attribute(name))
+		if err != nil {
+			return 0
+		}
+		return n
+	}
+	out := &sriov.Link{NetDev: sriov.NetDev{
+		Name: name, Index: number("ifindex"), MAC: attribute("address"), MTU: number("mtu"), Alias: attribute("ifalias"),
+	}}
+	vfs, err := l.vfs(name)
+	if err != nil {
+		return nil, err
+	}
+	l.tree.kernel.mu.Lock()
+	defer l.tree.kernel.mu.Unlock()
+	for i, addr := range vfs {
+		if addr == "" {
+			continue
+		}
+		if out.VFs == nil {
+			out.VFs = map[int]sriov.VFState{}
+		}
+		out.VFs[i] = l.tree.kernel.vf(addr).VFState
+	}
+	return out, nil
+}
+
+// vfs returns the addresses of the VFs of which the network device name answers:
+// all of its PF's if it is the uplink, none for a representor and others.
+func (l links) vfs(name string) ([]string, error) {
+	addr, err := l.tree.FS().OfNetDev(name)
+	if errors.Is(err, sriov.ErrNotPCI) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", sriov.ErrNoLink, err) //nolint:errorlint // netlink knows no files
+	}
+	uplink, err := l.tree.FS().Uplink(addr)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && uplink != name {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	f, err := l.tree.FS().Function(addr)
+	if err != nil {
+		return nil, err
+	}
+	return f.VFs, nil
+}
+
+// SetVF implements [sriov.Links].
+func (l links) SetVF(pf string, index int, p sriov.Property, to sriov.VFState) error {
+	vfs, err := l.vfs(pf)
+	if err != nil {
+		return err
+	}
+	if index < 0 || index >= len(vfs) || vfs[index] == "" {
+		return fmt.Errorf("%s has no VF %d: %w", pf, index, fs.ErrInvalid)
+	}
+	k := &l.tree.kernel
+	defer k.tell()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	v := k.vf(vfs[index])
+	if err := v.refused[p]; err != nil {
+		return err
+	}
+	switch p {
+	case sriov.PropertyVLAN:
+		v.VLAN, v.VLANQoS, v.VLANProto = to.VLAN, to.VLANQoS, to.VLANProto
+	case sriov.PropertySpoofChk:
+		v.SpoofChk = to.SpoofChk
+	case sriov.PropertyTrust:
+		v.Trust = to.Trust
+	case sriov.PropertyLinkState:
+		v.LinkState = to.LinkState
+	case sriov.PropertyRate:
+		v.MinTxRate, v.MaxTxRate = to.MinTxRate, to.MaxTxRate
+	case sriov.PropertyMAC:
+		v.MAC = to.MAC
+	}
+	return nil
+}
+
+// SetNetDev implements [sriov.Links]. It changes the tree, like the tree's methods.
+func (l links) SetNetDev(name string, to sriov.NetDev) error {
+	t := l.tree
+	dir := t.follow("sys/class/net/" + name)
+	if dir == "" {
+		return fmt.Errorf("network device %s: %w", name, sriov.ErrNoLink)
+	}
+	t.write(dir, attr("mtu", to.MTU))
+	t.write(dir, attr("address", to.MAC))
+	t.write(dir, attr("ifalias", to.Alias))
+	if to.Name != name {
+		t.RenameNetDev(name, to.Name)
+	}
+	return t.Err()
+}
+
+// Events implements [sriov.Links].
+func (l links) Events(ctx context.Context) (<-chan struct{}, error) {
+	c := make(chan struct{}, 1)
+	k := &l.tree.kernel
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.listeners[c] = true
+	context.AfterFunc(ctx, func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		delete(k.listeners, c)
+		close(c)
+	})
+	return c, nil
+}
