@@ -3,11 +3,15 @@
 RELEASE := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.release=$(RELEASE)"
 
+# The image that "make image" builds: its full name, and for what.
+IMAGE := docker.io/manifold-cni/manifold:$(RELEASE)
+ARCH  := amd64,arm64
+
 # Packages with benchmarks; test/bench is a program of its own.
 BENCHED = $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench conformance golden clean test-apiserver test-sriov sriov-shell
+.PHONY: help build image deploy demo test check bench conformance golden clean test-apiserver test-sriov sriov-shell
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +19,14 @@ help: ## print this help
 build: ## build both programs, static and stripped, into bin/
 	$(BUILD) -o bin/manifold ./cmd/manifold
 	$(BUILD) -o bin/manifold-agent ./cmd/manifold-agent
+
+image: ## build the image into bin/manifold-image.tar, an OCI archive, without a container builder
+	go build -C deploy/image -o $(CURDIR)/bin/image .
+	bin/image archive -release $(RELEASE) -revision $$(git rev-parse HEAD) -created $$(git log -1 --format=%ct) \
+	  -name $(IMAGE) -arch $(ARCH) bin/manifold-image.tar
+
+deploy: ## make the kustomize base anew from the chart
+	go run ./test/manifests/generate
 
 demo: ## show the main job: a pod gets its networks and gives them back
 	go run ./test/demo

@@ -13,6 +13,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -73,13 +74,19 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	switch args[0] {
 	case "serve", "plan":
 		path := flags.String("config", defaultConfig, "the agent's configuration `file`")
+		node := flags.String("node", "", "this node's `name`; by default as configured, else the host's name")
 		if err := flags.Parse(args[1:]); err != nil {
 			return flag.ErrHelp
 		}
-		if args[0] == "plan" {
-			return planOnce(ctx, *path, stdin, stdout, stderr)
+		conf, err := agent.ReadConfig(*path)
+		if err != nil {
+			return err
 		}
-		return serve(ctx, *path, stderr)
+		conf.Node = cmp.Or(*node, conf.Node)
+		if args[0] == "plan" {
+			return planOnce(ctx, conf, stdin, stdout, stderr)
+		}
+		return serve(ctx, conf, stderr)
 	case "reconcile":
 		path := flags.String("config", defaultConfig, "the agent's configuration `file`")
 		repair := flags.Bool("repair", false, "undo what is found")
@@ -107,12 +114,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 }
 
 // planOnce is the way without an agent: one call from stdin.
-func planOnce(ctx context.Context, config string, stdin io.Reader, stdout, stderr io.Writer) (err error) {
+func planOnce(ctx context.Context, conf *agent.Config, stdin io.Reader, stdout, stderr io.Writer) (err error) {
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	conf, err := agent.ReadConfig(config)
-	if err != nil {
-		return err
-	}
 	a, err := agent.Assemble(conf, true, log)
 	if err != nil {
 		return err
@@ -122,13 +125,9 @@ func planOnce(ctx context.Context, config string, stdin io.Reader, stdout, stder
 }
 
 // serve answers on the socket until ctx ends, then finishes what is under way.
-func serve(ctx context.Context, config string, stderr io.Writer) (err error) {
+func serve(ctx context.Context, conf *agent.Config, stderr io.Writer) (err error) {
 	log := slog.New(slog.NewJSONHandler(stderr, nil))
 	klog.SetSlogLogger(log) // what client-go says of its watches
-	conf, err := agent.ReadConfig(config)
-	if err != nil {
-		return err
-	}
 	a, err := agent.Assemble(conf, false, log)
 	if err != nil {
 		return err
@@ -200,6 +199,7 @@ func installFlags(flags *flag.FlagSet) *agent.Installer {
 	flags.StringVar(&i.ClusterNetwork, "cluster-network", "", "`name` or file of the cluster default network; by default the first configuration in --cni-conf-dir")
 	flags.StringVar(&i.Config, "config", "", "`file` with the plugin's configuration or keys of it, JSON")
 	flags.StringVar(&i.AgentConfig, "agent-config", "", "`file` with the agent's configuration, JSON; by default the one in place, else one without an API server")
+	flags.StringVar(&i.Node, "node", "", "this node's `name` for the agent's configuration; by default as it says")
 	flags.StringVar(&i.ToMultus, "to-multus", "", "uninstall: Multus's cniDir, a `directory` to hand the attached sandboxes over to it in")
 	flags.BoolVar(&i.Force, "force", false, "also where the node would be left without a source of pods or without a network")
 	return i

@@ -42,7 +42,9 @@ type Config struct {
 	// ResourceSlices asks the API server as well what claims' devices are.
 	ResourceSlices bool `json:"resourceSlices"`
 
-	// APIServer: "in-cluster", the path of a kubeconfig, or empty for none.
+	// APIServer: "in-cluster", the path of a kubeconfig, or empty for none. In the
+	// one-shot mode, which runs on the host, in-cluster reaches no API server: the
+	// credential is the agent's pod's, and the snapshot serves alone.
 	APIServer string `json:"apiServer"`
 	// Snapshot is where definitions outlive the API server.
 	Snapshot string `json:"snapshot"`
@@ -174,7 +176,11 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 		pods = append(pods, kubeletPods{podsAPI})
 		a.run, a.close = append(a.run, podsAPI.Run), append(a.close, podsAPI.Close)
 	}
-	if c.APIServer != "" {
+	switch {
+	case c.APIServer == InCluster && once:
+		defs = append(defs, snapshot(c.Snapshot))
+		a.Sources.Local = snapshot(c.Snapshot)
+	case c.APIServer != "":
 		p, d, err := a.apiServer(c, once)
 		if err != nil {
 			return nil, err
@@ -184,7 +190,7 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 			watched, a.run = p, append(a.run, p.Run)
 		}
 		pods, defs = append(pods, p), append(defs, d)
-	} else if c.Snapshot != "" && exists(c.Snapshot) {
+	case c.Snapshot != "" && exists(c.Snapshot):
 		defs = append(defs, snapshot(c.Snapshot))
 	}
 	if c.PodManifests != "" {

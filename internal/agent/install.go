@@ -27,6 +27,7 @@ type Installer struct {
 	ClusterNetwork string // cluster default network; empty: the first in ConfDir
 	Config         string // file with the plugin's configuration, or keys of it
 	AgentConfig    string // file with the agent's configuration
+	Node           string // this node's name in the agent's configuration; empty: as the file says
 	ToMultus       string // Multus's cniDir, where it finds the sandboxes that are attached; empty: they are not handed over
 	Force          bool   // also where the node would be left without pods or networks
 }
@@ -124,8 +125,8 @@ func (i *Installer) installAgentConfig(out io.Writer) error {
 	raw := []byte("{}\n")
 	if i.AgentConfig != "" {
 		var err error
-		if raw, err = os.ReadFile(i.AgentConfig); err != nil {
-			return cnierr.New("install", cnierr.IO, "%w", err)
+		if raw, err = i.givenAgentConfig(); err != nil {
+			return err
 		}
 	} else if exists(i.agentFile()) {
 		return nil
@@ -135,6 +136,28 @@ func (i *Installer) installAgentConfig(out io.Writer) error {
 	}
 	fmt.Fprintln(out, "installed", i.agentFile())
 	return nil
+}
+
+// givenAgentConfig returns the file AgentConfig, for this node where it is named:
+// one file serves all nodes of a cluster.
+func (i *Installer) givenAgentConfig() ([]byte, error) {
+	raw, err := os.ReadFile(i.AgentConfig)
+	if err != nil {
+		return nil, cnierr.New("install", cnierr.IO, "%w", err)
+	}
+	if i.Node == "" {
+		return raw, nil
+	}
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &keys); err != nil {
+		return nil, cnierr.New("install", cnierr.InvalidConfig, "%s: %w", i.AgentConfig, err)
+	}
+	keys["node"] = quoted(i.Node)
+	raw, err = json.MarshalIndent(keys, "", "  ")
+	if err != nil {
+		return nil, cnierr.New("install", cnierr.InvalidConfig, "%s: %w", i.AgentConfig, err)
+	}
+	return append(raw, '\n'), nil
 }
 
 // pluginConfig returns the configuration list that the runtime reads, validated

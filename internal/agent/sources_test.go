@@ -165,6 +165,15 @@ func TestDefinitionGoesBeforeAFileOfItsName(t *testing.T) {
 	}
 }
 
+// The one-shot mode runs on the host, where the credential of the agent's pod is
+// not: it goes by the snapshot alone, and what that cannot tell is asked again.
+func TestOneShotWithoutTheAgentsCredential(t *testing.T) {
+	n := newNode(t, "cl")
+	n.conf.APIServer, n.once = InCluster, true
+	n.wantPlan("cl", "from-file", cnierr.Other)
+	n.wantPlan("elsewhere", "snapshot", cnierr.TryAgain)
+}
+
 // Once the informer has synced, the manifests still count, and neither they nor
 // the file cost the API server a request.
 func TestDefinitionsOnceSynced(t *testing.T) {

@@ -88,7 +88,7 @@ func newRealNode(t *testing.T) *realNode {
 // installCRD installs the definition's CRD, and waits until it is served.
 func (n *realNode) installCRD(dyn dynamic.Interface) {
 	n.t.Helper()
-	raw, err := os.ReadFile("../../deploy/crd/network-attachment-definitions.yaml")
+	raw, err := os.ReadFile("../../deploy/helm/manifold/crds/network-attachment-definitions.yaml")
 	n.must(err)
 	var crd map[string]any
 	n.must(yaml.Unmarshal(raw, &crd))

@@ -123,6 +123,24 @@ func Linter() (string, error) {
 	return filepath.Join(dir, "golangci-lint"), buildTools(dir, tool{name: "golangci-lint", pkg: lintModule})
 }
 
+// Helm returns the path of helm, built when it is not there yet.
+func Helm() (string, error) {
+	dir, err := cacheDir("helm", helmVersion)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "helm"), buildTools(dir, tool{name: "helm", module: "helm", pkg: "helm.sh/helm/v4/cmd/helm"})
+}
+
+// Kustomize returns the path of kustomize, built when it is not there yet.
+func Kustomize() (string, error) {
+	dir, err := cacheDir("kustomize", kustomizeVersion)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "kustomize"), buildTools(dir, tool{name: "kustomize", module: "kustomize", pkg: "sigs.k8s.io/kustomize/kustomize/v5"})
+}
+
 // tool is a third-party program.
 type tool struct {
 	name    string // of the file

@@ -14,4 +14,7 @@ const (
 	containerdModule  = "github.com/containerd/containerd/v2"
 	containerdVersion = "v2.4.2"
 	runcVersion       = "v1.5.2"
+
+	helmVersion      = "v4.3.1"
+	kustomizeVersion = "v5.8.2"
 )

@@ -1,0 +1,96 @@
+{{/* The name of every object. It is the same in every release: a second release
+in one cluster fails at once, and does not fight with the first on every node. */}}
+{{- define "manifold.name" -}}manifold{{- end }}
+
+{{- define "manifold.selector" -}}
+app.kubernetes.io/name: {{ include "manifold.name" . }}
+app.kubernetes.io/component: agent
+{{- end }}
+
+{{- define "manifold.labels" -}}
+{{ include "manifold.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: manifold
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "manifold.image" -}}
+{{- with .Values.image -}}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end -}}
+{{- end }}
+
+{{/* "true" where every kubelet serves the Pods API. */}}
+{{- define "manifold.podsAPI" -}}
+{{- if eq (toString .Values.podsAPI) "auto" -}}
+{{ semverCompare ">=1.37.0-0" .Capabilities.KubeVersion.Version }}
+{{- else -}}
+{{ .Values.podsAPI }}
+{{- end -}}
+{{- end }}
+
+{{/* "true" where writes are restricted by an admission policy. */}}
+{{- define "manifold.restrictWrites" -}}
+{{- if eq (toString .Values.restrictWrites) "auto" -}}
+{{ semverCompare ">=1.32.0-0" .Capabilities.KubeVersion.Version }}
+{{- else -}}
+{{ .Values.restrictWrites }}
+{{- end -}}
+{{- end }}
+
+{{/* "true" where the agent is in the host's network namespace: to see the host's
+links, which reconciling wants, and where the plugin can know no pod without a
+running agent, so that the agent's own pod must start without the plugin. */}}
+{{- define "manifold.hostNetwork" -}}
+{{ or (ne .Values.reconcile "off") (ne (include "manifold.podsAPI" .) "true") }}
+{{- end }}
+
+{{- define "manifold.env" -}}
+- name: NODE_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+{{- with .Values.apiServer.host }}
+- name: KUBERNETES_SERVICE_HOST
+  value: {{ . | quote }}
+{{- end }}
+{{- with .Values.apiServer.port }}
+- name: KUBERNETES_SERVICE_PORT
+  value: {{ . | quote }}
+{{- end }}
+{{- end }}
+
+{{/* "true" where HTTP is on the host's loopback alone. */}}
+{{- define "manifold.loopback" -}}
+{{ and (eq (include "manifold.hostNetwork" .) "true") (not .Values.http.public) }}
+{{- end }}
+
+{{- define "manifold.probe" -}}
+httpGet:
+  port: {{ .root.Values.http.port }}
+  path: {{ .path }}
+  {{- if eq (include "manifold.loopback" .root) "true" }}
+  host: 127.0.0.1
+  {{- end }}
+periodSeconds: {{ .period }}
+timeoutSeconds: 6 # the agent itself gives up after 5
+failureThreshold: 3
+{{- end }}
+
+{{/* What agent and plugin read. Of the checkpoint of claims, which lies beside
+pods' secrets in the kubelet's own directory, PodResources says the same. */}}
+{{- define "manifold.configFiles" -}}
+{{- $host := .Values.host }}
+{{- $agent := dict "apiServer" "in-cluster" "kubeletDir" $host.kubeletDir "cniDir" $host.stateDir
+    "snapshot" (printf "%s/definitions.snapshot" $host.stateDir) "cniConfig" (printf "%s/%s" $host.cniConfDir $host.cniConfName)
+    "reconcile" .Values.reconcile "claimCheckpoint" "-" }}
+{{- with .Values.reconcileExclude }}{{ $_ := set $agent "reconcileExclude" . }}{{ end }}
+{{- if .Values.dra }}{{ $_ := set $agent "resourceSlices" true }}{{ else }}{{ $_ := set $agent "deviceMetadata" "-" }}{{ end }}
+{{- with .Values.http.port }}
+{{- $_ := set $agent "listen" (printf "%s:%d" (ternary "127.0.0.1" "" (eq (include "manifold.loopback" $) "true")) (int .)) }}
+{{- end -}}
+agent.json: |
+  {{- toPrettyJson $agent | nindent 2 }}
+plugin.json: |
+  {{- merge (dict "deviceInfoDir" $host.deviceInfoDir) .Values.config | toPrettyJson | nindent 2 }}
+{{- end }}

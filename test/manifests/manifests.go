@@ -1,0 +1,121 @@
+// Package manifests renders the chart in deploy/helm/manifold with the real Helm
+// and makes the kustomize base from it, so that there is one source of what is
+// installed in a cluster.
+package manifests
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/yaml"
+
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+// Places in the tree, from its root.
+const (
+	Chart = "deploy/helm/manifold"
+	Base  = "deploy/kustomize/base"
+
+	crd = Chart + "/crds/network-attachment-definitions.yaml"
+)
+
+// Presets are the distributions that the chart has values for.
+var Presets = []string{"k3s", "rke2", "talos", "openshift"}
+
+// Preset is the file of a distribution's values, from the tree's root.
+func Preset(name string) string { return filepath.Join(Chart, "presets", name+".yaml") }
+
+// Helm runs helm in the tree's root and returns its output.
+func Helm(root string, args ...string) ([]byte, error) {
+	program, err := harness.Helm()
+	if err != nil {
+		return nil, err
+	}
+	return run(root, program, args...)
+}
+
+// Kustomize runs kustomize in the tree's root and returns its output.
+func Kustomize(root string, args ...string) ([]byte, error) {
+	program, err := harness.Kustomize()
+	if err != nil {
+		return nil, err
+	}
+	return run(root, program, args...)
+}
+
+func run(root, program string, args ...string) ([]byte, error) {
+	cmd := exec.Command(program, args...)
+	cmd.Dir = root
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w\n%s%s", filepath.Base(program), strings.Join(args, " "), err, out, stderr.Bytes())
+	}
+	return out, nil
+}
+
+// Render returns the chart's objects as installed in kube-system, without the
+// CRD, with helm's further arguments.
+func Render(root string, args ...string) ([]byte, error) {
+	return Helm(root, append([]string{"template", "manifold", Chart, "--namespace", "kube-system"}, args...)...)
+}
+
+// Objects parses a stream of manifests.
+func Objects(stream []byte) ([]*unstructured.Unstructured, error) {
+	var out []*unstructured.Unstructured
+	for d := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(stream), 4096); ; {
+		o := &unstructured.Unstructured{}
+		err := d.Decode(&o.Object)
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("object %d: %w", len(out)+1, err)
+		}
+		if len(o.Object) > 0 {
+			out = append(out, o)
+		}
+	}
+}
+
+// baseValues make a base that any node of any supported release can live with:
+// pods are watched at the API server where the kubelet does not tell of them.
+var baseValues = []string{"--set", "podsAPI=false", "--set", "restrictWrites=true"}
+
+const kustomization = `# Made from the chart by "make deploy".
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources:
+  - crd.yaml
+  - manifold.yaml
+`
+
+// helmsOwn is what only an installation by Helm means.
+var helmsOwn = regexp.MustCompile(`(?m)^(# Source: .*|\s*app\.kubernetes\.io/managed-by: Helm)\n`)
+
+// Kustomization returns the files of the kustomize base.
+func Kustomization(root string) (map[string]string, error) {
+	objects, err := Render(root, baseValues...)
+	if err != nil {
+		return nil, err
+	}
+	definitions, err := os.ReadFile(filepath.Join(root, crd))
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{
+		"kustomization.yaml": kustomization,
+		"crd.yaml":           string(definitions),
+		"manifold.yaml":      string(helmsOwn.ReplaceAll(objects, nil)),
+	}, nil
+}

@@ -1,0 +1,228 @@
+package manifests_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/manifold-cni/manifold/test/manifests"
+)
+
+// root is the tree's, seen from this package.
+const root = "../.."
+
+// render returns the chart's objects by kind and name.
+func render(t *testing.T, args ...string) map[string]*unstructured.Unstructured {
+	t.Helper()
+	stream, err := manifests.Render(root, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return byName(t, stream)
+}
+
+func byName(t *testing.T, stream []byte) map[string]*unstructured.Unstructured {
+	t.Helper()
+	objects, err := manifests.Objects(stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]*unstructured.Unstructured{}
+	for _, o := range objects {
+		key := o.GetKind() + "/" + o.GetName()
+		if out[key] != nil {
+			t.Errorf("%s twice", key)
+		}
+		out[key] = o
+	}
+	return out
+}
+
+// as converts an object to its type; a field that the type does not have fails.
+func as[T any](t *testing.T, objects map[string]*unstructured.Unstructured, key string) *T {
+	t.Helper()
+	o := objects[key]
+	if o == nil {
+		t.Fatalf("no %s", key)
+	}
+	out := new(T)
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(o.Object, out, true); err != nil {
+		t.Fatalf("%s: %v", key, err)
+	}
+	return out
+}
+
+// values are presets and what else changes what is rendered.
+func values() map[string][]string {
+	out := map[string][]string{
+		"defaults":     nil,
+		"Pods API":     {"--kube-version", "1.37.0"},
+		"no Pods API":  {"--set", "podsAPI=false"},
+		"repair":       {"--set", "reconcile=repair", "--set", "reconcileExclude={0000:01:00.0}"},
+		"pod network":  {"--set", "reconcile=off", "--set", "podsAPI=true"},
+		"claims":       {"--set", "dra=true"},
+		"own registry": {"--set", "image.repository=registry.example/manifold", "--set", "image.pullSecrets={one,two}"},
+	}
+	for _, p := range manifests.Presets {
+		out[p] = []string{"-f", manifests.Preset(p)}
+	}
+	return out
+}
+
+func TestChartIsInOrder(t *testing.T) {
+	for name, args := range values() {
+		t.Run(name, func(t *testing.T) {
+			if out, err := manifests.Helm(root, append([]string{"lint", "--strict", manifests.Chart}, args...)...); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+			objects := render(t, args...)
+			as[corev1.ServiceAccount](t, objects, "ServiceAccount/manifold")
+			as[corev1.ConfigMap](t, objects, "ConfigMap/manifold")
+			unprivileged(t, as[appsv1.DaemonSet](t, objects, "DaemonSet/manifold"), name == "repair")
+		})
+	}
+}
+
+// unprivileged holds the DaemonSet to what it promises.
+func unprivileged(t *testing.T, ds *appsv1.DaemonSet, repairs bool) {
+	t.Helper()
+	pod := ds.Spec.Template.Spec
+	if pod.HostPID || pod.HostIPC || pod.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
+		t.Errorf("the pod: %+v", pod.SecurityContext)
+	}
+	if len(pod.Tolerations) != 1 || pod.Tolerations[0].Operator != corev1.TolerationOpExists || pod.Tolerations[0].Key != "" {
+		t.Errorf("it does not tolerate everything: %+v", pod.Tolerations)
+	}
+	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+		var want []corev1.Capability
+		if repairs && c.Name == "agent" {
+			want = []corev1.Capability{"NET_ADMIN"}
+		}
+		restricted(t, c, want)
+	}
+	for _, v := range pod.Volumes {
+		wide := []string{"/", "/var/lib/kubelet", "/etc", "/var", "/run", "/proc", "/sys", "/dev"}
+		if v.HostPath != nil && slices.Contains(wide, v.HostPath.Path) {
+			t.Errorf("%s of the host is mounted", v.HostPath.Path)
+		}
+	}
+}
+
+// restricted holds a container to the capabilities that it may have.
+func restricted(t *testing.T, c corev1.Container, capabilities []corev1.Capability) {
+	t.Helper()
+	want := &corev1.SecurityContext{
+		AllowPrivilegeEscalation: new(false), ReadOnlyRootFilesystem: new(true),
+		Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: capabilities},
+	}
+	if !reflect.DeepEqual(c.SecurityContext, want) {
+		t.Errorf("container %s: %+v", c.Name, c.SecurityContext)
+	}
+	if c.Resources.Requests.Cpu().IsZero() || c.Resources.Requests.Memory().IsZero() {
+		t.Errorf("container %s requests nothing", c.Name)
+	}
+}
+
+func TestPermissionsAreTheLeast(t *testing.T) {
+	for name, want := range map[string]string{
+		"no Pods API": "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get list watch patch; /events: create patch",
+		"Pods API":    "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get patch; /events: create patch",
+		"claims": "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get list watch patch; /events: create patch; " +
+			"resource.k8s.io/resourceslices: get list watch",
+	} {
+		t.Run(name, func(t *testing.T) {
+			args := append([]string{"--kube-version", "1.36.0"}, values()[name]...)
+			var got []string
+			for _, r := range as[rbacv1.ClusterRole](t, render(t, args...), "ClusterRole/manifold").Rules {
+				got = append(got, fmt.Sprintf("%s/%s: %s", strings.Join(r.APIGroups, ","), strings.Join(r.Resources, ","), strings.Join(r.Verbs, " ")))
+			}
+			if text := strings.Join(got, "; "); text != want {
+				t.Errorf("%s\nwant %s", text, want)
+			}
+		})
+	}
+}
+
+// Metrics name pods and devices: nobody outside the host reads them unless that
+// is asked for, and the kubelet's probes find them all the same.
+func TestHTTPIsTheHostsOwn(t *testing.T) {
+	for name, tc := range map[string]struct {
+		args         []string
+		listen, host string
+		probes       bool
+	}{
+		"host's network": {nil, "127.0.0.1:9610", "127.0.0.1", true},
+		"public":         {[]string{"--set", "http.public=true"}, ":9610", "", true},
+		"pod network":    {values()["pod network"], ":9610", "", true},
+		"none":           {[]string{"--set", "http.port=0"}, "", "", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			objects := render(t, tc.args...)
+			var conf struct{ Listen string }
+			if err := json.Unmarshal([]byte(as[corev1.ConfigMap](t, objects, "ConfigMap/manifold").Data["agent.json"]), &conf); err != nil {
+				t.Fatal(err)
+			}
+			agent := as[appsv1.DaemonSet](t, objects, "DaemonSet/manifold").Spec.Template.Spec.Containers[0]
+			if conf.Listen != tc.listen || (agent.LivenessProbe != nil) != tc.probes || (agent.ReadinessProbe != nil) != tc.probes {
+				t.Errorf("listen %q, probes %v %v", conf.Listen, agent.LivenessProbe, agent.ReadinessProbe)
+			}
+			if tc.probes && (agent.LivenessProbe.HTTPGet.Host != tc.host || agent.LivenessProbe.HTTPGet.Path == agent.ReadinessProbe.HTTPGet.Path) {
+				t.Errorf("%+v, %+v", agent.LivenessProbe.HTTPGet, agent.ReadinessProbe.HTTPGet)
+			}
+		})
+	}
+}
+
+// The agent's own pod must start where the plugin knows no pod without an agent.
+func TestHostNetworkOnlyWhereItIsNeeded(t *testing.T) {
+	for name, want := range map[string]bool{"defaults": true, "no Pods API": true, "pod network": false} {
+		if got := as[appsv1.DaemonSet](t, render(t, values()[name]...), "DaemonSet/manifold").Spec.Template.Spec.HostNetwork; got != want {
+			t.Errorf("%s: hostNetwork %v", name, got)
+		}
+	}
+}
+
+func TestSchemaRefuses(t *testing.T) {
+	for _, bad := range []string{
+		"reconcile=perhaps", "host.cniBinDir=opt/cni/bin", "host.cniConfName=00-manifold.json", "image.digest=latest",
+		"podsAPI=yes", "maxUnavailable=0", "nosuchvalue=1", "host.cniBinDri=/opt", "apiServer.port=https", "http.port=70000",
+	} {
+		if out, err := manifests.Render(root, "--set", bad); err == nil {
+			t.Errorf("--set %s is taken:\n%.200s", bad, out)
+		} else if !strings.Contains(err.Error(), "values") {
+			t.Errorf("--set %s: %v", bad, err)
+		}
+	}
+}
+
+func TestKustomizeBaseIsTheCharts(t *testing.T) {
+	files, err := manifests.Kustomization(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range files {
+		got, err := os.ReadFile(filepath.Join(root, manifests.Base, name))
+		if err != nil || string(got) != want {
+			t.Errorf("%s is not what the chart makes: %v; run: make deploy", name, err)
+		}
+	}
+	built, err := manifests.Kustomize(root, "build", manifests.Base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := byName(t, []byte(files["manifold.yaml"]+"\n---\n"+files["crd.yaml"]))
+	if got := byName(t, built); !reflect.DeepEqual(got, want) {
+		t.Errorf("kustomize builds other objects:\n%s", built)
+	}
+}

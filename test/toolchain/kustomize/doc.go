@@ -1,0 +1,2 @@
+// Package kustomize pins the kustomize that the tests of the manifests run.
+package kustomize
