@@ -23,6 +23,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/killpoint"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/planner"
 	"github.com/manifold-cni/manifold/netattach"
@@ -54,6 +55,8 @@ type Sources struct {
 	// Ready returns nil when definitions can be answered, asking nobody; nil when
 	// they always can.
 	Ready func() error
+	// View returns the node as it is; nil for a planner that is not of a node.
+	View func(context.Context) *nodeview.View
 }
 
 // Agent implements plan.Planner.

@@ -17,6 +17,7 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/reconcile"
 	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/podresources"
@@ -225,6 +226,7 @@ func (a *Assembly) devices(c *Config, once bool, log *slog.Logger) {
 		a.run = append(a.run, func(ctx context.Context) { keepLoaded(ctx, file, log) })
 	}
 	a.Sources.Devices = podresources.NewReader(live, memory, a.claims(c))
+	a.Sources.View = func(ctx context.Context) *nodeview.View { return c.view(ctx, file, client) }
 	if !once && c.Reconcile != ReconcileOff {
 		a.Reconciler = c.reconciler(file, client)
 		a.run = append(a.run, func(ctx context.Context) { runReconciler(ctx, a.Reconciler, c.Reconcile, log) })

@@ -9,6 +9,7 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/reconcile"
 	"github.com/manifold-cni/manifold/podresources"
 	"github.com/manifold-cni/manifold/sriov"
@@ -29,11 +30,25 @@ func (c *Config) reconciler(file *checkpoint.File, live *podresources.Client) *r
 	}
 }
 
-// allocated returns the device IDs that the kubelet has given to pods, by either
-// source. Of the API an answer without any pod says nothing: a kubelet that has
-// just started knows none.
+// allocated returns the device IDs that the kubelet has given to pods.
 func allocated(ctx context.Context, file *checkpoint.File, live *podresources.Client) (map[string]bool, error) {
-	out := map[string]bool{}
+	held, err := holders(ctx, file, live)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]bool, len(held))
+	for id := range held {
+		out[id] = true
+	}
+	return out, nil
+}
+
+// holders returns to whom the kubelet has given devices, by device ID and by
+// either source: the checkpoint knows pods by UID, the API by name. Of the API an
+// answer without any pod says nothing: a kubelet that has just started knows
+// none.
+func holders(ctx context.Context, file *checkpoint.File, live *podresources.Client) (map[string]nodeview.Holder, error) {
+	out := map[string]nodeview.Holder{}
 	var problems []error
 	known := false
 	if file != nil {
@@ -43,7 +58,7 @@ func allocated(ctx context.Context, file *checkpoint.File, live *podresources.Cl
 			for _, e := range c.Entries {
 				for _, n := range e.Devices {
 					for _, id := range n.IDs {
-						out[id] = true
+						out[id] = nodeview.Holder{PodUID: e.PodUID, Container: e.Container, Resource: e.Resource}
 					}
 				}
 			}
@@ -53,9 +68,17 @@ func allocated(ctx context.Context, file *checkpoint.File, live *podresources.Cl
 	if live != nil {
 		pods, err := live.List(ctx)
 		known = known || err == nil && len(pods) > 0
-		for _, devices := range pods {
+		for pod, devices := range pods {
 			for _, d := range devices {
-				out[d.ID] = true
+				if d.Claim != nil {
+					continue // the API does not say which PCI function it is
+				}
+				h := nodeview.Holder{Container: d.Container, Resource: d.Resource}
+				if had := out[d.ID]; had.Container == h.Container && had.Resource == h.Resource {
+					h.PodUID = had.PodUID
+				}
+				h.Pod = pod.Namespace + "/" + pod.Name
+				out[d.ID] = h
 			}
 		}
 		problems = append(problems, err)
@@ -73,18 +96,24 @@ func runReconciler(ctx context.Context, r *reconcile.Reconciler, mode string, lo
 	}
 }
 
-// Reconcile looks once at the node's VFs, and repairs what it finds where repair
-// is set. It returns what is wrong and was not repaired.
-func Reconcile(ctx context.Context, c *Config, repair bool) ([]reconcile.Finding, error) {
-	var file *checkpoint.File
+// kubelet connects to what the kubelet says of devices, apart from an Assembly.
+func (c *Config) kubelet() (file *checkpoint.File, live *podresources.Client, done func()) {
+	done = func() {}
 	if c.Checkpoint != "" {
 		file = checkpoint.NewFile(c.Checkpoint)
 	}
-	var live *podresources.Client
 	if c.PodResources != "" {
 		live = podresources.NewClient(c.PodResources)
-		defer live.Close()
+		done = func() { _ = live.Close() } // nothing was written to it
 	}
+	return file, live, done
+}
+
+// Reconcile looks once at the node's VFs, and repairs what it finds where repair
+// is set. It returns what is wrong and was not repaired.
+func Reconcile(ctx context.Context, c *Config, repair bool) ([]reconcile.Finding, error) {
+	file, live, done := c.kubelet()
+	defer done()
 	r := c.reconciler(file, live)
 	found, err := r.Scan(ctx)
 	if err != nil {

@@ -49,16 +49,18 @@ var may = map[string][]string{
 	"internal/kube/kubetest": {"netattach"},
 	"internal/metrics":       {},
 	"internal/agent": {
-		"checkpoint", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/kube", "internal/metrics", "internal/multus", "internal/netconf", "internal/plan",
-		"internal/planner", "internal/reconcile", "netattach", "podresources", "sriov",
+		"checkpoint", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/kube", "internal/metrics", "internal/multus", "internal/netconf",
+		"internal/nodeview", "internal/plan", "internal/planner", "internal/reconcile", "netattach", "podresources", "sriov",
 	},
-	"internal/reconcile":   {"internal/cnierr", "internal/journal", "internal/plan", "internal/verify", "sriov", "sriov/inventory"},
+	"internal/reconcile": {"internal/cnierr", "internal/journal", "internal/plan", "internal/verify", "sriov", "sriov/inventory"},
+	// The node as data: written by the agent, and read by programs that need none of its sources.
+	"internal/nodeview":    {"internal/journal", "internal/plan", "internal/reconcile", "netattach", "sriov", "sriov/inventory"},
 	"cmd/manifold":         {"internal/attach", "internal/cnierr", "internal/journal", "internal/netconf", "internal/plan"},
 	"cmd/manifold-agent":   {"internal/agent", "internal/metrics", "internal/plan"},
-	"cmd/kubectl-manifold": {"internal/inspect"},
+	"cmd/kubectl-manifold": {"internal/inspect", "internal/nodeview"},
 	"internal/inspect": {
-		"checkpoint", "internal/agent", "internal/cnierr", "internal/journal", "internal/kube", "internal/netconf", "internal/plan", "internal/planner",
-		"internal/rules", "netattach", "podresources", "sriov", "sriov/inventory",
+		"checkpoint", "internal/agent", "internal/cnierr", "internal/journal", "internal/kube", "internal/netconf", "internal/nodeview", "internal/plan",
+		"internal/planner", "internal/rules", "netattach", "podresources", "sriov", "sriov/inventory",
 	},
 }
 

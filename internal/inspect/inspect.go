@@ -4,17 +4,12 @@
 // kubectl-manifold prints.
 //
 // Each question is a function that returns plain data with JSON names, which the
-// program prints as JSON, YAML or, by way of [Table], for people:
+// program prints as JSON or YAML, or for people:
 //
-//	[Lint]     definitions and pods, before they exist
-//	[Status]   the journals of a node: pod, network, device, interface, verified or not
-//	[Explain]  a plan in dry-run, with the reason of every step
-//	[Doctor]   what of a node is broken, and what to do
-//	[Devices]  every virtual function with its owner
-//	[Bundle]   all of it in one archive, secrets left out
+//	[Lint]        definitions and pods, before they exist
+//	[Local.View]  a node: what is attached and verified, every VF with its owner
 //
-// Nothing here changes a node: journals are read without their locks, which is
-// safe because they only grow, and because a torn last line is expected.
+// Nothing here changes a node.
 package inspect
 
 import "github.com/manifold-cni/manifold/internal/rules"

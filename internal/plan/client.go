@@ -49,6 +49,12 @@ func (c Client) Ping(ctx context.Context) error {
 	return err
 }
 
+// Inspect implements [Inspector].
+func (c Client) Inspect(ctx context.Context, q Question) (json.RawMessage, error) {
+	out, err := c.do(ctx, call{Op: opInspect, Question: &q})
+	return out.Document, err
+}
+
 func (c Client) do(ctx context.Context, in call) (out answer, err error) {
 	op := "ask agent at " + c.Socket
 	d := net.Dialer{Timeout: dialTimeout}

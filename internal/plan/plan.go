@@ -37,6 +37,26 @@ type StatusQuery struct {
 	Name      string `json:"name,omitempty"` // empty: none is asked for
 }
 
+// Inspector answers the questions of people's programs. An agent is one beside
+// being a Planner; its answers are documents whose form the asker knows.
+type Inspector interface {
+	Inspect(ctx context.Context, q Question) (json.RawMessage, error)
+}
+
+// What a [Question] is about.
+const (
+	AboutNode = "node" // the node's view: attachments and devices
+	AboutPod  = "pod"  // the plan of one pod in dry-run, every step with its reason
+)
+
+// Question is what a person's program asks of the agent. No answer changes
+// anything.
+type Question struct {
+	About     string `json:"about"`               // one of the About constants
+	Namespace string `json:"namespace,omitempty"` // of AboutPod
+	Name      string `json:"name,omitempty"`      // of AboutPod
+}
+
 // Request asks for the plan of one sandbox: what the runtime said, decoded.
 type Request struct {
 	Version      int             `json:"version"`

@@ -152,6 +152,8 @@ func dispatch(ctx context.Context, in call, p Planner) answer {
 			q = *in.Status
 		}
 		out.Config, err = p.Status(ctx, q)
+	case in.Op == opInspect && in.Question != nil:
+		out.Document, err = inspect(ctx, p, *in.Question)
 	case in.Op == opPing:
 	default:
 		err = cnierr.New("read call", cnierr.Decode, "unknown or incomplete operation %q", in.Op)
@@ -160,6 +162,15 @@ func dispatch(ctx context.Context, in call, p Planner) answer {
 		return answer{Error: wrap(in.Op, err)}
 	}
 	return out
+}
+
+// inspect asks a planner that is an Inspector as well.
+func inspect(ctx context.Context, p Planner, q Question) (json.RawMessage, error) {
+	i, ok := p.(Inspector)
+	if !ok {
+		return nil, cnierr.New(opInspect, cnierr.Decode, "this planner answers no questions")
+	}
+	return i.Inspect(ctx, q)
 }
 
 // wrap makes err fit for the wire without losing its kind.

@@ -19,10 +19,11 @@ var errTooLarge = errors.New("message too large")
 
 // Operations of the protocol.
 const (
-	opPlan   = "plan"
-	opReport = "report"
-	opStatus = "status"
-	opPing   = "ping" // nothing is asked
+	opPlan    = "plan"
+	opReport  = "report"
+	opStatus  = "status"
+	opInspect = "inspect"
+	opPing    = "ping" // nothing is asked
 )
 
 // call is one request as it travels; exactly one of the pointers is set for the
@@ -33,14 +34,17 @@ type call struct {
 	Report  *Report  `json:"report,omitempty"`
 	// Status goes with opStatus; an older caller sends none.
 	Status *StatusQuery `json:"status,omitempty"`
+	// Question goes with opInspect.
+	Question *Question `json:"question,omitempty"`
 }
 
-// answer is one response as it travels: a plan, a network configuration, an
-// error, or nothing.
+// answer is one response as it travels: a plan, a network configuration, a
+// document for people, an error, or nothing.
 type answer struct {
-	Plan   *Plan           `json:"plan,omitempty"`
-	Config json.RawMessage `json:"config,omitempty"`
-	Error  *cnierr.Error   `json:"error,omitempty"`
+	Plan     *Plan           `json:"plan,omitempty"`
+	Config   json.RawMessage `json:"config,omitempty"`
+	Document json.RawMessage `json:"document,omitempty"`
+	Error    *cnierr.Error   `json:"error,omitempty"`
 }
 
 // writeFrame writes v as JSON behind its length in four bytes, big endian.

@@ -37,11 +37,12 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// The scripts say which manifest is good and which is not, and what is printed.
+// The scripts say what is printed of manifests and of a node.
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir: filepath.Join("testdata", "script"), UpdateScripts: *update,
+	testscript.RunT(serial{t}, testscript.Params{
+		Dir: filepath.Join("testdata", "script"), UpdateScripts: *update, Cmds: commands,
 		Setup: func(env *testscript.Env) error {
+			env.Values["node"] = &node{}
 			env.Setenv("PATH", programDir+string(os.PathListSeparator)+env.Getenv("PATH"))
 			return nil
 		},

@@ -1,0 +1,47 @@
+package inspect
+
+import (
+	"slices"
+
+	"github.com/manifold-cni/manifold/internal/nodeview"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+// Select returns the attachments that are wanted, in their order.
+func Select(all []nodeview.Attachment, wanted func(*nodeview.Attachment) bool) []nodeview.Attachment {
+	var out []nodeview.Attachment
+	for i := range all {
+		if wanted(&all[i]) {
+			out = append(out, all[i])
+		}
+	}
+	return out
+}
+
+// Verdict words what is known of an attachment's health; good is false when
+// somebody should look at it.
+func Verdict(a *nodeview.Attachment) (text string, good bool) {
+	switch {
+	case a.Gone != "":
+		return "gone: " + a.Gone + ", and its DEL has not come", false
+	case a.State == nodeview.StateReleaseFailed:
+		return a.State + ": " + a.Error, false
+	case a.State != nodeview.StateAttached:
+		return a.State, true
+	case a.VerifyMode == plan.VerifyOff:
+		return "off", true
+	case a.VerifiedAt == nil:
+		return "not yet", true
+	case len(a.Verified) == 0:
+		return "nothing to compare", true
+	}
+	return "yes", true
+}
+
+// AnyWrong reports whether the verdict on any attachment is not good.
+func AnyWrong(all []nodeview.Attachment) bool {
+	return slices.ContainsFunc(all, func(a nodeview.Attachment) bool {
+		_, good := Verdict(&a)
+		return !good
+	})
+}

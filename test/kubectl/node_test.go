@@ -1,0 +1,195 @@
+package kubectl
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/manifold-cni/manifold/checkpoint"
+	"github.com/manifold-cni/manifold/sriov/sriovtest"
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+// serial runs the scripts one after the other: all nodes are the one host that
+// the harness gives.
+type serial struct{ *testing.T }
+
+func (serial) Parallel() {}
+
+func (s serial) Run(name string, f func(testscript.T)) {
+	s.T.Run(name, func(t *testing.T) { f(serial{t}) })
+}
+
+func (s serial) Verbose() bool { return testing.Verbose() }
+
+// node is a node of a script: the agent, the kubelet's checkpoint, and the
+// runtime that calls the plugin. Its pods and definitions are the script's files
+// in pods/ and definitions/.
+type node struct {
+	dir     string
+	rt      harness.Runtime
+	entries []checkpoint.Entry
+	agent   *exec.Cmd
+	netns   map[string]*harness.NetNS // by pod
+}
+
+// podUID is the UID of a script's pod.
+func podUID(name string) string { return "uid-of-" + name }
+
+func (n *node) path(elem string) string { return filepath.Join(n.dir, elem) }
+
+// Commands of the scripts.
+var commands = map[string]func(*testscript.TestScript, bool, []string){
+	"node": cmdNode, "cni": cmdCNI, "vfs": cmdVFs, "allocate": cmdAllocate, "agent": cmdAgent, "die": cmdDie, "damage": cmdDamage,
+}
+
+// of returns the node of a script.
+func of(ts *testscript.TestScript) *node { return ts.Value("node").(*node) }
+
+// cmdNode makes the node, whose default network is a bridge: "node [KEY=VALUE...]"
+// with keys of the agent's configuration.
+func cmdNode(ts *testscript.TestScript, _ bool, args []string) {
+	n := of(ts)
+	n.dir, n.netns = ts.Getenv("WORK"), map[string]*harness.NetNS{}
+	for _, dir := range []string{"bin", "pods", "definitions", "net.d", "kubelet/device-plugins", "devinfo"} {
+		ts.Check(os.MkdirAll(n.path(dir), 0o755))
+	}
+	_, err := harness.NewHost()
+	ts.Check(err)
+	for _, dir := range []string{pluginDir, programDir} {
+		entries, err := os.ReadDir(dir)
+		ts.Check(err)
+		for _, e := range entries {
+			if !strings.HasPrefix(e.Name(), ".") {
+				ts.Check(os.Symlink(filepath.Join(dir, e.Name()), n.path("bin/"+e.Name())))
+			}
+		}
+	}
+	ts.Check(os.WriteFile(n.path("net.d/10-default.conflist"), fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":"cluster-net","plugins":[{"type":"bridge",
+		"bridge":"cni0","isGateway":true,"ipam":{"type":"host-local","dataDir":%q,"subnet":"10.88.0.0/16"}}]}`, n.path("ipam")), 0o600))
+	agent := map[string]any{
+		"node": "node1", "socket": n.path("agent.sock"), "kubeletDir": n.path("kubelet"), "podResources": "-", "podsAPI": "-", "snapshot": "-",
+		"cniDir": n.path("state"), "podManifests": n.path("pods"), "definitionManifests": n.path("definitions"),
+	}
+	for _, kv := range args {
+		key, value, _ := strings.Cut(kv, "=")
+		agent[key] = value
+	}
+	n.rt = harness.Runtime{Plugin: n.path("bin/manifold"), Path: n.path("bin"), Conf: encode(ts, map[string]any{
+		"cniVersion": "1.1.0", "name": "manifold", "type": "manifold", "clusterNetwork": "cluster-net",
+		"confDir": n.path("net.d"), "cniDir": n.path("state"), "binDir": n.path("bin"), "agentSocket": n.path("agent.sock"),
+		"agentProgram": n.path("bin/manifold-agent"), "agentConfig": n.path("agent.json"), "deviceInfoDir": n.path("devinfo"),
+	})}
+	ts.Check(os.WriteFile(n.path("agent.json"), encode(ts, agent), 0o600))
+	ts.Setenv("CONFIG", n.path("agent.json"))
+	n.record(ts)
+}
+
+func encode(ts *testscript.TestScript, v any) []byte {
+	raw, err := json.Marshal(v)
+	ts.Check(err)
+	return raw
+}
+
+// record writes the kubelet's checkpoint.
+func (n *node) record(ts *testscript.TestScript) {
+	raw, err := checkpoint.Encode(n.entries, nil)
+	ts.Check(err)
+	ts.Check(os.WriteFile(n.path("kubelet/device-plugins/kubelet_internal_checkpoint"), raw, 0o600))
+}
+
+// cmdCNI calls the plugin for a pod of namespace default: "cni ADD POD". A
+// refusal is the command's failure.
+func cmdCNI(ts *testscript.TestScript, neg bool, args []string) {
+	n, verb, pod := of(ts), args[0], args[1]
+	id := "sandbox-of-" + pod
+	if n.netns[pod] == nil {
+		netns, err := harness.NewNetNS(id)
+		ts.Check(err)
+		n.netns[pod] = netns
+		ts.Defer(func() { _ = netns.Delete() }) // the script may have deleted it
+	}
+	res, err := n.rt.Call(verb, harness.Sandbox{ID: id, NetNS: n.netns[pod].Path, Namespace: "default", Name: pod, UID: podUID(pod)})
+	ts.Check(err)
+	_, err = ts.Stdout().Write(res.Stdout)
+	ts.Check(err)
+	if (res.Status != 0) != neg {
+		ts.Fatalf("%s %s: status %d: %s\n%s", verb, pod, res.Status, res.Stdout, res.Stderr)
+	}
+}
+
+// cmdVFs adds a PF with VFs that a driver for programs has: "vfs COUNT". They are
+// 0000:5e:01.0 and so on.
+func cmdVFs(ts *testscript.TestScript, _ bool, args []string) {
+	count, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	const pf = "0000:5e:00.0"
+	tree := sriovtest.New("/run/host") // the harness shows its sys/ as the host's
+	tree.AddPF(sriovtest.PF{Address: pf, Driver: "ice", TotalVFs: count, NUMA: 1})
+	for i := range count {
+		tree.AddVF(sriovtest.VF{PF: pf, Index: i, Address: fmt.Sprintf("0000:5e:01.%d", i), Driver: "vfio-pci", IOMMUGroup: fmt.Sprint(100 + i)})
+	}
+	ts.Check(tree.Err())
+}
+
+// cmdAllocate gives devices to a pod's container: "allocate POD CONTAINER
+// RESOURCE ID...".
+func cmdAllocate(ts *testscript.TestScript, _ bool, args []string) {
+	n := of(ts)
+	n.entries = append(n.entries, checkpoint.Entry{
+		PodUID: podUID(args[0]), Container: args[1], Resource: args[2], Devices: []checkpoint.NUMADevices{{Node: 1, IDs: args[3:]}},
+	})
+	n.record(ts)
+}
+
+// cmdAgent starts the agent, or ends it: "agent", "! agent".
+func cmdAgent(ts *testscript.TestScript, neg bool, _ []string) {
+	n := of(ts)
+	if neg {
+		ts.Check(errors.Join(n.agent.Process.Kill(), os.Remove(n.path("agent.sock"))))
+		return
+	}
+	log, err := os.Create(n.path("agent.log"))
+	ts.Check(err)
+	defer log.Close()
+	cmd := exec.Command(n.path("bin/manifold-agent"), "serve", "--config", n.path("agent.json"))
+	cmd.Stderr = log
+	ts.Check(cmd.Start())
+	n.agent = cmd
+	ts.Defer(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have been killed
+		_ = cmd.Wait()
+	})
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		if _, err := os.Stat(n.path("agent.sock")); err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			text, err := os.ReadFile(n.path("agent.log"))
+			ts.Fatalf("the agent does not serve: %s, %v", text, err)
+		}
+	}
+}
+
+// cmdDie ends a pod's sandbox without DEL: "die POD".
+func cmdDie(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(of(ts).netns[args[0]].Delete())
+}
+
+// cmdDamage damages the first line of a pod's journal: "damage POD".
+func cmdDamage(ts *testscript.TestScript, _ bool, args []string) {
+	f, err := os.OpenFile(of(ts).path("state/sandbox-of-"+args[0]+"@eth0.journal"), os.O_WRONLY, 0)
+	ts.Check(err)
+	_, err = f.WriteAt([]byte("00000000"), 0)
+	ts.Check(errors.Join(err, f.Close()))
+}
