@@ -30,6 +30,10 @@ const (
 	// NodeSelectorAnnotation of a definition has the labels, key=value and separated
 	// by commas, of the nodes that its pods are bound to, where admission is in use.
 	NodeSelectorAnnotation = "k8s.v1.cni.cncf.io/nodeSelector"
+	// CarrierAnnotation of a definition says what follows when the interface of a
+	// device has no carrier, before the node's configuration: warn, require or
+	// ignore.
+	CarrierAnnotation = "manifold.dev/carrier"
 	// DefaultNetworkAnnotation of a pod replaces the cluster default network.
 	DefaultNetworkAnnotation = "v1.multus-cni.io/default-network"
 	// ContainerKey is the key of a selection that names the container whose

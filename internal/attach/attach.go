@@ -301,19 +301,20 @@ func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *sriov.S
 	if err != nil {
 		return nil, err
 	}
-	facts, err := verify.Look(r.host(), r.inv.NetNS, a, claimed, before)
+	place := verify.Place{Host: r.host(), NetNS: r.inv.NetNS, Carrier: time.Duration(r.inv.Conf.CarrierTime)}
+	facts, err := verify.Look(place, a, claimed, before)
 	if err != nil {
 		return nil, err
 	}
 	killpoint.Here("verified")
 	rep := verify.Compare(a, claim, before, facts)
 	out.Verified, out.MTU, out.MAC = rep.Checked, facts.Interface.MTU, facts.Interface.MAC
-	for _, f := range rep.Findings {
+	for _, f := range append(rep.Findings, rep.Warnings...) {
 		out.Findings = append(out.Findings, f.String())
 	}
-	if len(out.Findings) > 0 && a.Want.Verify == plan.VerifyEnforce {
+	if len(rep.Findings) > 0 && a.Want.Verify == plan.VerifyEnforce {
 		return nil, cnierr.New("verify", cnierr.VerifyFailed, "%s", strings.Join(out.Findings, "\n")).
-			WithFix("the delegate did not do what it was asked or what it claims; see its own log")
+			WithFix("%s", rep.Fix())
 	}
 	for _, f := range out.Findings {
 		r.warn("%s: %s", a.Name, f)

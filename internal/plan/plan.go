@@ -172,6 +172,13 @@ const (
 	VerifyOff     = "off"     // do not look
 )
 
+// Policies for the interface of a device that has no carrier.
+const (
+	CarrierWarn    = "warn"    // report only
+	CarrierRequire = "require" // it is not as planned, see Want.Verify
+	CarrierIgnore  = "ignore"  // do not look
+)
+
 // Want is the expectation of an attachment's interface. Empty fields are not
 // compared.
 type Want struct {
@@ -180,6 +187,9 @@ type Want struct {
 	MTU    int      `json:"mtu,omitempty"` // as set by the configuration
 	IPs    []string `json:"ips,omitempty"` // as requested by the selection, CIDR or bare address
 	VF     *VF      `json:"vf,omitempty"`  // PF-side state that the configuration asks for
+	// Carrier is CarrierWarn, CarrierRequire or CarrierIgnore; empty where no
+	// carrier is expected.
+	Carrier string `json:"carrier,omitempty"`
 }
 
 // VF is the PF-side state of a virtual function that a configuration asks for;
@@ -201,8 +211,8 @@ type Outcome struct {
 	Name   string          `json:"name"`
 	IfName string          `json:"ifName"`
 	Result json.RawMessage `json:"result,omitempty"` // the delegate's result, in its own version
-	// Verified lists what was compared and found equal; Findings what differed
-	// (mode warn), one sentence each.
+	// Verified lists what was compared and found equal; Findings what differed and
+	// does not refuse the pod, one sentence each.
 	Verified []string `json:"verified,omitempty"`
 	Findings []string `json:"findings,omitempty"`
 	// MTU and MAC are as found in the network namespace; zero when not looked at.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/utils"
@@ -263,7 +264,11 @@ func (b *builder) attachment(i int) (*plan.Attachment, error) {
 	if err := b.capabilities(a, r, c); err != nil {
 		return nil, err
 	}
-	return a, b.want(a, r, c)
+	if err := b.want(a, r, c); err != nil {
+		return nil, err
+	}
+	a.Want.Carrier, err = b.carrier(i, a)
+	return a, err
 }
 
 // maxFileName is what file systems allow, in bytes.
@@ -377,6 +382,36 @@ func (b *builder) want(a *plan.Attachment, r *request, c *netattach.Config) erro
 		a.Want.VF = &vf
 	}
 	return nil
+}
+
+// carrier says what follows when the interface of request i has no carrier: the
+// definition's word, else that of its link state, else the configuration's. A VF
+// whose link is asked to be down has none, and one whose link is asked to be up
+// whatever the wire says must have one.
+func (b *builder) carrier(i int, a *plan.Attachment) (string, error) {
+	if a.Device == nil || a.Device.Userspace {
+		return "", nil
+	}
+	if def := b.definition(i); def != nil && def.Annotations[netattach.CarrierAnnotation] != "" {
+		policies := []string{plan.CarrierWarn, plan.CarrierRequire, plan.CarrierIgnore}
+		policy := def.Annotations[netattach.CarrierAnnotation]
+		if !slices.Contains(policies, policy) {
+			return "", cnierr.New("read definition", cnierr.InvalidDefinition, "annotation %s: %.64q is unknown", netattach.CarrierAnnotation, policy).
+				WithFix("choose one of: %s", strings.Join(policies, " "))
+		}
+		return policy, nil
+	}
+	policy, asked := b.inv.Conf.Carrier, ""
+	if a.Want.VF != nil {
+		asked = strings.ToLower(a.Want.VF.LinkState)
+	}
+	switch {
+	case asked == "disable":
+		return "", nil
+	case asked == "enable" && policy == plan.CarrierWarn:
+		return plan.CarrierRequire, nil
+	}
+	return policy, nil
 }
 
 // defaultRoutes marks the attachments that lose their default route to the one

@@ -54,6 +54,12 @@ func ofB(container, id string) podresources.Device {
 // plan makes the plan of a world.
 func (w world) plan(t testing.TB) (*plan.Plan, error) {
 	t.Helper()
+	return w.planWith(t, w.sources())
+}
+
+// planWith makes the plan of a world that is seen as in src.
+func (w world) planWith(t testing.TB, src Sources) (*plan.Plan, error) {
+	t.Helper()
 	conf := map[string]any{
 		"cniVersion": "1.0.0", "name": "manifold", "type": "manifold",
 		"delegates": []any{map[string]any{"type": "bridge", "name": "cluster", "capabilities": map[string]bool{"portMappings": true}}},
@@ -84,7 +90,7 @@ func (w world) plan(t testing.TB) (*plan.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	return sel.Plan(w.sources())
+	return sel.Plan(src)
 }
 
 func (w world) sources() Sources {
@@ -259,7 +265,7 @@ func TestRuntimeConfigAndWants(t *testing.T) {
 			t.Errorf("capability %s is %s, want %s", k, fast.Capabilities[k], v)
 		}
 	}
-	if got, want := fmt.Sprintf("%+v %+v", fast.Want, plain.Want), "{Verify:enforce MAC:02:00:00:00:00:01 MTU:0 IPs:[10.0.0.9/24] VF:<nil>} {Verify:enforce MAC: MTU:1400 IPs:[] VF:<nil>}"; got != want {
+	if got, want := fmt.Sprintf("%+v %+v", fast.Want, plain.Want), "{Verify:enforce MAC:02:00:00:00:00:01 MTU:0 IPs:[10.0.0.9/24] VF:<nil> Carrier:warn} {Verify:enforce MAC: MTU:1400 IPs:[] VF:<nil> Carrier:}"; got != want {
 		t.Errorf("wants %s, want %s", got, want)
 	}
 	if got := []bool{def.DropDefaultRoute, fast.DropDefaultRoute, plain.DropDefaultRoute, fast.DefaultRoute != nil}; fmt.Sprint(got) != "[true false true true]" {

@@ -20,6 +20,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -38,6 +39,8 @@ type Interface struct {
 	Name      string
 	MAC       string
 	MTU       int
+	Up        bool   // set up by who made it
+	Carrier   bool   // the link's other end is there
 	Parent    string // parent device or bus-info; empty when the kernel tells none
 	Lower     int    // index of the link that it is stacked on or paired with, in that link's namespace; 0 for none
 	Addresses []string
@@ -87,13 +90,20 @@ func snapshot(host sriov.Host, d *plan.Device) (*sriov.Snapshot, error) {
 	return s, err
 }
 
+// Place is where [Look] looks, and how long.
+type Place struct {
+	Host    sriov.Host    // the node
+	NetNS   string        // path of the sandbox's network namespace
+	Carrier time.Duration // longest wait for a carrier that the attachment wants
+}
+
 // Look gathers the facts after a delegate ran. claimed are the interfaces that
 // its result places in the sandbox.
-func Look(host sriov.Host, netns string, a *plan.Attachment, claimed []string, before *sriov.Snapshot) (*Facts, error) {
+func Look(p Place, a *plan.Attachment, claimed []string, before *sriov.Snapshot) (*Facts, error) {
 	f := &Facts{}
-	err := ns.WithNetNSPath(netns, func(ns.NetNS) error {
+	err := ns.WithNetNSPath(p.NetNS, func(ns.NetNS) error {
 		var err error
-		if f.Interface, err = look(a.IfName); err != nil {
+		if f.Interface, err = lookForCarrier(a, p.Carrier); err != nil {
 			return err
 		}
 		for _, name := range claimed {
@@ -119,7 +129,7 @@ func Look(host sriov.Host, netns string, a *plan.Attachment, claimed []string, b
 			f.LeftOnHost = append(f.LeftOnHost, d)
 		}
 	}
-	f.Device, err = snapshot(host, a.Device)
+	f.Device, err = snapshot(p.Host, a.Device)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, cnierr.New("inspect device", cnierr.IO, "%w", err)
 	}
@@ -136,7 +146,10 @@ func look(name string) (Interface, error) {
 		return Interface{}, fmt.Errorf("interface %s: %w", name, err)
 	}
 	a := link.Attrs()
-	out := Interface{Exists: true, Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Parent: a.ParentDev, Lower: a.ParentIndex}
+	out := Interface{
+		Exists: true, Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Parent: a.ParentDev, Lower: a.ParentIndex,
+		Up: a.RawFlags&unix.IFF_UP != 0, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0,
+	}
 	if out.Parent == "" {
 		out.Parent = busInfo(name)
 	}
@@ -223,6 +236,15 @@ type Claim struct {
 type Report struct {
 	Checked  []string           // fields that were compared and found equal
 	Findings []sriov.Difference // fields that differ
+	Warnings []sriov.Difference // fields that differ where the plan wants it reported only
+}
+
+// Fix says what to do about the findings.
+func (r Report) Fix() string {
+	if !slices.ContainsFunc(r.Findings, func(d sriov.Difference) bool { return d.Field != carrierField }) {
+		return "see the link of the device's port; carrier: warn attaches pods without one"
+	}
+	return "the delegate did not do what it was asked or what it claims; see its own log"
 }
 
 func (r *Report) expect(field, want, found string) {
@@ -263,6 +285,7 @@ func Compare(a *plan.Attachment, c Claim, before *sriov.Snapshot, f *Facts) Repo
 	}
 	if i.Exists {
 		compareInterface(&r, a, c, i)
+		compareCarrier(&r, a.Want.Carrier, i)
 	}
 	if a.Device != nil && !userspace {
 		compareDevice(&r, a.Device, before, f)

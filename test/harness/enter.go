@@ -173,6 +173,13 @@ func (h *Host) AddDevice(netDev string) (id string, err error) {
 	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "p-" + netDev}); err != nil {
 		return "", fmt.Errorf("add %s: %w", netDev, err)
 	}
+	peer, err := netlinksafe.LinkByName("p-" + netDev)
+	if err == nil {
+		err = netlink.LinkSetUp(peer)
+	}
+	if err != nil {
+		return "", fmt.Errorf("set the peer of %s up: %w", netDev, err)
+	}
 	h.next++
 	id = fmt.Sprintf("mlx5_core.sf.%d", h.next)
 	h.tree.AddAuxiliary(sriovtest.Auxiliary{ID: id, Parent: hostPF, Driver: "mlx5_core.sf", SFNum: h.next, NetDev: netDev})

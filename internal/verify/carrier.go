@@ -1,0 +1,73 @@
+package verify
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/sriov"
+)
+
+// lookForCarrier is look for an attachment's interface. One that is up and wants
+// a carrier is given some time to have it: a VF and its PF agree on the link
+// after it was set up. The kernel tells of every change, so that nothing is
+// polled and no time is lost.
+func lookForCarrier(a *plan.Attachment, patience time.Duration) (Interface, error) {
+	if a.Want.Carrier == "" || a.Want.Carrier == plan.CarrierIgnore {
+		return look(a.IfName)
+	}
+	// Before the first look, since what happens in between would be missed.
+	changes, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
+	if err != nil {
+		return Interface{}, fmt.Errorf("subscribe to links: %w", err)
+	}
+	defer changes.Close()
+	for end := time.Now().Add(patience); ; {
+		i, err := look(a.IfName)
+		left := time.Until(end)
+		if err != nil || i.Carrier || !i.Up || left <= 0 {
+			return i, err
+		}
+		timeout := unix.NsecToTimeval(left.Nanoseconds())
+		if timeout.Nano() == 0 {
+			return i, nil // less than a microsecond, which would mean for ever
+		}
+		if err := changes.SetReceiveTimeout(&timeout); err != nil {
+			return i, err
+		}
+		// Which link has changed does not matter, nor that messages were lost: it is
+		// looked at again.
+		_, _, err = changes.Receive()
+		if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) {
+			return i, fmt.Errorf("wait for the carrier of %s: %w", a.IfName, err)
+		}
+	}
+}
+
+// carrierField is what findings about the carrier are called.
+const carrierField = "carrier"
+
+// compareCarrier compares an interface with the policy for its carrier.
+func compareCarrier(r *Report, policy string, i Interface) {
+	if policy == "" || policy == plan.CarrierIgnore {
+		return
+	}
+	if i.Carrier {
+		r.Checked = append(r.Checked, carrierField)
+		return
+	}
+	found := "none, though the interface is up"
+	if !i.Up {
+		found = "none, since the interface is down"
+	}
+	f := sriov.Difference{Field: carrierField, Want: "one", Found: found}
+	if policy == plan.CarrierWarn {
+		r.Warnings = append(r.Warnings, f)
+	} else {
+		r.Findings = append(r.Findings, f)
+	}
+}
