@@ -1,4 +1,4 @@
-# Both programs, static, on an empty base.
+# The programs, static, on an empty base.
 #
 #   docker build --build-arg RELEASE="$(git describe --tags --always)" -t manifold .
 ARG GO=1.26
@@ -10,7 +10,7 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 RUN mkdir /out && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.release=${RELEASE}" \
-    -o /out/ ./cmd/manifold ./cmd/manifold-agent
+    -o /out/ ./cmd/manifold ./cmd/manifold-agent ./cmd/manifold-webhook
 
 FROM scratch
 ARG RELEASE=unreleased

@@ -16,9 +16,10 @@ BENCHED = $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n1 dirn
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## build both programs, static and stripped, into bin/
+build: ## build the programs of node and cluster, static and stripped, into bin/
 	$(BUILD) -o bin/manifold ./cmd/manifold
 	$(BUILD) -o bin/manifold-agent ./cmd/manifold-agent
+	$(BUILD) -o bin/manifold-webhook ./cmd/manifold-webhook
 
 image: ## build the image into bin/manifold-image.tar, an OCI archive, without a container builder
 	go build -C deploy/image -o $(CURDIR)/bin/image .

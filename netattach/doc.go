@@ -40,6 +40,9 @@ const (
 	// device it wants. As a pod's annotation it names the container that admission
 	// puts requests of devices into.
 	ContainerKey = "manifold.dev/container"
+	// StatusVolumeAnnotation of a pod names the directory in its containers where
+	// admission mounts a file with network-status, where admission is in use.
+	StatusVolumeAnnotation = "manifold.dev/network-status-volume"
 	// ClaimKey is the key of a selection that names the resource claim whose device
 	// it wants, as the pod's spec.resourceClaims calls it.
 	ClaimKey = "manifold.dev/claim"

@@ -58,6 +58,8 @@ var may = map[string][]string{
 	"cmd/manifold":         {"internal/attach", "internal/cnierr", "internal/journal", "internal/netconf", "internal/plan"},
 	"cmd/manifold-agent":   {"internal/agent", "internal/metrics", "internal/plan"},
 	"cmd/kubectl-manifold": {"internal/inspect", "internal/nodeview"},
+	"internal/webhook":     {"internal/cnierr", "internal/kube", "internal/planner", "internal/rules", "netattach"},
+	"cmd/manifold-webhook": {"internal/webhook"},
 	"internal/inspect": {
 		"checkpoint", "internal/agent", "internal/cnierr", "internal/journal", "internal/kube", "internal/netconf", "internal/nodeview", "internal/plan",
 		"internal/planner", "internal/rules", "netattach", "podresources", "sriov", "sriov/inventory",

@@ -2,6 +2,8 @@ package rules
 
 import (
 	"errors"
+	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -58,6 +60,7 @@ func (r *Rules) Pod(pod *corev1.Pod, root *field.Path, defs map[planner.Ref]*net
 		return c.list
 	}
 	whole = c.container() && whole
+	c.volume()
 	if whole && selects {
 		c.plan(inv)
 	}
@@ -110,6 +113,27 @@ func (c *checkedPod) selection(at *field.Path, s *netattach.Selection) bool {
 		whole = false
 	}
 	return whole
+}
+
+// MountPath returns why a directory of [netattach.StatusVolumeAnnotation] cannot be
+// mounted, nil when it can.
+func MountPath(dir string) error {
+	if !path.IsAbs(dir) || path.Clean(dir) != dir || dir == "/" || strings.Contains(dir, ":") || len(dir) > maxMountPath {
+		return fmt.Errorf("%.64q is not an absolute path of a directory, without ':' and a '/' at its end", dir)
+	}
+	return nil
+}
+
+// maxMountPath is the longest path that Linux takes, in bytes.
+const maxMountPath = 4095
+
+// volume looks at the annotation that asks for a volume.
+func (c *checkedPod) volume() {
+	if dir, ok := c.pod.Annotations[netattach.StatusVolumeAnnotation]; ok {
+		if err := MountPath(dir); err != nil {
+			c.add(Error, annotation(c.path("metadata"), netattach.StatusVolumeAnnotation), "%v", err)
+		}
+	}
 }
 
 // container looks at the annotation that names a container for the whole pod.

@@ -31,7 +31,7 @@ func requested(pod *corev1.Pod, demands []planner.Demand) *podresources.Allocati
 		if len(pod.Spec.ResourceClaims) > 0 {
 			device := newDevice(a, d.Resource, d.Container)
 			if d.Claim != "" {
-				device.Claim = &podresources.ClaimDevice{PodClaim: d.Claim}
+				device.Claim = &podresources.ClaimDevice{PodClaim: d.Claim, Requests: []string{d.Request}}
 			}
 		}
 		pin(a, &d)

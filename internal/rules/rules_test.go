@@ -174,11 +174,12 @@ func TestPodAsTheNodesAreConfigured(t *testing.T) {
 		"cluster's":          {`{"clusterNetwork":"vf","multusNamespace":"shop"}`, nil, [][]string{{"error", "spec.containers", "1 attachments"}}},
 		"host network":       {`{}`, func(p *corev1.Pod) { p.Spec.HostNetwork = true }, [][]string{{"warning", "spec.hostNetwork"}}},
 		"container":          {`{}`, func(p *corev1.Pod) { p.Annotations[netattach.ContainerKey] = "z" }, [][]string{{"error", "[manifold.dev/container]"}}},
+		"volume":             {`{}`, func(p *corev1.Pod) { p.Annotations[netattach.StatusVolumeAnnotation] = "etc/net" }, [][]string{{"error", "[manifold.dev/network-status-volume]"}}},
 		"default by pod":     {`{}`, func(p *corev1.Pod) { p.Annotations[netattach.DefaultNetworkAnnotation] = "shop/br" }, nil},
 		"two defaults":       {`{}`, func(p *corev1.Pod) { p.Annotations[netattach.DefaultNetworkAnnotation] = "shop/br,shop/br" }, [][]string{{"error", "must select one"}}},
 		"ignored annotation": {`{"invalidAnnotation":"ignore"}`, func(p *corev1.Pod) { p.Annotations[netattach.NetworksAnnotation] = "[" }, [][]string{{"warning", "JSON"}}},
 		"claims may give it": {`{}`, func(p *corev1.Pod) {
-			p.Annotations[netattach.NetworksAnnotation] = `[{"name":"vf","manifold.dev/claim":"nic"},{"name":"vf"}]`
+			p.Annotations[netattach.NetworksAnnotation] = `[{"name":"vf","manifold.dev/claim":"nic","manifold.dev/request":"one"},{"name":"vf"},{"name":"free","manifold.dev/claim":"nic"}]`
 			p.Spec.ResourceClaims = []corev1.PodResourceClaim{{Name: "nic"}}
 		}, nil},
 		"init container's is used again": {`{}`, func(p *corev1.Pod) {

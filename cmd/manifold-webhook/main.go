@@ -1,0 +1,89 @@
+// Command manifold-webhook is the admission webhook for network-attachment
+// definitions and for the pods that select them; see package webhook. It runs in
+// the cluster, in two replicas or more, and is optional: nodes refuse what it would
+// have refused, later.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/manifold-cni/manifold/internal/webhook"
+)
+
+// release is set by the build.
+var release = "unreleased"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		os.Exit(2)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "manifold-webhook:", err)
+		os.Exit(1)
+	}
+}
+
+// run serves until ctx ends.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("manifold-webhook", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	var o webhook.Options
+	bind(flags, &o)
+	plugin := flags.String("plugin-config", "", "`file` with the plugin's configuration on the nodes, JSON, for its rules on networks; by default those of a node that nothing is known of")
+	version := flags.Bool("version", false, "print the release")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *version {
+		_, err := fmt.Fprintln(stdout, release)
+		return err
+	}
+	if *plugin != "" {
+		raw, err := os.ReadFile(*plugin)
+		if err != nil {
+			return err
+		}
+		o.PluginConfig = raw
+	}
+	log := slog.New(slog.NewJSONHandler(stderr, nil))
+	klog.SetSlogLogger(log) // what client-go says of its watch
+	log.Info("serving", "release", release, "port", o.Port)
+	if err := webhook.Run(ctx, o, log); err != nil {
+		return err
+	}
+	log.Info("stopped")
+	return nil
+}
+
+// bind binds the options to flags.
+func bind(flags *flag.FlagSet, o *webhook.Options) {
+	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "`file` with access to the API server; by default the service account of the pod")
+	flags.StringVar(&o.Host, "host", "", "`address` to serve on; by default all")
+	flags.IntVar(&o.Port, "port", 9443, "`port` to serve on")
+	flags.StringVar(&o.Metrics, "metrics-address", ":9115", "`address` of /metrics, 0 for none")
+	flags.StringVar(&o.Health, "health-address", ":9116", "`address` of /healthz and /readyz, 0 for none")
+	flags.DurationVar(&o.Drain, "drain", 10*time.Second, "`time` to serve on after being told to stop, until nobody calls any more")
+	flags.StringVar(&o.CertDir, "cert-dir", "", "`directory` with tls.crt and tls.key that somebody else renews, such as cert-manager; by default certificates are made and rotated")
+	flags.StringVar(&o.Namespace, "namespace", "", "`namespace` of the Secret and the Service")
+	flags.StringVar(&o.Secret, "secret", "manifold-webhook", "`name` of the Secret that holds the certificates; it must exist, and may be empty")
+	flags.StringVar(&o.Service, "service", "manifold-webhook", "`name` of the Service that the API server calls")
+	flags.StringVar(&o.Configuration, "configuration", "manifold", "`name` of the two webhook configurations that the certificates are published in")
+	flags.DurationVar(&o.CALifetime, "ca-lifetime", 365*24*time.Hour, "`time` that an authority is valid; a new one is made when a third is left")
+	flags.DurationVar(&o.CertLifetime, "cert-lifetime", 90*24*time.Hour, "`time` that a certificate is valid; a new one is made when a third is left")
+	flags.DurationVar(&o.Settle, "settle", 5*time.Minute, "`time` that a new authority is published before it signs, for every API server to know it")
+	flags.DurationVar(&o.Interval, "check-interval", 10*time.Second, "`time` between looking at the certificates")
+}

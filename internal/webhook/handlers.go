@@ -1,0 +1,180 @@
+package webhook
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"strings"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/planner"
+	"github.com/manifold-cni/manifold/internal/rules"
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+// notThere is what is said of a definition that does not exist.
+const notThere = "does not exist (yet)"
+
+// reviewer answers the API server's reviews.
+type reviewer struct {
+	rules       *rules.Rules
+	definitions kube.Definitions
+	metrics     *metrics
+}
+
+// definitionsFor returns the definitions that exist of those that a pod selects. It
+// fails where it cannot tell: a pod that were let through unseen would wait for
+// devices that nobody requested.
+func (r *reviewer) definitionsFor(ctx context.Context, refs []planner.Ref) (map[planner.Ref]*netattach.Definition, error) {
+	out := map[planner.Ref]*netattach.Definition{}
+	for _, ref := range refs {
+		def, err := r.definitions.Definition(ctx, ref.Namespace, ref.Name)
+		switch {
+		case err == nil:
+			out[ref] = def
+		case errors.Is(err, kube.ErrNotFound), errors.Is(err, kube.ErrName):
+		case errors.Is(err, kube.ErrInvalid):
+			return nil, cnierr.New("read definition", cnierr.InvalidDefinition, "%w", err).WithFix("correct the definition")
+		default:
+			return nil, cnierr.New("find definition", cnierr.TryAgain, "%w", err).WithFix("create the pod again when the API server answers")
+		}
+	}
+	return out, nil
+}
+
+// podOf reads the pod of a review. Its namespace is the request's.
+func podOf(req *admission.Request) (*corev1.Pod, error) {
+	pod := &corev1.Pod{}
+	if err := json.Unmarshal(req.Object.Raw, pod); err != nil {
+		return nil, fmt.Errorf("read pod: %w", err)
+	}
+	pod.Namespace = req.Namespace
+	return pod, nil
+}
+
+// failed refuses an object that could not be looked at.
+func failed(err error) admission.Response {
+	code := int32(http.StatusServiceUnavailable)
+	if !cnierr.Is(err, cnierr.TryAgain) {
+		code = http.StatusUnprocessableEntity
+	}
+	return admission.Errored(code, err)
+}
+
+// mutatePod gives a pod what its networks need. A pod that is wrong is left as it
+// is: validation refuses it, after every other webhook has had its say.
+func (r *reviewer) mutatePod(ctx context.Context, req admission.Request) admission.Response {
+	pod, err := podOf(&req)
+	if err != nil {
+		return admission.Errored(http.StatusBadRequest, err)
+	}
+	refs, err := r.rules.Select(pod)
+	if err != nil || pod.Spec.HostNetwork {
+		return admission.Allowed("")
+	}
+	defs, err := r.definitionsFor(ctx, refs)
+	if err != nil {
+		return failed(err)
+	}
+	demands, err := r.rules.Demands(pod, defs)
+	if err != nil {
+		return admission.Allowed("")
+	}
+	var ordered []*netattach.Definition
+	for _, ref := range refs {
+		if def := defs[ref]; def != nil {
+			ordered = append(ordered, def)
+		}
+	}
+	in, err := inject(req.Object.Raw, pod, demands, ordered)
+	if err != nil {
+		return admission.Errored(http.StatusBadRequest, err)
+	}
+	r.metrics.injected(in.devices)
+	resp := admission.Patched("", in.ops...)
+	resp.Warnings = clip(in.warnings)
+	return resp
+}
+
+// validatePod refuses a pod that a node would refuse.
+func (r *reviewer) validatePod(ctx context.Context, req admission.Request) admission.Response {
+	pod, err := podOf(&req)
+	if err != nil {
+		return admission.Errored(http.StatusBadRequest, err)
+	}
+	defs := map[planner.Ref]*netattach.Definition{}
+	if refs, err := r.rules.Select(pod); err == nil { // else the rules say why
+		if defs, err = r.definitionsFor(ctx, refs); err != nil {
+			return failed(err)
+		}
+	}
+	return r.answer(&req, r.rules.Pod(pod, nil, defs))
+}
+
+// validateDefinition refuses a definition that cannot work. One that was there
+// before these rules may still be labelled, owned and deleted.
+func (r *reviewer) validateDefinition(_ context.Context, req admission.Request) admission.Response {
+	def, old := &netattach.Definition{}, &netattach.Definition{}
+	if err := json.Unmarshal(req.Object.Raw, def); err != nil {
+		return admission.Errored(http.StatusBadRequest, fmt.Errorf("read definition: %w", err))
+	}
+	if req.Operation == admissionv1.Update {
+		if err := json.Unmarshal(req.OldObject.Raw, old); err == nil && old.Spec == def.Spec && maps.Equal(old.Annotations, def.Annotations) {
+			return admission.Allowed("")
+		}
+	}
+	return r.answer(&req, rules.Definition(def))
+}
+
+// answer turns findings into the answer of a review: errors refuse, as causes with
+// the paths of their fields, warnings are shown to the user.
+func (r *reviewer) answer(req *admission.Request, found []rules.Finding) admission.Response {
+	var causes []metav1.StatusCause
+	var texts, warnings []string
+	for _, f := range found {
+		r.metrics.found(req.Kind.Kind, f.Severity)
+		if f.Severity == rules.Warning {
+			warnings = append(warnings, f.Field+": "+f.String())
+			continue
+		}
+		causes = append(causes, metav1.StatusCause{Type: metav1.CauseTypeFieldValueInvalid, Field: f.Field, Message: f.String()})
+		texts = append(texts, f.Field+": "+f.String())
+	}
+	resp := admission.Allowed("")
+	if len(causes) > 0 {
+		resp = admission.Denied(strings.Join(texts, "\n"))
+		resp.Result = &metav1.Status{
+			Status: metav1.StatusFailure, Code: http.StatusUnprocessableEntity, Reason: metav1.StatusReasonInvalid, Message: strings.Join(texts, "\n"),
+			Details: &metav1.StatusDetails{Group: req.Kind.Group, Kind: req.Kind.Kind, Name: req.Name, Causes: causes},
+		}
+	}
+	resp.Warnings = clip(warnings)
+	return resp
+}
+
+// The API server drops what is longer.
+const (
+	maxWarnings = 10
+	maxWarning  = 256
+)
+
+// clip shortens warnings to what the API server passes on.
+func clip(warnings []string) []string {
+	var out []string
+	for _, w := range warnings[:min(len(warnings), maxWarnings)] {
+		if len(w) > maxWarning {
+			w = strings.ToValidUTF8(w[:maxWarning-len("…")], "") + "…"
+		}
+		out = append(out, w)
+	}
+	return out
+}

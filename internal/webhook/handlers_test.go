@@ -1,0 +1,117 @@
+package webhook
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	admissionv1 "k8s.io/api/admission/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/planner"
+	"github.com/manifold-cni/manifold/internal/rules"
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+// source answers from the given definitions, or with an error.
+type source struct{ err error }
+
+// Definition implements kube.Definitions.
+func (s source) Definition(_ context.Context, namespace, name string) (*netattach.Definition, error) {
+	if def := given()[planner.Ref{Namespace: namespace, Name: name}]; def != nil && s.err == nil {
+		return def, nil
+	}
+	if s.err != nil {
+		return nil, fmt.Errorf("%s/%s: %w", namespace, name, s.err)
+	}
+	return nil, fmt.Errorf("%s/%s: %w", namespace, name, kube.ErrNotFound)
+}
+
+func newReviewer(t *testing.T, s source) *reviewer {
+	t.Helper()
+	r, err := rules.New(nil, notThere)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := newMetrics(prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &reviewer{rules: r, definitions: s, metrics: m}
+}
+
+// review makes the review of an object of namespace shop.
+func review(operation admissionv1.Operation, raw, old string) admission.Request {
+	return admission.Request{AdmissionRequest: admissionv1.AdmissionRequest{
+		Operation: operation, Namespace: "shop", Name: "x", Object: runtime.RawExtension{Raw: []byte(raw)}, OldObject: runtime.RawExtension{Raw: []byte(old)},
+	}}
+}
+
+func TestReviewsOfPods(t *testing.T) {
+	const one = `"containers":[{"name":"m","resources":{"limits":{"x.example/b":"1"}}}]`
+	for name, tc := range map[string]struct {
+		raw      string
+		err      error
+		mutated  int // operations, -1 for a refusal
+		code     int32
+		says     string
+		warnings int
+	}{
+		"good":             {spec("b", one), nil, 0, http.StatusOK, "", 0},
+		"mutated":          {spec("b,b", one), nil, 2, http.StatusUnprocessableEntity, "spec.containers: ", 0},
+		"wrong annotation": {spec("b@,", one), nil, 0, http.StatusUnprocessableEntity, "metadata.annotations[k8s.v1.cni.cncf.io/networks]: ", 0},
+		"absent":           {spec("nobody", one), nil, 0, http.StatusOK, "", 1},
+		"host network":     {spec("b,b", `"hostNetwork":true,`+one), nil, 0, http.StatusOK, "", 1},
+		"cannot tell":      {spec("b", one), kube.ErrUnavailable, -1, http.StatusServiceUnavailable, "create the pod again", 0},
+		"too large":        {spec("b", one), kube.ErrInvalid, -1, http.StatusUnprocessableEntity, "correct the definition", 0},
+		"no pod":           {`[]`, nil, -1, http.StatusBadRequest, "read pod", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newReviewer(t, source{tc.err})
+			req := review(admissionv1.Create, tc.raw, "")
+			if resp := r.mutatePod(context.Background(), req); resp.Allowed != (tc.mutated >= 0) || resp.Allowed && len(resp.Patches) != tc.mutated {
+				t.Errorf("mutated: allowed %t, %v", resp.Allowed, resp.Patches)
+			}
+			resp := r.validatePod(context.Background(), req)
+			if resp.Result.Code != tc.code || !strings.Contains(resp.Result.Message, tc.says) || len(resp.Warnings) != tc.warnings {
+				t.Errorf("validated: %+v, warnings %q", resp.Result, resp.Warnings)
+			}
+			if d := resp.Result.Details; resp.Result.Reason == "Invalid" && (d == nil || len(d.Causes) == 0 || d.Causes[0].Field == "") {
+				t.Errorf("no causes: %+v", d)
+			}
+		})
+	}
+}
+
+func TestReviewsOfDefinitions(t *testing.T) {
+	const bad, worse = `{"metadata":{"name":"x"},"spec":{"config":"{"}}`, `{"metadata":{"name":"x","labels":{"a":"b"}},"spec":{"config":"{"}}`
+	r := newReviewer(t, source{})
+	for name, tc := range map[string]struct {
+		req     admission.Request
+		allowed bool
+	}{
+		"good":              {review(admissionv1.Create, `{"metadata":{"name":"x"},"spec":{"config":"{\"type\":\"bridge\"}"}}`, ""), true},
+		"bad":               {review(admissionv1.Create, bad, ""), false},
+		"no object":         {review(admissionv1.Create, `7`, ""), false},
+		"was bad before":    {review(admissionv1.Update, worse, bad), true},
+		"bad from now on":   {review(admissionv1.Update, bad, `{"metadata":{"name":"x"},"spec":{"config":"{\"type\":\"bridge\"}"}}`), false},
+		"another bad one":   {review(admissionv1.Update, strings.Replace(bad, `"{"`, `"{{"`, 1), bad), false},
+		"resource is wrong": {review(admissionv1.Update, strings.Replace(bad, `"name"`, `"annotations":{"k8s.v1.cni.cncf.io/resourceName":"x"},"name"`, 1), bad), false},
+	} {
+		if resp := r.validateDefinition(context.Background(), tc.req); resp.Allowed != tc.allowed {
+			t.Errorf("%s: allowed %t: %+v", name, resp.Allowed, resp.Result)
+		}
+	}
+	long := clip(append(make([]string, 20), strings.Repeat("é", 200))[10:])
+	if len(long) != maxWarnings {
+		t.Errorf("%d warnings", len(long))
+	}
+	if one := clip([]string{strings.Repeat("é", 200)}); len(one[0]) > maxWarning {
+		t.Errorf("a warning of %d bytes", len(one[0]))
+	}
+}

@@ -1,0 +1,242 @@
+package webhook
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/manifold-cni/manifold/internal/planner"
+	"github.com/manifold-cni/manifold/internal/rules"
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+// statusVolume is the name of the volume that shows network-status to a pod, and
+// statusFile the file in it.
+const (
+	statusVolume = "manifold-network-status"
+	statusFile   = "network-status"
+)
+
+// maxDevices bounds what a container is taken to have of a resource, so that sums
+// of what users wrote do not overflow.
+const maxDevices = 1 << 20
+
+// injector gives one pod what its networks need.
+type injector struct {
+	*document
+	pod      *corev1.Pod
+	warnings []string
+	devices  int64 // requested
+}
+
+// inject returns the operations that give a pod, raw in JSON, what its networks
+// need of the scheduler and the kubelet: requests of devices, the labels of its
+// nodes, the volume with its network-status. Nothing that the pod has is taken
+// away, lowered or given another value, and a pod that has all of it is left alone,
+// so that the API server may call again.
+func inject(raw []byte, pod *corev1.Pod, demands []planner.Demand, defs []*netattach.Definition) (*injector, error) {
+	doc, err := newDocument(raw)
+	if err != nil {
+		return nil, err
+	}
+	in := &injector{document: doc, pod: pod}
+	for _, step := range []func() error{
+		func() error { return in.requestDevices(demands) },
+		func() error { return in.selectNodes(defs) },
+		in.showStatus,
+	} {
+		if err := step(); err != nil {
+			return nil, err
+		}
+	}
+	return in, nil
+}
+
+// warn adds a sentence for the user.
+func (in *injector) warn(format string, args ...any) {
+	in.warnings = append(in.warnings, fmt.Sprintf(format, args...))
+}
+
+// slot is a container that devices can be requested for.
+type slot struct {
+	*corev1.Container
+	path   []string
+	lasts  bool // as long as the pod: no ordinary init container
+	wanted int64
+}
+
+// slots returns the pod's containers, init containers first.
+func slots(pod *corev1.Pod) []*slot {
+	var out []*slot
+	for i := range pod.Spec.InitContainers {
+		c := &pod.Spec.InitContainers[i]
+		sidecar := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+		out = append(out, &slot{Container: c, path: []string{"spec", "initContainers", strconv.Itoa(i)}, lasts: sidecar})
+	}
+	for i := range pod.Spec.Containers {
+		out = append(out, &slot{Container: &pod.Spec.Containers[i], path: []string{"spec", "containers", strconv.Itoa(i)}, lasts: true})
+	}
+	return out
+}
+
+// has returns how many devices of a resource the container asks for.
+func (s *slot) has(resource string) int64 {
+	limit := s.Resources.Limits[corev1.ResourceName(resource)]
+	return min(max(limit.Value(), 0), maxDevices)
+}
+
+// preferred returns the container that gets the devices of networks which name
+// none: the one of the pod's annotation, else the first; nil when there is none.
+func preferred(pod *corev1.Pod, all []*slot) *slot {
+	if name, ok := pod.Annotations[netattach.ContainerKey]; ok {
+		return named(all, name)
+	}
+	if i := slices.IndexFunc(all, func(s *slot) bool { return s.path[1] == "containers" }); i >= 0 {
+		return all[i]
+	}
+	return nil
+}
+
+// named returns the container of a name, nil when there is none.
+func named(all []*slot, name string) *slot {
+	if i := slices.IndexFunc(all, func(s *slot) bool { return s.Name == name }); i >= 0 {
+		return all[i]
+	}
+	return nil
+}
+
+// requestDevices requests the devices that the pod's networks demand, as far as
+// its containers do not ask for them already. Networks that name a claim get their
+// device from it.
+func (in *injector) requestDevices(demands []planner.Demand) error {
+	byResource := map[string][]planner.Demand{}
+	claimed := map[string]bool{}
+	for _, d := range demands {
+		if d.Claim != "" {
+			claimed[d.Claim] = true
+		} else if d.Resource != "" {
+			byResource[d.Resource] = append(byResource[d.Resource], d)
+		}
+	}
+	_, told := in.pod.Annotations[netattach.ContainerKey]
+	unsure := !told && slices.ContainsFunc(in.pod.Spec.ResourceClaims, func(c corev1.PodResourceClaim) bool { return !claimed[c.Name] })
+	for _, resource := range slices.Sorted(maps.Keys(byResource)) {
+		if err := in.request(resource, byResource[resource], unsure); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// request sees to the devices of one resource. unsure says that a claim of the pod
+// may provide them: then only containers that a network names get any.
+func (in *injector) request(resource string, demands []planner.Demand, unsure bool) error {
+	all := slots(in.pod)
+	var anywhere, spare int64
+	for _, d := range demands {
+		if s := named(all, d.Container); d.Container == "" {
+			anywhere++
+		} else if s != nil { // else the pod is refused by validation
+			s.wanted++
+		}
+	}
+	for _, s := range all {
+		if s.lasts {
+			spare += max(s.has(resource)-s.wanted, 0)
+		}
+	}
+	if missing := anywhere - spare; missing > 0 {
+		to := preferred(in.pod, all)
+		switch {
+		case unsure:
+			in.warn("the pod has resource claims that no network names, so %d of %s are not requested for it; "+
+				"name the claim (%s) or the container (%s) of each network", missing, resource, netattach.ClaimKey, netattach.ContainerKey)
+		case to != nil:
+			to.wanted = max(to.has(resource), to.wanted) + missing
+		}
+	}
+	for _, s := range all {
+		if err := in.raise(s, resource); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// raise raises a container's request and limit of a resource to what is wanted.
+func (in *injector) raise(s *slot, resource string) error {
+	has := s.has(resource)
+	if s.wanted <= has {
+		return nil
+	}
+	in.devices += s.wanted - has
+	value := strconv.FormatInt(s.wanted, 10)
+	for _, list := range []string{"limits", "requests"} {
+		if err := in.add(value, append(s.path, "resources", list, resource)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// selectNodes binds the pod to the nodes that its definitions name.
+func (in *injector) selectNodes(defs []*netattach.Definition) error {
+	has := maps.Clone(in.pod.Spec.NodeSelector)
+	if has == nil {
+		has = map[string]string{}
+	}
+	for _, def := range defs {
+		set, err := rules.NodeSelector(def)
+		if err != nil {
+			in.warn("definition %s/%s: annotation %s is left out: %v", def.Namespace, def.Name, netattach.NodeSelectorAnnotation, err)
+			continue
+		}
+		for _, key := range slices.Sorted(maps.Keys(set)) {
+			value, ok := has[key]
+			if ok && value != set[key] {
+				in.warn("definition %s/%s is for nodes with %s=%s, and the pod asks for %s=%s: no node of the definition can run it",
+					def.Namespace, def.Name, key, set[key], key, value)
+			}
+			if ok {
+				continue
+			}
+			has[key] = set[key]
+			if err := in.add(set[key], "spec", "nodeSelector", key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// showStatus mounts the volume with network-status where the pod's annotation asks
+// for it, in every container that has nothing there.
+func (in *injector) showStatus() error {
+	dir, ok := in.pod.Annotations[netattach.StatusVolumeAnnotation]
+	if !ok || rules.MountPath(dir) != nil {
+		return nil
+	}
+	taken := func(m corev1.VolumeMount) bool { return m.Name == statusVolume || m.MountPath == dir }
+	for _, s := range slots(in.pod) {
+		if slices.ContainsFunc(s.VolumeMounts, taken) {
+			continue
+		}
+		mount := map[string]any{"name": statusVolume, "mountPath": dir, "readOnly": true}
+		if err := in.add(mount, append(s.path, "volumeMounts", "-")...); err != nil {
+			return err
+		}
+	}
+	if slices.ContainsFunc(in.pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == statusVolume }) {
+		return nil
+	}
+	return in.add(map[string]any{
+		"name": statusVolume,
+		"downwardAPI": map[string]any{"items": []any{map[string]any{
+			"path":     statusFile,
+			"fieldRef": map[string]any{"fieldPath": fmt.Sprintf("metadata.annotations['%s']", netattach.StatusAnnotation)},
+		}}},
+	}, "spec", "volumes", "-")
+}

@@ -1,0 +1,244 @@
+package webhook
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/manifold-cni/manifold/internal/planner"
+	"github.com/manifold-cni/manifold/internal/rules"
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+// given are definitions of namespace shop: a and b stand on resources, a's also for
+// nodes of a rack, c on nothing, d on another rack.
+func given() map[planner.Ref]*netattach.Definition {
+	out := map[planner.Ref]*netattach.Definition{}
+	for name, annotations := range map[string]map[string]string{
+		"a": {netattach.ResourceNameAnnotation: "x.example/a", netattach.NodeSelectorAnnotation: "rack=1"},
+		"b": {netattach.ResourceNameAnnotation: "x.example/b"}, "c": nil, "d": {netattach.NodeSelectorAnnotation: "rack=2,row=7"},
+		"e": {netattach.NodeSelectorAnnotation: "no label"},
+	} {
+		def := &netattach.Definition{Spec: netattach.DefinitionSpec{Config: `{"type":"host-device"}`}}
+		def.Namespace, def.Name, def.Annotations = "shop", name, annotations
+		out[planner.Ref{Namespace: "shop", Name: name}] = def
+	}
+	return out
+}
+
+// injected injects into a pod in JSON, and returns the pod as it is after the patch.
+func injected(t *testing.T, raw string) (in *injector, after string, err error) {
+	t.Helper()
+	r, err := rules.New(nil, notThere)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := &corev1.Pod{}
+	if err := json.Unmarshal([]byte(raw), pod); err != nil {
+		return nil, "", err
+	}
+	pod.Namespace = "shop"
+	refs, err := r.Select(pod)
+	if err != nil {
+		return nil, "", err
+	}
+	defs := given()
+	demands, err := r.Demands(pod, defs)
+	if err != nil {
+		return nil, "", err
+	}
+	var ordered []*netattach.Definition
+	for _, ref := range refs {
+		if def := defs[ref]; def != nil {
+			ordered = append(ordered, def)
+		}
+	}
+	if in, err = inject([]byte(raw), pod, demands, ordered); err != nil {
+		return nil, "", err
+	}
+	return in, patched(t, raw, in), nil
+}
+
+// patched applies the operations as the API server does.
+func patched(t *testing.T, raw string, in *injector) string {
+	t.Helper()
+	if len(in.ops) == 0 {
+		return raw
+	}
+	ops, err := json.Marshal(in.ops)
+	if err != nil {
+		t.Fatal(err)
+	}
+	patch, err := jsonpatch.DecodePatch(ops)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := patch.Apply([]byte(raw))
+	if err != nil {
+		t.Fatalf("%v: %s on %s", err, ops, raw)
+	}
+	return string(after)
+}
+
+// spec makes a pod that selects networks; rest follows in its spec.
+func spec(networks, rest string) string {
+	quoted, _ := json.Marshal(networks) // a string always encodes
+	return fmt.Sprintf(`{"metadata":{"annotations":{"k8s.v1.cni.cncf.io/networks":%s}},"spec":{%s}}`, quoted, rest)
+}
+
+// limits is the operation that sets the first limit of a container without
+// resources, requests the one that follows it.
+func limits(container int, resource string, n int) string {
+	return fmt.Sprintf(`{"op":"add","path":"/spec/containers/%d/resources","value":{"limits":{"%s":"%d"}}}`, container, resource, n)
+}
+
+func requests(container int, resource string, n int) string {
+	return fmt.Sprintf(`{"op":"add","path":"/spec/containers/%d/resources/requests","value":{"%s":"%d"}}`, container, resource, n)
+}
+
+func TestInject(t *testing.T) {
+	const (
+		rack    = `{"op":"add","path":"/spec/nodeSelector","value":{"rack":"1"}}`
+		two     = `"containers":[{"name":"m"},{"name":"n"}]`
+		claimed = `"resourceClaims":[{"name":"nic"}],` + two
+	)
+	for name, tc := range map[string]struct {
+		pod      string
+		ops      []string
+		warnings []string
+	}{
+		"nothing":             {spec("c", two), nil, nil},
+		"into the first":      {spec("b", two), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1)}, nil},
+		"counted":             {spec("b,a,b", two), []string{limits(0, "x.example/a", 1), requests(0, "x.example/a", 1), `{"op":"add","path":"/spec/containers/0/resources/limits/x.example~1b","value":"2"}`, `{"op":"add","path":"/spec/containers/0/resources/requests/x.example~1b","value":"2"}`, rack}, nil},
+		"container named":     {spec(`[{"name":"b","manifold.dev/container":"n"},{"name":"b"}]`, two), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1), limits(1, "x.example/b", 1), requests(1, "x.example/b", 1)}, nil},
+		"no such container":   {spec(`[{"name":"b","manifold.dev/container":"z"}]`, two), nil, nil},
+		"enough":              {spec("b,b", `"containers":[{"name":"m","resources":{"limits":{"x.example/b":"1"}}},{"name":"n","resources":{"limits":{"x.example/b":"1"}}}]`), nil, nil},
+		"more than enough":    {spec("b", `"containers":[{"name":"m","resources":{"limits":{"x.example/b":"7"}}}]`), nil, nil},
+		"raised, others kept": {spec("b,b,b", `"containers":[{"name":"m","resources":{"limits":{"cpu":"2","x.example/b":"1"},"requests":{"x.example/b":"1"}}}]`), []string{`{"op":"add","path":"/spec/containers/0/resources/limits/x.example~1b","value":"3"}`, `{"op":"add","path":"/spec/containers/0/resources/requests/x.example~1b","value":"3"}`}, nil},
+		"requests alone":      {spec("b", `"containers":[{"name":"m","resources":{"requests":{"cpu":"1"}}}]`), []string{`{"op":"add","path":"/spec/containers/0/resources/limits","value":{"x.example/b":"1"}}`, `{"op":"add","path":"/spec/containers/0/resources/requests/x.example~1b","value":"1"}`}, nil},
+		"named and has it":    {spec(`[{"name":"b","manifold.dev/container":"n"},{"name":"b"}]`, `"containers":[{"name":"m"},{"name":"n","resources":{"limits":{"x.example/b":2}}}]`), nil, nil},
+		"init is not enough":  {spec("b", `"initContainers":[{"name":"i","resources":{"limits":{"x.example/b":"1"}}}],"containers":[{"name":"m"}]`), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1)}, nil},
+		"sidecar is":          {spec("b", `"initContainers":[{"name":"i","restartPolicy":"Always","resources":{"limits":{"x.example/b":"1"}}}],"containers":[{"name":"m"}]`), nil, nil},
+		"init named":          {spec(`[{"name":"b","manifold.dev/container":"i"}]`, `"initContainers":[{"name":"i"}],"containers":[{"name":"m"}]`), []string{`{"op":"add","path":"/spec/initContainers/0/resources","value":{"limits":{"x.example/b":"1"}}}`, `{"op":"add","path":"/spec/initContainers/0/resources/requests","value":{"x.example/b":"1"}}`}, nil},
+		"claim named":         {spec(`[{"name":"b","manifold.dev/claim":"nic"},{"name":"b"}]`, claimed), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1)}, nil},
+		"claim not named":     {spec("b", claimed), nil, []string{"resource claims that no network names"}},
+		"claim, container":    {spec(`[{"name":"b","manifold.dev/container":"m"}]`, claimed), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1)}, nil},
+		"container's claims":  {spec(`[{"name":"b","manifold.dev/container":"m"}]`, `"resourceClaims":[{"name":"nic"}],"containers":[{"name":"m","resources":{"claims":[{"name":"nic"}]}}]`), []string{`{"op":"add","path":"/spec/containers/0/resources/limits","value":{"x.example/b":"1"}}`, `{"op":"add","path":"/spec/containers/0/resources/requests","value":{"x.example/b":"1"}}`}, nil},
+		"labels":              {spec("d", `"nodeSelector":{"row":"7"},`+two), []string{`{"op":"add","path":"/spec/nodeSelector/rack","value":"2"}`}, nil},
+		"labels differ":       {spec("d", `"nodeSelector":{"row":"7","rack":"1"},`+two), nil, []string{"shop/d is for nodes with rack=2, and the pod asks for rack=1"}},
+		"label that is none":  {spec("e", two), nil, []string{"left out"}},
+		"huge":                {spec("b", `"containers":[{"name":"m","resources":{"limits":{"x.example/b":"9E18"}}},{"name":"n","resources":{"limits":{"x.example/b":"9E18"}}}]`), nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in, after, err := injected(t, tc.pod)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var ops []string
+			for _, op := range in.ops {
+				ops = append(ops, op.Json())
+			}
+			if !slices.Equal(ops, tc.ops) {
+				t.Errorf("operations\n%s\nwant\n%s", strings.Join(ops, "\n"), strings.Join(tc.ops, "\n"))
+			}
+			if len(in.warnings) != len(tc.warnings) || len(tc.warnings) > 0 && !strings.Contains(in.warnings[0], tc.warnings[0]) {
+				t.Errorf("warnings %q, want %q", in.warnings, tc.warnings)
+			}
+			if again, _, err := injected(t, after); err != nil || len(again.ops) > 0 {
+				t.Errorf("not idempotent: %v, %v", again.ops, err)
+			}
+		})
+	}
+}
+
+func TestInjectByThePodsAnnotation(t *testing.T) {
+	pod := strings.Replace(spec("b", `"initContainers":[{"name":"i"}],"containers":[{"name":"m"},{"name":"n","volumeMounts":[{"name":"v","mountPath":"/v"}]},{"name":"o","volumeMounts":[{"name":"v","mountPath":"/net"}]}],"volumes":[{"name":"v","emptyDir":{}}]`),
+		`"annotations":{`, `"annotations":{"manifold.dev/container":"n","manifold.dev/network-status-volume":"/net",`, 1)
+	in, after, err := injected(t, pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := &corev1.Pod{}
+	if err := json.Unmarshal([]byte(after), got); err != nil {
+		t.Fatal(err)
+	}
+	if n := got.Spec.Containers[1].Resources.Limits["x.example/b"]; n.Value() != 1 || in.devices != 1 {
+		t.Errorf("container n gets %v", got.Spec.Containers[1].Resources)
+	}
+	mounts := []int{len(got.Spec.InitContainers[0].VolumeMounts), len(got.Spec.Containers[0].VolumeMounts), len(got.Spec.Containers[1].VolumeMounts), len(got.Spec.Containers[2].VolumeMounts)}
+	if !slices.Equal(mounts, []int{1, 1, 2, 1}) {
+		t.Errorf("mounts %v", mounts)
+	}
+	v := got.Spec.Volumes[len(got.Spec.Volumes)-1]
+	if len(got.Spec.Volumes) != 2 || v.DownwardAPI == nil || v.DownwardAPI.Items[0].FieldRef.FieldPath != "metadata.annotations['k8s.v1.cni.cncf.io/network-status']" {
+		t.Errorf("volumes %+v", got.Spec.Volumes)
+	}
+	if again, _, err := injected(t, after); err != nil || len(again.ops) > 0 {
+		t.Errorf("not idempotent: %v, %v", again, err)
+	}
+}
+
+// FuzzInject: whatever a pod is, the patch applies, lowers and removes nothing, and
+// a second one is empty.
+func FuzzInject(f *testing.F) {
+	f.Add("b,a@x", `{"spec":{"containers":[{"name":"m"}]}}`)
+	f.Add(`[{"name":"b","manifold.dev/container":"n"},{"name":"d"}]`, `{"spec":{"nodeSelector":null,"containers":[{"name":"n","resources":{"limits":{"x.example/b":"1","cpu":"1m"}}}],"future":[1.5,{"x":null}]}}`)
+	f.Add("b", `{"metadata":{"annotations":{"manifold.dev/network-status-volume":"/n","manifold.dev/container":"i"}},"spec":{"initContainers":[{"name":"i","restartPolicy":"Always"}],"volumes":[]}}`)
+	f.Add("b", `{"spec":{"resourceClaims":[{"name":"c"}],"containers":[{"resources":{"claims":[{"name":"c"}],"requests":{"x.example/b":"-3"}}},null]}}`)
+	f.Fuzz(func(t *testing.T, networks, raw string) {
+		var object map[string]any
+		if json.Unmarshal([]byte(raw), &object) != nil || object == nil {
+			return
+		}
+		meta, ok := object["metadata"].(map[string]any)
+		if !ok {
+			meta = map[string]any{}
+			object["metadata"] = meta
+		}
+		annotations, ok := meta["annotations"].(map[string]any)
+		if !ok {
+			annotations = map[string]any{}
+			meta["annotations"] = annotations
+		}
+		annotations[netattach.NetworksAnnotation] = networks
+		before, err := json.Marshal(object)
+		if err != nil {
+			return
+		}
+		_, after, err := injected(t, string(before))
+		if err != nil {
+			return // no pod, or one that validation refuses
+		}
+		var was, is corev1.Pod
+		if err := json.Unmarshal(before, &was); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal([]byte(after), &is); err != nil {
+			t.Fatalf("%v: %s", err, after)
+		}
+		keeps(t, slots(&was), slots(&is))
+		if again, _, err := injected(t, after); err != nil || len(again.ops) > 0 {
+			t.Errorf("not idempotent: %v, %v; after %s", again, err, after)
+		}
+	})
+}
+
+// keeps checks that no container has less than before.
+func keeps(t *testing.T, was, is []*slot) {
+	t.Helper()
+	if len(was) != len(is) {
+		t.Fatalf("%d containers, were %d", len(is), len(was))
+	}
+	for i := range was {
+		for name, limit := range was[i].Resources.Limits {
+			if now := is[i].Resources.Limits[name]; now.Cmp(limit) < 0 {
+				t.Errorf("container %d: limit of %s lowered from %s to %s", i, name, limit.String(), now.String())
+			}
+		}
+	}
+}

@@ -1,0 +1,157 @@
+package webhook
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// keeper keeps the certificates: it makes them when they are due, publishes the
+// authorities in the webhook configurations and holds the certificate to serve
+// with. Every replica has one, without a leader: each step is one update of the
+// Secret, of which the API server lets one replica through.
+type keeper struct {
+	client        client.Client
+	log           *slog.Logger
+	secret        types.NamespacedName
+	configuration string // name of both configurations
+	names         []string
+	life          lifetimes
+	settle        time.Duration // how long until every API server trusts what is published
+	interval      time.Duration
+	gauge         func(ca, serving time.Time)
+
+	current   atomic.Pointer[tls.Certificate]
+	published atomic.Bool // and current is set
+	newest    []byte      // authority that was first among those published, in DER
+	since     time.Time   // when it was seen first
+}
+
+// Start keeps the certificates until ctx ends; it implements manager.Runnable.
+func (k *keeper) Start(ctx context.Context) error {
+	ticker := time.NewTicker(k.interval)
+	defer ticker.Stop()
+	for {
+		if err := k.step(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			k.log.Error("certificates", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// certificate returns what to serve with; it is for tls.Config.
+func (k *keeper) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c := k.current.Load()
+	if c == nil {
+		return nil, errors.New("there is no certificate yet")
+	}
+	return c, nil
+}
+
+// step does once what is due.
+func (k *keeper) step(ctx context.Context, now time.Time) error {
+	secret := &corev1.Secret{}
+	if err := k.client.Get(ctx, k.secret, secret); err != nil {
+		return fmt.Errorf("read Secret %s, which exists before the certificates do, empty: %w", k.secret, err)
+	}
+	m := readMaterial(secret.Data)
+	changed, err := m.next(k.names, k.life, now, k.trusted(m, now))
+	if err != nil {
+		return err
+	}
+	if changed {
+		if secret.Data, err = m.data(); err != nil {
+			return err
+		}
+		err := k.client.Update(ctx, secret)
+		if apierrors.IsConflict(err) {
+			return nil // another replica did it; the next step sees what
+		}
+		if err != nil {
+			return fmt.Errorf("write Secret %s: %w", k.secret, err)
+		}
+		k.log.Info("certificates renewed", "authorities", len(m.cas), "authority until", m.cas[0].NotAfter, "certificate until", m.serving.Leaf.NotAfter)
+	}
+	k.current.Store(m.serving)
+	k.gauge(m.cas[0].NotAfter, m.serving.Leaf.NotAfter)
+	if err := k.publish(ctx, m.bundle()); err != nil {
+		return err
+	}
+	k.published.Store(true)
+	if newest := m.cas[0].Raw; !bytes.Equal(newest, k.newest) {
+		k.newest, k.since = newest, now
+	}
+	return nil
+}
+
+// trusted reports whether the newest authority has been published long enough.
+func (k *keeper) trusted(m *material, now time.Time) bool {
+	return len(m.cas) > 0 && bytes.Equal(m.cas[0].Raw, k.newest) && now.Sub(k.since) >= k.settle
+}
+
+// publish writes the authorities into the configurations. One that does not exist
+// is not in use, both cannot be.
+func (k *keeper) publish(ctx context.Context, bundle []byte) error {
+	mutating, validating := &admissionregistrationv1.MutatingWebhookConfiguration{}, &admissionregistrationv1.ValidatingWebhookConfiguration{}
+	missing := 0
+	for _, object := range []client.Object{mutating, validating} {
+		err := k.client.Get(ctx, types.NamespacedName{Name: k.configuration}, object)
+		if apierrors.IsNotFound(err) {
+			missing++
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read webhook configuration %s: %w", k.configuration, err)
+		}
+		if !trust(object, bundle) {
+			continue
+		}
+		if err := k.client.Update(ctx, object); err != nil && !apierrors.IsConflict(err) {
+			return fmt.Errorf("write webhook configuration %s: %w", k.configuration, err)
+		} else if err != nil {
+			return fmt.Errorf("webhook configuration %s changes meanwhile", k.configuration)
+		}
+	}
+	if missing == 2 {
+		return fmt.Errorf("there is no webhook configuration %s", k.configuration)
+	}
+	return nil
+}
+
+// trust sets the authorities of every webhook of a configuration, and reports
+// whether that changed it.
+func trust(configuration client.Object, bundle []byte) bool {
+	var clients []*admissionregistrationv1.WebhookClientConfig
+	switch c := configuration.(type) {
+	case *admissionregistrationv1.MutatingWebhookConfiguration:
+		for i := range c.Webhooks {
+			clients = append(clients, &c.Webhooks[i].ClientConfig)
+		}
+	case *admissionregistrationv1.ValidatingWebhookConfiguration:
+		for i := range c.Webhooks {
+			clients = append(clients, &c.Webhooks[i].ClientConfig)
+		}
+	}
+	changed := false
+	for _, c := range clients {
+		if !bytes.Equal(c.CABundle, bundle) {
+			c.CABundle, changed = bundle, true
+		}
+	}
+	return changed
+}

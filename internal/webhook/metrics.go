@@ -1,0 +1,52 @@
+package webhook
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/manifold-cni/manifold/internal/rules"
+)
+
+// metrics are those beside controller-runtime's own of requests and their latency.
+type metrics struct {
+	findings *prometheus.CounterVec
+	devices  prometheus.Counter
+	expiry   *prometheus.GaugeVec
+}
+
+// newMetrics registers the metrics.
+func newMetrics(registry prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		findings: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "manifold_webhook_findings_total", Help: "What was wrong with objects, by kind and severity; errors refused them.",
+		}, []string{"kind", "severity"}),
+		// Not by resource: whoever may write definitions could invent any number.
+		devices: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "manifold_webhook_injected_devices_total", Help: "Devices requested for pods that did not ask for them.",
+		}),
+		expiry: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "manifold_webhook_certificate_expiry_timestamp_seconds", Help: "When the newest authority and the certificate served with expire.",
+		}, []string{"certificate"}),
+	}
+	for _, c := range []prometheus.Collector{m.findings, m.devices, m.expiry} {
+		if err := registry.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// found counts a finding.
+func (m *metrics) found(kind string, s rules.Severity) {
+	m.findings.WithLabelValues(kind, string(s)).Inc()
+}
+
+// injected counts devices.
+func (m *metrics) injected(devices int64) { m.devices.Add(float64(devices)) }
+
+// expires tells when certificates expire.
+func (m *metrics) expires(ca, serving time.Time) {
+	m.expiry.WithLabelValues("authority").Set(float64(ca.Unix()))
+	m.expiry.WithLabelValues("serving").Set(float64(serving.Unix()))
+}

@@ -1,0 +1,219 @@
+// Package webhook is admission: it refuses definitions and pods that no node could
+// serve, and gives pods what their networks need of the scheduler and the kubelet.
+//
+// [Run] serves three reviews over TLS. Pods are first mutated: a network whose
+// definition names a resource gets its device requested (see inject). Then pods and
+// definitions are validated, by package rules, whose findings become causes with
+// the paths of fields, or warnings. What decides is pure and has no state but the
+// definitions, so any number of replicas serve side by side.
+//
+// Certificates are the package's own (see keeper), or files that somebody else
+// renews. A replica is ready when it can answer: certificate published, definitions
+// complete. Told to stop it serves on until nobody calls it any more.
+package webhook
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/webhook"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/rules"
+)
+
+// Paths of the reviews.
+const (
+	PathMutatePods          = "/mutate-pods"
+	PathValidatePods        = "/validate-pods"
+	PathValidateDefinitions = "/validate-definitions"
+)
+
+// Options say how to serve. Zero values are not replaced: the program's flags have
+// the defaults.
+type Options struct {
+	Kubeconfig   string          // a file; empty inside a pod
+	PluginConfig json.RawMessage // the plugin's configuration on the nodes; nil for the defaults
+	Host         string          // address to serve on, empty for all
+	Port         int
+	Metrics      string        // address of /metrics, "0" for none
+	Health       string        // address of /healthz and /readyz, "0" for none
+	CertDir      string        // with tls.crt and tls.key, renewed by somebody else; empty for own certificates
+	Drain        time.Duration // how long to serve after being told to stop
+
+	// Of own certificates.
+	Namespace     string // of Secret and Service
+	Secret        string
+	Service       string
+	Configuration string // name of the webhook configurations
+	CALifetime    time.Duration
+	CertLifetime  time.Duration // at most a third of CALifetime
+	Settle        time.Duration // how long a new authority is published before it signs
+	Interval      time.Duration // between looking at the certificates
+}
+
+// check refuses what cannot be kept.
+func (o *Options) check() error {
+	const op = "read options"
+	if o.CertDir != "" {
+		return nil
+	}
+	if o.Namespace == "" || o.Secret == "" || o.Service == "" || o.Configuration == "" {
+		return cnierr.New(op, cnierr.InvalidConfig, "own certificates need the namespace and the names of Secret, Service and configuration").
+			WithFix("give them, or a directory with certificates")
+	}
+	if o.Interval <= 0 || o.CertLifetime <= 0 || o.CertLifetime > o.CALifetime/3 || o.Settle+o.Interval > o.CertLifetime/3 {
+		return cnierr.New(op, cnierr.InvalidConfig, "lifetimes of %s and %s, settled after %s and looked at every %s, do not fit",
+			o.CALifetime, o.CertLifetime, o.Settle, o.Interval).
+			WithFix("let a certificate live a third of its authority's life at most, and settling take a third of a certificate's")
+	}
+	return nil
+}
+
+// names returns the DNS names under which the API server calls.
+func (o *Options) names() []string {
+	return []string{o.Service + "." + o.Namespace + ".svc", o.Service + "." + o.Namespace + ".svc.cluster.local"}
+}
+
+// server is one replica.
+type server struct {
+	Options
+	log      *slog.Logger
+	manager  manager.Manager
+	informer *kube.DefinitionInformer
+	keeper   *keeper // nil with certificates in a directory
+	stopping atomic.Bool
+}
+
+// Run serves until ctx ends, and then as long as Drain says and requests are under
+// way.
+func Run(ctx context.Context, o Options, log *slog.Logger) error {
+	ctrllog.SetLogger(logr.FromSlogHandler(log.Handler()))
+	s := &server{Options: o, log: log}
+	if err := s.check(); err != nil {
+		return err
+	}
+	config, err := kube.Config(o.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	kubeClient, err := kube.NewClient(config)
+	if err != nil {
+		return err
+	}
+	defer kubeClient.Close()
+	s.informer = kube.NewDefinitionInformer(kubeClient, "")
+	if err := s.assemble(config); err != nil {
+		return err
+	}
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	defer context.AfterFunc(ctx, func() {
+		s.stopping.Store(true)
+		log.Info("stopping", "after", o.Drain)
+		time.AfterFunc(o.Drain, stop)
+	})()
+	return s.manager.Start(serving)
+}
+
+// assemble puts the replica together.
+func (s *server) assemble(config *rest.Config) error {
+	r, err := rules.New(s.PluginConfig, notThere)
+	if err != nil {
+		return err
+	}
+	m, err := newMetrics(ctrlmetrics.Registry)
+	if err != nil {
+		return fmt.Errorf("register metrics: %w", err)
+	}
+	scheme := runtime.NewScheme()
+	if err := errors.Join(corev1.AddToScheme(scheme), admissionregistrationv1.AddToScheme(scheme)); err != nil {
+		return fmt.Errorf("register kinds: %w", err)
+	}
+	hooks := webhook.Options{Host: s.Host, Port: s.Port, CertDir: s.CertDir}
+	if s.CertDir == "" {
+		if err := s.keep(config, scheme, m); err != nil {
+			return err
+		}
+		hooks.TLSOpts = append(hooks.TLSOpts, func(c *tls.Config) { c.GetCertificate = s.keeper.certificate })
+	}
+	hooks.TLSOpts = append(hooks.TLSOpts, func(c *tls.Config) { c.MinVersion = tls.VersionTLS13 })
+	s.manager, err = manager.New(config, manager.Options{
+		Scheme: scheme, WebhookServer: webhook.NewServer(hooks), HealthProbeBindAddress: s.Health,
+		Metrics: metricsserver.Options{BindAddress: s.Metrics},
+	})
+	if err != nil {
+		return err
+	}
+	s.register(&reviewer{rules: r, definitions: s.informer, metrics: m})
+	runnables := []manager.Runnable{manager.RunnableFunc(func(ctx context.Context) error {
+		s.informer.Run(ctx)
+		return nil
+	})}
+	if s.keeper != nil {
+		runnables = append(runnables, s.keeper)
+	}
+	for _, runnable := range runnables {
+		if err := s.manager.Add(runnable); err != nil {
+			return err
+		}
+	}
+	return errors.Join(s.manager.AddHealthzCheck("ping", healthz.Ping), s.manager.AddReadyzCheck("serving", s.ready))
+}
+
+// keep makes the keeper of own certificates. Its client has no cache: it reads
+// three objects.
+func (s *server) keep(config *rest.Config, scheme *runtime.Scheme, m *metrics) error {
+	c, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return err
+	}
+	s.keeper = &keeper{
+		client: c, log: s.log, secret: types.NamespacedName{Namespace: s.Namespace, Name: s.Secret}, configuration: s.Configuration,
+		names: s.names(), life: lifetimes{ca: s.CALifetime, serving: s.CertLifetime}, settle: s.Settle, interval: s.Interval, gauge: m.expires,
+	}
+	return nil
+}
+
+// register serves the reviews.
+func (s *server) register(r *reviewer) {
+	for path, handle := range map[string]admission.HandlerFunc{
+		PathMutatePods: r.mutatePod, PathValidatePods: r.validatePod, PathValidateDefinitions: r.validateDefinition,
+	} {
+		s.manager.GetWebhookServer().Register(path, &webhook.Admission{Handler: handle})
+	}
+}
+
+// ready returns why the replica cannot serve, nil when it can.
+func (s *server) ready(r *http.Request) error {
+	switch {
+	case s.stopping.Load():
+		return errors.New("stopping")
+	case s.keeper != nil && !s.keeper.published.Load():
+		return errors.New("no certificate is published yet")
+	case !s.informer.HasSynced():
+		return errors.New("definitions are not complete yet")
+	}
+	return s.manager.GetWebhookServer().StartedChecker()(r)
+}
