@@ -71,7 +71,7 @@ func devicesText(w io.Writer, all *views, wide bool) error {
 			if wide {
 				cells = append(cells, d.PFNetDev, d.IOMMUGroup, strings.Join(d.NetDevs, ","), d.Network, d.Interface)
 			}
-			t.add(len(d.Findings) > 0, append(cells, stateOf(d))...)
+			t.add(verdict(len(d.Findings) == 0), append(cells, stateOf(d))...)
 		}
 	}
 	return t.write(w)

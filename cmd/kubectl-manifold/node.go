@@ -38,6 +38,15 @@ func (n *nodeFlags) views(ctx context.Context) (*views, error) {
 	return &views{Nodes: []*nodeview.View{v}}, nil
 }
 
+// explain explains a pod of the node.
+func (n *nodeFlags) explain(ctx context.Context, namespace, name string) (*nodeview.Explanation, error) {
+	e, err := inspect.Local{Config: n.config}.Explain(ctx, namespace, name)
+	if err != nil {
+		return nil, fmt.Errorf("explain pod %s/%s: %w", namespace, name, err)
+	}
+	return e, nil
+}
+
 // problems tells people what could not be read, and reports whether there was
 // something.
 func (v *views) problems(w io.Writer) bool {

@@ -22,6 +22,6 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	root.SetIn(streams.In)
 	root.SetOut(streams.Out)
 	root.SetErr(streams.ErrOut)
-	root.AddCommand(newStatus(streams), newDevices(streams), newLint(streams), newReference(streams))
+	root.AddCommand(newStatus(streams), newDevices(streams), newExplain(streams), newLint(streams), newReference(streams))
 	return root
 }

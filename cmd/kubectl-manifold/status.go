@@ -90,16 +90,16 @@ func statusText(w io.Writer, all *views, wide bool) error {
 	for _, v := range all.Nodes {
 		for i := range v.Attachments {
 			a := &v.Attachments[i]
-			verdict, good := inspect.Verdict(a)
+			text, good := inspect.Verdict(a)
 			if a.VerifiedAt != nil && good {
-				verdict += ", " + duration.HumanDuration(time.Since(*a.VerifiedAt)) + " ago"
+				text += ", " + duration.HumanDuration(time.Since(*a.VerifiedAt)) + " ago"
 			}
 			cells := append([]string{a.Pod.String(), a.Network}, deviceCells(a, wide)...)
 			cells = append(cells, a.Interface, strings.Join(a.Addresses, ","))
 			if wide {
 				cells = append(append([]string{v.Node}, cells...), a.MAC, number(a.MTU), a.Sandbox)
 			}
-			t.add(!good, append(cells, verdict)...)
+			t.add(verdict(good), append(cells, text)...)
 		}
 	}
 	return t.write(w)

@@ -17,10 +17,10 @@ type table struct {
 	rows   []row
 }
 
-// row is a line of a table; bad says that its last cell is no good news.
+// row is a line of a table; colour is that of its last cell, empty for none.
 type row struct {
-	cells []string
-	bad   bool
+	cells  []string
+	colour string
 }
 
 // Colours of the last column, as terminals understand them.
@@ -30,14 +30,22 @@ const (
 	plain = "\x1b[0m"
 )
 
+// verdict is the colour of good and of bad news.
+func verdict(good bool) string {
+	if good {
+		return green
+	}
+	return red
+}
+
 // add appends a line. An empty cell is printed as kubectl prints it.
-func (t *table) add(bad bool, cells ...string) {
+func (t *table) add(colour string, cells ...string) {
 	for i, c := range cells {
 		if c == "" {
 			cells[i] = "<none>"
 		}
 	}
-	t.rows = append(t.rows, row{cells, bad})
+	t.rows = append(t.rows, row{cells, colour})
 }
 
 // write prints the table. What a name could do to a terminal is escaped.
@@ -51,11 +59,8 @@ func (t *table) write(w io.Writer) error {
 		last := len(r.cells) - 1
 		err := printers.WriteEscaped(out, strings.Join(r.cells[:last], "\t")+"\t")
 		before, after := "", ""
-		if coloured {
-			before, after = green, plain
-			if r.bad {
-				before = red
-			}
+		if coloured && r.colour != "" {
+			before, after = r.colour, plain
 		}
 		if err == nil {
 			_, err = io.WriteString(out, before)

@@ -57,6 +57,10 @@ type Sources struct {
 	Ready func() error
 	// View returns the node as it is; nil for a planner that is not of a node.
 	View func(context.Context) *nodeview.View
+	// CNIConfig is the plugin's configuration in the runtime's directory, by which
+	// a pod is explained.
+	CNIConfig string
+	Node      string
 }
 
 // Agent implements plan.Planner.
@@ -86,7 +90,7 @@ func (a *Agent) Plan(ctx context.Context, req plan.Request) (*plan.Plan, error) 
 	if err != nil {
 		return nil, err
 	}
-	p, err := a.plan(ctx, inv)
+	p, err := a.plan(ctx, inv, nil)
 	killpoint.Here("agent planned")
 	if err != nil {
 		return nil, cnierr.Annotate(err, cnierr.Subject{Pod: inv.Pod.String()})
@@ -95,11 +99,13 @@ func (a *Agent) Plan(ctx context.Context, req plan.Request) (*plan.Plan, error) 
 	return p, nil
 }
 
-func (a *Agent) plan(ctx context.Context, inv *netconf.Invocation) (*plan.Plan, error) {
+// plan makes the plan, and tells why where somebody listens.
+func (a *Agent) plan(ctx context.Context, inv *netconf.Invocation, why *nodeview.Explanation) (*plan.Plan, error) {
 	pod, err := a.pod(ctx, inv.Pod)
 	if err != nil {
 		return nil, err
 	}
+	explainPod(why, pod)
 	sel, err := planner.Select(inv, pod)
 	if err != nil {
 		return nil, err
@@ -109,14 +115,18 @@ func (a *Agent) plan(ctx context.Context, inv *netconf.Invocation) (*plan.Plan, 
 	src.Files, problems = netconf.ReadDir(inv.Conf.ConfDir)
 	for _, err := range problems {
 		a.log.Warn("network configuration left out", "err", err)
+		why.Say("configurations on disk", "left out: %v", err)
 	}
-	if src.Definitions, err = a.definitions(ctx, sel.Definitions(src.Files)); err != nil {
+	needs := sel.Definitions(src.Files)
+	if src.Definitions, err = a.definitions(ctx, needs); err != nil {
 		return nil, err
 	}
+	explainDefinitions(why, needs, src.Definitions)
 	if resources, needed := sel.Resources(src.Definitions); needed {
 		if err := a.allocation(ctx, pod, resources, inv, &src); err != nil {
 			return nil, err
 		}
+		explainDevices(why, resources, src.Allocation)
 	}
 	return sel.Plan(src)
 }

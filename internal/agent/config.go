@@ -226,6 +226,7 @@ func (a *Assembly) devices(c *Config, once bool, log *slog.Logger) {
 		a.run = append(a.run, func(ctx context.Context) { keepLoaded(ctx, file, log) })
 	}
 	a.Sources.Devices = podresources.NewReader(live, memory, a.claims(c))
+	a.Sources.CNIConfig, a.Sources.Node = c.CNIConfig, c.Node
 	a.Sources.View = func(ctx context.Context) *nodeview.View { return c.view(ctx, file, client) }
 	if !once && c.Reconcile != ReconcileOff {
 		a.Reconciler = c.reconciler(file, client)

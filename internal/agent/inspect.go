@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"log/slog"
 
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/cnierr"
@@ -16,11 +18,21 @@ import (
 // Inspect implements plan.Inspector.
 func (a *Agent) Inspect(ctx context.Context, q plan.Question) (json.RawMessage, error) {
 	const op = "inspect"
-	if q.About != plan.AboutNode || a.src.View == nil {
+	var out any
+	switch {
+	case q.About == plan.AboutNode && a.src.View != nil:
+		out = a.src.View(ctx)
+	case q.About == plan.AboutPod && q.Name != "":
+		e, err := a.Explain(ctx, plan.Pod{Namespace: q.Namespace, Name: q.Name})
+		if err != nil {
+			return nil, err
+		}
+		out = e
+	default:
 		return nil, cnierr.New(op, cnierr.Decode, "this agent knows nothing about %q", q.About).
 			WithFix("use the kubectl-manifold of the agent's release")
 	}
-	raw, err := json.Marshal(a.src.View(ctx))
+	raw, err := json.Marshal(out)
 	if err != nil {
 		return nil, cnierr.New(op, cnierr.Other, "%w", err)
 	}
@@ -41,4 +53,15 @@ func View(ctx context.Context, c *Config) *nodeview.View {
 	file, live, done := c.kubelet()
 	defer done()
 	return c.view(ctx, file, live)
+}
+
+// ExplainOnce explains a pod by the sources of a configuration without an agent.
+func ExplainOnce(ctx context.Context, c *Config, pod plan.Pod) (e *nodeview.Explanation, err error) {
+	log := slog.New(slog.DiscardHandler)
+	a, err := Assemble(c, true, log)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, a.Close()) }()
+	return New(a.Sources, log, nil).Explain(ctx, pod)
 }

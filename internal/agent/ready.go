@@ -112,7 +112,7 @@ func defaultNetworkReady(ctx context.Context, file string, definitions kube.Defi
 	if err != nil {
 		return err
 	}
-	conf, err := pluginConf(file, raw)
+	conf, _, err := pluginConf(file, raw)
 	if err != nil {
 		return err
 	}
@@ -128,26 +128,31 @@ func defaultNetworkReady(ctx context.Context, file string, definitions kube.Defi
 }
 
 // pluginConf returns the configuration of the plugin in a file of the runtime's
-// directory, single or list.
-func pluginConf(file string, raw []byte) (*netconf.Conf, error) {
+// directory, single or list: decoded, and as the runtime gives it to the plugin.
+func pluginConf(file string, raw []byte) (*netconf.Conf, json.RawMessage, error) {
 	op := "read " + file
 	doc, err := parseDocument(op, raw)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, p := range doc.plugins {
 		if stringValue(p["type"]) != "manifold" {
 			continue
 		}
+		for _, key := range []string{"name", "cniVersion"} { // as libcni passes them on
+			if v, ok := doc.list[key]; ok {
+				p[key] = v
+			}
+		}
 		raw, err := json.Marshal(p)
 		if err != nil {
-			return nil, cnierr.New(op, cnierr.Decode, "%w", err)
+			return nil, nil, cnierr.New(op, cnierr.Decode, "%w", err)
 		}
 		inv, err := netconf.FromRequest(plan.Request{Config: raw})
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		return &inv.Conf, nil
+		return &inv.Conf, raw, nil
 	}
-	return nil, cnierr.New(op, cnierr.InvalidConfig, `it has no plugin of type "manifold"`)
+	return nil, nil, cnierr.New(op, cnierr.InvalidConfig, `it has no plugin of type "manifold"`)
 }

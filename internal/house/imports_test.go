@@ -54,7 +54,7 @@ var may = map[string][]string{
 	},
 	"internal/reconcile": {"internal/cnierr", "internal/journal", "internal/plan", "internal/verify", "sriov", "sriov/inventory"},
 	// The node as data: written by the agent, and read by programs that need none of its sources.
-	"internal/nodeview":    {"internal/journal", "internal/plan", "internal/reconcile", "netattach", "sriov", "sriov/inventory"},
+	"internal/nodeview":    {"internal/cnierr", "internal/journal", "internal/plan", "internal/reconcile", "netattach", "sriov", "sriov/inventory"},
 	"cmd/manifold":         {"internal/attach", "internal/cnierr", "internal/journal", "internal/netconf", "internal/plan"},
 	"cmd/manifold-agent":   {"internal/agent", "internal/metrics", "internal/plan"},
 	"cmd/kubectl-manifold": {"internal/inspect", "internal/nodeview"},

@@ -29,3 +29,25 @@ func (l Local) View(ctx context.Context) (*nodeview.View, error) {
 	v.Problems = slices.Insert(v.Problems, 0, "the agent does not answer, its sources were read instead: "+err.Error())
 	return v, nil
 }
+
+// Explain explains a pod of the node, by the agent's socket or, where the agent
+// does not answer, by what it would plan from.
+func (l Local) Explain(ctx context.Context, namespace, name string) (*nodeview.Explanation, error) {
+	conf, err := agent.ReadConfig(l.Config)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := plan.Client{Socket: conf.Socket}.Inspect(ctx, plan.Question{About: plan.AboutPod, Namespace: namespace, Name: name})
+	switch {
+	case err == nil:
+		return nodeview.DecodeExplanation(raw)
+	case !plan.IsTransport(err):
+		return nil, err
+	}
+	e, err2 := agent.ExplainOnce(ctx, conf, plan.Pod{Namespace: namespace, Name: name})
+	if err2 != nil {
+		return nil, err2
+	}
+	e.Steps = slices.Insert(e.Steps, 0, nodeview.Step{About: "agent", Text: "it does not answer, its sources are asked instead: " + err.Error()})
+	return e, nil
+}

@@ -245,6 +245,22 @@ func last(e *Entry, i int, get func(Step) json.RawMessage) json.RawMessage {
 // begun: of another boot nothing in the kernel is left.
 func (e *Entry) SameBoot() bool { return e.Boot == bootID() }
 
+// Gone says why the sandbox does not live any more; empty while it does, and
+// while nobody can tell: an agent in a container may not see the directory of the
+// network namespaces, or see the files in it without what is mounted on them.
+func (e *Entry) Gone() string {
+	if !e.SameBoot() {
+		return "the node was booted since"
+	}
+	if _, err := os.ReadDir(filepath.Dir(e.Plan.NetNS)); err != nil {
+		return ""
+	}
+	if _, err := os.Lstat(e.Plan.NetNS); errors.Is(err, os.ErrNotExist) {
+		return "its network namespace is gone"
+	}
+	return ""
+}
+
 // Unreleased returns the indexes of the attachments that a tear-down must
 // release, in reverse order of attachment: all that were tried and whose DEL has
 // not succeeded. After another boot an attachment without a step may have been

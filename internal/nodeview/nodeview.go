@@ -113,8 +113,5 @@ func Decode(raw []byte) (*View, error) {
 	if err := json.Unmarshal(raw, v); err != nil {
 		return nil, fmt.Errorf("read the node's view: %w", err)
 	}
-	if v.Version < 1 || v.Version > Version {
-		return nil, fmt.Errorf("read the node's view: version %d, this program reads 1 to %d: use the kubectl-manifold of the agent's release", v.Version, Version)
-	}
-	return v, nil
+	return v, checkVersion(v.Version)
 }

@@ -73,7 +73,8 @@ func TestStates(t *testing.T) {
 		"e-releasing": {"/proc/self/ns/net", append(verified[:3:3], journal.Step{Phase: journal.Releasing}), "releasing 10.0.0.2 9000 verified mac mtu"},
 		"f-failed": {"/proc/self/ns/net", append(attached[:2:2], journal.Step{Phase: journal.ReleaseFailed, Error: "busy"}),
 			"release-failed 10.0.0.2 9000: busy"},
-		"g-gone":     {"/nonexistent", attached, "attached 10.0.0.2 9000 gone"},
+		"g-gone":     {"/proc/nosuch", attached, "attached 10.0.0.2 9000 gone"},
+		"g-hidden":   {"/nonexistent/netns", attached, "attached 10.0.0.2 9000"}, // the directory is not seen
 		"h-released": {"/proc/self/ns/net", append(attached[:2:2], journal.Step{Phase: journal.Released}), ""},
 	} {
 		begin(t, dir, name, c.netns, []string{"0000:21:10.0"}, c.steps...)

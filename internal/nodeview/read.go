@@ -9,8 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/containernetworking/plugins/pkg/ns"
-
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/reconcile"
 	"github.com/manifold-cni/manifold/netattach"
@@ -92,7 +90,7 @@ func (v *View) attachment(e *journal.Entry, i int) (a Attachment, shown bool) {
 	}
 	a = Attachment{
 		Pod: e.Plan.Pod, Sandbox: e.Key.ContainerID, Network: p.Name, Default: p.Default, Interface: p.IfName, Device: p.Device,
-		State: state, Since: e.Created, Error: problem, Reason: p.Reason, VerifyMode: p.Want.Verify, Gone: gone(e),
+		State: state, Since: e.Created, Error: problem, Reason: p.Reason, VerifyMode: p.Want.Verify, Gone: e.Gone(),
 	}
 	last := StateWaiting
 	for _, s := range e.Steps {
@@ -117,17 +115,6 @@ func (v *View) attachment(e *journal.Entry, i int) (a Attachment, shown bool) {
 		a.Addresses, a.MAC, a.MTU = st.IPs, st.MAC, st.MTU
 	}
 	return a, true
-}
-
-// gone says why the sandbox of a journal does not live any more.
-func gone(e *journal.Entry) string {
-	if !e.SameBoot() {
-		return "the node was booted since"
-	}
-	if err := ns.IsNSorErr(e.Plan.NetNS); err != nil {
-		return "its network namespace is gone"
-	}
-	return ""
 }
 
 // devices reads the VFs, and joins them with who has them.

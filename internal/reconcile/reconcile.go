@@ -29,8 +29,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/containernetworking/plugins/pkg/ns"
-
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/verify"
@@ -186,7 +184,7 @@ func (r *Reconciler) owners() (map[string]*owner, error) {
 			if a.Device == nil || a.Device.PCIAddress == "" || phase == "" || phase == journal.Released || phase == journal.Untouched {
 				continue
 			}
-			o := &owner{key: k, entry: entry, attachment: i, alive: entry.SameBoot() && ns.IsNSorErr(entry.Plan.NetNS) == nil}
+			o := &owner{key: k, entry: entry, attachment: i, alive: entry.Gone() == ""}
 			if last := out[a.Device.PCIAddress]; last == nil || last.entry.Created.Before(entry.Created) {
 				out[a.Device.PCIAddress] = o
 			}

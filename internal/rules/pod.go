@@ -12,6 +12,7 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/planner"
 	"github.com/manifold-cni/manifold/netattach"
 )
@@ -149,19 +150,23 @@ func (c *checkedPod) container() bool {
 // plan plans the pod.
 func (c *checkedPod) plan(inv *netconf.Invocation) {
 	networks := annotation(c.path("metadata"), netattach.NetworksAnnotation)
-	sel, err := planner.Select(inv, podOf(c.pod))
+	made, err := planOf(inv, c.pod, c.defs)
 	if err != nil {
 		c.refused(networks, err)
 		return
 	}
-	plan, err := sel.Plan(planner.Sources{Definitions: c.defs, Allocation: requested(c.pod, sel.Demands(c.defs))})
-	if err != nil {
-		c.refused(networks, err)
-		return
-	}
-	for _, w := range plan.Warnings {
+	for _, w := range made.Warnings {
 		c.add(Warning, networks, "%s", w)
 	}
+}
+
+// planOf plans a pod as if the kubelet had allocated what its limits ask for.
+func planOf(inv *netconf.Invocation, pod *corev1.Pod, defs map[planner.Ref]*netattach.Definition) (*plan.Plan, error) {
+	sel, err := planner.Select(inv, podOf(pod))
+	if err != nil {
+		return nil, err
+	}
+	return sel.Plan(planner.Sources{Definitions: defs, Allocation: requested(pod, sel.Demands(defs))})
 }
 
 // refused records why no plan is made, without the pod, which the reader sees

@@ -198,3 +198,13 @@ func (r *Rules) Demands(pod *corev1.Pod, defs map[planner.Ref]*netattach.Definit
 	}
 	return sel.Demands(defs), nil
 }
+
+// Plan plans the pod as a node would, as if the kubelet had allocated what its
+// containers' limits ask for; defs are the definitions that exist.
+func (r *Rules) Plan(pod *corev1.Pod, defs map[planner.Ref]*netattach.Definition) (*plan.Plan, error) {
+	inv, err := r.invocation(pod, defs)
+	if err != nil {
+		return nil, err
+	}
+	return planOf(inv, pod, defs)
+}

@@ -79,17 +79,19 @@ func cmdNode(ts *testscript.TestScript, _ bool, args []string) {
 		"bridge":"cni0","isGateway":true,"ipam":{"type":"host-local","dataDir":%q,"subnet":"10.88.0.0/16"}}]}`, n.path("ipam")), 0o600))
 	agent := map[string]any{
 		"node": "node1", "socket": n.path("agent.sock"), "kubeletDir": n.path("kubelet"), "podResources": "-", "podsAPI": "-", "snapshot": "-",
-		"cniDir": n.path("state"), "podManifests": n.path("pods"), "definitionManifests": n.path("definitions"),
+		"cniDir": n.path("state"), "cniConfig": n.path("net.d/00-manifold.conflist"), "podManifests": n.path("pods"), "definitionManifests": n.path("definitions"),
 	}
 	for _, kv := range args {
 		key, value, _ := strings.Cut(kv, "=")
 		agent[key] = value
 	}
-	n.rt = harness.Runtime{Plugin: n.path("bin/manifold"), Path: n.path("bin"), Conf: encode(ts, map[string]any{
+	plugin := map[string]any{
 		"cniVersion": "1.1.0", "name": "manifold", "type": "manifold", "clusterNetwork": "cluster-net",
 		"confDir": n.path("net.d"), "cniDir": n.path("state"), "binDir": n.path("bin"), "agentSocket": n.path("agent.sock"),
 		"agentProgram": n.path("bin/manifold-agent"), "agentConfig": n.path("agent.json"), "deviceInfoDir": n.path("devinfo"),
-	})}
+	}
+	n.rt = harness.Runtime{Plugin: n.path("bin/manifold"), Path: n.path("bin"), Conf: encode(ts, plugin)}
+	ts.Check(os.WriteFile(n.path("net.d/00-manifold.conflist"), encode(ts, map[string]any{"cniVersion": "1.1.0", "name": "manifold", "plugins": []any{plugin}}), 0o600))
 	ts.Check(os.WriteFile(n.path("agent.json"), encode(ts, agent), 0o600))
 	ts.Setenv("CONFIG", n.path("agent.json"))
 	n.record(ts)

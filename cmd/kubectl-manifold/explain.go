@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/cli-runtime/pkg/printers"
+
+	"github.com/manifold-cni/manifold/internal/inspect"
+	"github.com/manifold-cni/manifold/internal/nodeview"
+)
+
+const explainLong = `Plans a pod as its node does for an ADD, executes nothing, and prints each step
+with its reason: the configuration, the annotations, the definitions, the devices
+that the kubelet has given, and which interface stands on which; or why the pod is
+refused, and what to do. So it says of a running pod why it got what it got, and of
+a pod that hangs why it hangs.
+
+With -f the pods are those of manifests, their definitions too, and no node is
+asked: each container is taken to get what its limits ask for.`
+
+// explainOptions are the flags of explain.
+type explainOptions struct {
+	node  nodeFlags
+	files files
+	out   output
+}
+
+// explanations are what explain prints as JSON and YAML.
+type explanations struct {
+	Pods     []*nodeview.Explanation `json:"pods"`
+	Problems []inspect.Problem       `json:"problems,omitempty"` // manifests that cannot be read
+}
+
+func newExplain(streams genericiooptions.IOStreams) *cobra.Command {
+	o := &explainOptions{}
+	c := &cobra.Command{
+		Use: "explain (POD | -f FILE...)", Short: "Say why a pod gets what it gets, or nothing", Long: explainLong, Args: cobra.MaximumNArgs(1),
+		Example: "  # a pod that hangs in ContainerCreating\n  kubectl manifold explain packet-gateway\n\n" +
+			"  # a pod that does not exist yet\n  kubectl manifold explain -f pod.yaml -f definitions/",
+		RunE: func(c *cobra.Command, args []string) error { return o.run(c.Context(), streams, args) },
+	}
+	o.node.bind(c)
+	o.files.bind(c, "manifest `file`s of pods and definitions, directories of them, or - for standard input")
+	o.out.bind(c, false)
+	return c
+}
+
+func (o *explainOptions) run(ctx context.Context, streams genericiooptions.IOStreams, args []string) error {
+	if err := o.out.check(); err != nil {
+		return err
+	}
+	if (len(args) == 1) == (len(o.files.names) > 0) {
+		return errors.New("name either a pod or, with -f, manifests")
+	}
+	all, err := o.explain(ctx, streams.In, args)
+	if err != nil {
+		return err
+	}
+	if err := o.out.print(streams.Out, all, func(w io.Writer, _ bool) error { return all.text(w) }); err != nil {
+		return err
+	}
+	wrong := len(all.Problems) > 0
+	for _, e := range all.Pods {
+		wrong = wrong || e.Refusal != nil
+	}
+	return foundIf(wrong)
+}
+
+func (o *explainOptions) explain(ctx context.Context, stdin io.Reader, args []string) (*explanations, error) {
+	all := &explanations{}
+	if len(args) == 1 {
+		e, err := o.node.explain(ctx, o.files.namespace, args[0])
+		all.Pods = append(all.Pods, e)
+		return all, err
+	}
+	docs, err := o.files.read(stdin)
+	if err != nil {
+		return nil, err
+	}
+	all.Pods, all.Problems, err = inspect.Explain(docs, o.files.namespace)
+	if err == nil && len(all.Pods)+len(all.Problems) == 0 {
+		err = errors.New("the manifests have no pod and no template of pods")
+	}
+	return all, err
+}
+
+// text writes a table for each pod.
+func (all *explanations) text(w io.Writer) error {
+	for i, e := range all.Pods {
+		if i > 0 {
+			fmt.Fprintln(w)
+		}
+		title := "pod " + e.Pod.String()
+		if e.Node != "" {
+			title += " on node " + e.Node
+		}
+		if err := printers.WriteEscaped(w, title+"\n"); err != nil {
+			return fmt.Errorf("print: %w", err)
+		}
+		t := table{header: []string{"ABOUT", "FOUND"}}
+		for _, s := range e.Steps {
+			t.add("", s.About, s.Text)
+		}
+		if r := e.Refusal; r != nil {
+			t.add(red, fmt.Sprintf("refused, %d %s", r.Code, r.Kind), r.Subject.String()+": "+r.Text)
+			if r.Fix != "" {
+				t.add("", "what to do", r.Fix)
+			}
+		} else {
+			t.add(green, "plan", fmt.Sprintf("%d interfaces", len(e.Plan.Attachments)))
+		}
+		if err := t.write(w); err != nil {
+			return err
+		}
+	}
+	for _, p := range all.Problems {
+		if err := printers.WriteEscaped(w, p.String()+"\n"); err != nil {
+			return fmt.Errorf("print: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,112 @@
+package agent
+
+import (
+	"context"
+	"os"
+	"strings"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/nodeview"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/internal/planner"
+	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/podresources"
+)
+
+// Names of the sandbox of a plan that nobody executes.
+const (
+	explainSandbox = "explain"
+	explainIfName  = "eth0"
+)
+
+// Explain plans a pod as for an ADD, by the plugin's configuration on this node,
+// and says why. That the pod is refused is an answer; an error means that there
+// is no configuration to plan by.
+func (a *Agent) Explain(ctx context.Context, pod plan.Pod) (*nodeview.Explanation, error) {
+	raw, err := os.ReadFile(a.src.CNIConfig)
+	if err != nil {
+		return nil, cnierr.New("read the plugin's configuration", cnierr.IO, "%w", err).
+			WithFix("run 'manifold-agent install', or set the agent's key cniConfig")
+	}
+	_, config, err := pluginConf(a.src.CNIConfig, raw)
+	if err != nil {
+		return nil, err
+	}
+	inv, err := netconf.FromRequest(plan.Request{
+		Version: plan.Version, PodNamespace: pod.Namespace, PodName: pod.Name, PodUID: pod.UID,
+		ContainerID: explainSandbox, NetNS: "/" + explainSandbox, IfName: explainIfName, Config: config,
+	})
+	if err != nil {
+		return nil, err
+	}
+	e := &nodeview.Explanation{Version: nodeview.Version, Node: a.src.Node, Pod: pod}
+	e.Say("configuration", "%s", a.src.CNIConfig)
+	e.Conclude(a.plan(ctx, inv, e))
+	return e, nil
+}
+
+// explainPod says what of a pod decides about its networks.
+func explainPod(e *nodeview.Explanation, pod *planner.Pod) {
+	if e == nil || pod == nil {
+		return
+	}
+	e.Pod.UID, e.Pod.Static = pod.UID, pod.Static
+	var names []string
+	for _, c := range pod.Containers {
+		name := c.Name
+		if c.Init {
+			name += " (init)"
+		}
+		names = append(names, name)
+	}
+	e.Say("pod", "found, UID %s, containers %s", pod.UID, strings.Join(names, ", "))
+	for _, key := range []string{netattach.DefaultNetworkAnnotation, netattach.NetworksAnnotation} {
+		if value, ok := pod.Annotations[key]; ok {
+			e.Say("annotation "+key, "%s", value)
+		}
+	}
+	if pod.Annotations[netattach.NetworksAnnotation] == "" {
+		e.Say("annotation "+netattach.NetworksAnnotation, "the pod has none: it gets the networks of the configuration alone")
+	}
+}
+
+// explainDefinitions says which definitions are there.
+func explainDefinitions(e *nodeview.Explanation, needs []planner.Need, found map[planner.Ref]*netattach.Definition) {
+	if e == nil {
+		return
+	}
+	for _, need := range needs {
+		def := found[need.Ref]
+		switch {
+		case def == nil && need.OnDisk:
+			e.Say("definition "+need.String(), "not there; a file on the node serves")
+		case def == nil:
+			e.Say("definition "+need.String(), "not there")
+		case def.ResourceName() == "":
+			e.Say("definition "+need.String(), "found, needs no device")
+		default:
+			e.Say("definition "+need.String(), "found, needs a device of %s", def.ResourceName())
+		}
+	}
+}
+
+// explainDevices says what the kubelet has given to the pod.
+func explainDevices(e *nodeview.Explanation, resources []string, a *podresources.Allocation) {
+	if e == nil || a == nil {
+		return
+	}
+	about := "devices"
+	if len(resources) > 0 {
+		about += " of " + strings.Join(resources, ", ")
+	}
+	if len(a.Devices) == 0 {
+		e.Say(about, "the kubelet has given the pod none")
+	}
+	for _, d := range a.Devices {
+		e.Say(about, "%s of %s, to container %s, by %s", d.ID, d.Resource, strings.Join(d.Containers, ", "), d.Source)
+	}
+	for _, n := range a.Notes {
+		e.Say(about, "%s", n)
+	}
+}

@@ -1,0 +1,79 @@
+package nodeview
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+// Explanation is the plan of one pod, made as for an ADD and not executed, with
+// each step on the way to it.
+type Explanation struct {
+	Version int        `json:"version"` // that of a View
+	Node    string     `json:"node,omitempty"`
+	Pod     plan.Pod   `json:"pod"`
+	Steps   []Step     `json:"steps"`
+	Plan    *plan.Plan `json:"plan,omitempty"`    // nil when the pod is refused
+	Refusal *Refusal   `json:"refusal,omitempty"` // why there is no plan
+}
+
+// Refusal is why a pod gets no plan, as its Event says it.
+type Refusal struct {
+	Code uint   `json:"code"` // of the CNI error object
+	Kind string `json:"kind"` // for example no-device
+	cnierr.Subject
+	Text string `json:"text"`
+	Fix  string `json:"fix,omitempty"` // what to do
+}
+
+// Step is one thing that planning found or decided.
+type Step struct {
+	About string `json:"about"` // for example "definition default/fast"
+	Text  string `json:"text"`
+}
+
+// Say adds a step. A nil explanation takes none: so a plan is made whether
+// somebody listens or not.
+func (e *Explanation) Say(about, format string, args ...any) {
+	if e != nil {
+		e.Steps = append(e.Steps, Step{about, fmt.Sprintf(format, args...)})
+	}
+}
+
+// Conclude takes what planning ended with.
+func (e *Explanation) Conclude(p *plan.Plan, err error) {
+	var refusal *cnierr.Error
+	if errors.As(cnierr.Annotate(err, cnierr.Subject{Pod: e.Pod.String()}), &refusal) {
+		bare := *refusal
+		bare.Subject, bare.Fix = cnierr.Subject{}, ""
+		e.Refusal = &Refusal{Code: refusal.Kind.Code(), Kind: refusal.Kind.String(), Subject: refusal.Subject, Text: bare.Error(), Fix: refusal.Fix}
+		return
+	}
+	e.Plan = p
+	for _, a := range p.Attachments {
+		e.Say("interface "+a.IfName, "%s, %s", a.Name, a.Reason)
+	}
+	for _, w := range p.Warnings {
+		e.Say("warning", "%s", w)
+	}
+}
+
+// DecodeExplanation reads what an agent of this release or an older one wrote.
+func DecodeExplanation(raw []byte) (*Explanation, error) {
+	e := &Explanation{}
+	if err := json.Unmarshal(raw, e); err != nil {
+		return nil, fmt.Errorf("read the explanation: %w", err)
+	}
+	return e, checkVersion(e.Version)
+}
+
+// checkVersion refuses a document of a newer agent.
+func checkVersion(version int) error {
+	if version < 1 || version > Version {
+		return fmt.Errorf("the agent's answer has version %d, this program reads 1 to %d: use the kubectl-manifold of the agent's release", version, Version)
+	}
+	return nil
+}
