@@ -1,16 +1,21 @@
-# The programs, static, on an empty base.
+# The image, by any builder; "make image" makes the same without one.
 #
-#   docker build --build-arg RELEASE="$(git describe --tags --always)" -t manifold .
+#   docker build --build-arg RELEASE="$(git describe --tags --always)" \
+#     --build-arg REVISION="$(git rev-parse HEAD)" --build-arg CREATED="$(git log -1 --format=%ct)" -t manifold .
 ARG GO=1.26
 
-FROM golang:${GO} AS build
+# Programs of another architecture are built on the builder's own.
+FROM --platform=$BUILDPLATFORM golang:${GO} AS build
 ARG RELEASE=unreleased
+ARG CREATED=0
+ARG TARGETARCH
 WORKDIR /src
 COPY go.mod go.sum ./
-RUN go mod download
+COPY deploy/image/go.mod deploy/image/go.sum deploy/image/
+RUN go mod download && go mod download -C deploy/image
 COPY . .
-RUN mkdir /out && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.release=${RELEASE}" \
-    -o /out/ ./cmd/manifold ./cmd/manifold-agent ./cmd/manifold-webhook
+RUN go build -C deploy/image -o /image . \
+    && /image root -release "${RELEASE}" -created "${CREATED}" -arch "${TARGETARCH}" /out
 
 FROM scratch
 ARG RELEASE=unreleased

@@ -1,0 +1,65 @@
+// Command image builds Manifold's image without a container builder: the static
+// programs for each architecture, a list of what is in them, and an OCI archive
+// of both that any runtime imports.
+//
+//	image archive FILE   builds all architectures into an OCI archive
+//	image root DIR       builds the files of one architecture's image into DIR
+//
+// It runs in the repository's root. The Dockerfile runs "image root", so that
+// both ways make the same files. Two builds of one commit by one release of Go
+// are equal byte for byte: nothing in them says when or where they were made.
+//
+// It is a module of its own so that its dependencies stay out of Manifold's.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// build is what is stamped into an image.
+type build struct {
+	release  string    // of the programs and the image
+	revision string    // the commit
+	created  time.Time // the commit's time: that of every file
+	name     string    // of the image, with its tag
+	arches   []string
+}
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "image:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	flags := flag.NewFlagSet("image", flag.ExitOnError)
+	var b build
+	flags.StringVar(&b.release, "release", "unreleased", "`release` that the programs say they are")
+	flags.StringVar(&b.revision, "revision", "unknown", "`commit` that they are built from")
+	flags.StringVar(&b.name, "name", "docker.io/manifold-cni/manifold:latest", "full `name` of the image in the archive")
+	created := flags.Int64("created", 0, "`seconds` since 1970 of that commit")
+	arches := flags.String("arch", runtime.GOARCH, "comma-separated `architectures`")
+	if len(args) == 0 {
+		return fmt.Errorf("usage: image archive [flags] FILE | image root [flags] DIR")
+	}
+	if err := flags.Parse(args[1:]); err != nil {
+		return err
+	}
+	if flags.NArg() != 1 {
+		return fmt.Errorf("one path is needed, %d are given", flags.NArg())
+	}
+	b.created, b.arches = time.Unix(*created, 0).UTC(), strings.Split(*arches, ",")
+	switch args[0] {
+	case "archive":
+		return b.archive(flags.Arg(0))
+	case "root":
+		return b.root(flags.Arg(0), b.arches[0])
+	}
+	return fmt.Errorf("unknown command %q", args[0])
+}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"debug/buildinfo"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/CycloneDX/cyclonedx-go"
+)
+
+// programs are the packages of the image's programs.
+var programs = []string{"./cmd/manifold", "./cmd/manifold-agent", "./cmd/manifold-webhook"}
+
+// bomFile is the list of what the programs are made of.
+const bomFile = "manifold.cdx.json"
+
+// root builds the image's files for one architecture into dir.
+func (b *build) root(dir, arch string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, p := range programs {
+		// Without buildvcs: a checkout's path or state is not in the programs.
+		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.release="+b.release,
+			"-o", filepath.Join(dir, filepath.Base(p)), p)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
+		cmd.Stderr = os.Stderr
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("build %s for %s: %w", p, arch, err)
+		}
+	}
+	return b.writeBOM(dir)
+}
+
+// writeBOM writes, in CycloneDX, which modules the programs in dir are linked
+// from, as the programs themselves tell.
+func (b *build) writeBOM(dir string) (err error) {
+	bom := cyclonedx.NewBOM()
+	bom.Metadata = &cyclonedx.Metadata{
+		Component: &cyclonedx.Component{Type: cyclonedx.ComponentTypeContainer, Name: "manifold", Version: b.release, BOMRef: "manifold"},
+	}
+	if b.created.Unix() != 0 {
+		bom.Metadata.Timestamp = b.created.Format("2006-01-02T15:04:05Z")
+	}
+	modules := map[string]cyclonedx.Component{}
+	var dependencies []cyclonedx.Dependency
+	for _, p := range programs {
+		name := filepath.Base(p)
+		info, err := buildinfo.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		refs := []string{golang("std", strings.TrimPrefix(info.GoVersion, "go"), modules)}
+		for _, m := range info.Deps {
+			if m.Replace != nil {
+				m = m.Replace
+			}
+			refs = append(refs, golang(m.Path, m.Version, modules))
+		}
+		modules[name] = cyclonedx.Component{Type: cyclonedx.ComponentTypeApplication, Name: name, Version: b.release, BOMRef: name}
+		dependencies = append(dependencies, cyclonedx.Dependency{Ref: name, Dependencies: &refs})
+	}
+	var components []cyclonedx.Component
+	for _, c := range modules {
+		components = append(components, c)
+	}
+	slices.SortFunc(components, func(a, b cyclonedx.Component) int { return strings.Compare(a.BOMRef, b.BOMRef) })
+	bom.Components, bom.Dependencies = &components, &dependencies
+	f, err := os.Create(filepath.Join(dir, bomFile))
+	if err != nil {
+		return err
+	}
+	if err := cyclonedx.NewBOMEncoder(f, cyclonedx.BOMFileFormatJSON).SetPretty(true).Encode(bom); err != nil {
+		return fmt.Errorf("%s: %w", bomFile, err)
+	}
+	return f.Close()
+}
+
+// golang adds a module to those listed and returns its reference.
+func golang(path, version string, modules map[string]cyclonedx.Component) string {
+	ref := "pkg:golang/" + path + "@" + version
+	modules[ref] = cyclonedx.Component{Type: cyclonedx.ComponentTypeLibrary, Name: path, Version: version, PackageURL: ref, BOMRef: ref}
+	return ref
+}
