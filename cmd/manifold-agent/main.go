@@ -30,7 +30,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/manifold-cni/manifold/internal/agent"
-	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
@@ -128,6 +127,7 @@ func planOnce(ctx context.Context, conf *agent.Config, stdin io.Reader, stdout, 
 func serve(ctx context.Context, conf *agent.Config, stderr io.Writer) (err error) {
 	log := slog.New(slog.NewJSONHandler(stderr, nil))
 	klog.SetSlogLogger(log) // what client-go says of its watches
+	conf.Release = release
 	a, err := agent.Assemble(conf, false, log)
 	if err != nil {
 		return err
@@ -164,7 +164,7 @@ func serveHTTP(ctx context.Context, conf *agent.Config, a *agent.Assembly, runni
 	if err != nil {
 		return err
 	}
-	handler := a.Public(conf, metrics.New(release))
+	handler := a.Public(conf)
 	running.Go(func() {
 		if err := agent.ServeHTTP(ctx, l, handler); err != nil {
 			log.Error("health and metrics are not served any more", "err", err)

@@ -93,10 +93,15 @@ func serve(verb string, a *skel.CmdArgs, stderr io.Writer, work func(*attach.Eng
 			log.Warn(w)
 		}
 	}
-	log = log.With("verb", verb, "sandbox", a.ContainerID, "pod", inv.Pod.String())
+	e := engine(inv, log, stderr)
+	e.Times = attach.NewTimes(verb)
+	inv.ID = e.Times.ID
+	e.Log = log.With("verb", verb, "request", inv.ID, "sandbox", a.ContainerID, "pod", inv.Pod.String(), "uid", inv.Pod.UID)
+	log = e.Log
 	began := time.Now()
-	err = work(engine(inv, log, stderr), inv)
+	err = work(e, inv)
 	took := time.Since(began).Round(time.Microsecond)
+	e.Done(err)
 	if err != nil {
 		log.Error("failed", "took", took, "error", err)
 		return cnierr.ToCNI(err)

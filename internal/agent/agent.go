@@ -22,6 +22,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/killpoint"
 	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -61,6 +62,8 @@ type Sources struct {
 	// a pod is explained.
 	CNIConfig string
 	Node      string
+	// Metrics counts what is done; nil counts nothing.
+	Metrics *metrics.Metrics
 }
 
 // Agent implements plan.Planner.
@@ -81,7 +84,9 @@ func New(src Sources, log *slog.Logger, background func(func())) *Agent {
 }
 
 // Plan implements plan.Planner: fetch what the selection needs, then plan.
-func (a *Agent) Plan(ctx context.Context, req plan.Request) (*plan.Plan, error) {
+func (a *Agent) Plan(ctx context.Context, req plan.Request) (p *plan.Plan, err error) {
+	began := time.Now()
+	defer func() { a.src.Metrics.Planned(time.Since(began), err) }()
 	if req.Version < 1 || req.Version > plan.Version {
 		return nil, cnierr.New("plan", cnierr.Decode, "request version %d, this agent reads 1 to %d", req.Version, plan.Version).
 			WithFix("upgrade the agent before the shim")
@@ -90,12 +95,12 @@ func (a *Agent) Plan(ctx context.Context, req plan.Request) (*plan.Plan, error) 
 	if err != nil {
 		return nil, err
 	}
-	p, err := a.plan(ctx, inv, nil)
+	p, err = a.plan(ctx, inv, nil)
 	killpoint.Here("agent planned")
 	if err != nil {
 		return nil, cnierr.Annotate(err, cnierr.Subject{Pod: inv.Pod.String()})
 	}
-	a.log.Info("planned", "pod", inv.Pod.String(), "uid", inv.Pod.UID, "sandbox", inv.ContainerID, "attachments", len(p.Attachments))
+	a.log.Info("planned", "request", req.ID, "pod", inv.Pod.String(), "uid", inv.Pod.UID, "sandbox", inv.ContainerID, "attachments", len(p.Attachments))
 	return p, nil
 }
 
@@ -269,8 +274,10 @@ func readDeviceInfo(dir, resource, id string) json.RawMessage {
 
 // Status implements plan.Planner. It asks nobody, so that a runtime may ask it
 // every few seconds: a definition is looked for in what is known on this node.
-func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (json.RawMessage, error) {
+func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (config json.RawMessage, err error) {
 	const op = "status"
+	began := time.Now()
+	defer func() { a.src.Metrics.Status(time.Since(began), err) }()
 	if a.src.Ready != nil {
 		if err := a.src.Ready(); err != nil {
 			return nil, cnierr.New(op, cnierr.NotReady, "%w", err).
@@ -301,8 +308,13 @@ const eventTime = 10 * time.Second
 func (a *Agent) Report(ctx context.Context, r plan.Report) error {
 	pod := r.Plan.Pod
 	killpoint.Here("agent got report")
-	a.log.Info("report", "verb", r.Verb, "pod", pod.String(), "uid", pod.UID, "sandbox", r.Plan.ContainerID,
-		"took", r.Took, "error", r.Error, "problems", r.Problems)
+	op := r.Operation
+	if op == nil { // of a plugin older than operations
+		op = &plan.Operation{Verb: r.Verb, Failed: r.Error != "", Took: plan.Micros(r.Took.Microseconds())}
+	}
+	a.src.Metrics.Operation(op)
+	a.log.Info("report", "verb", r.Verb, "request", op.Request, "pod", pod.String(), "uid", pod.UID, "sandbox", r.Plan.ContainerID,
+		"took", op.Took.Duration(), "error", r.Error, "problems", r.Problems)
 	if a.src.Publisher == nil || pod.Name == "" {
 		return nil
 	}
@@ -320,11 +332,15 @@ func (a *Agent) Report(ctx context.Context, r plan.Report) error {
 		defer cancel()
 		ref := kube.PodRef{Namespace: pod.Namespace, Name: pod.Name, UID: uid}
 		if err := a.src.Publisher.Event(ctx, ref, kind, reason, message); err != nil {
+			a.src.Metrics.NotPublished(metrics.PublishEvent)
 			a.log.Warn("event not written", "pod", pod.String(), "err", err)
 		}
 	})
 	return err
 }
+
+// Observe implements plan.Observer.
+func (a *Agent) Observe(_ context.Context, op plan.Operation) { a.src.Metrics.Operation(&op) }
 
 // publish writes network-status.
 func (a *Agent) publish(ctx context.Context, r *plan.Report, uid string) error {
@@ -337,6 +353,7 @@ func (a *Agent) publish(ctx context.Context, r *plan.Report, uid string) error {
 		return cnierr.New("publish network-status", cnierr.Other, "%w", err)
 	}
 	if err := a.src.Publisher.PublishStatus(ctx, r.Plan.Pod.Namespace, r.Plan.Pod.Name, uid, text); err != nil {
+		a.src.Metrics.NotPublished(metrics.PublishStatus)
 		return cnierr.New("publish network-status", cnierr.TryAgain, "%w", err).
 			About(cnierr.Subject{Pod: r.Plan.Pod.String()})
 	}

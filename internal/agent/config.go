@@ -17,6 +17,7 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/reconcile"
 	"github.com/manifold-cni/manifold/netattach"
@@ -58,6 +59,8 @@ type Config struct {
 	// address or network device, whose VFs are never repaired.
 	Reconcile        string   `json:"reconcile"`
 	ReconcileExclude []string `json:"reconcileExclude"`
+
+	Release string `json:"-"` // the program's
 
 	// Listen is the address, "host:port", that health, readiness and metrics are
 	// served on; empty for none.
@@ -168,6 +171,7 @@ type Assembly struct {
 // what answers a single call is used: no informer, the snapshot instead.
 func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 	a := &Assembly{}
+	a.Sources.Metrics = c.metrics(once)
 	var pods []kube.Pods
 	var defs []kube.Definitions
 	var podsAPI *podresources.Pods
@@ -208,6 +212,14 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 	a.devices(c, once, log)
 	a.checks(c, podsReady(c, podsAPI, watched))
 	return a, nil
+}
+
+// metrics returns what counts, nil where nobody could read it.
+func (c *Config) metrics(once bool) *metrics.Metrics {
+	if once || c.Listen == "" {
+		return nil
+	}
+	return metrics.New(c.Release)
 }
 
 // devices connects the allocation sources.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
-	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
@@ -59,8 +58,9 @@ func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 }
 
 // Public returns the handler of what anybody may ask: /healthz, /readyz and
-// /metrics.
-func (a *Assembly) Public(c *Config, m *metrics.Metrics) http.Handler {
+// /metrics, those of the sources.
+func (a *Assembly) Public(c *Config) http.Handler {
+	m := a.Sources.Metrics
 	m.Ready(func() map[string]error { return a.ready(context.Background()) })
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", m.Handler())

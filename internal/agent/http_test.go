@@ -15,7 +15,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
-	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
@@ -43,12 +42,13 @@ func runNode(t *testing.T) *running {
 		`{"cniVersion":"1.1.0","name":"manifold","plugins":[{"type":"manifold","clusterNetwork":"cl","confDir":%q}]}`, r.path("net.d")))
 	r.conf.PodManifests, r.conf.Reconcile = "", ReconcileOff
 	r.conf.Socket, r.conf.KubeletDir, r.conf.CNIConfig = filepath.Join(dir, "agent.sock"), r.kubelet.Dir(), r.path("00-manifold.conflist")
+	r.conf.Listen, r.conf.Release = "127.0.0.1:0", "v1"
 	r.must(r.conf.complete())
 	a, err := Assemble(&r.conf, false, slog.New(slog.DiscardHandler))
 	r.must(err)
 	l, err := plan.Listen(dir, r.conf.Socket)
 	r.must(err)
-	web, err := ListenHTTP("127.0.0.1:0")
+	web, err := ListenHTTP(r.conf.Listen)
 	r.must(err)
 	r.url = "http://" + web.Addr().String()
 	stop := r.start(func(ctx context.Context) error { a.Run(ctx); return a.Close() })
@@ -57,7 +57,7 @@ func runNode(t *testing.T) *running {
 		return plan.Serve(ctx, l, New(a.Sources, slog.New(slog.DiscardHandler), nil))
 	})
 	t.Cleanup(r.socket)
-	handler := a.Public(&r.conf, metrics.New("v1"))
+	handler := a.Public(&r.conf)
 	t.Cleanup(r.start(func(ctx context.Context) error { return ServeHTTP(ctx, web, handler) }))
 	return r
 }

@@ -36,6 +36,7 @@ type Engine struct {
 	Journal journal.Dir
 	Log     *slog.Logger
 	Stderr  io.Writer // what delegates print there
+	Times   *Times    // of this call; nil takes down none
 }
 
 // reportTime bounds how long a verb waits for its report to be published.
@@ -58,7 +59,9 @@ type run struct {
 func (e *Engine) begin(ctx context.Context, inv *netconf.Invocation) (*run, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(inv.Conf.LockTime))
 	defer cancel()
+	done := e.Times.step(plan.StepLock, "", 0)
 	lock, err := e.Journal.Lock(ctx, keyOf(inv))
+	done(err)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +69,7 @@ func (e *Engine) begin(ctx context.Context, inv *netconf.Invocation) (*run, erro
 }
 
 func (e *Engine) newRun(inv *netconf.Invocation, lock *journal.Lock) *run {
-	exec := &executor{lock: lock, stderr: e.Stderr}
+	exec := &executor{lock: lock, stderr: e.Stderr, times: e.Times, step: plan.StepDelegate}
 	return &run{
 		Engine: e, inv: inv, lock: lock, exec: exec,
 		cni: libcni.NewCNIConfigWithCacheDir(inv.Path, e.Journal.Path, exec),
@@ -101,22 +104,28 @@ func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result
 	if err != nil {
 		return nil, err
 	}
+	done := r.Times.step(plan.StepPlan, "", 0)
 	p, err := r.plan(ctx)
+	done(err)
 	if err != nil {
 		return nil, r.end(true, err)
 	}
 	if err := r.preflight(p); err != nil {
+		r.report(plan.Report{Verb: "ADD", Plan: p}, err)
 		return nil, r.end(true, err)
 	}
 	began := time.Now()
-	if err := r.beginJournal(ctx, p); err != nil {
+	done = r.Times.step(plan.StepJournal, "", 0)
+	err = r.beginJournal(ctx, p)
+	done(err)
+	if err != nil {
 		return nil, err
 	}
 	result, outcomes, err := r.attachAll(ctx)
 	if err != nil {
 		return nil, r.undo(err)
 	}
-	r.report(plan.Report{Verb: "ADD", Outcomes: outcomes, Took: time.Since(began)})
+	r.report(plan.Report{Verb: "ADD", Plan: p, Outcomes: outcomes, Took: time.Since(began)}, nil)
 	return result, r.end(false, nil)
 }
 
@@ -194,6 +203,7 @@ func (r *run) preflight(p *plan.Plan) error {
 func (r *run) attachAll(ctx context.Context) (types.Result, []plan.Outcome, error) {
 	var outcomes []plan.Outcome
 	for i := range r.entry.Plan.Attachments {
+		r.exec.attachment = i
 		out, err := r.attach(ctx, i)
 		if err != nil {
 			return nil, nil, cnierr.Annotate(err, r.subject(i))
@@ -261,7 +271,9 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 	if err := r.entry.Append(journal.Step{Attachment: i, Phase: journal.Attached, Result: result}); err != nil {
 		return nil, err
 	}
+	done := r.Times.step(plan.StepVerify, "", i)
 	out, err := r.verify(a, result, before)
+	done(err)
 	if err != nil {
 		return nil, err
 	}
@@ -310,6 +322,7 @@ func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *sriov.S
 	rep := verify.Compare(a, claim, before, facts)
 	out.Verified, out.MTU, out.MAC = rep.Checked, facts.Interface.MTU, facts.Interface.MAC
 	for _, f := range append(rep.Findings, rep.Warnings...) {
+		r.Times.differed(verify.Class(f))
 		out.Findings = append(out.Findings, f.String())
 	}
 	if len(rep.Findings) > 0 && a.Want.Verify == plan.VerifyEnforce {
@@ -325,20 +338,28 @@ func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *sriov.S
 // undo releases what a failed ADD attached and returns the ADD's error, with
 // what could not be released.
 func (r *run) undo(cause error) error {
+	r.exec.step = plan.StepUndo
 	problems := r.releaseAll(context.Background())
 	for _, p := range problems {
 		r.warn("undo: %v", p)
 	}
-	r.report(plan.Report{Verb: "ADD", Error: cause.Error(), Problems: texts(problems)})
+	r.report(plan.Report{Verb: "ADD", Plan: r.entry.Plan, Problems: texts(problems)}, cause)
 	return r.end(len(problems) == 0, cause)
 }
 
-// report tells the agent; a failure is printed, and never fails the verb: the
-// pod has its networks.
-func (r *run) report(rep plan.Report) {
+// report tells the agent how the verb went; a failure to tell is printed, and
+// never fails the verb: the pod has its networks.
+func (r *run) report(rep plan.Report, cause error) {
 	ctx, cancel := context.WithTimeout(context.Background(), reportTime)
 	defer cancel()
-	rep.Version, rep.Plan = plan.Version, r.entry.Plan
+	rep.Version = plan.Version
+	if cause != nil {
+		rep.Error = cause.Error()
+	}
+	if r.Times != nil {
+		op := r.Times.end(cause)
+		rep.Operation, r.Times.told = &op, true
+	}
 	if err := r.Planner.Report(ctx, rep); err != nil {
 		r.warn("report: %v", err)
 	}

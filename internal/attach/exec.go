@@ -36,6 +36,10 @@ type executor struct {
 	stderr io.Writer     // where a delegate's stderr goes
 	// started counts the programs that were started.
 	started int
+	// times takes down each run, as step, of the attachment of that index.
+	times      *Times
+	step       string
+	attachment int
 }
 
 // findAll finds the programs of a chain, those of its IPAM included.
@@ -68,6 +72,13 @@ func (e *executor) FindInPath(plugin string, paths []string) (string, error) {
 
 // ExecPlugin implements invoke.Exec: one run of one delegate.
 func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	done := e.times.step(e.step, filepath.Base(path), e.attachment)
+	out, err := e.execPlugin(ctx, path, stdin, environ)
+	done(err)
+	return out, err
+}
+
+func (e *executor) execPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	op := "run delegate " + filepath.Base(path)
 	var stdout, stderr bounded
 	err := e.run(ctx, path, stdin, environ, &stdout, &stderr)

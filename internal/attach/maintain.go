@@ -36,6 +36,7 @@ func (e *Engine) Check(ctx context.Context, inv *netconf.Invocation) error {
 		return r.end(false, err)
 	}
 	for i := range r.entry.Plan.Attachments {
+		r.exec.attachment = i
 		if err := r.checkOne(ctx, i); err != nil {
 			return r.end(false, cnierr.Annotate(err, r.subject(i)))
 		}
@@ -68,7 +69,9 @@ func (r *run) checkOne(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
+	done := r.Times.step(plan.StepVerify, "", i)
 	_, err = r.verify(a, result, before)
+	done(err)
 	return err
 }
 

@@ -67,11 +67,11 @@ func (e *Engine) unlocked(inv *netconf.Invocation, lockErr error) (*run, error) 
 
 // incomplete is the error of a DEL that left something, and tells the agent.
 func (r *run) incomplete(problems []error) error {
-	r.report(plan.Report{Verb: "DEL", Error: errors.Join(problems...).Error(), Problems: texts(problems)})
-	kind := cnierr.TeardownIncomplete
-	return cnierr.New("release", kind, "%w", errors.Join(problems...)).
+	err := cnierr.New("release", cnierr.TeardownIncomplete, "%w", errors.Join(problems...)).
 		About(cnierr.Subject{Pod: r.entry.Plan.Pod.String()}).
 		WithFix("the runtime will try again; until then journal %s keeps what is left", keyOf(r.inv))
+	r.report(plan.Report{Verb: "DEL", Plan: r.entry.Plan, Problems: texts(problems)}, err)
+	return err
 }
 
 // releaseAll releases the sandbox and, when nothing is left, removes its journal.
@@ -90,6 +90,7 @@ func (r *run) releaseAll(ctx context.Context) []error {
 func (r *run) release(ctx context.Context) []error {
 	var problems []error
 	for _, i := range r.entry.Unreleased() {
+		r.exec.attachment = i
 		// That a step cannot be recorded must not keep an attachment alive: DEL
 		// is repeatable, so the worst is that it runs twice.
 		recorded := r.entry.Append(journal.Step{Attachment: i, Phase: journal.Releasing})

@@ -47,7 +47,7 @@ var may = map[string][]string{
 	// It tells podresources what a claim's device is.
 	"internal/kube":          {"netattach", "podresources"},
 	"internal/kube/kubetest": {"netattach"},
-	"internal/metrics":       {},
+	"internal/metrics":       {"internal/cnierr", "internal/plan"},
 	"internal/agent": {
 		"checkpoint", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/kube", "internal/metrics", "internal/multus", "internal/netconf",
 		"internal/nodeview", "internal/plan", "internal/planner", "internal/reconcile", "netattach", "podresources", "sriov",
@@ -56,7 +56,7 @@ var may = map[string][]string{
 	// The node as data: written by the agent, and read by programs that need none of its sources.
 	"internal/nodeview":    {"internal/cnierr", "internal/journal", "internal/plan", "internal/reconcile", "netattach", "sriov", "sriov/inventory"},
 	"cmd/manifold":         {"internal/attach", "internal/cnierr", "internal/journal", "internal/netconf", "internal/plan"},
-	"cmd/manifold-agent":   {"internal/agent", "internal/metrics", "internal/plan"},
+	"cmd/manifold-agent":   {"internal/agent", "internal/plan"},
 	"cmd/kubectl-manifold": {"internal/inspect", "internal/nodeview"},
 	"internal/webhook":     {"internal/cnierr", "internal/kube", "internal/planner", "internal/rules", "netattach"},
 	"cmd/manifold-webhook": {"internal/webhook"},

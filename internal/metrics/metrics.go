@@ -9,56 +9,160 @@ package metrics
 
 import (
 	"net/http"
+	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// Types of metrics, as the exposition names them.
-const (
-	Gauge = "gauge"
-)
+// Metrics are one agent's. The methods of a nil *Metrics do nothing: the agent
+// that serves no metrics counts none.
+type Metrics struct {
+	registry *prometheus.Registry
 
-// Definition is one metric: its full name, its type, the labels that it has, and
-// what it says.
-type Definition struct {
-	Name   string
-	Type   string
-	Help   string
-	Labels []string
+	operations, steps, delegates, plans *prometheus.HistogramVec
+	failures, differences, publishing   *prometheus.CounterVec
+
+	mu     sync.Mutex
+	values map[string]map[string]bool // of labels whose values come from the plugin
 }
-
-// desc is the definition in the client library's form.
-func (d *Definition) desc() *prometheus.Desc {
-	return prometheus.NewDesc(d.Name, d.Help, d.Labels, nil)
-}
-
-// The metrics, in the order of the reference page.
-var (
-	buildInfo = Definition{"manifold_build_info", Gauge, "The agent's release; always 1.", []string{"release"}}
-	ready     = Definition{"manifold_ready", Gauge, "1 where that part of the agent's readiness is given, as /readyz says.", []string{"check"}}
-)
-
-// Definitions returns every metric of Manifold; those of the Go runtime and of
-// the process are beside them.
-func Definitions() []Definition { return []Definition{buildInfo, ready} }
-
-// Metrics are one agent's.
-type Metrics struct{ registry *prometheus.Registry }
 
 // New returns the metrics of an agent of that release.
 func New(release string) *Metrics {
-	m := &Metrics{registry: prometheus.NewRegistry()}
+	r := prometheus.NewRegistry()
+	m := &Metrics{
+		registry:    r,
+		operations:  histogram(r, operationDuration, verbBuckets),
+		failures:    counter(r, operationFailures),
+		steps:       histogram(r, stepDuration, stepBuckets),
+		delegates:   histogram(r, delegateDuration, stepBuckets),
+		plans:       histogram(r, planDuration, stepBuckets),
+		differences: counter(r, verificationFailures),
+		publishing:  counter(r, publishFailures),
+		values:      map[string]map[string]bool{},
+	}
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: buildInfo.Name, Help: buildInfo.Help}, buildInfo.Labels)
 	build.WithLabelValues(release).Set(1)
-	m.registry.MustRegister(build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.MustRegister(build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, what := range []string{PublishStatus, PublishEvent} {
+		m.publishing.WithLabelValues(what)
+	}
 	return m
+}
+
+// Upper bounds of buckets, in seconds: of a verb from a few milliseconds to a
+// runtime's patience, of a step from a tenth of a millisecond.
+var (
+	verbBuckets = []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120}
+	stepBuckets = []float64{.0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}
+)
+
+func histogram(r *prometheus.Registry, d Definition, buckets []float64) *prometheus.HistogramVec {
+	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: d.Name, Help: d.Help, Buckets: buckets}, d.Labels)
+	r.MustRegister(h)
+	return h
+}
+
+func counter(r *prometheus.Registry, d Definition) *prometheus.CounterVec {
+	c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: d.Name, Help: d.Help}, d.Labels)
+	r.MustRegister(c)
+	return c
 }
 
 // Handler answers a scrape. What one collector cannot say is left out.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4})
+}
+
+// Values of the label outcome.
+const (
+	success = "success"
+	failure = "failure"
+)
+
+func outcome(failed bool) string {
+	if failed {
+		return failure
+	}
+	return success
+}
+
+// Operation counts one call of the plugin.
+func (m *Metrics) Operation(op *plan.Operation) {
+	if m == nil {
+		return
+	}
+	verb := m.few("verb", op.Verb)
+	m.operations.WithLabelValues(verb, outcome(op.Failed)).Observe(op.Took.Duration().Seconds())
+	if op.Failed {
+		m.failures.WithLabelValues(verb, op.Kind.String()).Inc()
+	}
+	for _, s := range op.Steps {
+		took := s.Took.Duration().Seconds()
+		m.steps.WithLabelValues(verb, m.few("step", s.Name)).Observe(took)
+		if s.Plugin != "" {
+			of := verb
+			if s.Name == plan.StepUndo {
+				of = "DEL"
+			}
+			m.delegates.WithLabelValues(of, m.few("plugin", s.Plugin), outcome(s.Failed)).Observe(took)
+		}
+	}
+	for _, field := range op.Differed {
+		m.differences.WithLabelValues(verb, m.few("field", field)).Inc()
+	}
+}
+
+// Status counts one STATUS, which took that long and ended with err.
+func (m *Metrics) Status(took time.Duration, err error) {
+	m.Operation(&plan.Operation{Verb: "STATUS", Took: plan.Micros(took.Microseconds()), Failed: err != nil, Kind: cnierr.KindOf(err)})
+}
+
+// Planned counts one request for a plan, which took that long and ended with
+// err.
+func (m *Metrics) Planned(took time.Duration, err error) {
+	if m != nil {
+		m.plans.WithLabelValues(outcome(err != nil)).Observe(took.Seconds())
+	}
+}
+
+// What is published.
+const (
+	PublishStatus = "network-status"
+	PublishEvent  = "event"
+)
+
+// NotPublished counts what could not be written to the API server.
+func (m *Metrics) NotPublished(what string) {
+	if m != nil {
+		m.publishing.WithLabelValues(what).Inc()
+	}
+}
+
+// maxValues bounds the values of a label that the plugin gives.
+const maxValues = 64
+
+// few returns value, or "other" once the label has many values. The plugin names
+// programs that are installed and steps that it knows, so that there are few,
+// unless it is another release or a broken one.
+func (m *Metrics) few(label, value string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	seen := m.values[label]
+	if seen == nil {
+		seen = map[string]bool{}
+		m.values[label] = seen
+	}
+	if !seen[value] && len(seen) >= maxValues || len(value) > maxValues {
+		return "other"
+	}
+	seen[value] = true
+	return value
 }
 
 // Ready shows whether the agent is ready. check is called at each scrape and

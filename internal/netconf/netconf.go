@@ -110,6 +110,7 @@ type Invocation struct {
 	Pod         plan.Pod
 	Conf        Conf
 	Raw         json.RawMessage // the configuration as on stdin
+	ID          string          // the call's, in the plugin's log and the agent's
 	// RuntimeConfig is the runtime's own capability data, for the cluster default
 	// network alone (multi-network specification 7.5).
 	RuntimeConfig map[string]json.RawMessage
@@ -130,7 +131,7 @@ type Attachment struct {
 func (inv *Invocation) Request() plan.Request {
 	return plan.Request{
 		Version: plan.Version, PodNamespace: inv.Pod.Namespace, PodName: inv.Pod.Name, PodUID: inv.Pod.UID,
-		ContainerID: inv.ContainerID, NetNS: inv.NetNS, IfName: inv.IfName, Args: inv.Args, Config: inv.Raw,
+		ContainerID: inv.ContainerID, NetNS: inv.NetNS, IfName: inv.IfName, Args: inv.Args, Config: inv.Raw, ID: inv.ID,
 	}
 }
 
@@ -165,7 +166,7 @@ func parse(a *skel.CmdArgs, lenient bool) (*Invocation, error) {
 // FromRequest rebuilds the invocation on the planner's side of the socket.
 func FromRequest(r plan.Request) (*Invocation, error) {
 	inv := &Invocation{
-		ContainerID: r.ContainerID, NetNS: r.NetNS, IfName: r.IfName, Args: r.Args, Raw: r.Config,
+		ContainerID: r.ContainerID, NetNS: r.NetNS, IfName: r.IfName, Args: r.Args, Raw: r.Config, ID: r.ID,
 		Pod: plan.Pod{Namespace: r.PodNamespace, Name: r.PodName, UID: r.PodUID},
 	}
 	return inv, inv.decode(r.Config)

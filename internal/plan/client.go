@@ -57,14 +57,11 @@ func (c Client) Inspect(ctx context.Context, q Question) (json.RawMessage, error
 
 func (c Client) do(ctx context.Context, in call) (out answer, err error) {
 	op := "ask agent at " + c.Socket
-	d := net.Dialer{Timeout: dialTimeout}
-	conn, err := d.DialContext(ctx, "unix", c.Socket)
+	conn, err := c.dial(ctx)
 	if err != nil {
 		return out, transportError(op, err)
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
 	if err := writeFrame(conn, in); err != nil {
 		return out, transportError(op, err)
 	}
@@ -72,6 +69,29 @@ func (c Client) do(ctx context.Context, in call) (out answer, err error) {
 		return out, transportError(op, errors.Join(err, ctx.Err()))
 	}
 	return out, out.refusal()
+}
+
+// dial connects to the agent; what is read and written there ends with ctx.
+func (c Client) dial(ctx context.Context) (net.Conn, error) {
+	d := net.Dialer{Timeout: dialTimeout}
+	conn, err := d.DialContext(ctx, "unix", c.Socket)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	return bound{conn, stop}, nil
+}
+
+// bound is a connection that ends with a context.
+type bound struct {
+	net.Conn
+	stop func() bool
+}
+
+// Close implements net.Conn.
+func (b bound) Close() error {
+	b.stop()
+	return b.Conn.Close()
 }
 
 // Command is a Planner that runs the agent's program once per call, with the

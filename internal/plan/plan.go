@@ -68,6 +68,7 @@ type Request struct {
 	IfName       string          `json:"ifName"`                 // CNI_IFNAME, the default network's interface
 	Args         [][2]string     `json:"args,omitempty"`         // CNI_ARGS, in order
 	Config       json.RawMessage `json:"config"`                 // the plugin's configuration, as on stdin
+	ID           string          `json:"id,omitempty"`           // the call's, see Operation
 }
 
 // Plan is everything that an ADD, CHECK or DEL of one sandbox needs.
@@ -232,4 +233,7 @@ type Report struct {
 	Error    string        `json:"error,omitempty"`    // why the verb failed; empty on success
 	Problems []string      `json:"problems,omitempty"` // what is left behind or was only warned of
 	Took     time.Duration `json:"took,omitempty"`
+	// Operation has the times and the kind of the failure; callers older than it
+	// give none.
+	Operation *Operation `json:"operation,omitempty"`
 }

@@ -155,6 +155,10 @@ func dispatch(ctx context.Context, in call, p Planner) answer {
 	case in.Op == opInspect && in.Question != nil:
 		out.Document, err = inspect(ctx, p, *in.Question)
 	case in.Op == opPing:
+	case in.Op == opObserve && in.Operation != nil:
+		if o, ok := p.(Observer); ok {
+			o.Observe(ctx, *in.Operation)
+		}
 	default:
 		err = cnierr.New("read call", cnierr.Decode, "unknown or incomplete operation %q", in.Op)
 	}

@@ -23,7 +23,8 @@ const (
 	opReport  = "report"
 	opStatus  = "status"
 	opInspect = "inspect"
-	opPing    = "ping" // nothing is asked
+	opPing    = "ping"    // nothing is asked
+	opObserve = "observe" // nobody waits for the answer
 )
 
 // call is one request as it travels; exactly one of the pointers is set for the
@@ -34,8 +35,9 @@ type call struct {
 	Report  *Report  `json:"report,omitempty"`
 	// Status goes with opStatus; an older caller sends none.
 	Status *StatusQuery `json:"status,omitempty"`
-	// Question goes with opInspect.
-	Question *Question `json:"question,omitempty"`
+	// Question goes with opInspect, Operation with opObserve.
+	Question  *Question  `json:"question,omitempty"`
+	Operation *Operation `json:"operation,omitempty"`
 }
 
 // answer is one response as it travels: a plan, a network configuration, a

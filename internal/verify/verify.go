@@ -247,6 +247,17 @@ func (r Report) Fix() string {
 	return "the delegate did not do what it was asked or what it claims; see its own log"
 }
 
+// Class is a difference's field without the names in it: of classes there are
+// few, and they can be counted.
+func Class(d sriov.Difference) string {
+	for _, class := range []string{"interface", "network device"} {
+		if strings.HasPrefix(d.Field, class+" ") {
+			return class
+		}
+	}
+	return d.Field
+}
+
 func (r *Report) expect(field, want, found string) {
 	if want == found {
 		r.Checked = append(r.Checked, field)

@@ -1,0 +1,66 @@
+package metrics
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Types of metrics, as the exposition names them.
+const (
+	Gauge     = "gauge"
+	Counter   = "counter"
+	Histogram = "histogram"
+)
+
+// Definition is one metric: its full name, its type, what it says, and the
+// labels that it has.
+type Definition struct {
+	Name   string
+	Type   string
+	Help   string
+	Labels []string
+}
+
+// desc is the definition in the client library's form.
+func (d *Definition) desc() *prometheus.Desc {
+	return prometheus.NewDesc(d.Name, d.Help, d.Labels, nil)
+}
+
+// The metrics.
+var (
+	operationDuration = Definition{
+		"manifold_operation_duration_seconds", Histogram,
+		"How long calls of the plugin took, by CNI verb and outcome, success or failure; of STATUS the agent's part alone.",
+		[]string{"verb", "outcome"},
+	}
+	operationFailures = Definition{
+		"manifold_operation_failures_total", Counter, "Calls of the plugin that failed, by kind of error.", []string{"verb", "kind"},
+	}
+	stepDuration = Definition{
+		"manifold_step_duration_seconds", Histogram,
+		"How long the steps of calls took: lock, plan, journal, delegate, verify, undo.", []string{"verb", "step"},
+	}
+	delegateDuration = Definition{
+		"manifold_delegate_duration_seconds", Histogram,
+		"How long single runs of delegates took, by the verb that they were called with.", []string{"verb", "plugin", "outcome"},
+	}
+	planDuration = Definition{
+		"manifold_plan_duration_seconds", Histogram, "How long the agent took to make a plan, or to refuse one.", []string{"outcome"},
+	}
+	verificationFailures = Definition{
+		"manifold_verification_failures_total", Counter,
+		"Fields in which an interface was not as planned, asked for or claimed, whether that failed the call or not.", []string{"verb", "field"},
+	}
+	publishFailures = Definition{
+		"manifold_publish_failures_total", Counter, "What could not be written to the API server: network-status or event.", []string{"what"},
+	}
+	ready = Definition{
+		"manifold_ready", Gauge, "1 where that part of the agent's readiness is given, as /readyz says.", []string{"check"},
+	}
+	buildInfo = Definition{"manifold_build_info", Gauge, "The agent's release; always 1.", []string{"release"}}
+)
+
+// Definitions returns every metric of Manifold, in the order of the reference
+// page; those of the Go runtime and of the process are beside them.
+func Definitions() []Definition {
+	return []Definition{
+		operationDuration, operationFailures, stepDuration, delegateDuration, planDuration, verificationFailures, publishFailures, ready, buildInfo,
+	}
+}

@@ -1,0 +1,121 @@
+package metrics
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+func exposition(t *testing.T, m *Metrics) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	m.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	body, err := io.ReadAll(w.Body)
+	if err != nil || w.Code != http.StatusOK {
+		t.Fatalf("%d, %v", w.Code, err)
+	}
+	return string(body)
+}
+
+// failed is an ADD that used everything that is counted.
+func failed() *plan.Operation {
+	return &plan.Operation{
+		Verb: "ADD", Failed: true, Kind: cnierr.VerifyFailed, Took: 30_000, Differed: []string{"MTU (result)"},
+		Steps: []plan.Step{
+			{Name: plan.StepPlan, Took: 1000}, {Name: plan.StepDelegate, Plugin: "bridge", Took: 20_000},
+			{Name: plan.StepVerify, Failed: true, Took: 100}, {Name: plan.StepUndo, Plugin: "bridge", Took: 9000},
+		},
+	}
+}
+
+// used is everything there is, counted once.
+func used() *Metrics {
+	m := New("v1")
+	m.Operation(failed())
+	m.Status(time.Millisecond, nil)
+	m.Planned(time.Millisecond, errors.New("no"))
+	m.NotPublished(PublishEvent)
+	m.Ready(func() map[string]error { return map[string]error{"pods": nil, "kubelet": errors.New("gone")} })
+	return m
+}
+
+func TestCounted(t *testing.T) {
+	body := exposition(t, used())
+	for _, line := range []string{
+		`manifold_operation_duration_seconds_sum{outcome="failure",verb="ADD"} 0.03`,
+		`manifold_operation_duration_seconds_count{outcome="success",verb="STATUS"} 1`,
+		`manifold_operation_failures_total{kind="verify-failed",verb="ADD"} 1`,
+		`manifold_step_duration_seconds_count{step="plan",verb="ADD"} 1`,
+		`manifold_delegate_duration_seconds_sum{outcome="success",plugin="bridge",verb="ADD"} 0.02`,
+		`manifold_delegate_duration_seconds_sum{outcome="success",plugin="bridge",verb="DEL"} 0.009`,
+		`manifold_plan_duration_seconds_count{outcome="failure"} 1`,
+		`manifold_verification_failures_total{field="MTU (result)",verb="ADD"} 1`,
+		`manifold_publish_failures_total{what="event"} 1`,
+		`manifold_publish_failures_total{what="network-status"} 0`,
+		`manifold_ready{check="kubelet"} 0`, `manifold_ready{check="pods"} 1`, `manifold_build_info{release="v1"} 1`,
+	} {
+		if !strings.Contains(body, "\n"+line+"\n") {
+			t.Errorf("no line %s", line)
+		}
+	}
+	problems, err := promlint.New(strings.NewReader(body)).Lint()
+	if err != nil || len(problems) > 0 {
+		t.Errorf("%v, %v", problems, err)
+	}
+}
+
+// The reference page has every metric, with its type and its labels.
+func TestDefinitionsAreWhatIsExposed(t *testing.T) {
+	body := exposition(t, used())
+	for _, d := range Definitions() {
+		if !strings.Contains(body, fmt.Sprintf("# HELP %s %s\n# TYPE %s %s\n", d.Name, d.Help, d.Name, d.Type)) {
+			t.Errorf("%s is not exposed as documented", d.Name)
+		}
+	}
+	if have, want := strings.Count(body, "# TYPE manifold_"), len(Definitions()); have != want {
+		t.Errorf("%d metrics are exposed, %d are documented", have, want)
+	}
+}
+
+// A plugin of another release, or a broken one, cannot fill the memory.
+func TestLabelsAreBounded(t *testing.T) {
+	m := New("v1")
+	for i := range 1000 {
+		op := failed()
+		op.Verb, op.Kind, op.Differed = fmt.Sprint("VERB", i), cnierr.Kind(i), []string{strings.Repeat("x", 100+i)}
+		op.Steps[0].Name, op.Steps[1].Plugin = fmt.Sprint("step", i), fmt.Sprint("plugin", i)
+		m.Operation(op)
+	}
+	body := exposition(t, m)
+	for _, label := range []string{`verb="VERB`, `step="step`, `plugin="plugin`} {
+		seen := map[string]bool{}
+		for _, part := range strings.Split(body, label)[1:] {
+			seen[part[:strings.IndexByte(part, '"')]] = true
+		}
+		if len(seen) == 0 || len(seen) > maxValues {
+			t.Errorf("%s has %d values", label, len(seen))
+		}
+	}
+	if !strings.Contains(body, `field="other"`) || strings.Contains(body, "xxx") {
+		t.Error("a long value was kept")
+	}
+}
+
+// An agent that serves no metrics counts none.
+func TestNilCountsNothing(*testing.T) {
+	var m *Metrics
+	m.Operation(failed())
+	m.Status(time.Second, nil)
+	m.Planned(time.Second, nil)
+	m.NotPublished(PublishStatus)
+}

@@ -1,0 +1,123 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+)
+
+// scraper is a node whose agent serves metrics.
+type scraper struct {
+	*node
+	url string
+}
+
+// newScraper starts a node's agent with an address that is free.
+func newScraper(t *testing.T, conf map[string]any) *scraper {
+	t.Helper()
+	n := newNode(t, conf)
+	var keys map[string]any
+	raw, err := os.ReadFile(n.path("agent.json"))
+	n.must(err)
+	n.must(json.Unmarshal(raw, &keys))
+	keys["listen"], keys["cniConfig"] = "127.0.0.1:0", "-"
+	n.agentConfig(keys)
+	n.serve()
+	s := &scraper{node: n}
+	n.eventually("the agent's address", func() bool {
+		log, err := os.ReadFile(n.path("agent.log"))
+		n.must(err)
+		for line := range strings.Lines(string(log)) {
+			var said struct {
+				Msg, Address string
+			}
+			if json.Unmarshal([]byte(line), &said) == nil && said.Msg == "serving HTTP" {
+				s.url = "http://" + said.Address
+			}
+		}
+		return s.url != ""
+	})
+	return s
+}
+
+// scrape returns the exposition's samples, by name and labels.
+func (s *scraper) scrape() map[string]string {
+	s.t.Helper()
+	resp, err := http.Get(s.url + "/metrics")
+	s.must(err)
+	defer resp.Body.Close()
+	out := map[string]string{}
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		if i := strings.LastIndexByte(lines.Text(), ' '); i > 0 && lines.Text()[0] != '#' {
+			out[lines.Text()[:i]] = lines.Text()[i+1:]
+		}
+	}
+	s.must(lines.Err())
+	return out
+}
+
+// Every verb is counted with its steps, what failed with its kind, and what was
+// not as planned with its field; an operation that nobody waits for a little
+// later.
+func TestMetricsOfVerbs(t *testing.T) {
+	s := newScraper(t, nil)
+	s.define("second", "", s.bridge("second", "10.99.0.0/16"))
+	s.define("lies", "", `{"cniVersion":"1.0.0","type":"scripted","script":{"ADD":{"lie":"mtu"}}}`)
+	s.define("fails", "", `{"cniVersion":"1.0.0","type":"scripted","script":{"ADD":{"error":{"code":77,"msg":"no"}}}}`)
+	s.define("absent", "", `{"cniVersion":"1.0.0","type":"no-such-program"}`)
+	p := s.addPod("pod", "second")
+	s.succeed("ADD", p)
+	s.succeed("CHECK", p)
+	s.succeed("DEL", p)
+	s.succeed("STATUS", &pod{})
+	s.collect()
+	for _, name := range []string{"lies", "fails", "absent", "nowhere"} {
+		if res := s.call("ADD", s.addPod("pod-"+name, name)); res.Status == 0 {
+			t.Errorf("%s: ADD succeeded", name)
+		}
+	}
+	want := map[string]string{
+		`manifold_operation_duration_seconds_count{outcome="success",verb="ADD"}`:                  "1",
+		`manifold_operation_duration_seconds_count{outcome="failure",verb="ADD"}`:                  "4",
+		`manifold_operation_duration_seconds_count{outcome="success",verb="CHECK"}`:                "1",
+		`manifold_operation_duration_seconds_count{outcome="success",verb="DEL"}`:                  "1",
+		`manifold_operation_duration_seconds_count{outcome="success",verb="GC"}`:                   "1",
+		`manifold_operation_duration_seconds_count{outcome="success",verb="STATUS"}`:               "1",
+		`manifold_operation_failures_total{kind="verify-failed",verb="ADD"}`:                       "1",
+		`manifold_operation_failures_total{kind="delegate-failed",verb="ADD"}`:                     "1",
+		`manifold_operation_failures_total{kind="delegate-missing",verb="ADD"}`:                    "1",
+		`manifold_operation_failures_total{kind="definition-missing",verb="ADD"}`:                  "1",
+		`manifold_verification_failures_total{field="MTU (result)",verb="ADD"}`:                    "1",
+		`manifold_step_duration_seconds_count{step="lock",verb="ADD"}`:                             "5",
+		`manifold_step_duration_seconds_count{step="plan",verb="ADD"}`:                             "5",
+		`manifold_step_duration_seconds_count{step="journal",verb="ADD"}`:                          "3",
+		`manifold_step_duration_seconds_count{step="verify",verb="ADD"}`:                           "5",
+		`manifold_step_duration_seconds_count{step="verify",verb="CHECK"}`:                         "2",
+		`manifold_step_duration_seconds_count{step="delegate",verb="DEL"}`:                         "2",
+		`manifold_delegate_duration_seconds_count{outcome="success",plugin="bridge",verb="ADD"}`:   "4",
+		`manifold_delegate_duration_seconds_count{outcome="failure",plugin="scripted",verb="ADD"}`: "1",
+		`manifold_delegate_duration_seconds_count{outcome="success",plugin="bridge",verb="DEL"}`:   "4",
+		`manifold_plan_duration_seconds_count{outcome="success"}`:                                  "4",
+		`manifold_plan_duration_seconds_count{outcome="failure"}`:                                  "1",
+		`manifold_publish_failures_total{what="event"}`:                                            "0",
+	}
+	var have map[string]string
+	s.eventually("all operations to be counted", func() bool {
+		have = s.scrape()
+		for name, value := range want {
+			if have[name] != value && strings.HasPrefix(name, "manifold_operation") {
+				return false
+			}
+		}
+		return true
+	})
+	for name, value := range want {
+		if have[name] != value {
+			t.Errorf("%s is %q, want %s", name, have[name], value)
+		}
+	}
+}
