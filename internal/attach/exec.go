@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -101,16 +100,15 @@ func (e *executor) execPlugin(ctx context.Context, path string, stdin []byte, en
 
 // run starts the delegate, again for a moment while its file is being replaced.
 func (e *executor) run(ctx context.Context, path string, stdin []byte, environ []string, stdout, stderr *bounded) error {
+	var inherit *os.File
+	if e.lock != nil {
+		inherit = e.lock.File()
+	}
 	for try := 0; ; try++ {
-		cmd := exec.CommandContext(ctx, path)
-		cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = environ, bytes.NewReader(stdin), stdout, stderr
-		cmd.WaitDelay = time.Second
-		if e.lock != nil {
-			cmd.ExtraFiles = []*os.File{e.lock.File()}
-		}
-		err := cmd.Run()
-		if cmd.Process != nil {
+		c, err := startChild(path, stdin, environ, inherit)
+		if err == nil {
 			e.started++
+			return c.wait(ctx, stdout, stderr)
 		}
 		if !errors.Is(err, syscall.ETXTBSY) || try == 20 || ctx.Err() != nil {
 			return err

@@ -1,0 +1,214 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// child is a delegate's process. Its streams are read by the goroutine that
+// waits for it: os/exec takes a goroutine, and so a thread, per stream, which
+// costs a pod with three networks more than all its other system calls.
+type child struct {
+	pid    int
+	pidfd  int // -1 on kernels without (before 5.3)
+	out    int // read end of its stdout, non-blocking; -1 at its end
+	err    int // the same of its stderr
+	mu     sync.Mutex
+	reaped bool // pid may be another process's
+}
+
+// startChild starts the program at path. Its descriptor 3 is inherit, unless
+// that is nil.
+func startChild(path string, stdin []byte, environ []string, inherit *os.File) (_ *child, err error) {
+	var ours, theirs []int
+	defer func() {
+		closeAll(theirs)
+		if err != nil {
+			closeAll(ours)
+		}
+	}()
+	in, err := memory(stdin)
+	if err != nil {
+		return nil, fmt.Errorf("stdin of %s: %w", path, err)
+	}
+	theirs = append(theirs, in)
+	for range 2 {
+		var p [2]int
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			return nil, fmt.Errorf("output of %s: %w", path, err)
+		}
+		ours, theirs = append(ours, p[0]), append(theirs, p[1])
+		if err := unix.SetNonblock(p[0], true); err != nil {
+			return nil, fmt.Errorf("output of %s: %w", path, err)
+		}
+	}
+	c := &child{pidfd: -1, out: ours[0], err: ours[1]}
+	attr := &syscall.ProcAttr{Env: environ, Sys: &syscall.SysProcAttr{PidFD: &c.pidfd}}
+	for _, fd := range theirs {
+		attr.Files = append(attr.Files, uintptr(fd))
+	}
+	if inherit != nil {
+		attr.Files = append(attr.Files, inherit.Fd())
+	}
+	if c.pid, err = syscall.ForkExec(path, []string{path}, attr); err != nil {
+		return nil, &os.PathError{Op: "fork/exec", Path: path, Err: err}
+	}
+	return c, nil
+}
+
+// memory returns a descriptor to read content from: unlike a pipe it takes any
+// size without anybody who writes.
+func memory(content []byte) (int, error) {
+	fd, err := unix.MemfdCreate("stdin", unix.MFD_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	for off := 0; off < len(content); {
+		n, err := unix.Pwrite(fd, content[off:], int64(off))
+		if err != nil {
+			return -1, errors.Join(err, unix.Close(fd))
+		}
+		off += n
+	}
+	return fd, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd) // nothing was written through it
+	}
+}
+
+// wait reads the child's output until it ends, killing it when ctx ends, and
+// returns what it ended with if that is not success. What the child's own
+// children still hold open is not waited for.
+func (c *child) wait(ctx context.Context, stdout, stderr *bounded) error {
+	stop := context.AfterFunc(ctx, c.kill)
+	defer stop()
+	defer func() { closeAll(c.open()) }()
+	for ended := false; !ended; {
+		var err error
+		if ended, err = c.poll(); err != nil {
+			c.kill()
+			return errors.Join(err, c.reap())
+		}
+		// After its end, what it wrote is all there.
+		if err := errors.Join(drain(&c.out, stdout), drain(&c.err, stderr)); err != nil {
+			c.kill()
+			return errors.Join(err, c.reap())
+		}
+	}
+	return c.reap()
+}
+
+// open returns the descriptors that are open.
+func (c *child) open() []int {
+	var fds []int
+	for _, fd := range []int{c.out, c.err, c.pidfd} {
+		if fd >= 0 {
+			fds = append(fds, fd)
+		}
+	}
+	return fds
+}
+
+// noPidfdPause is how long output is waited for between two looks whether the
+// child has ended, on kernels that do not say so.
+const noPidfdPause = 20 * time.Millisecond
+
+// poll waits until there is output, or the child has ended, and says whether it
+// has.
+func (c *child) poll() (ended bool, err error) {
+	if c.out < 0 && c.err < 0 {
+		return true, nil // or is about to: there is nothing else to wait for
+	}
+	fds := []unix.PollFd{{Fd: int32(c.out), Events: unix.POLLIN}, {Fd: int32(c.err), Events: unix.POLLIN}, {Fd: int32(c.pidfd), Events: unix.POLLIN}}
+	pause := -1
+	if c.pidfd < 0 {
+		pause = int(noPidfdPause.Milliseconds())
+	}
+	_, err = unix.Poll(fds, pause)
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return false, fmt.Errorf("poll: %w", err)
+	}
+	if c.pidfd >= 0 {
+		return err == nil && fds[2].Revents != 0, nil
+	}
+	var info unix.Siginfo
+	if err := unix.Waitid(unix.P_PID, c.pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil); err != nil && !errors.Is(err, unix.EINTR) {
+		return false, fmt.Errorf("wait: %w", err)
+	}
+	return info.Signo != 0, nil
+}
+
+// drain moves what there is from fd to b, and closes fd at its end.
+func drain(fd *int, b *bounded) error {
+	buf := make([]byte, 8<<10)
+	for *fd >= 0 {
+		n, err := unix.Read(*fd, buf)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case err != nil:
+			return fmt.Errorf("read output: %w", err)
+		case n == 0:
+			closeAll([]int{*fd})
+			*fd = -1
+		default:
+			_, _ = b.Write(buf[:n]) // it never fails
+		}
+	}
+	return nil
+}
+
+// kill ends the child, unless it has ended.
+func (c *child) kill() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.reaped {
+		_ = unix.Kill(c.pid, unix.SIGKILL) // it may have ended by itself
+	}
+}
+
+// reap takes the child's status when it has ended or is about to.
+func (c *child) reap() error {
+	var info unix.Siginfo
+	for {
+		// Looked at first: once it is reaped, its number may be another's.
+		err := unix.Waitid(unix.P_PID, c.pid, &info, unix.WEXITED|unix.WNOWAIT, nil)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait: %w", err)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reaped = true
+	var status unix.WaitStatus
+	for {
+		_, err := unix.Wait4(c.pid, &status, 0, nil)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait: %w", err)
+		}
+	}
+	switch {
+	case status.Signaled():
+		return fmt.Errorf("ended by signal %d (%s)", status.Signal(), status.Signal())
+	case status.ExitStatus() != 0:
+		return fmt.Errorf("exit status %d", status.ExitStatus())
+	}
+	return nil
+}
