@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"hash/crc32"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,6 +35,14 @@ func appendAll(t testing.TB, e *Entry, steps ...Step) {
 	for _, s := range steps {
 		if err := e.Append(s); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+func TestChecksumIsCRC32C(t *testing.T) {
+	for _, text := range []string{"", "a", "123456789", strings.Repeat("\x00\xff", 700)} {
+		if want := crc32.Checksum([]byte(text), crc32.MakeTable(crc32.Castagnoli)); checksum([]byte(text)) != want {
+			t.Errorf("%q: %08x, want %08x", text, checksum([]byte(text)), want)
 		}
 	}
 }

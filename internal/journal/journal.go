@@ -28,11 +28,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
@@ -112,6 +112,7 @@ type Entry struct {
 	// Torn says that the last line was incomplete and has been dropped.
 	Torn bool
 	path string
+	file *os.File // for appending, once something was
 }
 
 // Begin writes the first record, durably, and returns the entry. An existing
@@ -180,16 +181,16 @@ func (e *Entry) Append(s Step) error {
 	if err != nil {
 		return ioError("append to journal", err)
 	}
-	f, err := os.OpenFile(e.path, os.O_WRONLY|os.O_APPEND, 0)
-	if err != nil {
-		return ioError("append to journal", err)
+	if e.file == nil {
+		if e.file, err = os.OpenFile(e.path, os.O_WRONLY|os.O_APPEND, 0); err != nil {
+			return ioError("append to journal", err)
+		}
 	}
 	if e.Torn {
 		// The dropped line has no end; give it one, so that it stays apart.
 		line = append([]byte("\n"), line...)
 	}
-	_, err = f.Write(line)
-	if err := errors.Join(err, f.Close()); err != nil {
+	if _, err := e.file.Write(line); err != nil {
 		return ioError("append to journal", err)
 	}
 	e.Torn = false
@@ -200,7 +201,15 @@ func (e *Entry) Append(s Step) error {
 
 // Close removes the journal: nothing is left of the sandbox.
 func (e *Entry) Close() error {
-	if err := os.Remove(e.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	err := os.Remove(e.path)
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	if e.file != nil {
+		err = errors.Join(err, e.file.Close())
+		e.file = nil
+	}
+	if err != nil {
 		return ioError("close journal", err)
 	}
 	killpoint.Here("journal closed")
@@ -383,7 +392,32 @@ func (e *Entry) add(n int, body []byte) error {
 	return nil
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// castagnoli is the reversed polynomial of CRC-32C.
+const castagnoli = 0x82f63b78
+
+// crcTable is the table of a CRC-32C taken a byte at a time. The standard
+// library's is made for megabytes, and preparing it takes every process longer
+// than all that a journal's kilobytes need.
+var crcTable = sync.OnceValue(func() *[256]uint32 {
+	t := &[256]uint32{}
+	for i := range t {
+		c := uint32(i)
+		for range 8 {
+			c = c>>1 ^ castagnoli&-(c&1)
+		}
+		t[i] = c
+	}
+	return t
+})
+
+// checksum returns the CRC-32C of b.
+func checksum(b []byte) uint32 {
+	table, sum := crcTable(), ^uint32(0)
+	for _, v := range b {
+		sum = sum>>8 ^ table[byte(sum)^v]
+	}
+	return ^sum
+}
 
 // encode returns v as one line.
 func encode(v any) ([]byte, error) {
@@ -391,7 +425,7 @@ func encode(v any) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return fmt.Appendf(nil, "%08x %s\n", crc32.Checksum(body, castagnoli), body), nil
+	return fmt.Appendf(nil, "%08x %s\n", checksum(body), body), nil
 }
 
 // checkLine returns the JSON of a line whose checksum is right.
@@ -400,7 +434,7 @@ func checkLine(line []byte) ([]byte, error) {
 	if !ok || len(sum) != 8 {
 		return nil, errors.New("not a record")
 	}
-	if want := fmt.Sprintf("%08x", crc32.Checksum(body, castagnoli)); want != string(sum) {
+	if want := fmt.Sprintf("%08x", checksum(body)); want != string(sum) {
 		return nil, fmt.Errorf("checksum %s, computed %s", sum, want)
 	}
 	return body, nil
