@@ -51,6 +51,7 @@ type run struct {
 	exec  *executor
 	cni   *libcni.CNIConfig
 	lists []*libcni.NetworkConfigList // of an ADD, the plan's configurations in order
+	box   *verify.Sandbox             // once something was asked of it
 }
 
 // begin takes the sandbox's lock. The lock comes before everything else, the
@@ -83,8 +84,30 @@ func keyOf(inv *netconf.Invocation) journal.Key {
 // host is the node as the verb sees it.
 func (r *run) host() sriov.Host { return sriov.Host{FS: sriov.FS{Root: r.inv.Conf.SysRoot}} }
 
+// sandbox returns the look into the sandbox's network namespace.
+func (r *run) sandbox(netns string) (*verify.Sandbox, error) {
+	if r.box != nil {
+		return r.box, nil
+	}
+	var err error
+	r.box, err = verify.OpenSandbox(netns)
+	return r.box, err
+}
+
+// inSandbox reports whether the sandbox has an interface of that name.
+func (r *run) inSandbox(netns, name string) (bool, error) {
+	box, err := r.sandbox(netns)
+	if err != nil {
+		return false, err
+	}
+	return box.Exists(name)
+}
+
 // end releases the lock; clean says that nothing is left of the sandbox.
 func (r *run) end(clean bool, err error) error {
+	if r.box != nil {
+		r.box.Close()
+	}
 	if r.lock == nil {
 		return err
 	}
@@ -234,7 +257,7 @@ func subjectOf(p *plan.Plan, a *plan.Attachment) cnierr.Subject {
 // record.
 func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 	a := &r.entry.Plan.Attachments[i]
-	taken, err := verify.Exists(r.inv.NetNS, a.IfName)
+	taken, err := r.inSandbox(r.inv.NetNS, a.IfName)
 	if err != nil {
 		return nil, err
 	}
@@ -313,7 +336,11 @@ func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *sriov.S
 	if err != nil {
 		return nil, err
 	}
-	place := verify.Place{Host: r.host(), NetNS: r.inv.NetNS, Carrier: time.Duration(r.inv.Conf.CarrierTime)}
+	box, err := r.sandbox(r.inv.NetNS)
+	if err != nil {
+		return nil, err
+	}
+	place := verify.Place{Host: r.host(), Sandbox: box, Carrier: time.Duration(r.inv.Conf.CarrierTime)}
 	facts, err := verify.Look(place, a, claimed, before)
 	if err != nil {
 		return nil, err

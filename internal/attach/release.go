@@ -191,7 +191,7 @@ func (r *run) nothingLeft(i int, netns string, cause error) bool {
 	if a.Device == nil || netns == "" || !cnierr.Is(cause, cnierr.DelegateFailed) {
 		return false
 	}
-	if there, err := verify.Exists(netns, a.IfName); err != nil || there {
+	if there, err := r.inSandbox(netns, a.IfName); err != nil || there {
 		return false
 	}
 	before, err := r.before(i)
@@ -226,7 +226,7 @@ func (r *run) left(a *plan.Attachment, netns string) error {
 	if a.Device == nil || netns == "" {
 		return nil
 	}
-	there, err := verify.Exists(netns, a.IfName)
+	there, err := r.inSandbox(netns, a.IfName)
 	if err != nil || !there {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -16,18 +17,19 @@ import (
 // a carrier is given some time to have it: a VF and its PF agree on the link
 // after it was set up. The kernel tells of every change, so that nothing is
 // polled and no time is lost.
-func lookForCarrier(a *plan.Attachment, patience time.Duration) (Interface, error) {
-	if a.Want.Carrier == "" || a.Want.Carrier == plan.CarrierIgnore {
-		return look(a.IfName)
+func (s *Sandbox) lookForCarrier(a *plan.Attachment, patience time.Duration) (Interface, error) {
+	i, err := s.look(a.IfName, a.Device != nil)
+	if err != nil || a.Want.Carrier == "" || a.Want.Carrier == plan.CarrierIgnore || i.Carrier || !i.Up {
+		return i, err
 	}
-	// Before the first look, since what happens in between would be missed.
-	changes, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
+	changes, err := s.changes()
 	if err != nil {
-		return Interface{}, fmt.Errorf("subscribe to links: %w", err)
+		return i, err
 	}
 	defer changes.Close()
 	for end := time.Now().Add(patience); ; {
-		i, err := look(a.IfName)
+		// Again at first, since what happened before the subscription was missed.
+		i, err := s.look(a.IfName, a.Device != nil)
 		left := time.Until(end)
 		if err != nil || i.Carrier || !i.Up || left <= 0 {
 			return i, err
@@ -46,6 +48,18 @@ func lookForCarrier(a *plan.Attachment, patience time.Duration) (Interface, erro
 			return i, fmt.Errorf("wait for the carrier of %s: %w", a.IfName, err)
 		}
 	}
+}
+
+// changes subscribes to the sandbox's links.
+func (s *Sandbox) changes() (out *nl.NetlinkSocket, err error) {
+	err = ns.WithNetNSPath(s.path, func(ns.NetNS) error {
+		out, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("subscribe to links: %w", err)
+	}
+	return out, nil
 }
 
 // carrierField is what findings about the carrier are called.

@@ -23,9 +23,6 @@ import (
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
-	"github.com/containernetworking/plugins/pkg/ns"
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -93,7 +90,7 @@ func snapshot(host sriov.Host, d *plan.Device) (*sriov.Snapshot, error) {
 // Place is where [Look] looks, and how long.
 type Place struct {
 	Host    sriov.Host    // the node
-	NetNS   string        // path of the sandbox's network namespace
+	Sandbox *Sandbox      // the pod
 	Carrier time.Duration // longest wait for a carrier that the attachment wants
 }
 
@@ -101,24 +98,20 @@ type Place struct {
 // its result places in the sandbox.
 func Look(p Place, a *plan.Attachment, claimed []string, before *sriov.Snapshot) (*Facts, error) {
 	f := &Facts{}
-	err := ns.WithNetNSPath(p.NetNS, func(ns.NetNS) error {
-		var err error
-		if f.Interface, err = lookForCarrier(a, p.Carrier); err != nil {
-			return err
-		}
-		for _, name := range claimed {
-			other, err := look(name)
-			if err != nil {
-				return err
-			}
-			if !other.Exists {
-				f.Missing = append(f.Missing, name)
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	var err error
+	if f.Interface, err = p.Sandbox.lookForCarrier(a, p.Carrier); err != nil {
 		return nil, cnierr.New("inspect sandbox", cnierr.IO, "%w", err)
+	}
+	for _, name := range claimed {
+		there := f.Interface.Exists
+		if name != a.IfName {
+			if there, err = p.Sandbox.Exists(name); err != nil {
+				return nil, err
+			}
+		}
+		if !there {
+			f.Missing = append(f.Missing, name)
+		}
 	}
 	if before == nil {
 		return f, nil
@@ -134,70 +127,6 @@ func Look(p Place, a *plan.Attachment, claimed []string, before *sriov.Snapshot)
 		return nil, cnierr.New("inspect device", cnierr.IO, "%w", err)
 	}
 	return f, nil
-}
-
-// look reads one interface of the current network namespace.
-func look(name string) (Interface, error) {
-	link, err := netlinksafe.LinkByName(name)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return Interface{}, nil
-	}
-	if err != nil {
-		return Interface{}, fmt.Errorf("interface %s: %w", name, err)
-	}
-	a := link.Attrs()
-	out := Interface{
-		Exists: true, Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Parent: a.ParentDev, Lower: a.ParentIndex,
-		Up: a.RawFlags&unix.IFF_UP != 0, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0,
-	}
-	if out.Parent == "" {
-		out.Parent = busInfo(name)
-	}
-	addrs, err := netlinksafe.AddrList(link, netlink.FAMILY_ALL)
-	if err != nil {
-		return Interface{}, fmt.Errorf("addresses of %s: %w", name, err)
-	}
-	for _, addr := range addrs {
-		out.Addresses = append(out.Addresses, addr.IPNet.String())
-	}
-	return out, nil
-}
-
-// busInfo asks the driver for the device that the interface stands on; empty
-// when it does not know. It serves kernels older than IFLA_PARENT_DEV_NAME (5.14).
-func busInfo(name string) string {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return ""
-	}
-	defer unix.Close(fd)
-	info, err := unix.IoctlGetEthtoolDrvinfo(fd, name)
-	if err != nil {
-		return ""
-	}
-	bus := unix.ByteSliceToString(info.Bus_info[:])
-	if !sriov.IsAddress(bus) && !strings.Contains(bus, ".") {
-		return "" // software drivers answer with words such as "N/A"
-	}
-	return bus
-}
-
-// Exists reports whether the sandbox has an interface of that name. A network
-// namespace that is gone has none.
-func Exists(netns, name string) (bool, error) {
-	var found bool
-	err := ns.WithNetNSPath(netns, func(ns.NetNS) error {
-		i, err := look(name)
-		found = i.Exists
-		return err
-	})
-	if errors.As(err, &ns.NSPathNotExistErr{}) || errors.As(err, &ns.NSPathNotNSErr{}) {
-		return false, nil
-	}
-	if err != nil {
-		return false, cnierr.New("inspect sandbox", cnierr.IO, "%w", err)
-	}
-	return found, nil
 }
 
 // Returned reports whether the network devices that a device had before are on

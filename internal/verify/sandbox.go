@@ -1,0 +1,140 @@
+package verify
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/sriov"
+)
+
+// Sandbox is a look into a pod's network namespace. It enters the namespace once
+// to open a socket, which stays there: a thread that goes in and out for every
+// question costs more than the question.
+type Sandbox struct {
+	path   string
+	handle netlinksafe.Handle // without one, the namespace is gone
+}
+
+// OpenSandbox opens the network namespace at a path. One that is gone, or never
+// was, has no interfaces.
+func OpenSandbox(path string) (*Sandbox, error) {
+	s := &Sandbox{path: path}
+	if err := ns.IsNSorErr(path); errors.As(err, &ns.NSPathNotExistErr{}) || errors.As(err, &ns.NSPathNotNSErr{}) {
+		return s, nil
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, sandboxError(err)
+	}
+	s.handle, err = netlinksafe.NewHandleAt(netns.NsHandle(file.Fd()), unix.NETLINK_ROUTE)
+	if err := errors.Join(err, file.Close()); err != nil {
+		return nil, sandboxError(err)
+	}
+	return s, nil
+}
+
+// Close gives the socket back.
+func (s *Sandbox) Close() {
+	if s.handle.Handle != nil {
+		s.handle.Close()
+	}
+}
+
+// Exists reports whether there is an interface of that name.
+func (s *Sandbox) Exists(name string) (bool, error) {
+	link, err := s.link(name)
+	if err != nil {
+		return false, sandboxError(err)
+	}
+	return link != nil, nil
+}
+
+func sandboxError(err error) error { return cnierr.New("inspect sandbox", cnierr.IO, "%w", err) }
+
+// link returns an interface, nil when there is none.
+func (s *Sandbox) link(name string) (netlink.Link, error) {
+	if s.handle.Handle == nil {
+		return nil, nil
+	}
+	link, err := s.handle.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", name, err)
+	}
+	return link, nil
+}
+
+// look reads one interface; hardware says that it may stand on a device.
+func (s *Sandbox) look(name string, hardware bool) (Interface, error) {
+	link, err := s.link(name)
+	if err != nil || link == nil {
+		return Interface{}, err
+	}
+	a := link.Attrs()
+	out := Interface{
+		Exists: true, Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Parent: a.ParentDev, Lower: a.ParentIndex,
+		Up: a.RawFlags&unix.IFF_UP != 0, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0,
+	}
+	if out.Parent == "" && hardware {
+		err := ns.WithNetNSPath(s.path, func(ns.NetNS) error {
+			out.Parent = busInfo(name)
+			return nil
+		})
+		if err != nil {
+			return Interface{}, fmt.Errorf("interface %s: %w", name, err)
+		}
+	}
+	addrs, err := s.addresses(link)
+	if err != nil {
+		return Interface{}, fmt.Errorf("addresses of %s: %w", name, err)
+	}
+	for _, addr := range addrs {
+		out.Addresses = append(out.Addresses, addr.IPNet.String())
+	}
+	return out, nil
+}
+
+// dumpTries is how often a list is asked for that changes while it is read.
+const dumpTries = 10
+
+// addresses lists an interface's addresses, again when the list changed while it
+// was read: netlinksafe does so for the thread's own namespace alone.
+func (s *Sandbox) addresses(link netlink.Link) (addrs []netlink.Addr, err error) {
+	for range dumpTries {
+		addrs, err = s.handle.AddrList(link, netlink.FAMILY_ALL) //nolint:forbidigo // repeated here
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return addrs, err
+}
+
+// busInfo asks the driver for the device that the interface stands on; empty
+// when it does not know. It serves kernels older than IFLA_PARENT_DEV_NAME (5.14).
+func busInfo(name string) string {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	info, err := unix.IoctlGetEthtoolDrvinfo(fd, name)
+	if err != nil {
+		return ""
+	}
+	bus := unix.ByteSliceToString(info.Bus_info[:])
+	if !sriov.IsAddress(bus) && !strings.Contains(bus, ".") {
+		return "" // software drivers answer with words such as "N/A"
+	}
+	return bus
+}
