@@ -13,9 +13,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
+	"runtime"
 	"runtime/debug"
-	"syscall"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -29,15 +28,15 @@ import (
 )
 
 func main() {
-	// The process lives for milliseconds and holds a few megabytes: collecting
-	// garbage costs more than it gives. The limit keeps a hostile plan bounded.
+	// The process does one thing after another for some milliseconds, and holds a
+	// few megabytes: threads to share the work, and collecting garbage, cost more
+	// than they give. The limit keeps a hostile plan bounded.
+	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(64 << 20)
-	// A runtime that gives up sends SIGTERM before SIGKILL: what was attached is
-	// then undone at once.
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	os.Exit(run(ctx, os.Stdout, os.Stderr))
+	// No signal is handled. Runtimes that give up send SIGKILL, for which the
+	// journal is there; to be ready for others costs every verb a thread.
+	os.Exit(run(context.Background(), os.Stdout, os.Stderr))
 }
 
 // run serves one call and returns the exit status. Nothing but the result or the
