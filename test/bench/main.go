@@ -1,7 +1,11 @@
 // Command bench compares Manifold with the floor: libcni in one running process
-// executing the same no-op delegates, on the same machine, in the same run, the
-// two in turn. What counts are differences and ratios; absolute figures mean
-// little without the floor's beside them.
+// executing the same delegates, on the same machine, in the same run, all
+// contenders in turn. What counts are differences and ratios; absolute figures
+// mean little without the floor's beside them.
+//
+// It needs the real API server, which the first run builds. -fake takes an
+// in-process one instead, for a quick look. -json writes every figure, -trace
+// what one ADD and one DEL ask of the kernel.
 package main
 
 import (
@@ -9,24 +13,39 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"sync"
-	"time"
+	"strconv"
+	"strings"
 
+	"github.com/manifold-cni/manifold/test/apiserver"
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
 // dirEnv hands the directory of built programs to the process inside.
 const dirEnv = "MANIFOLD_BENCH_DIR"
 
-var pods = flag.Int("pods", 100, "pods per contender and level")
+// options are the command's flags.
+type options struct {
+	pods   int
+	levels string
+	real   bool // real delegates as well
+	fake   bool
+	json   string
+	trace  string
+}
 
 func main() {
+	var o options
+	flag.IntVar(&o.pods, "pods", 100, "`number` of pods per contender and level")
+	flag.StringVar(&o.levels, "levels", "1,10,50", "`list` of how many pods are attached at once")
+	flag.BoolVar(&o.real, "real", true, "also with bridge, macvlan and host-local as delegates")
+	flag.BoolVar(&o.fake, "fake", false, "an API server in this process instead of a real one")
+	flag.StringVar(&o.json, "json", "", "`file` to write all figures to")
+	flag.StringVar(&o.trace, "trace", "", "`directory` to write the system calls of one ADD and one DEL to, by strace, instead of measuring")
 	flag.Parse()
-	code, err := harness.Enter(build)
+	code, err := harness.Enter(func() error { return build(o) })
 	if err == nil && code < 0 {
 		code = 0
-		err = measure(os.Getenv(dirEnv))
+		err = measure(o, os.Getenv(dirEnv))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -35,8 +54,8 @@ func main() {
 	os.Exit(code)
 }
 
-// build builds our programs and the delegate, outside the namespaces.
-func build() error {
+// build builds the programs, outside the namespaces.
+func build(o options) error {
 	dir, err := os.MkdirTemp("", "manifold-bench-")
 	if err != nil {
 		return err
@@ -48,98 +67,62 @@ func build() error {
 	if err := harness.Programs(bin, false); err != nil {
 		return err
 	}
-	if err := harness.Program(bin, "./test/delegates/noop"); err != nil {
+	if err := harness.CProgram(bin, "test/delegates/noop"); err != nil {
 		return err
+	}
+	if o.real {
+		if _, err := harness.PluginDir(); err != nil {
+			return err
+		}
+	}
+	if !o.fake {
+		if _, err := apiserver.Build(); err != nil {
+			return err
+		}
 	}
 	return os.Setenv(dirEnv, dir)
 }
 
-// contender attaches and releases one pod.
-type contender struct {
-	name     string
-	add, del func(i int) error
-}
-
-func measure(dir string) error {
+// measure makes the node, runs every measurement, prints and writes figures.
+func measure(o options, dir string) (err error) {
 	defer os.RemoveAll(dir)
-	n, err := newNode(dir)
+	levels, err := parseLevels(o.levels)
 	if err != nil {
 		return err
 	}
-	defer n.stop()
-	contenders := []contender{
-		{"floor", n.floorAdd, n.floorDel},
-		{"manifold", n.manifoldAdd, n.manifoldDel},
+	n, err := newNode(o, dir, levels[len(levels)-1])
+	if err != nil {
+		return err
 	}
-	fmt.Printf("3 no-op delegates, network-status published before ADD returns, %d pods each\n\n", *pods)
-	fmt.Println("                     p50       p90       p99")
-	for _, at := range []int{1, 10} {
-		if err := level(contenders, at); err != nil {
+	defer func() { err = joined(err, n.stop()) }()
+	if o.trace != "" {
+		return n.traced(o.trace)
+	}
+	r := &report{out: os.Stdout}
+	for _, d := range n.sets {
+		for _, atOnce := range levels {
+			if err := n.level(r, d, atOnce); err != nil {
+				return err
+			}
+		}
+	}
+	for _, more := range []func(*report) error{n.restart, n.fallback, n.starts, n.footprint, n.requests} {
+		if err := more(r); err != nil {
 			return err
 		}
 	}
-	if err := n.starts(); err != nil {
-		return err
-	}
-	return n.footprint()
+	return r.write(o.json)
 }
 
-// level measures both contenders with a number of pods at once.
-func level(contenders []contender, atOnce int) error {
-	adds, dels := make([][]time.Duration, len(contenders)), make([][]time.Duration, len(contenders))
-	for round := 0; round < *pods; round += atOnce {
-		for c := range contenders {
-			add, err := together(atOnce, round, contenders[c].add)
-			if err != nil {
-				return fmt.Errorf("%s ADD: %w", contenders[c].name, err)
-			}
-			del, err := together(atOnce, round, contenders[c].del)
-			if err != nil {
-				return fmt.Errorf("%s DEL: %w", contenders[c].name, err)
-			}
-			adds[c], dels[c] = append(adds[c], add...), append(dels[c], del...)
+// parseLevels reads an ascending list of numbers.
+func parseLevels(s string) ([]int, error) {
+	var out []int
+	for _, f := range strings.Split(s, ",") {
+		n, err := strconv.Atoi(f)
+		if err != nil || n < 1 || len(out) > 0 && n <= out[len(out)-1] {
+			return nil, fmt.Errorf("-levels %q: want ascending numbers from 1", s)
 		}
+		out = append(out, n)
 	}
-	for _, verb := range []struct {
-		name  string
-		times [][]time.Duration
-	}{{"ADD", adds}, {"DEL", dels}} {
-		fmt.Printf("%s, %d at once\n", verb.name, atOnce)
-		for c := range contenders {
-			fmt.Printf("  %-12s %s %s %s\n", contenders[c].name, at(verb.times[c], 50), at(verb.times[c], 90), at(verb.times[c], 99))
-		}
-		floor, ours := quantile(verb.times[0], 50), quantile(verb.times[1], 50)
-		fmt.Printf("  over the floor: %+.1f ms, ratio %.2f\n", float64(ours-floor)/1e6, float64(ours)/float64(floor))
-	}
-	return nil
-}
-
-// together runs f for pods first to first+n-1 at once and returns each one's
-// time.
-func together(n, first int, f func(int) error) ([]time.Duration, error) {
-	times, errs := make([]time.Duration, n), make([]error, n)
-	var wg sync.WaitGroup
-	for i := range n {
-		wg.Go(func() {
-			began := time.Now()
-			errs[i] = f(first + i)
-			times[i] = time.Since(began)
-		})
-	}
-	wg.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return nil, err
-		}
-	}
-	return times, nil
-}
-
-func quantile(times []time.Duration, percent int) time.Duration {
-	sorted := slices.Sorted(slices.Values(times))
-	return sorted[min(len(sorted)-1, len(sorted)*percent/100)]
-}
-
-func at(times []time.Duration, percent int) string {
-	return fmt.Sprintf("%6.1f ms", float64(quantile(times, percent))/1e6)
+	return out, nil
 }

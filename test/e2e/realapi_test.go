@@ -18,10 +18,8 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
-	"sigs.k8s.io/yaml"
 
 	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/test/apiserver"
@@ -71,10 +69,9 @@ func newRealNode(t *testing.T) *realNode {
 	})
 	n.client, err = n.server.Client()
 	n.must(err)
-	dyn, err := dynamic.NewForConfig(n.server.Config())
+	n.must(n.server.InstallDefinitions())
+	n.defs, err = n.server.Definitions("default")
 	n.must(err)
-	n.defs = dyn.Resource(netattach.GroupVersion.WithResource(netattach.Resource)).Namespace("default")
-	n.installCRD(dyn)
 	n.proxy = startProxy(t, n.server)
 	n.agent, err = n.server.User(n.dir, "manifold", n.proxy.url, agentRules)
 	n.must(err)
@@ -83,22 +80,6 @@ func newRealNode(t *testing.T) *realNode {
 		"snapshot": n.path("state/snapshot"), "apiServer": n.agent.Kubeconfig,
 	})
 	return n
-}
-
-// installCRD installs the definition's CRD, and waits until it is served.
-func (n *realNode) installCRD(dyn dynamic.Interface) {
-	n.t.Helper()
-	raw, err := os.ReadFile("../../deploy/helm/manifold/crds/network-attachment-definitions.yaml")
-	n.must(err)
-	var crd map[string]any
-	n.must(yaml.Unmarshal(raw, &crd))
-	crds := dyn.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
-	_, err = crds.Create(context.Background(), &unstructured.Unstructured{Object: crd}, metav1.CreateOptions{FieldValidation: "Strict"})
-	n.must(err)
-	n.eventually("the CRD to be served", func() bool {
-		_, err := n.defs.List(context.Background(), metav1.ListOptions{})
-		return err == nil
-	})
 }
 
 // defineReal creates a definition with a spec, in namespace default.

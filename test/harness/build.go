@@ -18,8 +18,8 @@ var plugins = []string{
 	"ipam/host-local", "ipam/static", "meta/firewall", "meta/portmap", "meta/tuning",
 }
 
-// moduleRoot returns the directory of our go.mod, from anywhere below it.
-func moduleRoot() (string, error) {
+// ModuleRoot returns the directory of our go.mod, from anywhere below it.
+func ModuleRoot() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err
@@ -169,7 +169,7 @@ func buildTools(dir string, tools ...tool) error {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return err
 	}
-	root, err := moduleRoot()
+	root, err := ModuleRoot()
 	if err != nil {
 		return err
 	}
@@ -207,7 +207,7 @@ func goBuild(moduleDir, out, pkg string, cgo bool, flags ...string) error {
 
 // Program builds one of our packages, static and stripped, into dir.
 func Program(dir, pkg string, flags ...string) error {
-	root, err := moduleRoot()
+	root, err := ModuleRoot()
 	if err != nil {
 		return err
 	}
@@ -226,6 +226,21 @@ func Programs(dir string, killPoints bool) error {
 		if err := Program(dir, pkg, flags...); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// CProgram builds the C program of a directory of the module, which has one file
+// named as the directory, static and stripped, into dir.
+func CProgram(dir, src string) error {
+	root, err := ModuleRoot()
+	if err != nil {
+		return err
+	}
+	name := filepath.Base(src)
+	cmd := exec.Command("cc", "-O2", "-static", "-s", "-o", filepath.Join(dir, name), filepath.Join(root, src, name+".c"))
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w\n%s", src, err, text)
 	}
 	return nil
 }

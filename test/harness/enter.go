@@ -106,7 +106,10 @@ func enter(args []string) (int, error) {
 	if err != nil && !errors.As(err, &exit) {
 		return 0, err
 	}
-	return cmd.ProcessState.ExitCode(), nil
+	if code := cmd.ProcessState.ExitCode(); code >= 0 {
+		return code, nil
+	}
+	return 0, fmt.Errorf("inside namespaces: %w", err)
 }
 
 // furnish makes the new namespaces a bare host: nothing of the mounts leaks out,

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/manifold-cni/manifold/internal/kube/kubetest"
+	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/test/apiserver"
+)
+
+// cluster is where definitions and pods live.
+type cluster interface {
+	define(*netattach.Definition) error
+	create(*corev1.Pod) (*corev1.Pod, error)
+	kubeconfig() string
+	// asked counts what the agent has asked, by verb and resource; nil where that
+	// is not recorded.
+	asked() (map[string]int, error)
+	stop() error
+}
+
+func startCluster(fake bool, dir string) (cluster, error) {
+	if fake {
+		server := kubetest.Start()
+		path, err := server.Kubeconfig(dir)
+		return &fakeCluster{server, path}, err
+	}
+	return startReal(dir)
+}
+
+// fakeCluster is an API server in this process.
+type fakeCluster struct {
+	server *kubetest.Server
+	path   string
+}
+
+func (c *fakeCluster) define(d *netattach.Definition) error { c.server.AddDefinition(d); return nil }
+func (c *fakeCluster) create(p *corev1.Pod) (*corev1.Pod, error) {
+	c.server.AddPod(p)
+	return p, nil
+}
+func (c *fakeCluster) kubeconfig() string             { return c.path }
+func (c *fakeCluster) asked() (map[string]int, error) { return nil, nil }
+func (c *fakeCluster) stop() error                    { c.server.Stop(); return nil }
+
+// realCluster is a real API server with its audit log.
+type realCluster struct {
+	server *apiserver.Server
+	client kubernetes.Interface
+	agent  *apiserver.User
+}
+
+func startReal(dir string) (*realCluster, error) {
+	c := &realCluster{}
+	var err error
+	if c.server, err = apiserver.Start(dir); err != nil {
+		return nil, err
+	}
+	if c.client, err = c.server.Client(); err != nil {
+		return nil, joined(err, c.server.Stop())
+	}
+	if err := c.server.InstallDefinitions(); err != nil {
+		return nil, joined(err, c.server.Stop())
+	}
+	c.agent, err = c.server.User(dir, "manifold", c.server.Config().Host, []rbacv1.PolicyRule{
+		{APIGroups: []string{netattach.GroupVersion.Group}, Resources: []string{netattach.Resource}, Verbs: []string{"get", "list", "watch"}},
+		{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list", "watch", "patch"}},
+		{APIGroups: []string{"", "events.k8s.io"}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
+	})
+	if err != nil {
+		return nil, joined(err, c.server.Stop())
+	}
+	return c, nil
+}
+
+func (c *realCluster) define(d *netattach.Definition) error { return c.server.Define(d) }
+
+func (c *realCluster) create(p *corev1.Pod) (*corev1.Pod, error) {
+	return c.client.CoreV1().Pods(p.Namespace).Create(context.Background(), p, metav1.CreateOptions{})
+}
+
+func (c *realCluster) kubeconfig() string { return c.agent.Kubeconfig }
+
+func (c *realCluster) asked() (map[string]int, error) {
+	requests, err := c.server.Requests(c.agent.Account())
+	counts := map[string]int{}
+	for _, r := range requests {
+		counts[r.Verb+" "+r.Resource]++
+	}
+	return counts, err
+}
+
+func (c *realCluster) stop() error { return c.server.Stop() }

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+// contender attaches and releases pods. A call names the pod, and the sandbox
+// out of those that are in use at once.
+type contender struct {
+	name     string
+	add, del func(pod, sandbox int) error
+	cpu      func() (time.Duration, error) // used so far by all that it runs
+}
+
+// contenders returns those for a set of delegates, the floor first.
+func (n *node) contenders(d delegates) []contender {
+	cni := libcni.NewCNIConfigWithCacheDir(filepath.SplitList(os.Getenv("CNI_PATH")), n.path("floor"), nil)
+	floor := contender{
+		name: "floor",
+		add:  func(pod, sandbox int) error { return n.floorAdd(cni, d, pod, sandbox) },
+		del:  func(pod, sandbox int) error { return n.floorDel(cni, d, pod, sandbox) },
+		cpu:  func() (time.Duration, error) { return rusage(unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN) },
+	}
+	manifold := contender{
+		name: "manifold",
+		add:  func(pod, sandbox int) error { return n.call("ADD", d, pod, sandbox) },
+		del:  func(pod, sandbox int) error { return n.call("DEL", d, pod, sandbox) },
+		cpu:  n.manifoldCPU,
+	}
+	return []contender{floor, manifold}
+}
+
+// manifoldCPU is the plugin's with its delegates, and the agent's.
+func (n *node) manifoldCPU() (time.Duration, error) {
+	children, err := rusage(unix.RUSAGE_CHILDREN)
+	if err != nil || n.agent == nil {
+		return children, err
+	}
+	agent, err := processCPU(n.agent.Process.Pid)
+	return children + agent, err
+}
+
+// rusage returns the CPU time of this process, or of the children that ended.
+func rusage(who ...int) (sum time.Duration, err error) {
+	for _, w := range who {
+		var u unix.Rusage
+		if err := unix.Getrusage(w, &u); err != nil {
+			return 0, err
+		}
+		sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	return sum, nil
+}
+
+func (n *node) floorRuntime(pod, sandbox, network int) *libcni.RuntimeConf {
+	ifName := "eth0"
+	if network > 0 {
+		ifName = fmt.Sprintf("net%d", network)
+	}
+	return &libcni.RuntimeConf{ContainerID: fmt.Sprintf("floor%d", pod), NetNS: n.netns[sandbox].Path, IfName: ifName}
+}
+
+// floorAdd is the floor's ADD: libcni alone, in this process.
+func (n *node) floorAdd(cni *libcni.CNIConfig, d delegates, pod, sandbox int) error {
+	for k, list := range d.lists {
+		if _, err := cni.AddNetworkList(context.Background(), list, n.floorRuntime(pod, sandbox, k)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// floorDel is the floor's DEL.
+func (n *node) floorDel(cni *libcni.CNIConfig, d delegates, pod, sandbox int) error {
+	for k := len(d.lists) - 1; k >= 0; k-- {
+		if err := cni.DelNetworkList(context.Background(), d.lists[k], n.floorRuntime(pod, sandbox, k)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runtime is the container runtime that calls the plugin.
+func (n *node) runtime(d delegates) *harness.Runtime {
+	return &harness.Runtime{Plugin: n.path("bin/manifold"), Path: os.Getenv("CNI_PATH"), Conf: d.conf}
+}
+
+// sandbox is the sandbox of a pod.
+func (n *node) sandbox(d delegates, pod, sandbox int) harness.Sandbox {
+	p := n.podsOf[d.name][pod]
+	return harness.Sandbox{
+		ID: fmt.Sprintf("%s-%d", d.name, pod), NetNS: n.netns[sandbox].Path, Namespace: p.Namespace, Name: p.Name, UID: string(p.UID),
+	}
+}
+
+// call runs the plugin as a runtime does.
+func (n *node) call(verb string, d delegates, pod, sandbox int) error {
+	res, err := n.runtime(d).Call(verb, n.sandbox(d, pod, sandbox))
+	if err == nil && res.Status != 0 {
+		err = fmt.Errorf("%s %s", res.Stdout, res.Stderr)
+	}
+	return err
+}
+
+// level measures all contenders with a number of pods at once, in turn.
+func (n *node) level(r *report, d delegates, atOnce int) error {
+	contenders := n.contenders(d)
+	adds, dels := make([]*series, len(contenders)), make([]*series, len(contenders))
+	for c := range contenders {
+		adds[c] = &series{Delegates: d.name, AtOnce: atOnce, Verb: "ADD", Contender: contenders[c].name}
+		dels[c] = &series{Delegates: d.name, AtOnce: atOnce, Verb: "DEL", Contender: contenders[c].name}
+	}
+	for first := 0; first < n.pods; first += atOnce {
+		count := min(atOnce, n.pods-first)
+		for c, who := range contenders {
+			if err := adds[c].measure(who, who.add, first, count); err != nil {
+				return err
+			}
+			if err := dels[c].measure(who, who.del, first, count); err != nil {
+				return err
+			}
+		}
+		progress(fmt.Sprintf("%s delegates, %d at once: %d of %d pods", d.name, atOnce, first+count, n.pods))
+	}
+	progress("")
+	r.compared(adds)
+	r.compared(dels)
+	return nil
+}
+
+// measure runs a verb for pods first to first+count-1 at once, and adds each
+// one's time.
+func (s *series) measure(who contender, verb func(pod, sandbox int) error, first, count int) error {
+	before, err := who.cpu()
+	if err != nil {
+		return err
+	}
+	times, errs := make([]float64, count), make([]error, count)
+	var wg sync.WaitGroup
+	for i := range count {
+		wg.Go(func() {
+			began := time.Now()
+			errs[i] = verb(first+i, i)
+			times[i] = millis(time.Since(began))
+		})
+	}
+	wg.Wait()
+	after, err := who.cpu()
+	if err := joined(append(errs, err)...); err != nil {
+		return fmt.Errorf("%s %s: %w", s.Contender, s.Verb, err)
+	}
+	total := s.CPUMillis*float64(len(s.Millis)) + millis(after-before)
+	s.Millis = append(s.Millis, times...)
+	s.CPUMillis = total / float64(len(s.Millis))
+	return nil
+}
+
+// progress shows on a terminal what is being measured; an empty text ends it.
+func progress(text string) {
+	if fi, err := os.Stderr.Stat(); err == nil && fi.Mode()&os.ModeCharDevice != 0 {
+		fmt.Fprintf(os.Stderr, "\r\033[K%s", text)
+	}
+}

@@ -1,0 +1,242 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+// A node that comes back attaches this many pods, so many at once.
+const (
+	restartPods   = 250
+	restartAtOnce = 50
+)
+
+// restart measures how long a node takes to attach all its pods, twice, in turn.
+func (n *node) restart(r *report) error {
+	const rounds = 2
+	d := n.sets[0]
+	contenders := n.contenders(d)
+	wall := make([]float64, len(contenders))
+	for range rounds {
+		for c, who := range contenders {
+			began := time.Now()
+			if err := all(who.add); err != nil {
+				return err
+			}
+			wall[c] += millis(time.Since(began)) / rounds
+			if err := all(who.del); err != nil {
+				return err
+			}
+		}
+	}
+	fmt.Fprintln(r.out)
+	for c, who := range contenders {
+		r.figure(fmt.Sprintf("%d pods after a node's restart, %d at once: %s", restartPods, restartAtOnce, who.name), wall[c], "ms")
+	}
+	r.figure("the same, ratio to the floor", wall[1]/wall[0], "")
+	return nil
+}
+
+// all runs a verb for all pods of the node, so many at once.
+func all(verb func(pod, sandbox int) error) error {
+	errs := make([]error, restartAtOnce)
+	pods := make(chan int)
+	var wg sync.WaitGroup
+	for worker := range restartAtOnce {
+		wg.Go(func() {
+			for pod := range pods {
+				errs[worker] = joined(errs[worker], verb(pod, worker))
+			}
+		})
+	}
+	for pod := range restartPods {
+		pods <- pod
+	}
+	close(pods)
+	wg.Wait()
+	return joined(errs...)
+}
+
+// fallback measures ADD without an agent.
+func (n *node) fallback(r *report) error {
+	const pods = 20
+	if err := n.stopAgent(); err != nil {
+		return err
+	}
+	d := n.sets[0]
+	contenders := n.contenders(d)
+	adds := []*series{{Delegates: d.name, AtOnce: 1, Verb: "ADD", Contender: "floor"}, {Delegates: d.name, AtOnce: 1, Verb: "ADD", Contender: "one-shot"}}
+	for pod := range pods {
+		for c, who := range contenders {
+			if err := adds[c].measure(who, who.add, pod, 1); err != nil {
+				return err
+			}
+			if err := who.del(pod, 0); err != nil {
+				return err
+			}
+		}
+	}
+	fmt.Fprint(r.out, "\nWithout an agent:")
+	r.compared(adds)
+	return n.start()
+}
+
+// starts measures a process's start to end, doing nothing (VERSION), beside the
+// no-op delegate's.
+func (n *node) starts(r *report) error {
+	all := []*series{}
+	for _, name := range []string{"noop", "manifold"} {
+		rt := harness.Runtime{Plugin: n.path("bin/" + name), Path: n.path("bin")}
+		s := &series{Delegates: "no", AtOnce: 1, Verb: "VERSION", Contender: name}
+		who := contender{cpu: n.manifoldCPU}
+		for range n.pods {
+			if err := s.measure(who, func(int, int) error { _, err := rt.Call("VERSION", harness.Sandbox{}); return err }, 0, 1); err != nil {
+				return err
+			}
+		}
+		all = append(all, s)
+	}
+	r.compared(all)
+	return nil
+}
+
+// footprint measures sizes, resident memory, and the agent's CPU when nothing
+// happens.
+func (n *node) footprint(r *report) error {
+	const idle = 10 * time.Second
+	fmt.Fprintln(r.out)
+	fi, err := os.Stat(n.path("bin/manifold"))
+	if err != nil {
+		return err
+	}
+	r.figure("plugin, stripped", float64(fi.Size())/1e6, "MB")
+	d, last := n.sets[0], len(n.podsOf[n.sets[0].name])-1
+	cmd := n.runtime(d).Command("ADD", n.sandbox(d, last, 0))
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	most, err := peak(cmd.Process.Pid, n.path("bin/manifold"), ended)
+	if err := joined(err, n.call("DEL", d, last, 0)); err != nil {
+		return err
+	}
+	r.figure("plugin, resident at most", float64(most)/1024, "MiB")
+	r.figure("agent, resident", float64(memory(n.agent.Process.Pid, "VmRSS:"))/1024, "MiB")
+	before, err := processCPU(n.agent.Process.Pid)
+	if err != nil {
+		return err
+	}
+	time.Sleep(idle)
+	after, err := processCPU(n.agent.Process.Pid)
+	if err != nil {
+		return err
+	}
+	r.figure("agent, CPU of an idle node", 100*float64(after-before)/float64(idle), "% of a core")
+	return nil
+}
+
+// requests prints what the agent has asked of the API server in this run.
+func (n *node) requests(r *report) error {
+	asked, err := n.cluster.asked()
+	if err != nil || asked == nil {
+		return err
+	}
+	attached := 0
+	for _, s := range r.Series {
+		if s.Verb == "ADD" && s.Contender != "floor" {
+			attached += len(s.Millis)
+		}
+	}
+	attached += 2*restartPods + 1
+	fmt.Fprintln(r.out)
+	for what, count := range asked {
+		r.figure("requests to the API server per pod: "+what, float64(count)/float64(attached), "")
+	}
+	return nil
+}
+
+// traced writes the system calls of one ADD and one DEL, by strace.
+func (n *node) traced(dir string) error {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		return fmt.Errorf("%w: install strace", err)
+	}
+	d := n.sets[0]
+	for _, verb := range []string{"ADD", "DEL"} {
+		file := filepath.Join(dir, verb+".strace")
+		cmd := n.runtime(d).Command(verb, n.sandbox(d, 0, 0))
+		cmd.Path, cmd.Args = strace, []string{"strace", "-f", "-r", "-o", file, cmd.Path}
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("%s: %w", verb, err)
+		}
+		fmt.Println(file)
+	}
+	return nil
+}
+
+// peak follows a process until it ends and returns the largest resident memory
+// of its own program, in KiB. The kernel's accounting of an ended process would
+// count its parent's memory from before the exec.
+func peak(pid int, program string, ended <-chan error) (int64, error) {
+	var most int64
+	for {
+		select {
+		case err := <-ended:
+			return most, err
+		default:
+		}
+		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && filepath.Base(exe) == filepath.Base(program) {
+			most = max(most, memory(pid, "VmHWM:"))
+		}
+	}
+}
+
+// memory reads a figure of /proc/PID/status, in KiB; 0 when the process is gone.
+func memory(pid int, key string) int64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(status)) {
+		if v, ok := strings.CutPrefix(line, key); ok {
+			n, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64) // absent figures are 0
+			return n
+		}
+	}
+	return 0
+}
+
+// processCPU returns the CPU time that a process has used, to a nanosecond, as
+// the scheduler counts it for its threads.
+func processCPU(pid int) (sum time.Duration, err error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err != nil || len(files) == 0 {
+		return 0, errors.Join(err, fmt.Errorf("process %d has no threads", pid))
+	}
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // a thread that ended
+		}
+		if err != nil {
+			return 0, err
+		}
+		text, _, _ := strings.Cut(string(raw), " ")
+		ran, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += time.Duration(ran)
+	}
+	return sum, nil
+}
