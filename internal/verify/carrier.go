@@ -31,23 +31,27 @@ func (s *Sandbox) lookForCarrier(a *plan.Attachment, patience time.Duration) (In
 		// Again at first, since what happened before the subscription was missed.
 		i, err := s.look(a.IfName, a.Device != nil)
 		left := time.Until(end)
-		if err != nil || i.Carrier || !i.Up || left <= 0 {
+		if err != nil || i.Carrier || !i.Up || left < time.Microsecond { // which would mean for ever
 			return i, err
 		}
-		timeout := unix.NsecToTimeval(left.Nanoseconds())
-		if timeout.Nano() == 0 {
-			return i, nil // less than a microsecond, which would mean for ever
-		}
-		if err := changes.SetReceiveTimeout(&timeout); err != nil {
-			return i, err
-		}
-		// Which link has changed does not matter, nor that messages were lost: it is
-		// looked at again.
-		_, _, err = changes.Receive()
-		if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) {
+		if err := await(changes, left); err != nil {
 			return i, fmt.Errorf("wait for the carrier of %s: %w", a.IfName, err)
 		}
 	}
+}
+
+// await waits for a change, at most that long. Which link has changed does not
+// matter, nor that messages were lost: it is looked at again.
+func await(changes *nl.NetlinkSocket, patience time.Duration) error {
+	timeout := unix.NsecToTimeval(patience.Nanoseconds())
+	if err := changes.SetReceiveTimeout(&timeout); err != nil {
+		return err
+	}
+	_, _, err := changes.Receive()
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EINTR) {
+		return nil
+	}
+	return err
 }
 
 // changes subscribes to the sandbox's links.
