@@ -56,18 +56,19 @@ type AttributeSource interface {
 	Attributes(ctx context.Context, devices []*ClaimDevice) []Attributes
 }
 
-// describe asks the sources, one after another, for the attributes of claims'
-// devices, and gives each device its ID and resource. A later source is asked
-// only for devices of which something is missing yet.
-func (r *Reader) describe(ctx context.Context, a *Allocation) {
+// Identify asks the sources, one after another, for the attributes of those
+// devices that are of claims, and gives each its ID and resource in place. A later
+// source is asked only for devices of which something is missing yet. [Reader]
+// does it.
+func Identify(ctx context.Context, devices []Device, sources []AttributeSource) {
 	var all []*Device
-	for i := range a.Devices {
-		if a.Devices[i].Claim != nil {
-			all = append(all, &a.Devices[i])
+	for i := range devices {
+		if devices[i].Claim != nil {
+			all = append(all, &devices[i])
 		}
 	}
 	gaps := make(map[*Device][]error, len(all))
-	for _, source := range r.attributes {
+	for _, source := range sources {
 		var open []*Device
 		var claims []*ClaimDevice
 		for _, d := range all {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/manifold-cni/manifold/checkpoint"
 )
 
 // mayClaim reports whether the pod's spec says that it has devices of claims: it
@@ -23,9 +25,7 @@ func (p *Pod) mayClaim() bool {
 // claims is in [Allocation].ClaimsErr, for whoever needs one.
 func (v *view) decideAll() decision {
 	d, c := v.decide(), v.decideClaims()
-	if errors.Is(d.err, ErrUnavailable) && v.memErr == nil && c.alloc != nil && len(c.alloc.Devices) > 0 {
-		// The kubelet writes the device plugins' checkpoint before it prepares
-		// claims: with these known, nothing there means nothing.
+	if errors.Is(d.err, ErrUnavailable) && v.pluginsAside() && c.alloc != nil && len(c.alloc.Devices) > 0 {
 		d = decision{alloc: &Allocation{}}
 	}
 	if d.err != nil {
@@ -39,6 +39,14 @@ func (v *view) decideAll() decision {
 	d.alloc.Devices = append(d.alloc.Devices, c.alloc.Devices...)
 	d.alloc.Notes = append(d.alloc.Notes, c.alloc.Notes...)
 	return d
+}
+
+// pluginsAside reports whether a pod whose claims are known has no other device.
+// The kubelet writes the device plugins' checkpoint before it prepares claims:
+// nothing there means nothing. Where no source of theirs is configured, nobody
+// asks.
+func (v *view) pluginsAside() bool {
+	return v.memErr == nil || errors.Is(v.memErr, errNoSource) && errors.Is(v.liveErr, errNoSource)
 }
 
 // decideClaims applies the table of claims in the package comment.
@@ -113,10 +121,7 @@ func (v *view) joinClaims() *Allocation {
 	for i := range v.ownClaims {
 		c := &v.ownClaims[i]
 		for _, dev := range c.Devices {
-			out := Device{PluginIndex: -1, Source: FromCheckpoint, Claim: &ClaimDevice{
-				Namespace: c.Namespace, Claim: c.Name, ClaimUID: c.UID, Requests: dev.Requests,
-				Driver: dev.Driver, Pool: dev.Pool, Name: dev.Name, ShareID: dev.ShareID,
-			}}
+			out := Device{PluginIndex: -1, Source: FromCheckpoint, Claim: NewClaimDevice(c, &dev)}
 			k := out.Claim.key()
 			if seen[k] {
 				continue
@@ -137,6 +142,14 @@ func (v *view) joinClaims() *Allocation {
 	}
 	v.arrangeClaims(a.Devices)
 	return a
+}
+
+// NewClaimDevice returns a device of a claim as the checkpoint has it.
+func NewClaimDevice(c *checkpoint.Claim, d *checkpoint.ClaimDevice) *ClaimDevice {
+	return &ClaimDevice{
+		Namespace: c.Namespace, Claim: c.Name, ClaimUID: c.UID, Requests: d.Requests,
+		Driver: d.Driver, Pool: d.Pool, Name: d.Name, ShareID: d.ShareID,
+	}
 }
 
 // key identifies a device, whichever claim it is of.

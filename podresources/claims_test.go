@@ -83,7 +83,8 @@ func TestJoinClaims(t *testing.T) {
 			want: "vf-1 of nics/web-0-nics-abcde [vf] in c1 by checkpoint\nnote: claims are from the kubelet's checkpoint alone, its API does not answer: " + errDown.Error() + "\n"},
 		"a request that no container uses": {file: claimFile{all: []checkpoint.Claim{two}},
 			want: "vf-1 of nics/web-0-nics-abcde [vf] in c1 by checkpoint\nvf-2 of nics/web-0-nics-abcde [other] in  by checkpoint\n"},
-		"another pod's claims": {file: claimFile{all: []checkpoint.Claim{inClaim("web-0-nics-zzzzz", "vf-1", "vf", old)}}},
+		"the checkpoint alone, nothing else configured": {file: claimFile{all: []checkpoint.Claim{nics}}, noAPI: true, want: "vf-1 of nics/web-0-nics-abcde [vf] in c1 by checkpoint\n"},
+		"another pod's claims":                          {file: claimFile{all: []checkpoint.Claim{inClaim("web-0-nics-zzzzz", "vf-1", "vf", old)}}},
 		"an older pod of the name": {live: []ContainerDevice{inUse("c1", "web-0-nics-zzzzz", "vf-1")}, file: claimFile{all: []checkpoint.Claim{inClaim("web-0-nics-zzzzz", "vf-1", "vf", old)}},
 			want: "without claims: " + ErrOtherPod.Error() + ": it lists device vf-1 of pool node1 of driver vf.example, claim shop/web-0-nics-zzzzz, and its checkpoint has no claim of pod UID uid-new\n"},
 		"the API alone, by the claims' names": {live: []ContainerDevice{inUse("c1", "web-0-nics-abcde", "vf-1")}, file: damaged,
@@ -117,6 +118,7 @@ type claimCase struct {
 	liveErr error
 	file    claimFile
 	pod     func(*Pod)
+	noAPI   bool // nor the device manager's checkpoint
 	want    string
 }
 
@@ -129,6 +131,9 @@ func (tc *claimCase) run(t *testing.T) {
 	r := NewReader(s, s, Options{Retry: retry, Claims: tc.file})
 	if tc.liveErr != nil && tc.file.err != nil {
 		r.memory = mustHave{s} // else there is no answer at all
+	}
+	if tc.noAPI {
+		r.live, r.memory = nil, nil
 	}
 	a, err := r.Devices(t.Context(), pod, nil)
 	if err != nil {

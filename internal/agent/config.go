@@ -224,41 +224,24 @@ func (c *Config) metrics(once bool) *metrics.Metrics {
 
 // devices connects the allocation sources.
 func (a *Assembly) devices(c *Config, once bool, log *slog.Logger) {
-	var live podresources.Live
+	k := c.kubelet(a.slices)
+	a.close = append(a.close, k.close)
+	var live podresources.Live // an interface that holds nil would be called
+	if k.live != nil {
+		live = k.live
+	}
 	var memory podresources.Memory
-	var client *podresources.Client
-	var file *checkpoint.File
-	if c.PodResources != "" {
-		client = podresources.NewClient(c.PodResources)
-		live, a.close = client, append(a.close, client.Close)
+	if k.file != nil {
+		memory = k.file
+		a.run = append(a.run, func(ctx context.Context) { keepLoaded(ctx, k.file, log) })
 	}
-	if c.Checkpoint != "" {
-		file = checkpoint.NewFile(c.Checkpoint)
-		memory = file
-		a.run = append(a.run, func(ctx context.Context) { keepLoaded(ctx, file, log) })
-	}
-	a.Sources.Devices = podresources.NewReader(live, memory, a.claims(c))
+	a.Sources.Devices = podresources.NewReader(live, memory, k.claims)
 	a.Sources.CNIConfig, a.Sources.Node = c.CNIConfig, c.Node
-	a.Sources.View = func(ctx context.Context) *nodeview.View { return c.view(ctx, file, client) }
+	a.Sources.View = func(ctx context.Context) *nodeview.View { return c.view(ctx, k) }
 	if !once && c.Reconcile != ReconcileOff {
-		a.Reconciler = c.reconciler(file, client)
+		a.Reconciler = c.reconciler(k)
 		a.run = append(a.run, func(ctx context.Context) { runReconciler(ctx, a.Reconciler, c.Reconcile, log) })
 	}
-}
-
-// claims connects the sources of resource claims.
-func (a *Assembly) claims(c *Config) podresources.Options {
-	var o podresources.Options
-	if c.ClaimCheckpoint != "" {
-		o.Claims = checkpoint.NewClaimFile(c.ClaimCheckpoint)
-	}
-	if c.DeviceMetadata != "" {
-		o.Attributes = append(o.Attributes, podresources.Metadata(c.DeviceMetadata))
-	}
-	if a.slices != nil {
-		o.Attributes = append(o.Attributes, a.slices)
-	}
-	return o
 }
 
 // keepLoaded decodes the checkpoint when it changes, so that the next ADD need

@@ -6,13 +6,11 @@ import (
 	"errors"
 	"log/slog"
 
-	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/reconcile"
-	"github.com/manifold-cni/manifold/podresources"
 )
 
 // Inspect implements plan.Inspector.
@@ -40,19 +38,19 @@ func (a *Agent) Inspect(ctx context.Context, q plan.Question) (json.RawMessage, 
 }
 
 // view reads the node.
-func (c *Config) view(ctx context.Context, file *checkpoint.File, live *podresources.Client) *nodeview.View {
+func (c *Config) view(ctx context.Context, k *kubelet) *nodeview.View {
 	return nodeview.Read(ctx, nodeview.Sources{
 		Node: c.Node, Journal: journal.Dir{Path: c.CNIDir}, SysRoot: c.SysRoot,
-		Holders:  func(ctx context.Context) (map[string]nodeview.Holder, error) { return holders(ctx, file, live) },
-		Findings: func(ctx context.Context) ([]reconcile.Finding, error) { return c.reconciler(file, live).Scan(ctx) },
+		Holders:  k.holders,
+		Findings: func(ctx context.Context) ([]reconcile.Finding, error) { return c.reconciler(k).Scan(ctx) },
 	})
 }
 
 // View reads the node of a configuration without an agent.
 func View(ctx context.Context, c *Config) *nodeview.View {
-	file, live, done := c.kubelet()
-	defer done()
-	return c.view(ctx, file, live)
+	k := c.kubelet(nil)
+	defer k.close()
+	return c.view(ctx, k)
 }
 
 // ExplainOnce explains a pod by the sources of a configuration without an agent.

@@ -92,8 +92,7 @@ func (n *node) advertised(ids ...string) []fakekubelet.Device {
 	return out
 }
 
-// TestClauseDevices proves the clauses of devices, each under its id. DV-dra is
-// not among them: no source of claims exists yet.
+// TestClauseDevices proves the clauses of devices, each under its id.
 func TestClauseDevices(t *testing.T) {
 	t.Run("DV-map", deviceMap)
 	t.Run("DV-container", deviceOfContainer)
@@ -103,6 +102,7 @@ func TestClauseDevices(t *testing.T) {
 	t.Run("DV-pinned", devicePinned)
 	t.Run("DV-static-conflict", deviceStaticConflict)
 	t.Run("DV-sources", deviceSources)
+	t.Run("DV-dra", devicesOfClaims)
 	t.Run("DV-del-same", deviceOfDel)
 }
 

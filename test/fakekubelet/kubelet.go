@@ -6,6 +6,8 @@
 //	pods-api/pods-api.sock                     Pods v1alpha1
 //	device-plugins/kubelet.sock                DevicePlugin v1beta1, registration
 //	device-plugins/kubelet_internal_checkpoint the device manager's checkpoint
+//	dra_manager_state                          the checkpoint of resource claims
+//	plugins/<driver>/dra-device-metadata       what DRA drivers say of claims' devices
 //
 // It holds state and follows the rules of a kubelet 1.37 (its device manager and
 // its API servers), not a script of answers:
@@ -20,13 +22,18 @@
 //   - PodResources answers by namespace and name, the Pods API and the checkpoint
 //     by UID. Unary calls are limited to 100 a second with a burst of 10, for all
 //     clients of an API together; rejected ones answer ResourceExhausted.
+//   - A claim is prepared for the first pod that has it and given back after the
+//     last one is deleted; the checkpoint names pods by UID, PodResources lists all
+//     of a claim's devices for each container that uses any. The Pods API serves no
+//     status of claims: another writes it.
 //   - No order means anything: pods, devices and checkpoint entries are shuffled
 //     anew each time, by a seed.
 //
 // Devices come from [Kubelet.SetDevices], as if a device plugin inside the
 // kubelet advertised them, or from real device plugins that register on the
 // socket and are then called back. Free devices are given out in the order in
-// which they are advertised; a test that cares says which with pins.
+// which they are advertised; a test that cares says which with pins. Claims come
+// from [Kubelet.SetClaim], allocated already, as the scheduler does it.
 //
 // What a kubelet does not do on demand can be asked for: the window of its
 // restart, phase by phase ([Kubelet.SetPhase]); calls that hang or fail; an older
@@ -84,6 +91,8 @@ type Kubelet struct {
 	failures  map[string]error         // by method
 	resources map[string]*resource
 	entries   []*entry
+	claims    map[types.NamespacedName]Claim // allocated
+	prepared  []*prepared
 	pods      map[types.UID]*corev1.Pod
 	byName    map[types.NamespacedName]types.UID
 	shadows   map[types.NamespacedName]*shadow
@@ -142,7 +151,7 @@ func Start(dir string, opts ...Option) (*Kubelet, error) {
 	k := &Kubelet{
 		dir: abs, opts: o, rng: rand.New(rand.NewPCG(uint64(o.seed), 0)),
 		calls: map[string]int{}, hangs: map[string]chan struct{}{}, failures: map[string]error{},
-		resources: map[string]*resource{}, pods: map[types.UID]*corev1.Pod{}, byName: map[types.NamespacedName]types.UID{},
+		resources: map[string]*resource{}, claims: map[types.NamespacedName]Claim{}, pods: map[types.UID]*corev1.Pod{}, byName: map[types.NamespacedName]types.UID{},
 		shadows: map[types.NamespacedName]*shadow{}, watchers: map[*watcher]struct{}{},
 	}
 	if err := k.SetPhase(Normal); err != nil {

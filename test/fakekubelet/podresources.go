@@ -32,11 +32,11 @@ func (s *podResources) List(context.Context, *resv1.ListPodResourcesRequest) (*r
 	}
 	for _, uid := range shuffled(k, slices.Sorted(maps.Keys(k.pods))) {
 		if pod := k.pods[uid]; active(pod) && k.shadows[nameOf(pod)] == nil {
-			out.PodResources = append(out.PodResources, k.podResources(pod, k.entries))
+			out.PodResources = append(out.PodResources, k.podResources(pod, k.entries, k.prepared))
 		}
 	}
 	for _, s := range k.shadows {
-		out.PodResources = append(out.PodResources, k.podResources(s.pod, s.entries))
+		out.PodResources = append(out.PodResources, k.podResources(s.pod, s.entries, s.claims))
 	}
 	return out, nil
 }
@@ -47,15 +47,15 @@ func (s *podResources) Get(_ context.Context, r *resv1.GetPodResourcesRequest) (
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	name := types.NamespacedName{Namespace: r.GetPodNamespace(), Name: r.GetPodName()}
-	pod, entries := k.pods[k.byName[name]], k.entries
+	pod, entries, claims := k.pods[k.byName[name]], k.entries, k.prepared
 	if s := k.shadows[name]; s != nil {
-		pod, entries = s.pod, s.entries
+		pod, entries, claims = s.pod, s.entries, s.claims
 	}
 	if !active(pod) || k.phase < GetOnly {
 		// No status of its own: a kubelet's answer has code Unknown.
 		return nil, fmt.Errorf("pod %s in namespace %s not found", name.Name, name.Namespace)
 	}
-	return &resv1.GetPodResourcesResponse{PodResources: k.podResources(pod, entries)}, nil
+	return &resv1.GetPodResourcesResponse{PodResources: k.podResources(pod, entries, claims)}, nil
 }
 
 // GetAllocatableResources implements the API: all healthy devices, those in use
@@ -84,10 +84,10 @@ func (s *podResources) GetAllocatableResources(context.Context, *resv1.Allocatab
 // podResources describes a pod: restartable init containers and ordinary
 // containers as its spec has them, each device by itself, in no order. A device
 // of two NUMA nodes is listed once for each. mu is held.
-func (k *Kubelet) podResources(pod *corev1.Pod, entries []*entry) *resv1.PodResources {
+func (k *Kubelet) podResources(pod *corev1.Pod, entries []*entry, claims []*prepared) *resv1.PodResources {
 	out := &resv1.PodResources{Name: pod.Name, Namespace: pod.Namespace}
 	list := func(container string) {
-		c := &resv1.ContainerResources{Name: container}
+		c := &resv1.ContainerResources{Name: container, DynamicResources: k.dynamicResources(pod, container, claims)}
 		for _, e := range entries {
 			if e.podUID != string(pod.UID) || e.container != container {
 				continue

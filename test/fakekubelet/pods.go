@@ -32,6 +32,7 @@ type Allocation struct {
 type shadow struct {
 	pod     *corev1.Pod
 	entries []*entry
+	claims  []*prepared
 }
 
 // AddPod admits a pod: each container gets the devices that its limits ask for,
@@ -40,9 +41,10 @@ type shadow struct {
 // allocation is on disk.
 //
 // A pod that cannot have its devices ([ErrNoDevices] and what a device plugin
-// refuses) is rejected and never shows. Where a device plugin asks for
-// PreStartContainer and refuses it, the pod shows and is returned beside the
-// error: a kubelet would have it waiting to start.
+// refuses) is rejected and never shows. Where a claim cannot be prepared
+// ([ErrClaim]), or a device plugin asks for PreStartContainer and refuses it, the
+// pod shows and is returned beside the error: a kubelet would have it waiting to
+// start.
 //
 // A pod that shows already, by [Kubelet.AnnouncePod] or from before a restart, is
 // admitted again: it keeps what it has.
@@ -66,7 +68,11 @@ func (k *Kubelet) AddPod(pod *corev1.Pod, pins Pins) (*corev1.Pod, error) {
 	if err := k.show(pod); err != nil {
 		return nil, err
 	}
-	if err := k.preStart(ctx, pod); err != nil {
+	err = k.prepareClaims(pod)
+	if err == nil {
+		err = k.preStart(ctx, pod)
+	}
+	if err != nil {
 		return pod.DeepCopy(), fmt.Errorf("pod %s/%s cannot start: %w", pod.Namespace, pod.Name, err)
 	}
 	return pod.DeepCopy(), nil
@@ -183,7 +189,7 @@ func (k *Kubelet) UpdatePod(pod *corev1.Pod) error {
 }
 
 // DeletePod removes a pod. Its allocations stay until the next allocation purges
-// them. As in a kubelet, Get then finds no pod of that name, even while another
+// them; its claims are given back, as after the end of its sandbox. As in a kubelet, Get then finds no pod of that name, even while another
 // of the same name lives.
 func (k *Kubelet) DeletePod(uid types.UID) error {
 	k.mu.Lock()
@@ -194,6 +200,9 @@ func (k *Kubelet) DeletePod(uid types.UID) error {
 	}
 	delete(k.pods, uid)
 	delete(k.byName, nameOf(pod))
+	if err := k.unprepareClaims(uid); err != nil {
+		return fmt.Errorf("delete pod of UID %s: %w", uid, err)
+	}
 	// Name, namespace and UID are all that a kubelet tells of a deleted pod.
 	return k.tell(podsv1.EventType_DELETED, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}})
 }
@@ -217,6 +226,7 @@ func (k *Kubelet) Shadow(old *corev1.Pod) (end func()) {
 	name, s := nameOf(old), &shadow{pod: old.DeepCopy()}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	s.claims = slices.Clone(k.prepared)
 	for _, e := range k.entries {
 		if e.podUID == string(old.UID) {
 			s.entries = append(s.entries, e)

@@ -46,7 +46,11 @@ func (k *Kubelet) encodedPods() ([][]byte, error) {
 	return out, nil
 }
 
+// encode encodes a pod. A kubelet serves the status that it makes itself, without
+// what the scheduler and controllers write into it.
 func encode(pod *corev1.Pod) ([]byte, error) {
+	pod = pod.DeepCopy()
+	pod.Status.ResourceClaimStatuses, pod.Status.ExtendedResourceClaimStatus = nil, nil
 	raw, err := pod.Marshal()
 	if err != nil {
 		return nil, fmt.Errorf("encode pod %s/%s: %w", pod.Namespace, pod.Name, err)

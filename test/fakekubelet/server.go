@@ -98,8 +98,13 @@ func (k *Kubelet) up() error {
 	r := &run{ctx: ctx, cancel: cancel}
 	k.mu.Lock()
 	k.load()
+	err := k.loadClaims()
 	k.run, k.phase = r, Empty
 	k.mu.Unlock()
+	if err != nil {
+		k.down()
+		return err
+	}
 	if err := k.listen(r); err != nil {
 		k.down()
 		return err

@@ -1,0 +1,188 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/manifold-cni/manifold/checkpoint"
+	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/nodeview"
+	"github.com/manifold-cni/manifold/podresources"
+)
+
+// kubelet is what tells of the devices that the kubelet has given to pods.
+type kubelet struct {
+	file   *checkpoint.File     // nil for none
+	live   *podresources.Client // nil for none
+	claims podresources.Options // of resource claims
+}
+
+// kubelet connects to the sources of the configuration; slices may be nil.
+func (c *Config) kubelet(slices *kube.Slices) *kubelet {
+	k := &kubelet{}
+	if c.Checkpoint != "" {
+		k.file = checkpoint.NewFile(c.Checkpoint)
+	}
+	if c.PodResources != "" {
+		k.live = podresources.NewClient(c.PodResources)
+	}
+	if c.ClaimCheckpoint != "" {
+		k.claims.Claims = checkpoint.NewClaimFile(c.ClaimCheckpoint)
+	}
+	if c.DeviceMetadata != "" {
+		k.claims.Attributes = append(k.claims.Attributes, podresources.Metadata(c.DeviceMetadata))
+	}
+	if slices != nil {
+		k.claims.Attributes = append(k.claims.Attributes, slices)
+	}
+	return k
+}
+
+// close closes the connection.
+func (k *kubelet) close() error {
+	if k.live == nil {
+		return nil
+	}
+	return k.live.Close()
+}
+
+// holders returns to whom the kubelet has given devices, by device ID. A claim's
+// device that nobody can tell is left out.
+func (k *kubelet) holders(ctx context.Context) (map[string]nodeview.Holder, error) {
+	held, _, err := k.held(ctx)
+	return held, err
+}
+
+// allocated returns the device IDs that the kubelet has given to pods. A claim's
+// device of which nobody says what it is may be any VF: then it is not known what
+// is allocated.
+func (k *kubelet) allocated(ctx context.Context) (map[string]bool, error) {
+	held, untold, err := k.held(ctx)
+	if err == nil {
+		err = untold
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]bool, len(held))
+	for id := range held {
+		out[id] = true
+	}
+	return out, nil
+}
+
+// held returns the holders of devices by either source: the checkpoints know pods
+// by UID, the API by name. Of the API an answer without any pod says nothing: a
+// kubelet that has just started knows none. untold is why a claim's device is not
+// among them.
+func (k *kubelet) held(ctx context.Context) (out map[string]nodeview.Holder, untold, err error) {
+	out = map[string]nodeview.Holder{}
+	var problems []error
+	known := false
+	if k.file != nil {
+		c, err := k.file.Load()
+		if err == nil {
+			known = true
+			for _, e := range c.Entries {
+				for _, n := range e.Devices {
+					for _, id := range n.IDs {
+						out[id] = nodeview.Holder{PodUID: e.PodUID, Container: e.Container, Resource: e.Resource}
+					}
+				}
+			}
+		}
+		problems = append(problems, err)
+	}
+	claimed, untold := k.prepared()
+	if k.live != nil {
+		pods, err := k.live.List(ctx)
+		known = known || err == nil && len(pods) > 0
+		for pod, devices := range pods {
+			claimed = append(claimed, listed(out, pod, devices)...)
+		}
+		problems = append(problems, err)
+	}
+	if !known {
+		return nil, nil, fmt.Errorf("neither the checkpoint nor the PodResources API says what is allocated: %w", errors.Join(problems...))
+	}
+	return out, errors.Join(untold, k.identify(ctx, claimed, out)), nil
+}
+
+// listed adds the holders of what the API lists of a pod, and returns its devices
+// of claims.
+func listed(out map[string]nodeview.Holder, pod podresources.PodKey, devices []podresources.ContainerDevice) []claimHolder {
+	var claimed []claimHolder
+	for _, d := range devices {
+		h := nodeview.Holder{Pod: pod.Namespace + "/" + pod.Name, Container: d.Container, Resource: d.Resource}
+		if d.Claim != nil {
+			claimed = append(claimed, claimHolder{podresources.Device{Claim: d.Claim}, h})
+			continue
+		}
+		if had := out[d.ID]; had.Container == h.Container && had.Resource == h.Resource {
+			h.PodUID = had.PodUID
+		}
+		out[d.ID] = h
+	}
+	return claimed
+}
+
+// claimHolder is a claim's device and who holds it.
+type claimHolder struct {
+	podresources.Device
+	holder nodeview.Holder
+}
+
+// prepared returns the devices of all claims that the kubelet has prepared.
+func (k *kubelet) prepared() ([]claimHolder, error) {
+	if k.claims.Claims == nil {
+		return nil, nil
+	}
+	all, err := k.claims.Claims.Load()
+	if errors.Is(err, os.ErrNotExist) { // nothing was ever prepared on this node
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint of claims: %w", err)
+	}
+	var out []claimHolder
+	for i := range all.All {
+		c, h := &all.All[i], nodeview.Holder{}
+		if len(c.PodUIDs) > 0 {
+			h.PodUID = c.PodUIDs[0]
+		}
+		for _, d := range c.Devices {
+			out = append(out, claimHolder{podresources.Device{Claim: podresources.NewClaimDevice(c, &d)}, h})
+		}
+	}
+	return out, nil
+}
+
+// identify adds the holders of claims' devices. Those that cannot be told are in
+// the error.
+func (k *kubelet) identify(ctx context.Context, claimed []claimHolder, out map[string]nodeview.Holder) error {
+	devices := make([]podresources.Device, 0, len(claimed))
+	for _, c := range claimed {
+		devices = append(devices, c.Device)
+	}
+	podresources.Identify(ctx, devices, k.claims.Attributes)
+	var untold []error
+	for i, d := range devices {
+		if d.ID == "" {
+			untold = append(untold, fmt.Errorf("%s: %w", d.Claim, d.Claim.Gap))
+			continue
+		}
+		for _, id := range []string{d.ID, d.Claim.Attributes.PCIBusID} {
+			h := claimed[i].holder
+			if h.Resource = d.Resource; id == "" {
+				continue
+			}
+			if had := out[id]; h.PodUID == "" && had.Resource == h.Resource {
+				h.PodUID = had.PodUID
+			}
+			out[id] = h
+		}
+	}
+	return errors.Join(untold...)
+}

@@ -1,0 +1,243 @@
+package e2e
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/manifold-cni/manifold/checkpoint"
+	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/podresources"
+	"github.com/manifold-cni/manifold/test/fakekubelet"
+)
+
+// driver is the DRA driver of these tests.
+const driver = "vf.test.example"
+
+// claimed is a device that is allocated to a request of a claim. Its attributes
+// are what the driver leaves as metadata: ID and resource, unless it says less.
+func claimed(name, request string, attributes map[string]string) fakekubelet.ClaimDevice {
+	return fakekubelet.ClaimDevice{Metadata: attributes, ClaimDevice: checkpoint.ClaimDevice{Driver: driver, Pool: "node1", Name: name, Requests: []string{request}}}
+}
+
+// is are the attributes of a device of nicA.
+func is(id string) map[string]string {
+	return map[string]string{podresources.AttributeDeviceID: id, podresources.AttributeResourceName: nicA}
+}
+
+// claiming is a container that uses claims of its pod.
+func claiming(name string, claims ...corev1.ResourceClaim) corev1.Container {
+	return corev1.Container{Name: name, Resources: corev1.ResourceRequirements{Claims: claims}}
+}
+
+// nics is the claim that the pods of these tests have.
+var nics = corev1.ResourceClaim{Name: "nics"}
+
+// byName gives a pod the claim nics as the object "shared-nics".
+var byName = []corev1.PodResourceClaim{{Name: "nics", ResourceClaimName: new("shared-nics")}}
+
+// claimPod admits a pod, whose claims may not be allocated, and makes its
+// sandbox.
+func (n *kubeletNode) claimPod(name, networks string, spec corev1.PodSpec, status corev1.PodStatus) *pod {
+	n.t.Helper()
+	p, err := n.kubelet.AddPod(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", Annotations: map[string]string{netattach.NetworksAnnotation: networks}},
+		Spec:       spec, Status: status,
+	}, nil)
+	if !errors.Is(err, fakekubelet.ErrClaim) {
+		n.must(err)
+	}
+	return n.sandbox(name, string(p.UID))
+}
+
+// wantDevices attaches the pod, and holds which device each interface is.
+func (n *node) wantDevices(p *pod, want map[string]string) {
+	n.t.Helper()
+	n.succeed("ADD", p)
+	n.wantInterfaces(p, want)
+}
+
+// wantInterfaces holds which device each interface of an attached pod is.
+func (n *node) wantInterfaces(p *pod, want map[string]string) {
+	n.t.Helper()
+	for ifName, dev := range want {
+		if got := n.interfaceOf(p, ifName).Alias; got != dev {
+			n.t.Errorf("%s is %s, want %s", ifName, got, dev)
+		}
+	}
+}
+
+func devicesOfClaims(t *testing.T) {
+	t.Run("sources", claimSources)
+	t.Run("kinds", claimKinds)
+	t.Run("one ledger", claimLedger)
+	t.Run("refused", claimRefused)
+	t.Run("gone before DEL", claimGone)
+}
+
+// claimSources: a template's claim, with a request named, by each source.
+func claimSources(t *testing.T) {
+	for name, without := range map[string][]string{"all": nil, "the checkpoint of claims alone": {"podResources", "checkpoint"}, "PodResources alone": {"claimCheckpoint"}, "no agent": nil} {
+		t.Run(name, func(t *testing.T) {
+			n := newKubeletNode(t, without...)
+			if name != "no agent" {
+				n.serve()
+			}
+			a, b := n.device("nic0"), n.device("nic1")
+			n.warm()
+			n.kubelet.SetClaim(fakekubelet.Claim{Name: "app-nics-x2b4c", UID: "c1", Devices: []fakekubelet.ClaimDevice{
+				claimed("dev-0", "data", is(a)), claimed("dev-1", "control/slow", is(b)),
+			}})
+			p := n.claimPod("app", `[{"name":"nic-a"},{"name":"nic-a","manifold.dev/claim":"nics","manifold.dev/request":"data"}]`, corev1.PodSpec{
+				Containers:     []corev1.Container{claiming("c1", nics)},
+				ResourceClaims: []corev1.PodResourceClaim{{Name: "nics", ResourceClaimTemplateName: new("two")}},
+			}, corev1.PodStatus{ResourceClaimStatuses: []corev1.PodResourceClaimStatus{{Name: "nics", ResourceClaimName: new("app-nics-x2b4c")}}})
+			before := n.state()
+			n.wantDevices(p, map[string]string{"net1": "nic1", "net2": "nic0"})
+			n.succeed("CHECK", p)
+			n.succeed("DEL", p)
+			n.unchanged(before)
+		})
+	}
+}
+
+// claimKinds: what else can stand behind a network.
+func claimKinds(t *testing.T) {
+	n := newKubeletNode(t)
+	n.serve()
+	n.warm()
+	id := n.device("nic0")
+	n.define("free", "", hostDevice) // stands on no resource
+	want := map[string]string{"net1": "nic0"}
+	for name, tc := range map[string]struct {
+		networks   string
+		claim      string
+		request    string
+		attributes map[string]string
+		spec       corev1.PodSpec
+		status     corev1.PodStatus
+	}{
+		"by name, shared by containers": {
+			networks: "nic-a", claim: "shared-nics", request: "r", attributes: is(id),
+			spec: corev1.PodSpec{ResourceClaims: byName, Containers: []corev1.Container{claiming("c1", nics), claiming("c2", nics)}},
+		},
+		"the container named": {
+			networks: `[{"name":"nic-a","manifold.dev/container":"c2"}]`, claim: "shared-nics", request: "r", attributes: is(id),
+			spec: corev1.PodSpec{ResourceClaims: byName, Containers: []corev1.Container{claiming("c1", corev1.ResourceClaim{Name: "nics", Request: "other"}), claiming("c2", nics)}},
+		},
+		"an extended resource that a driver serves": {
+			networks: "nic-a", claim: "extended-extended-resources-x2b4c", request: "container-0-request-0", attributes: map[string]string{podresources.AttributeDeviceID: id},
+			spec: corev1.PodSpec{Containers: []corev1.Container{container("c1", 1)}},
+			status: corev1.PodStatus{ExtendedResourceClaimStatus: &corev1.PodExtendedResourceClaimStatus{ResourceClaimName: "extended-extended-resources-x2b4c",
+				RequestMappings: []corev1.ContainerExtendedResourceRequest{{ContainerName: "c1", ResourceName: nicA, RequestName: "container-0-request-0"}}}},
+		},
+		"no resource name, the claim named": {
+			networks: `[{"name":"nic-a","manifold.dev/claim":"nics"}]`, claim: "shared-nics", request: "r", attributes: map[string]string{podresources.AttributeDeviceID: id},
+			spec: corev1.PodSpec{ResourceClaims: byName, Containers: []corev1.Container{claiming("c1", nics)}},
+		},
+		"a network on no resource, the claim named": {
+			networks: `[{"name":"free","manifold.dev/claim":"nics"}]`, claim: "shared-nics", request: "r", attributes: is(id),
+			spec: corev1.PodSpec{ResourceClaims: byName, Containers: []corev1.Container{claiming("c1", nics)}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n.kubelet.SetClaim(fakekubelet.Claim{Name: tc.claim, UID: "c1", Devices: []fakekubelet.ClaimDevice{claimed("dev-0", tc.request, tc.attributes)}})
+			p := n.claimPod("extended", tc.networks, tc.spec, tc.status)
+			before := n.state()
+			n.wantDevices(p, want)
+			n.succeed("DEL", p)
+			n.unchanged(before)
+			n.must(n.kubelet.DeletePod(n.kubelet.Pods()[0].UID))
+		})
+	}
+}
+
+// claimLedger: devices of claims and of device plugins in one order, each once.
+func claimLedger(t *testing.T) {
+	n := newKubeletNode(t)
+	n.serve()
+	n.warm()
+	n.define("logged", nicA, n.logged())
+	n.define("still", nicA, silent)
+	ids := n.devices("nic0", "nic1")
+	own := n.device("nic2")
+	n.kubelet.SetClaim(fakekubelet.Claim{Name: "shared-nics", UID: "c1", Devices: []fakekubelet.ClaimDevice{claimed("dev-2", "r", is(own))}})
+	mixed := container("c1", 2)
+	mixed.Resources.Claims = []corev1.ResourceClaim{nics}
+	spec := corev1.PodSpec{ResourceClaims: byName, Containers: []corev1.Container{mixed, claiming("c2", nics)}}
+	p := n.claimPod("app", "logged,logged,logged", spec, corev1.PodStatus{})
+	n.succeed("ADD", p)
+	if got, want := n.given(), []string{ids[0], ids[1], own}; !slices.Equal(got, want) {
+		t.Errorf("devices %v, want %v", got, want)
+	}
+	n.succeed("DEL", p)
+	n.must(n.kubelet.DeletePod(n.kubelet.Pods()[0].UID))
+
+	// Who advertises a PCI function does not matter: it serves one network.
+	vf := n.userspaceVFs(1)[0]
+	n.must(n.kubelet.SetDevices(nicA, n.advertised(vf)...))
+	n.kubelet.SetClaim(fakekubelet.Claim{Name: "shared-nics", UID: "c2", Devices: []fakekubelet.ClaimDevice{
+		claimed("dev-3", "r", map[string]string{podresources.AttributePCIBusID: vf, podresources.AttributeResourceName: nicA}),
+	}})
+	mixed = container("c1", 1)
+	mixed.Resources.Claims = []corev1.ResourceClaim{nics}
+	spec.Containers = []corev1.Container{mixed}
+	twice := n.claimPod("twice", "still,still", spec, corev1.PodStatus{})
+	n.refusedWithoutTrace(twice, 105, "resource "+nicA, "2 attachments ask", "allocated 1")
+}
+
+// claimRefused: what is wrong is named, with what to do.
+func claimRefused(t *testing.T) {
+	for name, tc := range map[string]struct {
+		networks string
+		devices  func(n *kubeletNode) []fakekubelet.ClaimDevice // nil: the claim is not allocated
+		code     uint
+		parts    []string
+	}{
+		"no claim of the name": {`[{"name":"plain"},{"name":"nic-a","manifold.dev/claim":"other"}]`, nil, 101, []string{"no resource claim other", "it has: nics"}},
+		"not allocated yet":    {`[{"name":"plain"},{"name":"nic-a","manifold.dev/claim":"nics"}]`, nil, 11, []string{"no device of claim nics (ResourceClaim shared-nics)", "status.allocation"}},
+		"no such request": {`[{"name":"plain"},{"name":"nic-a","manifold.dev/claim":"nics","manifold.dev/request":"q"}]`,
+			func(n *kubeletNode) []fakekubelet.ClaimDevice {
+				return []fakekubelet.ClaimDevice{claimed("dev-0", "r", is(n.device("nic0")))}
+			}, 101, []string{"serves request q", "the requests are: r"}},
+		"one device, two networks": {`[{"name":"plain"},{"name":"nic-a","manifold.dev/claim":"nics"},{"name":"nic-a","manifold.dev/claim":"nics"}]`,
+			func(n *kubeletNode) []fakekubelet.ClaimDevice {
+				return []fakekubelet.ClaimDevice{claimed("dev-0", "r", is(n.device("nic0")))}
+			}, 106, []string{"device dev-0 of pool node1 of driver " + driver, "already serves network default/nic-a"}},
+		"no attribute": {"plain,nic-a", func(*kubeletNode) []fakekubelet.ClaimDevice {
+			return []fakekubelet.ClaimDevice{claimed("dev-0", "r", nil)}
+		}, 105, []string{"resource " + nicA, "device dev-0", "claim default/shared-nics request r", podresources.AttributePCIBusID, "device metadata: ", "resourceSlices"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newKubeletNode(t)
+			n.serve()
+			n.warm()
+			if tc.devices != nil {
+				n.kubelet.SetClaim(fakekubelet.Claim{Name: "shared-nics", UID: "c1", Devices: tc.devices(n)})
+			}
+			p := n.claimPod("app", tc.networks, corev1.PodSpec{ResourceClaims: byName, Containers: []corev1.Container{claiming("c1", nics)}}, corev1.PodStatus{})
+			n.refusedWithoutTrace(p, tc.code, append(tc.parts, "network default/nic-a")...)
+		})
+	}
+}
+
+// claimGone: DEL gives the device back with kubelet, claim and metadata gone.
+func claimGone(t *testing.T) {
+	n := newKubeletNode(t)
+	agent := n.serve()
+	n.warm()
+	n.kubelet.SetClaim(fakekubelet.Claim{Name: "shared-nics", UID: "c1", Devices: []fakekubelet.ClaimDevice{claimed("dev-0", "r", is(n.device("nic0")))}})
+	p := n.claimPod("app", "nic-a", corev1.PodSpec{ResourceClaims: byName, Containers: []corev1.Container{claiming("c1", nics)}}, corev1.PodStatus{})
+	before := n.state()
+	n.wantDevices(p, map[string]string{"net1": "nic0"})
+	n.must(n.kubelet.DeletePod(n.kubelet.Pods()[0].UID))
+	n.kubelet.Stop()
+	n.must(agent.Process.Kill())
+	n.must(os.RemoveAll(n.kubelet.Dir()))
+	n.succeed("DEL", p)
+	n.unchanged(before)
+}

@@ -1,0 +1,187 @@
+//go:build apiserver
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	resourcev1 "k8s.io/api/resource/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/dynamic"
+	"sigs.k8s.io/yaml"
+
+	"github.com/manifold-cni/manifold/podresources"
+	"github.com/manifold-cni/manifold/test/fakekubelet"
+)
+
+// pageResources are the resources of the kinds on docs/claims.md.
+var pageResources = map[string]schema.GroupVersionResource{
+	"ResourceClaimTemplate":       resourcev1.SchemeGroupVersion.WithResource("resourceclaimtemplates"),
+	"NetworkAttachmentDefinition": {Group: "k8s.cni.cncf.io", Version: "v1", Resource: "network-attachment-definitions"},
+	"Pod":                         corev1.SchemeGroupVersion.WithResource("pods"),
+	"ClusterRole":                 rbacv1.SchemeGroupVersion.WithResource("clusterroles"),
+}
+
+// createPage creates the objects of docs/claims.md.
+func (n *realNode) createPage() {
+	n.t.Helper()
+	page, err := os.ReadFile("../../docs/claims.md")
+	n.must(err)
+	dyn, err := dynamic.NewForConfig(n.server.Config())
+	n.must(err)
+	created := map[string]bool{}
+	for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllSubmatch(page, -1) {
+		docs := utilyaml.NewDocumentDecoder(io.NopCloser(bytes.NewReader(block[1])))
+		for {
+			raw := make([]byte, len(block[1]))
+			size, err := docs.Read(raw)
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			n.must(err)
+			var obj unstructured.Unstructured
+			n.must(yaml.Unmarshal(raw[:size], &obj.Object))
+			var at dynamic.ResourceInterface = dyn.Resource(pageResources[obj.GetKind()])
+			switch obj.GetKind() {
+			case "Pod":
+				n.must(unstructured.SetNestedField(obj.Object, "node1", "spec", "nodeName"))
+				fallthrough
+			case "ResourceClaimTemplate", "NetworkAttachmentDefinition":
+				at = dyn.Resource(pageResources[obj.GetKind()]).Namespace("default")
+			}
+			_, err = at.Create(context.Background(), &obj, metav1.CreateOptions{FieldValidation: "Strict"})
+			n.must(err)
+			created[obj.GetKind()] = true
+		}
+	}
+	if len(created) != len(pageResources) {
+		n.t.Fatalf("the page has objects of the kinds %v", created)
+	}
+}
+
+// publish makes a ResourceSlice of devices of vendor.example/vfs, by name.
+func (n *realNode) publish(name string, generation int64, ids map[string]string) {
+	n.t.Helper()
+	slice := &resourcev1.ResourceSlice{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: resourcev1.ResourceSliceSpec{
+		Driver: driver, NodeName: new("node1"), Pool: resourcev1.ResourcePool{Name: "node1", Generation: generation, ResourceSliceCount: 1},
+	}}
+	for device, id := range ids {
+		slice.Spec.Devices = append(slice.Spec.Devices, resourcev1.Device{Name: device, Attributes: map[resourcev1.QualifiedName]resourcev1.DeviceAttribute{
+			podresources.AttributeDeviceID: {StringValue: &id}, podresources.AttributeResourceName: {StringValue: new("vendor.example/vfs")},
+		}})
+	}
+	_, err := n.client.ResourceV1().ResourceSlices().Create(context.Background(), slice, metav1.CreateOptions{})
+	n.must(err)
+}
+
+// admitClaiming admits the page's pod under a name, its claim made and allocated
+// as the controller, the scheduler and a kubelet would.
+func (n *realNode) admitClaiming(name string, devices ...fakekubelet.ClaimDevice) *pod {
+	n.t.Helper()
+	p := n.get("packet-gateway")
+	if name != p.Name {
+		p.ObjectMeta = metav1.ObjectMeta{Name: name, Namespace: "default", Annotations: p.Annotations}
+		p.Status = corev1.PodStatus{}
+		var err error
+		p, err = n.client.CoreV1().Pods("default").Create(context.Background(), p, metav1.CreateOptions{})
+		n.must(err)
+	}
+	claim := name + "-nics-x2b4c"
+	p.Status.ResourceClaimStatuses = []corev1.PodResourceClaimStatus{{Name: "nics", ResourceClaimName: &claim}}
+	p, err := n.client.CoreV1().Pods("default").UpdateStatus(context.Background(), p, metav1.UpdateOptions{})
+	n.must(err)
+	n.kubelet.SetClaim(fakekubelet.Claim{Name: claim, UID: "uid-of-" + claim, Devices: devices})
+	_, err = n.kubelet.AddPod(p, nil)
+	n.must(err)
+	return n.sandbox(name, string(p.UID))
+}
+
+// TestRealAPIClaims: what claims' devices are is read from ResourceSlices, with
+// the objects and the permissions of the page, by one watch, or by one list where
+// no agent runs.
+func TestRealAPIClaims(t *testing.T) {
+	n := newRealNode(t)
+	n.createPage()
+	n.agentConfig(map[string]any{
+		"node": "node1", "socket": n.path("agent.sock"), "kubeletDir": n.path("kubelet"), "podsAPI": "-",
+		"snapshot": n.path("state/snapshot"), "apiServer": n.agent.Kubeconfig, "resourceSlices": true,
+	})
+	agent := n.serve()
+	control, data, other := n.device("nic0"), n.device("nic1"), n.device("nic2")
+	n.publish("first", 1, map[string]string{"dev-0": control, "dev-1": data})
+	p := n.admitClaiming("packet-gateway", claimed("dev-0", "control", nil), claimed("dev-1", "data", nil))
+	n.refuse("ADD", p, 11, "ResourceSlices", "forbidden", "default/packet-gateway", "vendor.example/vfs")
+	n.succeed("DEL", p)
+	_, err := n.client.RbacV1().ClusterRoleBindings().Create(context.Background(), &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "slices"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "manifold-resourceslices"},
+		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: "default", Name: n.agent.Name}},
+	}, metav1.CreateOptions{})
+	n.must(err)
+	n.eventuallyAdds(p)
+	n.wantInterfaces(p, map[string]string{"net1": "nic1", "net2": "nic0"})
+	claims := n.get("packet-gateway").Status.ResourceClaimStatuses
+	if len(claims) != 1 || claims[0].ResourceClaimName == nil || *claims[0].ResourceClaimName != "packet-gateway-nics-x2b4c" {
+		t.Errorf("the pod's status of claims is %+v", claims)
+	}
+	n.succeed("DEL", p)
+
+	// Another generation of the pool: the watch tells.
+	n.publish("second", 2, map[string]string{"dev-0": other, "dev-1": data})
+	again := n.admitClaiming("again", claimed("dev-0", "control", nil), claimed("dev-1", "data", nil))
+	n.eventuallyOn(again, map[string]string{"net1": "nic1", "net2": "nic2"})
+	n.succeed("DEL", again)
+
+	// Without an agent, one list.
+	n.must(agent.Process.Kill())
+	n.must(os.Remove(n.path("agent.sock")))
+	before := n.sliceRequests()
+	once := n.admitClaiming("once", claimed("dev-0", "control", nil), claimed("dev-1", "data", nil))
+	n.wantDevices(once, map[string]string{"net1": "nic1", "net2": "nic2"})
+	n.succeed("DEL", once)
+	if got := strings.TrimPrefix(n.sliceRequests(), before); got != "list 200;" {
+		t.Errorf("one pod without an agent asked for slices: %q", got)
+	}
+}
+
+// eventuallyOn attaches the pod until its interfaces are on these devices: the
+// agent hears of changes in its own time.
+func (n *realNode) eventuallyOn(p *pod, want map[string]string) {
+	n.t.Helper()
+	n.eventually(fmt.Sprint(want), func() bool {
+		n.succeed("ADD", p)
+		for ifName, dev := range want {
+			if n.interfaceOf(p, ifName).Alias != dev {
+				n.succeed("DEL", p)
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// sliceRequests is what the agent asked of ResourceSlices.
+func (n *realNode) sliceRequests() string {
+	n.t.Helper()
+	requests, err := n.server.Requests(n.agent.Account())
+	n.must(err)
+	var b strings.Builder
+	for _, r := range requests {
+		if r.Resource == "resourceslices" && r.Verb != "watch" { // a watch counts when it ends
+			fmt.Fprintf(&b, "%s %d;", r.Verb, r.Code)
+		}
+	}
+	return b.String()
+}
