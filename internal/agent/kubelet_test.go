@@ -13,14 +13,18 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/manifold-cni/manifold/checkpoint"
+	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/podresources"
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// A VF that a claim has is no leftover, and one that may be a claim's is none
-// either.
-func TestClaimsDevicesAreAllocated(t *testing.T) {
-	const plugins, claims, untold = "0000:21:10.0", "0000:21:10.2", "vf-2"
+// Devices of the node of startClaims: a device plugin's, a claim's, and one of a
+// claim of which nobody says what it is.
+const pluginsVF, claimsVF, untoldVF = "0000:21:10.0", "0000:21:10.2", "vf-2"
+
+// startClaims starts a kubelet with those devices.
+func startClaims(t *testing.T) *fakekubelet.Kubelet {
+	t.Helper()
 	// Not the test's own directory, whose name can be longer than a socket's may be.
 	dir, err := os.MkdirTemp("", "agent-")
 	if err != nil {
@@ -32,55 +36,85 @@ func TestClaimsDevicesAreAllocated(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(fake.Stop)
-	if err := fake.SetDevices("vendor.example/vfs", fakekubelet.Device{ID: plugins}); err != nil {
+	if err := fake.SetDevices("vendor.example/vfs", fakekubelet.Device{ID: pluginsVF}); err != nil {
 		t.Fatal(err)
 	}
-	device := func(name string, attributes map[string]string) fakekubelet.ClaimDevice {
-		return fakekubelet.ClaimDevice{Metadata: attributes, ClaimDevice: checkpoint.ClaimDevice{Driver: "vf.example", Pool: "node1", Name: name, Requests: []string{"r"}}}
+	for claim, d := range map[string]fakekubelet.ClaimDevice{
+		"told":   {Metadata: map[string]string{podresources.AttributePCIBusID: claimsVF}, ClaimDevice: checkpoint.ClaimDevice{Name: "vf-1"}},
+		"untold": {ClaimDevice: checkpoint.ClaimDevice{Name: untoldVF}},
+	} {
+		d.Driver, d.Pool, d.Requests = "vf.example", "node1", []string{"r"}
+		fake.SetClaim(fakekubelet.Claim{Name: claim, UID: "uid-of-" + claim, Devices: []fakekubelet.ClaimDevice{d}})
 	}
-	fake.SetClaim(fakekubelet.Claim{Name: "told", UID: "c1", Devices: []fakekubelet.ClaimDevice{device("vf-1", map[string]string{podresources.AttributePCIBusID: claims})}})
-	fake.SetClaim(fakekubelet.Claim{Name: "untold", UID: "c2", Devices: []fakekubelet.ClaimDevice{device(untold, nil)}})
-	add := func(name, claim string, limits corev1.ResourceList) *corev1.Pod {
-		p, err := fake.AddPod(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"}, Spec: corev1.PodSpec{
-			ResourceClaims: []corev1.PodResourceClaim{{Name: "c", ResourceClaimName: &claim}},
-			Containers:     []corev1.Container{{Name: "c1", Resources: corev1.ResourceRequirements{Limits: limits, Claims: []corev1.ResourceClaim{{Name: "c"}}}}},
-		}}, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	first := add("first", "told", corev1.ResourceList{"vendor.example/vfs": *resource.NewQuantity(1, resource.DecimalSI)})
-	conf := Config{KubeletDir: fake.Dir()}
-	if err := conf.complete(); err != nil {
+	return fake
+}
+
+// admit admits a pod with a claim and with as many VFs of the device plugin.
+func admit(t *testing.T, fake *fakekubelet.Kubelet, claim string, vfs int64) *corev1.Pod {
+	t.Helper()
+	p, err := fake.AddPod(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "pod-" + claim, Namespace: "default"}, Spec: corev1.PodSpec{
+		ResourceClaims: []corev1.PodResourceClaim{{Name: "c", ResourceClaimName: &claim}},
+		Containers: []corev1.Container{{Name: "c1", Resources: corev1.ResourceRequirements{
+			Limits: corev1.ResourceList{"vendor.example/vfs": *resource.NewQuantity(vfs, resource.DecimalSI)}, Claims: []corev1.ResourceClaim{{Name: "c"}},
+		}}},
+	}}, nil)
+	if err != nil {
 		t.Fatal(err)
 	}
-	for _, left := range []string{"", "podResources", "claimCheckpoint"} {
-		c := conf
-		switch left {
-		case "podResources":
-			c.PodResources = ""
-		case "claimCheckpoint":
-			c.ClaimCheckpoint = ""
-		}
-		k := c.kubelet(nil)
-		t.Cleanup(func() { _ = k.close() })
-		got, err := k.allocated(t.Context())
-		if ids := slices.Sorted(maps.Keys(got)); err != nil || !slices.Equal(ids, []string{plugins, claims}) {
-			t.Errorf("without %q: %v, %v", left, ids, err)
-		}
-		held, err := k.holders(t.Context())
-		if h := held[claims]; err != nil || left != "podResources" && h.Pod != "default/first" || left != "claimCheckpoint" && h.PodUID != string(first.UID) {
-			t.Errorf("without %q the claim's device is held by %+v, %v", left, h, err)
-		}
+	return p
+}
+
+// A VF that a claim has is no leftover, whichever source tells of the claim.
+func TestClaimsDevicesAreAllocated(t *testing.T) {
+	fake := startClaims(t)
+	pod := admit(t, fake, "told", 1)
+	for left, want := range map[string]nodeview.Holder{
+		"":                {Pod: "default/pod-told", Container: "c1", PodUID: string(pod.UID)},
+		"podResources":    {PodUID: string(pod.UID)},
+		"claimCheckpoint": {Pod: "default/pod-told", Container: "c1"},
+	} {
+		t.Run("without "+left, func(t *testing.T) {
+			k := kubeletOf(t, fake, left)
+			got, err := k.allocated(t.Context())
+			if ids := slices.Sorted(maps.Keys(got)); err != nil || !slices.Equal(ids, []string{pluginsVF, claimsVF}) {
+				t.Errorf("allocated %v, %v", ids, err)
+			}
+			held, err := k.holders(t.Context())
+			if h := held[claimsVF]; err != nil || h != want {
+				t.Errorf("the claim's device is held by %+v, %v; want %+v", h, err, want)
+			}
+		})
 	}
-	add("second", "untold", nil)
-	k := conf.kubelet(nil)
-	t.Cleanup(func() { _ = k.close() })
-	if got, err := k.allocated(t.Context()); err == nil || !strings.Contains(err.Error(), untold) {
-		t.Errorf("with a device of which nobody says what it is: %v, %v", got, err)
+}
+
+// One of which nobody says what it is may be any VF.
+func TestClaimsDeviceThatCannotBeTold(t *testing.T) {
+	fake := startClaims(t)
+	admit(t, fake, "told", 1)
+	admit(t, fake, "untold", 0)
+	k := kubeletOf(t, fake, "")
+	if got, err := k.allocated(t.Context()); err == nil || !strings.Contains(err.Error(), untoldVF) {
+		t.Errorf("allocated %v, %v", got, err)
 	}
 	if held, err := k.holders(t.Context()); err != nil || len(held) != 2 {
 		t.Errorf("holders %v, %v", held, err)
 	}
+}
+
+// kubeletOf connects to a kubelet, without the source left out.
+func kubeletOf(t *testing.T, fake *fakekubelet.Kubelet, left string) *kubelet {
+	t.Helper()
+	c := Config{KubeletDir: fake.Dir()}
+	if err := c.complete(); err != nil {
+		t.Fatal(err)
+	}
+	switch left {
+	case "podResources":
+		c.PodResources = ""
+	case "claimCheckpoint":
+		c.ClaimCheckpoint = ""
+	}
+	k := c.kubelet(nil)
+	t.Cleanup(func() { _ = k.close() })
+	return k
 }
