@@ -1,0 +1,97 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+var update = flag.Bool("update", false, "make the golden file anew")
+
+func TestMain(m *testing.M) { harness.Main(m, func() error { return build(options{fake: true}) }) }
+
+// TestCostOfAPod: what a pod with three networks costs, in counts that no noise
+// changes. Less is a golden file made anew; more wants a reason.
+func TestCostOfAPod(t *testing.T) {
+	if _, err := exec.LookPath("strace"); err != nil {
+		t.Skip("strace is not installed, which counts the system calls")
+	}
+	dir := os.Getenv(dirEnv)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	n, err := newNode(options{fake: true, pods: 2}, dir, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	d := n.sets[0]
+	for _, verb := range []string{"ADD", "DEL"} { // the first one makes directories
+		if err := n.call(verb, d, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	traces := t.TempDir()
+	if err := n.traced(traces); err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	for _, verb := range []string{"ADD", "DEL"} {
+		f, err := os.Open(filepath.Join(traces, verb+".strace"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := countCalls(f)
+		if err := joined(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&text, "%s\n%s\n", verb, c)
+	}
+	golden := filepath.Join("testdata", "counts.txt")
+	if *update {
+		if err := os.WriteFile(golden, []byte(text.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text.String() != string(want) {
+		t.Errorf("a pod costs\n%s\nand did cost\n%s\nif that is meant, run: go test ./test/bench -run TestCostOfAPod -update", text.String(), want)
+	}
+}
+
+func TestCountCalls(t *testing.T) {
+	c, err := countCalls(strings.NewReader(`100 0.000000 execve("/plugin", ["/plugin"], 0x0) = 0
+100 0.1 openat(AT_FDCWD, "/sys/fs/cgroup/cpu.max", O_RDONLY) = 3
+100 0.1 clone(child_stack=0x1, flags=CLONE_VM|CLONE_THREAD <unfinished ...>
+101 0.1 openat(AT_FDCWD, "/a", O_RDONLY <unfinished ...>
+100 0.1 <... clone resumed>) = 101
+101 0.1 <... openat resumed>) = 5</a>
+101 0.1 write(6<socket:[1]>, "abc"..., 300) = 300
+100 0.1 clone(child_stack=NULL, flags=CLONE_VM|CLONE_VFORK|SIGCHLD <unfinished ...>
+102 0.1 execve("/delegate", ["/delegate"], 0x0) = 0
+102 0.1 flock(3, LOCK_EX) = 0
+100 0.1 <... clone resumed>) = 102
+102 0.1 openat(AT_FDCWD, "/b", O_RDONLY) = 3
+102 0.1 clone(child_stack=0x1, flags=CLONE_VM|CLONE_THREAD) = 103
+103 0.1 fsync(3) = 0
+101 0.1 fsync(5</a>) = 0
+102 0.1 +++ exited with 0 +++
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := c.String(), "bytes with the agent 512\nfsync 1\nopenat 1\nprocess 1\n"; got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
