@@ -300,8 +300,11 @@ func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (config json.Raw
 	return json.RawMessage(def.Spec.Config), nil
 }
 
-// eventTime bounds the writing of an Event.
-const eventTime = 10 * time.Second
+// Bounds of what nobody waits for.
+const (
+	eventTime = 10 * time.Second // writing an Event
+	laterTime = 20 * time.Second // publishing network-status
+)
 
 // Report implements plan.Planner: the pod's network-status in one PATCH, then
 // one Event.
@@ -323,7 +326,16 @@ func (a *Agent) Report(ctx context.Context, r plan.Report) error {
 		uid = ""
 	}
 	var err error
-	if r.Verb == "ADD" && r.Error == "" {
+	switch attached := r.Verb == "ADD" && r.Error == ""; {
+	case attached && r.Later:
+		a.background(func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), laterTime)
+			defer cancel()
+			if err := a.publish(ctx, &r, uid); err != nil {
+				a.log.Warn("network-status not published", "pod", pod.String(), "err", err)
+			}
+		})
+	case attached:
 		err = a.publish(ctx, &r, uid)
 	}
 	kind, reason, message := eventOf(&r)

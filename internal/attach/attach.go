@@ -379,7 +379,8 @@ func (r *run) undo(cause error) error {
 func (r *run) report(rep plan.Report, cause error) {
 	ctx, cancel := context.WithTimeout(context.Background(), reportTime)
 	defer cancel()
-	rep.Version = plan.Version
+	rep.Version, rep.Plan = plan.Version, rep.Plan.Digest()
+	rep.Later = r.inv.Conf.Status == netconf.StatusAsync
 	if cause != nil {
 		rep.Error = cause.Error()
 	}

@@ -57,6 +57,7 @@ type Conf struct {
 	RestoreDevices bool       `json:"restoreDevices" default:"true" doc:"make a VF after DEL as it was before ADD: name, MAC, MTU, and what its PF says of it" multus:"own"`
 	DeviceOrder    string     `json:"deviceOrder" default:"address" enum:"address plugin" doc:"order of a container's devices: ascending, or as the device plugin's answer lists them" multus:"own"`
 	BadAnnot       string     `json:"invalidAnnotation" default:"fail" enum:"fail ignore" doc:"what follows an invalid pod annotation: refuse the pod, or attach the default network alone and warn" multus:"own: Multus refuses some and passes over others"`
+	Status         string     `json:"status" default:"sync" enum:"sync async" doc:"when network-status is published: before ADD returns, or soon after, which starts pods sooner and loses the status where the agent dies in between or the API server is away for longer than 20 s" multus:"own: Multus publishes before"`
 	Readiness      string     `json:"readinessindicatorfile" doc:"file that exists when the default network is ready: ADD waits for it as long as for a plan, STATUS fails without it" multus:"ADD waits 45 s; STATUS does not look"`
 	AuxChain       string     `json:"auxiliaryCNIChainName" doc:"directory beside the default network's file, or in confDir, whose *.conf files are plugins that run behind those of the default network" multus:"runs them as a network of their own that does not see the default network's result"`
 	RetryDelete    bool       `json:"retryDeleteOnError" doc:"no effect: a DEL that failed is always kept and tried again" multus:"false forgets the attachments of a DEL that failed"`
@@ -70,6 +71,10 @@ type Conf struct {
 	PlanTime       Duration   `json:"planTimeout" default:"60s" doc:"longest wait for a plan" multus:"own"`
 	LockTime       Duration   `json:"lockTimeout" default:"60s" doc:"longest wait for another operation on the same sandbox, or for a delegate that outlived a killed one" multus:"own"`
 }
+
+// StatusAsync is the value of the key status with which ADD returns before
+// network-status is published.
+const StatusAsync = "async"
 
 // LogOptions say how the log file is rotated; 0 stands for 100 MB, for ever, and
 // all.

@@ -11,6 +11,7 @@ package plan
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 )
 
@@ -83,6 +84,19 @@ type Plan struct {
 	// Ignored says what the pod selects and does not get, by configuration; it is
 	// one of Warnings as well.
 	Ignored string `json:"ignored,omitempty"`
+}
+
+// Digest returns the plan without what only its execution needs: it is not sent
+// back to where it came from.
+func (p *Plan) Digest() *Plan {
+	d := *p
+	d.Notes, d.Warnings = nil, nil
+	d.Attachments = slices.Clone(p.Attachments)
+	for i := range d.Attachments {
+		a := &d.Attachments[i]
+		a.Config, a.Capabilities, a.Args, a.Reason = nil, nil, nil, ""
+	}
+	return &d
 }
 
 // Pod identifies the pod that a plan is for.
@@ -227,12 +241,14 @@ type Outcome struct {
 // Report tells the agent what became of a plan.
 type Report struct {
 	Version  int           `json:"version"`
-	Plan     *Plan         `json:"plan"`
+	Plan     *Plan         `json:"plan"` // may be a [Plan.Digest]
 	Verb     string        `json:"verb"` // ADD or DEL
 	Outcomes []Outcome     `json:"outcomes,omitempty"`
 	Error    string        `json:"error,omitempty"`    // why the verb failed; empty on success
 	Problems []string      `json:"problems,omitempty"` // what is left behind or was only warned of
 	Took     time.Duration `json:"took,omitempty"`
+	// Later says that the caller is answered before anything is published.
+	Later bool `json:"later,omitempty"`
 	// Operation has the times and the kind of the failure; callers older than it
 	// give none.
 	Operation *Operation `json:"operation,omitempty"`

@@ -31,14 +31,24 @@ func (n *node) contenders(d delegates) []contender {
 		del:  func(pod, sandbox int) error { return n.floorDel(cni, d, pod, sandbox) },
 		cpu:  func() (time.Duration, error) { return rusage(unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN) },
 	}
-	manifold := contender{
-		name: "manifold",
-		add:  func(pod, sandbox int) error { return n.call("ADD", d, pod, sandbox) },
-		del:  func(pod, sandbox int) error { return n.call("DEL", d, pod, sandbox) },
-		cpu:  n.manifoldCPU,
+	out := []contender{floor}
+	for _, status := range []string{statusSync, statusAsync} {
+		out = append(out, contender{
+			name: status,
+			add:  func(pod, sandbox int) error { return n.call("ADD", d, status, pod, sandbox) },
+			del:  func(pod, sandbox int) error { return n.call("DEL", d, status, pod, sandbox) },
+			cpu:  n.manifoldCPU,
+		})
 	}
-	return []contender{floor, manifold}
+	return out
 }
+
+// Values of the plugin's key status, which are also the names of Manifold's
+// contenders.
+const (
+	statusSync  = "sync"  // published before ADD returns
+	statusAsync = "async" // published after
+)
 
 // manifoldCPU is the plugin's with its delegates, and the agent's.
 func (n *node) manifoldCPU() (time.Duration, error) {
@@ -91,8 +101,11 @@ func (n *node) floorDel(cni *libcni.CNIConfig, d delegates, pod, sandbox int) er
 }
 
 // runtime is the container runtime that calls the plugin.
-func (n *node) runtime(d delegates) *harness.Runtime {
-	return &harness.Runtime{Plugin: n.path("bin/manifold"), Path: os.Getenv("CNI_PATH"), Conf: d.conf}
+func (n *node) runtime(d delegates, status string) *harness.Runtime {
+	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"manifold","type":"manifold","clusterNetwork":"%s-0","confDir":%q,"cniDir":%q,
+		"agentSocket":%q,"agentProgram":%q,"agentConfig":%q,"status":%q}`, d.name, n.path("net.d"), n.path("state"),
+		n.path("agent.sock"), n.path("bin/manifold-agent"), n.path("agent.json"), status)
+	return &harness.Runtime{Plugin: n.path("bin/manifold"), Path: os.Getenv("CNI_PATH"), Conf: []byte(conf)}
 }
 
 // sandbox is the sandbox of a pod.
@@ -104,8 +117,8 @@ func (n *node) sandbox(d delegates, pod, sandbox int) harness.Sandbox {
 }
 
 // call runs the plugin as a runtime does.
-func (n *node) call(verb string, d delegates, pod, sandbox int) error {
-	res, err := n.runtime(d).Call(verb, n.sandbox(d, pod, sandbox))
+func (n *node) call(verb string, d delegates, status string, pod, sandbox int) error {
+	res, err := n.runtime(d, status).Call(verb, n.sandbox(d, pod, sandbox))
 	if err == nil && res.Status != 0 {
 		err = fmt.Errorf("%s %s", res.Stdout, res.Stderr)
 	}

@@ -35,7 +35,7 @@ func TestCostOfAPod(t *testing.T) {
 	})
 	d := n.sets[0]
 	for _, verb := range []string{"ADD", "DEL"} { // the first one makes directories
-		if err := n.call(verb, d, 0, 0); err != nil {
+		if err := n.call(verb, d, statusSync, 0, 0); err != nil {
 			t.Fatal(err)
 		}
 	}

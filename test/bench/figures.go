@@ -24,7 +24,7 @@ const (
 func (n *node) restart(r *report) error {
 	const rounds = 2
 	d := n.sets[0]
-	contenders := n.contenders(d)
+	contenders := n.contenders(d)[:2] // the floor and the default
 	wall := make([]float64, len(contenders))
 	for range rounds {
 		for c, who := range contenders {
@@ -73,7 +73,7 @@ func (n *node) fallback(r *report) error {
 		return err
 	}
 	d := n.sets[0]
-	contenders := n.contenders(d)
+	contenders := n.contenders(d)[:2]
 	adds := []*series{{Delegates: d.name, AtOnce: 1, Verb: "ADD", Contender: "floor"}, {Delegates: d.name, AtOnce: 1, Verb: "ADD", Contender: "one-shot"}}
 	for pod := range pods {
 		for c, who := range contenders {
@@ -120,14 +120,14 @@ func (n *node) footprint(r *report) error {
 	}
 	r.figure("plugin, stripped", float64(fi.Size())/1e6, "MB")
 	d, last := n.sets[0], len(n.podsOf[n.sets[0].name])-1
-	cmd := n.runtime(d).Command("ADD", n.sandbox(d, last, 0))
+	cmd := n.runtime(d, statusSync).Command("ADD", n.sandbox(d, last, 0))
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	most, err := peak(cmd.Process.Pid, n.path("bin/manifold"), ended)
-	if err := joined(err, n.call("DEL", d, last, 0)); err != nil {
+	if err := joined(err, n.call("DEL", d, statusSync, last, 0)); err != nil {
 		return err
 	}
 	r.figure("plugin, resident at most", float64(most)/1024, "MiB")
@@ -153,7 +153,7 @@ func (n *node) requests(r *report) error {
 	}
 	attached := 0
 	for _, s := range r.Series {
-		if s.Verb == "ADD" && s.Contender != "floor" {
+		if s.Verb == "ADD" && s.Contender != "floor" && s.Contender != "one-shot" {
 			attached += len(s.Millis)
 		}
 	}
@@ -174,7 +174,7 @@ func (n *node) traced(dir string) error {
 	d := n.sets[0]
 	for _, verb := range []string{"ADD", "DEL"} {
 		file := filepath.Join(dir, verb+".strace")
-		cmd := n.runtime(d).Command(verb, n.sandbox(d, 0, 0))
+		cmd := n.runtime(d, statusSync).Command(verb, n.sandbox(d, 0, 0))
 		cmd.Path, cmd.Args = strace, []string{"strace", "-f", "-r", "-y", "-o", file, cmd.Path}
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("%s: %w", verb, err)

@@ -45,7 +45,6 @@ func (n *node) path(elem string) string { return filepath.Join(n.dir, elem) }
 type delegates struct {
 	name    string
 	configs []string // of the cluster default network, then of <name>-1 and <name>-2
-	conf    []byte   // the plugin's configuration
 	lists   []*libcni.NetworkConfigList
 }
 
@@ -112,8 +111,7 @@ func (n *node) links(atOnce int) error {
 	return netlink.LinkSetUp(up)
 }
 
-// define writes the default networks' files, the definitions, and the plugin's
-// configuration for each set of delegates.
+// define writes the default networks' files and the definitions.
 func (n *node) define() error {
 	plugins := n.path("bin")
 	if n.real {
@@ -141,13 +139,6 @@ func (n *node) define() error {
 			if err != nil {
 				return err
 			}
-		}
-		var err error
-		if d.conf, err = json.Marshal(map[string]any{
-			"cniVersion": "1.0.0", "name": "manifold", "type": "manifold", "clusterNetwork": d.name + "-0", "confDir": n.path("net.d"), "cniDir": n.path("state"),
-			"agentSocket": n.path("agent.sock"), "agentProgram": n.path("bin/manifold-agent"), "agentConfig": n.path("agent.json"),
-		}); err != nil {
-			return err
 		}
 	}
 	return os.Setenv("CNI_PATH", plugins)

@@ -51,9 +51,14 @@ func (n *kubeletNode) apiPod(api *kubetest.Server, name, networks string, contai
 }
 
 func TestStatusIsPublishedInOnePatch(t *testing.T) {
-	for name, agent := range map[string]bool{"agent": true, "one-shot": false} {
+	for name, c := range map[string]struct {
+		agent bool
+		when  string // the key status
+	}{"agent": {true, "sync"}, "later": {true, "async"}, "one-shot": {false, "sync"}, "one-shot, later": {false, "async"}} {
 		t.Run(name, func(t *testing.T) {
+			agent := c.agent
 			n, api := newAPINode(t)
+			n.withConf(map[string]any{"status": c.when})
 			definition(api, "plain", "", n.bridge("plain", "10.89.0.0/16"))
 			definition(api, "nic-a", nicA, hostDevice)
 			if agent {
@@ -63,6 +68,9 @@ func TestStatusIsPublishedInOnePatch(t *testing.T) {
 			p := n.apiPod(api, "app", "plain,nic-a", container("c1", 1))
 			api.ForgetRequests()
 			n.succeed("ADD", p)
+			if c.when == "async" {
+				n.eventually("network-status", func() bool { return api.Pod("default", "app").Annotations[netattach.StatusAnnotation] != "" })
+			}
 			n.checkStatus(api, ids[0])
 			n.eventually("the event", func() bool { return len(api.Events()) > 0 })
 			n.checkRequests(api, agent)
