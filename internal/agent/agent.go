@@ -10,7 +10,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -98,7 +97,10 @@ func (a *Agent) Plan(ctx context.Context, req plan.Request) (p *plan.Plan, err e
 	p, err = a.plan(ctx, inv, nil)
 	killpoint.Here("agent planned")
 	if err != nil {
-		return nil, cnierr.Annotate(err, cnierr.Subject{Pod: inv.Pod.String()})
+		err = cnierr.Annotate(err, cnierr.Subject{Pod: inv.Pod.String()})
+		a.log.Warn("refused", "request", req.ID, "pod", inv.Pod.String(), "uid", inv.Pod.UID, "sandbox", inv.ContainerID, "kind", cnierr.KindOf(err), "err", err)
+		a.refused(ctx, inv.Pod, err)
+		return nil, err
 	}
 	a.log.Info("planned", "request", req.ID, "pod", inv.Pod.String(), "uid", inv.Pod.UID, "sandbox", inv.ContainerID, "attachments", len(p.Attachments))
 	return p, nil
@@ -300,11 +302,8 @@ func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (config json.Raw
 	return json.RawMessage(def.Spec.Config), nil
 }
 
-// Bounds of what nobody waits for.
-const (
-	eventTime = 10 * time.Second // writing an Event
-	laterTime = 20 * time.Second // publishing network-status
-)
+// laterTime bounds publishing network-status where nobody waits for it.
+const laterTime = 20 * time.Second
 
 // Report implements plan.Planner: the pod's network-status in one PATCH, then
 // one Event.
@@ -321,32 +320,24 @@ func (a *Agent) Report(ctx context.Context, r plan.Report) error {
 	if a.src.Publisher == nil || pod.Name == "" {
 		return nil
 	}
-	uid := pod.UID
-	if pod.Static {
-		uid = ""
-	}
 	var err error
 	switch attached := r.Verb == "ADD" && r.Error == ""; {
 	case attached && r.Later:
 		a.background(func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), laterTime)
 			defer cancel()
-			if err := a.publish(ctx, &r, uid); err != nil {
+			if err := a.publish(ctx, &r, apiUIDOf(pod)); err != nil {
 				a.log.Warn("network-status not published", "pod", pod.String(), "err", err)
 			}
 		})
 	case attached:
-		err = a.publish(ctx, &r, uid)
+		err = a.publish(ctx, &r, apiUIDOf(pod))
 	}
 	kind, reason, message := eventOf(&r)
 	a.background(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eventTime)
 		defer cancel()
-		ref := kube.PodRef{Namespace: pod.Namespace, Name: pod.Name, UID: uid}
-		if err := a.src.Publisher.Event(ctx, ref, kind, reason, message); err != nil {
-			a.src.Metrics.NotPublished(metrics.PublishEvent)
-			a.log.Warn("event not written", "pod", pod.String(), "err", err)
-		}
+		a.event(ctx, pod, kind, reason, message)
 	})
 	return err
 }
@@ -398,31 +389,4 @@ func Statuses(r *plan.Report) ([]netattach.Status, error) {
 		out = append(out, st)
 	}
 	return out, nil
-}
-
-// eventOf words the one Event of a report.
-func eventOf(r *plan.Report) (kind, reason, message string) {
-	switch {
-	case r.Error != "" && r.Verb == "DEL":
-		return corev1.EventTypeWarning, "FailedToReleaseInterface", r.Error
-	case r.Error != "":
-		return corev1.EventTypeWarning, "FailedToAddInterface", r.Error
-	}
-	var parts []string
-	for _, o := range r.Outcomes {
-		part := fmt.Sprintf("%s from %s", o.IfName, o.Name)
-		if len(o.Findings) > 0 {
-			kind = corev1.EventTypeWarning
-			part += " (not as planned: " + strings.Join(o.Findings, "; ") + ")"
-		}
-		parts = append(parts, part)
-	}
-	message = "Add " + strings.Join(parts, ", ")
-	if r.Plan.Ignored != "" {
-		kind, message = corev1.EventTypeWarning, message+"; "+r.Plan.Ignored
-	}
-	if kind == "" {
-		kind = corev1.EventTypeNormal
-	}
-	return kind, "AddedInterface", message
 }

@@ -2,11 +2,13 @@ package house
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 
+	"github.com/manifold-cni/manifold/internal/agent"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/netconf"
@@ -118,4 +120,23 @@ func TestMetricsPageIsTheCodes(t *testing.T) {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", d.Name, d.Type, labels, d.Help)
 	}
 	golden(t, filepath.Join(root, "docs", "metrics.md"), b.String())
+}
+
+// Whoever finds a reason or a kind of error in an Event finds it on the page.
+func TestTroubleshootingHasEveryReasonAndKind(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join(root, "docs", "troubleshooting.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(raw)
+	for _, reason := range agent.Reasons() {
+		if !strings.Contains(page, "\n| `"+reason+"`") {
+			t.Errorf("no row begins with reason %s", reason)
+		}
+	}
+	for _, k := range cnierr.Kinds() {
+		if !strings.Contains(page, "`"+k.String()+"`") {
+			t.Errorf("kind %s has no entry", k)
+		}
+	}
 }
