@@ -222,7 +222,8 @@ func (r *run) preflight(p *plan.Plan) error {
 	return nil
 }
 
-// attachAll runs the plan's attachments in order, then sets the default route.
+// attachAll runs the plan's attachments in order, sets the default route, and looks
+// for the carriers.
 func (r *run) attachAll(ctx context.Context) (types.Result, []plan.Outcome, error) {
 	var outcomes []plan.Outcome
 	for i := range r.entry.Plan.Attachments {
@@ -235,6 +236,9 @@ func (r *run) attachAll(ctx context.Context) (types.Result, []plan.Outcome, erro
 	}
 	if err := r.route(outcomes); err != nil {
 		return nil, nil, cnierr.Annotate(err, cnierr.Subject{Pod: r.entry.Plan.Pod.String()})
+	}
+	if err := r.carriers(outcomes); err != nil {
+		return nil, nil, err
 	}
 	result, err := inVersion(outcomes[0].Result, r.inv.Conf.CNIVersion)
 	return result, outcomes, err
@@ -325,8 +329,7 @@ func (r *run) add(ctx context.Context, i int) (json.RawMessage, error) {
 	return raw, nil
 }
 
-// verify compares the interface with plan and result, and fails in mode enforce
-// only.
+// verify compares the interface with plan and result.
 func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *sriov.Snapshot) (*plan.Outcome, error) {
 	out := &plan.Outcome{Name: a.Name, IfName: a.IfName, Result: result}
 	if a.Want.Verify == plan.VerifyOff {
@@ -340,26 +343,58 @@ func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *sriov.S
 	if err != nil {
 		return nil, err
 	}
-	place := verify.Place{Host: r.host(), Sandbox: box, Carrier: time.Duration(r.inv.Conf.CarrierTime)}
-	facts, err := verify.Look(place, a, claimed, before)
+	facts, err := verify.Look(r.host(), box, a, claimed, before)
 	if err != nil {
 		return nil, err
 	}
 	killpoint.Here("verified")
-	rep := verify.Compare(a, claim, before, facts)
-	out.Verified, out.MTU, out.MAC = rep.Checked, facts.Interface.MTU, facts.Interface.MAC
-	for _, f := range append(rep.Findings, rep.Warnings...) {
-		r.Times.differed(verify.Class(f))
-		out.Findings = append(out.Findings, f.String())
+	out.MTU, out.MAC = facts.Interface.MTU, facts.Interface.MAC
+	return out, r.judge(a, out, verify.Compare(a, claim, before, facts))
+}
+
+// judge adds a comparison to an outcome; what differs is an error in mode enforce
+// only.
+func (r *run) judge(a *plan.Attachment, out *plan.Outcome, rep verify.Report) error {
+	out.Verified = append(out.Verified, rep.Checked...)
+	var found []string
+	for _, d := range append(rep.Findings, rep.Warnings...) {
+		r.Times.differed(verify.Class(d))
+		found = append(found, d.String())
 	}
 	if len(rep.Findings) > 0 && a.Want.Verify == plan.VerifyEnforce {
-		return nil, cnierr.New("verify", cnierr.VerifyFailed, "%s", strings.Join(out.Findings, "\n")).
-			WithFix("%s", rep.Fix())
+		return cnierr.New("verify", cnierr.VerifyFailed, "%s", strings.Join(found, "\n")).WithFix("%s", rep.Fix())
 	}
-	for _, f := range out.Findings {
+	out.Findings = append(out.Findings, found...)
+	for _, f := range found {
 		r.warn("%s: %s", a.Name, f)
 	}
-	return out, nil
+	return nil
+}
+
+// carriers looks for the carriers of all attachments, which have the same time
+// for it: their links come up side by side.
+func (r *run) carriers(outcomes []plan.Outcome) error {
+	box, err := r.sandbox(r.inv.NetNS)
+	if err != nil {
+		return err
+	}
+	deadline := time.Now().Add(time.Duration(r.inv.Conf.CarrierTime))
+	for i := range outcomes {
+		a := &r.entry.Plan.Attachments[i]
+		if a.Want.Verify == plan.VerifyOff || a.Want.Carrier == "" || a.Want.Carrier == plan.CarrierIgnore {
+			continue
+		}
+		done := r.Times.step(plan.StepCarrier, "", i)
+		rep, err := box.Carrier(a, deadline)
+		if err == nil {
+			err = r.judge(a, &outcomes[i], rep)
+		}
+		done(err)
+		if err != nil {
+			return cnierr.Annotate(err, r.subject(i))
+		}
+	}
+	return nil
 }
 
 // undo releases what a failed ADD attached and returns the ADD's error, with

@@ -35,44 +35,47 @@ func (e *Engine) Check(ctx context.Context, inv *netconf.Invocation) error {
 	if err != nil {
 		return r.end(false, err)
 	}
+	var outcomes []plan.Outcome
 	for i := range r.entry.Plan.Attachments {
 		r.exec.attachment = i
-		if err := r.checkOne(ctx, i); err != nil {
+		out, err := r.checkOne(ctx, i)
+		if err != nil {
 			return r.end(false, cnierr.Annotate(err, r.subject(i)))
 		}
+		outcomes = append(outcomes, *out)
 	}
-	return r.end(false, nil)
+	return r.end(false, r.carriers(outcomes))
 }
 
-func (r *run) checkOne(ctx context.Context, i int) error {
+func (r *run) checkOne(ctx context.Context, i int) (*plan.Outcome, error) {
 	a := &r.entry.Plan.Attachments[i]
 	result := r.entry.Result(i)
 	if result == nil {
-		return cnierr.New("check", cnierr.TeardownIncomplete, "its ADD was never completed")
+		return nil, cnierr.New("check", cnierr.TeardownIncomplete, "its ADD was never completed")
 	}
 	list, err := listOf(a)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	rt := r.runtimeConf(a, r.inv.NetNS)
 	if err := r.seedCache(list, rt, result); err != nil {
-		return err
+		return nil, err
 	}
 	if knows, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.4.0"); err == nil && knows {
 		ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
 		defer cancel()
 		if err := r.cni.CheckNetworkList(ctx, list, rt); err != nil {
-			return delegateError("check", err)
+			return nil, delegateError("check", err)
 		}
 	}
 	before, err := r.before(i)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	done := r.Times.step(plan.StepVerify, "", i)
-	_, err = r.verify(a, result, before)
+	out, err := r.verify(a, result, before)
 	done(err)
-	return err
+	return out, err
 }
 
 // Status returns nil when an ADD can be served: the planner answers, the default

@@ -53,7 +53,7 @@ type Conf struct {
 	DeviceInfo     string     `json:"deviceInfoDir" default:"/var/run/k8s.cni.cncf.io/devinfo" doc:"directory of the device-information files, with dp/ and cni/ in it" multus:"own"`
 	Verify         string     `json:"verify" default:"enforce" enum:"enforce warn off" doc:"what follows when an interface is not what plan and result say: undo and refuse, report, or do not look" multus:"own: Multus does not look"`
 	Carrier        string     `json:"carrier" default:"warn" enum:"warn require ignore" doc:"what follows when the interface of a device has no carrier: report, not as planned in the sense of verify, or do not look; a definition's annotation manifold.dev/carrier comes first" multus:"own: Multus does not look"`
-	CarrierTime    Duration   `json:"carrierTimeout" default:"3s" doc:"longest wait for the carrier of a device's interface that is up" multus:"own"`
+	CarrierTime    Duration   `json:"carrierTimeout" default:"3s" doc:"longest wait for the carriers of a pod's interfaces that are up" multus:"own"`
 	RestoreDevices bool       `json:"restoreDevices" default:"true" doc:"make a VF after DEL as it was before ADD: name, MAC, MTU, and what its PF says of it" multus:"own"`
 	DeviceOrder    string     `json:"deviceOrder" default:"address" enum:"address plugin" doc:"order of a container's devices: ascending, or as the device plugin's answer lists them" multus:"own"`
 	BadAnnot       string     `json:"invalidAnnotation" default:"fail" enum:"fail ignore" doc:"what follows an invalid pod annotation: refuse the pod, or attach the default network alone and warn" multus:"own: Multus refuses some and passes over others"`

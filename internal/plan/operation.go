@@ -34,6 +34,7 @@ const (
 	StepJournal  = "journal"  // write the journal's first record
 	StepDelegate = "delegate" // one run of one delegate
 	StepVerify   = "verify"   // look at an attachment's interface and compare
+	StepCarrier  = "carrier"  // look for the carrier of an attachment's interface, wait for it included
 	StepUndo     = "undo"     // one run of one delegate that takes back what was attached
 )
 

@@ -9,33 +9,55 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// lookForCarrier is look for an attachment's interface. One that is up and wants
-// a carrier is given some time to have it: a VF and its PF agree on the link
-// after it was set up. The kernel tells of every change, so that nothing is
-// polled and no time is lost.
-func (s *Sandbox) lookForCarrier(a *plan.Attachment, patience time.Duration) (Interface, error) {
-	i, err := s.look(a.IfName, a.Device != nil)
-	if err != nil || a.Want.Carrier == "" || a.Want.Carrier == plan.CarrierIgnore || i.Carrier || !i.Up {
-		return i, err
+// Carrier compares whether an attachment's interface has its link with the policy
+// of the plan, which must not be to ignore it. An interface that is up is given
+// time until the deadline: a VF and its PF agree on the link after it was set up.
+// The kernel tells of every change, so that nothing is polled and no time is lost.
+func (s *Sandbox) Carrier(a *plan.Attachment, deadline time.Time) (Report, error) {
+	var r Report
+	flags, err := s.awaitCarrier(a.IfName, deadline)
+	if err != nil {
+		return r, cnierr.New("inspect sandbox", cnierr.IO, "%w", err)
+	}
+	compareCarrier(&r, a.Want.Carrier, flags)
+	return r, nil
+}
+
+// flags are a link's that say how far it has come, for [unix.IFF_UP] and
+// [unix.IFF_LOWER_UP]; none without a link.
+func (s *Sandbox) flags(ifName string) (uint32, error) {
+	link, err := s.link(ifName)
+	if err != nil || link == nil {
+		return 0, err
+	}
+	return link.Attrs().RawFlags & (unix.IFF_UP | unix.IFF_LOWER_UP), nil
+}
+
+// awaitCarrier returns the flags of a link that may yet get its carrier.
+func (s *Sandbox) awaitCarrier(ifName string, deadline time.Time) (uint32, error) {
+	flags, err := s.flags(ifName)
+	if err != nil || flags != unix.IFF_UP {
+		return flags, err
 	}
 	changes, err := s.changes()
 	if err != nil {
-		return i, err
+		return flags, err
 	}
 	defer changes.Close()
-	for end := time.Now().Add(patience); ; {
+	for {
 		// Again at first, since what happened before the subscription was missed.
-		i, err := s.look(a.IfName, a.Device != nil)
-		left := time.Until(end)
-		if err != nil || i.Carrier || !i.Up || left < time.Microsecond { // which would mean for ever
-			return i, err
+		flags, err := s.flags(ifName)
+		left := time.Until(deadline)
+		if err != nil || flags != unix.IFF_UP || left < time.Microsecond { // which would mean for ever
+			return flags, err
 		}
 		if err := await(changes, left); err != nil {
-			return i, fmt.Errorf("wait for the carrier of %s: %w", a.IfName, err)
+			return flags, fmt.Errorf("wait for the carrier of %s: %w", ifName, err)
 		}
 	}
 }
@@ -69,17 +91,14 @@ func (s *Sandbox) changes() (out *nl.NetlinkSocket, err error) {
 // carrierField is what findings about the carrier are called.
 const carrierField = "carrier"
 
-// compareCarrier compares an interface with the policy for its carrier.
-func compareCarrier(r *Report, policy string, i Interface) {
-	if policy == "" || policy == plan.CarrierIgnore {
-		return
-	}
-	if i.Carrier {
+// compareCarrier compares a link's flags with a policy.
+func compareCarrier(r *Report, policy string, flags uint32) {
+	if flags&unix.IFF_LOWER_UP != 0 {
 		r.Checked = append(r.Checked, carrierField)
 		return
 	}
 	found := "none, though the interface is up"
-	if !i.Up {
+	if flags&unix.IFF_UP == 0 {
 		found = "none, since the interface is down"
 	}
 	f := sriov.Difference{Field: carrierField, Want: "one", Found: found}

@@ -1,10 +1,13 @@
 package verify
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -25,7 +28,7 @@ func good() (*plan.Attachment, Claim, *sriov.Snapshot, *Facts) {
 	a := &plan.Attachment{
 		IfName: "net1", Device: &plan.Device{Resource: "r/x", ID: vf, PCIAddress: vf, PF: pf, Driver: "igbvf"},
 		Want: plan.Want{
-			Verify: plan.VerifyEnforce, Carrier: plan.CarrierRequire, MAC: "02:00:00:00:00:01", MTU: 1400, IPs: []string{"10.0.0.2"},
+			Verify: plan.VerifyEnforce, MAC: "02:00:00:00:00:01", MTU: 1400, IPs: []string{"10.0.0.2"},
 			VF: &plan.VF{
 				VLAN: ptr(100), VLANQoS: ptr(3), VLANProto: "802.1Q", MAC: "02:00:00:00:00:01", SpoofChk: "off", Trust: "on",
 				LinkState: "enable", MinTxRate: ptr(10), MaxTxRate: ptr(200),
@@ -35,7 +38,7 @@ func good() (*plan.Attachment, Claim, *sriov.Snapshot, *Facts) {
 	c := Claim{Interface: true, MAC: "02:00:00:00:00:01", MTU: 1400, Addresses: []string{"10.0.0.2/24"}}
 	before := &sriov.Snapshot{NetDevs: []sriov.NetDev{{Name: "ens1v2", Index: 7, MAC: "02:00:00:00:00:aa"}}, VFIndex: 2}
 	f := &Facts{
-		Interface: Interface{Exists: true, Name: "net1", Up: true, Carrier: true, MAC: "02:00:00:00:00:01", MTU: 1400, Parent: vf, Addresses: []string{"10.0.0.2/24", "fe80::1/64"}},
+		Interface: Interface{Exists: true, Name: "net1", MAC: "02:00:00:00:00:01", MTU: 1400, Parent: vf, Addresses: []string{"10.0.0.2/24", "fe80::1/64"}},
 		Device: &sriov.Snapshot{Driver: "igbvf", VF: &sriov.VFState{
 			MAC: "02:00:00:00:00:01", VLAN: 100, VLANQoS: 3, VLANProto: "802.1q", Trust: true, LinkState: "enable", MinTxRate: 10, MaxTxRate: 200,
 		}},
@@ -46,7 +49,7 @@ func good() (*plan.Attachment, Claim, *sriov.Snapshot, *Facts) {
 func TestAllAsItShouldBe(t *testing.T) {
 	a, c, before, f := good()
 	r := Compare(a, c, before, f)
-	if len(r.Findings) != 0 || len(r.Checked) != 18 {
+	if len(r.Findings) != 0 || len(r.Checked) != 17 {
 		t.Errorf("%d checked: %v; findings %v", len(r.Checked), r.Checked, r.Findings)
 	}
 }
@@ -78,8 +81,6 @@ func TestEveryLieIsFound(t *testing.T) {
 		"link state":      {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.LinkState = "auto" }, "link state of the VF: wanted enable, found auto"},
 		"minimum rate":    {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.MinTxRate = 0 }, "minimum rate of the VF"},
 		"maximum rate":    {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.MaxTxRate = 0 }, "maximum rate of the VF"},
-		"no carrier":      {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.Carrier = false }, "carrier: wanted one, found none, though the interface is up"},
-		"left down":       {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.Carrier, f.Interface.Up = false, false }, "carrier: wanted one, found none, since the interface is down"},
 		"no VF on the PF": {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF = nil }, "virtual function"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -97,14 +98,22 @@ func TestEveryLieIsFound(t *testing.T) {
 }
 
 func TestCarrierPolicies(t *testing.T) {
-	for policy, want := range map[string]struct{ checked, findings, warnings int }{
-		"": {17, 0, 0}, plan.CarrierIgnore: {17, 0, 0}, plan.CarrierWarn: {17, 0, 1}, plan.CarrierRequire: {17, 1, 0},
+	const up, linked, down = unix.IFF_UP, unix.IFF_UP | unix.IFF_LOWER_UP, 0
+	for name, tc := range map[string]struct {
+		policy string
+		found  uint32
+		want   string
+	}{
+		"linked":         {plan.CarrierRequire, linked, "checked [carrier], findings [], warnings []"},
+		"required":       {plan.CarrierRequire, up, "checked [], findings [carrier: wanted one, found none, though the interface is up], warnings []"},
+		"left down":      {plan.CarrierRequire, down, "checked [], findings [carrier: wanted one, found none, since the interface is down], warnings []"},
+		"reported":       {plan.CarrierWarn, up, "checked [], findings [], warnings [carrier: wanted one, found none, though the interface is up]"},
+		"reported, down": {plan.CarrierWarn, down, "checked [], findings [], warnings [carrier: wanted one, found none, since the interface is down]"},
 	} {
-		a, c, before, f := good()
-		a.Want.Carrier, f.Interface.Carrier = policy, false
-		r := Compare(a, c, before, f)
-		if len(r.Checked) != want.checked || len(r.Findings) != want.findings || len(r.Warnings) != want.warnings {
-			t.Errorf("policy %q: %+v, want %+v", policy, r, want)
+		var r Report
+		compareCarrier(&r, tc.policy, tc.found)
+		if got := fmt.Sprintf("checked %v, findings %v, warnings %v", r.Checked, r.Findings, r.Warnings); got != tc.want {
+			t.Errorf("%s: %s, want %s", name, got, tc.want)
 		}
 	}
 }

@@ -82,10 +82,7 @@ func (s *Sandbox) look(name string, hardware bool) (Interface, error) {
 		return Interface{}, err
 	}
 	a := link.Attrs()
-	out := Interface{
-		Exists: true, Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Parent: a.ParentDev, Lower: a.ParentIndex,
-		Up: a.RawFlags&unix.IFF_UP != 0, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0,
-	}
+	out := Interface{Exists: true, Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Parent: a.ParentDev, Lower: a.ParentIndex}
 	if out.Parent == "" && hardware {
 		err := ns.WithNetNSPath(s.path, func(ns.NetNS) error {
 			out.Parent = busInfo(name)

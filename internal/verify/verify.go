@@ -1,11 +1,12 @@
 // Package verify compares an interface with what the plan wants and the
 // delegate's result claims, by netlink.
 //
-// It works in three steps that can be used apart. [Capture], before the delegate
+// It works in steps that can be used apart. [Capture], before the delegate
 // runs, records the device as it stands on the host: its network devices and the
 // PF's view of a VF. [Look], after, gathers the facts: the interface inside the
 // sandbox, what is left on the host, the PF's view. [Compare] is pure: it names
-// what was compared and what differs.
+// what was compared and what differs. [Sandbox.Carrier] is for when all attachments of a
+// sandbox are made, since a link takes its time.
 //
 // That an interface stands on a device is proven by the kernel's own word, its
 // parent device (IFLA_PARENT_DEV_NAME, else the driver's bus-info). Where the
@@ -20,7 +21,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 
@@ -36,8 +36,6 @@ type Interface struct {
 	Name      string
 	MAC       string
 	MTU       int
-	Up        bool   // set up by who made it
-	Carrier   bool   // the link's other end is there
 	Parent    string // parent device or bus-info; empty when the kernel tells none
 	Lower     int    // index of the link that it is stacked on or paired with, in that link's namespace; 0 for none
 	Addresses []string
@@ -87,25 +85,18 @@ func snapshot(host sriov.Host, d *plan.Device) (*sriov.Snapshot, error) {
 	return s, err
 }
 
-// Place is where [Look] looks, and how long.
-type Place struct {
-	Host    sriov.Host    // the node
-	Sandbox *Sandbox      // the pod
-	Carrier time.Duration // longest wait for a carrier that the attachment wants
-}
-
 // Look gathers the facts after a delegate ran. claimed are the interfaces that
 // its result places in the sandbox.
-func Look(p Place, a *plan.Attachment, claimed []string, before *sriov.Snapshot) (*Facts, error) {
+func Look(host sriov.Host, sandbox *Sandbox, a *plan.Attachment, claimed []string, before *sriov.Snapshot) (*Facts, error) {
 	f := &Facts{}
 	var err error
-	if f.Interface, err = p.Sandbox.lookForCarrier(a, p.Carrier); err != nil {
+	if f.Interface, err = sandbox.look(a.IfName, a.Device != nil); err != nil {
 		return nil, cnierr.New("inspect sandbox", cnierr.IO, "%w", err)
 	}
 	for _, name := range claimed {
 		there := f.Interface.Exists
 		if name != a.IfName {
-			if there, err = p.Sandbox.Exists(name); err != nil {
+			if there, err = sandbox.Exists(name); err != nil {
 				return nil, err
 			}
 		}
@@ -122,7 +113,7 @@ func Look(p Place, a *plan.Attachment, claimed []string, before *sriov.Snapshot)
 			f.LeftOnHost = append(f.LeftOnHost, d)
 		}
 	}
-	f.Device, err = snapshot(p.Host, a.Device)
+	f.Device, err = snapshot(host, a.Device)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, cnierr.New("inspect device", cnierr.IO, "%w", err)
 	}
@@ -225,7 +216,6 @@ func Compare(a *plan.Attachment, c Claim, before *sriov.Snapshot, f *Facts) Repo
 	}
 	if i.Exists {
 		compareInterface(&r, a, c, i)
-		compareCarrier(&r, a.Want.Carrier, i)
 	}
 	if a.Device != nil && !userspace {
 		compareDevice(&r, a.Device, before, f)
