@@ -1,0 +1,162 @@
+//go:build apiserver
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/manifold-cni/manifold/test/harness"
+	"github.com/manifold-cni/manifold/test/manifests"
+)
+
+func init() {
+	builds = append(builds, func() error {
+		_, err := harness.Helm()
+		return err
+	})
+}
+
+// chart renders the chart with helm's further arguments.
+func (n *realNode) chart(args ...string) []*unstructured.Unstructured {
+	n.t.Helper()
+	stream, err := manifests.Render("../..", args...)
+	n.must(err)
+	objects, err := manifests.Objects(stream)
+	n.must(err)
+	return objects
+}
+
+// apply creates objects; what the API server does not know is refused.
+func (n *realNode) apply(objects []*unstructured.Unstructured, dryRun ...string) {
+	n.t.Helper()
+	client, err := dynamic.NewForConfig(n.server.Config())
+	n.must(err)
+	for _, o := range objects {
+		if o.GroupVersionKind().Group == "security.openshift.io" {
+			n.t.Logf("%s is OpenShift's own and not looked at", o.GetKind())
+			continue
+		}
+		resource, _ := meta.UnsafeGuessKindToResource(o.GroupVersionKind())
+		var to dynamic.ResourceInterface = client.Resource(resource)
+		if ns := o.GetNamespace(); ns != "" {
+			to = client.Resource(resource).Namespace(ns)
+		}
+		if _, err := to.Create(context.Background(), o, metav1.CreateOptions{FieldValidation: "Strict", DryRun: dryRun}); err != nil {
+			n.t.Errorf("%s %s: %v", o.GetKind(), o.GetName(), err)
+		}
+	}
+}
+
+// TestRealAPITakesTheChart: every preset, and what else changes its objects.
+func TestRealAPITakesTheChart(t *testing.T) {
+	n := newRealNode(t)
+	for _, args := range [][]string{
+		{"--set", "reconcile=repair"}, {"--set", "reconcile=off,podsAPI=true"}, {"--set", "dra=true,podsAPI=false"},
+	} {
+		n.apply(n.renamed(n.chart(args...)), metav1.DryRunAll)
+	}
+	for _, preset := range manifests.Presets {
+		n.apply(n.renamed(n.chart("-f", manifests.Preset(preset))), metav1.DryRunAll)
+	}
+}
+
+// renamed gives the objects names beside those of the node's own agent.
+func (n *realNode) renamed(objects []*unstructured.Unstructured) []*unstructured.Unstructured {
+	for _, o := range objects {
+		o.SetName(o.GetName() + "-chart")
+	}
+	return objects
+}
+
+// stolen is what somebody holds who has taken the credential of node1's agent.
+type stolen struct {
+	*realNode
+	client kubernetes.Interface
+}
+
+// steal installs the chart, with pods on two nodes, and takes node1's credential.
+func steal(t *testing.T) *stolen {
+	n := newRealNode(t)
+	ctx := context.Background()
+	n.must(n.client.RbacV1().ClusterRoles().Delete(ctx, "manifold", metav1.DeleteOptions{}))
+	n.must(n.client.RbacV1().ClusterRoleBindings().Delete(ctx, "manifold", metav1.DeleteOptions{}))
+	n.apply(n.chart("--kube-version", "1.37.0"))
+	for _, node := range []string{"node1", "node2"} {
+		_, err := n.client.CoreV1().Pods("default").Create(ctx, &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: "app-" + node, Annotations: map[string]string{"keep": "this"}, Labels: map[string]string{"app": "app"}},
+			Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "c", Image: "none"}}},
+		}, metav1.CreateOptions{})
+		n.must(err)
+	}
+	agent, err := n.client.CoreV1().Pods("kube-system").Create(ctx, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "manifold-1"},
+		Spec:       corev1.PodSpec{NodeName: "node1", ServiceAccountName: "manifold", Containers: []corev1.Container{{Name: "c", Image: "none"}}},
+	}, metav1.CreateOptions{})
+	n.must(err)
+	token, err := n.client.CoreV1().ServiceAccounts("kube-system").CreateToken(ctx, "manifold", &authenticationv1.TokenRequest{
+		Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: agent.Name, UID: agent.UID}},
+	}, metav1.CreateOptions{})
+	n.must(err)
+	admin := n.server.Config()
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: admin.Host, TLSClientConfig: admin.TLSClientConfig, BearerToken: token.Status.Token})
+	n.must(err)
+	return &stolen{n, client}
+}
+
+// patch changes a pod by a merge patch.
+func (s *stolen) patch(pod, body string) error {
+	_, err := s.client.CoreV1().Pods("default").Patch(context.Background(), pod, types.MergePatchType, []byte(body), metav1.PatchOptions{})
+	return err
+}
+
+// TestRealAPIStolenCredential: what a node's credential can change is the
+// network-status of that node's pods.
+func TestRealAPIStolenCredential(t *testing.T) {
+	s := steal(t)
+	status := func(text string) string {
+		return fmt.Sprintf(`{"metadata":{"annotations":{"k8s.v1.cni.cncf.io/network-status":%q}}}`, text)
+	}
+	s.eventually("the policy to hold", func() bool { return apierrors.IsForbidden(s.patch("app-node2", status("[]"))) })
+	for _, text := range []string{"[]", "[{}]"} { // set, then changed
+		if err := s.patch("app-node1", status(text)); err != nil {
+			t.Errorf("the status of its own pod: %v", err)
+		}
+	}
+	if err := s.patch("app-node2", status("[]")); err == nil || !strings.Contains(err.Error(), `node "node1"`) {
+		t.Errorf("another node's pod: %v", err)
+	}
+	for _, body := range []string{
+		`{"metadata":{"annotations":{"more":"1"}}}`, `{"metadata":{"annotations":{"keep":"that"}}}`, `{"metadata":{"annotations":{"keep":null}}}`,
+		`{"metadata":{"labels":{"app":"other"}}}`, `{"metadata":{"labels":{"app":null}}}`, `{"metadata":{"finalizers":["a.example/b"]}}`,
+		`{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"Node","name":"x","uid":"y"}]}}`,
+		`{"spec":{"containers":[{"name":"c","image":"evil"}]}}`, `{"spec":{"activeDeadlineSeconds":1}}`,
+	} {
+		if err := s.patch("app-node1", body); !apierrors.IsForbidden(err) {
+			t.Errorf("%s: %v", body, err)
+		}
+	}
+	ctx := context.Background()
+	_, list := s.client.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
+	_, secrets := s.client.CoreV1().Secrets("kube-system").List(ctx, metav1.ListOptions{})
+	for what, err := range map[string]error{
+		"delete a pod": s.client.CoreV1().Pods("default").Delete(ctx, "app-node1", metav1.DeleteOptions{}), "list pods": list, "list secrets": secrets,
+	} {
+		if !apierrors.IsForbidden(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
