@@ -199,6 +199,7 @@ func installFlags(flags *flag.FlagSet) *agent.Installer {
 	flags.StringVar(&i.ClusterNetwork, "cluster-network", "", "`name` or file of the cluster default network; by default the first configuration in --cni-conf-dir")
 	flags.StringVar(&i.Config, "config", "", "`file` with the plugin's configuration or keys of it, JSON")
 	flags.StringVar(&i.AgentConfig, "agent-config", "", "`file` with the agent's configuration, JSON; by default the one in place, else one without an API server")
+	flags.DurationVar(&i.Wait, "wait", 0, "install: how `long` to wait until there is a cluster default network")
 	flags.StringVar(&i.Node, "node", "", "this node's `name` for the agent's configuration; by default as it says")
 	flags.StringVar(&i.ToMultus, "to-multus", "", "uninstall: Multus's cniDir, a `directory` to hand the attached sandboxes over to it in")
 	flags.BoolVar(&i.Force, "force", false, "also where the node would be left without a source of pods or without a network")

@@ -162,6 +162,7 @@ type Assembly struct {
 	// switched off, or only one call is served.
 	Reconciler *reconcile.Reconciler
 	slices     *kube.Slices // nil when they are not read
+	writer     *kube.Writer // nil without an API server
 	run        []func(context.Context)
 	close      []func() error
 }
@@ -210,6 +211,7 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 	}
 	a.Sources.Pods, a.Sources.Definitions = kube.FirstPods(pods...), kube.FirstDefinitions(defs...)
 	a.devices(c, once, log)
+	a.guard(c, once, log)
 	a.checks(c, podsReady(c, podsAPI, watched))
 	return a, nil
 }
@@ -220,6 +222,23 @@ func (c *Config) metrics(once bool) *metrics.Metrics {
 		return nil
 	}
 	return metrics.New(c.Release)
+}
+
+// guard watches over the plugin's configuration.
+func (a *Assembly) guard(c *Config, once bool, log *slog.Logger) {
+	if once || c.CNIConfig == "" {
+		return
+	}
+	g := &guard{conf: c.CNIConfig, log: log, event: func(ctx context.Context, reason, message string) {
+		if a.writer == nil {
+			return
+		}
+		if err := a.writer.NodeEvent(ctx, corev1.EventTypeWarning, reason, message); err != nil {
+			log.Warn("event not written", "reason", reason, "err", err)
+		}
+	}}
+	a.run = append(a.run, g.run)
+	a.Checks = append(a.Checks, Check{"CNI configuration", g.ready})
 }
 
 // devices connects the allocation sources.
@@ -274,7 +293,8 @@ func (a *Assembly) apiServer(c *Config, once bool) (*kube.PodInformer, kube.Defi
 		return nil, nil, cnierr.New("connect to the API server", cnierr.InvalidConfig, "%w", err)
 	}
 	a.close = append(a.close, func() error { client.Close(); return nil })
-	a.Sources.Publisher = kube.NewWriter(client, "manifold", c.Node)
+	a.writer = kube.NewWriter(client, "manifold", c.Node)
+	a.Sources.Publisher = a.writer
 	pods, defs := kube.NewPodInformer(client, c.Node), kube.NewDefinitionInformer(client, c.Snapshot)
 	if c.ResourceSlices {
 		a.slices = kube.NewSlices(client, c.Node)

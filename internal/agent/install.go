@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/google/renameio/v2"
 
@@ -19,17 +20,18 @@ import (
 // renaming: a running program keeps its own, a reader sees the old or the new
 // one, and a name is never absent in between.
 type Installer struct {
-	From           string // directory of the programs; empty: this program's own
-	BinDir         string // directory of CNI plugins
-	ConfDir        string // directory of CNI configurations
-	ConfName       string // name of Manifold's configuration in ConfDir
-	StateDir       string // directory of the journal; empty: as in Config, as in place, or the default
-	ClusterNetwork string // cluster default network; empty: the first in ConfDir
-	Config         string // file with the plugin's configuration, or keys of it
-	AgentConfig    string // file with the agent's configuration
-	Node           string // this node's name in the agent's configuration; empty: as the file says
-	ToMultus       string // Multus's cniDir, where it finds the sandboxes that are attached; empty: they are not handed over
-	Force          bool   // also where the node would be left without pods or networks
+	From           string        // directory of the programs; empty: this program's own
+	BinDir         string        // directory of CNI plugins
+	ConfDir        string        // directory of CNI configurations
+	ConfName       string        // name of Manifold's configuration in ConfDir
+	StateDir       string        // directory of the journal; empty: as in Config, as in place, or the default
+	ClusterNetwork string        // cluster default network; empty: the first in ConfDir
+	Config         string        // file with the plugin's configuration, or keys of it
+	AgentConfig    string        // file with the agent's configuration
+	Wait           time.Duration // how long Install waits for a cluster default network
+	Node           string        // this node's name in the agent's configuration; empty: as the file says
+	ToMultus       string        // Multus's cniDir, where it finds the sandboxes that are attached; empty: they are not handed over
+	Force          bool          // also where the node would be left without pods or networks
 }
 
 // programs are the names of what is installed.
@@ -46,7 +48,7 @@ func (i *Installer) confFile() string { return filepath.Join(i.ConfDir, i.ConfNa
 // does is printed to out.
 func (i *Installer) Install(out io.Writer) error {
 	const op = "install"
-	conf, err := i.pluginConfig()
+	conf, err := i.awaitConfig(out)
 	if err != nil {
 		return err
 	}
@@ -75,11 +77,28 @@ func (i *Installer) Install(out io.Writer) error {
 	if err := i.installAgentConfig(out); err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(i.confFile(), conf, 0o600); err != nil {
+	if err := writeConf(i.confFile(), conf); err != nil {
 		return cnierr.New(op, cnierr.IO, "%w", err)
 	}
 	fmt.Fprintln(out, "installed", i.confFile())
 	return nil
+}
+
+// waitPause is the time between two looks for the cluster default network.
+const waitPause = 500 * time.Millisecond
+
+// awaitConfig is pluginConfig, asked again until Wait is over while there is no
+// cluster default network: on a new node its plugin may come later, and a
+// configuration without one would fail every pod.
+func (i *Installer) awaitConfig(out io.Writer) ([]byte, error) {
+	conf, err := i.pluginConfig()
+	if i.Wait > 0 && cnierr.Is(err, cnierr.NotReady) {
+		fmt.Fprintln(out, "waiting:", err)
+	}
+	for end := time.Now().Add(i.Wait); cnierr.Is(err, cnierr.NotReady) && time.Now().Before(end); conf, err = i.pluginConfig() {
+		time.Sleep(waitPause)
+	}
+	return conf, err
 }
 
 // installProgram copies a program over another that may be running.
@@ -328,7 +347,7 @@ func (i *Installer) Uninstall(out io.Writer) error {
 		return err
 	}
 	// The directory may hold files of others.
-	_ = os.Remove(filepath.Dir(i.agentFile()))
+	_, _ = os.Remove(confLock(i.confFile())), os.Remove(filepath.Dir(i.agentFile()))
 	return nil
 }
 
@@ -342,7 +361,8 @@ func (i *Installer) withdraw(out io.Writer) error {
 			return err
 		}
 	}
-	if err := remove(out, i.confFile()); err != nil || i.ToMultus == "" {
+	err := withdrawConf(i.confFile(), func(path string) error { return remove(out, path) })
+	if err != nil || i.ToMultus == "" {
 		return err
 	}
 	return handOver(dir, i.ToMultus, true, out)

@@ -113,10 +113,15 @@ type PodRef struct {
 	UID       string // the API's; may be empty
 }
 
-// eventKey is what one Event object stands for: all that is said about one pod
-// with one reason.
+// object is the pod as an Event refers to it.
+func (r PodRef) object() corev1.ObjectReference {
+	return corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: r.Namespace, Name: r.Name, UID: types.UID(r.UID)}
+}
+
+// eventKey is what one Event object stands for: all that is said about one
+// object with one reason.
 type eventKey struct {
-	pod       PodRef
+	about     corev1.ObjectReference
 	eventType string
 	reason    string
 }
@@ -141,8 +146,29 @@ func (w *Writer) Event(ctx context.Context, ref PodRef, eventType, reason, messa
 	if err := checkNames("pod", ref.Namespace, ref.Name); err != nil {
 		return fmt.Errorf("event: %w", err)
 	}
-	reason, message = cut(reason, maxReason), cut(message, maxMessage)
-	key := eventKey{ref, eventType, reason}
+	if err := w.emit(ctx, eventKey{ref.object(), eventType, cut(reason, maxReason)}, message); err != nil {
+		return writeError(fmt.Sprintf("event %s about pod %s/%s", reason, ref.Namespace, ref.Name), err)
+	}
+	return nil
+}
+
+// NodeEvent is [Writer.Event] about the writer's node.
+func (w *Writer) NodeEvent(ctx context.Context, eventType, reason, message string) error {
+	// As kubelets refer to their nodes, so that kubectl describe finds it.
+	about := corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: w.node, UID: types.UID(w.node)}
+	if err := w.emit(ctx, eventKey{about, eventType, cut(reason, maxReason)}, message); err != nil {
+		return writeError(fmt.Sprintf("event %s about node %s", reason, w.node), err)
+	}
+	return nil
+}
+
+// namespace is where the Event object is: that of what it is about, default for
+// what has none.
+func (k eventKey) namespace() string { return cmp.Or(k.about.Namespace, metav1.NamespaceDefault) }
+
+// emit creates or updates the Event object of key.
+func (w *Writer) emit(ctx context.Context, key eventKey, message string) error {
+	message = cut(message, maxMessage)
 	e := w.event(key)
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -153,13 +179,13 @@ func (w *Writer) Event(ctx context.Context, ref PodRef, eventType, reason, messa
 	}
 	err := errEventGone
 	if e.name != "" {
-		err = w.updateEvent(ctx, ref.Namespace, e, message, now)
+		err = w.updateEvent(ctx, key.namespace(), e, message, now)
 	}
 	if errors.Is(err, errEventGone) {
 		err = w.createEvent(ctx, key, e, message, now)
 	}
 	if err != nil {
-		return writeError(fmt.Sprintf("event %s about pod %s/%s", reason, ref.Namespace, ref.Name), err)
+		return err
 	}
 	e.message, e.sent = message, now
 	return nil
@@ -174,18 +200,15 @@ func (w *Writer) createEvent(ctx context.Context, key eventKey, e *eventState, m
 	event := &corev1.Event{
 		// Random, so that an agent that restarted does not meet its own old events;
 		// fixed for all attempts, so that a retry does not make a second one.
-		ObjectMeta: metav1.ObjectMeta{Namespace: key.pod.Namespace, Name: eventName(key.pod.Name)},
-		InvolvedObject: corev1.ObjectReference{
-			APIVersion: "v1", Kind: "Pod",
-			Namespace: key.pod.Namespace, Name: key.pod.Name, UID: types.UID(key.pod.UID),
-		},
-		Type: key.eventType, Reason: key.reason, Message: message,
+		ObjectMeta:     metav1.ObjectMeta{Namespace: key.namespace(), Name: eventName(key.about.Name)},
+		InvolvedObject: key.about,
+		Type:           key.eventType, Reason: key.reason, Message: message,
 		Source:              corev1.EventSource{Component: w.component, Host: w.node},
 		ReportingController: w.component, ReportingInstance: w.node,
 		FirstTimestamp: at, LastTimestamp: at, Count: 1,
 	}
 	err := w.client.retry(ctx, func(ctx context.Context) error {
-		return w.client.core.Post().MaxRetries(0).Namespace(key.pod.Namespace).
+		return w.client.core.Post().MaxRetries(0).Namespace(key.namespace()).
 			Resource(resourceEvents).Body(event).Do(ctx).Error()
 	})
 	if err != nil && !apierrors.IsAlreadyExists(err) { // it exists when the answer to an attempt was lost

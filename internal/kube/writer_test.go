@@ -187,10 +187,24 @@ func TestEvent(t *testing.T) {
 	}
 }
 
+func TestNodeEvent(t *testing.T) {
+	srv, client := startServer(t)
+	if err := NewWriter(client, "manifold-agent", "node1").NodeEvent(context.Background(), corev1.EventTypeWarning, "R", "m"); err != nil {
+		t.Fatal(err)
+	}
+	wantEvents(t, srv, "R: m (1)")
+	want := corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: "node1", UID: "node1"}
+	if e := srv.Events()[0]; e.InvolvedObject != want || e.Namespace != "default" || !strings.HasPrefix(e.Name, "node1.") {
+		t.Errorf("%+v", e)
+	}
+	srv.FailWith(500)
+	wantError(t, NewWriter(client, "manifold-agent", "node1").NodeEvent(context.Background(), "Warning", "R", "m"), ErrUnavailable, "node node1")
+}
+
 func TestEventAggregates(t *testing.T) {
 	srv, client := startServer(t)
 	w := NewWriter(client, "manifold-agent", "node1")
-	key := eventKey{webRef, corev1.EventTypeNormal, "NoDevice"}
+	key := eventKey{webRef.object(), corev1.EventTypeNormal, "NoDevice"}
 	for range 5 {
 		send(t, w, "NoDevice", "no device")
 	}

@@ -7,7 +7,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+
+	"github.com/fsnotify/fsnotify"
 
 	"github.com/manifold-cni/manifold/test/harness"
 )
@@ -107,6 +110,54 @@ func TestInstallRefusesWhatCannotWork(t *testing.T) {
 	n.must(os.Remove(n.path("net.d/10-default.conflist")))
 	if out, err := n.install("install", "--force"); err == nil || !strings.Contains(out, "--cluster-network") {
 		t.Errorf("install without a primary network: %v\n%s", err, out)
+	}
+}
+
+// TestConfigurationIsNeverAbsent: without it the runtime would call the primary
+// network alone, and pods that ask for more would start without.
+func TestConfigurationIsNeverAbsent(t *testing.T) {
+	n := newNode(t, nil)
+	install := func(args ...string) {
+		if out, err := n.install("install", append([]string{"--agent-config", n.path("agent.json")}, args...)...); err != nil {
+			t.Fatalf("install: %v\n%s", err, out)
+		}
+	}
+	n.agentConfig(map[string]any{
+		"node": "node1", "socket": n.path("agent.sock"), "kubeletDir": n.path("kubelet"), "podsAPI": "-", "podManifests": n.path("pods"),
+		"snapshot": n.path("state/snapshot"), "cniConfig": n.path("net.d/00-manifold.conflist"),
+	})
+	install()
+	w, err := fsnotify.NewWatcher()
+	n.must(err)
+	defer w.Close()
+	n.must(w.Add(n.path("net.d")))
+	n.file("keys.json", `{"logLevel":"debug"}`)
+	for _, end := range []os.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		agent := exec.Command(n.path("opt/manifold-agent"), "serve", "--config", n.path("agent.json"))
+		n.must(agent.Start())
+		n.eventually("the agent to serve", func() bool { return exists(n.path("agent.sock")) })
+		// Files that sort before and behind change nothing either.
+		n.file("net.d/05-early.conflist", `{"cniVersion":"1.0.0","name":"early","plugins":[{"type":"ptp"}]}`)
+		install()
+		install("--config", n.path("keys.json"))
+		n.must(agent.Process.Signal(end))
+		_ = agent.Wait() // by the signal
+		n.must(os.Remove(n.path("agent.sock")))
+		n.must(os.Remove(n.path("net.d/05-early.conflist")))
+	}
+	n.link2opt()
+	n.installedRuntime() // which looks at the primary network
+	n.file("net.d/99-last", "")
+	for last := false; !last; {
+		select {
+		case e := <-w.Events:
+			last = e.Name == n.path("net.d/99-last")
+			if e.Name == n.path("net.d/00-manifold.conflist") && e.Has(fsnotify.Remove|fsnotify.Rename) {
+				t.Errorf("for a moment it was not there: %s", e)
+			}
+		case err := <-w.Errors:
+			t.Fatal(err)
+		}
 	}
 }
 

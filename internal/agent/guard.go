@@ -1,0 +1,262 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/internal/netconf"
+)
+
+// keptConf returns where a copy of Manifold's CNI configuration is kept: beside
+// the agent's own configuration. While it is there Manifold is installed, and
+// the configuration must be what it says.
+func keptConf(conf string) string {
+	return filepath.Join(filepath.Dir(conf), "manifold.d", filepath.Base(conf))
+}
+
+// writeConf writes Manifold's CNI configuration with its copy, under the lock, so
+// that no agent takes the one for the other's theft.
+func writeConf(conf string, content []byte) error {
+	unlock, err := lockConf(conf)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return errors.Join(renameio.WriteFile(keptConf(conf), content, 0o600), renameio.WriteFile(conf, content, 0o600))
+}
+
+// withdrawConf removes Manifold's CNI configuration and its copy, under the lock:
+// no agent puts it back.
+func withdrawConf(conf string, remove func(path string) error) error {
+	unlock, err := lockConf(conf)
+	if errors.Is(err, os.ErrNotExist) {
+		return remove(conf) // installed by hand
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return errors.Join(remove(keptConf(conf)), remove(conf))
+}
+
+// confLock returns the file of the lock under which configuration and copy are
+// changed.
+func confLock(conf string) string { return filepath.Join(filepath.Dir(keptConf(conf)), ".lock") }
+
+func lockConf(conf string) (unlock func(), err error) {
+	f, err := os.OpenFile(confLock(conf), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { _ = f.Close() }, nil // closing unlocks
+}
+
+// renamers are the endings that other plugins give to configurations which they
+// take out of the runtime's sight, and what keeps them from it.
+var renamers = map[string]string{
+	".cilium_bak": "Cilium did: set cni.exclusive to false in its configuration",
+}
+
+// guard keeps Manifold's configuration where the runtime finds it. Without it the
+// runtime calls the primary network alone, and pods that ask for more start
+// without, as if nothing were wrong: so what another plugin renames, removes or
+// overwrites is put back at once, and said.
+type guard struct {
+	conf  string // path of the configuration
+	log   *slog.Logger
+	event func(ctx context.Context, reason, message string)
+
+	saying sync.WaitGroup // events under way: an API server that is slow delays no repair
+
+	mu   sync.Mutex
+	last error // what is wrong now
+}
+
+// guardPause is the wait after the configuration was put back, so that another
+// that insists is no reason to keep a core busy; doubled up to guardMaxPause as
+// long as it does.
+const (
+	guardPause    = 100 * time.Millisecond
+	guardMaxPause = 10 * time.Second
+)
+
+// run watches until ctx ends.
+func (g *guard) run(ctx context.Context) {
+	defer g.saying.Wait()
+	w, err := fsnotify.NewWatcher()
+	if err == nil {
+		defer w.Close()
+		err = w.Add(filepath.Dir(g.conf))
+	}
+	if err != nil {
+		g.log.Warn("the CNI configuration is not watched", "file", g.conf, "err", err)
+		return
+	}
+	pause := guardPause
+	for {
+		if restored := g.look(ctx); restored {
+			pause = min(pause*2, guardMaxPause)
+		} else {
+			pause = guardPause
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		if !awaitChange(ctx, w) {
+			return
+		}
+	}
+}
+
+// awaitChange waits for a change in the watched directory and takes all that
+// there are; false when ctx has ended.
+func awaitChange(ctx context.Context, w *fsnotify.Watcher) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-w.Errors: // events may have been lost
+	case <-w.Events:
+	}
+	for {
+		select {
+		case <-w.Events:
+		case <-w.Errors:
+		default:
+			return ctx.Err() == nil
+		}
+	}
+}
+
+// look compares once, puts the configuration back where it is wrong, and says so.
+func (g *guard) look(ctx context.Context) (restored bool) {
+	what, err := g.restore()
+	if err == nil {
+		err = g.first()
+	}
+	g.mu.Lock()
+	changed := what != "" || (err != nil) != (g.last != nil)
+	g.last = err
+	g.mu.Unlock()
+	if !changed {
+		return false
+	}
+	reason, message := "CNIConfigurationRestored", what
+	if err != nil {
+		reason, message = "CNIConfigurationLost", strings.TrimPrefix(what+"; "+err.Error(), "; ")
+	}
+	if message == "" {
+		g.log.Info("the runtime finds the CNI configuration again", "file", g.conf)
+		return false
+	}
+	g.log.Warn("CNI configuration", "file", g.conf, "reason", reason, "found", message)
+	g.saying.Go(func() { g.event(ctx, reason, message) })
+	return what != ""
+}
+
+// ready returns what keeps the runtime from calling Manifold.
+func (g *guard) ready(context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.last
+}
+
+// restore puts the configuration back where the copy says that it must be, and
+// returns in words what had been done to it, or nothing.
+func (g *guard) restore() (what string, err error) {
+	unlock, err := lockConf(g.conf)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil // nothing is installed
+	}
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	kept, err := os.ReadFile(keptConf(g.conf))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	have, err := os.ReadFile(g.conf)
+	switch {
+	case err == nil && bytes.Equal(have, kept):
+		return "", nil
+	case err == nil && isOurs(have):
+		// An administrator's edit: what is meant is what is there.
+		return "", renameio.WriteFile(keptConf(g.conf), have, 0o600)
+	case err == nil:
+		what = "was overwritten by another plugin's"
+	case errors.Is(err, os.ErrNotExist):
+		what = g.culprit(kept)
+	default:
+		return "", err
+	}
+	what = fmt.Sprintf("%s %s, and is put back", g.conf, what)
+	return what, renameio.WriteFile(g.conf, kept, 0o600)
+}
+
+// isOurs reports whether a configuration is one that install could have written.
+func isOurs(raw []byte) bool {
+	var list struct {
+		Plugins []map[string]any `json:"plugins"`
+	}
+	if json.Unmarshal(raw, &list) != nil || len(list.Plugins) != 1 || list.Plugins[0]["type"] != "manifold" {
+		return false
+	}
+	return netconf.Validate(list.Plugins[0]) == nil
+}
+
+// culprit says what became of the configuration, which is absent: who renames a
+// file leaves it under its new name, and some are known by that.
+func (g *guard) culprit(kept []byte) string {
+	entries, err := os.ReadDir(filepath.Dir(g.conf))
+	if err != nil {
+		return "was removed"
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), filepath.Base(g.conf)) || !e.Type().IsRegular() {
+			continue
+		}
+		if raw, err := os.ReadFile(filepath.Join(filepath.Dir(g.conf), e.Name())); err != nil || !bytes.Equal(raw, kept) {
+			continue
+		}
+		what := "was renamed to " + e.Name()
+		if who := renamers[filepath.Ext(e.Name())]; who != "" {
+			what += " (" + who + ")"
+		}
+		return what
+	}
+	return "was removed"
+}
+
+// first returns nil when the runtime takes Manifold's configuration: of all in the
+// directory the first by name.
+func (g *guard) first() error {
+	if !exists(keptConf(g.conf)) {
+		return nil
+	}
+	file, _ := netconf.First(filepath.Dir(g.conf))
+	if file == nil || file.Path == g.conf {
+		return nil
+	}
+	return fmt.Errorf("the runtime takes %s, whose name comes before %s: pods get that network alone; rename one of them", file.Path, filepath.Base(g.conf))
+}

@@ -1,0 +1,189 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// guarded is a runtime's directory with Manifold installed in it.
+type guarded struct {
+	t    *testing.T
+	dir  string
+	g    *guard
+	conf []byte
+	said chan string
+}
+
+func newGuarded(t *testing.T) *guarded {
+	t.Helper()
+	d := &guarded{t: t, dir: t.TempDir(), said: make(chan string, 100)}
+	d.file("10-cluster.conflist", config("cluster-net", "bridge"))
+	from := filepath.Join(t.TempDir(), "from")
+	d.must(os.Mkdir(from, 0o700))
+	for _, p := range programs {
+		d.must(os.WriteFile(filepath.Join(from, p), nil, 0o700))
+	}
+	d.must(d.installer(from).Install(new(bytes.Buffer)))
+	d.conf = d.read()
+	d.g = &guard{
+		conf: d.path("00-manifold.conflist"), log: slog.New(slog.DiscardHandler),
+		event: func(_ context.Context, reason, message string) { d.said <- reason + ": " + message },
+	}
+	return d
+}
+
+func (d *guarded) installer(from string) *Installer {
+	return &Installer{
+		From: from, BinDir: d.path("bin"), ConfDir: d.dir, ConfName: "00-manifold.conflist", StateDir: d.path("state"), Force: true,
+	}
+}
+
+func (d *guarded) path(elem string) string { return filepath.Join(d.dir, elem) }
+
+func (d *guarded) must(err error) {
+	d.t.Helper()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+func (d *guarded) file(name, content string) {
+	d.t.Helper()
+	d.must(os.WriteFile(d.path(name), []byte(content), 0o600))
+}
+
+// read returns Manifold's configuration, nil when there is none.
+func (d *guarded) read() []byte {
+	raw, err := os.ReadFile(d.path("00-manifold.conflist"))
+	if os.IsNotExist(err) {
+		return nil
+	}
+	d.must(err)
+	return raw
+}
+
+// wantSaid waits for the next thing that is said.
+func (d *guarded) wantSaid(parts ...string) {
+	d.t.Helper()
+	select {
+	case text := <-d.said:
+		for _, part := range parts {
+			if !strings.Contains(text, part) {
+				d.t.Errorf("said %q, without %q", text, part)
+			}
+		}
+	case <-time.After(time.Minute):
+		d.t.Fatal("nothing was said")
+	}
+}
+
+func TestGuardPutsBack(t *testing.T) {
+	conf := "00-manifold.conflist"
+	for name, tc := range map[string]struct {
+		do   func(*guarded) error
+		says []string
+	}{
+		"renamed by a known one": {
+			func(d *guarded) error { return os.Rename(d.path(conf), d.path(conf+".cilium_bak")) },
+			[]string{"CNIConfigurationRestored", conf + ".cilium_bak", "cni.exclusive"},
+		},
+		"renamed": {
+			func(d *guarded) error { return os.Rename(d.path(conf), d.path(conf+".old")) }, []string{"renamed to " + conf + ".old"},
+		},
+		"removed":     {func(d *guarded) error { return os.Remove(d.path(conf)) }, []string{"was removed"}},
+		"overwritten": {func(d *guarded) error { d.file(conf, config("x", "bridge")); return nil }, []string{"overwritten"}},
+		"emptied":     {func(d *guarded) error { return os.Truncate(d.path(conf), 0) }, []string{"overwritten"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newGuarded(t)
+			ctx, stop := context.WithCancel(context.Background())
+			done := make(chan struct{})
+			go func() { defer close(done); d.g.run(ctx) }()
+			defer func() { stop(); <-done }()
+			for range 2 { // it goes on watching
+				d.must(tc.do(d))
+				d.wantSaid(tc.says...)
+				if got := d.read(); !bytes.Equal(got, d.conf) {
+					t.Errorf("left:\n%s", got)
+				}
+			}
+			if err := d.g.ready(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// What an administrator or another installation wrote is no theft.
+func TestGuardTakesWhatIsMeant(t *testing.T) {
+	d := newGuarded(t)
+	edited := strings.Replace(string(d.conf), `"cluster-net"`, `"other-net"`, 1)
+	d.file("00-manifold.conflist", edited)
+	d.g.look(context.Background())
+	d.must(os.Remove(d.path("00-manifold.conflist")))
+	d.g.look(context.Background())
+	if got := string(d.read()); got != edited {
+		t.Errorf("put back:\n%s", got)
+	}
+	d.wantSaid("was removed")
+	d.must(d.installer("").Uninstall(new(bytes.Buffer)))
+	d.g.look(context.Background())
+	if got := d.read(); got != nil || exists(d.path("manifold.d")) {
+		t.Errorf("after uninstall: %s", got)
+	}
+	d.g.saying.Wait()
+	if len(d.said) != 0 {
+		t.Errorf("said %q", <-d.said)
+	}
+}
+
+func TestGuardSaysWhoStandsBefore(t *testing.T) {
+	d := newGuarded(t)
+	d.file("00-aaa.conf", `{"cniVersion":"1.0.0","name":"aaa","type":"ptp"}`)
+	d.g.look(context.Background())
+	d.wantSaid("CNIConfigurationLost", "00-aaa.conf")
+	if err := d.g.ready(context.Background()); err == nil || !strings.Contains(err.Error(), "00-aaa.conf") {
+		t.Errorf("ready: %v", err)
+	}
+	d.g.look(context.Background()) // said once
+	d.must(os.Remove(d.path("00-aaa.conf")))
+	d.g.look(context.Background())
+	if err := d.g.ready(context.Background()); err != nil {
+		t.Error(err)
+	}
+	d.g.saying.Wait()
+	if len(d.said) != 0 {
+		t.Errorf("said %q", <-d.said)
+	}
+}
+
+// On a new node the default network's plugin may come later.
+func TestInstallWaitsForADefaultNetwork(t *testing.T) {
+	d := newGuarded(t)
+	i := d.installer("")
+	i.ConfDir = d.path("new")
+	d.must(os.Mkdir(i.ConfDir, 0o700))
+	if _, err := i.awaitConfig(new(bytes.Buffer)); err == nil {
+		t.Error("there is no default network")
+	}
+	i.Wait = time.Minute
+	said := new(bytes.Buffer)
+	go func() {
+		time.Sleep(10 * time.Millisecond)
+		_ = os.WriteFile(filepath.Join(i.ConfDir, "10-late.conflist"), []byte(config("late-net", "ptp")), 0o600)
+	}()
+	raw, err := i.awaitConfig(said)
+	if err != nil || !strings.Contains(string(raw), `"late-net"`) {
+		t.Errorf("%v: %s", err, raw)
+	}
+	if !strings.Contains(said.String(), "waiting: ") {
+		t.Errorf("it says %q", fmt.Sprint(said))
+	}
+}
