@@ -23,6 +23,8 @@ type Attributes struct {
 	// Requests are the requests of the claim that the device serves, as in
 	// [ClaimDevice].
 	Requests []string
+	// Source is who says so, for people; of several, all.
+	Source string
 	// Err is why the source does not know the device, nil when it does.
 	// [ErrUnavailable] passes by itself.
 	Err error
@@ -61,6 +63,12 @@ type AttributeSource interface {
 // source is asked only for devices of which something is missing yet. [Reader]
 // does it.
 func Identify(ctx context.Context, devices []Device, sources []AttributeSource) {
+	identify(ctx, devices, sources, func(*Device) {})
+}
+
+// identify is Identify. learned is called for a device whose requests a source
+// told, before its resource is settled.
+func identify(ctx context.Context, devices []Device, sources []AttributeSource, learned func(*Device)) {
 	var all []*Device
 	for i := range devices {
 		if devices[i].Claim != nil {
@@ -80,7 +88,11 @@ func Identify(ctx context.Context, devices []Device, sources []AttributeSource) 
 			break
 		}
 		for i, got := range source.Attributes(ctx, claims) {
+			knew := len(open[i].Claim.Requests) > 0
 			open[i].Claim.merge(&got)
+			if !knew && len(open[i].Claim.Requests) > 0 {
+				learned(open[i])
+			}
 			if got.Err != nil {
 				gaps[open[i]] = append(gaps[open[i]], got.Err)
 			}
@@ -99,13 +111,16 @@ func (d *ClaimDevice) complete() bool {
 
 // merge takes over what earlier sources did not say.
 func (d *ClaimDevice) merge(got *Attributes) {
-	a := &d.Attributes
+	a, news := &d.Attributes, false
 	for _, f := range []struct{ into, from *string }{
 		{&a.DeviceID, &got.DeviceID}, {&a.ResourceName, &got.ResourceName}, {&a.PCIBusID, &got.PCIBusID},
 	} {
-		if *f.into == "" {
-			*f.into = *f.from
+		if *f.into == "" && *f.from != "" {
+			*f.into, news = *f.from, true
 		}
+	}
+	if news {
+		a.Source = strings.TrimPrefix(a.Source+" and "+got.Source, " and ")
 	}
 	if len(d.Requests) == 0 {
 		d.Requests = got.Requests

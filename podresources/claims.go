@@ -222,6 +222,15 @@ func (p *Pod) describe(d *Device) {
 	d.Containers = p.holders(c)
 }
 
+// learned describes a device anew whose requests the kubelet did not tell. Where
+// the spec does not say who holds it, the API has.
+func (p *Pod) learned(d *Device) {
+	listed := d.Containers
+	if p.describe(d); len(d.Containers) == 0 {
+		d.Containers = listed
+	}
+}
+
 // extendedResource returns the resource behind which a device of the scheduler's
 // claim stands: as the pod's status says, else by the request's name.
 func (p *Pod) extendedResource(c *ClaimDevice) string {

@@ -165,6 +165,7 @@ func withClaims(in []Device) []Device {
 
 // source knows attributes by the device's name; of others it says err.
 type source struct {
+	name  string
 	known map[string]Attributes
 	err   error
 	asked *int
@@ -178,6 +179,7 @@ func (s source) Attributes(_ context.Context, devices []*ClaimDevice) []Attribut
 		if !ok {
 			a.Err = s.err
 		}
+		a.Source = s.name
 		out[i] = a
 		*s.asked++
 	}
@@ -192,11 +194,12 @@ func TestAttributesOfClaims(t *testing.T) {
 		extended      bool
 		want          string // resource and ID
 		slicesAsked   int
+		source        string
 		gap           string
 		passes        bool // the gap may
 	}{
-		"the file suffices":               {files: map[string]Attributes{"vf-1": {DeviceID: address, ResourceName: vfs}}, want: vfs + " " + address},
-		"each from another":               {files: map[string]Attributes{"vf-1": {PCIBusID: address}}, slices: map[string]Attributes{"vf-1": {ResourceName: vfs, PCIBusID: other}}, slicesAsked: 1, want: vfs + " " + address},
+		"the file suffices":               {files: map[string]Attributes{"vf-1": {DeviceID: address, ResourceName: vfs}}, source: "files", want: vfs + " " + address},
+		"each from another":               {files: map[string]Attributes{"vf-1": {PCIBusID: address}}, slices: map[string]Attributes{"vf-1": {ResourceName: vfs, PCIBusID: other}}, slicesAsked: 1, source: "files and slices", want: vfs + " " + address},
 		"slices alone":                    {slices: map[string]Attributes{"vf-1": {ResourceName: vfs, DeviceID: "mlx5_core.sf.2", PCIBusID: other}}, slicesAsked: 1, want: vfs + " mlx5_core.sf.2"},
 		"a parent's address does not do":  {files: map[string]Attributes{"vf-1": {PCIBusID: other, ResourceName: vfs}}, slices: map[string]Attributes{"vf-1": {DeviceID: "mlx5_core.sf.2"}}, slicesAsked: 1, want: vfs + " mlx5_core.sf.2"},
 		"an extended resource":            {files: map[string]Attributes{"vf-1": {DeviceID: address, ResourceName: "else.example/vfs"}}, extended: true, want: vfs + " " + address},
@@ -212,7 +215,7 @@ func TestAttributesOfClaims(t *testing.T) {
 			}
 			var files, slices int
 			r := NewReader(nil, nil, Options{Claims: claimFile{all: []checkpoint.Claim{inClaim(claim, "vf-1", "container-1-request-1", ours)}},
-				Attributes: []AttributeSource{source{tc.files, errFiles, &files}, source{tc.slices, errSlices, &slices}}})
+				Attributes: []AttributeSource{source{"files", tc.files, errFiles, &files}, source{"slices", tc.slices, errSlices, &slices}}})
 			r.memory = &script{t: t, moments: []moment{{}}}
 			a, err := r.Devices(t.Context(), pod, nil)
 			if err != nil || len(a.Devices) != 1 {
@@ -222,10 +225,29 @@ func TestAttributesOfClaims(t *testing.T) {
 			if got := d.Resource + " " + d.ID; got != tc.want || files != 1 || slices != tc.slicesAsked {
 				t.Errorf("got %q after %d and %d questions, want %q after 1 and %d", got, files, slices, tc.want, tc.slicesAsked)
 			}
+			if got := d.Claim.Attributes.Source; tc.source != "" && got != tc.source {
+				t.Errorf("told by %s, want %s", got, tc.source)
+			}
 			if (d.Claim.Gap == nil) != (tc.gap == "") || tc.gap != "" && !strings.HasPrefix(d.Claim.Gap.Error(), tc.gap) || errors.Is(d.Claim.Gap, ErrUnavailable) != tc.passes {
 				t.Errorf("gap %v, want %q", d.Claim.Gap, tc.gap)
 			}
 		})
+	}
+}
+
+// The API names no request; where metadata does, the extended resource and the
+// container follow.
+func TestRequestsThatMetadataTells(t *testing.T) {
+	pod, asked := claimed(), 0
+	live := []ContainerDevice{inUse("c1", "web-0-extended-resources-abcde", "vf-9"), inUse("c2", "web-0-extended-resources-abcde", "vf-9")}
+	s := &script{t: t, moments: []moment{{live: live}}}
+	files := source{"files", map[string]Attributes{"vf-9": {DeviceID: "0000:21:10.0", Requests: []string{"container-1-request-1"}}}, nil, &asked}
+	a, err := NewReader(s, s, Options{Attributes: []AttributeSource{files}}).Devices(t.Context(), pod, nil)
+	if err != nil || len(a.Devices) != 1 {
+		t.Fatal(a, err)
+	}
+	if got, want := showClaims(a), "vf-9 of /web-0-extended-resources-abcde [container-1-request-1] in c2 by podresources behind "+vfs+"\n"; got != want || a.Devices[0].Resource != vfs {
+		t.Errorf("got %s %s, want %s", got, a.Devices[0].Resource, want)
 	}
 }
 

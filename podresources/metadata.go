@@ -78,7 +78,7 @@ func metadataOf(root *os.Root, d *ClaimDevice) (Attributes, error) {
 	if err != nil {
 		return Attributes{}, err
 	}
-	var out Attributes
+	out := Attributes{Source: "device metadata"}
 	found := false
 	for _, request := range requests {
 		o, err := readMetadata(root, filepath.Join(dir, request, "metadata.json"))

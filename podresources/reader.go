@@ -77,7 +77,7 @@ func (r *Reader) Devices(ctx context.Context, pod Pod, resources []string) (*All
 		d := v.decideAll()
 		if d.again == never || d.again == once && looks > 1 || ctx.Err() != nil || time.Now().After(deadline) {
 			if d.alloc != nil {
-				Identify(ctx, d.alloc.Devices, r.attributes)
+				identify(ctx, d.alloc.Devices, r.attributes, pod.learned)
 			}
 			return d.alloc, d.err
 		}

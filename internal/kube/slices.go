@@ -139,6 +139,7 @@ func find(known []*slice, d *podresources.ClaimDevice) podresources.Attributes {
 			out, generation, found = a, s.generation, true
 		}
 	}
+	out.Source = "ResourceSlices"
 	if !found {
 		// It was there when it was allocated: the driver may be about to publish anew.
 		out.Err = fmt.Errorf("ResourceSlices: %w: none of this node has the device", podresources.ErrUnavailable)

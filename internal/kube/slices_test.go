@@ -63,7 +63,7 @@ func wantSlices(t *testing.T, s *Slices) {
 		{err: "none of this node has the device", passes: true},
 	} {
 		a := got[i]
-		if want.err == "" && (a.Err != nil || a.DeviceID != want.id || a.ResourceName != "vendor.example/vfs") {
+		if want.err == "" && (a.Err != nil || a.DeviceID != want.id || a.ResourceName != "vendor.example/vfs" || a.Source != "ResourceSlices") {
 			t.Errorf("device %d: %+v, want %s", i, a, want.id)
 		}
 		if want.err != "" && (a.Err == nil || !strings.Contains(a.Err.Error(), want.err) || errors.Is(a.Err, podresources.ErrUnavailable) != want.passes) {

@@ -13,7 +13,7 @@ import (
 // claimed is a device of the pod's claim nics, in container rx.
 func claimed(name, id, request string) podresources.Device {
 	d := dev("rx", id)
-	d.Claim = &podresources.ClaimDevice{Namespace: "shop", Claim: "nics-object", PodClaim: "nics", Driver: "vf.example", Pool: "node1", Name: name}
+	d.Claim = &podresources.ClaimDevice{Namespace: "shop", Claim: "nics-object", PodClaim: "nics", Driver: "vf.example", Pool: "node1", Name: name, Attributes: podresources.Attributes{Source: "device metadata"}}
 	if request != "" {
 		d.Claim.Requests = []string{request}
 	}
@@ -112,7 +112,7 @@ func TestPlanTellsOfTheClaim(t *testing.T) {
 	if got, want := fmt.Sprintf("%+v", *a.Device.Claim), "{Name:nics-object PodClaim:nics Requests:[b/fast] Driver:vf.example Pool:node1 Device:vf-1 ShareID:}"; got != want {
 		t.Errorf("claim %s, want %s", got, want)
 	}
-	for _, part := range []string{"claim shop/nics-object request b/fast", "of the request that the selection names", "driver vf.example"} {
+	for _, part := range []string{"claim shop/nics-object request b/fast, told by device metadata", "of the request that the selection names", "driver vf.example"} {
 		if !strings.Contains(a.Reason, part) {
 			t.Errorf("reason lacks %q: %s", part, a.Reason)
 		}

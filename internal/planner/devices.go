@@ -211,7 +211,7 @@ func reason(r *request, d *podresources.Device) string {
 		of = " of " + d.Resource
 	}
 	if d.Claim != nil {
-		of += " (" + d.Claim.String() + ")"
+		of += " (" + d.Claim.String() + ", told by " + d.Claim.Attributes.Source + ")"
 	}
 	return fmt.Sprintf("device %s%s, allocated%s (%s): %s", d.ID, of, where, d.Source, why)
 }

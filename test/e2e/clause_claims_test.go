@@ -73,7 +73,8 @@ func (n *node) wantInterfaces(p *pod, want map[string]string) {
 
 func devicesOfClaims(t *testing.T) {
 	t.Run("sources", claimSources)
-	t.Run("kinds", claimKinds)
+	t.Run("kinds", func(t *testing.T) { claimKinds(t) })
+	t.Run("kinds, without the checkpoint of claims", func(t *testing.T) { claimKinds(t, "claimCheckpoint") })
 	t.Run("one ledger", claimLedger)
 	t.Run("refused", claimRefused)
 	t.Run("gone before DEL", claimGone)
@@ -106,8 +107,8 @@ func claimSources(t *testing.T) {
 }
 
 // claimKinds: what else can stand behind a network.
-func claimKinds(t *testing.T) {
-	n := newKubeletNode(t)
+func claimKinds(t *testing.T, without ...string) {
+	n := newKubeletNode(t, without...)
 	n.serve()
 	n.warm()
 	id := n.device("nic0")
