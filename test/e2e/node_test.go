@@ -18,7 +18,7 @@ import (
 
 // Directories of programs, built once for all tests, outside the namespaces.
 var (
-	programDir = filepath.Join(os.TempDir(), fmt.Sprintf("manifold-e2e-%d", os.Getuid()))
+	programDir = harness.ProgramDir()
 	pluginDir  string
 )
 

@@ -2,6 +2,7 @@ package harness
 
 import (
 	"fmt"
+	"hash/crc32"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,6 +31,17 @@ func ModuleRoot() (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%s is not in the module", dir)
+}
+
+// ProgramDir returns the directory of the programs that a test package builds from
+// this checkout: the tests of another one may run at the same time. It stays the
+// same while the tests run themselves again.
+func ProgramDir() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		dir = "." // one directory for all then
+	}
+	return filepath.Join(os.TempDir(), fmt.Sprintf("manifold-programs-%d-%08x", os.Getuid(), crc32.ChecksumIEEE([]byte(dir))))
 }
 
 // cacheDir returns the directory of programs built from a version: outside the

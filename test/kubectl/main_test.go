@@ -22,7 +22,7 @@ var update = flag.Bool("update", false, "make the reference page and the scripts
 
 // Directories of programs, built once for all tests, outside the namespaces.
 var (
-	programDir = filepath.Join(os.TempDir(), fmt.Sprintf("manifold-kubectl-%d", os.Getuid()))
+	programDir = harness.ProgramDir()
 	pluginDir  string
 )
 
