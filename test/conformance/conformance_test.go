@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -154,7 +155,7 @@ func TestReport(t *testing.T) {
 		"both":                       {passing + "\npass lib TestClauseB/DV-b/MN-1-a", true, []string{"lib TestClauseB/DV-b\n", "lib TestClauseB/DV-b/MN-1-a\n"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			res, err := readResults(stream(t, tc.events), fewClauses)
+			res, err := readResults(stream(t, tc.events), fewClauses, io.Discard)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -175,6 +176,39 @@ func TestReport(t *testing.T) {
 	}
 }
 
+// TestLog holds that a run's results are printed as go test prints them.
+func TestLog(t *testing.T) {
+	var log bytes.Buffer
+	in := stream(t, `
+		output lib TestA === RUN TestA
+		output lib TestA a.go:1: said on the way
+		pass lib TestA
+		output lib - PASS
+		output lib - ok lib 1s
+		pass lib -
+		output e2e TestClauseA/MN-1-a a.go:2: wrong
+		fail e2e TestClauseA/MN-1-a
+		output e2e - a.go:3: left behind
+		output e2e - FAIL e2e 1s
+		fail e2e -`)
+	if _, err := readResults(in, fewClauses, &log); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := log.String(), "ok lib 1s\na.go:2: wrong\na.go:3: left behind\nFAIL e2e 1s\n"; got != want {
+		t.Errorf("printed\n%swant\n%s", got, want)
+	}
+	in = stream(t, "output lib - ok lib 1s\npass lib -")
+	if _, err := readResults(in, fewClauses, full{}); !errors.Is(err, io.ErrShortWrite) {
+		t.Errorf("where nothing can be printed: %v", err)
+	}
+}
+
+// full is a writer that takes nothing.
+type full struct{}
+
+// Write implements io.Writer.
+func (full) Write([]byte) (int, error) { return 0, io.ErrShortWrite }
+
 func TestLabTestThatDoesNotExist(t *testing.T) {
 	if s := stateOf(clause{id: "VF-c", lab: "TestLab/VF-c"}, []*proof{{state: passed}}); s != missing {
 		t.Errorf("a clause whose lab test nobody wrote is %s", s)
@@ -182,7 +216,7 @@ func TestLabTestThatDoesNotExist(t *testing.T) {
 }
 
 func TestBrokenStream(t *testing.T) {
-	if res, err := readResults(strings.NewReader("{\"Action\":\"run\"}\nFAIL"), nil); err == nil {
+	if res, err := readResults(strings.NewReader("{\"Action\":\"run\"}\nFAIL"), nil, io.Discard); err == nil {
 		t.Errorf("read as %+v", res)
 	}
 }

@@ -2,6 +2,10 @@
 // clause is proven by which test.
 //
 //	go run ./test/conformance [packages]
+//	go test -json ./... | go run ./test/conformance -results -
+//
+// The second form takes the results of a run of all tests, and prints of it what
+// go test would.
 //
 // The clauses are the tables of docs/conformance.md. A test proves a clause when
 // the clause's id is a part of the name of a subtest, between slashes, of a test
@@ -21,12 +25,17 @@ import (
 func main() {
 	doc := flag.String("clauses", "docs/conformance.md", "file with the tables of clauses")
 	root := flag.String("tests", "test", "directory with the tests of the SR-IOV lab")
+	from := flag.String("results", "", "`file` with what go test -json printed, - for stdin; by default the clauses' tests are run")
 	flag.Parse()
 	packages := flag.Args()
 	if len(packages) == 0 {
 		packages = []string{"./..."}
 	}
-	ok, err := run(os.Stdout, *doc, *root, packages)
+	source := func(clauses []clause) (*results, error) { return test(packages, clauses) }
+	if *from != "" {
+		source = func(clauses []clause) (*results, error) { return read(os.Stdout, *from, clauses) }
+	}
+	ok, err := run(os.Stdout, *doc, *root, source)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "conformance:", err)
 	}
@@ -35,8 +44,9 @@ func main() {
 	}
 }
 
-// run runs the tests and prints the table, and reports whether all is proven.
-func run(w io.Writer, doc, root string, packages []string) (bool, error) {
+// run takes the results from source and prints the table, and reports whether all
+// is proven.
+func run(w io.Writer, doc, root string, source func([]clause) (*results, error)) (bool, error) {
 	text, err := os.ReadFile(doc)
 	if err != nil {
 		return false, fmt.Errorf("read clauses: %w", err)
@@ -48,11 +58,25 @@ func run(w io.Writer, doc, root string, packages []string) (bool, error) {
 	if err := findLabTests(root, clauses); err != nil {
 		return false, fmt.Errorf("find lab tests: %w", err)
 	}
-	res, err := test(packages, clauses)
+	res, err := source(clauses)
 	if err != nil {
 		return false, err
 	}
 	return report(w, clauses, res)
+}
+
+// read takes results that a run of tests left in a file, or leaves in a pipe, and
+// prints each package's end and what failed tests printed.
+func read(w io.Writer, from string, clauses []clause) (*results, error) {
+	in := os.Stdin
+	if from != "-" {
+		var err error
+		if in, err = os.Open(from); err != nil {
+			return nil, fmt.Errorf("read results: %w", err)
+		}
+		defer in.Close()
+	}
+	return readResults(in, clauses, w)
 }
 
 // test runs the clauses' tests. Results are never taken from the cache, which
@@ -67,7 +91,7 @@ func test(packages []string, clauses []clause) (*results, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("run tests: %w", err)
 	}
-	res, readErr := readResults(out, clauses)
+	res, readErr := readResults(out, clauses, io.Discard)
 	var failed *exec.ExitError
 	if err := cmd.Wait(); err != nil && !errors.As(err, &failed) {
 		return nil, fmt.Errorf("run tests: %w", err)

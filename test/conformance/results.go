@@ -71,13 +71,16 @@ type reader struct {
 	output  map[string][]string // by package and test
 	running map[string]event    // tests that have not ended
 	bad     map[string]bool     // packages with a failed test of a clause
+	log     io.Writer           // gets what go test would print
+	logErr  error               // the first failure to write to it
 }
 
-// readResults reads what `go test -json` prints.
-func readResults(in io.Reader, clauses []clause) (*results, error) {
+// readResults reads what `go test -json` prints, and prints to log what go test
+// without it would.
+func readResults(in io.Reader, clauses []clause, log io.Writer) (*results, error) {
 	r := &reader{
 		results: &results{proofs: map[string][]*proof{}, broken: map[string][]string{}},
-		known:   map[string]bool{}, output: map[string][]string{}, running: map[string]event{}, bad: map[string]bool{},
+		known:   map[string]bool{}, output: map[string][]string{}, running: map[string]event{}, bad: map[string]bool{}, log: log,
 	}
 	for _, c := range clauses {
 		r.known[c.id] = true
@@ -97,7 +100,23 @@ func readResults(in io.Reader, clauses []clause) (*results, error) {
 	for _, e := range r.running {
 		r.end(e, failed)
 	}
+	if r.logErr != nil {
+		return nil, fmt.Errorf("print: %w", r.logErr)
+	}
 	return r.results, nil
+}
+
+// print prints what a package or a failed test has printed; of a package that has
+// passed, that alone.
+func (r *reader) print(end state, lines []string) {
+	for _, line := range lines {
+		if end != failed && !strings.HasPrefix(line, "ok ") {
+			continue
+		}
+		if _, err := io.WriteString(r.log, line); err != nil && r.logErr == nil {
+			r.logErr = err
+		}
+	}
 }
 
 // take takes one event.
@@ -112,6 +131,9 @@ func (r *reader) take(e event) {
 		return
 	}
 	end, ok := map[string]state{"pass": passed, "fail": failed, "skip": skipped, "build-fail": failed}[e.Action]
+	if ok && (e.Test == "" || end == failed) {
+		r.print(end, r.output[key])
+	}
 	switch {
 	case !ok:
 	case e.Test != "":
