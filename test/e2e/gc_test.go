@@ -110,6 +110,27 @@ func TestGCLeavesASandboxAloneThatIsBeingAdded(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
+func TestGCLeavesASandboxAloneThatIsBeingDeleted(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	gate, log := n.path("gate"), n.path("calls")
+	n.define("logged", "", `{"cniVersion":"1.0.0","name":"logged-net","type":"scripted","log":"`+log+`","script":{"DEL":{"gate":"`+gate+`"}}}`)
+	p := n.addPod("pod", "plain,logged")
+	n.succeed("ADD", p)
+	deleted := make(chan *harness.Result)
+	go func() { deleted <- n.call("DEL", p) }()
+	n.eventually("the delegate", func() bool { return exists(gate + ".reached") })
+	n.collect() // the runtime does not name it any more
+	n.file("gate", "")
+	if res := <-deleted; res.Status != 0 {
+		t.Errorf("DEL: %s", res.Stdout)
+	}
+	if calls := n.calls("DEL"); len(calls) != 1 {
+		t.Errorf("the delegate's DEL was called %d times", len(calls))
+	}
+}
+
 func TestGCDoesNotGuessAtSandboxesOfAnotherPlugin(t *testing.T) {
 	n, log := gcNode(t, "")
 	p := n.addPod("pod", "logged")
