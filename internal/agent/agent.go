@@ -85,7 +85,7 @@ func New(src Sources, log *slog.Logger, background func(func())) *Agent {
 // Plan implements plan.Planner: fetch what the selection needs, then plan.
 func (a *Agent) Plan(ctx context.Context, req plan.Request) (p *plan.Plan, err error) {
 	began := time.Now()
-	defer func() { a.src.Metrics.Planned(time.Since(began), err) }()
+	defer func() { a.src.Metrics.Planned(time.Since(began), p, err) }()
 	if req.Version < 1 || req.Version > plan.Version {
 		return nil, cnierr.New("plan", cnierr.Decode, "request version %d, this agent reads 1 to %d", req.Version, plan.Version).
 			WithFix("upgrade the agent before the shim")

@@ -163,6 +163,7 @@ type Assembly struct {
 	Reconciler *reconcile.Reconciler
 	slices     *kube.Slices // nil when they are not read
 	writer     *kube.Writer // nil without an API server
+	followed   []source     // of the API server
 	run        []func(context.Context)
 	close      []func() error
 }
@@ -194,6 +195,7 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 		// Where the kubelet serves its Pods API, no pod is watched at the API server.
 		if !once && (c.PodsAPI == "" || !exists(c.PodsAPI)) {
 			watched, a.run = p, append(a.run, p.Run)
+			a.followed = append(a.followed, source{"pods", p.Failing})
 		}
 		pods, defs = append(pods, p), append(defs, d)
 	case c.Snapshot != "" && exists(c.Snapshot):
@@ -247,7 +249,7 @@ func (a *Assembly) devices(c *Config, once bool, log *slog.Logger) {
 	a.close = append(a.close, k.close)
 	var live podresources.Live // an interface that holds nil would be called
 	if k.live != nil {
-		live = k.live
+		live = counted{k.live, a.Sources.Metrics}
 	}
 	var memory podresources.Memory
 	if k.file != nil {
@@ -257,6 +259,9 @@ func (a *Assembly) devices(c *Config, once bool, log *slog.Logger) {
 	a.Sources.Devices = podresources.NewReader(live, memory, k.claims)
 	a.Sources.CNIConfig, a.Sources.Node = c.CNIConfig, c.Node
 	a.Sources.View = func(ctx context.Context) *nodeview.View { return c.view(ctx, k) }
+	if a.Sources.Metrics != nil {
+		a.Sources.Metrics.Node(a.figures(c, k))
+	}
 	if !once && c.Reconcile != ReconcileOff {
 		a.Reconciler = c.reconciler(k)
 		a.run = append(a.run, func(ctx context.Context) { runReconciler(ctx, a.Reconciler, c.Reconcile, log) })
@@ -304,6 +309,7 @@ func (a *Assembly) apiServer(c *Config, once bool) (*kube.PodInformer, kube.Defi
 		return pods, defs, nil
 	}
 	a.run = append(a.run, defs.Run)
+	a.followed = append(a.followed, source{"definitions", defs.Failing})
 	if a.slices != nil {
 		a.run = append(a.run, a.slices.Run)
 	}

@@ -150,6 +150,16 @@ func (d Dir) Open(k Key) (*Entry, error) {
 	return e, nil
 }
 
+// Stat returns the journal's file information, by which a reader sees that it
+// has changed. A journal that does not exist is os.ErrNotExist.
+func (d Dir) Stat(k Key) (os.FileInfo, error) {
+	fi, err := os.Stat(d.file(k))
+	if err != nil {
+		return nil, ioError("read journal "+k.String(), err)
+	}
+	return fi, nil
+}
+
 // List returns the keys of all journals in the directory; a directory that does
 // not exist has none.
 func (d Dir) List() ([]Key, error) {

@@ -51,6 +51,35 @@ var (
 	publishFailures = Definition{
 		"manifold_publish_failures_total", Counter, "What could not be written to the API server: network-status or event.", []string{"what"},
 	}
+	kubeletCalls = Definition{
+		"manifold_podresources_calls_total", Counter,
+		"Calls of the kubelet's PodResources API: success, rate-limited, not-found, unimplemented, unavailable.", []string{"method", "outcome"},
+	}
+	plannedDevices = Definition{
+		"manifold_planned_devices_total", Counter, "Devices in plans, by the sources that agreed on them.", []string{"source"},
+	}
+	sourceFailing = Definition{
+		"manifold_source_failing_seconds", Gauge,
+		"For how long a source that is followed has not been heard from, so how old what is known of it may be; 0 while it is.", []string{"source"},
+	}
+	devices = Definition{
+		"manifold_devices", Gauge,
+		"Devices by resource: registered by their device plugin, allocated by the kubelet to a container, attached to a sandbox; a device can be all of these.",
+		[]string{"resource", "state"},
+	}
+	attachedDevice = Definition{
+		"manifold_attached_device_info", Gauge, "A device that a pod's interface stands on, to join other exporters' counters by; always 1.",
+		[]string{"pod", "namespace", "container", "interface", "network", "resource", "pciAddr"},
+	}
+	journals    = Definition{"manifold_journals", Gauge, "Sandboxes with a journal.", nil}
+	unreadable  = Definition{"manifold_journals_unreadable", Gauge, "Sandboxes whose journal cannot be read.", nil}
+	attachments = Definition{
+		"manifold_attachments", Gauge, "Attachments in journals: waiting, trying, attached, releasing, release-failed.", []string{"state"},
+	}
+	findings = Definition{
+		"manifold_device_findings", Gauge,
+		"VFs that are not as they should be, at the last look: stranded, drifted, orphaned, leftover; absent where nobody looks.", []string{"kind"},
+	}
 	ready = Definition{
 		"manifold_ready", Gauge, "1 where that part of the agent's readiness is given, as /readyz says.", []string{"check"},
 	}
@@ -61,6 +90,8 @@ var (
 // page; those of the Go runtime and of the process are beside them.
 func Definitions() []Definition {
 	return []Definition{
-		operationDuration, operationFailures, stepDuration, delegateDuration, planDuration, verificationFailures, publishFailures, ready, buildInfo,
+		operationDuration, operationFailures, stepDuration, delegateDuration, planDuration, verificationFailures,
+		devices, attachedDevice, attachments, journals, unreadable, findings, plannedDevices, kubeletCalls, sourceFailing, publishFailures,
+		ready, buildInfo,
 	}
 }

@@ -27,6 +27,7 @@ type Metrics struct {
 
 	operations, steps, delegates, plans *prometheus.HistogramVec
 	failures, differences, publishing   *prometheus.CounterVec
+	kubelet, planned                    *prometheus.CounterVec
 
 	mu     sync.Mutex
 	values map[string]map[string]bool // of labels whose values come from the plugin
@@ -44,6 +45,8 @@ func New(release string) *Metrics {
 		plans:       histogram(r, planDuration, stepBuckets),
 		differences: counter(r, verificationFailures),
 		publishing:  counter(r, publishFailures),
+		kubelet:     counter(r, kubeletCalls),
+		planned:     counter(r, plannedDevices),
 		values:      map[string]map[string]bool{},
 	}
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: buildInfo.Name, Help: buildInfo.Help}, buildInfo.Labels)
@@ -123,11 +126,27 @@ func (m *Metrics) Status(took time.Duration, err error) {
 	m.Operation(&plan.Operation{Verb: "STATUS", Took: plan.Micros(took.Microseconds()), Failed: err != nil, Kind: cnierr.KindOf(err)})
 }
 
-// Planned counts one request for a plan, which took that long and ended with
-// err.
-func (m *Metrics) Planned(took time.Duration, err error) {
+// Planned counts one request for a plan, which took that long and ended with p
+// or err.
+func (m *Metrics) Planned(took time.Duration, p *plan.Plan, err error) {
+	if m == nil {
+		return
+	}
+	m.plans.WithLabelValues(outcome(err != nil)).Observe(took.Seconds())
+	if err != nil {
+		return
+	}
+	for i := range p.Attachments {
+		if d := p.Attachments[i].Device; d != nil {
+			m.planned.WithLabelValues(m.few("source", d.Source)).Inc()
+		}
+	}
+}
+
+// KubeletCall counts one call of the PodResources API.
+func (m *Metrics) KubeletCall(method, outcome string) {
 	if m != nil {
-		m.plans.WithLabelValues(outcome(err != nil)).Observe(took.Seconds())
+		m.kubelet.WithLabelValues(method, outcome).Inc()
 	}
 }
 

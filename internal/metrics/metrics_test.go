@@ -43,7 +43,17 @@ func used() *Metrics {
 	m := New("v1")
 	m.Operation(failed())
 	m.Status(time.Millisecond, nil)
-	m.Planned(time.Millisecond, errors.New("no"))
+	m.Planned(time.Millisecond, nil, errors.New("no"))
+	m.Planned(time.Millisecond, &plan.Plan{Attachments: []plan.Attachment{{}, {Device: &plan.Device{Source: "checkpoint"}}}}, nil)
+	m.KubeletCall("Get", "rate-limited")
+	m.Node(func() Node {
+		return Node{
+			Devices:  map[DeviceState]int{{"vendor.example/vfs", DeviceAllocated}: 3},
+			Attached: []AttachedDevice{{"web", "shop", "rx", "net1", "shop/fast", "vendor.example/vfs", "0000:21:10.4"}},
+			Journals: 7, Unreadable: 1, Attachments: map[string]int{"attached": 9}, Findings: map[string]int{"stranded": 2},
+			Failing: map[string]time.Duration{"definitions": time.Minute},
+		}
+	})
 	m.NotPublished(PublishEvent)
 	m.Ready(func() map[string]error { return map[string]error{"pods": nil, "kubelet": errors.New("gone")} })
 	return m
@@ -62,6 +72,12 @@ func TestCounted(t *testing.T) {
 		`manifold_verification_failures_total{field="MTU (result)",verb="ADD"} 1`,
 		`manifold_publish_failures_total{what="event"} 1`,
 		`manifold_publish_failures_total{what="network-status"} 0`,
+		`manifold_planned_devices_total{source="checkpoint"} 1`,
+		`manifold_podresources_calls_total{method="Get",outcome="rate-limited"} 1`,
+		`manifold_devices{resource="vendor.example/vfs",state="allocated"} 3`,
+		`manifold_attached_device_info{container="rx",interface="net1",namespace="shop",network="shop/fast",pciAddr="0000:21:10.4",pod="web",resource="vendor.example/vfs"} 1`,
+		`manifold_journals 7`, `manifold_journals_unreadable 1`, `manifold_attachments{state="attached"} 9`,
+		`manifold_device_findings{kind="stranded"} 2`, `manifold_source_failing_seconds{source="definitions"} 60`,
 		`manifold_ready{check="kubelet"} 0`, `manifold_ready{check="pods"} 1`, `manifold_build_info{release="v1"} 1`,
 	} {
 		if !strings.Contains(body, "\n"+line+"\n") {
@@ -69,8 +85,27 @@ func TestCounted(t *testing.T) {
 		}
 	}
 	problems, err := promlint.New(strings.NewReader(body)).Lint()
-	if err != nil || len(problems) > 0 {
-		t.Errorf("%v, %v", problems, err)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, p := range problems {
+		// The label by which the counters of VFs are joined has the name that their
+		// exporters give it.
+		if p.Metric != attachedDevice.Name || !strings.Contains(p.Text, "camelCase") {
+			t.Errorf("%+v", p)
+		}
+	}
+}
+
+// What cannot be listed is left out, and the rest is shown.
+func TestJournalsThatCannotBeListed(t *testing.T) {
+	m := New("v1")
+	m.Node(func() Node {
+		return Node{Err: errors.New("no directory"), Devices: map[DeviceState]int{{"vendor.example/vfs", DeviceRegistered}: 4}}
+	})
+	body := exposition(t, m)
+	if strings.Contains(body, "manifold_journals ") || !strings.Contains(body, `manifold_devices{resource="vendor.example/vfs",state="registered"} 4`) {
+		t.Error(body)
 	}
 }
 
@@ -116,6 +151,7 @@ func TestNilCountsNothing(*testing.T) {
 	var m *Metrics
 	m.Operation(failed())
 	m.Status(time.Second, nil)
-	m.Planned(time.Second, nil)
+	m.Planned(time.Second, nil, nil)
+	m.KubeletCall("List", "success")
 	m.NotPublished(PublishStatus)
 }

@@ -48,6 +48,11 @@ const (
 	StateWaiting       = "waiting"        // its turn has not come
 )
 
+// States returns every state of an attachment.
+func States() []string {
+	return []string{StateWaiting, StateTrying, StateAttached, StateReleasing, StateReleaseFailed}
+}
+
 // Attachment is one interface of one sandbox, as its journal has it.
 type Attachment struct {
 	Pod       plan.Pod     `json:"pod"`

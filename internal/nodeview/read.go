@@ -61,15 +61,28 @@ func (v *View) attachments(dir journal.Dir) {
 			v.problem("sandbox "+k.ContainerID, err)
 			continue
 		}
-		for i := range entry.Plan.Attachments {
-			if a, shown := v.attachment(entry, i); shown {
-				v.Attachments = append(v.Attachments, a)
-			}
-		}
+		v.add(entry)
 	}
 	slices.SortStableFunc(v.Attachments, func(a, b Attachment) int {
 		return cmp.Or(cmp.Compare(a.Pod.String(), b.Pod.String()), cmp.Compare(a.Sandbox, b.Sandbox))
 	})
+}
+
+// Attachments returns what one journal says of its sandbox, and what of it could
+// not be read.
+func Attachments(e *journal.Entry) ([]Attachment, []string) {
+	v := &View{}
+	v.add(e)
+	return v.Attachments, v.Problems
+}
+
+// add adds a journal's attachments.
+func (v *View) add(e *journal.Entry) {
+	for i := range e.Plan.Attachments {
+		if a, shown := v.attachment(e, i); shown {
+			v.Attachments = append(v.Attachments, a)
+		}
+	}
 }
 
 // stateOf maps what a journal says last to what is shown; phases that leave

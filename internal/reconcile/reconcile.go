@@ -47,6 +47,9 @@ const (
 	Leftover Kind = "leftover"
 )
 
+// Kinds returns every kind.
+func Kinds() []Kind { return []Kind{Stranded, Drifted, Orphaned, Leftover} }
+
 // Finding is one VF that is not as it should be.
 type Finding struct {
 	Kind    Kind   `json:"kind"`

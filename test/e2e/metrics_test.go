@@ -23,7 +23,7 @@ func newScraper(t *testing.T, conf map[string]any) *scraper {
 	raw, err := os.ReadFile(n.path("agent.json"))
 	n.must(err)
 	n.must(json.Unmarshal(raw, &keys))
-	keys["listen"], keys["cniConfig"] = "127.0.0.1:0", "-"
+	keys["listen"], keys["cniConfig"], keys["cniDir"] = "127.0.0.1:0", "-", n.path("state")
 	n.agentConfig(keys)
 	n.serve()
 	s := &scraper{node: n}
@@ -119,5 +119,53 @@ func TestMetricsOfVerbs(t *testing.T) {
 		if have[name] != value {
 			t.Errorf("%s is %q, want %s", name, have[name], value)
 		}
+	}
+}
+
+// A device is shown with its pod while the pod has it, and the journals are
+// counted; what the kubelet has allocated is beside it.
+func TestMetricsOfDevices(t *testing.T) {
+	s := newScraper(t, nil)
+	id := s.device("nic0")
+	s.define("fast", nicA, hostDevice)
+	p := s.addPod("pod", "fast", "c1")
+	s.allocate(p, "c1", nicA, id)
+	const info, attached = "manifold_attached_device_info{", `manifold_attachments{state="attached"}`
+	infos := func(have map[string]string) (out []string) {
+		for name := range have {
+			if strings.HasPrefix(name, info) {
+				out = append(out, name)
+			}
+		}
+		return out
+	}
+	if have := s.scrape(); len(infos(have)) != 0 || have["manifold_journals"] != "0" || have[attached] != "0" {
+		t.Errorf("before ADD: %v", have)
+	}
+	s.succeed("ADD", p)
+	have := s.scrape()
+	got := infos(have)
+	if len(got) != 1 {
+		t.Fatalf("attached: %v", got)
+	}
+	for _, label := range []string{`pod="pod"`, `namespace="default"`, `container="c1"`, `interface="net1"`, `network="default/fast"`, `resource="` + nicA + `"`} {
+		if !strings.Contains(got[0], label) {
+			t.Errorf("%s lacks %s", got[0], label)
+		}
+	}
+	for name, value := range map[string]string{
+		"manifold_journals": "1", "manifold_journals_unreadable": "0", attached: "2",
+		`manifold_devices{resource="` + nicA + `",state="attached"}`:  "1",
+		`manifold_devices{resource="` + nicA + `",state="allocated"}`: "1",
+		`manifold_planned_devices_total{source="checkpoint"}`:         "1",
+		`manifold_device_findings{kind="stranded"}`:                   "0",
+	} {
+		if have[name] != value {
+			t.Errorf("%s is %q, want %s", name, have[name], value)
+		}
+	}
+	s.succeed("DEL", p)
+	if have := s.scrape(); len(infos(have)) != 0 || have["manifold_journals"] != "0" {
+		t.Errorf("after DEL: %v", infos(have))
 	}
 }
