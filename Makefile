@@ -11,7 +11,7 @@ ARCH  := amd64,arm64
 BENCHED = $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help build image deploy demo test check bench conformance golden clean test-apiserver test-sriov sriov-shell
+.PHONY: help build image deploy demo test check bench scale conformance golden clean test-apiserver test-sriov sriov-shell
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ check: ## vet, format, lint, module file, golden files and house rules
 bench: ## compare with the floor in the same run, then run the packages' benchmarks
 	go run ./test/bench
 	go test -run '^$$' -bench . -benchmem $(BENCHED)
+
+scale: ## run the agents of many nodes against one API server, see docs/scale.md
+	go run ./test/scale
 
 conformance: ## run the tests of the standards' clauses and print which are proven
 	go run ./test/conformance

@@ -172,6 +172,9 @@ func (s *Server) Restart() (err error) {
 	}
 }
 
+// PID is the API server's process, which must run.
+func (s *Server) PID() int { return s.api.cmd.Process.Pid }
+
 // Kill ends the API server at once; etcd stays.
 func (s *Server) Kill() error { return end(&s.api) }
 

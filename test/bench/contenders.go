@@ -56,7 +56,7 @@ func (n *node) manifoldCPU() (time.Duration, error) {
 	if err != nil || n.agent == nil {
 		return children, err
 	}
-	agent, err := processCPU(n.agent.Process.Pid)
+	agent, err := harness.ProcessCPU(n.agent.Process.Pid)
 	return children + agent, err
 }
 

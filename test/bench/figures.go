@@ -1,13 +1,10 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -131,13 +128,13 @@ func (n *node) footprint(r *report) error {
 		return err
 	}
 	r.figure("plugin, resident at most", float64(most)/1024, "MiB")
-	r.figure("agent, resident", float64(memory(n.agent.Process.Pid, "VmRSS:"))/1024, "MiB")
-	before, err := processCPU(n.agent.Process.Pid)
+	r.figure("agent, resident", float64(harness.ProcessMemory(n.agent.Process.Pid, "VmRSS:"))/1024, "MiB")
+	before, err := harness.ProcessCPU(n.agent.Process.Pid)
 	if err != nil {
 		return err
 	}
 	time.Sleep(idle)
-	after, err := processCPU(n.agent.Process.Pid)
+	after, err := harness.ProcessCPU(n.agent.Process.Pid)
 	if err != nil {
 		return err
 	}
@@ -196,47 +193,7 @@ func peak(pid int, program string, ended <-chan error) (int64, error) {
 		default:
 		}
 		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && filepath.Base(exe) == filepath.Base(program) {
-			most = max(most, memory(pid, "VmHWM:"))
+			most = max(most, harness.ProcessMemory(pid, "VmHWM:"))
 		}
 	}
-}
-
-// memory reads a figure of /proc/PID/status, in KiB; 0 when the process is gone.
-func memory(pid int, key string) int64 {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(status)) {
-		if v, ok := strings.CutPrefix(line, key); ok {
-			n, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64) // absent figures are 0
-			return n
-		}
-	}
-	return 0
-}
-
-// processCPU returns the CPU time that a process has used, to a nanosecond, as
-// the scheduler counts it for its threads.
-func processCPU(pid int) (sum time.Duration, err error) {
-	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
-	if err != nil || len(files) == 0 {
-		return 0, errors.Join(err, fmt.Errorf("process %d has no threads", pid))
-	}
-	for _, file := range files {
-		raw, err := os.ReadFile(file)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // a thread that ended
-		}
-		if err != nil {
-			return 0, err
-		}
-		text, _, _ := strings.Cut(string(raw), " ")
-		ran, err := strconv.ParseInt(text, 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		sum += time.Duration(ran)
-	}
-	return sum, nil
 }

@@ -1,0 +1,145 @@
+// Command scale runs the agents of many nodes in one process, each with a kubelet
+// of its own, against one real API server, and measures what grows with nodes:
+// watches and their fan-out, PATCHes, memory. What a cluster of thousands of nodes
+// costs is extrapolated from it in docs/scale.md.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/manifold-cni/manifold/test/apiserver"
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+func main() {
+	definitions := flag.Int("definitions", 1000, "`number` of definitions in the cluster")
+	pods := flag.Int("pods", 5, "`number` of pods that each node attaches")
+	nodes := flag.String("nodes", "50,100,200", "ascending `list` of how many nodes")
+	flag.Parse()
+	code, err := harness.Enter(func() error { _, err := apiserver.Build(); return err })
+	if err == nil && code < 0 {
+		code = 0
+		err = run(*nodes, *definitions, *pods)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "scale:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// run measures with more and more nodes.
+func run(levels string, definitions, pods int) (err error) {
+	dir, err := os.MkdirTemp("", "manifold-scale-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	c, err := newCluster(dir, definitions)
+	if err != nil {
+		return err
+	}
+	defer c.stop()
+	fmt.Printf("%d definitions, %d pods a node, one API server beside the agents on %d cores\n\n", definitions, pods, runtime.NumCPU())
+	fmt.Println("nodes   agent KiB   watches   API server   idle CPU   new definition known   PATCH/s   API server CPU")
+	fmt.Println("         per node  per node      MiB      % of core    p50 ms    all ms                 ms per PATCH")
+	for level := range strings.SplitSeq(levels, ",") {
+		n, err := strconv.Atoi(level)
+		if err != nil || n <= len(c.agents) {
+			return fmt.Errorf("-nodes %q: want ascending numbers", levels)
+		}
+		if err := c.grow(n); err != nil {
+			return err
+		}
+		if err := c.measure(pods); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// measure prints a line for the nodes that there are.
+func (c *cluster) measure(pods int) error {
+	const idle = 10 * time.Second
+	kib := c.heap()
+	before, err := harness.ProcessCPU(c.server.PID())
+	if err != nil {
+		return err
+	}
+	time.Sleep(idle)
+	after, err := harness.ProcessCPU(c.server.PID())
+	if err != nil {
+		return err
+	}
+	idleCPU := 100 * float64(after-before) / float64(idle)
+	memory := harness.ProcessMemory(c.server.PID(), "VmRSS:") / 1024
+	known, err := c.spread()
+	if err != nil {
+		return err
+	}
+	perSecond, cpu, err := c.publish(pods)
+	if err != nil {
+		return err
+	}
+	watches, err := c.watches()
+	if err != nil {
+		return err
+	}
+	count := float64(len(c.agents))
+	fmt.Printf("%5d %11.0f %9.2f %12d %10.1f %9.1f %9.1f %9.0f %14.2f\n", len(c.agents), kib/count, (watches-c.watched)/count, memory, idleCPU,
+		millis(known[len(known)/2]), millis(known[len(known)-1]), perSecond, millis(cpu))
+	return nil
+}
+
+// heap returns what the agents hold in memory, in KiB: what is more than without
+// them.
+func (c *cluster) heap() float64 {
+	return float64(heapBytes()-c.empty)/1024 - float64(len(c.agents))*c.kubeletKiB
+}
+
+// heapBytes is the live heap of this process.
+func heapBytes() int64 {
+	runtime.GC()
+	runtime.GC() // what the first one finalised
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc + m.StackInuse)
+}
+
+// spread creates a definition and returns after what time each agent knew it,
+// ascending.
+func (c *cluster) spread() ([]time.Duration, error) {
+	c.spreads++
+	name := fmt.Sprintf("spread-%d", c.spreads)
+	known := make(chan time.Duration, len(c.agents))
+	began := time.Now()
+	for _, a := range c.agents {
+		go func() {
+			a.awaitDefinition(name)
+			known <- time.Since(began)
+		}()
+	}
+	if err := c.define(name); err != nil {
+		return nil, err
+	}
+	var times []time.Duration
+	for range c.agents {
+		times = append(times, <-known)
+	}
+	slices.Sort(times)
+	return times, nil
+}
+
+func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func (c *cluster) path(elem ...string) string {
+	return filepath.Join(append([]string{c.dir}, elem...)...)
+}
