@@ -11,11 +11,8 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// A node that comes back attaches this many pods, so many at once.
-const (
-	restartPods   = 250
-	restartAtOnce = 50
-)
+// restartAtOnce is how many pods a node that comes back attaches at once.
+const restartAtOnce = 50
 
 // restart measures how long a node takes to attach all its pods, twice, in turn.
 func (n *node) restart(r *report) error {
@@ -26,25 +23,25 @@ func (n *node) restart(r *report) error {
 	for range rounds {
 		for c, who := range contenders {
 			began := time.Now()
-			if err := all(who.add); err != nil {
+			if err := n.all(who.add); err != nil {
 				return err
 			}
 			wall[c] += millis(time.Since(began)) / rounds
-			if err := all(who.del); err != nil {
+			if err := n.all(who.del); err != nil {
 				return err
 			}
 		}
 	}
 	fmt.Fprintln(r.out)
 	for c, who := range contenders {
-		r.figure(fmt.Sprintf("%d pods after a node's restart, %d at once: %s", restartPods, restartAtOnce, who.name), wall[c], "ms")
+		r.figure(fmt.Sprintf("%d pods after a node's restart, %d at once: %s", n.options.restart, restartAtOnce, who.name), wall[c], "ms")
 	}
 	r.figure("the same, ratio to the floor", wall[1]/wall[0], "")
 	return nil
 }
 
 // all runs a verb for all pods of the node, so many at once.
-func all(verb func(pod, sandbox int) error) error {
+func (n *node) all(verb func(pod, sandbox int) error) error {
 	errs := make([]error, restartAtOnce)
 	pods := make(chan int)
 	var wg sync.WaitGroup
@@ -55,7 +52,7 @@ func all(verb func(pod, sandbox int) error) error {
 			}
 		})
 	}
-	for pod := range restartPods {
+	for pod := range n.options.restart {
 		pods <- pod
 	}
 	close(pods)
@@ -65,7 +62,7 @@ func all(verb func(pod, sandbox int) error) error {
 
 // fallback measures ADD without an agent.
 func (n *node) fallback(r *report) error {
-	const pods = 20
+	pods := min(20, n.pods)
 	if err := n.stopAgent(); err != nil {
 		return err
 	}
@@ -109,7 +106,6 @@ func (n *node) starts(r *report) error {
 // footprint measures sizes, resident memory, and the agent's CPU when nothing
 // happens.
 func (n *node) footprint(r *report) error {
-	const idle = 10 * time.Second
 	fmt.Fprintln(r.out)
 	fi, err := os.Stat(n.path("bin/manifold"))
 	if err != nil {
@@ -133,12 +129,12 @@ func (n *node) footprint(r *report) error {
 	if err != nil {
 		return err
 	}
-	time.Sleep(idle)
+	time.Sleep(n.idle)
 	after, err := harness.ProcessCPU(n.agent.Process.Pid)
 	if err != nil {
 		return err
 	}
-	r.figure("agent, CPU of an idle node", 100*float64(after-before)/float64(idle), "% of a core")
+	r.figure("agent, CPU of an idle node", 100*float64(after-before)/float64(n.idle), "% of a core")
 	return nil
 }
 
@@ -150,11 +146,11 @@ func (n *node) requests(r *report) error {
 	}
 	attached := 0
 	for _, s := range r.Series {
-		if s.Verb == "ADD" && s.Contender != "floor" && s.Contender != "one-shot" {
+		if s.Verb == "ADD" && s.Contender != "floor" {
 			attached += len(s.Millis)
 		}
 	}
-	attached += 2*restartPods + 1
+	attached += 2*n.options.restart + 1
 	fmt.Fprintln(r.out)
 	for what, count := range asked {
 		r.figure("requests to the API server per pod: "+what, float64(count)/float64(attached), "")

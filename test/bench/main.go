@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/manifold-cni/manifold/test/apiserver"
 	"github.com/manifold-cni/manifold/test/harness"
@@ -31,6 +32,9 @@ type options struct {
 	fake   bool
 	json   string
 	trace  string
+	// restart is how many pods a node that comes back has.
+	restart int
+	idle    time.Duration
 }
 
 func main() {
@@ -41,6 +45,8 @@ func main() {
 	flag.BoolVar(&o.fake, "fake", false, "an API server in this process instead of a real one")
 	flag.StringVar(&o.json, "json", "", "`file` to write all figures to")
 	flag.StringVar(&o.trace, "trace", "", "`directory` to write the system calls of one ADD and one DEL to, by strace, instead of measuring")
+	flag.IntVar(&o.restart, "restart", 250, "`number` of pods that a node attaches after a restart")
+	flag.DurationVar(&o.idle, "idle", 10*time.Second, "how long nothing happens, for the agent's idle CPU")
 	flag.Parse()
 	code, err := harness.Enter(func() error { return build(o) })
 	if err == nil && code < 0 {
@@ -106,7 +112,7 @@ func measure(o options, dir string) (err error) {
 			}
 		}
 	}
-	for _, more := range []func(*report) error{n.restart, n.fallback, n.starts, n.footprint, n.requests} {
+	for _, more := range []func(*report) error{n.restart, n.starts, n.footprint, n.requests, n.fallback} {
 		if err := more(r); err != nil {
 			return err
 		}

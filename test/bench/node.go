@@ -147,7 +147,7 @@ func (n *node) define() error {
 // admit makes the pods known to kubelet and API server.
 func (n *node) admit(pods int) error {
 	for _, d := range n.sets {
-		for i := range max(pods, restartPods) + 1 {
+		for i := range max(pods, n.options.restart) + 1 {
 			pod, err := n.cluster.create(&corev1.Pod{
 				ObjectMeta: metav1.ObjectMeta{
 					Namespace: "default", Name: fmt.Sprintf("%s-pod-%d", d.name, i),

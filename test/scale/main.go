@@ -23,11 +23,12 @@ func main() {
 	definitions := flag.Int("definitions", 1000, "`number` of definitions in the cluster")
 	pods := flag.Int("pods", 5, "`number` of pods that each node attaches")
 	nodes := flag.String("nodes", "50,100,200", "ascending `list` of how many nodes")
+	idle := flag.Duration("idle", 10*time.Second, "how long nothing happens, for the API server's idle CPU")
 	flag.Parse()
 	code, err := harness.Enter(func() error { _, err := apiserver.Build(); return err })
 	if err == nil && code < 0 {
 		code = 0
-		err = run(*nodes, *definitions, *pods)
+		err = run(*nodes, *definitions, *pods, *idle)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "scale:", err)
@@ -37,7 +38,7 @@ func main() {
 }
 
 // run measures with more and more nodes.
-func run(levels string, definitions, pods int) (err error) {
+func run(levels string, definitions, pods int, idle time.Duration) (err error) {
 	dir, err := os.MkdirTemp("", "manifold-scale-")
 	if err != nil {
 		return err
@@ -59,7 +60,7 @@ func run(levels string, definitions, pods int) (err error) {
 		if err := c.grow(n); err != nil {
 			return err
 		}
-		if err := c.measure(pods); err != nil {
+		if err := c.measure(pods, idle); err != nil {
 			return err
 		}
 	}
@@ -67,8 +68,7 @@ func run(levels string, definitions, pods int) (err error) {
 }
 
 // measure prints a line for the nodes that there are.
-func (c *cluster) measure(pods int) error {
-	const idle = 10 * time.Second
+func (c *cluster) measure(pods int, idle time.Duration) error {
 	kib := c.heap()
 	before, err := harness.ProcessCPU(c.server.PID())
 	if err != nil {
