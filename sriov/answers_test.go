@@ -7,8 +7,6 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-
-	"github.com/vishvananda/netlink"
 )
 
 // answer reads what the kernel answers when it is asked for a PF: a file of
@@ -19,7 +17,7 @@ import (
 // rtnl_fill_vfinfo of the kernel's net/core/rtnetlink.c puts them, each in its
 // struct ifla_vf_* of include/uapi/linux/if_link.h, little-endian, and with the
 // values that the drivers' ndo_get_vf_config can give.
-func answer(t *testing.T, name string) netlink.Link {
+func answer(t *testing.T, name string) []byte {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("testdata", "answers", name+".hex"))
 	if err != nil {
@@ -35,38 +33,48 @@ func answer(t *testing.T, name string) netlink.Link {
 	if err != nil {
 		t.Fatal(err)
 	}
-	link, err := netlink.LinkDeserialize(nil, raw)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return link
+	return raw
 }
 
 // What igb, the driver of the SR-IOV lab, does not have: link state, minimum
 // rate, the VLAN protocol 802.1ad.
 func TestAnswersOfOtherDrivers(t *testing.T) {
-	for name, want := range map[string][]VFState{
+	for name, want := range map[string]map[int]VFState{
 		"mlx5": {
-			{MAC: "02:00:00:00:41:00", VLAN: 200, VLANQoS: 5, VLANProto: "802.1ad", SpoofChk: true, Trust: true, LinkState: "enable", MinTxRate: 100, MaxTxRate: 1000},
-			{MAC: "00:00:00:00:00:00", VLANProto: "802.1q", LinkState: "disable"},
+			0: {MAC: "02:00:00:00:41:00", VLAN: 200, VLANQoS: 5, VLANProto: "802.1ad", SpoofChk: true, Trust: true, LinkState: "enable", MinTxRate: 100, MaxTxRate: 1000},
+			1: {MAC: "00:00:00:00:00:00", VLANProto: "802.1q", LinkState: "disable"},
 		},
 		"i40e": {
-			{MAC: "3c:fd:fe:00:00:10", VLAN: 7, VLANProto: "802.1q", SpoofChk: true, LinkState: "auto", MaxTxRate: 50},
-			{MAC: "3c:fd:fe:00:00:11", VLANProto: "802.1q", Trust: true, LinkState: "disable"},
+			0: {MAC: "3c:fd:fe:00:00:10", VLAN: 7, VLANProto: "802.1q", SpoofChk: true, LinkState: "auto", MaxTxRate: 50},
+			1: {MAC: "3c:fd:fe:00:00:11", VLANProto: "802.1q", Trust: true, LinkState: "disable"},
 		},
-		"old": {{MAC: "02:00:00:00:00:01", VLAN: 5, VLANQoS: 3, SpoofChk: true, LinkState: "auto"}},
+		"old": {0: {MAC: "02:00:00:00:00:01", VLAN: 5, VLANQoS: 3, LinkState: "auto"}},
+		"gap": {
+			1: {MAC: "02:00:00:00:00:11", VLAN: 11, VLANProto: "802.1q", LinkState: "auto"},
+			2: {MAC: "02:00:00:00:00:12", VLAN: 12, VLANProto: "802.1q", LinkState: "auto"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var got []VFState
-			for i, v := range answer(t, name).Attrs().Vfs {
-				if v.ID != i {
-					t.Errorf("VF %d is the answer's %dth", v.ID, i)
-				}
-				got = append(got, stateOf(v))
+			got, err := decodeVFs(answer(t, name))
+			if err != nil {
+				t.Fatal(err)
 			}
 			if !reflect.DeepEqual(got, want) {
 				t.Errorf("%+v\nwant %+v", got, want)
 			}
 		})
 	}
+}
+
+// FuzzDecodeVFs: whatever the message, it is read or refused.
+func FuzzDecodeVFs(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(make([]byte, 16))
+	f.Add(append(make([]byte, 16), 8, 0, 22, 0, 4, 0, 1, 0))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		vfs, err := decodeVFs(body)
+		if err != nil && vfs != nil {
+			t.Errorf("both %v and %v", vfs, err)
+		}
+	})
 }

@@ -90,11 +90,10 @@ func (Kernel) Link(name string) (*Link, error) {
 		return nil, err
 	}
 	out := &Link{NetDev: netDevOf(link)}
-	for _, v := range link.Attrs().Vfs {
-		if out.VFs == nil {
-			out.VFs = map[int]VFState{}
+	if len(link.Attrs().Vfs) > 0 {
+		if out.VFs, err = askVFs(out.Index); err != nil {
+			return nil, fmt.Errorf("VFs of network device %s: %w", name, err)
 		}
-		out.VFs[v.ID] = stateOf(v)
 	}
 	return out, nil
 }
@@ -115,24 +114,6 @@ func find(name string) (netlink.Link, error) {
 func netDevOf(link netlink.Link) NetDev {
 	a := link.Attrs()
 	return NetDev{Name: a.Name, Index: a.Index, MAC: a.HardwareAddr.String(), MTU: a.MTU, Alias: a.Alias}
-}
-
-func stateOf(v netlink.VfInfo) VFState {
-	s := VFState{
-		MAC: v.Mac.String(), VLAN: v.Vlan, VLANQoS: v.Qos, SpoofChk: v.Spoofchk,
-		Trust:     v.Trust == 1, // drivers without it report all bits set
-		MinTxRate: int(v.MinTxRate), MaxTxRate: int(v.MaxTxRate), LinkState: linkStates[0],
-	}
-	if int(v.LinkState) < len(linkStates) {
-		s.LinkState = linkStates[v.LinkState]
-	}
-	switch v.VlanProto {
-	case int(unix.ETH_P_8021Q):
-		s.VLANProto = "802.1q"
-	case int(unix.ETH_P_8021AD):
-		s.VLANProto = "802.1ad"
-	}
-	return s
 }
 
 // SetVF implements [Links].

@@ -1,0 +1,153 @@
+package sriov
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// What a PF's driver says of its VFs is read from the message itself. The netlink
+// library takes a VF's number from its place in it, though the kernel leaves VFs
+// out that the driver gives no answer for; and it takes a spoof check that the
+// driver does not have for one that is on.
+
+// askVFs returns what the PF whose network device has that index keeps for its
+// VFs, by number.
+func askVFs(index int) (map[int]VFState, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(nl.RTEXT_FILTER_VF)))
+	answers, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	if err != nil {
+		return nil, err
+	}
+	if len(answers) != 1 {
+		return nil, fmt.Errorf("%d answers about one network device", len(answers))
+	}
+	return decodeVFs(answers[0])
+}
+
+// decodeVFs reads the body of an RTM_NEWLINK message. Without VFs it returns nil.
+func decodeVFs(body []byte) (map[int]VFState, error) {
+	if len(body) < unix.SizeofIfInfomsg {
+		return nil, fmt.Errorf("a message of %d bytes about a network device", len(body))
+	}
+	attrs, err := attributes(body[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return nil, err
+	}
+	var out map[int]VFState
+	for _, list := range attrs {
+		if list.kind != unix.IFLA_VFINFO_LIST {
+			continue
+		}
+		infos, err := attributes(list.value)
+		if err != nil {
+			return nil, err
+		}
+		out = make(map[int]VFState, len(infos))
+		for _, info := range infos {
+			index, state, err := decodeVF(info.value)
+			if err != nil {
+				return nil, err
+			}
+			out[index] = state
+		}
+	}
+	return out, nil
+}
+
+// attribute is one of a message's.
+type attribute struct {
+	kind  uint16
+	value []byte
+}
+
+// attributes splits a message, or a nested attribute, into its attributes. The
+// last may lack its padding.
+func attributes(b []byte) (out []attribute, err error) {
+	for len(b) >= unix.SizeofRtAttr {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < unix.SizeofRtAttr || size > len(b) {
+			return nil, fmt.Errorf("an attribute of %d bytes where %d are left", size, len(b))
+		}
+		out = append(out, attribute{kind: binary.NativeEndian.Uint16(b[2:]), value: b[unix.SizeofRtAttr:size]})
+		padded := (size + unix.RTA_ALIGNTO - 1) &^ (unix.RTA_ALIGNTO - 1)
+		b = b[min(padded, len(b)):]
+	}
+	return out, nil
+}
+
+// vfFields is the value of an IFLA_VF_* attribute: the VF's number, and up to two
+// numbers more; those that it is too short for are 0.
+func vfFields(value []byte) (f [3]uint32) {
+	for i := range f {
+		if at := 4 * i; at+4 <= len(value) {
+			f[i] = binary.NativeEndian.Uint32(value[at:])
+		}
+	}
+	return f
+}
+
+// decodeVF reads one VF's attributes. Of what the driver does not have, the kernel
+// sets all bits or says nothing: it is then off.
+func decodeVF(info []byte) (index int, s VFState, err error) {
+	attrs, err := attributes(info)
+	if err != nil {
+		return 0, s, err
+	}
+	index, s.LinkState = -1, linkStates[0]
+	for _, a := range attrs {
+		f := vfFields(a.value)
+		switch a.kind {
+		case nl.IFLA_VF_MAC: // the first, and always there
+			if len(a.value) >= 10 {
+				index, s.MAC = int(f[0]), net.HardwareAddr(a.value[4:10]).String()
+			}
+		case nl.IFLA_VF_VLAN:
+			s.VLAN, s.VLANQoS = int(f[1]), int(f[2])
+		case nl.IFLA_VF_VLAN_LIST:
+			s.VLANProto, err = decodeProtocol(a.value)
+		case nl.IFLA_VF_RATE:
+			s.MinTxRate, s.MaxTxRate = int(f[1]), int(f[2])
+		case nl.IFLA_VF_SPOOFCHK:
+			s.SpoofChk = f[1] == 1
+		case nl.IFLA_VF_TRUST:
+			s.Trust = f[1] == 1
+		case nl.IFLA_VF_LINK_STATE:
+			if int(f[1]) < len(linkStates) {
+				s.LinkState = linkStates[f[1]]
+			}
+		}
+	}
+	if err == nil && index < 0 {
+		err = errors.New("a VF without a number")
+	}
+	return index, s, err
+}
+
+// decodeProtocol returns the protocol of the first VLAN of a list, empty for one
+// that is unknown.
+func decodeProtocol(list []byte) (string, error) {
+	vlans, err := attributes(list)
+	if err != nil {
+		return "", err
+	}
+	const at = 12 // behind the VF, the VLAN and its QoS; in network byte order
+	if len(vlans) == 0 || len(vlans[0].value) < at+2 {
+		return "", nil
+	}
+	switch binary.BigEndian.Uint16(vlans[0].value[at:]) {
+	case unix.ETH_P_8021Q:
+		return "802.1q", nil
+	case unix.ETH_P_8021AD:
+		return "802.1ad", nil
+	}
+	return "", nil
+}
