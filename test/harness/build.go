@@ -226,15 +226,15 @@ func Program(dir, pkg string, flags ...string) error {
 	return goBuild(root, filepath.Join(dir, filepath.Base(pkg)), pkg, false, flags...)
 }
 
-// Programs builds our own programs, the scripted delegate and the careful loop
-// into dir.
+// Programs builds our own programs, the test delegates and the careful loop into
+// dir.
 // With killPoints they die where the environment says, see internal/killpoint.
 func Programs(dir string, killPoints bool) error {
 	var flags []string
 	if killPoints {
 		flags = []string{"-tags", "killpoints"}
 	}
-	for _, pkg := range []string{"./cmd/manifold", "./cmd/manifold-agent", "./test/delegates/scripted", "./test/loop"} {
+	for _, pkg := range []string{"./cmd/manifold", "./cmd/manifold-agent", "./test/delegates/scripted", "./test/delegates/vfprops", "./test/loop"} {
 		if err := Program(dir, pkg, flags...); err != nil {
 			return err
 		}

@@ -13,7 +13,8 @@
 // before the work: "gate" (touches FILE.reached, then waits until FILE exists),
 // "hang"; instead of it: "exit" with "stdout", "signal", "error" {code, msg};
 // in the result of it: "lie" missing (claims another interface), mac, mtu,
-// address; or in the work: left (nothing is moved), device (moves "other").
+// address; or in the work: left (nothing is moved), device (moves "other"), renamed
+// (the interface has another name), down (it is not set up).
 // Every call is appended to "log" as a line of JSON: verb, environment, stdin.
 package main
 
@@ -147,7 +148,7 @@ func add(a *skel.CmdArgs, c *config, s script) error {
 	result := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
 	iface := &types100.Interface{Name: a.IfName, Sandbox: a.Netns, Mtu: c.MTU}
 	if s.Lie != "left" {
-		if err := enter(sandbox, name, a.IfName, c, iface); err != nil {
+		if err := enter(sandbox, name, a.IfName, c, s, iface); err != nil {
 			return err
 		}
 	}
@@ -187,8 +188,14 @@ func makeLink(a *skel.CmdArgs, c *config, s script) (string, error) {
 	return "t" + attrs.Name[1:], netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "t" + attrs.Name[1:]})
 }
 
+// renamed is what the interface is called by a plugin that lies about it.
+func renamed(ifName string) string { return ifName + "x" }
+
 // enter moves a link into the sandbox and configures it there.
-func enter(sandbox ns.NetNS, name, ifName string, c *config, iface *types100.Interface) error {
+func enter(sandbox ns.NetNS, name, ifName string, c *config, s script, iface *types100.Interface) error {
+	if s.Lie == "renamed" {
+		ifName = renamed(ifName)
+	}
 	link, err := netlinksafe.LinkByName(name)
 	if err != nil {
 		return err
@@ -204,34 +211,45 @@ func enter(sandbox ns.NetNS, name, ifName string, c *config, iface *types100.Int
 		if err := errors.Join(netlink.LinkSetName(link, ifName), netlink.LinkSetAlias(link, name)); err != nil {
 			return err
 		}
-		if c.MAC != "" {
-			mac, err := net.ParseMAC(c.MAC)
-			if err != nil {
-				return err
-			}
-			if err := netlink.LinkSetHardwareAddr(link, mac); err != nil {
-				return err
-			}
-		}
-		if c.MTU > 0 {
-			if err := netlink.LinkSetMTU(link, c.MTU); err != nil {
-				return err
-			}
-		}
-		for _, text := range c.Addresses {
-			addr, err := netlink.ParseAddr(text)
-			if err != nil {
-				return err
-			}
-			if err := netlink.AddrAdd(link, addr); err != nil {
-				return err
-			}
+		if err := configure(link, c); err != nil {
+			return err
 		}
 		if link, err = netlinksafe.LinkByName(ifName); err == nil {
 			iface.Mac = link.Attrs().HardwareAddr.String()
 		}
+		if s.Lie == "down" {
+			return errors.Join(err, netlink.LinkSetDown(link))
+		}
 		return errors.Join(err, netlink.LinkSetUp(link))
 	})
+}
+
+// configure gives an interface its MAC, MTU and addresses.
+func configure(link netlink.Link, c *config) error {
+	if c.MAC != "" {
+		mac, err := net.ParseMAC(c.MAC)
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetHardwareAddr(link, mac); err != nil {
+			return err
+		}
+	}
+	if c.MTU > 0 {
+		if err := netlink.LinkSetMTU(link, c.MTU); err != nil {
+			return err
+		}
+	}
+	for _, text := range c.Addresses {
+		addr, err := netlink.ParseAddr(text)
+		if err != nil {
+			return err
+		}
+		if err := netlink.AddrAdd(link, addr); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // del takes back what ADD may have done; what is gone already is no error.
@@ -253,6 +271,9 @@ func del(a *skel.CmdArgs, c *config, _ script) error {
 	defer host.Close()
 	err = ns.WithNetNSPath(a.Netns, func(ns.NetNS) error {
 		link, err := netlinksafe.LinkByName(a.IfName)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			link, err = netlinksafe.LinkByName(renamed(a.IfName))
+		}
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			return nil
 		}

@@ -3,6 +3,7 @@
 package checks
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -36,6 +37,7 @@ func TestLiesAboutVFsAreFoundOut(t *testing.T) {
 		"missing": {nil, []string{"ghost0", "absent"}},
 		"mac":     {nil, []string{"MAC (result)", "02:00:00:00:00:99"}},
 		"mtu":     {nil, []string{"MTU (result)", "9000", "1500"}},
+		"renamed": {nil, []string{"interface net1", "present", "absent"}},
 		"address": {address, []string{"address (result)", "192.0.2.99", "10.61.0.2"}},
 	} {
 		t.Run(lie, func(t *testing.T) {
@@ -57,40 +59,60 @@ func (n *node) of(t *testing.T) *node {
 	return &m
 }
 
+// properties are a plugin that sets what the PF keeps for the VF, by the SR-IOV
+// CNI's keys, before one that moves the VF.
+func properties(keys map[string]any) []map[string]any {
+	first := map[string]any{"type": "vfprops"}
+	for k, v := range keys {
+		first[k] = v
+	}
+	return []map[string]any{first, hostDevice(nil)}
+}
+
 // A delegate that leaves a property of the VF as it is on the PF, though its
-// configuration asks for another, is found out for each; once the property is as
-// asked, the same configuration is accepted.
+// configuration asks for another, is found out for each. The same configuration
+// is accepted of one that does as it is asked, where the driver can.
 func propertiesOnThePF(t *testing.T) {
 	const index = 5
 	vf := pfs[0].vfs[index]
 	uplink := linkOf(t, pfs[0].address)
 	for key, tc := range map[string]struct {
-		value     any
-		field     string
-		set, undo func() error
+		keys   map[string]any
+		field  string
+		before func(on bool) error // what makes the difference visible; nil for nothing
+		lacks  bool                // igb's driver does not have it
 	}{
-		"vlan": {100, "VLAN of the VF: wanted 100, found 0",
-			func() error { return netlink.LinkSetVfVlan(uplink, index, 100) }, func() error { return netlink.LinkSetVfVlan(uplink, index, 0) }},
-		"vlanQoS": {3, "VLAN QoS of the VF: wanted 3, found 0",
-			func() error { return netlink.LinkSetVfVlanQos(uplink, index, 7, 3) }, func() error { return netlink.LinkSetVfVlan(uplink, index, 0) }},
-		"spoofchk": {"off", "spoof check of the VF: wanted off, found on",
-			func() error { return netlink.LinkSetVfSpoofchk(uplink, index, false) }, func() error { return netlink.LinkSetVfSpoofchk(uplink, index, true) }},
-		"trust": {"on", "trust of the VF: wanted on, found off",
-			func() error { return netlink.LinkSetVfTrust(uplink, index, true) }, func() error { return netlink.LinkSetVfTrust(uplink, index, false) }},
-		"max_tx_rate": {200, "maximum rate of the VF: wanted 200, found 0",
-			func() error { return netlink.LinkSetVfRate(uplink, index, 0, 200) }, func() error { return netlink.LinkSetVfRate(uplink, index, 0, 0) }},
+		"vlan":        {map[string]any{"vlan": 100}, "VLAN of the VF: wanted 100, found 0", nil, false},
+		"vlanQoS":     {map[string]any{"vlan": 7, "vlanQoS": 3}, "VLAN QoS of the VF: wanted 3, found 0", nil, false},
+		"spoofchk":    {map[string]any{"spoofchk": "off"}, "spoof check of the VF: wanted off, found on", nil, false},
+		"trust":       {map[string]any{"trust": "on"}, "trust of the VF: wanted on, found off", nil, false},
+		"trust left":  {map[string]any{"trust": "off"}, "trust of the VF: wanted off, found on", func(on bool) error { return netlink.LinkSetVfTrust(uplink, index, on) }, false},
+		"max_tx_rate": {map[string]any{"max_tx_rate": 200}, "maximum rate of the VF: wanted 200, found 0", nil, false},
+		"vlanProto":   {map[string]any{"vlan": 100, "vlanProto": "802.1ad"}, "VLAN protocol of the VF: wanted 802.1ad, found 802.1q", nil, true},
+		"link_state":  {map[string]any{"link_state": "enable"}, "link state of the VF: wanted enable, found auto", nil, true},
+		"min_tx_rate": {map[string]any{"min_tx_rate": 10}, "minimum rate of the VF: wanted 10, found 0", nil, true},
 	} {
 		t.Run(key, func(t *testing.T) {
 			n := newNode(t)
-			n.define("asked", left, mover(t, vf, map[string]any{"type": "sriov", key: tc.value}))
+			lie, _, _ := strings.Cut(key, " ")
+			n.define("honest", left, properties(tc.keys)...)
+			tc.keys["lie"] = []string{lie}
+			n.define("liar", left, properties(tc.keys)...)
+			if tc.before != nil {
+				n.must(tc.before(true))
+				defer func() { n.must(tc.before(false)) }()
+			}
 			pins := fakekubelet.Pins{"c": pin(vf)}
-			p := n.admit("without", "asked", pins, container("c", left))
+			p := n.admit("lied-to", "liar", pins, container("c", left))
 			n.refuse(p, 111, tc.field, vf)
 			n.succeed("DEL", p)
-			n.evict("without")
-			n.must(tc.set())
-			defer func() { n.must(tc.undo()) }()
-			p = n.admit("with", "asked", pins, container("c", left))
+			n.evict("lied-to")
+			p = n.admit("served", "honest", pins, container("c", left))
+			if tc.lacks {
+				n.refuse(p, 999, vf, "of VF 5")
+				n.succeed("DEL", p)
+				return
+			}
 			n.succeed("ADD", p)
 			n.stands(p, vf)
 			n.succeed("CHECK", p)
