@@ -5,6 +5,7 @@
 //	manifold-agent plan       answers one request, stdin to stdout, without an agent
 //	manifold-agent install    puts both programs and the CNI configuration in place
 //	manifold-agent uninstall  takes them away again
+//	manifold-agent await      waits, for the chart's uninstallation
 //	manifold-agent reconcile  looks at the node's VFs, and repairs them
 //	manifold-agent config     converts and validates configuration files
 //
@@ -57,6 +58,7 @@ const usage = `usage: manifold-agent COMMAND [flags]
   plan       answer one request, stdin to stdout, without an agent
   install    put both programs and the CNI configuration in place
   uninstall  take them away again
+  await      wait until a DaemonSet's pods are ready on every node, or for a signal
   reconcile  look once at the node's VFs, print what is wrong, with --repair undo it
   config     'convert FILE' turns a configuration of Multus into Manifold's,
              'validate FILE' says what is wrong with one, by line and key
@@ -102,6 +104,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			return i.Install(stdout)
 		}
 		return i.Uninstall(stdout)
+	case "await":
+		daemonSet := flags.String("daemonset", "", "`namespace/name` of a DaemonSet in this pod's cluster")
+		if err := flags.Parse(args[1:]); err != nil {
+			return flag.ErrHelp
+		}
+		return agent.Await(ctx, *daemonSet, stdout)
 	case "config":
 		return config(args[1:], stdout, stderr)
 	case "version":
@@ -202,6 +210,7 @@ func installFlags(flags *flag.FlagSet) *agent.Installer {
 	flags.DurationVar(&i.Wait, "wait", 0, "install: how `long` to wait until there is a cluster default network")
 	flags.StringVar(&i.Node, "node", "", "this node's `name` for the agent's configuration; by default as it says")
 	flags.StringVar(&i.ToMultus, "to-multus", "", "uninstall: Multus's cniDir, a `directory` to hand the attached sandboxes over to it in")
+	flags.BoolVar(&i.LeaveAttached, "leave-attached", false, "uninstall: succeed while sandboxes are attached, whose programs stay")
 	flags.BoolVar(&i.Force, "force", false, "also where the node would be left without a source of pods or without a network")
 	return i
 }

@@ -31,6 +31,7 @@ type Installer struct {
 	Wait           time.Duration // how long Install waits for a cluster default network
 	Node           string        // this node's name in the agent's configuration; empty: as the file says
 	ToMultus       string        // Multus's cniDir, where it finds the sandboxes that are attached; empty: they are not handed over
+	LeaveAttached  bool          // Uninstall without error while sandboxes are attached
 	Force          bool          // also where the node would be left without pods or networks
 }
 
@@ -316,7 +317,7 @@ func (i *Installer) inPlace() netconf.Conf {
 // calls the primary network alone, which must be in its directory, or the node
 // would have no network. The programs stay while the journal still has
 // attachments, since only they can release them; Uninstall says so and returns
-// an error, and can be run again.
+// an error unless LeaveAttached is set, and can be run again.
 func (i *Installer) Uninstall(out io.Writer) error {
 	const op = "uninstall"
 	if i.StateDir == "" {
@@ -335,8 +336,13 @@ func (i *Installer) Uninstall(out io.Writer) error {
 		return err
 	}
 	if len(keys) > 0 {
-		return cnierr.New(op, cnierr.TeardownIncomplete, "%d sandboxes are still attached, the programs stay in %s", len(keys), i.BinDir).
+		err := cnierr.New(op, cnierr.TeardownIncomplete, "%d sandboxes are still attached, the programs stay in %s", len(keys), i.BinDir).
 			WithFix("delete or drain the node's pods, release what is left with CNI_COMMAND=GC, then run uninstall again with --state-dir %s", i.StateDir)
+		if !i.LeaveAttached {
+			return err
+		}
+		fmt.Fprintln(out, err)
+		return nil
 	}
 	for _, p := range programs {
 		if err := remove(out, filepath.Join(i.BinDir, p)); err != nil {

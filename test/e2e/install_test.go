@@ -46,6 +46,9 @@ func TestInstallOverRunningProgramsAndUninstall(t *testing.T) {
 	if out, err := n.install("uninstall"); err == nil || !strings.Contains(out, "1 sandboxes are still attached") {
 		t.Errorf("uninstall with a pod: %v\n%s", err, out)
 	}
+	if out, err := n.install("uninstall", "--leave-attached"); err != nil || !exists(n.path("opt/manifold")) || exists(n.path("net.d/00-manifold.conflist")) {
+		t.Errorf("uninstall that leaves a pod: %v\n%s", err, out)
+	}
 	n.succeed("DEL", p)
 	if out, err := n.install("uninstall"); err != nil {
 		t.Errorf("uninstall: %v\n%s", err, out)

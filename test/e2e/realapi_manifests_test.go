@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/test/harness"
 	"github.com/manifold-cni/manifold/test/manifests"
 )
@@ -107,14 +108,45 @@ func steal(t *testing.T) *stolen {
 		Spec:       corev1.PodSpec{NodeName: "node1", ServiceAccountName: "manifold", Containers: []corev1.Container{{Name: "c", Image: "none"}}},
 	}, metav1.CreateOptions{})
 	n.must(err)
-	token, err := n.client.CoreV1().ServiceAccounts("kube-system").CreateToken(ctx, "manifold", &authenticationv1.TokenRequest{
-		Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: agent.Name, UID: agent.UID}},
-	}, metav1.CreateOptions{})
-	n.must(err)
-	admin := n.server.Config()
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: admin.Host, TLSClientConfig: admin.TLSClientConfig, BearerToken: token.Status.Token})
+	client, err := kubernetes.NewForConfig(n.account("manifold", &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: agent.Name, UID: agent.UID}))
 	n.must(err)
 	return &stolen{n, client}
+}
+
+// account returns the access of one of the chart's service accounts, by a token
+// that is bound to an object where there is one.
+func (n *realNode) account(name string, to *authenticationv1.BoundObjectReference) *rest.Config {
+	n.t.Helper()
+	token, err := n.client.CoreV1().ServiceAccounts("kube-system").CreateToken(context.Background(), name,
+		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: to}}, metav1.CreateOptions{})
+	n.must(err)
+	admin := n.server.Config()
+	return &rest.Config{Host: admin.Host, TLSClientConfig: admin.TLSClientConfig, BearerToken: token.Status.Token}
+}
+
+// TestRealAPIUninstallationIsAwaited: its account reads the one DaemonSet.
+func TestRealAPIUninstallationIsAwaited(t *testing.T) {
+	n := steal(t)
+	client, err := kube.NewClient(n.account("manifold-uninstall", nil))
+	n.must(err)
+	defer client.Close()
+	ctx := context.Background()
+	n.eventually("its permission to be known", func() bool {
+		_, all, err := client.DaemonSetReady(ctx, "kube-system", "manifold-uninstall")
+		return err == nil && all == -1 // no controller runs
+	})
+	if _, _, err := client.DaemonSetReady(ctx, "kube-system", "manifold"); err == nil {
+		t.Error("it reads another DaemonSet")
+	}
+	sets := n.realNode.client.AppsV1().DaemonSets("kube-system")
+	ds, err := sets.Get(ctx, "manifold-uninstall", metav1.GetOptions{})
+	n.must(err)
+	ds.Status.ObservedGeneration, ds.Status.DesiredNumberScheduled, ds.Status.NumberReady = ds.Generation, 2, 1
+	_, err = sets.UpdateStatus(ctx, ds, metav1.UpdateOptions{})
+	n.must(err)
+	if ready, all, err := client.DaemonSetReady(ctx, "kube-system", "manifold-uninstall"); ready != 1 || all != 2 || err != nil {
+		t.Errorf("%d of %d, %v", ready, all, err)
+	}
 }
 
 // patch changes a pod by a merge patch.

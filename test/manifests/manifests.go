@@ -90,7 +90,8 @@ func Objects(stream []byte) ([]*unstructured.Unstructured, error) {
 
 // baseValues make a base that any node of any supported release can live with:
 // pods are watched at the API server where the kubelet does not tell of them.
-var baseValues = []string{"--set", "podsAPI=false", "--set", "restrictWrites=true"}
+// Hooks are Helm's.
+var baseValues = []string{"--no-hooks", "--set", "podsAPI=false", "--set", "restrictWrites=true"}
 
 const kustomization = `# Made from the chart by "make deploy".
 apiVersion: kustomize.config.k8s.io/v1beta1

@@ -90,6 +90,7 @@ func TestChartIsInOrder(t *testing.T) {
 			as[corev1.ServiceAccount](t, objects, "ServiceAccount/manifold")
 			as[corev1.ConfigMap](t, objects, "ConfigMap/manifold")
 			unprivileged(t, as[appsv1.DaemonSet](t, objects, "DaemonSet/manifold"), name == "repair")
+			unprivileged(t, as[appsv1.DaemonSet](t, objects, "DaemonSet/manifold-uninstall"), false)
 		})
 	}
 }
@@ -189,6 +190,26 @@ func TestHostNetworkOnlyWhereItIsNeeded(t *testing.T) {
 	for name, want := range map[string]bool{"defaults": true, "no Pods API": true, "pod network": false} {
 		if got := as[appsv1.DaemonSet](t, render(t, values()[name]...), "DaemonSet/manifold").Spec.Template.Spec.HostNetwork; got != want {
 			t.Errorf("%s: hostNetwork %v", name, got)
+		}
+	}
+}
+
+// What the release's own deletion runs is made before, in this order, and gone
+// when it has succeeded.
+func TestUninstallationIsAHook(t *testing.T) {
+	objects := render(t)
+	for key, weight := range map[string]string{
+		"ServiceAccount/manifold-uninstall": "-2", "Role/manifold-uninstall": "-2", "RoleBinding/manifold-uninstall": "-2",
+		"DaemonSet/manifold-uninstall": "-1", "Job/manifold-uninstall": "0",
+	} {
+		a := objects[key].GetAnnotations()
+		if a["helm.sh/hook"] != "pre-delete" || a["helm.sh/hook-weight"] != weight || !strings.Contains(a["helm.sh/hook-delete-policy"], "hook-succeeded") {
+			t.Errorf("%s: %v", key, a)
+		}
+	}
+	for key := range render(t, "--set", "uninstall.nodes=false") {
+		if strings.HasSuffix(key, "-uninstall") {
+			t.Errorf("%s is there", key)
 		}
 	}
 }

@@ -94,3 +94,71 @@ agent.json: |
 plugin.json: |
   {{- merge (dict "deviceInfoDir" $host.deviceInfoDir) .Values.config | toPrettyJson | nindent 2 }}
 {{- end }}
+
+{{/* What every pod has: .root, .account, whether it has the account's .token, and
+.hostNetwork. */}}
+{{- define "manifold.pod" -}}
+serviceAccountName: {{ .account }}
+automountServiceAccountToken: {{ .token }}
+priorityClassName: {{ .root.Values.priorityClassName }}
+enableServiceLinks: false
+hostNetwork: {{ .hostNetwork }}
+# Names are not looked up, and the cluster's resolver needs a network.
+dnsPolicy: Default
+# A node without a network is where this is needed most.
+tolerations:
+  - operator: Exists
+{{- with .root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+nodeSelector:
+  kubernetes.io/os: linux
+  {{- with .root.Values.nodeSelector }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- with .root.Values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  # The kubelet's sockets and the runtime's directories are root's.
+  runAsUser: 0
+  runAsGroup: 0
+  seccompProfile:
+    type: RuntimeDefault
+  {{- if .root.Values.openshift.securityContextConstraints }}
+  seLinuxOptions:
+    type: spc_t # files of the host are not relabelled
+  {{- end }}
+{{- end }}
+
+{{/* What every container has that runs without any privilege. */}}
+{{- define "manifold.container" -}}
+image: {{ include "manifold.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+resources: {{- toYaml .Values.resources | nindent 2 }}
+{{- end }}
+
+{{- define "manifold.uninstall.selector" -}}
+app.kubernetes.io/name: {{ include "manifold.name" . }}
+app.kubernetes.io/component: uninstall
+{{- end }}
+
+{{- define "manifold.uninstall.labels" -}}
+{{ include "manifold.uninstall.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: manifold
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{/* The annotations of a hook; its argument is its place in their order. */}}
+{{- define "manifold.uninstall.hook" -}}
+helm.sh/hook: pre-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}
