@@ -153,6 +153,18 @@ func Kustomize() (string, error) {
 	return filepath.Join(dir, "kustomize"), buildTools(dir, tool{name: "kustomize", module: "kustomize", pkg: "sigs.k8s.io/kustomize/kustomize/v5"})
 }
 
+// Promtool returns the path of Prometheus's promtool, without its service
+// discoveries, built when it is not there yet.
+func Promtool() (string, error) {
+	dir, err := cacheDir("promtool", prometheusVersion)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "promtool"), buildTools(dir, tool{
+		name: "promtool", module: "prometheus", pkg: "github.com/prometheus/prometheus/cmd/promtool", tags: "remove_all_sd",
+	})
+}
+
 // tool is a third-party program.
 type tool struct {
 	name    string // of the file

@@ -17,4 +17,6 @@ const (
 
 	helmVersion      = "v4.3.1"
 	kustomizeVersion = "v5.8.2"
+
+	prometheusVersion = "v0.316.0" // of the module: Prometheus 3.16
 )

@@ -2,7 +2,7 @@
 // machine, and prints where it is: "golangci-lint" the program, "plugins" the
 // directory of the CNI reference plugins, "control-plane" that of etcd and the
 // Kubernetes control plane's programs, "node" that of the kubelet, containerd and
-// runc, "helm" and "kustomize" the program.
+// runc, "helm", "kustomize" and "promtool" the program.
 package main
 
 import (
@@ -16,10 +16,10 @@ func main() {
 	tools := map[string]func() (string, error){
 		"golangci-lint": harness.Linter, "plugins": harness.PluginDir,
 		"control-plane": controlPlane, "node": harness.NodePrograms,
-		"helm": harness.Helm, "kustomize": harness.Kustomize,
+		"helm": harness.Helm, "kustomize": harness.Kustomize, "promtool": harness.Promtool,
 	}
 	if len(os.Args) != 2 || tools[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: toolchain golangci-lint | plugins | control-plane | node | helm | kustomize")
+		fmt.Fprintln(os.Stderr, "usage: toolchain golangci-lint | plugins | control-plane | node | helm | kustomize | promtool")
 		os.Exit(2)
 	}
 	path, err := tools[os.Args[1]]()

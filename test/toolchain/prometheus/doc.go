@@ -1,0 +1,2 @@
+// Package prometheus pins the promtool that tests check rules and queries with.
+package prometheus
