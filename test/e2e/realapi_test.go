@@ -23,6 +23,7 @@ import (
 
 	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/test/apiserver"
+	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
 func init() {
@@ -108,6 +109,7 @@ func (n *realNode) create(name, networks string) *pod {
 		},
 	}, metav1.CreateOptions{})
 	n.must(err)
+	n.kubelet.SetClaim(fakekubelet.Claim{Name: "none"}) // allocated, without a device
 	_, err = n.kubelet.AddPod(p, nil)
 	n.must(err)
 	return n.sandbox(name, string(p.UID))
