@@ -153,7 +153,9 @@ func serve(ctx context.Context, conf *agent.Config, stderr io.Writer) (err error
 	}
 	sources.Go(func() { a.Run(running) })
 	log.Info("serving", "release", release, "socket", conf.Socket, "node", conf.Node)
-	err = plan.Serve(ctx, l, agent.New(a.Sources, log, background.Go))
+	server := agent.New(a.Sources, log, background.Go)
+	sources.Go(func() { server.Deliver(running, conf.CNIDir) })
+	err = plan.Serve(ctx, l, server)
 	stop()
 	background.Wait()
 	sources.Wait()

@@ -52,6 +52,7 @@ type Sources struct {
 	Local     kube.Definitions
 	Devices   Devices   // nil: no device is known, and networks that need one are refused
 	Publisher Publisher // nil: nothing is published
+	Outbox    outbox    // where reports wait if there is no Publisher; empty: they do not
 	// Ready returns nil when definitions can be answered, asking nobody; nil when
 	// they always can.
 	Ready func() error
@@ -317,8 +318,11 @@ func (a *Agent) Report(ctx context.Context, r plan.Report) error {
 	a.src.Metrics.Operation(op)
 	a.log.Info("report", "verb", r.Verb, "request", op.Request, "pod", pod.String(), "uid", pod.UID, "sandbox", r.Plan.ContainerID,
 		"took", op.Took.Duration(), "error", r.Error, "problems", r.Problems)
-	if a.src.Publisher == nil || pod.Name == "" {
+	switch {
+	case pod.Name == "" || a.src.Publisher == nil && a.src.Outbox == "":
 		return nil
+	case a.src.Publisher == nil:
+		return a.src.Outbox.put(&r)
 	}
 	var err error
 	switch attached := r.Verb == "ADD" && r.Error == ""; {

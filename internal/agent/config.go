@@ -186,7 +186,7 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 	switch {
 	case c.APIServer == InCluster && once:
 		defs = append(defs, snapshot(c.Snapshot))
-		a.Sources.Local = snapshot(c.Snapshot)
+		a.Sources.Local, a.Sources.Outbox = snapshot(c.Snapshot), outboxOf(c.CNIDir)
 	case c.APIServer != "":
 		p, d, err := a.apiServer(c, once)
 		if err != nil {

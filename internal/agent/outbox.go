@@ -1,0 +1,122 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+// outbox is a directory in which reports wait for an agent that can publish them:
+// the one-shot mode on the host has no credential. Without it a pod that was
+// attached while the agent was being replaced would never get its network-status.
+type outbox string
+
+// outboxOf returns the outbox beside the journals of cniDir.
+func outboxOf(cniDir string) outbox { return outbox(filepath.Join(cniDir, "reports")) }
+
+// maxReports bounds the outbox: pods come and go, however long no agent runs.
+const maxReports = 4096
+
+// put adds a report.
+func (o outbox) put(r *plan.Report) error {
+	const op = "keep report for the agent"
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return cnierr.New(op, cnierr.Other, "%w", err)
+	}
+	if err := os.MkdirAll(string(o), 0o700); err != nil {
+		return cnierr.New(op, cnierr.IO, "%w", err)
+	}
+	names, err := o.list()
+	if err == nil && len(names) >= maxReports {
+		err = fmt.Errorf("%d are waiting in %s", len(names), o)
+	}
+	if err == nil {
+		// In order of time, so that they are delivered in it.
+		err = renameio.WriteFile(filepath.Join(string(o), fmt.Sprintf("%020d-%d.json", time.Now().UnixNano(), os.Getpid())), raw, 0o600)
+	}
+	if err != nil {
+		return cnierr.New(op, cnierr.IO, "%w", err).WithFix("see why no agent runs on this node")
+	}
+	return nil
+}
+
+// list returns the reports' files, the oldest first.
+func (o outbox) list() ([]string, error) { return filepath.Glob(filepath.Join(string(o), "*.json")) }
+
+// take reads a report. One that cannot be read is removed: nobody will ever read
+// it.
+func (o outbox) take(file string) (*plan.Report, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	r := &plan.Report{}
+	if err := json.Unmarshal(raw, r); err != nil || r.Plan == nil {
+		return nil, errors.Join(fmt.Errorf("report %s is damaged: %w", file, err), os.Remove(file))
+	}
+	return r, nil
+}
+
+// deliverPause is the time between two looks into the outbox.
+const deliverPause = 15 * time.Second
+
+// Deliver publishes, until ctx ends, what is reported by processes that reach no
+// API server, for the journals in cniDir.
+func (a *Agent) Deliver(ctx context.Context, cniDir string) {
+	for a.src.Publisher != nil {
+		if err := a.deliver(ctx, outboxOf(cniDir), journal.Dir{Path: cniDir}); err != nil {
+			a.log.Warn("reports kept while no agent ran", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(deliverPause):
+		}
+	}
+}
+
+// deliver publishes what there is, up to the first that must wait.
+func (a *Agent) deliver(ctx context.Context, o outbox, journals journal.Dir) error {
+	files, err := o.list()
+	if err != nil || len(files) == 0 {
+		return err
+	}
+	keys, err := journals.List()
+	if err != nil {
+		return err
+	}
+	attached := map[string]bool{}
+	for _, k := range keys {
+		attached[k.ContainerID] = true
+	}
+	var problems []error
+	for _, file := range files {
+		r, err := o.take(file)
+		if err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		r.Later = false
+		// A sandbox that is gone by now has no status to publish.
+		if r.Verb != "ADD" || attached[r.Plan.ContainerID] {
+			err = a.Report(ctx, *r)
+		}
+		if errors.Is(err, kube.ErrUnavailable) {
+			return errors.Join(append(problems, err)...)
+		}
+		problems = append(problems, err, os.Remove(file))
+	}
+	return errors.Join(problems...)
+}

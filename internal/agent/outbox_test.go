@@ -1,0 +1,60 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"testing"
+
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+// What the one-shot mode reports on the host, where no credential is, an agent
+// publishes later: once, when the API server answers, and only of sandboxes that
+// are still attached.
+func TestReportsWaitForAnAgent(t *testing.T) {
+	n := newNode(t, "cl")
+	n.conf.CNIDir = n.path("state")
+	serving := n.agent()
+	n.conf.APIServer, n.once = InCluster, true
+	for _, name := range []string{"web", "gone"} {
+		n.addPod(name, apiUID, nil)
+		n.file("pods/"+name+".json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"`+name+`","namespace":"shop"}}`)
+		req := n.request("cl")
+		req.ContainerID = "sandbox-" + name
+		oneShot := n.agent()
+		p, err := oneShot.Plan(context.Background(), req)
+		n.must(err)
+		p.Pod = plan.Pod{Namespace: "shop", Name: name, UID: apiUID}
+		if name == "web" {
+			_, err = journal.Dir{Path: n.conf.CNIDir}.Begin(context.Background(), journal.Key{ContainerID: p.ContainerID, IfName: "eth0"}, p)
+			n.must(err)
+		}
+		n.must(oneShot.Report(context.Background(), plan.Report{Version: plan.Version, Plan: p, Verb: "ADD", Later: true, Outcomes: []plan.Outcome{{
+			Name: "cl", IfName: "eth0", Result: json.RawMessage(`{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"/run/netns/c1"}]}`),
+		}}}))
+	}
+	box := outboxOf(n.conf.CNIDir)
+	n.must(os.WriteFile(string(box)+"/0-damaged.json", []byte("{"), 0o600))
+	deliver := func() error {
+		return serving.deliver(context.Background(), box, journal.Dir{Path: n.conf.CNIDir})
+	}
+	n.api.FailWith(503)
+	if err := deliver(); err == nil {
+		t.Error("delivered to nobody")
+	}
+	n.api.FailWith(0)
+	if err := deliver(); err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]bool{"web": true, "gone": false} {
+		if status := n.api.Pod("shop", name).Annotations[netattach.StatusAnnotation]; (status != "") != want {
+			t.Errorf("pod %s: status %q", name, status)
+		}
+	}
+	if left, err := box.list(); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
