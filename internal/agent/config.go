@@ -68,6 +68,9 @@ type Config struct {
 	// CNIConfig is the plugin's configuration in the runtime's directory, where
 	// readiness looks which default network there must be.
 	CNIConfig string `json:"cniConfig"`
+	// StartupTaint is the key of a taint that this node is relieved of when it is
+	// ready; empty for none.
+	StartupTaint string `json:"startupTaint"`
 
 	PodManifests        string `json:"podManifests"`        // directory of pods: static pods
 	DefinitionManifests string `json:"definitionManifests"` // directory of definitions
@@ -138,6 +141,10 @@ func (c *Config) complete() error {
 		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 			return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %w", "listen", err).WithFix("give host:port, or :port for all addresses")
 		}
+	}
+	if c.StartupTaint != "" && c.APIServer == "" {
+		return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: there is no API server to remove it at", "startupTaint").
+			WithFix("set apiServer, or leave startupTaint out")
 	}
 	if c.ResourceSlices && c.APIServer == "" {
 		return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: there is no API server to read them from", "resourceSlices").
@@ -241,6 +248,9 @@ func (a *Assembly) guard(c *Config, once bool, log *slog.Logger) {
 	}}
 	a.run = append(a.run, g.run)
 	a.Checks = append(a.Checks, Check{"CNI configuration", g.ready})
+	if c.StartupTaint != "" {
+		a.run = append(a.run, func(ctx context.Context) { a.untaint(ctx, c.StartupTaint, log) })
+	}
 }
 
 // devices connects the allocation sources.

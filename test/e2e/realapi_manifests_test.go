@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,7 +67,7 @@ func (n *realNode) apply(objects []*unstructured.Unstructured, dryRun ...string)
 func TestRealAPITakesTheChart(t *testing.T) {
 	n := newRealNode(t)
 	for _, args := range [][]string{
-		{"--set", "reconcile=repair"}, {"--set", "reconcile=off,podsAPI=true"}, {"--set", "dra=true,podsAPI=false"},
+		{"--set", "reconcile=repair"}, {"--set", "reconcile=off,podsAPI=true"}, {"--set", "dra=true,podsAPI=false"}, {"--set", "startupTaint=manifold.dev/not-ready"},
 	} {
 		n.apply(n.renamed(n.chart(args...)), metav1.DryRunAll)
 	}
@@ -87,15 +88,16 @@ func (n *realNode) renamed(objects []*unstructured.Unstructured) []*unstructured
 type stolen struct {
 	*realNode
 	client kubernetes.Interface
+	config *rest.Config
 }
 
 // steal installs the chart, with pods on two nodes, and takes node1's credential.
-func steal(t *testing.T) *stolen {
+func steal(t *testing.T, args ...string) *stolen {
 	n := newRealNode(t)
 	ctx := context.Background()
 	n.must(n.client.RbacV1().ClusterRoles().Delete(ctx, "manifold", metav1.DeleteOptions{}))
 	n.must(n.client.RbacV1().ClusterRoleBindings().Delete(ctx, "manifold", metav1.DeleteOptions{}))
-	n.apply(n.chart("--kube-version", "1.37.0"))
+	n.apply(n.chart(append(args, "--kube-version", "1.37.0")...))
 	for _, node := range []string{"node1", "node2"} {
 		_, err := n.client.CoreV1().Pods("default").Create(ctx, &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: "app-" + node, Annotations: map[string]string{"keep": "this"}, Labels: map[string]string{"app": "app"}},
@@ -108,9 +110,10 @@ func steal(t *testing.T) *stolen {
 		Spec:       corev1.PodSpec{NodeName: "node1", ServiceAccountName: "manifold", Containers: []corev1.Container{{Name: "c", Image: "none"}}},
 	}, metav1.CreateOptions{})
 	n.must(err)
-	client, err := kubernetes.NewForConfig(n.account("manifold", &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: agent.Name, UID: agent.UID}))
+	config := n.account("manifold", &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: agent.Name, UID: agent.UID})
+	client, err := kubernetes.NewForConfig(config)
 	n.must(err)
-	return &stolen{n, client}
+	return &stolen{n, client, config}
 }
 
 // account returns the access of one of the chart's service accounts, by a token
@@ -122,6 +125,49 @@ func (n *realNode) account(name string, to *authenticationv1.BoundObjectReferenc
 	n.must(err)
 	admin := n.server.Config()
 	return &rest.Config{Host: admin.Host, TLSClientConfig: admin.TLSClientConfig, BearerToken: token.Status.Token}
+}
+
+// TestRealAPIStartupTaint: the agent's credential removes the taint of its node,
+// and changes nothing else of any node.
+func TestRealAPIStartupTaint(t *testing.T) {
+	const key = "manifold.dev/not-ready"
+	s := steal(t, "--set", "startupTaint="+key)
+	ctx, nodes := context.Background(), s.realNode.client.CoreV1().Nodes()
+	taints := []corev1.Taint{{Key: "other", Effect: corev1.TaintEffectNoSchedule}, {Key: key, Effect: corev1.TaintEffectNoSchedule}}
+	for _, name := range []string{"node1", "node2"} {
+		_, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{Taints: taints}}, metav1.CreateOptions{})
+		s.must(err)
+	}
+	patch := func(node, body string) error {
+		_, err := s.client.CoreV1().Nodes().Patch(ctx, node, types.MergePatchType, []byte(body), metav1.PatchOptions{})
+		return err
+	}
+	s.eventually("the policy to hold", func() bool { return apierrors.IsForbidden(patch("node2", `{"metadata":{"labels":{"a":"b"}}}`)) })
+	for _, body := range []string{
+		`{"spec":{"taints":null}}`, `{"spec":{"unschedulable":true}}`, `{"metadata":{"labels":{"a":"b"}}}`,
+		`{"spec":{"taints":[{"key":"` + key + `","effect":"NoSchedule"}]}}`,
+	} {
+		if err := patch("node1", body); !apierrors.IsForbidden(err) {
+			t.Errorf("%s: %v", body, err)
+		}
+	}
+	client, err := kube.NewClient(s.config)
+	s.must(err)
+	defer client.Close()
+	for range 2 { // where there is none it is left alone
+		s.must(kube.NewWriter(client, "manifold", "node1").RemoveTaint(ctx, key))
+	}
+	node, err := nodes.Get(ctx, "node1", metav1.GetOptions{})
+	s.must(err)
+	has := func(key string) bool {
+		return slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == key })
+	}
+	if has(key) || !has("other") {
+		t.Errorf("left: %v", node.Spec.Taints)
+	}
+	if err := kube.NewWriter(client, "manifold", "node2").RemoveTaint(ctx, key); err == nil {
+		t.Error("it relieved another node")
+	}
 }
 
 // TestRealAPIUninstallationIsAwaited: its account reads the one DaemonSet.

@@ -72,6 +72,7 @@ func values() map[string][]string {
 		"repair":       {"--set", "reconcile=repair", "--set", "reconcileExclude={0000:01:00.0}"},
 		"pod network":  {"--set", "reconcile=off", "--set", "podsAPI=true"},
 		"claims":       {"--set", "dra=true"},
+		"taint":        {"--set", "startupTaint=manifold.dev/not-ready"},
 		"own registry": {"--set", "image.repository=registry.example/manifold", "--set", "image.pullSecrets={one,two}"},
 	}
 	for _, p := range manifests.Presets {
@@ -141,6 +142,7 @@ func TestPermissionsAreTheLeast(t *testing.T) {
 		"Pods API":    "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get patch; /events: create patch",
 		"claims": "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get list watch patch; /events: create patch; " +
 			"resource.k8s.io/resourceslices: get list watch",
+		"taint": "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get list watch patch; /events: create patch; /nodes: get patch",
 	} {
 		t.Run(name, func(t *testing.T) {
 			args := append([]string{"--kube-version", "1.36.0"}, values()[name]...)

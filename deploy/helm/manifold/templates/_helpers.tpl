@@ -84,6 +84,7 @@ pods' secrets in the kubelet's own directory, PodResources says the same. */}}
 {{- $agent := dict "apiServer" "in-cluster" "kubeletDir" $host.kubeletDir "cniDir" $host.stateDir
     "snapshot" (printf "%s/definitions.snapshot" $host.stateDir) "cniConfig" (printf "%s/%s" $host.cniConfDir $host.cniConfName)
     "reconcile" .Values.reconcile "claimCheckpoint" "-" }}
+{{- with .Values.startupTaint }}{{ $_ := set $agent "startupTaint" . }}{{ end }}
 {{- with .Values.reconcileExclude }}{{ $_ := set $agent "reconcileExclude" . }}{{ end }}
 {{- if .Values.dra }}{{ $_ := set $agent "resourceSlices" true }}{{ else }}{{ $_ := set $agent "deviceMetadata" "-" }}{{ end }}
 {{- with .Values.http.port }}
