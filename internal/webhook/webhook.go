@@ -131,7 +131,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	defer stop()
 	defer context.AfterFunc(ctx, func() {
 		s.stopping.Store(true)
-		log.Info("stopping", "after", o.Drain)
+		log.Info("stopping", "after", o.Drain.String())
 		time.AfterFunc(o.Drain, stop)
 	})()
 	return s.manager.Start(serving)
@@ -196,12 +196,22 @@ func (s *server) keep(config *rest.Config, scheme *runtime.Scheme, m *metrics) e
 	return nil
 }
 
-// register serves the reviews.
+// register serves the reviews. The API server keeps its connections (HTTP/1.1, not
+// shared by requests) and does not send a review twice: one that it sends just when
+// an idle connection is closed fails. So from the moment that this replica is to
+// stop it asks, with each answer, for the connection not to be used again; those
+// that are left when it stops have been idle for all that time.
 func (s *server) register(r *reviewer) {
 	for path, handle := range map[string]admission.HandlerFunc{
 		PathMutatePods: r.mutatePod, PathValidatePods: r.validatePod, PathValidateDefinitions: r.validateDefinition,
 	} {
-		s.manager.GetWebhookServer().Register(path, &webhook.Admission{Handler: handle})
+		review := &webhook.Admission{Handler: handle}
+		s.manager.GetWebhookServer().Register(path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if s.stopping.Load() {
+				w.Header().Set("Connection", "close")
+			}
+			review.ServeHTTP(w, r)
+		}))
 	}
 }
 

@@ -10,10 +10,13 @@ import (
 	"strings"
 	"testing"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/manifold-cni/manifold/test/manifests"
@@ -73,6 +76,8 @@ func values() map[string][]string {
 		"pod network":  {"--set", "reconcile=off", "--set", "podsAPI=true"},
 		"claims":       {"--set", "dra=true"},
 		"taint":        {"--set", "startupTaint=manifold.dev/not-ready"},
+		"admission":    {"--set", "webhook.enabled=true"},
+		"cert-manager": {"--set", "webhook.enabled=true,webhook.certificates=cert-manager"},
 		"own registry": {"--set", "image.repository=registry.example/manifold", "--set", "image.pullSecrets={one,two}"},
 	}
 	for _, p := range manifests.Presets {
@@ -247,5 +252,53 @@ func TestKustomizeBaseIsTheCharts(t *testing.T) {
 	want := byName(t, []byte(files["manifold.yaml"]+"\n---\n"+files["crd.yaml"]))
 	if got := byName(t, built); !reflect.DeepEqual(got, want) {
 		t.Errorf("kustomize builds other objects:\n%s", built)
+	}
+}
+
+// TestAdmissionIsInOrder: its objects fit each other, it runs twice and without
+// privilege, and may read and write nothing but what it must.
+func TestAdmissionIsInOrder(t *testing.T) {
+	const name = "manifold-webhook"
+	objects := render(t, "--set", "webhook.enabled=true")
+	deployment := as[appsv1.Deployment](t, objects, "Deployment/"+name)
+	pod := deployment.Spec.Template
+	for _, selector := range []map[string]string{
+		deployment.Spec.Selector.MatchLabels, as[corev1.Service](t, objects, "Service/"+name).Spec.Selector,
+		as[policyv1.PodDisruptionBudget](t, objects, "PodDisruptionBudget/"+name).Spec.Selector.MatchLabels,
+		pod.Spec.Affinity.PodAntiAffinity.PreferredDuringSchedulingIgnoredDuringExecution[0].PodAffinityTerm.LabelSelector.MatchLabels,
+	} {
+		if len(selector) == 0 || !labels.SelectorFromSet(selector).Matches(labels.Set(pod.Labels)) {
+			t.Errorf("selector %v does not select pods with %v", selector, pod.Labels)
+		}
+	}
+	if agent := as[appsv1.DaemonSet](t, objects, "DaemonSet/manifold"); labels.SelectorFromSet(agent.Spec.Selector.MatchLabels).Matches(labels.Set(pod.Labels)) {
+		t.Error("the agent's selector selects admission's pods")
+	}
+	if *deployment.Spec.Replicas != 2 || !*pod.Spec.SecurityContext.RunAsNonRoot || *pod.Spec.Containers[0].SecurityContext.AllowPrivilegeEscalation {
+		t.Errorf("%d replicas, %+v", *deployment.Spec.Replicas, pod.Spec.SecurityContext)
+	}
+	for _, rule := range slices.Concat(as[rbacv1.ClusterRole](t, objects, "ClusterRole/"+name).Rules, as[rbacv1.Role](t, objects, "Role/"+name).Rules) {
+		if writes := slices.ContainsFunc(rule.Verbs, func(v string) bool { return !slices.Contains([]string{"get", "list", "watch"}, v) }); writes && len(rule.ResourceNames) != 1 {
+			t.Errorf("it may %v any of %v", rule.Verbs, rule.Resources)
+		}
+	}
+}
+
+// TestAdmissionIsAskedOfFewPods: both reviews are asked of the same pods, and
+// nothing of it is there unasked.
+func TestAdmissionIsAskedOfFewPods(t *testing.T) {
+	objects := render(t, "--set", "webhook.enabled=true")
+	mutating := as[admissionv1.MutatingWebhookConfiguration](t, objects, "MutatingWebhookConfiguration/manifold").Webhooks
+	validating := as[admissionv1.ValidatingWebhookConfiguration](t, objects, "ValidatingWebhookConfiguration/manifold").Webhooks
+	if len(mutating) != 1 || len(validating) != 2 || *mutating[0].FailurePolicy != admissionv1.Fail || len(mutating[0].MatchConditions) != 2 {
+		t.Fatalf("mutating %+v, validating %+v", mutating, validating)
+	}
+	if !reflect.DeepEqual(mutating[0].MatchConditions, validating[0].MatchConditions) || !reflect.DeepEqual(mutating[0].Rules, validating[0].Rules) {
+		t.Errorf("mutating %+v, validating %+v", mutating[0], validating[0])
+	}
+	for key := range render(t) {
+		if strings.Contains(key, "ebhook") {
+			t.Errorf("%s is there unasked", key)
+		}
 	}
 }

@@ -1,0 +1,337 @@
+//go:build apiserver
+
+package admission
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+const vfs = "vendor.example/vfs"
+
+// refusal checks that the API server refused an object with a cause at a field.
+func refusal(t *testing.T, what string, err error, field string) {
+	t.Helper()
+	var status apierrors.APIStatus
+	if !apierrors.IsInvalid(err) || !errors.As(err, &status) || status.Status().Details == nil {
+		t.Errorf("%s: %v", what, err)
+		return
+	}
+	for _, cause := range status.Status().Details.Causes {
+		if cause.Field == field {
+			return
+		}
+	}
+	t.Errorf("%s: no cause at %s: %+v", what, field, status.Status().Details.Causes)
+}
+
+func TestRealAPIAdmission(t *testing.T) {
+	c := newCluster(t)
+	c.install("--set clusterNetwork=net-a --set config.namespaceIsolation=true")
+	replica := c.run()
+
+	t.Run("definitions", func(t *testing.T) {
+		for name, bad := range map[string]struct{ resource, config, field string }{
+			"json":     {"", "{", "spec.config"},
+			"path":     {"", `{"type":"../../bin/sh"}`, "spec.config"},
+			"version":  {"", `{"cniVersion":"9.0.0","type":"bridge"}`, "spec.config"},
+			"resource": {"vfs", `{"type":"host-device"}`, "metadata.annotations[k8s.v1.cni.cncf.io/resourceName]"},
+			"device":   {vfs, `{"type":"host-device","deviceID":"0000:21:10.0"}`, "spec.config"},
+		} {
+			_, err := c.define(name, bad.resource, bad.config)
+			refusal(t, name, err, bad.field)
+		}
+		_, err := c.define("vf", vfs, `{"cniVersion":"1.0.0","type":"host-device"}`)
+		c.must(err)
+		_, err = c.define("odd", "", `{"type":"sriov"}`)
+		if text := c.warnings.take(); err != nil || !strings.Contains(text, "needs a device") {
+			t.Errorf("%v, warnings %q", err, text)
+		}
+	})
+	t.Run("pods", func(t *testing.T) { c.reviewsPods(t) })
+	if text := replica.metrics(); !regexp.MustCompile(`(?m)^manifold_webhook_injected_devices_total 3$`).MatchString(text) ||
+		!strings.Contains(text, `manifold_webhook_certificate_expiry_timestamp_seconds{certificate="authority"}`) ||
+		!strings.Contains(text, `manifold_webhook_findings_total{kind="NetworkAttachmentDefinition",severity="error"} 5`) {
+		t.Errorf("metrics:\n%s", text)
+	}
+}
+
+// reviewsPods checks what becomes of pods; the definition vf is there.
+func (c *cluster) reviewsPods(t *testing.T) {
+	pod, err := c.create(newPod("injected", `[{"name":"vf"},{"name":"vf","manifold.dev/container":"two"}]`), metav1.CreateOptions{})
+	c.must(err) // the definition is seconds old at most: the cache may not have it
+	for _, container := range pod.Spec.Containers {
+		request, limit := container.Resources.Requests[vfs], container.Resources.Limits[vfs]
+		if request.Value() != 1 || limit.Value() != 1 {
+			t.Errorf("container %s: %+v", container.Name, container.Resources)
+		}
+	}
+	plain, err := c.create(newPod("plain", ""), metav1.CreateOptions{})
+	if err != nil || len(plain.Spec.Containers[0].Resources.Limits) > 0 {
+		t.Errorf("a pod without annotation: %v, %+v", err, plain)
+	}
+	_, err = c.create(newPod("twice", "vf@x,vf@x"), metav1.CreateOptions{})
+	refusal(t, "interface twice", err, "metadata.annotations[k8s.v1.cni.cncf.io/networks]")
+	_, err = c.create(newPod("far", "kube-public/any"), metav1.CreateOptions{})
+	if text := c.warnings.take(); err != nil || !strings.Contains(text, "does not exist") {
+		t.Errorf("absent definition: %v, warnings %q", err, text)
+	}
+	volume := newPod("volume", "vf")
+	volume.Annotations[netattach.StatusVolumeAnnotation] = "/etc/net"
+	pod, err = c.create(volume, metav1.CreateOptions{})
+	c.must(err)
+	if last := pod.Spec.Volumes[len(pod.Spec.Volumes)-1]; last.DownwardAPI == nil || len(pod.Spec.Containers[1].VolumeMounts) == 0 {
+		t.Errorf("volumes %+v, mounts %+v", pod.Spec.Volumes, pod.Spec.Containers[1].VolumeMounts)
+	}
+}
+
+// TestRealAPIWebhookDown: who does not need it does not notice.
+func TestRealAPIWebhookDown(t *testing.T) {
+	c := newCluster(t)
+	c.install("")
+	replica := c.run()
+	_, err := c.define("vf", vfs, `{"type":"host-device"}`)
+	c.must(err)
+	replica.stop()
+	if _, err := c.create(newPod("plain", ""), metav1.CreateOptions{}); err != nil {
+		t.Errorf("a pod without annotation: %v", err)
+	}
+	if _, err := c.create(newPod("selecting", "vf"), metav1.CreateOptions{}); !apierrors.IsInternalError(err) || !strings.Contains(err.Error(), "failed calling webhook") {
+		t.Errorf("a pod with annotation: %v", err)
+	}
+	mirror := newPod("mirror", "vf")
+	mirror.Annotations[corev1.MirrorPodAnnotationKey], mirror.Spec.NodeName = "hash", "node1"
+	if _, err := c.create(mirror, metav1.CreateOptions{}); err != nil {
+		t.Errorf("a mirror of a static pod: %v", err)
+	}
+	ctx := context.Background()
+	if _, err := c.define("later", "", `{"type":"bridge"}`); err == nil {
+		t.Error("a definition is let through unseen")
+	}
+	label := []byte(`{"metadata":{"labels":{"a":"b"},"finalizers":["x.example/y"]}}`)
+	if _, err := c.definitions().Patch(ctx, "vf", types.MergePatchType, label, metav1.PatchOptions{}); err != nil {
+		t.Errorf("a definition cannot be labelled: %v", err)
+	}
+	c.must(c.definitions().Delete(ctx, "vf", metav1.DeleteOptions{}))
+	if _, err := c.definitions().Patch(ctx, "vf", types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{}); err != nil {
+		t.Errorf("a definition that is deleted keeps its finalizer: %v", err)
+	}
+	// The way out, for one namespace.
+	out := []byte(`{"metadata":{"labels":{"manifold.dev/admission":"ignore"}}}`)
+	_, err = c.client.CoreV1().Namespaces().Patch(ctx, "default", types.MergePatchType, out, metav1.PatchOptions{})
+	c.must(err)
+	eventually(t, "the namespace to be left alone", func() bool {
+		_, err := c.create(newPod("selecting", "vf"), metav1.CreateOptions{})
+		return err == nil || apierrors.IsAlreadyExists(err)
+	})
+}
+
+// TestRealAPIManyPodsAtOnce creates 200 pods at once.
+func TestRealAPIManyPodsAtOnce(t *testing.T) {
+	c := newCluster(t)
+	c.install("")
+	c.run()
+	_, err := c.define("vf", vfs, `{"type":"host-device"}`)
+	c.must(err)
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			pod, err := c.create(newPod(fmt.Sprintf("pod-%d", i), "vf,vf"), metav1.CreateOptions{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if limit := pod.Spec.Containers[0].Resources.Limits[vfs]; limit.Value() != 2 {
+				t.Errorf("pod %d: %+v", i, pod.Spec.Containers[0].Resources)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// load creates pods without end, until it is stopped, and counts.
+type load struct {
+	stop    atomic.Bool
+	created atomic.Int64
+	wg      sync.WaitGroup
+}
+
+// startLoad starts creating pods that are never stored.
+func (c *cluster) startLoad() *load {
+	l := &load{}
+	for i := range 4 {
+		l.wg.Go(func() {
+			for !l.stop.Load() {
+				pod, err := c.create(newPod(fmt.Sprintf("load-%d", i), "vf"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+				if err != nil {
+					c.t.Errorf("after %d pods: %v", l.created.Load(), err)
+					return
+				}
+				if limit := pod.Spec.Containers[0].Resources.Limits[vfs]; limit.Value() != 1 {
+					c.t.Errorf("a pod is not given its device: %+v", pod.Spec.Containers[0].Resources)
+					return
+				}
+				l.created.Add(1)
+			}
+		})
+	}
+	return l
+}
+
+// end stops the load, which must have created more than n pods.
+func (l *load) end(t *testing.T, n int64) {
+	t.Helper()
+	l.stop.Store(true)
+	l.wg.Wait()
+	if l.created.Load() <= n {
+		t.Errorf("only %d pods", l.created.Load())
+	}
+}
+
+// secret returns the Secret of the certificates.
+func (c *cluster) secret() *corev1.Secret {
+	c.t.Helper()
+	s, err := c.client.CoreV1().Secrets(namespace).Get(context.Background(), name, metav1.GetOptions{})
+	c.must(err)
+	return s
+}
+
+// TestRealAPICertificatesRotatedUnderLoad: authority and certificate change again
+// and again, and not one pod notices. What makes them due is a replica that wants
+// them to live ten times as long, so nothing expires however slow the machine is.
+func TestRealAPICertificatesRotatedUnderLoad(t *testing.T) {
+	c := newCluster(t)
+	c.install("")
+	lifetimes := func(hours int) []string {
+		return []string{fmt.Sprintf("--ca-lifetime=%dh", 3*hours), fmt.Sprintf("--cert-lifetime=%dh", hours), "--settle=6s", "--check-interval=200ms"}
+	}
+	c.run(lifetimes(1)...)
+	_, err := c.define("vf", vfs, `{"type":"host-device"}`)
+	c.must(err)
+	l := c.startLoad()
+	l.wg.Go(func() { c.shakeHands(l) })
+	for _, hours := range []int{10, 100} {
+		before := c.secret().Data
+		c.run(lifetimes(hours)...)
+		eventually(t, "every replica to serve with a new certificate of a new authority", func() bool {
+			data := c.secret().Data
+			if t.Failed() {
+				return true
+			}
+			return !bytes.HasPrefix(data["ca.crt"], before["ca.crt"]) && bytes.HasSuffix(data["ca.crt"], before["ca.crt"]) &&
+				!bytes.Equal(data["tls.crt"], before["tls.crt"]) && c.allServe(data["tls.crt"])
+		})
+		reached := l.created.Load()
+		eventually(t, "pods after that", func() bool { return l.created.Load() > reached+20 || t.Failed() })
+	}
+	l.end(t, 40)
+}
+
+// shakeHands connects to every replica, again and again, as an API server does that
+// heard of the webhook's configuration a second late: a connection that is kept, as
+// those of the load are, proves nothing.
+func (c *cluster) shakeHands(l *load) {
+	var bundles [][]byte
+	for !l.stop.Load() && !c.t.Failed() {
+		configuration, err := c.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(context.Background(), release, metav1.GetOptions{})
+		if err != nil {
+			c.t.Error(err)
+			return
+		}
+		bundles = append(bundles, configuration.Webhooks[0].ClientConfig.CABundle)
+		pool := x509.NewCertPool()
+		pool.AppendCertsFromPEM(bundles[max(0, len(bundles)-20)])
+		for _, r := range c.balancer.all() {
+			if _, err := r.presents(&tls.Config{RootCAs: pool, ServerName: name + "." + namespace + ".svc"}); err != nil {
+				c.t.Errorf("%s: %v", r.log, err)
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// presents connects to a replica and returns the certificate that it presents.
+func (r *replica) presents(config *tls.Config) ([]byte, error) {
+	conn, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", r.port), config)
+	if err != nil {
+		return nil, err
+	}
+	return conn.ConnectionState().PeerCertificates[0].Raw, conn.Close()
+}
+
+// allServe reports whether every replica serves with a certificate.
+func (c *cluster) allServe(certificate []byte) bool {
+	block, _ := pem.Decode(certificate)
+	for _, r := range c.balancer.all() {
+		presented, err := r.presents(&tls.Config{InsecureSkipVerify: true}) // only what it presents matters
+		if err != nil || block == nil || !bytes.Equal(presented, block.Bytes) {
+			return false
+		}
+	}
+	return true
+}
+
+// TestRealAPIUpgrade replaces the replicas one after the other, the new beside the
+// old, as the Deployment does.
+func TestRealAPIUpgrade(t *testing.T) {
+	c := newCluster(t)
+	c.install("")
+	replicas := []*replica{c.run(), c.run()}
+	_, err := c.define("vf", vfs, `{"type":"host-device"}`)
+	c.must(err)
+	before := string(c.secret().Data["tls.crt"])
+	l := c.startLoad()
+	for _, old := range replicas {
+		c.run()
+		old.stop()
+	}
+	eventually(t, "pods after the upgrade", func() bool { return l.created.Load() > 100 || t.Failed() })
+	l.end(t, 100)
+	if after := string(c.secret().Data["tls.crt"]); after != before {
+		t.Error("a new replica made a certificate of its own")
+	}
+}
+
+// TestRealAPIAdmissionPage runs the commands of docs/admission.md in order.
+func TestRealAPIAdmissionPage(t *testing.T) {
+	page, err := os.ReadFile(repository + "/docs/admission.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(page), -1)
+	if len(blocks) != 5 {
+		t.Fatalf("%d blocks of commands", len(blocks))
+	}
+	c := newCluster(t)
+	c.shell(blocks[0][1]) // installs
+	c.serve()
+	c.run()
+	if out := c.shell(blocks[1][1]); !strings.Contains(out, `"vendor.example/vfs":"1"`) {
+		t.Errorf("what was injected: %s", out)
+	}
+	if out := c.shell("{\n" + blocks[2][1] + "} || true"); !strings.Contains(out, "spec.config: plugin 1: type") {
+		t.Errorf("a refusal: %s", out)
+	}
+	for _, block := range blocks[3:] {
+		c.shell(block[1])
+	}
+}
