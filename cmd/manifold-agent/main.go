@@ -31,6 +31,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/logs"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
@@ -122,7 +123,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 
 // planOnce is the way without an agent: one call from stdin.
 func planOnce(ctx context.Context, conf *agent.Config, stdin io.Reader, stdout, stderr io.Writer) (err error) {
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := logs.New(stderr, logs.Text, slog.LevelWarn)
 	a, err := agent.Assemble(conf, true, log)
 	if err != nil {
 		return err
@@ -133,7 +134,7 @@ func planOnce(ctx context.Context, conf *agent.Config, stdin io.Reader, stdout, 
 
 // serve answers on the socket until ctx ends, then finishes what is under way.
 func serve(ctx context.Context, conf *agent.Config, stderr io.Writer) (err error) {
-	log := slog.New(slog.NewJSONHandler(stderr, nil))
+	log := logs.New(stderr, conf.LogFormat, slog.LevelInfo)
 	klog.SetSlogLogger(log) // what client-go says of its watches
 	conf.Release = release
 	a, err := agent.Assemble(conf, false, log)

@@ -6,6 +6,7 @@ import (
 
 	"gopkg.in/natefinch/lumberjack.v2"
 
+	"github.com/manifold-cni/manifold/internal/logs"
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
 
@@ -28,6 +29,5 @@ func newLog(conf *netconf.Conf, stderr io.Writer) (*slog.Logger, func()) {
 		file := &lumberjack.Logger{Filename: conf.LogFile, MaxSize: o.MaxSize, MaxAge: o.MaxAge, MaxBackups: o.MaxBackups, Compress: o.Compress}
 		to, done = append(to, file), func() { _ = file.Close() }
 	}
-	handler := slog.NewTextHandler(io.MultiWriter(to...), &slog.HandlerOptions{Level: levels[conf.LogLevel]})
-	return slog.New(handler), done
+	return logs.New(io.MultiWriter(to...), conf.LogFormat, levels[conf.LogLevel]), done
 }

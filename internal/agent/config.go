@@ -17,6 +17,7 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/logs"
 	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/reconcile"
@@ -60,7 +61,8 @@ type Config struct {
 	Reconcile        string   `json:"reconcile"`
 	ReconcileExclude []string `json:"reconcileExclude"`
 
-	Release string `json:"-"` // the program's
+	LogFormat string `json:"logFormat"` // of package logs; JSON by default
+	Release   string `json:"-"`         // the program's
 
 	// Listen is the address, "host:port", that health, readiness and metrics are
 	// served on; empty for none.
@@ -133,31 +135,41 @@ func (c *Config) complete() error {
 	def(&c.Snapshot, "/var/lib/cni/manifold/definitions.snapshot")
 	def(&c.CNIConfig, "/etc/cni/net.d/00-manifold.conflist")
 	def(&c.Reconcile, ReconcileReport)
-	if !slices.Contains([]string{ReconcileOff, ReconcileReport, ReconcileRepair}, c.Reconcile) {
-		return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %q is unknown", "reconcile", c.Reconcile).
-			WithFix("choose one of: off report repair")
-	}
-	if c.Listen != "" {
-		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
-			return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %w", "listen", err).WithFix("give host:port, or :port for all addresses")
-		}
-	}
-	if c.StartupTaint != "" && c.APIServer == "" {
-		return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: there is no API server to remove it at", "startupTaint").
-			WithFix("set apiServer, or leave startupTaint out")
-	}
-	if c.ResourceSlices && c.APIServer == "" {
-		return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: there is no API server to read them from", "resourceSlices").
-			WithFix("set apiServer, or leave resourceSlices out")
-	}
-	if c.Node != "" {
-		return nil
+	def(&c.LogFormat, logs.JSON)
+	if err := c.check(); err != nil || c.Node != "" {
+		return err
 	}
 	name, err := os.Hostname()
 	if err != nil {
 		return cnierr.New("read configuration", cnierr.InvalidConfig, "node: %w", err).WithFix("set node to this node's name")
 	}
 	c.Node = name
+	return nil
+}
+
+// check refuses values that cannot be right.
+func (c *Config) check() error {
+	const op = "read configuration"
+	if !slices.Contains([]string{ReconcileOff, ReconcileReport, ReconcileRepair}, c.Reconcile) {
+		return cnierr.New(op, cnierr.InvalidConfig, "key %q: %q is unknown", "reconcile", c.Reconcile).
+			WithFix("choose one of: off report repair")
+	}
+	if c.LogFormat != logs.JSON && c.LogFormat != logs.Text {
+		return cnierr.New(op, cnierr.InvalidConfig, "key %q: %q is unknown", "logFormat", c.LogFormat).WithFix("choose one of: json text")
+	}
+	if c.Listen != "" {
+		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+			return cnierr.New(op, cnierr.InvalidConfig, "key %q: %w", "listen", err).WithFix("give host:port, or :port for all addresses")
+		}
+	}
+	if c.StartupTaint != "" && c.APIServer == "" {
+		return cnierr.New(op, cnierr.InvalidConfig, "key %q: there is no API server to remove it at", "startupTaint").
+			WithFix("set apiServer, or leave startupTaint out")
+	}
+	if c.ResourceSlices && c.APIServer == "" {
+		return cnierr.New(op, cnierr.InvalidConfig, "key %q: there is no API server to read them from", "resourceSlices").
+			WithFix("set apiServer, or leave resourceSlices out")
+	}
 	return nil
 }
 

@@ -114,6 +114,15 @@ func (r *run) end(clean bool, err error) error {
 	return errors.Join(err, r.lock.Unlock(clean))
 }
 
+// about is the log with what a line concerns.
+func (r *run) about(a *plan.Attachment) *slog.Logger {
+	log := r.Log.With("network", a.Name, "interface", a.IfName)
+	if a.Device != nil {
+		log = log.With("resource", a.Device.Resource, "device", a.Device.ID)
+	}
+	return log
+}
+
 func (r *run) warn(format string, args ...any) {
 	r.Log.Warn(fmt.Sprintf(format, args...))
 }
@@ -305,7 +314,7 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 		return nil, err
 	}
 	out.DeviceInfo = readDeviceInfo(a)
-	r.Log.Debug("attached", "network", a.Name, "interface", a.IfName, "reason", a.Reason, "verified", out.Verified)
+	r.about(a).Debug("attached", "reason", a.Reason, "verified", out.Verified)
 	return out, r.entry.Append(journal.Step{Attachment: i, Phase: journal.Verified, Checked: out.Verified})
 }
 
@@ -366,7 +375,7 @@ func (r *run) judge(a *plan.Attachment, out *plan.Outcome, rep verify.Report) er
 	}
 	out.Findings = append(out.Findings, found...)
 	for _, f := range found {
-		r.warn("%s: %s", a.Name, f)
+		r.about(a).Warn("not as planned", "found", f)
 	}
 	return nil
 }

@@ -100,7 +100,7 @@ func (r *run) restore(ctx context.Context, a *plan.Attachment, before *sriov.Sna
 	defer cancel()
 	changed, err := verify.Restore(ctx, r.host(), a.Device, before)
 	for _, f := range changed {
-		r.warn("%s: device %s was restored: %s", a.Name, a.Device.ID, f)
+		r.about(a).Warn("device was restored", "found", f)
 	}
 	return err
 }
@@ -120,7 +120,7 @@ func (r *run) fenced(ctx context.Context, a *plan.Attachment) (bool, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
-	r.warn("%s: device %s serves sandbox %s by now, and is left to it", a.Name, a.Device.ID, holder)
+	r.about(a).Warn("device serves another sandbox by now, and is left to it", "holder", holder.String())
 	return true, nil
 }
 

@@ -202,7 +202,7 @@ func (r *run) nothingLeft(i int, netns string, cause error) bool {
 	if err != nil || !back {
 		return false
 	}
-	r.warn("%s: its interface is gone and its device is back, so its DEL's failure is passed over: %v", a.Name, cause)
+	r.about(a).Warn("interface is gone and device is back, so the failure of DEL is passed over", "err", cause)
 	return true
 }
 

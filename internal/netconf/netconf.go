@@ -64,6 +64,7 @@ type Conf struct {
 	Kubeconfig     string     `json:"kubeconfig" doc:"no effect: the agent reaches the API server, by the key apiServer of its own configuration" multus:"the plugin itself reaches the API server"`
 	LogFile        string     `json:"logFile" doc:"absolute file that is logged to, rotated by logOptions"`
 	LogLevel       string     `json:"logLevel" default:"warning" enum:"panic error warning verbose debug" doc:"what is logged: nothing, failed verbs, also what was found wrong, also every verb, also every attachment" multus:"its default is panic; it has no warning"`
+	LogFormat      string     `json:"logFormat" default:"text" enum:"text json" doc:"form of the lines of the log" multus:"own"`
 	LogToStderr    bool       `json:"logToStderr" default:"true" doc:"log to the container runtime's log as well"`
 	LogOptions     LogOptions `json:"logOptions" doc:"rotation of logFile: maxSize in MB, maxAge in days, maxBackups in files, compress"`
 	DisableGC      bool       `json:"disableGC" doc:"answer GC without collecting anything, for runtimes that share this directory and know only their own sandboxes" multus:"own"`
