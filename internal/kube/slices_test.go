@@ -47,6 +47,10 @@ func fillSlices(srv *kubetest.Server) {
 	srv.AddSlice(newResourceSlice("more", "node1", 1, "vf-2", "0000:21:10.4"))
 	srv.AddSlice(newResourceSlice("bare", "node1", 2, "vf-3", ""))
 	srv.AddSlice(newResourceSlice("theirs", "node2", 9, "vf-1", "0000:22:10.0"))
+	// What partitions are counted by is in a slice without devices.
+	counters := newResourceSlice("counters", "node1", 2, "", "")
+	counters.Spec.Devices, counters.Spec.SharedCounters = nil, []resourcev1.CounterSet{{Name: "pf-0", Counters: map[string]resourcev1.Counter{"vfs": {}}}}
+	srv.AddSlice(counters)
 }
 
 // wantSlices holds what fillSlices gives.
