@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/kube"
@@ -19,8 +21,8 @@ type kubelet struct {
 	claims podresources.Options // of resource claims
 }
 
-// kubelet connects to the sources of the configuration; slices may be nil.
-func (c *Config) kubelet(slices *kube.Slices) *kubelet {
+// kubelet connects to the sources of the configuration; published may be nil.
+func (c *Config) kubelet(published *kube.Slices) *kubelet {
 	k := &kubelet{}
 	if c.Checkpoint != "" {
 		k.file = checkpoint.NewFile(c.Checkpoint)
@@ -34,8 +36,8 @@ func (c *Config) kubelet(slices *kube.Slices) *kubelet {
 	if c.DeviceMetadata != "" {
 		k.claims.Attributes = append(k.claims.Attributes, podresources.Metadata(c.DeviceMetadata))
 	}
-	if slices != nil {
-		k.claims.Attributes = append(k.claims.Attributes, slices)
+	if published != nil {
+		k.claims.Attributes = append(k.claims.Attributes, published)
 	}
 	return k
 }
@@ -160,17 +162,17 @@ func (k *kubelet) prepared() ([]claimHolder, error) {
 }
 
 // identify adds the holders of claims' devices. Those that cannot be told are in
-// the error.
+// the error, in an order that stays: the reconciler logs a text that is new.
 func (k *kubelet) identify(ctx context.Context, claimed []claimHolder, out map[string]nodeview.Holder) error {
 	devices := make([]podresources.Device, 0, len(claimed))
 	for _, c := range claimed {
 		devices = append(devices, c.Device)
 	}
 	podresources.Identify(ctx, devices, k.claims.Attributes)
-	var untold []error
+	untold := map[string]error{}
 	for i, d := range devices {
 		if d.ID == "" {
-			untold = append(untold, fmt.Errorf("%s: %w", d.Claim, d.Claim.Gap))
+			untold[d.Claim.String()] = fmt.Errorf("%s: %w", d.Claim, d.Claim.Gap)
 			continue
 		}
 		for _, id := range []string{d.ID, d.Claim.Attributes.PCIBusID} {
@@ -184,5 +186,9 @@ func (k *kubelet) identify(ctx context.Context, claimed []claimHolder, out map[s
 			out[id] = h
 		}
 	}
-	return errors.Join(untold...)
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(untold)) {
+		errs = append(errs, untold[name])
+	}
+	return errors.Join(errs...)
 }
