@@ -24,20 +24,38 @@ import (
 // notThere is what is said of a definition that does not exist.
 const notThere = "does not exist (yet)"
 
+// definitions finds definitions; *kube.DefinitionInformer is the real one.
+type definitions interface {
+	kube.Definitions
+	// Local is Definition without asking the API server.
+	Local(ctx context.Context, namespace, name string) (*netattach.Definition, error)
+}
+
 // reviewer answers the API server's reviews.
 type reviewer struct {
 	rules       *rules.Rules
-	definitions kube.Definitions
+	definitions definitions
 	metrics     *metrics
 }
 
-// definitionsFor returns the definitions that exist of those that a pod selects. It
-// fails where it cannot tell: a pod that were let through unseen would wait for
-// devices that nobody requested.
+// maxAsked bounds the definitions that one review asks the API server for, so that
+// a pod which selects hundreds that nobody made does not use up what all reviews
+// together may ask.
+const maxAsked = 8
+
+// definitionsFor returns the definitions that exist of those that a pod selects. One
+// that is not in memory may be a moment old, so the API server is asked. It fails
+// where it cannot tell: a pod that were let through unseen would wait for devices
+// that nobody requested.
 func (r *reviewer) definitionsFor(ctx context.Context, refs []planner.Ref) (map[planner.Ref]*netattach.Definition, error) {
 	out := map[planner.Ref]*netattach.Definition{}
+	asked := 0
 	for _, ref := range refs {
-		def, err := r.definitions.Definition(ctx, ref.Namespace, ref.Name)
+		def, err := r.definitions.Local(ctx, ref.Namespace, ref.Name)
+		if asked < maxAsked && (errors.Is(err, kube.ErrNotFound) || errors.Is(err, kube.ErrUnavailable)) {
+			asked++
+			def, err = r.definitions.Definition(ctx, ref.Namespace, ref.Name)
+		}
 		switch {
 		case err == nil:
 			out[ref] = def

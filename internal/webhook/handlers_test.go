@@ -19,10 +19,19 @@ import (
 )
 
 // source answers from the given definitions, or with an error.
-type source struct{ err error }
+type source struct {
+	err   error
+	asked int // how often the API server would have been
+}
 
-// Definition implements kube.Definitions.
-func (s source) Definition(_ context.Context, namespace, name string) (*netattach.Definition, error) {
+// Local implements definitions; nothing is in memory.
+func (s *source) Local(_ context.Context, namespace, name string) (*netattach.Definition, error) {
+	return nil, fmt.Errorf("%s/%s: %w", namespace, name, kube.ErrNotFound)
+}
+
+// Definition implements definitions.
+func (s *source) Definition(_ context.Context, namespace, name string) (*netattach.Definition, error) {
+	s.asked++
 	if def := given()[planner.Ref{Namespace: namespace, Name: name}]; def != nil && s.err == nil {
 		return def, nil
 	}
@@ -32,7 +41,7 @@ func (s source) Definition(_ context.Context, namespace, name string) (*netattac
 	return nil, fmt.Errorf("%s/%s: %w", namespace, name, kube.ErrNotFound)
 }
 
-func newReviewer(t *testing.T, s source) *reviewer {
+func newReviewer(t *testing.T, s *source) *reviewer {
 	t.Helper()
 	r, err := rules.New(nil, notThere)
 	if err != nil {
@@ -72,7 +81,7 @@ func TestReviewsOfPods(t *testing.T) {
 		"no pod":           {`[]`, nil, -1, http.StatusBadRequest, "read pod", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newReviewer(t, source{tc.err})
+			r := newReviewer(t, &source{err: tc.err})
 			req := review(admissionv1.Create, tc.raw, "")
 			if resp := r.mutatePod(context.Background(), req); resp.Allowed != (tc.mutated >= 0) || resp.Allowed && len(resp.Patches) != tc.mutated {
 				t.Errorf("mutated: allowed %t, %v", resp.Allowed, resp.Patches)
@@ -88,9 +97,23 @@ func TestReviewsOfPods(t *testing.T) {
 	}
 }
 
+// TestAPodCostsLittle: one that selects what nobody made is not looked up name by
+// name.
+func TestAPodCostsLittle(t *testing.T) {
+	names := make([]string, 200)
+	for i := range names {
+		names[i] = fmt.Sprintf("nobody-%d", i)
+	}
+	s := &source{}
+	resp := newReviewer(t, s).validatePod(context.Background(), review(admissionv1.Create, spec(strings.Join(names, ","), `"containers":[{"name":"m"}]`), ""))
+	if !resp.Allowed || s.asked != maxAsked || len(resp.Warnings) != maxWarnings {
+		t.Errorf("allowed %t, asked %d times, %d warnings", resp.Allowed, s.asked, len(resp.Warnings))
+	}
+}
+
 func TestReviewsOfDefinitions(t *testing.T) {
 	const bad, worse = `{"metadata":{"name":"x"},"spec":{"config":"{"}}`, `{"metadata":{"name":"x","labels":{"a":"b"}},"spec":{"config":"{"}}`
-	r := newReviewer(t, source{})
+	r := newReviewer(t, &source{})
 	for name, tc := range map[string]struct {
 		req     admission.Request
 		allowed bool
