@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -288,6 +289,41 @@ func (c *cluster) allServe(certificate []byte) bool {
 		}
 	}
 	return true
+}
+
+// TestRealAPICertificatesOfSomebodyElse: a replica serves with files, and with the
+// new ones when they are renewed, as the kubelet does with a mounted Secret. The
+// webhook's own certificates stand for those of cert-manager.
+func TestRealAPICertificatesOfSomebodyElse(t *testing.T) {
+	c := newCluster(t)
+	c.install("")
+	dir := c.path("certificates")
+	c.must(os.Mkdir(dir, 0o700))
+	mount := func() (certificate []byte) {
+		data := c.secret().Data
+		for _, file := range []string{"tls.crt", "tls.key"} {
+			c.must(os.WriteFile(filepath.Join(dir, "new"), data[file], 0o600))
+			c.must(os.Rename(filepath.Join(dir, "new"), filepath.Join(dir, file)))
+		}
+		return data["tls.crt"]
+	}
+	c.run().stop()
+	first := mount()
+	issuer := c.run("--ca-lifetime=87600h", "--cert-lifetime=2160h", "--settle=1s") // an authority that lives longer
+	eventually(t, "a renewal", func() bool { return !bytes.Equal(c.secret().Data["tls.crt"], first) })
+	issuer.stop()
+	c.balancer.forget()
+	c.run("--cert-dir=" + dir)
+	_, err := c.define("vf", vfs, `{"type":"host-device"}`)
+	c.must(err)
+	if !c.allServe(first) {
+		t.Error("it does not serve with the files")
+	}
+	second := mount()
+	eventually(t, "the renewed files", func() bool { return c.allServe(second) })
+	if _, err := c.create(newPod("app", "vf"), metav1.CreateOptions{}); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestRealAPIUpgrade replaces the replicas one after the other, the new beside the

@@ -305,6 +305,13 @@ func (b *balancer) all() []*replica {
 	return slices.Clone(b.replicas)
 }
 
+// forget forgets all replicas.
+func (b *balancer) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.replicas, b.next = nil, 0
+}
+
 // dial connects to the next replica that is ready.
 func (b *balancer) dial() (net.Conn, error) {
 	b.mu.Lock()
