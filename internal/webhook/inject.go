@@ -135,6 +135,10 @@ func (in *injector) requestDevices(demands []planner.Demand) error {
 // may provide them: then only containers that a network names get any.
 func (in *injector) request(resource string, demands []planner.Demand, unsure bool) error {
 	all := slots(in.pod)
+	to := preferred(in.pod, all)
+	if to != nil {
+		to.lasts = true // what the pod's own annotation names counts, whatever it is
+	}
 	var anywhere, spare int64
 	for _, d := range demands {
 		if s := named(all, d.Container); d.Container == "" {
@@ -149,7 +153,6 @@ func (in *injector) request(resource string, demands []planner.Demand, unsure bo
 		}
 	}
 	if missing := anywhere - spare; missing > 0 {
-		to := preferred(in.pod, all)
 		switch {
 		case unsure:
 			in.warn("the pod has resource claims that no network names, so %d of %s are not requested for it; "+
