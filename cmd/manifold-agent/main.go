@@ -142,6 +142,9 @@ func serve(ctx context.Context, conf *agent.Config, stderr io.Writer) (err error
 		return err
 	}
 	defer func() { err = errors.Join(err, a.Close()) }()
+	if err := a.Trace(ctx, conf, log); err != nil {
+		return err
+	}
 	l, err := plan.Listen(filepath.Dir(conf.Socket), conf.Socket)
 	if err != nil {
 		return err

@@ -26,6 +26,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/planner"
+	"github.com/manifold-cni/manifold/internal/traces"
 	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/podresources"
 	"github.com/manifold-cni/manifold/sriov"
@@ -64,6 +65,8 @@ type Sources struct {
 	Node      string
 	// Metrics counts what is done; nil counts nothing.
 	Metrics *metrics.Metrics
+	// Traces sends what was measured of calls; nil sends nothing.
+	Traces *traces.Exporter
 }
 
 // Agent implements plan.Planner.
@@ -316,6 +319,7 @@ func (a *Agent) Report(ctx context.Context, r plan.Report) error {
 		op = &plan.Operation{Verb: r.Verb, Failed: r.Error != "", Took: plan.Micros(r.Took.Microseconds())}
 	}
 	a.src.Metrics.Operation(op)
+	a.src.Traces.Operation(op, r.Plan)
 	a.log.Info("report", "verb", r.Verb, "request", op.Request, "pod", pod.String(), "uid", pod.UID, "sandbox", r.Plan.ContainerID,
 		"took", op.Took.Duration(), "error", r.Error, "problems", r.Problems)
 	switch {
@@ -347,7 +351,10 @@ func (a *Agent) Report(ctx context.Context, r plan.Report) error {
 }
 
 // Observe implements plan.Observer.
-func (a *Agent) Observe(_ context.Context, op plan.Operation) { a.src.Metrics.Operation(&op) }
+func (a *Agent) Observe(_ context.Context, op plan.Operation) {
+	a.src.Metrics.Operation(&op)
+	a.src.Traces.Operation(&op, nil)
+}
 
 // publish writes network-status.
 func (a *Agent) publish(ctx context.Context, r *plan.Report, uid string) error {

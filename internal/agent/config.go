@@ -61,6 +61,8 @@ type Config struct {
 	Reconcile        string   `json:"reconcile"`
 	ReconcileExclude []string `json:"reconcileExclude"`
 
+	// Traces is the URL of an OpenTelemetry collector, OTLP over HTTP; empty for none.
+	Traces    string `json:"traces"`
 	LogFormat string `json:"logFormat"` // of package logs; JSON by default
 	Release   string `json:"-"`         // the program's
 

@@ -1,12 +1,15 @@
 package agent
 
 import (
+	"bytes"
 	"context"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
+	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
@@ -216,5 +220,39 @@ func awaitRefusal(address string) {
 			return
 		}
 		_ = conn.Close() // nothing was sent
+	}
+}
+
+// What the plugin reports reaches the collector that is configured, before the
+// agent has ended.
+func TestReportsAreTraced(t *testing.T) {
+	const request = "0123456789abcdef0123456789abcdef"
+	got := make(chan []byte, 10)
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		got <- body
+	}))
+	defer collector.Close()
+	n := newNode(t)
+	n.conf.Traces = collector.URL
+	log := slog.New(slog.DiscardHandler)
+	a, err := Assemble(&n.conf, false, log)
+	n.must(err)
+	n.must(a.Trace(t.Context(), &n.conf, log))
+	n.must(New(a.Sources, log, nil).Report(t.Context(), plan.Report{
+		Verb: "DEL", Plan: &plan.Plan{Attachments: []plan.Attachment{{}}}, Operation: &plan.Operation{Verb: "DEL", Request: request},
+	}))
+	n.must(a.Close())
+	id, err := hex.DecodeString(request)
+	n.must(err)
+	if body := <-got; !bytes.Contains(body, id) {
+		t.Errorf("%x", body)
+	}
+	n.conf.Traces = "collector:4318"
+	if err := a.Trace(t.Context(), &n.conf, log); !cnierr.Is(err, cnierr.InvalidConfig) || !strings.Contains(err.Error(), "traces") {
+		t.Errorf("%v", err)
 	}
 }

@@ -3,12 +3,17 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
+	"go.opentelemetry.io/otel"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/reconcile"
+	"github.com/manifold-cni/manifold/internal/traces"
 	"github.com/manifold-cni/manifold/podresources"
 )
 
@@ -16,6 +21,21 @@ import (
 type source struct {
 	name    string
 	failing func() (since time.Time, err error) // err is nil while it is heard from
+}
+
+// Trace has the agent send traces where its configuration names a collector. A
+// collector that does not answer is logged, and nothing waits for it.
+func (a *Assembly) Trace(ctx context.Context, c *Config, log *slog.Logger) error {
+	if c.Traces == "" {
+		return nil
+	}
+	e, err := traces.New(ctx, c.Traces, c.Release, c.Node)
+	if err != nil {
+		return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %w", "traces", err).WithFix("give the URL of an OTLP collector, http://host:4318")
+	}
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("traces are lost", "err", err) }))
+	a.Sources.Traces, a.close = e, append(a.close, e.Close)
+	return nil
 }
 
 // figures returns the node's figures, asked at each scrape: from memory, from

@@ -49,9 +49,10 @@ var may = map[string][]string{
 	"internal/kube/kubetest": {"netattach"},
 	"internal/metrics":       {"internal/cnierr", "internal/plan"},
 	"internal/logs":          {},
+	"internal/traces":        {"internal/plan"},
 	"internal/agent": {
 		"checkpoint", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/kube", "internal/logs", "internal/metrics", "internal/multus", "internal/netconf",
-		"internal/nodeview", "internal/plan", "internal/planner", "internal/reconcile", "netattach", "podresources", "sriov",
+		"internal/nodeview", "internal/plan", "internal/planner", "internal/reconcile", "internal/traces", "netattach", "podresources", "sriov",
 	},
 	"internal/reconcile": {"internal/cnierr", "internal/journal", "internal/plan", "internal/verify", "sriov", "sriov/inventory"},
 	// The node as data: written by the agent, and read by programs that need none of its sources.
