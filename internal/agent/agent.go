@@ -309,19 +309,30 @@ func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (config json.Raw
 // laterTime bounds publishing network-status where nobody waits for it.
 const laterTime = 20 * time.Second
 
-// Report implements plan.Planner: the pod's network-status in one PATCH, then
-// one Event.
+// Report implements plan.Planner: what was measured is counted, then the pod's
+// network-status is published in one PATCH, and one Event.
 func (a *Agent) Report(ctx context.Context, r plan.Report) error {
-	pod := r.Plan.Pod
 	killpoint.Here("agent got report")
-	op := r.Operation
-	if op == nil { // of a plugin older than operations
-		op = &plan.Operation{Verb: r.Verb, Failed: r.Error != "", Took: plan.Micros(r.Took.Microseconds())}
-	}
+	op := operationOf(&r)
 	a.src.Metrics.Operation(op)
 	a.src.Traces.Operation(op, r.Plan)
-	a.log.Info("report", "verb", r.Verb, "request", op.Request, "pod", pod.String(), "uid", pod.UID, "sandbox", r.Plan.ContainerID,
+	a.log.Info("report", "verb", r.Verb, "request", op.Request, "pod", r.Plan.Pod.String(), "uid", r.Plan.Pod.UID, "sandbox", r.Plan.ContainerID,
 		"took", op.Took.Duration(), "error", r.Error, "problems", r.Problems)
+	return a.tell(ctx, r)
+}
+
+// operationOf is how the reported call went; a plugin older than operations says
+// little of it.
+func operationOf(r *plan.Report) *plan.Operation {
+	if r.Operation != nil {
+		return r.Operation
+	}
+	return &plan.Operation{Verb: r.Verb, Failed: r.Error != "", Took: plan.Micros(r.Took.Microseconds())}
+}
+
+// tell publishes a report, or keeps it for an agent that can.
+func (a *Agent) tell(ctx context.Context, r plan.Report) error {
+	pod := r.Plan.Pod
 	switch {
 	case pod.Name == "" || a.src.Publisher == nil && a.src.Outbox == "":
 		return nil

@@ -111,11 +111,12 @@ func (a *Agent) deliver(ctx context.Context, o outbox, journals journal.Dir) err
 		r.Later = false
 		// A sandbox that is gone by now has no status to publish.
 		if r.Verb != "ADD" || attached[r.Plan.ContainerID] {
-			err = a.Report(ctx, *r)
+			err = a.tell(ctx, *r)
 		}
 		if errors.Is(err, kube.ErrUnavailable) {
 			return errors.Join(append(problems, err)...)
 		}
+		a.src.Metrics.Operation(operationOf(r)) // once, however often it was tried
 		problems = append(problems, err, os.Remove(file))
 	}
 	return errors.Join(problems...)

@@ -3,7 +3,10 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/manifold-cni/manifold/internal/journal"
@@ -17,6 +20,7 @@ import (
 func TestReportsWaitForAnAgent(t *testing.T) {
 	n := newNode(t, "cl")
 	n.conf.CNIDir = n.path("state")
+	n.conf.Listen = "127.0.0.1:0"
 	serving := n.agent()
 	n.conf.APIServer, n.once = InCluster, true
 	for _, name := range []string{"web", "gone"} {
@@ -53,6 +57,12 @@ func TestReportsWaitForAnAgent(t *testing.T) {
 		if status := n.api.Pod("shop", name).Annotations[netattach.StatusAnnotation]; (status != "") != want {
 			t.Errorf("pod %s: status %q", name, status)
 		}
+	}
+	// Each is counted once, although the API server refused one at first.
+	w := httptest.NewRecorder()
+	serving.src.Metrics.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if want := `manifold_operation_duration_seconds_count{outcome="success",verb="ADD"} 2`; !strings.Contains(w.Body.String(), want) {
+		t.Errorf("no line %s", want)
 	}
 	if left, err := box.list(); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)

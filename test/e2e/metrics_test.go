@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"strings"
@@ -105,21 +106,22 @@ func TestMetricsOfVerbs(t *testing.T) {
 		`manifold_plan_duration_seconds_count{outcome="failure"}`:                                  "1",
 		`manifold_publish_failures_total{what="event"}`:                                            "0",
 	}
-	var have map[string]string
+	var wrong []string
+	defer func() {
+		if t.Failed() {
+			t.Log(strings.Join(wrong, "\n"))
+		}
+	}()
 	s.eventually("all operations to be counted", func() bool {
-		have = s.scrape()
+		have := s.scrape()
+		wrong = nil
 		for name, value := range want {
-			if have[name] != value && strings.HasPrefix(name, "manifold_operation") {
-				return false
+			if have[name] != value {
+				wrong = append(wrong, fmt.Sprintf("%s is %q, want %s", name, have[name], value))
 			}
 		}
-		return true
+		return len(wrong) == 0
 	})
-	for name, value := range want {
-		if have[name] != value {
-			t.Errorf("%s is %q, want %s", name, have[name], value)
-		}
-	}
 }
 
 // A device is shown with its pod while the pod has it, and the journals are
