@@ -128,28 +128,39 @@ func (t *Tree) parent(id string) string {
 	return dir
 }
 
-// Auxiliary describes a device on the auxiliary bus: a subfunction.
+// NoSF is the number of an auxiliary device that is no subfunction.
+const NoSF = -1
+
+// Auxiliary describes a device on the auxiliary bus: a subfunction, or a part of a
+// function that has a driver of its own.
 type Auxiliary struct {
 	ID     string // for example mlx5_core.sf.2
-	Parent string // address of a PCI function in the tree
+	Parent string // address of a PCI function in the tree, or the ID of a subfunction
 	Driver string // empty for none
-	SFNum  int    // the administrator's number for it
+	SFNum  int    // the administrator's number for the subfunction, or NoSF
 	NetDev string // empty for none
 }
 
-// AddAuxiliary adds a subfunction to a PCI function in the tree.
+// AddAuxiliary adds an auxiliary device to the tree.
 func (t *Tree) AddAuxiliary(a Auxiliary) {
 	if !sriov.IsAuxiliary(a.ID) {
 		t.fail("%q is not an auxiliary device ID", a.ID)
 	}
-	dir := t.mustDir(t.address(a.Parent)) + "/" + a.ID
+	if !sriov.IsAuxiliary(a.Parent) {
+		t.address(a.Parent)
+	}
+	dir := t.parent(a.Parent) + "/" + a.ID
 	links := []entry{{"subsystem", "sys/bus/auxiliary"}}
 	if a.Driver != "" {
 		t.component("driver", a.Driver)
 		t.mkdir("sys/bus/auxiliary/drivers/" + a.Driver)
 		links = append(links, entry{"driver", "sys/bus/auxiliary/drivers/" + a.Driver})
 	}
-	t.place(dir, []entry{attr("sfnum", a.SFNum)}, links)
+	var attrs []entry
+	if a.SFNum != NoSF {
+		attrs = []entry{attr("sfnum", a.SFNum)}
+	}
+	t.place(dir, attrs, links)
 	t.link("sys/bus/auxiliary/devices/"+a.ID, dir)
 	if a.NetDev != "" {
 		t.AddNetDev(a.ID, NetDev{Name: a.NetDev})

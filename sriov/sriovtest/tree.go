@@ -16,7 +16,9 @@
 //	}
 //	f, err := tree.FS().Function("0000:21:10.0")
 //
-// [Tree.AddIGB], [Tree.AddICE] and [Tree.AddSwitchdev] add whole machines.
+// [Tree.AddIGB], [Tree.AddICE], [Tree.AddI40E], [Tree.AddICESwitchdev],
+// [Tree.AddSwitchdev], [Tree.AddMLX5Dual] and [Tree.AddBNXT] add adapters as their
+// vendors' drivers show them.
 //
 // [Tree.Host] adds what sysfs does not show: what each PF keeps for its VFs, that it
 // can be set, that a driver refuses it ([Tree.Refuse]), and the kernel's events.
@@ -421,7 +423,7 @@ func (t *Tree) unbind(dir string) {
 func (t *Tree) detach(dir string) {
 	t.removeNetDevs(dir)
 	for _, aux := range t.glob("sys/bus/auxiliary/devices", "*") {
-		if filepath.Dir(t.follow(aux)) == dir {
+		if strings.HasPrefix(t.follow(aux), dir+"/") {
 			t.remove(aux)
 		}
 	}

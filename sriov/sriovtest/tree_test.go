@@ -250,3 +250,28 @@ func Example() {
 	fmt.Println(f.PF, f.VFIndex, f.NUMANode, f.NetDevs)
 	// Output: 0000:21:00.0 0 1 []
 }
+
+// Vendors' adapters stand beside each other in one machine, and go without a trace.
+func TestVendors(t *testing.T) {
+	tree := build(t)
+	tree.AddI40E()
+	tree.AddICESwitchdev()
+	tree.AddMLX5Dual()
+	tree.AddBNXT()
+	check(t, tree)
+	before := names(t, tree, "bus/auxiliary/devices")
+	for _, pf := range []string{"0000:5e:00.0", "0000:5e:00.1", "0000:51:00.0", "0000:c1:00.0", "0000:c1:00.1", "0000:86:00.0", "0000:86:00.1"} {
+		tree.Remove(pf)
+		check(t, tree)
+	}
+	if got := names(t, tree, "bus/auxiliary/devices"); len(before) != 12 || !slices.Equal(got, []string{"mlx5_core.sf.2"}) {
+		t.Errorf("auxiliary devices %q, were %q", got, before)
+	}
+	if got := names(t, tree, "bus/pci/drivers/bnxt_en"); len(got) != 0 {
+		t.Errorf("bnxt_en drives %q", got)
+	}
+	tree.AddAuxiliary(sriovtest.Auxiliary{ID: "mlx5_core.eth.9", Parent: "mlx5_core.sf.9", SFNum: sriovtest.NoSF})
+	if err := tree.Err(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a part of a subfunction that is not there: %v", err)
+	}
+}
