@@ -103,7 +103,7 @@ func (h Host) Wait(ctx context.Context, id string, ready func(*Snapshot) bool) (
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	events, err := h.links().Events(ctx)
+	events, err := h.Events(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("sriov: %w", err)
 	}

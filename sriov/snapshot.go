@@ -1,6 +1,7 @@
 package sriov
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,6 +22,9 @@ func (h Host) links() Links {
 	}
 	return h.Links
 }
+
+// Events tells of changes of the host's devices, see [Links].
+func (h Host) Events(ctx context.Context) (<-chan struct{}, error) { return h.links().Events(ctx) }
 
 // Snapshot is a device as it stands on the host, in a form that can be kept.
 type Snapshot struct {
@@ -134,9 +138,9 @@ func Sentences(differences []Difference) string {
 }
 
 // Compare names what now is not as in s, in a fixed order: what the PF keeps for a
-// VF, then the network device's name, alias, MTU and MAC. Only what both know is
-// compared: network devices where each has exactly one and the driver is the same.
-// The index of a network device, which is another after each move, is not.
+// VF, where both know it, then the network device: that it is there, its name,
+// alias, MTU and MAC. It is compared while the driver is the same, and where there
+// are not several; its index, which is another after each move, is not.
 func (s *Snapshot) Compare(now *Snapshot) []Difference {
 	var out []Difference
 	expect := func(field string, want, found any) {
@@ -159,6 +163,9 @@ func (s *Snapshot) Compare(now *Snapshot) []Difference {
 		expect("link state of the VF", b.LinkState, n.LinkState)
 		expect("minimum rate of the VF", b.MinTxRate, n.MinTxRate)
 		expect("maximum rate of the VF", b.MaxTxRate, n.MaxTxRate)
+	}
+	if len(s.NetDevs) == 1 && len(now.NetDevs) == 0 && s.Driver == now.Driver {
+		expect("network device", s.NetDevs[0].Name, "")
 	}
 	if was, is := s.single(now); was != nil {
 		expect("network device", was.Name, is.Name)

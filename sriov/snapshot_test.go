@@ -124,6 +124,7 @@ func TestCompare(t *testing.T) {
 		"network device": {func(_, n *sriov.Snapshot) { n.NetDevs[0] = sriov.NetDev{Name: "net1", MTU: 9000, Alias: "enp1"} },
 			[]string{"network device: wanted enp1, found net1", "alias of enp1: wanted none, found enp1", "MTU of enp1: wanted 1500, found 9000"}},
 		"another driver": {func(_, n *sriov.Snapshot) { n.Driver, n.NetDevs = "vfio-pci", nil }, nil},
+		"away":           {func(_, n *sriov.Snapshot) { n.NetDevs = nil }, []string{"network device: wanted enp1, found none"}},
 		"no PF view":     {func(_, n *sriov.Snapshot) { n.VF = nil }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -92,10 +92,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case "reconcile":
 		path := flags.String("config", defaultConfig, "the agent's configuration `file`")
 		repair := flags.Bool("repair", false, "undo what is found")
+		accept := flags.String("accept", "", "take the VF at this PCI `address` out of quarantine as it stands, first")
 		if err := flags.Parse(args[1:]); err != nil {
 			return flag.ErrHelp
 		}
-		return reconcileOnce(ctx, *path, *repair, stdout)
+		return reconcileOnce(ctx, *path, *repair, *accept, stdout)
 	case "install", "uninstall":
 		i := installFlags(flags)
 		if err := flags.Parse(args[1:]); err != nil {
@@ -189,10 +190,15 @@ func serveHTTP(ctx context.Context, conf *agent.Config, a *agent.Assembly, runni
 }
 
 // reconcileOnce prints what is wrong with the node's VFs, a line of JSON each.
-func reconcileOnce(ctx context.Context, config string, repair bool, stdout io.Writer) error {
+func reconcileOnce(ctx context.Context, config string, repair bool, accept string, stdout io.Writer) error {
 	conf, err := agent.ReadConfig(config)
 	if err != nil {
 		return err
+	}
+	if accept != "" {
+		if err := agent.Accept(ctx, conf, accept); err != nil {
+			return err
+		}
 	}
 	found, err := agent.Reconcile(ctx, conf, repair)
 	out := json.NewEncoder(stdout)

@@ -42,6 +42,7 @@ type Devices interface {
 type Publisher interface {
 	PublishStatus(ctx context.Context, namespace, name, uid, status string) error
 	Event(ctx context.Context, ref kube.PodRef, eventType, reason, message string) error
+	NodeEvent(ctx context.Context, eventType, reason, message string) error
 }
 
 // Sources are what an agent plans from and publishes to.

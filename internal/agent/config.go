@@ -288,6 +288,9 @@ func (a *Assembly) devices(c *Config, once bool, log *slog.Logger) {
 	}
 	if !once && c.Reconcile != ReconcileOff {
 		a.Reconciler = c.reconciler(k)
+		if a.Sources.Publisher != nil {
+			a.Reconciler.Tell = eventsOf(a.Sources.Publisher, log)
+		}
 		a.run = append(a.run, func(ctx context.Context) { runReconciler(ctx, a.Reconciler, c.Reconcile, log) })
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/internal/reconcile"
 )
 
 // Reasons of Events about pods. There are no others; people and alerts depend on
@@ -30,6 +31,7 @@ const (
 	ReasonConflict     = "DeviceConflict"
 	ReasonVanished     = "DeviceVanished"
 	ReasonInUse        = "DeviceInUse" // the sandbox that had it has not been deleted
+	ReasonQuarantined  = "DeviceQuarantined"
 	ReasonNoDelegate   = "DelegateMissing"
 	ReasonDelegate     = "DelegateFailed"
 	ReasonTimeout      = "DelegateTimeout"
@@ -46,6 +48,7 @@ var reasons = map[cnierr.Kind]string{
 	cnierr.Isolation: ReasonNotAllowed, cnierr.NoDevice: ReasonNoDevice, cnierr.DeviceConflict: ReasonConflict,
 	cnierr.DeviceVanished: ReasonVanished, cnierr.DelegateMissing: ReasonNoDelegate, cnierr.DelegateFailed: ReasonDelegate,
 	cnierr.DelegateTimeout: ReasonTimeout, cnierr.VerifyFailed: ReasonVerification, cnierr.InterfaceConflict: ReasonTaken,
+	cnierr.Quarantined: ReasonQuarantined,
 	// Of what is reported: plans that could not be made are refused, see reasonOf.
 	cnierr.TryAgain: ReasonInUse,
 }
@@ -58,7 +61,10 @@ func Reasons() []string {
 			out = append(out, r)
 		}
 	}
-	return out
+	for _, k := range reconcile.Kinds() {
+		out = append(out, reconcile.Reason(k))
+	}
+	return append(out, reconcile.ReasonRepaired)
 }
 
 // reasonOfKind is the reason of a failed ADD that was planned.

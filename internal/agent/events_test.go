@@ -112,7 +112,7 @@ func TestEventsOfReports(t *testing.T) {
 	}
 	all := Reasons()
 	slices.Sort(all)
-	if len(slices.Compact(all)) != len(Reasons()) || len(all) != 18 {
+	if len(slices.Compact(all)) != len(Reasons()) || len(all) != 25 {
 		t.Errorf("reasons are not distinct: %v", all)
 	}
 }

@@ -57,10 +57,18 @@ func (k *kubelet) holders(ctx context.Context) (map[string]nodeview.Holder, erro
 	return held, err
 }
 
-// allocated returns the device IDs that the kubelet has given to pods. A claim's
-// device of which nobody says what it is may be any VF: then it is not known what
-// is allocated.
+// allocated returns the device IDs that the kubelet has given to pods; a VF that
+// is not among them is nobody's. That is known by the checkpoint alone: for some
+// seconds after its start a kubelet lists no pod, or the first few, while others
+// hold devices. A claim's device of which nobody says what it is may be any VF:
+// then it is not known what is allocated either.
 func (k *kubelet) allocated(ctx context.Context) (map[string]bool, error) {
+	if k.file == nil {
+		return nil, errors.New("the kubelet's checkpoint, which alone names every device that is allocated, is not configured")
+	}
+	if _, err := k.file.Load(); err != nil {
+		return nil, err
+	}
 	held, untold, err := k.held(ctx)
 	if err == nil {
 		err = untold

@@ -28,6 +28,9 @@ func (s slowServer) PublishStatus(ctx context.Context, _, name, _, _ string) err
 // Event implements Publisher.
 func (s slowServer) Event(context.Context, kube.PodRef, string, string, string) error { return nil }
 
+// NodeEvent implements Publisher.
+func (s slowServer) NodeEvent(context.Context, string, string, string) error { return nil }
+
 // A caller that does not wait for its status is answered before it is published.
 func TestStatusIsPublishedLater(t *testing.T) {
 	server := slowServer{make(chan string), make(chan string)}

@@ -5,9 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/reconcile"
 	"github.com/manifold-cni/manifold/sriov"
 )
@@ -15,14 +20,45 @@ import (
 // Values of Config.Reconcile.
 const (
 	ReconcileOff    = "off"    // do not look
-	ReconcileReport = "report" // log what is found
+	ReconcileReport = "report" // log and tell what is found
 	ReconcileRepair = "repair" // and undo it
 )
 
 // reconciler returns the reconciler of the configuration.
 func (c *Config) reconciler(k *kubelet) *reconcile.Reconciler {
-	return &reconcile.Reconciler{
+	r := &reconcile.Reconciler{
 		Journal: journal.Dir{Path: c.CNIDir}, Host: sriov.Host{FS: sriov.FS{Root: c.SysRoot}}, Exclude: c.ReconcileExclude, Allocated: k.allocated,
+	}
+	// The kubelet makes its socket anew when it starts, and replaces its checkpoints
+	// when it allocates.
+	for _, path := range []string{c.Checkpoint, c.ClaimCheckpoint, c.PodResources} {
+		if path != "" {
+			r.Watch = append(r.Watch, filepath.Dir(path))
+		}
+	}
+	return r
+}
+
+// eventsOf returns a function that writes an Event about each finding: about the
+// pod that has the VF while it lives, else about the node.
+func eventsOf(to Publisher, log *slog.Logger) func(context.Context, string, reconcile.Finding) {
+	return func(ctx context.Context, reason string, f reconcile.Finding) {
+		ctx, cancel := context.WithTimeout(ctx, eventTime)
+		defer cancel()
+		kind := corev1.EventTypeWarning
+		if reason == reconcile.ReasonRepaired {
+			kind = corev1.EventTypeNormal
+		}
+		var err error
+		namespace, name, ok := strings.Cut(f.Pod, "/")
+		if ok && f.Kind == reconcile.Drifted {
+			err = to.Event(ctx, kube.PodRef{Namespace: namespace, Name: name, UID: f.PodUID}, kind, reason, f.String())
+		} else {
+			err = to.NodeEvent(ctx, kind, reason, f.String())
+		}
+		if err != nil {
+			log.Warn("event not written", "reason", reason, "device", f.Device, "err", err)
+		}
 	}
 }
 
@@ -53,4 +89,13 @@ func Reconcile(ctx context.Context, c *Config, repair bool) ([]reconcile.Finding
 		}
 	}
 	return left, err
+}
+
+// Accept takes a VF, named by its PCI address, out of quarantine as it stands.
+func Accept(ctx context.Context, c *Config, device string) error {
+	address, err := sriov.ParseAddress(device)
+	if err != nil {
+		return cnierr.New("accept VF", cnierr.InvalidConfig, "%w", err).WithFix("name the VF by its PCI address, as 'manifold-agent reconcile' prints it")
+	}
+	return c.reconciler(&kubelet{}).Accept(ctx, address)
 }

@@ -22,7 +22,8 @@ import (
 // the claim stands and the sandbox lives, the next ADD is refused and tried
 // again. Where the sandbox is dead, its namespace gone or the node rebooted, the
 // next ADD takes the claim over, and the late DEL finds that it has no longer a
-// device to release.
+// device to release. A VF that cannot be made as it was before its last use is in
+// quarantine, and refused until it is.
 
 // claimTime bounds the wait for a device's claim, which is held for moments.
 const claimTime = 5 * time.Second
@@ -36,46 +37,77 @@ func isClaimed(a *plan.Attachment) bool {
 	return a.Device != nil && a.Device.PF != "" && a.Device.PCIAddress != ""
 }
 
-// claim takes the attachment's VF for this sandbox. A VF that is taken over from
-// a dead one is first made as that one found it.
+// claim takes the attachment's VF for this sandbox, and makes it usable. A VF that
+// is taken over from a dead sandbox is in quarantine from before it is taken over
+// until it is as that one found it, whoever dies meanwhile.
 func (r *run) claim(ctx context.Context, a *plan.Attachment) error {
 	if !isClaimed(a) {
 		return nil
 	}
 	waiting, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
-	var last *journal.Entry
-	holder, err := r.Journal.Claim(waiting, a.Device.PCIAddress, keyOf(r.inv), func(k journal.Key) (held bool, err error) {
-		last, held, err = r.stillHeld(k)
-		return held, err
+	holder, err := r.Journal.Claim(waiting, a.Device.PCIAddress, keyOf(r.inv), func(k journal.Key) (bool, error) {
+		last, held, err := r.stillHeld(k)
+		if err != nil || held {
+			return held, err
+		}
+		return false, r.takeOver(a, last)
 	})
 	if err != nil {
 		return err
 	}
-	if holder == keyOf(r.inv) {
-		return r.inherit(ctx, a, last)
+	switch holder {
+	case keyOf(r.inv):
+		return r.usable(ctx, a)
+	case journal.RepairKey(a.Device.PCIAddress):
+		return cnierr.New("claim device", cnierr.TryAgain, "it is being reset").WithFix("nothing; the runtime will try again")
 	}
 	return cnierr.New("claim device", cnierr.TryAgain, "sandbox %s still has it: its DEL has not come, or has not succeeded", holder).
 		WithFix("nothing, if that pod is being deleted; else see why its DEL fails")
 }
 
-// inherit restores a VF from the journal of the sandbox that it was taken over
-// from, last, nil for none. Of another boot nothing is left to be restored.
-func (r *run) inherit(ctx context.Context, a *plan.Attachment, last *journal.Entry) error {
+// takeOver puts the VF of a dead sandbox, whose journal is last, into quarantine.
+// Without a journal, or of another boot, nothing is left of it.
+func (r *run) takeOver(a *plan.Attachment, last *journal.Entry) error {
 	if last == nil || !last.SameBoot() || !r.inv.Conf.RestoreDevices {
 		return nil
 	}
 	i := slices.IndexFunc(last.Plan.Attachments, func(b plan.Attachment) bool {
 		return b.Device != nil && b.Device.PCIAddress == a.Device.PCIAddress
 	})
-	if i < 0 {
+	if i < 0 || last.Before(i) == nil {
 		return nil
 	}
-	before, err := recordedDevice(last, i)
-	if err != nil {
+	return r.Journal.Quarantine(quarantineOf(last, i, "its sandbox is dead, and its DEL has not come"))
+}
+
+// quarantineOf is the quarantine of the VF of attachment i of a sandbox: it must
+// stand as that sandbox found it.
+func quarantineOf(e *journal.Entry, i int, reason string) journal.Quarantine {
+	a := &e.Plan.Attachments[i]
+	return journal.Quarantine{
+		Device: a.Device.PCIAddress, Reason: reason, Sandbox: e.Key.String(), Pod: e.Plan.Pod, Network: a.Name, To: e.Before(i),
+	}
+}
+
+// usable takes the VF out of quarantine if it is as it must be, or can be made so.
+func (r *run) usable(ctx context.Context, a *plan.Attachment) error {
+	q, err := r.Journal.Quarantined(a.Device.PCIAddress)
+	if err != nil || q == nil || !r.inv.Conf.RestoreDevices {
 		return err
 	}
-	return r.restore(ctx, a, before)
+	if q.SameBoot() {
+		to, err := verify.Recorded(q.To)
+		if err == nil {
+			err = r.restore(ctx, a, to)
+		}
+		if err != nil {
+			return cnierr.New("claim device", cnierr.Quarantined, "in quarantine since %s, last used by pod %s: %w",
+				q.Since.Format(time.RFC3339), q.Pod, err).
+				WithFix("reset it by hand, or take it as it is with 'manifold-agent reconcile --accept %s'", q.Device)
+		}
+	}
+	return r.Journal.Release(q.Device)
 }
 
 // stillHeld reports whether the sandbox k may still have its devices, and
@@ -124,15 +156,20 @@ func (r *run) fenced(ctx context.Context, a *plan.Attachment) (bool, error) {
 	return true, nil
 }
 
-// giveBack makes a VF stand as before ADD, and gives its claim back.
+// giveBack makes a VF stand as before ADD, and gives its claim back. A VF that
+// cannot be made so goes into quarantine, and the pod can go.
 func (r *run) giveBack(ctx context.Context, i int) error {
 	a := &r.entry.Plan.Attachments[i]
 	if !isClaimed(a) {
 		return nil
 	}
 	before, err := r.before(i)
-	if err == nil && r.inv.Conf.RestoreDevices {
+	if err == nil && r.inv.Conf.RestoreDevices && r.entry.SameBoot() { // nothing outlives a boot
 		err = r.restore(ctx, a, before)
+	}
+	if cnierr.Is(err, cnierr.TeardownIncomplete) {
+		r.warn("%s: device %s goes into quarantine: %v", a.Name, a.Device.ID, err)
+		err = r.Journal.Quarantine(quarantineOf(r.entry, i, err.Error()))
 	}
 	if err != nil {
 		return err

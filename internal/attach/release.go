@@ -207,18 +207,12 @@ func (r *run) nothingLeft(i int, netns string, cause error) bool {
 }
 
 // before returns what was recorded of attachment i's device before its ADD.
-func (r *run) before(i int) (*sriov.Snapshot, error) { return recordedDevice(r.entry, i) }
-
-func recordedDevice(e *journal.Entry, i int) (*sriov.Snapshot, error) {
-	raw := e.Before(i)
+func (r *run) before(i int) (*sriov.Snapshot, error) {
+	raw := r.entry.Before(i)
 	if raw == nil {
 		return nil, nil
 	}
-	d := &sriov.Snapshot{}
-	if err := json.Unmarshal(raw, d); err != nil {
-		return nil, cnierr.New("read recorded device", cnierr.JournalCorrupt, "%w", err)
-	}
-	return d, nil
+	return verify.Recorded(raw)
 }
 
 // left refuses to call a device released that is still in the sandbox.

@@ -53,6 +53,7 @@ const (
 	TeardownIncomplete              // something is left behind and will be retried
 	Busy                            // another operation on the same sandbox still runs
 	UnknownContainer                // the sandbox is not attached
+	Quarantined                     // the device could not be reset after its last use
 	kindEnd
 )
 
@@ -89,6 +90,7 @@ var kinds = [kindEnd]kindInfo{
 	TeardownIncomplete:  {"teardown-incomplete", 115},
 	Busy:                {"busy", types.ErrTryAgainLater},
 	UnknownContainer:    {"unknown-container", types.ErrUnknownContainer},
+	Quarantined:         {"quarantined", 116},
 }
 
 // Kinds returns every kind in order, for documentation and tests.

@@ -79,6 +79,7 @@ var remedies = map[cnierr.Kind][2]string{
 	cnierr.JournalCorrupt:      {"the journal cannot be read; what libcni knows was released", "look for what is left; the file was set aside"},
 	cnierr.TeardownIncomplete:  {"something is left behind", "the runtime tries again; the journal keeps what is left"},
 	cnierr.Busy:                {"another operation on the sandbox still runs", "nothing; the runtime tries again"},
+	cnierr.Quarantined:         {"a VF could not be made as it was before its last use", "see what the driver refuses, reset the VF by hand, or take it as it is with manifold-agent reconcile --accept"},
 	cnierr.UnknownContainer:    {"CHECK of a sandbox that is not attached", "the runtime must ADD it first"},
 }
 

@@ -23,6 +23,10 @@ import (
 // maxClaim bounds a claim's file, in bytes.
 const maxClaim = 4096
 
+// RepairKey is the key of whoever repairs a device, which is no sandbox: it has no
+// journal, and holds its lock while it works.
+func RepairKey(device string) Key { return Key{ContainerID: "reconcile", IfName: device} }
+
 // Claim makes k the holder of a device, named by its PCI address, and returns k;
 // or returns the present holder, when that is another one of which held says
 // that it still has the device.
@@ -73,16 +77,16 @@ func (d Dir) Unclaim(ctx context.Context, device string, k Key) error {
 // withClaim runs do on a device's locked file.
 func (d Dir) withClaim(ctx context.Context, device string, flags int, do func(*os.File) error) error {
 	const op = "claim device"
-	if device == "" || device != filepath.Base(device) || device == "." || device == ".." {
-		return cnierr.New(op, cnierr.InvalidConfig, "%q is no file name", device)
+	path, err := d.deviceFile(op, "devices", device)
+	if err != nil {
+		return err
 	}
-	dir := filepath.Join(d.Path, "devices")
 	if flags&os.O_CREATE != 0 {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return ioError(op, err)
 		}
 	}
-	f, err := os.OpenFile(filepath.Join(dir, device), flags, 0o600)
+	f, err := os.OpenFile(path, flags, 0o600)
 	if err != nil {
 		return ioError(op, err)
 	}

@@ -1,16 +1,14 @@
 package reconcile
 
 import (
-	"context"
-	"log/slog"
-	"slices"
+	"encoding/json"
+	"errors"
 	"testing"
 
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/sriov"
 	"github.com/manifold-cni/manifold/sriov/inventory"
-	"github.com/manifold-cni/manifold/sriov/sriovtest"
 )
 
 const address, pf = "0000:21:10.4", "0000:21:00.0"
@@ -36,6 +34,20 @@ func owned(v *vf, alive bool, phase journal.Phase) {
 	v.state.VF.VLAN, v.state.NetDevs, v.allocated = 5, nil, true
 }
 
+// confined puts the VF into quarantine until it stands as to has it.
+func confined(t *testing.T, v *vf, to *sriov.Snapshot) {
+	t.Helper()
+	raw, err := json.Marshal(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := journal.Dir{Path: t.TempDir()}
+	if err := d.Quarantine(journal.Quarantine{Device: address, To: raw}); err != nil {
+		t.Fatal(err)
+	}
+	v.quarantine, v.unreadable = d.Quarantined(address)
+}
+
 func TestJudge(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change func(v *vf)
@@ -56,6 +68,15 @@ func TestJudge(t *testing.T) {
 		"in a dead sandbox":          {func(v *vf) { owned(v, false, journal.Verified) }, []Kind{Stranded}},
 		"drifted":                    {func(v *vf) { owned(v, true, journal.Routed); v.state.VF.VLAN = 6 }, []Kind{Drifted}},
 		"an ADD is under way":        {func(v *vf) { owned(v, true, journal.Trying); v.state.VF.VLAN = 0 }, nil},
+		"quarantined":                {func(v *vf) { confined(t, v, idle().state); v.state.VF.Trust = true }, []Kind{Quarantined}},
+		"quarantined, netdev away":   {func(v *vf) { confined(t, v, idle().state); v.state.NetDevs = nil }, []Kind{Quarantined}},
+		"quarantined, clean":         {func(v *vf) { confined(t, v, idle().state) }, nil},
+		"quarantined and allocated":  {func(v *vf) { confined(t, v, idle().state); v.state.VF.Trust, v.allocated = true, true }, []Kind{Quarantined}},
+		"quarantined before a boot":  {func(v *vf) { confined(t, v, idle().state); v.state.VF.Trust, v.quarantine.Boot = true, "x" }, nil},
+		"quarantined and stranded":   {func(v *vf) { confined(t, v, idle().state); owned(v, false, journal.Verified) }, []Kind{Quarantined, Stranded}},
+		"accepted by a living pod":   {func(v *vf) { confined(t, v, idle().state); owned(v, true, journal.Verified) }, nil},
+		"unreadable quarantine":      {func(v *vf) { v.unreadable = errors.New("line without end") }, []Kind{Quarantined}},
+		"senseless quarantine":       {func(v *vf) { confined(t, v, nil); v.quarantine.To = nil }, []Kind{Quarantined}},
 		"a DEL is under way":         {func(v *vf) { owned(v, true, journal.Releasing); v.state.VF.VLAN = 0 }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -69,35 +90,10 @@ func TestJudge(t *testing.T) {
 				if f.Kind != tc.want[i] || f.Device != address || f.PF != pf || f.VFIndex != 2 || f.Text == "" {
 					t.Errorf("%+v, want %s", f, tc.want[i])
 				}
-				if v.owner != nil && (f.Sandbox != "c@eth0" || f.Pod != "shop/web" || f.Network != "shop/fast") {
+				if f.Kind != Quarantined && v.owner != nil && (f.Sandbox != "c@eth0" || f.Pod != "shop/web" || f.Network != "shop/fast") {
 					t.Errorf("%+v names no owner", f)
 				}
 			}
 		})
-	}
-}
-
-// TestFindingsAreTheLastScans: of whoever asks while the reconciler runs. The node
-// has no VF, so that the scan takes away what was found before.
-func TestFindingsAreTheLastScans(t *testing.T) {
-	tree := sriovtest.New(t.TempDir())
-	if err := tree.Err(); err != nil {
-		t.Fatal(err)
-	}
-	r := &Reconciler{
-		Journal: journal.Dir{Path: t.TempDir()}, Host: tree.Host(),
-		Allocated: func(context.Context) (map[string]bool, error) { return nil, nil },
-	}
-	if got := r.Findings(); got != nil {
-		t.Errorf("before the first scan: %v", got)
-	}
-	was := []Finding{{Kind: Orphaned, Device: address}}
-	r.keep(was)
-	if got := r.Findings(); !slices.Equal(got, was) {
-		t.Errorf("found %v, want %v", got, was)
-	}
-	r.round(t.Context(), was, "", false, slog.New(slog.DiscardHandler))
-	if got := r.Findings(); len(got) != 0 {
-		t.Errorf("after a scan that found nothing: %v", got)
 	}
 }

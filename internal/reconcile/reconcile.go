@@ -9,11 +9,16 @@
 //     configuration asks;
 //   - orphaned: the VF belongs to nobody, but its network device is not on the
 //     host;
-//   - leftover: the VF belongs to nobody, but its PF still holds settings for it.
+//   - leftover: the VF belongs to nobody, but its PF still holds settings for it;
+//   - quarantined: the VF could not be made as it was before its last use, and is
+//     not so yet. No sandbox gets it until it is.
 //
 // A VF belongs to a sandbox when a journal names it, and to a pod when the
 // kubelet has allocated it. Where the kubelet's allocations cannot be read, every
 // VF belongs to somebody: an answer that is missing never means free.
+//
+// [Reconciler.Run] scans at its start and when something changed, and tells what
+// comes and goes; [Reconciler.Findings] is what it found last.
 //
 // [Reconciler.Repair] undoes what can be undone without entering a network
 // namespace. It works under the same claim as an ADD, so the two exclude each
@@ -41,14 +46,15 @@ type Kind string
 
 // The kinds, see the package comment.
 const (
-	Stranded Kind = "stranded"
-	Drifted  Kind = "drifted"
-	Orphaned Kind = "orphaned"
-	Leftover Kind = "leftover"
+	Stranded    Kind = "stranded"
+	Drifted     Kind = "drifted"
+	Orphaned    Kind = "orphaned"
+	Leftover    Kind = "leftover"
+	Quarantined Kind = "quarantined"
 )
 
 // Kinds returns every kind.
-func Kinds() []Kind { return []Kind{Stranded, Drifted, Orphaned, Leftover} }
+func Kinds() []Kind { return []Kind{Stranded, Drifted, Orphaned, Leftover, Quarantined} }
 
 // Finding is one VF that is not as it should be.
 type Finding struct {
@@ -58,6 +64,7 @@ type Finding struct {
 	VFIndex int    `json:"vfIndex"`
 	Sandbox string `json:"sandbox,omitempty"` // the journal's key; empty without one
 	Pod     string `json:"pod,omitempty"`     // namespace/name
+	PodUID  string `json:"podUID,omitempty"`
 	Network string `json:"network,omitempty"`
 	Text    string `json:"text"` // what was found, for people
 }
@@ -71,6 +78,12 @@ func (f Finding) String() string {
 	return s
 }
 
+// belongs says whose the VF is, or was.
+func (f Finding) belongs(sandbox string, pod plan.Pod, network string) Finding {
+	f.Sandbox, f.Pod, f.PodUID, f.Network = sandbox, pod.String(), pod.UID, network
+	return f
+}
+
 // Reconciler looks at one node.
 type Reconciler struct {
 	Journal journal.Dir
@@ -78,9 +91,15 @@ type Reconciler struct {
 	// Allocated returns the device IDs that the kubelet has given to pods. An
 	// error means that it is not known.
 	Allocated func(context.Context) (map[string]bool, error)
+	// Watch are directories in which something changes when the kubelet starts or
+	// allocates. They need not exist yet.
+	Watch []string
 	// Exclude are PFs, by PCI address or network device, whose VFs are reported
 	// but never repaired.
 	Exclude []string
+	// Tell is called when a finding comes and when one was repaired, with the
+	// [Reason] of its kind or [ReasonRepaired]; nil for nobody. The same finding is told once while it stands.
+	Tell func(ctx context.Context, reason string, f Finding)
 
 	mu    sync.Mutex
 	found []Finding // by the last scan of Run
@@ -105,9 +124,11 @@ func (r *Reconciler) keep(found []Finding) {
 // vf is all that is known of one VF.
 type vf struct {
 	inventory.Function
-	state     *sriov.Snapshot // nil when it left the node meanwhile
-	owner     *owner          // nil for none
-	allocated bool
+	state      *sriov.Snapshot     // nil when it left the node meanwhile
+	owner      *owner              // nil for none
+	quarantine *journal.Quarantine // nil for none
+	unreadable error               // why it is not known whether there is one
+	allocated  bool
 }
 
 // owner is the sandbox whose journal has a VF.
@@ -149,7 +170,8 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 			continue
 		}
 		v := vf{Function: f, owner: owners[f.Address], allocated: !known || allocated[f.Address]}
-		v.state, err = verify.Capture(r.Host, deviceOf(&f.Function))
+		v.quarantine, v.unreadable = r.Journal.Quarantined(f.Address)
+		v.state, err = r.Host.Snapshot(f.Address)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			problem = errors.Join(problem, fmt.Errorf("%s: %w", f.Address, err))
 			continue
@@ -157,11 +179,6 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 		out = append(out, v)
 	}
 	return out, problem
-}
-
-// deviceOf is a VF as package verify knows it.
-func deviceOf(f *sriov.Function) *plan.Device {
-	return &plan.Device{ID: f.Address, PCIAddress: f.Address, PF: f.PF, VFIndex: f.VFIndex, Driver: f.Driver, Userspace: f.Userspace()}
 }
 
 // owners returns the sandboxes that have devices, by PCI address; of several the
@@ -202,12 +219,24 @@ func judge(v *vf) []Finding {
 	if v.state == nil {
 		return nil
 	}
-	if v.owner != nil {
-		return judgeOwned(v, f)
+	if v.owner != nil && v.owner.alive {
+		return judgeAlive(v, f)
 	}
-	if v.allocated {
-		return nil // of a pod that is being started, or that Manifold did not attach
+	out := judgeQuarantined(v, f)
+	switch {
+	case v.owner != nil:
+		a := &v.owner.entry.Plan.Attachments[v.owner.attachment]
+		f = f.belongs(v.owner.key.String(), v.owner.entry.Plan.Pod, a.Name)
+		f.Kind, f.Text = Stranded, "its sandbox is gone, and its DEL has not come"
+		return append(out, f)
+	case len(out) > 0 || v.allocated: // of a pod that is being started, or that Manifold did not attach
+		return out
 	}
+	return judgeFree(v, f)
+}
+
+// judgeFree judges a VF that nobody has.
+func judgeFree(v *vf, f Finding) []Finding {
 	var out []Finding
 	if v.Driver != "" && !v.Userspace() && len(v.state.NetDevs) == 0 && v.state.PF != "" {
 		f.Kind, f.Text = Orphaned, "no sandbox and no pod has it, but its network device is not on the host"
@@ -220,20 +249,43 @@ func judge(v *vf) []Finding {
 	return out
 }
 
-// judgeOwned judges a VF that a journal has.
-func judgeOwned(v *vf, f Finding) []Finding {
-	a := &v.owner.entry.Plan.Attachments[v.owner.attachment]
-	f.Sandbox, f.Pod, f.Network = v.owner.key.String(), v.owner.entry.Plan.Pod.String(), a.Name
-	if !v.owner.alive {
-		f.Kind, f.Text = Stranded, "its sandbox is gone, and its DEL has not come"
+// judgeQuarantined judges a VF that no living sandbox has, by its quarantine. One
+// that is as it must be by now is in order: the next ADD takes it out.
+func judgeQuarantined(v *vf, f Finding) []Finding {
+	f.Kind = Quarantined
+	if v.unreadable != nil {
+		f.Text = v.unreadable.Error()
 		return []Finding{f}
 	}
+	q := v.quarantine
+	if q == nil || !q.SameBoot() {
+		return nil
+	}
+	f = f.belongs(q.Sandbox, q.Pod, q.Network)
+	to, err := verify.Recorded(q.To)
+	if err != nil {
+		f.Text = err.Error()
+		return []Finding{f}
+	}
+	left := to.Compare(v.state)
+	if len(left) == 0 {
+		return nil
+	}
+	f.Text = "no pod gets it until it is as it was: " + sriov.Sentences(left)
+	return []Finding{f}
+}
+
+// judgeAlive judges a VF that a living sandbox has.
+func judgeAlive(v *vf, f Finding) []Finding {
+	a := &v.owner.entry.Plan.Attachments[v.owner.attachment]
 	if phase, _ := v.owner.entry.Phase(v.owner.attachment); phase != journal.Verified && phase != journal.Routed || a.Want.VF == nil {
 		return nil // an ADD or a DEL is under way, or nothing was asked
 	}
-	if drift := verify.CompareVF(a.Want.VF, v.state); len(drift) > 0 {
-		f.Kind, f.Text = Drifted, sriov.Sentences(drift)
-		return []Finding{f}
+	drift := verify.CompareVF(a.Want.VF, v.state)
+	if len(drift) == 0 {
+		return nil
 	}
-	return nil
+	f = f.belongs(v.owner.key.String(), v.owner.entry.Plan.Pod, a.Name)
+	f.Kind, f.Text = Drifted, sriov.Sentences(drift)
+	return []Finding{f}
 }

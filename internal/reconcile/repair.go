@@ -12,6 +12,7 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/verify"
 	"github.com/manifold-cni/manifold/sriov"
 )
@@ -23,8 +24,9 @@ var ErrNotRepaired = errors.New("not repaired")
 // repairTime bounds one repair.
 const repairTime = 10 * time.Second
 
-// Repair undoes a finding: a stranded VF is made as its sandbox found it, what is
-// left over is reset. The journal of a dead sandbox stays for its DEL.
+// Repair undoes a finding: a stranded or quarantined VF is made as its sandbox
+// found it, what is left over is reset. The journal of a dead sandbox stays for its
+// DEL. A VF with which this fails is in quarantine from then on.
 func (r *Reconciler) Repair(ctx context.Context, f Finding) error {
 	ctx, cancel := context.WithTimeout(ctx, repairTime)
 	defer cancel()
@@ -34,10 +36,17 @@ func (r *Reconciler) Repair(ctx context.Context, f Finding) error {
 	switch f.Kind {
 	case Stranded:
 		return r.repairStranded(ctx, f)
-	case Leftover:
-		return r.repairLeftover(ctx, f)
+	case Leftover, Quarantined:
+		return r.claimed(ctx, f, func() error { return r.repairFree(ctx, f) })
 	}
 	return fmt.Errorf("%w: %s VFs are only reported", ErrNotRepaired, f.Kind)
+}
+
+// Accept takes a VF out of quarantine as it stands.
+func (r *Reconciler) Accept(ctx context.Context, device string) error {
+	ctx, cancel := context.WithTimeout(ctx, repairTime)
+	defer cancel()
+	return r.claimed(ctx, Finding{Device: device}, func() error { return r.Journal.Release(device) })
 }
 
 // excluded reports whether the configuration excludes the VF's PF.
@@ -67,16 +76,15 @@ func (r *Reconciler) repairStranded(ctx context.Context, f Finding) (err error) 
 		return fmt.Errorf("%w: an operation on its sandbox is under way", ErrNotRepaired)
 	}
 	defer func() { err = errors.Join(err, lock.Unlock(false)) }()
-	before := &sriov.Snapshot{}
-	if err := json.Unmarshal(o.entry.Before(o.attachment), before); err != nil {
-		return cnierr.New("read recorded device", cnierr.JournalCorrupt, "%w", err)
-	}
-	return r.restore(ctx, f, before)
+	return r.restore(ctx, f, journal.Quarantine{
+		Device: f.Device, Sandbox: f.Sandbox, Pod: o.entry.Plan.Pod, Network: f.Network, To: o.entry.Before(o.attachment),
+	})
 }
 
-// repairLeftover resets a VF that nobody has, under its claim.
-func (r *Reconciler) repairLeftover(ctx context.Context, f Finding) (err error) {
-	self := journal.Key{ContainerID: "reconcile", IfName: f.Device}
+// claimed runs do on a VF that no sandbox has, under its claim. An ADD that comes
+// meanwhile is told to try again.
+func (r *Reconciler) claimed(ctx context.Context, f Finding, do func() error) (err error) {
+	self := journal.RepairKey(f.Device)
 	lock, err := r.Journal.TryLock(self)
 	if err != nil {
 		return err
@@ -96,37 +104,58 @@ func (r *Reconciler) repairLeftover(ctx context.Context, f Finding) (err error) 
 		return fmt.Errorf("%w: sandbox %s has it by now", ErrNotRepaired, holder)
 	}
 	defer func() { err = errors.Join(err, r.Journal.Unclaim(context.WithoutCancel(ctx), f.Device, self)) }()
-	// The kubelet may have given it away since the scan. An ADD that comes from
-	// now on waits for the claim.
-	now, err := r.Scan(ctx)
-	if err != nil {
-		return err
-	}
-	if !slices.Contains(now, f) {
-		return fmt.Errorf("%w: it is not as it was found", ErrNotRepaired)
-	}
-	fn, err := r.Host.Function(f.Device)
-	if err != nil {
-		return err
-	}
-	state, err := verify.Capture(r.Host, deviceOf(fn))
-	if err != nil {
-		return err
-	}
-	return r.restore(ctx, f, state.Neutral())
+	return do()
 }
 
-// restore writes down what is about to be done, then does it.
-func (r *Reconciler) restore(ctx context.Context, f Finding, before *sriov.Snapshot) error {
+// repairFree resets a VF that nobody has. The kubelet may have given it away since
+// it was found, so that all is looked at again; an ADD that comes from now on waits
+// for the claim.
+func (r *Reconciler) repairFree(ctx context.Context, f Finding) error {
+	vfs, err := r.survey(ctx)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(vfs, func(v vf) bool { return v.Address == f.Device })
+	if i < 0 || !slices.Contains(judge(&vfs[i]), f) {
+		return fmt.Errorf("%w: it is not as it was found", ErrNotRepaired)
+	}
+	v := &vfs[i]
+	if v.allocated {
+		return fmt.Errorf("%w: the kubelet has given it to a pod", ErrNotRepaired)
+	}
+	if v.unreadable != nil {
+		return v.unreadable
+	}
+	if f.Kind == Quarantined {
+		return r.restore(ctx, f, *v.quarantine)
+	}
+	to, err := json.Marshal(v.state.Neutral())
+	if err != nil {
+		return err
+	}
+	return r.restore(ctx, f, journal.Quarantine{Device: f.Device, To: to})
+}
+
+// restore writes down what is about to be done, then makes the VF as in q.To. If
+// that fails, it is in quarantine, else in none.
+func (r *Reconciler) restore(ctx context.Context, f Finding, q journal.Quarantine) error {
+	to, err := verify.Recorded(q.To)
+	if err != nil {
+		return err
+	}
 	fn, err := r.Host.Function(f.Device)
 	if err != nil {
 		return err
 	}
-	if err := r.record(f, before); err != nil {
+	if err := r.record(f, to); err != nil {
 		return err
 	}
-	_, err = verify.Restore(ctx, r.Host, deviceOf(fn), before)
-	return err
+	d := &plan.Device{ID: fn.Address, PCIAddress: fn.Address, PF: fn.PF, VFIndex: fn.VFIndex, Driver: fn.Driver, Userspace: fn.Userspace()}
+	if _, err = verify.Restore(ctx, r.Host, d, to); err != nil {
+		q.Reason = err.Error()
+		return errors.Join(err, r.Journal.Quarantine(q))
+	}
+	return r.Journal.Release(f.Device)
 }
 
 // repairsFile is the log of repairs in the journal's directory, a line of JSON

@@ -5,24 +5,42 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
-	"github.com/vishvananda/netlink"
+
+	"github.com/manifold-cni/manifold/internal/journal"
 )
 
-// rest is how long nothing must happen before a scan: an ADD makes many events.
-const rest = time.Second
+// An ADD makes many events: a scan waits until nothing has happened for rest, but
+// no longer than most after the first.
+const (
+	rest = time.Second
+	most = 10 * time.Second
+)
 
-// Run scans at the start, and whenever links or journals have changed and come
-// to rest, until ctx ends: it does not poll. Findings are logged when they come
-// and when they go. With repair they are repaired; see [Reconciler.Repair].
+// ReasonRepaired is told of what was repaired; for the kinds see [Reason].
+const ReasonRepaired = "VFRepaired"
+
+// Reason returns the reason under which a kind of finding is told, one word in
+// CamelCase that stays the same: Events carry it.
+func Reason(k Kind) string {
+	return map[Kind]string{
+		Stranded: "VFStranded", Drifted: "VFDrifted", Orphaned: "VFOrphaned", Leftover: "VFLeftover", Quarantined: "VFQuarantined",
+	}[k]
+}
+
+// Run scans at the start, and whenever links, drivers, journals or one of the
+// kubelet's directories have changed and come to rest, until ctx ends: it does not
+// poll. Findings are logged and told when they come, and logged when they go. With
+// repair they are repaired once; see [Reconciler.Repair].
 func (r *Reconciler) Run(ctx context.Context, repair bool, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	links := make(chan netlink.LinkUpdate, 64)
-	if err := netlink.LinkSubscribe(links, ctx.Done()); err != nil {
+	events, err := r.Host.Events(ctx)
+	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(r.Journal.Path, 0o700); err != nil {
@@ -33,62 +51,120 @@ func (r *Reconciler) Run(ctx context.Context, repair bool, log *slog.Logger) err
 		return err
 	}
 	defer files.Close()
-	if err := files.Add(r.Journal.Path); err != nil {
-		return err
-	}
-	var last []Finding
-	var problem string
-	timer := time.NewTimer(0)
+	w := watched(append([]string{r.Journal.Path, filepath.Join(r.Journal.Path, journal.QuarantineDir)}, r.Watch...))
+	w.add(files)
+	state := round{}
+	alarm := alarm{timer: time.NewTimer(0)}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case _, open := <-links:
-			if !open {
-				return errors.New("the subscription to links ended")
+		case _, open := <-events:
+			if !open && ctx.Err() == nil {
+				return errors.New("the kernel's events cannot be heard any more")
 			}
-			timer.Reset(rest)
-		case <-files.Events:
-			timer.Reset(rest)
-		case err := <-files.Errors:
-			return err
-		case <-timer.C:
-			last, problem = r.round(ctx, last, problem, repair, log)
+			alarm.set()
+		case e := <-files.Events:
+			if w.concerns(files, e) {
+				alarm.set()
+			}
+		case <-files.Errors: // events were lost
+			w.add(files)
+			alarm.set()
+		case <-alarm.timer.C:
+			alarm.first = time.Time{}
+			r.round(ctx, &state, repair, log)
 		}
 	}
 }
 
-// round scans once, logs what is new and what is gone, and repairs.
-func (r *Reconciler) round(ctx context.Context, last []Finding, problem string, repair bool, log *slog.Logger) ([]Finding, string) {
-	now, err := r.Scan(ctx)
-	r.keep(now)
-	said := ""
-	if err != nil {
-		said = err.Error()
+// alarm says when to scan.
+type alarm struct {
+	timer *time.Timer
+	first time.Time // of the events since the last scan; zero for none
+}
+
+// set is called for each event.
+func (a *alarm) set() {
+	now := time.Now()
+	if a.first.IsZero() {
+		a.first = now
 	}
-	if said != problem && said != "" {
-		log.Warn("reconcile", "err", said)
-	}
-	for _, f := range now {
-		if !slices.Contains(last, f) {
-			log.Warn("VF", "finding", f)
+	a.timer.Reset(max(0, min(rest, most-now.Sub(a.first))))
+}
+
+// watched are directories, each of which may come and go.
+type watched []string
+
+// add watches all that exist, and above each the nearest directory that does, in
+// which it will appear.
+func (w watched) add(files *fsnotify.Watcher) {
+	for _, dir := range w {
+		_ = files.Add(dir) // it may not exist: then the one above tells when it does
+		for above := filepath.Dir(dir); files.Add(above) != nil && above != filepath.Dir(above); {
+			above = filepath.Dir(above)
 		}
 	}
-	for _, f := range last {
+}
+
+// concerns reports whether something changed in one of the directories, or one of
+// them came or went.
+func (w watched) concerns(files *fsnotify.Watcher, e fsnotify.Event) bool {
+	if e.Has(fsnotify.Create) {
+		w.add(files)
+	}
+	name := filepath.Clean(e.Name)
+	return slices.ContainsFunc(w, func(dir string) bool { return dir == name || dir == filepath.Dir(name) })
+}
+
+// round is what the last scan said.
+type round struct {
+	found   []Finding
+	problem string
+}
+
+// round scans once, tells what is new and what is gone, and repairs.
+func (r *Reconciler) round(ctx context.Context, last *round, repair bool, log *slog.Logger) {
+	now, err := r.Scan(ctx)
+	r.keep(now)
+	problem := ""
+	if err != nil {
+		problem = err.Error()
+	}
+	if problem != last.problem && problem != "" {
+		log.Warn("reconcile", "err", problem)
+	}
+	for _, f := range last.found {
 		if !slices.Contains(now, f) {
 			log.Info("VF is in order again", "was", f)
 		}
 	}
 	for _, f := range now {
-		if !repair || slices.Contains(last, f) { // once: what did not help will not
-			continue
+		if slices.Contains(last.found, f) {
+			continue // told, and if it was to be repaired, that did not help
 		}
-		switch err := r.Repair(ctx, f); {
-		case err == nil:
-			log.Info("VF repaired", "was", f)
-		case !errors.Is(err, ErrNotRepaired):
-			log.Warn("VF cannot be repaired", "finding", f, "err", err)
+		log.Warn("VF", "finding", f)
+		r.tell(ctx, Reason(f.Kind), f)
+		if repair {
+			r.repair(ctx, f, log)
 		}
 	}
-	return now, said
+	last.found, last.problem = now, problem
+}
+
+// repair repairs one finding, and says what became of it.
+func (r *Reconciler) repair(ctx context.Context, f Finding, log *slog.Logger) {
+	switch err := r.Repair(ctx, f); {
+	case err == nil:
+		log.Info("VF repaired", "was", f)
+		r.tell(ctx, ReasonRepaired, f)
+	case !errors.Is(err, ErrNotRepaired):
+		log.Warn("VF cannot be repaired", "finding", f, "err", err)
+	}
+}
+
+func (r *Reconciler) tell(ctx context.Context, reason string, f Finding) {
+	if r.Tell != nil {
+		r.Tell(ctx, reason, f)
+	}
 }

@@ -42,5 +42,5 @@ func Restore(ctx context.Context, host sriov.Host, d *plan.Device, before *sriov
 func incomplete(d *plan.Device, format string, err error) error {
 	return cnierr.New("restore device", cnierr.TeardownIncomplete, format, err).
 		About(cnierr.Subject{Resource: d.Resource, Device: d.ID}).
-		WithFix("the runtime will try again; see what holds the device, or reset it by hand")
+		WithFix("see what holds the device or what its driver refuses, or reset it by hand")
 }

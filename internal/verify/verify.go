@@ -15,6 +15,7 @@
 package verify
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -68,6 +69,15 @@ func Capture(host sriov.Host, d *plan.Device) (*sriov.Snapshot, error) {
 	if err != nil {
 		return nil, cnierr.New("look up device", cnierr.IO, "%w", err).
 			About(cnierr.Subject{Resource: d.Resource, Device: d.ID})
+	}
+	return out, nil
+}
+
+// Recorded decodes a device as the journal keeps it: what [Capture] returned.
+func Recorded(raw json.RawMessage) (*sriov.Snapshot, error) {
+	out := &sriov.Snapshot{}
+	if err := json.Unmarshal(raw, out); err != nil {
+		return nil, cnierr.New("read recorded device", cnierr.JournalCorrupt, "%w", err)
 	}
 	return out, nil
 }

@@ -10,11 +10,15 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/reconcile"
+	"github.com/manifold-cni/manifold/sriov"
 	"github.com/manifold-cni/manifold/test/fakekubelet"
+	"github.com/manifold-cni/manifold/test/harness"
 )
 
 // found runs the agent's reconcile command and returns what it prints.
@@ -122,4 +126,61 @@ func TestReconcilerFindsAndRepairsStrandedVFs(t *testing.T) {
 	n.finds(reconcile.Stranded, vf) // until its DEL
 	n.succeed("DEL", p)
 	n.inOrder()
+}
+
+// TestVFThatDoesNotComeBackIsInQuarantine: the pod has put it into another network
+// namespace than its own, and goes. The next pod is refused until the VF is back.
+func TestVFThatDoesNotComeBackIsInQuarantine(t *testing.T) {
+	n := newNode(t)
+	n.define("left", left, hostDevice(nil))
+	vf := pfs[0].vfs[4]
+	pins := fakekubelet.Pins{"c": pin(vf)}
+	p := n.admit("thief", "left", pins, container("c", left))
+	n.succeed("ADD", p)
+	hidden, err := harness.NewNetNS("hidden")
+	n.must(err)
+	n.must(p.ns.Do(func() error {
+		link, err := netlinksafe.LinkByName("net1")
+		if err != nil {
+			return err
+		}
+		fd, err := os.Open(hidden.Path)
+		if err != nil {
+			return err
+		}
+		defer fd.Close()
+		return netlink.LinkSetNsFd(link, int(fd.Fd()))
+	}))
+	n.must(p.ns.Delete())
+	n.succeed("DEL", p)
+	n.finds(reconcile.Quarantined, vf, "network device: wanted", "default/thief", "default/left")
+	n.must(n.kubelet.DeletePod(types.UID(p.UID)))
+	next := n.admit("next", "left", pins, container("c", left))
+	n.refuse(next, 116, "in quarantine", vf, "default/thief", "default/next", "--accept "+vf)
+	n.succeed("DEL", next)
+	n.must(hidden.Delete())
+	n.eventually("the kernel to give "+vf+" back", func() bool { return len(readFunction(t, vf).NetDevs) == 1 })
+	n.succeed("ADD", next)
+	n.inOrder()
+	n.stands(next, vf)
+	n.succeed("DEL", next)
+}
+
+// TestQuarantineEndsByHand: the administrator takes the VF as it stands.
+func TestQuarantineEndsByHand(t *testing.T) {
+	n := newNode(t)
+	vf := pfs[0].vfs[4]
+	uplink, v := vfOf(t, vf)
+	before, err := sriov.Host{}.Snapshot(vf)
+	n.must(err)
+	to, err := json.Marshal(before)
+	n.must(err)
+	n.must(journal.Dir{Path: n.path("state")}.Quarantine(journal.Quarantine{Device: vf, Reason: "a test", To: to}))
+	n.inOrder() // it is as it must be
+	n.must(netlink.LinkSetVfTrust(uplink, v.ID, v.Trust != 1))
+	n.finds(reconcile.Quarantined, vf, "trust of the VF")
+	if list := n.found("--accept", vf); len(list) > 0 {
+		t.Errorf("found %v", list)
+	}
+	n.must(netlink.LinkSetVfTrust(uplink, v.ID, v.Trust == 1))
 }

@@ -1,0 +1,177 @@
+package agent
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+
+	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/kube/kubetest"
+	"github.com/manifold-cni/manifold/internal/reconcile"
+	"github.com/manifold-cni/manifold/sriov"
+	"github.com/manifold-cni/manifold/sriov/sriovtest"
+	"github.com/manifold-cni/manifold/test/fakekubelet"
+)
+
+const (
+	leftoverVF = "0000:21:10.4"
+	otherVF    = "0000:21:10.6"
+)
+
+// vfNode is a node with a kubelet that advertises two VFs, of which the first has a
+// VLAN that somebody left.
+type vfNode struct {
+	t       *testing.T
+	kubelet *fakekubelet.Kubelet
+	tree    *sriovtest.Tree
+	conf    Config
+}
+
+func newVFNode(t *testing.T) *vfNode {
+	t.Helper()
+	dir := t.TempDir()
+	n := &vfNode{t: t, tree: sriovtest.New(t.TempDir()), conf: Config{KubeletDir: filepath.Join(dir, "kubelet"), CNIDir: filepath.Join(dir, "state"), Node: "node1"}}
+	n.must(n.conf.complete())
+	n.tree.AddIGB()
+	n.must(n.tree.Err())
+	var err error
+	n.kubelet, err = fakekubelet.Start(n.conf.KubeletDir)
+	n.must(err)
+	t.Cleanup(n.kubelet.Stop)
+	n.must(n.kubelet.SetDevices("example.com/vfs", fakekubelet.Device{ID: leftoverVF}, fakekubelet.Device{ID: otherVF}))
+	n.must(n.tree.Host().Links.SetVF("enp33s0", 2, sriov.PropertyVLAN, sriov.VFState{VLAN: 77}))
+	return n
+}
+
+func (n *vfNode) must(err error) {
+	n.t.Helper()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// reconciler returns the node's reconciler; its connections end with the test.
+func (n *vfNode) reconciler() *reconcile.Reconciler {
+	k := n.conf.kubelet(nil)
+	n.t.Cleanup(func() { n.must(k.close()) })
+	r := n.conf.reconciler(k)
+	r.Host = n.tree.Host()
+	return r
+}
+
+// admit adds a pod that gets a VF.
+func (n *vfNode) admit(name, vf string) types.UID {
+	n.t.Helper()
+	pod, err := n.kubelet.AddPod(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name)},
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Resources: corev1.ResourceRequirements{
+			Limits: corev1.ResourceList{"example.com/vfs": resource.MustParse("1")},
+		}}}},
+	}, fakekubelet.Pins{"c": {"example.com/vfs": {vf}}})
+	n.must(err)
+	return pod.UID
+}
+
+// spared fails unless nothing is found, and a repair changes nothing.
+func (n *vfNode) spared(when string) {
+	n.t.Helper()
+	found, err := n.reconciler().Scan(n.t.Context())
+	if len(found) > 0 {
+		n.t.Errorf("%s: found %v, %v", when, found, err)
+	}
+	leftover := reconcile.Finding{Kind: reconcile.Leftover, Device: leftoverVF}
+	if err := n.reconciler().Repair(n.t.Context(), leftover); err == nil {
+		n.t.Errorf("%s: repaired", when)
+	}
+	if s, err := n.tree.Host().Snapshot(leftoverVF); err != nil || s.VF.VLAN != 77 {
+		n.t.Errorf("%s: %+v, %v", when, s.VF, err)
+	}
+}
+
+// TestKubeletRestartWindow: the kubelet's lists are empty for seconds, or name the
+// first pods alone, while pods hold devices. Nothing is called nobody's then.
+func TestKubeletRestartWindow(t *testing.T) {
+	n := newVFNode(t)
+	pod := n.admit("app", leftoverVF)
+	for _, phase := range []fakekubelet.Phase{fakekubelet.Down, fakekubelet.Empty, fakekubelet.Registered, fakekubelet.GetOnly, fakekubelet.Normal} {
+		n.must(n.kubelet.SetPhase(phase))
+		n.spared("with the checkpoint")
+	}
+	file := n.conf.Checkpoint
+	for name, checkpoint := range map[string]string{"not configured": "", "absent": n.conf.CNIDir + "/none"} {
+		n.conf.Checkpoint = checkpoint
+		n.must(n.kubelet.SetPhase(fakekubelet.Empty))
+		n.spared("List empty, checkpoint " + name)
+		n.must(n.kubelet.SetPhase(fakekubelet.Normal))
+		n.spared("List of one pod, checkpoint " + name)
+	}
+	n.conf.Checkpoint = file
+	// The same VF is found once its pod is gone from the kubelet's memory.
+	n.must(n.kubelet.DeletePod(pod))
+	n.admit("next", otherVF)
+	found, err := n.reconciler().Scan(t.Context())
+	if err != nil || len(found) != 1 || found[0].Kind != reconcile.Leftover || found[0].Device != leftoverVF {
+		t.Errorf("found %v, %v", found, err)
+	}
+}
+
+// TestKubeletsDirectoriesAreWatched: those whose change means that it started or
+// allocated.
+func TestKubeletsDirectoriesAreWatched(t *testing.T) {
+	n := newVFNode(t)
+	got := n.reconciler().Watch
+	for _, dir := range []string{"device-plugins", "pod-resources"} {
+		if !slices.Contains(got, filepath.Join(n.conf.KubeletDir, dir)) {
+			t.Errorf("%s is not among %v", dir, got)
+		}
+	}
+}
+
+func TestFindingsBecomeEvents(t *testing.T) {
+	srv := kubetest.Start()
+	t.Cleanup(srv.Stop)
+	client, err := kube.NewClient(&rest.Config{Host: srv.URL()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	tell := eventsOf(kube.NewWriter(client, "manifold", "node1"), slog.New(slog.DiscardHandler))
+	f := reconcile.Finding{Device: leftoverVF, Pod: "shop/web", PodUID: "1", Sandbox: "c@eth0", Network: "shop/fast"}
+	for _, kind := range []reconcile.Kind{reconcile.Drifted, reconcile.Stranded} {
+		f.Kind = kind
+		tell(t.Context(), reconcile.Reason(kind), f)
+	}
+	tell(t.Context(), reconcile.ReasonRepaired, f)
+	var got []string
+	for _, e := range srv.Events() {
+		o := e.InvolvedObject
+		got = append(got, strings.Join([]string{e.Type, e.Reason, o.Kind, o.Namespace, o.Name}, " "))
+		if !strings.Contains(e.Message, leftoverVF) || !strings.Contains(e.Message, "shop/web") {
+			t.Errorf("message %q", e.Message)
+		}
+	}
+	slices.Sort(got)
+	want := []string{"Normal VFRepaired Node  node1", "Warning VFDrifted Pod shop web", "Warning VFStranded Node  node1"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestAccept(t *testing.T) {
+	n := newVFNode(t)
+	if err := Accept(t.Context(), &n.conf, "eth0"); !errors.Is(err, sriov.ErrAddress) || !strings.Contains(err.Error(), "PCI address") {
+		t.Errorf("%v", err)
+	}
+	n.must(os.MkdirAll(n.conf.CNIDir, 0o700))
+	n.must(Accept(t.Context(), &n.conf, leftoverVF)) // in no quarantine: nothing to do
+}

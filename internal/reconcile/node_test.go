@@ -1,0 +1,329 @@
+package reconcile
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/sriov"
+	"github.com/manifold-cni/manifold/sriov/sriovtest"
+)
+
+// uplink and netDev are the network devices of the VF's PF and of the VF.
+const (
+	uplink = "enp33s0"
+	netDev = "enp33s16f4"
+	index  = 2
+)
+
+// node is a node with the hardware of a tree.
+type node struct {
+	*Reconciler
+	t    *testing.T
+	tree *sriovtest.Tree
+
+	mu        sync.Mutex
+	allocated map[string]bool
+	unknown   error // why it is not known what is allocated
+}
+
+func newNode(t *testing.T) *node {
+	n := &node{t: t, tree: sriovtest.New(t.TempDir())}
+	n.tree.AddIGB()
+	n.Reconciler = &Reconciler{
+		Journal: journal.Dir{Path: t.TempDir()}, Host: n.tree.Host(),
+		Allocated: func(context.Context) (map[string]bool, error) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			return n.allocated, n.unknown
+		},
+	}
+	t.Cleanup(func() { n.must(n.tree.Err()) })
+	return n
+}
+
+func (n *node) must(err error) {
+	n.t.Helper()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// allocate makes the kubelet have given these devices to pods.
+func (n *node) allocate(ids ...string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.allocated = map[string]bool{}
+	for _, id := range ids {
+		n.allocated[id] = true
+	}
+}
+
+// vlan sets the VLAN that the PF keeps for the VF.
+func (n *node) vlan(id int) {
+	n.t.Helper()
+	n.must(n.Host.Links.SetVF(uplink, index, sriov.PropertyVLAN, sriov.VFState{VLAN: id, VLANProto: "802.1q"}))
+}
+
+func (n *node) state() *sriov.Snapshot {
+	n.t.Helper()
+	s, err := n.Host.Snapshot(address)
+	n.must(err)
+	return s
+}
+
+// finds fails unless the VF alone is found, for these reasons; it returns them.
+func (n *node) finds(kinds ...Kind) []Finding {
+	n.t.Helper()
+	found, err := n.Scan(n.t.Context())
+	n.must(err)
+	var got []Kind
+	for _, f := range found {
+		if f.Device != address {
+			n.t.Errorf("found %s", f)
+		}
+		got = append(got, f.Kind)
+	}
+	if !slices.Equal(got, kinds) {
+		n.t.Fatalf("found %v, want %v", found, kinds)
+	}
+	return found
+}
+
+// sandbox is the journal of a pod that got the VF as it stands now. Its network
+// namespace is this process's where it lives, else none.
+func (n *node) sandbox(id string, alive bool) journal.Key {
+	n.t.Helper()
+	p := &plan.Plan{
+		Pod: plan.Pod{Namespace: "shop", Name: id, UID: id + "-uid"}, NetNS: filepath.Join(n.t.TempDir(), "gone"),
+		Attachments: []plan.Attachment{{Name: "shop/fast", IfName: "net1", Device: &plan.Device{ID: address, PCIAddress: address, PF: pf, VFIndex: index, Driver: "igbvf"}}},
+	}
+	if alive {
+		p.NetNS = "/proc/self/ns/net"
+	}
+	before, err := json.Marshal(n.state())
+	n.must(err)
+	key := journal.Key{ContainerID: id, IfName: "eth0"}
+	entry, err := n.Journal.Begin(n.t.Context(), key, p)
+	n.must(err)
+	n.must(entry.Append(journal.Step{Phase: journal.Trying, Before: before}))
+	n.must(entry.Append(journal.Step{Phase: journal.Verified}))
+	holder, err := n.Journal.Claim(n.t.Context(), address, key, func(journal.Key) (bool, error) { return false, nil })
+	n.must(err)
+	if holder != key {
+		n.t.Fatalf("%s holds the VF", holder)
+	}
+	return key
+}
+
+// quarantined returns the VF's quarantine.
+func (n *node) quarantined() *journal.Quarantine {
+	n.t.Helper()
+	q, err := n.Journal.Quarantined(address)
+	n.must(err)
+	return q
+}
+
+// spared fails unless the finding is left as it is, for that reason.
+func (n *node) spared(f Finding, reason string) {
+	n.t.Helper()
+	before := n.state()
+	err := n.Repair(n.t.Context(), f)
+	if err == nil || !strings.Contains(err.Error(), reason) {
+		n.t.Errorf("%v, want %q", err, reason)
+	}
+	if left := before.Compare(n.state()); len(left) > 0 || n.quarantined() != nil && f.Kind != Quarantined {
+		n.t.Errorf("changed: %v, quarantine %+v", left, n.quarantined())
+	}
+}
+
+func TestLeftoversAreReset(t *testing.T) {
+	n := newNode(t)
+	n.finds()
+	n.vlan(77)
+	f := n.finds(Leftover)[0]
+	n.must(n.Repair(t.Context(), f))
+	n.finds()
+	log, err := os.ReadFile(filepath.Join(n.Journal.Path, repairsFile))
+	n.must(err)
+	if strings.Count(string(log), "\n") != 1 || !strings.Contains(string(log), `"kind":"leftover","device":"`+address) || !strings.Contains(string(log), `"to":{`) {
+		t.Errorf("the log of repairs: %s", log)
+	}
+	if holder, err := n.Journal.Holder(t.Context(), address); err != nil || holder != (journal.Key{}) {
+		t.Errorf("the VF is still claimed by %s, %v", holder, err)
+	}
+}
+
+func TestStrandedVFsAreMadeAsTheirSandboxFoundThem(t *testing.T) {
+	n := newNode(t)
+	before := n.state()
+	n.sandbox("dead", false)
+	n.vlan(77)
+	n.must(n.Host.Links.SetNetDev(netDev, sriov.NetDev{Name: "net1", MTU: 9000, MAC: before.NetDevs[0].MAC, Alias: netDev}))
+	f := n.finds(Stranded)[0]
+	if f.Pod != "shop/dead" || f.PodUID != "dead-uid" || f.Network != "shop/fast" || f.Sandbox != "dead@eth0" {
+		t.Errorf("%+v", f)
+	}
+	n.must(n.Repair(t.Context(), f))
+	if left := before.Compare(n.state()); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	n.finds(Stranded) // until its DEL
+}
+
+// A VF that its driver does not let be reset is in quarantine until it is.
+func TestFailedRepairIsQuarantine(t *testing.T) {
+	for name, begin := range map[string]func(n *node) Finding{
+		"leftover": func(n *node) Finding { n.vlan(77); return n.finds(Leftover)[0] },
+		"stranded": func(n *node) Finding { n.sandbox("dead", false); n.vlan(77); return n.finds(Stranded)[0] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			f := begin(n)
+			n.tree.Refuse(address, sriov.PropertyVLAN, unix.EBUSY)
+			if err := n.Repair(t.Context(), f); !errors.Is(err, unix.EBUSY) {
+				t.Fatalf("%v, want %v", err, unix.EBUSY)
+			}
+			q := n.quarantined()
+			if q == nil || !strings.Contains(q.Reason, unix.EBUSY.Error()) || q.Pod.String() != f.Pod && f.Pod != "" {
+				t.Fatalf("quarantine %+v", q)
+			}
+			found, err := n.Scan(t.Context())
+			n.must(err)
+			i := slices.IndexFunc(found, func(f Finding) bool { return f.Kind == Quarantined })
+			if i < 0 || !strings.Contains(found[i].Text, "VLAN of the VF: wanted 0, found 77") {
+				t.Fatalf("found %v", found)
+			}
+			n.tree.Refuse(address, sriov.PropertyVLAN, nil)
+			n.must(n.Repair(t.Context(), found[len(found)-1]))
+			if q := n.quarantined(); q != nil {
+				t.Errorf("still in quarantine: %+v", q)
+			}
+		})
+	}
+}
+
+func TestQuarantineEnds(t *testing.T) {
+	for name, tc := range map[string]struct {
+		end  func(n *node, f Finding) error
+		vlan int
+	}{
+		"repaired": {func(n *node, f Finding) error { return n.Repair(n.t.Context(), f) }, 0},
+		"accepted": {func(n *node, f Finding) error { return n.Accept(n.t.Context(), f.Device) }, 77},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			to, err := json.Marshal(n.state())
+			n.must(err)
+			n.vlan(77)
+			n.must(n.Journal.Quarantine(journal.Quarantine{Device: address, To: to}))
+			n.must(tc.end(n, n.finds(Quarantined)[0]))
+			if n.quarantined() != nil || n.state().VF.VLAN != tc.vlan {
+				t.Errorf("VLAN %d, quarantine %+v", n.state().VF.VLAN, n.quarantined())
+			}
+		})
+	}
+}
+
+// The race rules of docs/sriov.md: with whom a repair may meet, and who wins.
+func TestRepairGivesWay(t *testing.T) {
+	for name, tc := range map[string]struct {
+		meet func(n *node)
+		want string
+	}{
+		"an ADD has claimed it":             {func(n *node) { n.sandbox("new", true) }, "sandbox new@eth0 has it by now"},
+		"the kubelet has given it to one":   {func(n *node) { n.allocate(address) }, "not as it was found"},
+		"allocations are not known":         {func(n *node) { n.unknown = errors.New("the kubelet is down") }, "the kubelet is down"},
+		"another repair is under way":       {func(n *node) { n.lock(journal.RepairKey(address)) }, "another repair"},
+		"somebody has reset it":             {func(n *node) { n.vlan(0) }, "not as it was found"},
+		"the configuration excludes its PF": {func(n *node) { n.Exclude = []string{pf} }, "excluded"},
+		"or the PF's network device":        {func(n *node) { n.Exclude = []string{uplink} }, "excluded"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.vlan(77)
+			f := n.finds(Leftover)[0]
+			tc.meet(n)
+			n.spared(f, tc.want)
+		})
+	}
+}
+
+// lock takes a sandbox's lock until the test ends.
+func (n *node) lock(k journal.Key) {
+	n.t.Helper()
+	lock, err := n.Journal.Lock(n.t.Context(), k)
+	n.must(err)
+	n.t.Cleanup(func() { n.must(lock.Unlock(false)) })
+}
+
+func TestRepairOfStrandedGivesWay(t *testing.T) {
+	n := newNode(t)
+	dead := n.sandbox("dead", false)
+	n.vlan(77)
+	f := n.finds(Stranded)[0]
+	t.Run("its DEL is under way", func(t *testing.T) {
+		lock, err := n.Journal.Lock(t.Context(), dead)
+		n.must(err)
+		n.spared(f, "an operation on its sandbox is under way")
+		n.must(lock.Unlock(false))
+	})
+	t.Run("the next ADD has taken it over", func(*testing.T) {
+		n.sandbox("new", true)
+		n.spared(f, "another owner")
+	})
+}
+
+func TestRepairOfQuarantinedGivesWay(t *testing.T) {
+	n := newNode(t)
+	to, err := json.Marshal(n.state())
+	n.must(err)
+	n.vlan(77)
+	n.must(n.Journal.Quarantine(journal.Quarantine{Device: address, To: to}))
+	n.allocate(address)
+	n.spared(n.finds(Quarantined)[0], "the kubelet has given it to a pod")
+}
+
+func TestDriftedAndOrphanedAreReportedAlone(t *testing.T) {
+	n := newNode(t)
+	n.tree.RemoveNetDev(netDev)
+	n.spared(n.finds(Orphaned)[0], "only reported")
+	n.spared(Finding{Kind: Drifted, Device: address}, "only reported")
+}
+
+// An ADD that comes while a VF is reset finds it claimed, by nobody who could be
+// dead, and is told to try again.
+func TestADDWaitsForARepair(t *testing.T) {
+	n := newNode(t)
+	add := journal.Key{ContainerID: "new", IfName: "eth0"}
+	claim := func() journal.Key {
+		holder, err := n.Journal.Claim(t.Context(), address, add, func(k journal.Key) (bool, error) {
+			lock, err := n.Journal.TryLock(k)
+			if lock == nil {
+				return true, err
+			}
+			return false, lock.Unlock(true)
+		})
+		n.must(err)
+		return holder
+	}
+	n.must(n.claimed(t.Context(), Finding{Device: address}, func() error {
+		if holder := claim(); holder != journal.RepairKey(address) {
+			t.Errorf("%s has a VF that is being reset", holder)
+		}
+		return nil
+	}))
+	if holder := claim(); holder != add {
+		t.Errorf("afterwards %s has it", holder)
+	}
+}
