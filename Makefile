@@ -11,7 +11,7 @@ ARCH  := amd64,arm64
 BENCHED = $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help build image deploy demo test check bench scale conformance golden clean test-apiserver test-sriov sriov-shell
+.PHONY: help build image deploy demo test check bench scale conformance golden clean test-apiserver test-cluster cluster-shell test-sriov sriov-shell
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,13 @@ test-apiserver: ## run the tests that need a real API server; the first run buil
 	go test -race -count=1 -timeout 20m -tags apiserver -run RealAPI ./test/e2e ./test/admission
 	go run ./test/bench -real=false -pods 2 -levels 1,2 -restart 4 -idle 1s
 	go run ./test/scale -nodes 2,4 -definitions 20 -pods 1 -idle 1s
+
+test-cluster: ## run the tests on a real node, as root; the first run builds the node's programs, which takes a quarter of an hour
+	go vet -tags clusterlab ./test/cluster/...
+	go test -v -count=1 -timeout 40m -tags clusterlab ./test/cluster
+
+cluster-shell: ## open a shell on that node, with kubectl
+	go run ./test/cluster/shell
 
 test-sriov: ## run the checks on real SR-IOV functions in a virtual machine: no root, no KVM
 	go vet -tags sriovlab ./test/sriovlab/...

@@ -2,9 +2,10 @@
 // loopback of the network namespace that the test is in.
 //
 // [Start] gives an empty cluster within seconds: an API server with RBAC, TLS
-// and an audit log of every request, no controllers, no nodes. Users are made by
-// [Server.User], which are service accounts with real tokens. The programs are
-// built once per version, see [Build].
+// and an audit log of every request, no controllers, no nodes. [StartCluster]
+// adds the controllers and lets a node in. Users are made by [Server.User], which
+// are service accounts with real tokens. The programs are built once per version,
+// see [Build].
 package apiserver
 
 import (
@@ -12,17 +13,18 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"syscall"
+	"slices"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -39,13 +41,22 @@ const (
 // startTime bounds how long a program may take to answer.
 const startTime = 2 * time.Minute
 
+// Users that tokens are made for: the administrator, and a node, by prefix.
+const (
+	admin    = "admin"
+	nodeUser = "system:node:"
+)
+
 // Server is a running API server. Its methods are for one test at a time.
 type Server struct {
 	dir, bin string
 	pki      *pki
-	token    string // of an administrator
-	etcd     *process
-	api      *process
+	tokens   map[string]string // by user
+	node     string            // of a whole cluster; empty for the API server alone
+	etcd     *harness.Process
+	api      *harness.Process
+	// controllers are kube-controller-manager and kube-scheduler.
+	controllers []*harness.Process
 }
 
 // Build builds etcd and kube-apiserver into a directory outside the tree, where
@@ -53,22 +64,45 @@ type Server struct {
 func Build() (string, error) { return harness.ControlPlane() }
 
 // Start starts an empty cluster whose files are in dir.
-func Start(dir string) (*Server, error) {
+func Start(dir string) (*Server, error) { return start(dir, "") }
+
+// StartCluster starts a cluster with controllers and a scheduler, which a kubelet
+// of the node named can join with the kubeconfig of [Server.NodeKubeconfig].
+func StartCluster(dir, node string) (*Server, error) {
+	bin, err := harness.Controllers()
+	if err != nil {
+		return nil, err
+	}
+	s, err := start(dir, node)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.startControllers(bin); err != nil {
+		return nil, errors.Join(err, s.Stop())
+	}
+	return s, nil
+}
+
+func start(dir, node string) (*Server, error) {
 	bin, err := Build()
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{dir: dir, bin: bin}
-	token := make([]byte, 16)
-	if _, err := rand.Read(token); err != nil {
-		return nil, err
-	}
-	s.token = hex.EncodeToString(token)
+	s := &Server{dir: dir, bin: bin, node: node, tokens: map[string]string{}}
 	if s.pki, err = newPKI(dir); err != nil {
 		return nil, err
 	}
+	users := map[string]string{admin: "system:masters"}
+	if node != "" {
+		users[nodeUser+node] = "system:nodes"
+	}
+	tokens := ""
+	for user, group := range users {
+		s.tokens[user] = rand.Text()
+		tokens += fmt.Sprintf("%s,%s,%s,%s\n", s.tokens[user], user, user, group)
+	}
 	files := map[string]string{
-		"tokens.csv": s.token + ",admin,admin,system:masters\n",
+		"tokens.csv": tokens,
 		"audit.yaml": "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived, ResponseStarted, Panic]\nrules: [{level: Metadata}]\n",
 	}
 	for name, content := range files {
@@ -85,6 +119,42 @@ func Start(dir string) (*Server, error) {
 	return s, nil
 }
 
+// startControllers starts the controller manager and the scheduler, as the
+// administrator, and waits for what a pod's admission needs of them: the service
+// account of namespace default.
+func (s *Server) startControllers(bin string) error {
+	kubeconfig, err := s.AdminKubeconfig()
+	if err != nil {
+		return err
+	}
+	flags := []string{"--kubeconfig", kubeconfig, "--bind-address", "127.0.0.1", "--leader-elect=false"}
+	programs := map[string][]string{
+		"kube-scheduler": flags,
+		"kube-controller-manager": append(slices.Clone(flags),
+			"--service-account-private-key-file", s.path("sa.key"), "--root-ca-file", s.path("ca.crt")),
+	}
+	for name, flags := range programs {
+		p, err := harness.StartProcess(s.path(name+".log"), exec.Command(filepath.Join(bin, name), flags...))
+		if err != nil {
+			return err
+		}
+		s.controllers = append(s.controllers, p)
+	}
+	client, err := s.Client()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startTime)
+	defer cancel()
+	return wait.PollUntilContextCancel(ctx, 50*time.Millisecond, true, func(ctx context.Context) (bool, error) {
+		_, err := client.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
+		if err == nil || apierrors.IsNotFound(err) {
+			return err == nil, nil
+		}
+		return false, err
+	})
+}
+
 func (s *Server) path(name string) string { return filepath.Join(s.dir, name) }
 
 func (s *Server) etcdFlags() []string {
@@ -97,48 +167,24 @@ func (s *Server) etcdFlags() []string {
 }
 
 func (s *Server) apiFlags() []string {
-	return []string{
+	flags := []string{
 		"--etcd-servers", fmt.Sprintf("http://127.0.0.1:%d", etcdPort), "--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1",
 		"--secure-port", fmt.Sprint(apiPort), "--endpoint-reconciler-type", "none",
 		"--tls-cert-file", s.path("api.crt"), "--tls-private-key-file", s.path("api.key"), "--token-auth-file", s.path("tokens.csv"),
 		"--service-account-issuer", "https://kubernetes.default.svc", "--service-account-key-file", s.path("sa.pub"),
-		"--service-account-signing-key-file", s.path("sa.key"), "--service-cluster-ip-range", "10.96.0.0/16", "--authorization-mode", "RBAC",
+		"--service-account-signing-key-file", s.path("sa.key"), "--service-cluster-ip-range", "10.96.0.0/16",
+		"--audit-policy-file", s.path("audit.yaml"), "--audit-log-path", s.path("audit.log"), "--audit-log-mode", "blocking", "--profiling=false",
+	}
+	if s.node == "" {
 		// Without controllers nobody makes the service account that it demands of pods.
-		"--disable-admission-plugins", "ServiceAccount", "--profiling=false",
-		"--audit-policy-file", s.path("audit.yaml"), "--audit-log-path", s.path("audit.log"), "--audit-log-mode", "blocking",
+		return append(flags, "--authorization-mode", "RBAC", "--disable-admission-plugins", "ServiceAccount")
 	}
+	return append(flags, "--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction",
+		"--allow-privileged", "--kubelet-preferred-address-types", "InternalIP")
 }
 
-// process is a running program.
-type process struct {
-	cmd   *exec.Cmd
-	ended chan struct{}
-}
-
-// run starts a program whose output goes to a file of its name. It dies with
-// this process: the kernel sends it the signal when the thread that started it
-// ends, so that thread stays until the program has ended.
-func (s *Server) run(name string, flags ...string) (*process, error) {
-	log, err := os.OpenFile(s.path(name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	cmd := exec.Command(filepath.Join(s.bin, name), flags...)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	p, started := &process{cmd: cmd, ended: make(chan struct{})}, make(chan error)
-	go func() {
-		defer close(p.ended)
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait() // it is killed when it is not needed any more
-		}
-	}()
-	return p, <-started
+func (s *Server) run(name string, flags ...string) (*harness.Process, error) {
+	return harness.StartProcess(s.path(name+".log"), exec.Command(filepath.Join(s.bin, name), flags...))
 }
 
 // Restart starts the API server, which is not running, over what etcd holds, and
@@ -155,7 +201,7 @@ func (s *Server) Restart() (err error) {
 		if err != nil {
 			return err
 		}
-		req.Header.Set("Authorization", "Bearer "+s.token)
+		req.Header.Set("Authorization", "Bearer "+s.tokens[admin])
 		resp, err := client.Do(req)
 		if err == nil {
 			_ = resp.Body.Close() // only the status matters
@@ -173,25 +219,22 @@ func (s *Server) Restart() (err error) {
 }
 
 // PID is the API server's process, which must run.
-func (s *Server) PID() int { return s.api.cmd.Process.Pid }
+func (s *Server) PID() int { return s.api.PID() }
 
 // Kill ends the API server at once; etcd stays.
-func (s *Server) Kill() error { return end(&s.api) }
+func (s *Server) Kill() error {
+	err := s.api.Kill()
+	s.api = nil
+	return err
+}
 
 // Stop ends everything.
-func (s *Server) Stop() error { return errors.Join(end(&s.api), end(&s.etcd)) }
-
-// end kills a process, which may have ended.
-func end(p **process) error {
-	if *p == nil {
-		return nil
+func (s *Server) Stop() error {
+	err := s.api.Kill()
+	for _, p := range s.controllers {
+		err = errors.Join(err, p.Kill())
 	}
-	if err := (*p).cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
-	<-(*p).ended
-	*p = nil
-	return nil
+	return errors.Join(err, s.etcd.Kill())
 }
 
 // URL is the API server's address.
@@ -202,7 +245,7 @@ func (s *Server) CA() ([]byte, *x509.CertPool) { return s.pki.caPEM, s.pki.pool 
 
 // Config is the administrator's access.
 func (s *Server) Config() *rest.Config {
-	return &rest.Config{Host: URL(), BearerToken: s.token, TLSClientConfig: rest.TLSClientConfig{CAData: s.pki.caPEM}, QPS: 1000, Burst: 1000}
+	return &rest.Config{Host: URL(), BearerToken: s.tokens[admin], TLSClientConfig: rest.TLSClientConfig{CAData: s.pki.caPEM}, QPS: 1000, Burst: 1000}
 }
 
 // Client is the administrator's client.

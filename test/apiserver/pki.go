@@ -16,13 +16,17 @@ import (
 	"time"
 )
 
+// guestsHost is the host's loopback in QEMU's user network.
+var guestsHost = net.IPv4(10, 0, 2, 2)
+
 // pki are the certificates of one server.
 type pki struct {
 	caPEM []byte
 	pool  *x509.CertPool
 }
 
-// newPKI writes into dir the API server's certificate and key (api.crt, api.key)
+// newPKI writes into dir the API server's certificate and key (api.crt, api.key),
+// the certificate that signed it (ca.crt),
 // and the key pair of service account tokens (sa.key, sa.pub).
 func newPKI(dir string) (*pki, error) {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -40,7 +44,7 @@ func newPKI(dir string) (*pki, error) {
 		return nil, err
 	}
 	cert := template("kube-apiserver")
-	cert.IPAddresses, cert.DNSNames = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(10, 96, 0, 1)}, []string{"localhost", "kubernetes.default.svc"}
+	cert.IPAddresses, cert.DNSNames = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(10, 96, 0, 1), guestsHost}, []string{"localhost", "kubernetes.default.svc"}
 	cert.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	certDER, err := x509.CreateCertificate(rand.Reader, cert, ca, key.Public(), caKey)
 	if err != nil {
@@ -53,6 +57,7 @@ func newPKI(dir string) (*pki, error) {
 	p := &pki{caPEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}), pool: x509.NewCertPool()}
 	p.pool.AppendCertsFromPEM(p.caPEM)
 	return p, errors.Join(
+		os.WriteFile(filepath.Join(dir, "ca.crt"), p.caPEM, 0o600),
 		write(dir, "api.crt", "CERTIFICATE", certDER, nil), writeKey(dir, "api.key", key), writeKey(dir, "sa.key", sa), writePublic(dir, "sa.pub", sa.Public()),
 	)
 }

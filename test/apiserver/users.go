@@ -43,14 +43,32 @@ func (s *Server) User(dir, name, url string, rules []rbacv1.PolicyRule) (*User, 
 		return nil, err
 	}
 	u := &User{Name: name, Kubeconfig: filepath.Join(dir, name+".kubeconfig"), TokenFile: filepath.Join(dir, name+".token"), server: s}
+	return u, errors.Join(s.kubeconfig(u.Kubeconfig, url, "tokenFile", u.TokenFile), u.Rotate())
+}
+
+// AdminKubeconfig returns the path of the administrator's kubeconfig.
+func (s *Server) AdminKubeconfig() (string, error) {
+	path := s.path("admin.kubeconfig")
+	return path, s.kubeconfig(path, URL(), "token", s.tokens[admin])
+}
+
+// NodeKubeconfig returns the path of the kubelet's kubeconfig, in a cluster that
+// [StartCluster] started, which connects to url.
+func (s *Server) NodeKubeconfig(url string) (string, error) {
+	path := s.path("kubelet.kubeconfig")
+	return path, s.kubeconfig(path, url, "token", s.tokens[nodeUser+s.node])
+}
+
+// kubeconfig writes a kubeconfig whose user has one credential.
+func (s *Server) kubeconfig(path, url, credential, value string) error {
 	config := fmt.Sprintf(`apiVersion: v1
 kind: Config
 clusters: [{name: c, cluster: {server: %q, certificate-authority-data: %s}}]
-users: [{name: u, user: {tokenFile: %q}}]
+users: [{name: u, user: {%s: %q}}]
 contexts: [{name: x, context: {cluster: c, user: u}}]
 current-context: x
-`, url, base64.StdEncoding.EncodeToString(s.pki.caPEM), u.TokenFile)
-	return u, errors.Join(os.WriteFile(u.Kubeconfig, []byte(config), 0o600), u.Rotate())
+`, url, base64.StdEncoding.EncodeToString(s.pki.caPEM), credential, value)
+	return os.WriteFile(path, []byte(config), 0o600)
 }
 
 // Rotate makes the account anew, which ends its tokens, and writes a new token

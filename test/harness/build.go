@@ -238,6 +238,25 @@ func Program(dir, pkg string, flags ...string) error {
 	return goBuild(root, filepath.Join(dir, filepath.Base(pkg)), pkg, false, flags...)
 }
 
+// Image builds Manifold's image for this machine, as "make image" does, into an
+// OCI archive. Its name is the chart's, with a tag.
+func Image(archive, tag string) error {
+	root, err := ModuleRoot()
+	if err != nil {
+		return err
+	}
+	program := archive + ".build"
+	if err := goBuild(filepath.Join(root, "deploy", "image"), program, ".", false); err != nil {
+		return err
+	}
+	cmd := exec.Command(program, "archive", "-release", tag, "-name", "docker.io/manifold-cni/manifold:"+tag, archive)
+	cmd.Dir = root
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the image: %w\n%s", err, text)
+	}
+	return os.Remove(program)
+}
+
 // Programs builds our own programs, the test delegates and the careful loop into
 // dir.
 // With killPoints they die where the environment says, see internal/killpoint.

@@ -1,0 +1,211 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/manifold-cni/manifold/test/apiserver"
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+// Cluster is a running cluster of one node.
+type Cluster struct {
+	API    *apiserver.Server
+	Client kubernetes.Interface
+	Node   *Node
+	// Kubeconfig is the path of the administrator's.
+	Kubeconfig string
+	dir        string // of the run
+	root       string // of the repository
+}
+
+// builds are the programs that a cluster is made of.
+type builds struct {
+	node     string // directory of the kubelet, containerd, runc
+	plugins  string // directory of the CNI reference plugins
+	programs string // directory of ours
+	box      string // image archive
+}
+
+// buildDir is where our own programs are built, outside the machine, in the
+// directory of the run.
+func buildDir(dir string) string { return filepath.Join(dir, "programs") }
+
+// build builds everything, in the run's directory what is ours. It must be called
+// outside the machine, since builds need the network.
+func build(dir string) error {
+	for _, f := range []func() (string, error){harness.NodePrograms, harness.PluginDir, harness.ControlPlane, harness.Controllers, harness.Helm} {
+		if _, err := f(); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(buildDir(dir), 0o755); err != nil {
+		return err
+	}
+	for _, pkg := range []string{"./cmd/manifold", "./cmd/manifold-agent", "./test/deviceplugin", "./test/cluster/box", "./test/cluster/probe"} {
+		if err := harness.Program(buildDir(dir), pkg); err != nil {
+			return err
+		}
+	}
+	return harness.Image(filepath.Join(dir, imageFile), imageTag)
+}
+
+// Manifold's image: its tag, and its archive in the run's directory.
+const (
+	imageTag  = "lab"
+	imageFile = "manifold.tar"
+)
+
+// built returns what [build] has built.
+func built(dir string) (b *builds, err error) {
+	b = &builds{programs: buildDir(dir), box: filepath.Join(dir, "box.tar")}
+	if b.node, err = harness.NodePrograms(); err != nil {
+		return nil, err
+	}
+	if b.plugins, err = harness.PluginDir(); err != nil {
+		return nil, err
+	}
+	return b, writeBoxImage(b.box, filepath.Join(b.programs, "box"))
+}
+
+// Start starts a cluster on the machine that [Enter] made and waits until its
+// node is ready and has its devices.
+func Start(ctx context.Context) (c *Cluster, err error) {
+	c = &Cluster{dir: os.Getenv(dirEnv)}
+	if c.root, err = harness.ModuleRoot(); err != nil {
+		return nil, err
+	}
+	for _, d := range []string{"control", "node"} {
+		if err := os.Mkdir(filepath.Join(c.dir, d), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	b, err := built(c.dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := loopback(); err != nil {
+		return nil, err
+	}
+	if c.API, err = apiserver.StartCluster(filepath.Join(c.dir, "control"), NodeName); err != nil {
+		return nil, err
+	}
+	if err := forward(serviceAddress, strings.TrimPrefix(apiserver.URL(), "https://")); err != nil {
+		return nil, err
+	}
+	kubelet, err1 := c.API.NodeKubeconfig(apiserver.URL())
+	c.Kubeconfig, err = c.API.AdminKubeconfig()
+	if err := errors.Join(err, err1); err != nil {
+		return nil, err
+	}
+	if c.Client, err = c.API.Client(); err != nil {
+		return nil, err
+	}
+	if c.Node, err = startNode(ctx, filepath.Join(c.dir, "node"), kubelet, b); err != nil {
+		return nil, err
+	}
+	return c, eventually(ctx, "the node to be ready with its devices", c.nodeReady)
+}
+
+// Stop ends the control plane; the rest ends with the machine.
+func (c *Cluster) Stop() error { return c.API.Stop() }
+
+// nodeReady returns nil when the node is ready and its devices can be asked for.
+func (c *Cluster) nodeReady(ctx context.Context) error {
+	node, err := c.Client.CoreV1().Nodes().Get(ctx, NodeName, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	for _, resource := range []corev1.ResourceName{Red, Blue} {
+		if n := node.Status.Allocatable[resource]; n.Value() != DevicesPerResource {
+			return fmt.Errorf("%s of %s are allocatable", n.String(), resource)
+		}
+	}
+	for _, cond := range node.Status.Conditions {
+		if cond.Type == corev1.NodeReady && cond.Status != corev1.ConditionTrue {
+			return fmt.Errorf("%s: %s", cond.Reason, cond.Message)
+		}
+	}
+	for _, taint := range node.Spec.Taints {
+		if taint.Key == corev1.TaintNodeNotReady {
+			return errors.New("the node is tainted as not ready")
+		}
+	}
+	return nil
+}
+
+// serviceAddress is the API server's service address, which pods are given.
+const serviceAddress = "10.96.0.1:443"
+
+// loopback brings loopback up, with the API server's service address.
+func loopback() error {
+	lo, err := netlinksafe.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	host, _, _ := strings.Cut(serviceAddress, ":")
+	addr, err := netlink.ParseAddr(host + "/32")
+	if err != nil {
+		return err
+	}
+	return errors.Join(netlink.LinkSetUp(lo), netlink.AddrAdd(lo, addr))
+}
+
+// forward passes connections to one address on to another, as long as this
+// process lives.
+func forward(from, to string) error {
+	l, err := net.Listen("tcp", from)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go pass(in, to)
+		}
+	}()
+	return nil
+}
+
+// pass connects one connection with a new one to an address, until either ends.
+func pass(in net.Conn, to string) {
+	defer in.Close()
+	out, err := net.Dial("tcp", to)
+	if err != nil {
+		return
+	}
+	defer out.Close()
+	done := make(chan struct{}, 2)
+	for _, way := range [][2]net.Conn{{in, out}, {out, in}} {
+		go func() {
+			_, _ = io.Copy(way[0], way[1]) // either end may go at any time
+			done <- struct{}{}
+		}()
+	}
+	<-done
+}
+
+// Environment is this process's, with the cluster's programs first in PATH and set
+// up for it.
+func (c *Cluster) Environment() ([]string, error) {
+	control, err1 := harness.Controllers()
+	helm, err2 := harness.Helm()
+	path := strings.Join([]string{control, c.Node.bin, filepath.Dir(helm), buildDir(c.dir), os.Getenv("PATH")}, ":")
+	env := append(os.Environ(), "PATH="+path, "KUBECONFIG="+c.Kubeconfig, "CONTAINERD_ADDRESS="+socket, "CONTAINERD_NAMESPACE=k8s.io")
+	return env, errors.Join(err1, err2)
+}

@@ -1,0 +1,28 @@
+// Package cluster runs a Kubernetes cluster of one node, with Manifold on it as a
+// user would install it, and tests it: every call of the plugin is the kubelet's,
+// by way of the container runtime.
+//
+// etcd, kube-apiserver, kube-controller-manager, kube-scheduler, containerd, runc
+// and the kubelet are the real ones, built once per version into the user's cache
+// (package harness). The node is a set of namespaces, see [Enter]: it needs root,
+// and leaves nothing behind. Its default network is a bridge; its devices are
+// virtual network devices shown as subfunctions of a PCI function, advertised by
+// the labs' device plugin as two resources.
+//
+//	make test-cluster    # the tests
+//	make cluster-shell   # the same cluster, and a shell with kubectl
+//
+// # Pitfalls
+//
+// What a node needs on a machine like a CI runner, and does not say:
+//
+//   - Without the capability SYS_RESOURCE no process may lower its OOM score, and
+//     no container starts: containerd's restrict_oom_score_adj.
+//   - With cgroups of version 1 the kubelet refuses to start (failCgroupV1), and
+//     in a cgroup that is not the root it can enforce nothing on the node's
+//     (enforceNodeAllocatable).
+//   - The kubelet takes no loopback address for the node's, so the node has an
+//     interface of its own.
+//   - There is no kube-proxy: the API server's service address is on loopback, and
+//     a forwarder listens there.
+package cluster

@@ -1,0 +1,342 @@
+package cluster
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+// Environment of the processes that [Enter] starts: the run's directory, and how
+// far in they are.
+const (
+	dirEnv   = "MANIFOLD_CLUSTER_DIR"
+	stageEnv = "MANIFOLD_CLUSTER_STAGE"
+)
+
+// Enter builds all programs, runs this one again as the only one on a machine of
+// its own and returns its exit status; inside it returns -1, after the machine is
+// prepared.
+//
+// The machine is a set of namespaces: processes, mounts, network, cgroups. Its
+// first process collects orphans, as an init does, and when it ends the kernel
+// ends all others. So nothing that a cluster starts, mounts or makes outlives
+// this process, however it ends; the directories of its files and cgroups are
+// removed here.
+func Enter() (code int, err error) {
+	switch os.Getenv(stageEnv) {
+	case "init":
+		return initProcess()
+	case "inside":
+		return -1, furnish(os.Getenv(dirEnv))
+	}
+	if os.Geteuid() != 0 {
+		return 0, errors.New("a node needs root: the kubelet and the container runtime make cgroups and mounts")
+	}
+	dir, err := os.MkdirTemp("", "manifold-cluster-")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, removeCgroups(filepath.Base(dir)), os.RemoveAll(dir)) }()
+	if err := build(dir); err != nil {
+		return 0, err
+	}
+	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS}
+	return harness.Again(os.Args[1:], attr, dirEnv+"="+dir, stageEnv+"=init")
+}
+
+// initProcess is the machine's first process: it starts this program once more,
+// below a cgroup of its own, and collects whatever ends until that has.
+func initProcess() (int, error) {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return 0, fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+		return 0, fmt.Errorf("mount /proc: %w", err)
+	}
+	if err := enterCgroups(filepath.Base(os.Getenv(dirEnv))); err != nil {
+		return 0, err
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	if err := os.Setenv(stageEnv, "inside"); err != nil {
+		return 0, err
+	}
+	child, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{
+		Env:   os.Environ(),
+		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+		Sys:   &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWCGROUP},
+	})
+	if err != nil {
+		return 0, err
+	}
+	go func() {
+		for s := range signals {
+			_ = child.Signal(s) // it may have ended
+		}
+	}()
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+		case err != nil:
+			return 0, err
+		case pid == child.Pid && status.Signaled():
+			return 128 + int(status.Signal()), nil
+		case pid == child.Pid:
+			return status.ExitStatus(), nil
+		}
+	}
+}
+
+// hierarchy is a mounted cgroup hierarchy and where this process is in it.
+type hierarchy struct {
+	options string // of its mount: controllers or a name; empty for the unified one
+	dir     string // of this process's own cgroup
+}
+
+// hierarchies returns those of version 1, or the unified one where no other has
+// controllers.
+func hierarchies() ([]hierarchy, error) {
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	var out []hierarchy
+	unified, controllers := hierarchy{dir: cgroupRoot}, false
+	for _, line := range strings.Split(strings.TrimSpace(string(own)), "\n") {
+		parts := strings.SplitN(line, ":", 3)
+		if len(parts) != 3 {
+			return nil, fmt.Errorf("/proc/self/cgroup: %q", line)
+		}
+		if parts[1] == "" {
+			unified.dir += parts[2]
+			continue
+		}
+		name, named := strings.CutPrefix(parts[1], "name=")
+		if named {
+			parts[1] = "none,name=" + name
+		}
+		controllers = controllers || !named
+		out = append(out, hierarchy{options: parts[1], dir: filepath.Join(cgroupRoot, name, parts[2])})
+	}
+	if !controllers {
+		return []hierarchy{unified}, nil
+	}
+	return out, nil
+}
+
+// cgroupRoot is where hierarchies are mounted.
+const cgroupRoot = "/sys/fs/cgroup"
+
+// mountPoint is where the hierarchy is mounted.
+func (h hierarchy) mountPoint() string {
+	return filepath.Join(cgroupRoot, strings.TrimPrefix(h.options, "none,name="))
+}
+
+// enterCgroups makes a cgroup in each hierarchy and moves this process into it.
+func enterCgroups(name string) error {
+	all, err := hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, h := range all {
+		dir := filepath.Join(h.dir, name)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+		if strings.Contains(h.options, "cpuset") { // empty in a new cgroup, which no process may then enter
+			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+				value, err := os.ReadFile(filepath.Join(h.dir, file))
+				if err != nil {
+					return err
+				}
+				if err := os.WriteFile(filepath.Join(dir, file), value, 0o644); err != nil {
+					return err
+				}
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeCgroups removes the cgroups that [enterCgroups] made, with all below
+// them: their processes have ended, and the kernel notices soon.
+func removeCgroups(name string) error {
+	all, err := hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, h := range all {
+		err = errors.Join(err, removeCgroup(filepath.Join(h.dir, name)))
+	}
+	return err
+}
+
+func removeCgroup(dir string) error {
+	var dirs []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, path)
+		}
+		return err
+	})
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, d := range slices.Backward(dirs) {
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			e := unix.Rmdir(d)
+			if !errors.Is(e, unix.EBUSY) || time.Now().After(end) {
+				err = errors.Join(err, e)
+				break
+			}
+		}
+	}
+	return err
+}
+
+// mount is one call of mount(2); a target that does not exist is made.
+type mount struct {
+	source, target, kind string
+	flags                uintptr
+	data                 string
+}
+
+func mountAll(mounts ...mount) error {
+	for _, m := range mounts {
+		err := os.MkdirAll(m.target, 0o755)
+		if err == nil {
+			err = unix.Mount(m.source, m.target, m.kind, m.flags, m.data)
+		}
+		if err != nil {
+			return fmt.Errorf("mount %s on %s: %w", m.source, m.target, err)
+		}
+	}
+	return nil
+}
+
+// furnish makes the machine a bare node: /run, /var/lib, /var/log and /opt are
+// empty, /etc can be written to, all of them in the run's directory; /sys has the
+// network devices and cgroups of this machine, and the PCI and auxiliary buses
+// that tests build.
+func furnish(dir string) error {
+	var mounts []mount
+	for _, d := range []string{"/opt", "/var/lib", "/var/log"} {
+		source := filepath.Join(dir, "root", d)
+		if err := os.MkdirAll(source, 0o755); err != nil {
+			return err
+		}
+		mounts = append(mounts, mount{source: source, target: d, flags: unix.MS_BIND})
+	}
+	upper, work := filepath.Join(dir, "root", "etc"), filepath.Join(dir, "work-etc")
+	if err := errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755)); err != nil {
+		return err
+	}
+	mounts = append(mounts,
+		mount{"overlay", "/etc", "overlay", 0, "lowerdir=/etc,upperdir=" + upper + ",workdir=" + work},
+		mount{"tmpfs", "/run", "tmpfs", 0, "mode=755"},
+		mount{"sysfs", realSys, "sysfs", 0, ""},
+	)
+	if err := mountAll(mounts...); err != nil {
+		return err
+	}
+	if err := unix.Sethostname([]byte(NodeName)); err != nil {
+		return err
+	}
+	return errors.Join(os.MkdirAll("/run/netns", 0o755), os.MkdirAll(builtSys, 0o755))
+}
+
+const (
+	realSys  = "/run/sysfs"    // the kernel's
+	builtSys = "/run/host/sys" // what package harness builds
+)
+
+// mountSys puts /sys together: the kernel's own, but for the buses and devices
+// that are built.
+func mountSys() error {
+	hierarchies, err := hierarchies()
+	if err != nil {
+		return err
+	}
+	if err := mountAll(mount{"tmpfs", "/sys", "tmpfs", 0, "mode=755"}); err != nil {
+		return err
+	}
+	for _, part := range []string{"", "bus", "devices", "fs"} {
+		for _, from := range []string{builtSys, realSys} { // the first that has a name gives it
+			entries, err := os.ReadDir(filepath.Join(from, part))
+			if errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			for _, e := range entries {
+				if err := bindSys(from, filepath.Join(part, e.Name())); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return mountCgroups(hierarchies)
+}
+
+// bindSys shows one directory of a sysfs in /sys, unless there is one already.
+func bindSys(from, name string) error {
+	if slices.Contains([]string{"bus", "devices", "fs", "fs/cgroup"}, name) || from == builtSys && name == "class" {
+		return nil
+	}
+	target := filepath.Join("/sys", name)
+	if _, err := os.Stat(target); err == nil {
+		return nil
+	}
+	return mountAll(mount{source: filepath.Join(from, name), target: target, flags: unix.MS_BIND | unix.MS_REC})
+}
+
+// mountCgroups mounts the hierarchies as this machine's cgroup namespace shows
+// them. In a unified one no process may stand where controllers are handed down,
+// so this one goes a step further down.
+func mountCgroups(all []hierarchy) error {
+	if all[0].options != "" {
+		for _, h := range all {
+			if err := mountAll(mount{"cgroup", h.mountPoint(), "cgroup", 0, h.options}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := mountAll(mount{"cgroup2", cgroupRoot, "cgroup2", 0, ""}); err != nil {
+		return err
+	}
+	leaf := filepath.Join(cgroupRoot, "lab")
+	if err := errors.Join(os.Mkdir(leaf, 0o755), os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte("0"), 0o644)); err != nil {
+		return err
+	}
+	controllers, err := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	words := bufio.NewScanner(strings.NewReader(string(controllers)))
+	words.Split(bufio.ScanWords)
+	for words.Scan() {
+		if err := os.WriteFile(filepath.Join(cgroupRoot, "cgroup.subtree_control"), []byte("+"+words.Text()), 0o644); err != nil {
+			return err
+		}
+	}
+	return words.Err()
+}

@@ -1,0 +1,230 @@
+//go:build clusterlab
+
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/test/cluster/nodestate"
+)
+
+// namespace is where the tests' pods and definitions are.
+const namespace = "default"
+
+// option changes a pod before it is created.
+type option func(*corev1.Pod)
+
+func annotation(key, value string) option {
+	return func(p *corev1.Pod) { p.Annotations[key] = value }
+}
+
+// networks selects networks, in either form.
+func networks(selection string) option { return annotation(netattach.NetworksAnnotation, selection) }
+
+// container adds a container that requests one device of each resource.
+func container(name string, resources ...corev1.ResourceName) option {
+	return func(p *corev1.Pod) { p.Spec.Containers = append(p.Spec.Containers, box(name, resources...)) }
+}
+
+// initContainer adds an init container; a restartable one goes on beside the
+// others.
+func initContainer(name string, restartable bool, resources ...corev1.ResourceName) option {
+	return func(p *corev1.Pod) {
+		c := box(name, resources...)
+		if restartable {
+			c.RestartPolicy = new(corev1.ContainerRestartPolicyAlways)
+		} else {
+			c.Args = []string{"done"}
+		}
+		p.Spec.InitContainers = append(p.Spec.InitContainers, c)
+	}
+}
+
+// box is a container of the lab's image.
+func box(name string, resources ...corev1.ResourceName) corev1.Container {
+	c := corev1.Container{Name: name, Image: BoxImage, ImagePullPolicy: corev1.PullNever}
+	for _, r := range resources {
+		if c.Resources.Limits == nil {
+			c.Resources.Limits = corev1.ResourceList{}
+		}
+		c.Resources.Limits[r] = *resource.NewQuantity(1, resource.DecimalSI)
+	}
+	return c
+}
+
+// template is a pod with options, and a container if they give none.
+func template(name string, options ...option) *corev1.Pod {
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{}, Labels: map[string]string{"app": name}}}
+	for _, o := range options {
+		o(p)
+	}
+	if len(p.Spec.Containers) == 0 {
+		container("main")(p)
+	}
+	p.Spec.TerminationGracePeriodSeconds = new(int64(5))
+	p.Spec.AutomountServiceAccountToken = new(false)
+	p.Spec.DNSPolicy = corev1.DNSDefault
+	return p
+}
+
+// create creates a pod, which is removed with the test.
+func (f *fixture) create(name string, options ...option) {
+	f.Helper()
+	_, err := lab.Client.CoreV1().Pods(namespace).Create(f.ctx, template(name, options...), metav1.CreateOptions{})
+	f.must(err)
+	f.Cleanup(func() { f.remove(name) })
+}
+
+// run creates a pod and returns it when it runs.
+func (f *fixture) run(name string, options ...option) *corev1.Pod {
+	f.Helper()
+	f.create(name, options...)
+	return f.running(name)
+}
+
+// running waits until a pod runs with all its containers ready and its status
+// published, and returns it.
+func (f *fixture) running(name string) (pod *corev1.Pod) {
+	f.Helper()
+	f.eventually("pod "+name+" to run", func() (err error) {
+		if pod, err = f.get(name); err != nil {
+			return err
+		}
+		if !ready(pod) || !published(pod) {
+			return fmt.Errorf("it is %s: %s", pod.Status.Phase, f.events(name))
+		}
+		return nil
+	})
+	return pod
+}
+
+func (f *fixture) get(name string) (*corev1.Pod, error) {
+	return lab.Client.CoreV1().Pods(namespace).Get(f.ctx, name, metav1.GetOptions{})
+}
+
+// ready tells whether a pod runs and is not being deleted.
+func ready(pod *corev1.Pod) bool {
+	isReady := slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+	return isReady && pod.DeletionTimestamp == nil
+}
+
+// published tells whether a pod has its network-status.
+func published(pod *corev1.Pod) bool { return pod.Annotations[netattach.StatusAnnotation] != "" }
+
+// events returns the reasons and messages of a pod's Events.
+func (f *fixture) events(pod string) string {
+	list, err := lab.Client.CoreV1().Events(namespace).List(f.ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=" + pod})
+	if err != nil {
+		return err.Error()
+	}
+	var out []string
+	for _, e := range list.Items {
+		out = append(out, e.Reason+": "+e.Message)
+	}
+	return strings.Join(out, "\n")
+}
+
+// remove deletes a pod and waits until it is gone.
+func (f *fixture) remove(name string) {
+	f.Helper()
+	err := lab.Client.CoreV1().Pods(namespace).Delete(f.ctx, name, metav1.DeleteOptions{})
+	if apierrors.IsNotFound(err) {
+		return
+	}
+	f.must(err)
+	f.eventually("pod "+name+" to be gone", func() error {
+		_, err := f.get(name)
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return errors.Join(errors.New("it is there"), err)
+	})
+}
+
+// onNode is a pod as it stands on the node.
+type onNode struct {
+	links      map[string]nodestate.Link      // by name in the sandbox
+	containers map[string]nodestate.Container // by name
+}
+
+// probe returns what is on the node, by pod UID.
+func (f *fixture) probe() map[string]*onNode {
+	f.Helper()
+	raw, err := exec.Command(filepath.Join(buildDir(lab.dir), "probe")).Output()
+	f.must(err)
+	var all []nodestate.Container
+	f.must(json.Unmarshal(raw, &all))
+	out := map[string]*onNode{}
+	for _, c := range all {
+		p := out[c.UID]
+		if p == nil {
+			p = &onNode{links: map[string]nodestate.Link{}, containers: map[string]nodestate.Container{}}
+			out[c.UID] = p
+		}
+		if c.Kind != "sandbox" {
+			p.containers[c.Name] = c
+			continue
+		}
+		for _, l := range c.Links {
+			p.links[l.Name] = l
+		}
+	}
+	return out
+}
+
+// check holds a running pod to itself: the interfaces in its sandbox are exactly
+// those of want and of its network-status, each with its network, addresses and
+// MAC. want are networks by interface.
+func (f *fixture) check(pod *corev1.Pod, want map[string]string) *onNode {
+	f.Helper()
+	here := f.interfaces(pod, want)
+	got := map[string]string{}
+	for _, s := range f.status(pod) {
+		got[s.Interface] = strings.TrimPrefix(s.Name, namespace+"/")
+		link := here.links[s.Interface]
+		if link.MAC != s.MAC || !slices.Equal(link.Addresses, s.IPs) {
+			f.Errorf("pod %s: %s is %+v, and its status says %+v", pod.Name, s.Interface, link, s)
+		}
+	}
+	if !maps.Equal(got, want) {
+		f.Errorf("pod %s: status has %v, want %v", pod.Name, got, want)
+	}
+	return here
+}
+
+// interfaces holds a running pod to the interfaces that it must have.
+func (f *fixture) interfaces(pod *corev1.Pod, want map[string]string) *onNode {
+	f.Helper()
+	here := f.probe()[string(pod.UID)]
+	if here == nil {
+		f.Fatalf("pod %s runs nowhere", pod.Name)
+	}
+	if names := slices.Sorted(maps.Keys(here.links)); !slices.Equal(names, slices.Sorted(maps.Keys(want))) {
+		f.Errorf("pod %s has %v, want %v", pod.Name, names, want)
+	}
+	return here
+}
+
+// status returns a pod's network-status.
+func (f *fixture) status(pod *corev1.Pod) (status []netattach.Status) {
+	f.Helper()
+	if err := json.Unmarshal([]byte(pod.Annotations[netattach.StatusAnnotation]), &status); err != nil {
+		f.Fatalf("pod %s: network-status: %v", pod.Name, err)
+	}
+	return status
+}
