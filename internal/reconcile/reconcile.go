@@ -158,6 +158,9 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !slices.ContainsFunc(all.Functions, func(f inventory.Function) bool { return f.IsVF() }) {
+		return nil, nil // the kubelet, which limits how often it is asked, has pods to serve
+	}
 	owners, problem := r.owners()
 	allocated, err := r.Allocated(ctx)
 	if err != nil {
