@@ -147,6 +147,17 @@ func (Kernel) SetVF(pf string, index int, p Property, to VFState) error {
 	return fmt.Errorf("a VF has no property %q", string(p))
 }
 
+// setMAC gives a link that is down its MAC. A VF may not choose its own where the
+// PF did; then the PF's is in force, which a VF's driver may take over no sooner
+// than when the link is set down.
+func setMAC(link netlink.Link, mac net.HardwareAddr) error {
+	err := netlink.LinkSetHardwareAddr(link, mac)
+	if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EPERM) {
+		return errors.Join(netlink.LinkSetUp(link), netlink.LinkSetDown(link))
+	}
+	return err
+}
+
 // SetNetDev implements [Links]. A device that is up is down meanwhile, since the
 // kernel renames no other.
 func (Kernel) SetNetDev(name string, to NetDev) error {
@@ -170,10 +181,7 @@ func (Kernel) SetNetDev(name string, to NetDev) error {
 		problems = append(problems, netlink.LinkSetMTU(link, to.MTU))
 	}
 	if mac, err := net.ParseMAC(to.MAC); err == nil && to.MAC != is.MAC {
-		// A VF may not choose its MAC where the PF did; then the PF's is in force.
-		if err := netlink.LinkSetHardwareAddr(link, mac); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.EPERM) {
-			problems = append(problems, err)
-		}
+		problems = append(problems, setMAC(link, mac))
 	}
 	if up {
 		problems = append(problems, netlink.LinkSetUp(link))
