@@ -11,34 +11,9 @@ import (
 // points runs a verb once and returns the names of its kill points, in order.
 func (n *node) points(verb string, p *pod) []string {
 	n.t.Helper()
-	log := n.path("points")
-	n.must(os.RemoveAll(log))
-	rt := n.rt
-	rt.Env = append(rt.Env, "MANIFOLD_KILL_LOG="+log)
-	res, err := rt.Call(verb, p.Sandbox)
+	names, err := n.rt.KillPoints(verb, p.Sandbox, n.path("points"))
 	n.must(err)
-	if res.Status != 0 {
-		n.t.Fatalf("%s: %s %s", verb, res.Stdout, res.Stderr)
-	}
-	text, err := os.ReadFile(log)
-	n.must(err)
-	return strings.Split(strings.TrimSpace(string(text)), "\n")
-}
-
-// killAt runs a verb that is killed at its k-th point, alone or with its whole
-// process group.
-func (n *node) killAt(verb string, p *pod, k int, group bool) {
-	n.t.Helper()
-	rt := n.rt
-	rt.Env = append(rt.Env, fmt.Sprintf("MANIFOLD_KILL_AT=%d", k))
-	if group {
-		rt.Env = append(rt.Env, "MANIFOLD_KILL_GROUP=1")
-	}
-	res, err := rt.Call(verb, p.Sandbox)
-	n.must(err)
-	if res.Status != -1 {
-		n.t.Fatalf("%s was not killed at point %d: status %d, %s %s", verb, k, res.Status, res.Stdout, res.Stderr)
-	}
+	return names
 }
 
 // What a runtime may do after a kill, before its DEL.
@@ -85,7 +60,7 @@ func killRound(t *testing.T, verb string, k int, group bool, after func(*node, *
 	if verb == "DEL" {
 		n.succeed("ADD", p)
 	}
-	n.killAt(verb, p, k, group)
+	n.must(n.rt.KillAt(verb, p.Sandbox, k, group))
 	after(n, p)
 	n.succeed("DEL", p)
 	n.succeed("DEL", p)

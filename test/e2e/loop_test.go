@@ -64,7 +64,7 @@ func loopRound(t *testing.T, k int, gone bool) string {
 	p := n.killPod("victim")
 	n.rt = n.loopRuntime()
 	before := n.state()
-	n.killAt("ADD", p, k, true)
+	n.must(n.rt.KillAt("ADD", p.Sandbox, k, true))
 	if gone {
 		n.must(p.ns.Delete())
 	}

@@ -22,7 +22,7 @@ func TestMasqueradingNetwork(t *testing.T) {
 		n.succeed("DEL", p)
 		n.settles(func() string { return before.Diff(n.state()) })
 		for k := range points {
-			n.killAt("ADD", p, k+1, true)
+			n.must(n.rt.KillAt("ADD", p.Sandbox, k+1, true))
 			n.succeed("DEL", p)
 			n.settles(func() string { return before.Diff(n.state()) })
 		}
