@@ -73,9 +73,11 @@ func properties(keys map[string]any) []map[string]any {
 // configuration asks for another, is found out for each. The same configuration
 // is accepted of one that does as it is asked, where the driver can.
 func propertiesOnThePF(t *testing.T) {
-	const index = 5
+	const index, mac = 5, "02:00:00:00:05:05"
 	vf := pfs[0].vfs[index]
 	uplink := linkOf(t, pfs[0].address)
+	n := newNode(t)
+	n.conf(map[string]any{"carrier": "ignore"}) // which is another check's
 	for key, tc := range map[string]struct {
 		keys   map[string]any
 		field  string
@@ -88,26 +90,29 @@ func propertiesOnThePF(t *testing.T) {
 		"trust":       {map[string]any{"trust": "on"}, "trust of the VF: wanted on, found off", nil, false},
 		"trust left":  {map[string]any{"trust": "off"}, "trust of the VF: wanted off, found on", func(on bool) error { return netlink.LinkSetVfTrust(uplink, index, on) }, false},
 		"max_tx_rate": {map[string]any{"max_tx_rate": 200}, "maximum rate of the VF: wanted 200, found 0", nil, false},
+		"mac":         {map[string]any{"mac": mac}, "MAC (requested): wanted " + mac, nil, false},
 		"vlanProto":   {map[string]any{"vlan": 100, "vlanProto": "802.1ad"}, "VLAN protocol of the VF: wanted 802.1ad, found 802.1q", nil, true},
 		"link_state":  {map[string]any{"link_state": "enable"}, "link state of the VF: wanted enable, found auto", nil, true},
 		"min_tx_rate": {map[string]any{"min_tx_rate": 10}, "minimum rate of the VF: wanted 10, found 0", nil, true},
 	} {
 		t.Run(key, func(t *testing.T) {
-			n := newNode(t)
+			n := n.of(t)
 			lie, _, _ := strings.Cut(key, " ")
-			n.define("honest", left, properties(tc.keys)...)
+			name := strings.NewReplacer("_", "-", " ", "-").Replace(strings.ToLower(key))
+			n.define(name, left, properties(tc.keys)...)
 			tc.keys["lie"] = []string{lie}
-			n.define("liar", left, properties(tc.keys)...)
+			n.define("no-"+name, left, properties(tc.keys)...)
 			if tc.before != nil {
 				n.must(tc.before(true))
 				defer func() { n.must(tc.before(false)) }()
 			}
 			pins := fakekubelet.Pins{"c": pin(vf)}
-			p := n.admit("lied-to", "liar", pins, container("c", left))
+			p := n.admit("lied-to", "no-"+name, pins, container("c", left))
 			n.refuse(p, 111, tc.field, vf)
 			n.succeed("DEL", p)
-			n.evict("lied-to")
-			p = n.admit("served", "honest", pins, container("c", left))
+			n.release(p)
+			p = n.admit("served", name, pins, container("c", left))
+			defer n.release(p)
 			if tc.lacks {
 				n.refuse(p, 999, vf, "of VF 5")
 				n.succeed("DEL", p)

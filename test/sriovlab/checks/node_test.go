@@ -33,7 +33,7 @@ type node struct {
 	rt      harness.Runtime
 	kubelet *fakekubelet.Kubelet
 	api     *kubetest.Server
-	count   int
+	count   *int          // of sandboxes made
 	before  hardwareState // what the test must leave as it is; nil not to look
 }
 
@@ -45,7 +45,7 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, dir: dir, api: kubetest.Start(), before: hardware(t)}
+	n := &node{t: t, dir: dir, api: kubetest.Start(), count: new(int), before: hardware(t)}
 	t.Cleanup(func() {
 		n.leave(t)
 		_ = os.RemoveAll(dir)
@@ -206,23 +206,30 @@ func container(name string, resources ...string) corev1.Container {
 // devices: the pinned ones, else the first that are free.
 func (n *node) admit(name, networks string, pins fakekubelet.Pins, containers ...corev1.Container) *pod {
 	n.t.Helper()
-	n.count++
 	object := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Name: name, Namespace: "default", UID: types.UID(fmt.Sprintf("00000000-0000-4000-8000-%012d", n.count)),
+			Name: name, Namespace: "default", UID: types.UID(fmt.Sprintf("00000000-0000-4000-8000-%012d", *n.count+1)),
 			Annotations: map[string]string{netattach.NetworksAnnotation: networks},
 		},
 		Spec: corev1.PodSpec{NodeName: "node1", Containers: containers},
 	}
+	*n.count++
 	n.api.AddPod(object.DeepCopy())
 	_, err := n.kubelet.AddPod(object, pins)
 	n.must(err)
-	netns, err := harness.NewNetNS(fmt.Sprintf("%s-%d", name, n.count))
+	netns, err := harness.NewNetNS(fmt.Sprintf("%s-%d", name, *n.count))
 	n.must(err)
 	n.t.Cleanup(func() { _ = netns.Delete() }) // a test may have deleted it
 	return &pod{ns: netns, Sandbox: harness.Sandbox{
-		ID: fmt.Sprintf("sandbox%d", n.count), NetNS: netns.Path, Namespace: "default", Name: name, UID: string(object.UID),
+		ID: fmt.Sprintf("sandbox%d", *n.count), NetNS: netns.Path, Namespace: "default", Name: name, UID: string(object.UID),
 	}}
+}
+
+// release takes a pod away from the kubelet, after its DEL.
+func (n *node) release(p *pod) {
+	n.t.Helper()
+	n.must(n.kubelet.DeletePod(types.UID(p.UID)))
+	_ = p.ns.Delete() // it may be gone already
 }
 
 // call runs a verb.
