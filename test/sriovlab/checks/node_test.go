@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -33,6 +34,7 @@ type node struct {
 	rt      harness.Runtime
 	kubelet *fakekubelet.Kubelet
 	api     *kubetest.Server
+	agent   *exec.Cmd
 	count   *int          // of sandboxes made
 	before  hardwareState // what the test must leave as it is; nil not to look
 }
@@ -123,6 +125,7 @@ func (n *node) serve() {
 	cmd := exec.Command("/opt/manifold/manifold-agent", "serve", "--config", n.path("agent.json"))
 	cmd.Stderr = log
 	n.must(cmd.Start())
+	n.agent = cmd
 	n.t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // a test may have ended it
 		_ = cmd.Wait()
@@ -153,15 +156,43 @@ func (n *node) json(name string, v any) {
 	n.must(os.WriteFile(n.path(name), raw, 0o600))
 }
 
+// patience is how long another process or the kernel may take.
+const patience = time.Minute
+
 // eventually waits for a condition of another process.
 func (n *node) eventually(what string, ok func() bool) {
 	n.t.Helper()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
 	n.t.Fatalf("waited in vain for %s", what)
+}
+
+// state is what pods leave on the node while they live: links, addresses, routes,
+// journals, claims, libcni's records, device information, network namespaces.
+func (n *node) state() harness.HostState {
+	n.t.Helper()
+	all, err := harness.Capture(n.path("state"), n.path("ipam"), n.path("devinfo"), "/run/netns")
+	n.must(err)
+	return slices.DeleteFunc(all, func(line string) bool {
+		// The claim of a VF that is given back is an empty file.
+		return strings.Contains(line, "/state/devices/") && strings.Contains(line, " 0 bytes ")
+	})
+}
+
+// unchanged waits until the node is as before: the kernel destroys a network
+// namespace, and what is in it, some time after its last user.
+func (n *node) unchanged(before harness.HostState) {
+	n.t.Helper()
+	var diff string
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if diff = before.Diff(n.state()); diff == "" {
+			return
+		}
+	}
+	n.t.Errorf("left behind:\n%s", diff)
 }
 
 // define adds a definition of a network on devices of a resource, made of plugins

@@ -1,0 +1,76 @@
+//go:build sriovlab
+
+package checks
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// rounds is how often a VF goes into a pod and comes back in TestManyRounds, if
+// there is time for it.
+const rounds = 500
+
+// budget is how long that may take.
+const budget = time.Minute
+
+// TestManyRounds attaches VFs and gives them back many times, all VFs of the
+// machine at once, half of them with an address and half with properties on the
+// PF. What the first time has left is there, and nothing more, after the last.
+func TestManyRounds(t *testing.T) {
+	end := time.Now().Add(budget)
+	n := newNode(t)
+	n.conf(map[string]any{"carrier": "ignore"}) // nothing to wait for
+	n.define("left", left, hostDevice(map[string]any{"ipam": n.ipam("10.62.0.0/24")}))
+	n.define("right", right, properties(map[string]any{"vlan": 100, "trust": "on"})...)
+	perTime := len(pfs[0].vfs) + len(pfs[1].vfs)
+	n.attachAll(0)
+	state, vfs, open := n.state(), hardware(t), n.agentFiles()
+	done := perTime
+	for i := 1; done < rounds && (i == 1 || time.Now().Before(end)); i++ {
+		n.attachAll(i)
+		if t.Failed() {
+			return
+		}
+		done += perTime
+	}
+	t.Logf("%d rounds", done)
+	vfs.same(t)
+	n.unchanged(state)
+	n.eventually("the agent to have no more files open than at first", func() bool { return n.agentFiles() <= open })
+	n.inOrder()
+}
+
+// attachAll makes a pod on all VFs of each PF and takes both away again.
+func (n *node) attachAll(i int) {
+	n.t.Helper()
+	var pods []*pod
+	for j, network := range []string{"left", "right"} {
+		networks := strings.TrimSuffix(strings.Repeat(network+",", len(pfs[j].vfs)), ",")
+		resources := slices.Repeat([]string{pfs[j].resource}, len(pfs[j].vfs))
+		pods = append(pods, n.admit(fmt.Sprintf("%s-%d", network, i), networks, nil, container("c", resources...)))
+	}
+	for _, verb := range []string{"ADD", "DEL"} {
+		for k, res := range n.together(verb, pods...) {
+			if res.Status != 0 {
+				n.t.Errorf("%s %s: %s", verb, pods[k].Name, res.Stdout)
+			}
+		}
+	}
+	for _, p := range pods {
+		n.release(p)
+		n.api.DeletePod("default", p.Name)
+	}
+}
+
+// agentFiles is how many files the agent has open.
+func (n *node) agentFiles() int {
+	n.t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", n.agent.Process.Pid))
+	n.must(err)
+	return len(entries)
+}
