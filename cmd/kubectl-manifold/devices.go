@@ -7,44 +7,49 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
 	"github.com/manifold-cni/manifold/internal/nodeview"
 )
 
-const devicesLong = `Shows every virtual function of the node: who has it, its driver, and what is wrong
-with it. A device is attached when a sandbox has it, allocated when the kubelet has
-given it to a pod and no sandbox has it, else free; unknown when the kubelet cannot
-be asked.
+const devicesLong = `Shows every virtual function of the nodes: who has it, its driver, and what is
+wrong with it. A device is attached when a sandbox has it, allocated when the
+kubelet has given it to a pod and no sandbox has it, else free; unknown when the
+kubelet cannot be asked.
 
-It reads the node that it runs on, through the agent's socket or, where the agent
-does not answer, itself; both need root.`
+` + needs
 
 // devicesOptions are the flags of devices.
 type devicesOptions struct {
-	node nodeFlags
-	out  output
+	nodes nodeFlags
+	out   output
 }
 
-func newDevices(streams genericiooptions.IOStreams) *cobra.Command {
-	o := &devicesOptions{}
+func newDevices(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {
+	o := &devicesOptions{nodes: nodeFlags{kube: kube}}
 	c := &cobra.Command{
-		Use: "devices", Short: "Show every virtual function, who has it and what is wrong with it", Long: devicesLong, Args: cobra.NoArgs,
-		Example: "  # the virtual functions of this node\n  kubectl manifold devices\n\n" +
-			"  # for a program\n  kubectl manifold devices -o json",
-		RunE: func(c *cobra.Command, _ []string) error { return o.run(c.Context(), streams) },
+		Use: "devices [NODE...]", Short: "Show every virtual function, who has it and what is wrong with it", Long: devicesLong,
+		Example: "  # the virtual functions of one node\n  kubectl manifold devices worker-1\n\n" +
+			"  # those of all nodes, for a program\n  kubectl manifold devices -o json\n\n" +
+			"  # on the node itself\n  kubectl manifold devices --local",
+		RunE: func(c *cobra.Command, args []string) error { return o.run(c.Context(), streams, args) },
 	}
-	o.node.bind(c)
+	o.nodes.bind(c)
 	o.out.bind(c, true)
 	return c
 }
 
-func (o *devicesOptions) run(ctx context.Context, streams genericiooptions.IOStreams) error {
+func (o *devicesOptions) run(ctx context.Context, streams genericiooptions.IOStreams, args []string) error {
 	if err := o.out.check(); err != nil {
 		return err
 	}
-	all, err := o.node.views(ctx)
+	nodes, err := o.nodes.nodes()
 	if err != nil {
+		return err
+	}
+	all := &views{}
+	if all.Nodes, err = nodes.Views(ctx, args); err != nil {
 		return err
 	}
 	wrong := all.problems(streams.ErrOut)

@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/cli-runtime/pkg/printers"
 
@@ -20,12 +21,15 @@ that the kubelet has given, and which interface stands on which; or why the pod 
 refused, and what to do. So it says of a running pod why it got what it got, and of
 a pod that hangs why it hangs.
 
+` + needs + `
+Also: get pods in the pod's namespace.
+
 With -f the pods are those of manifests, their definitions too, and no node is
 asked: each container is taken to get what its limits ask for.`
 
 // explainOptions are the flags of explain.
 type explainOptions struct {
-	node  nodeFlags
+	nodes nodeFlags
 	files files
 	out   output
 }
@@ -36,15 +40,15 @@ type explanations struct {
 	Problems []inspect.Problem       `json:"problems,omitempty"` // manifests that cannot be read
 }
 
-func newExplain(streams genericiooptions.IOStreams) *cobra.Command {
-	o := &explainOptions{}
+func newExplain(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {
+	o := &explainOptions{nodes: nodeFlags{kube: kube}}
 	c := &cobra.Command{
 		Use: "explain (POD | -f FILE...)", Short: "Say why a pod gets what it gets, or nothing", Long: explainLong, Args: cobra.MaximumNArgs(1),
 		Example: "  # a pod that hangs in ContainerCreating\n  kubectl manifold explain packet-gateway\n\n" +
 			"  # a pod that does not exist yet\n  kubectl manifold explain -f pod.yaml -f definitions/",
 		RunE: func(c *cobra.Command, args []string) error { return o.run(c.Context(), streams, args) },
 	}
-	o.node.bind(c)
+	o.nodes.bind(c)
 	o.files.bind(c, "manifest `file`s of pods and definitions, directories of them, or - for standard input")
 	o.out.bind(c, false)
 	return c
@@ -72,9 +76,17 @@ func (o *explainOptions) run(ctx context.Context, streams genericiooptions.IOStr
 }
 
 func (o *explainOptions) explain(ctx context.Context, stdin io.Reader, args []string) (*explanations, error) {
+	namespace, err := o.nodes.namespace()
+	if err != nil {
+		return nil, err
+	}
 	all := &explanations{}
 	if len(args) == 1 {
-		e, err := o.node.explain(ctx, o.files.namespace, args[0])
+		nodes, err := o.nodes.nodes()
+		if err != nil {
+			return nil, err
+		}
+		e, err := nodes.Explain(ctx, namespace, args[0])
 		all.Pods = append(all.Pods, e)
 		return all, err
 	}
@@ -82,7 +94,7 @@ func (o *explainOptions) explain(ctx context.Context, stdin io.Reader, args []st
 	if err != nil {
 		return nil, err
 	}
-	all.Pods, all.Problems, err = inspect.Explain(docs, o.files.namespace)
+	all.Pods, all.Problems, err = inspect.Explain(docs, namespace)
 	if err == nil && len(all.Pods)+len(all.Problems) == 0 {
 		err = errors.New("the manifests have no pod and no template of pods")
 	}

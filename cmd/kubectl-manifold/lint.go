@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/cli-runtime/pkg/printers"
 	"k8s.io/cli-runtime/pkg/resource"
@@ -31,38 +32,40 @@ type lintReport struct {
 type files struct {
 	names     []string
 	recursive bool
-	namespace string
 }
 
 func (f *files) bind(c *cobra.Command, usage string) {
 	c.Flags().StringSliceVarP(&f.names, "filename", "f", nil, usage)
 	c.Flags().BoolVarP(&f.recursive, "recursive", "R", false, "also the directories below those given with -f")
-	c.Flags().StringVarP(&f.namespace, "namespace", "n", "default", "`namespace` of objects that say none")
 }
 
-func newLint(streams genericiooptions.IOStreams) *cobra.Command {
+func newLint(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {
 	var f files
 	var o output
 	c := &cobra.Command{
 		Use: "lint -f FILE...", Short: "Look for mistakes in definitions and pods, offline", Long: lintLong, Args: cobra.NoArgs,
 		Example: "  # a definition and the pods that use it\n  kubectl manifold lint -f definition.yaml -f pod.yaml\n\n" +
 			"  # everything below a directory, for a program\n  kubectl manifold lint -R -f deploy/ -o json",
-		RunE: func(*cobra.Command, []string) error { return lint(streams, &f, &o) },
+		RunE: func(*cobra.Command, []string) error { return lint(streams, nodeFlags{kube: kube}, &f, &o) },
 	}
 	f.bind(c, "manifest `file`s, directories of them, or - for standard input")
 	o.bind(c, false)
 	return c
 }
 
-func lint(streams genericiooptions.IOStreams, f *files, o *output) error {
+func lint(streams genericiooptions.IOStreams, n nodeFlags, f *files, o *output) error {
 	if err := o.check(); err != nil {
+		return err
+	}
+	namespace, err := n.namespace()
+	if err != nil {
 		return err
 	}
 	docs, err := f.read(streams.In)
 	if err != nil {
 		return err
 	}
-	problems, err := inspect.Lint(docs, f.namespace)
+	problems, err := inspect.Lint(docs, namespace)
 	if err != nil {
 		return err
 	}

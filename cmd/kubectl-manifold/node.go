@@ -1,11 +1,11 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/printers"
 
 	"github.com/manifold-cni/manifold/internal/inspect"
@@ -14,13 +14,39 @@ import (
 
 const defaultConfig = "/etc/cni/net.d/manifold.d/agent.json"
 
-// nodeFlags say which node is looked at.
+// nodeFlags say where nodes are looked at: through the API server, or here.
 type nodeFlags struct {
+	kube   *genericclioptions.ConfigFlags
+	local  bool
 	config string
+	agents string
 }
 
 func (n *nodeFlags) bind(c *cobra.Command) {
-	c.Flags().StringVar(&n.config, "agent-config", defaultConfig, "the agent's configuration `file` on this node")
+	c.Flags().BoolVar(&n.local, "local", false, "look at the node that this program runs on, without the API server; needs root")
+	c.Flags().StringVar(&n.config, "agent-config", defaultConfig, "with --local: the agent's configuration `file`")
+	c.Flags().StringVar(&n.agents, "agent-namespace", "kube-system", "`namespace` of the agents' pods")
+}
+
+// nodes returns the nodes.
+func (n *nodeFlags) nodes() (inspect.Nodes, error) {
+	if n.local {
+		return inspect.Local{Config: n.config}, nil
+	}
+	cfg, err := n.kube.ToRESTConfig()
+	if err != nil {
+		return nil, fmt.Errorf("reach the API server: %w; on a node without a kubeconfig use --local", err)
+	}
+	return inspect.NewRemote(cfg, n.agents)
+}
+
+// namespace returns the namespace of the flag, else of the kubeconfig's context.
+func (n *nodeFlags) namespace() (string, error) {
+	name, _, err := n.kube.ToRawKubeConfigLoader().Namespace()
+	if err != nil {
+		return "", fmt.Errorf("namespace: %w", err)
+	}
+	return name, nil
 }
 
 // views are what status and devices print as JSON and YAML: of each node what was
@@ -29,35 +55,17 @@ type views struct {
 	Nodes []*nodeview.View `json:"nodes"`
 }
 
-// views returns the nodes' views.
-func (n *nodeFlags) views(ctx context.Context) (*views, error) {
-	v, err := inspect.Local{Config: n.config}.View(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("look at this node: %w", err)
-	}
-	return &views{Nodes: []*nodeview.View{v}}, nil
-}
-
-// explain explains a pod of the node.
-func (n *nodeFlags) explain(ctx context.Context, namespace, name string) (*nodeview.Explanation, error) {
-	e, err := inspect.Local{Config: n.config}.Explain(ctx, namespace, name)
-	if err != nil {
-		return nil, fmt.Errorf("explain pod %s/%s: %w", namespace, name, err)
-	}
-	return e, nil
-}
-
 // problems tells people what could not be read, and reports whether there was
 // something.
 func (v *views) problems(w io.Writer) bool {
-	any := false
+	some := false
 	for _, n := range v.Nodes {
 		for _, p := range n.Problems {
-			any = true
+			some = true
 			_ = printers.WriteEscaped(w, "warning: node "+n.Node+": "+p+"\n") // there is nowhere else to say it
 		}
 	}
-	return any
+	return some
 }
 
 // foundIf returns errFound where something is wrong.

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 )
 
@@ -9,6 +12,28 @@ const rootLong = `Shows and checks the networks of pods and the devices that the
 
 Exit status: 0 when all is well, 1 when the command found something wrong, 2 when
 it could not look.`
+
+// needs says what the commands that ask nodes must be allowed to.
+const needs = `Nodes are asked through the API server, which needs in the agents' namespace: list
+pods, get pods/proxy, and create serviceaccounts/token for the agents' viewer
+account, with whose tokens, good for one agent and ten minutes, the agent is asked.`
+
+// usage is kubectl's: the flags of every command stand in "kubectl manifold options".
+const usage = `Usage:{{if .Runnable}}
+  {{.UseLine}}{{end}}{{if .HasAvailableSubCommands}}
+  {{.CommandPath}} [command]{{end}}{{if .HasExample}}
+
+Examples:
+{{.Example}}{{end}}{{if .HasAvailableSubCommands}}
+
+Available Commands:{{range .Commands}}{{if (or .IsAvailableCommand (eq .Name "help"))}}
+  {{rpad .Name .NamePadding }} {{.Short}}{{end}}{{end}}{{end}}{{if and .HasParent .HasAvailableLocalFlags}}
+
+Flags:
+{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}
+
+Use "kubectl manifold options" for the flags of every command.
+`
 
 // newRoot returns the command tree.
 func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
@@ -22,6 +47,22 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	root.SetIn(streams.In)
 	root.SetOut(streams.Out)
 	root.SetErr(streams.ErrOut)
-	root.AddCommand(newStatus(streams), newDevices(streams), newExplain(streams), newLint(streams), newReference(streams))
+	root.SetUsageTemplate(usage)
+	kube := genericclioptions.NewConfigFlags(true)
+	kube.CacheDir = nil // nothing is discovered
+	kube.AddFlags(root.PersistentFlags())
+	root.AddCommand(newStatus(streams, kube), newDevices(streams, kube), newExplain(streams, kube), newLint(streams, kube),
+		newOptions(streams), newReference(streams))
 	return root
+}
+
+// newOptions returns the command that prints the flags of every command.
+func newOptions(streams genericiooptions.IOStreams) *cobra.Command {
+	return &cobra.Command{
+		Use: "options", Short: "Print the flags of every command", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprint(streams.Out, c.Root().PersistentFlags().FlagUsages())
+			return err
+		},
+	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/duration"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
 	"github.com/manifold-cni/manifold/internal/inspect"
@@ -19,30 +20,31 @@ import (
 const statusLong = `Shows what is attached: pod, network, resource, container, device, interface,
 addresses, and whether the interface was compared with what was planned.
 
-It reads the journals of the node that it runs on, through the agent's socket or,
-where the agent does not answer, itself; both need root.`
+` + needs + `
+For one pod also: get pods in its namespace. With --local the journals of this
+node are read, through the agent's socket or, where the agent does not answer,
+without it.`
 
 // statusOptions are the flags of status.
 type statusOptions struct {
-	node      nodeFlags
-	out       output
-	namespace string
-	all       bool
+	nodes nodeFlags
+	out   output
+	node  []string
+	all   bool
 }
 
-func newStatus(streams genericiooptions.IOStreams) *cobra.Command {
-	o := &statusOptions{}
+func newStatus(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {
+	o := &statusOptions{nodes: nodeFlags{kube: kube}}
 	c := &cobra.Command{
 		Use: "status [POD]", Short: "Show what is attached, on which device, verified or not", Long: statusLong, Args: cobra.MaximumNArgs(1),
-		Example: "  # all pods of this node\n  kubectl manifold status -A\n\n" +
-			"  # one pod, with the physical function, NUMA node and driver of each device\n  kubectl manifold status packet-gateway -o wide",
-		RunE: func(c *cobra.Command, args []string) error {
-			return o.run(c.Context(), streams, args)
-		},
+		Example: "  # one pod, with the physical function, NUMA node and driver of each device\n  kubectl manifold status packet-gateway -o wide\n\n" +
+			"  # all pods of one node\n  kubectl manifold status --node worker-1 -A\n\n" +
+			"  # on the node itself\n  kubectl manifold status --local -A",
+		RunE: func(c *cobra.Command, args []string) error { return o.run(c.Context(), streams, args) },
 	}
-	o.node.bind(c)
+	o.nodes.bind(c)
 	o.out.bind(c, true)
-	c.Flags().StringVarP(&o.namespace, "namespace", "n", "default", "`namespace` of the pods")
+	c.Flags().StringSliceVar(&o.node, "node", nil, "pods of this `node` only")
 	c.Flags().BoolVarP(&o.all, "all-namespaces", "A", false, "pods of all namespaces")
 	return c
 }
@@ -51,22 +53,29 @@ func (o *statusOptions) run(ctx context.Context, streams genericiooptions.IOStre
 	if err := o.out.check(); err != nil {
 		return err
 	}
-	all, err := o.node.views(ctx)
+	namespace, err := o.nodes.namespace()
 	if err != nil {
 		return err
 	}
-	pod, some, wrong := "", false, false
+	pod := ""
 	if len(args) > 0 {
 		pod = args[0]
 	}
+	all, err := o.views(ctx, namespace, pod)
+	if err != nil {
+		return err
+	}
+	some, wrong := false, false
 	for _, v := range all.Nodes {
-		v.Attachments = inspect.Select(v.Attachments, o.selects(pod))
+		v.Attachments = inspect.Select(v.Attachments, func(a *nodeview.Attachment) bool {
+			return (o.all || a.Pod.Namespace == namespace) && (pod == "" || a.Pod.Name == pod)
+		})
 		v.Devices, v.Findings = nil, nil // other pods' devices are no part of the answer
 		some, wrong = some || len(v.Attachments) > 0, wrong || inspect.AnyWrong(v.Attachments)
 	}
 	wrong = all.problems(streams.ErrOut) || wrong
 	if pod != "" && !some {
-		return fmt.Errorf("pod %s/%s has no attachment: it is on another node, or its ADD was refused and undone; its Events say why", o.namespace, pod)
+		return fmt.Errorf("pod %s/%s has no attachment: its ADD was refused and undone, or has not come; kubectl manifold explain says why", namespace, pod)
 	}
 	if err := o.out.print(streams.Out, all, func(w io.Writer, wide bool) error { return statusText(w, all, wide) }); err != nil {
 		return err
@@ -74,11 +83,18 @@ func (o *statusOptions) run(ctx context.Context, streams genericiooptions.IOStre
 	return foundIf(wrong)
 }
 
-// selects returns what decides whether an attachment is asked for.
-func (o *statusOptions) selects(pod string) func(*nodeview.Attachment) bool {
-	return func(a *nodeview.Attachment) bool {
-		return (o.all || a.Pod.Namespace == o.namespace) && (pod == "" || a.Pod.Name == pod)
+// views returns the views of the nodes that are asked for.
+func (o *statusOptions) views(ctx context.Context, namespace, pod string) (*views, error) {
+	nodes, err := o.nodes.nodes()
+	if err != nil {
+		return nil, err
 	}
+	if pod != "" && !o.all && len(o.node) == 0 {
+		v, err := nodes.ViewOf(ctx, namespace, pod)
+		return &views{Nodes: []*nodeview.View{v}}, err
+	}
+	found, err := nodes.Views(ctx, o.node)
+	return &views{Nodes: found}, err
 }
 
 // statusText writes a line for each attachment.

@@ -153,14 +153,17 @@ func serve(ctx context.Context, conf *agent.Config, stderr io.Writer) (err error
 	var sources, background sync.WaitGroup
 	running, stop := context.WithCancel(ctx)
 	defer stop()
-	if err := serveHTTP(running, conf, a, &sources, log); err != nil {
+	planner := agent.New(a.Sources, log, background.Go)
+	err = errors.Join(serveHTTP(running, conf, a, &sources, log), serveView(running, conf, a, planner, &sources, log))
+	if err != nil {
+		stop()
+		sources.Wait()
 		return errors.Join(err, l.Close())
 	}
 	sources.Go(func() { a.Run(running) })
 	log.Info("serving", "release", release, "socket", conf.Socket, "node", conf.Node)
-	server := agent.New(a.Sources, log, background.Go)
-	sources.Go(func() { server.Deliver(running, conf.CNIDir) })
-	err = plan.Serve(ctx, l, server)
+	sources.Go(func() { planner.Deliver(running, conf.CNIDir) })
+	err = plan.Serve(ctx, l, planner)
 	stop()
 	background.Wait()
 	sources.Wait()
@@ -186,6 +189,28 @@ func serveHTTP(ctx context.Context, conf *agent.Config, a *agent.Assembly, runni
 		}
 	})
 	log.Info("serving HTTP", "address", l.Addr().String())
+	return nil
+}
+
+// serveView answers people's questions on the configured address until ctx ends.
+func serveView(ctx context.Context, conf *agent.Config, a *agent.Assembly, i plan.Inspector, running *sync.WaitGroup, log *slog.Logger) error {
+	if conf.View == "" {
+		return nil
+	}
+	l, err := agent.ListenHTTP(conf.View)
+	if err != nil {
+		return err
+	}
+	handler, err := a.Private(conf, i, log)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	running.Go(func() {
+		if err := agent.ServeTLS(ctx, l, conf.Node, handler); err != nil {
+			log.Error("the node's view is not served any more", "err", err)
+		}
+	})
+	log.Info("serving the node's view", "address", l.Addr().String())
 	return nil
 }
 

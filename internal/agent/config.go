@@ -69,6 +69,9 @@ type Config struct {
 	// Listen is the address, "host:port", that health, readiness and metrics are
 	// served on; empty for none.
 	Listen string `json:"listen"`
+	// View is the address, "host:port", that the node's view is served on over TLS,
+	// to those whom the API server lets see it; empty for none.
+	View string `json:"view"`
 	// CNIConfig is the plugin's configuration in the runtime's directory, where
 	// readiness looks which default network there must be.
 	CNIConfig string `json:"cniConfig"`
@@ -182,6 +185,7 @@ type Assembly struct {
 	// Reconciler looks at the node's VFs while the assembly runs; nil when it is
 	// switched off, or only one call is served.
 	Reconciler *reconcile.Reconciler
+	client     *kube.Client // nil without an API server
 	slices     *kube.Slices // nil when they are not read
 	writer     *kube.Writer // nil without an API server
 	followed   []source     // of the API server
@@ -324,7 +328,7 @@ func (a *Assembly) apiServer(c *Config, once bool) (*kube.PodInformer, kube.Defi
 	if err != nil {
 		return nil, nil, cnierr.New("connect to the API server", cnierr.InvalidConfig, "%w", err)
 	}
-	a.close = append(a.close, func() error { client.Close(); return nil })
+	a.client, a.close = client, append(a.close, func() error { client.Close(); return nil })
 	a.writer = kube.NewWriter(client, "manifold", c.Node)
 	a.Sources.Publisher = a.writer
 	pods, defs := kube.NewPodInformer(client, c.Node), kube.NewDefinitionInformer(client, c.Snapshot)

@@ -6,8 +6,11 @@
 // Each question is a function that returns plain data with JSON names, which the
 // program prints as JSON or YAML, or for people:
 //
-//	[Lint]        definitions and pods, before they exist
-//	[Local.View]  a node: what is attached and verified, every VF with its owner
+//	[Lint]     definitions and pods, before they exist
+//	[Explain]  why a pod of a manifest would get what it would get
+//	[Nodes]    of a node's pods and devices: what is attached, and why
+//
+// A node is [Local], or [Remote] through the API server.
 //
 // Nothing here changes a node.
 package inspect

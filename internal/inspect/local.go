@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"github.com/manifold-cni/manifold/internal/agent"
@@ -14,9 +15,24 @@ type Local struct {
 	Config string // path of the agent's configuration file
 }
 
-// View returns the node, by the agent's socket; or, since a node is looked at
+// Views implements [Nodes].
+func (l Local) Views(ctx context.Context, nodes []string) ([]*nodeview.View, error) {
+	v, err := l.view(ctx)
+	if err == nil && len(nodes) > 0 && !slices.Equal(nodes, []string{v.Node}) {
+		err = fmt.Errorf("this node is %s: another is looked at through the API server, without --local", v.Node)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []*nodeview.View{v}, nil
+}
+
+// ViewOf implements [Nodes].
+func (l Local) ViewOf(ctx context.Context, _, _ string) (*nodeview.View, error) { return l.view(ctx) }
+
+// view returns the node, by the agent's socket; or, since a node is looked at
 // when something is broken, by the files and sockets that the agent reads.
-func (l Local) View(ctx context.Context) (*nodeview.View, error) {
+func (l Local) view(ctx context.Context) (*nodeview.View, error) {
 	conf, err := agent.ReadConfig(l.Config)
 	if err != nil {
 		return nil, err
@@ -30,7 +46,7 @@ func (l Local) View(ctx context.Context) (*nodeview.View, error) {
 	return v, nil
 }
 
-// Explain explains a pod of the node, by the agent's socket or, where the agent
+// Explain implements [Nodes], by the agent's socket or, where the agent
 // does not answer, by what it would plan from.
 func (l Local) Explain(ctx context.Context, namespace, name string) (*nodeview.Explanation, error) {
 	conf, err := agent.ReadConfig(l.Config)

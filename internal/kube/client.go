@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	resourcev1 "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -67,13 +69,16 @@ func loadConfig(kubeconfig string) (*rest.Config, error) {
 }
 
 // Client reaches the few resources of the API server that this package uses:
-// pods, events, network-attachment-definitions and ResourceSlices. It is safe for concurrent use.
+// pods, events, network-attachment-definitions, ResourceSlices, and the reviews of
+// tokens. It is safe for concurrent use.
 type Client struct {
-	core        rest.Interface
-	definitions rest.Interface
-	resources   rest.Interface
-	http        *http.Client
-	timeout     time.Duration
+	core           rest.Interface
+	definitions    rest.Interface
+	resources      rest.Interface
+	authentication rest.Interface
+	authorization  rest.Interface
+	http           *http.Client
+	timeout        time.Duration
 }
 
 // NewClient returns a client for cfg, as returned by [Config]. It does not
@@ -96,25 +101,31 @@ func NewClient(cfg *rest.Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("API client: %w", err)
 	}
-	core, err := restClient(cfg, hc, "/api", corev1.SchemeGroupVersion, addCore)
-	if err != nil {
-		return nil, err
+	c := &Client{http: hc, timeout: timeout}
+	for _, group := range []struct {
+		client *rest.Interface
+		path   string
+		gv     schema.GroupVersion
+		add    func(*runtime.Scheme) error
+	}{
+		{&c.core, "/api", corev1.SchemeGroupVersion, addCore},
+		{&c.definitions, "/apis", netattach.GroupVersion, netattach.AddToScheme},
+		{&c.resources, "/apis", resourcev1.SchemeGroupVersion, addResources},
+		{&c.authentication, "/apis", authenticationv1.SchemeGroupVersion, addAuthentication},
+		{&c.authorization, "/apis", authorizationv1.SchemeGroupVersion, addAuthorization},
+	} {
+		if *group.client, err = restClient(cfg, hc, group.path, group.gv, group.add); err != nil {
+			return nil, err
+		}
 	}
-	defs, err := restClient(cfg, hc, "/apis", netattach.GroupVersion, netattach.AddToScheme)
-	if err != nil {
-		return nil, err
-	}
-	resources, err := restClient(cfg, hc, "/apis", resourcev1.SchemeGroupVersion, addResources)
-	if err != nil {
-		return nil, err
-	}
-	return &Client{core: core, definitions: defs, resources: resources, http: hc, timeout: timeout}, nil
+	return c, nil
 }
 
 // addCore registers the kinds of the core API that this package reads and
 // writes, and no other.
 func addCore(s *runtime.Scheme) error {
 	s.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Pod{}, &corev1.PodList{}, &corev1.Event{}, &corev1.List{})
+	s.AddKnownTypes(authenticationv1.SchemeGroupVersion, &authenticationv1.TokenRequest{}) // a subresource of service accounts
 	metav1.AddToGroupVersion(s, corev1.SchemeGroupVersion)
 	return nil
 }
@@ -150,6 +161,16 @@ func (c *Client) get(ctx context.Context, rc rest.Interface, resource, namespace
 	default:
 		return fmt.Errorf("%s: API server: %w", object, &apiError{ErrUnavailable, err})
 	}
+}
+
+// post sends a question to the API server, which answers in the same object.
+func (c *Client) post(ctx context.Context, rc rest.Interface, resource string, object runtime.Object) error {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	if err := rc.Post().MaxRetries(0).Resource(resource).Body(object).Do(ctx).Into(object); err != nil {
+		return fmt.Errorf("%s: API server: %w", resource, &apiError{ErrUnavailable, err})
+	}
+	return nil
 }
 
 // getPod reads one pod from the API server.

@@ -32,15 +32,23 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	harness.Main(m, func() error {
+	builds = append(builds, func() error {
 		return errors.Join(os.MkdirAll(programDir, 0o755), harness.Programs(programDir, false), harness.Program(programDir, "./cmd/kubectl-manifold"))
 	})
+	harness.Main(m, builds...)
 }
 
+// builds are what is built outside the namespaces, before the tests.
+var builds []func() error
+
 // The scripts say what is printed of manifests and of a node.
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { runScripts(t, filepath.Join("testdata", "script")) }
+
+// runScripts runs the scripts of a directory.
+func runScripts(t *testing.T, dir string) {
+	t.Helper()
 	testscript.RunT(serial{t}, testscript.Params{
-		Dir: filepath.Join("testdata", "script"), UpdateScripts: *update, Cmds: commands,
+		Dir: dir, UpdateScripts: *update, Cmds: commands,
 		Setup: func(env *testscript.Env) error {
 			env.Values["node"] = &node{}
 			env.Setenv("PATH", programDir+string(os.PathListSeparator)+env.Getenv("PATH"))

@@ -41,10 +41,16 @@ type node struct {
 	entries []checkpoint.Entry
 	agent   *exec.Cmd
 	netns   map[string]*harness.NetNS // by pod
+	uids    map[string]string         // by pod, with a real API server
 }
 
-// podUID is the UID of a script's pod.
-func podUID(name string) string { return "uid-of-" + name }
+// uid is the UID of a script's pod: the API server's, else that of its manifest.
+func (n *node) uid(pod string) string {
+	if uid, ok := n.uids[pod]; ok {
+		return uid
+	}
+	return "uid-of-" + pod
+}
 
 func (n *node) path(elem string) string { return filepath.Join(n.dir, elem) }
 
@@ -121,7 +127,7 @@ func cmdCNI(ts *testscript.TestScript, neg bool, args []string) {
 		n.netns[pod] = netns
 		ts.Defer(func() { _ = netns.Delete() }) // the script may have deleted it
 	}
-	res, err := n.rt.Call(verb, harness.Sandbox{ID: id, NetNS: n.netns[pod].Path, Namespace: "default", Name: pod, UID: podUID(pod)})
+	res, err := n.rt.Call(verb, harness.Sandbox{ID: id, NetNS: n.netns[pod].Path, Namespace: "default", Name: pod, UID: n.uid(pod)})
 	ts.Check(err)
 	_, err = ts.Stdout().Write(res.Stdout)
 	ts.Check(err)
@@ -149,7 +155,7 @@ func cmdVFs(ts *testscript.TestScript, _ bool, args []string) {
 func cmdAllocate(ts *testscript.TestScript, _ bool, args []string) {
 	n := of(ts)
 	n.entries = append(n.entries, checkpoint.Entry{
-		PodUID: podUID(args[0]), Container: args[1], Resource: args[2], Devices: []checkpoint.NUMADevices{{Node: 1, IDs: args[3:]}},
+		PodUID: n.uid(args[0]), Container: args[1], Resource: args[2], Devices: []checkpoint.NUMADevices{{Node: 1, IDs: args[3:]}},
 	})
 	n.record(ts)
 }
@@ -158,7 +164,9 @@ func cmdAllocate(ts *testscript.TestScript, _ bool, args []string) {
 func cmdAgent(ts *testscript.TestScript, neg bool, _ []string) {
 	n := of(ts)
 	if neg {
-		ts.Check(errors.Join(n.agent.Process.Kill(), os.Remove(n.path("agent.sock"))))
+		ts.Check(n.agent.Process.Kill())
+		_ = n.agent.Wait() // it was killed
+		ts.Check(os.Remove(n.path("agent.sock")))
 		return
 	}
 	log, err := os.Create(n.path("agent.log"))

@@ -142,12 +142,13 @@ func restricted(t *testing.T, c corev1.Container, capabilities []corev1.Capabili
 }
 
 func TestPermissionsAreTheLeast(t *testing.T) {
+	const reviews = "; authentication.k8s.io/tokenreviews: create; authorization.k8s.io/subjectaccessreviews: create" // who may see the view
 	for name, want := range map[string]string{
-		"no Pods API": "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get list watch patch; /events: create patch",
-		"Pods API":    "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get patch; /events: create patch",
+		"no Pods API": "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get list watch patch; /events: create patch" + reviews,
+		"Pods API":    "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get patch; /events: create patch" + reviews,
 		"claims": "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get list watch patch; /events: create patch; " +
-			"resource.k8s.io/resourceslices: get list watch",
-		"taint": "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get list watch patch; /events: create patch; /nodes: get patch",
+			"resource.k8s.io/resourceslices: get list watch" + reviews,
+		"taint": "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get list watch patch; /events: create patch; /nodes: get patch" + reviews,
 	} {
 		t.Run(name, func(t *testing.T) {
 			args := append([]string{"--kube-version", "1.36.0"}, values()[name]...)

@@ -90,6 +90,7 @@ pods' secrets in the kubelet's own directory, PodResources says the same. */}}
 {{- with .Values.http.port }}
 {{- $_ := set $agent "listen" (printf "%s:%d" (ternary "127.0.0.1" "" (eq (include "manifold.loopback" $) "true")) (int .)) }}
 {{- end -}}
+{{- with .Values.view.port }}{{ $_ := set $agent "view" (printf ":%d" (int .)) }}{{ end -}}
 agent.json: |
   {{- toPrettyJson $agent | nindent 2 }}
 plugin.json: |

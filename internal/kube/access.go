@@ -1,0 +1,150 @@
+package kube
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+)
+
+// ErrUnauthenticated says that the API server does not know a token, or that it
+// was made for another audience.
+var ErrUnauthenticated = errors.New("not authenticated")
+
+// ErrForbidden says that the owner of a token may not do what is asked.
+var ErrForbidden = errors.New("forbidden")
+
+// Bounds of Access: what strangers can make an agent ask of the API server.
+const (
+	maxToken    = 16 << 10 // bytes
+	maxVerdicts = 256
+	maxReviews  = 4 // under way
+	allowedTime = time.Minute
+	refusedTime = 10 * time.Second
+)
+
+// Access asks the API server who owns a token (TokenReview) and whether the owner
+// may read a path (SubjectAccessReview). Answers are kept for a short time. It is
+// safe for concurrent use.
+type Access struct {
+	client   *Client
+	audience string
+	reviews  chan struct{} // holds a token for each review under way
+
+	mu       sync.Mutex
+	verdicts map[verdictKey]verdict
+}
+
+type verdictKey struct {
+	token [sha256.Size]byte
+	path  string
+}
+
+type verdict struct {
+	err   error
+	until time.Time
+}
+
+// NewAccess returns an Access for tokens that were made for audience.
+func NewAccess(client *Client, audience string) *Access {
+	return &Access{client: client, audience: audience, reviews: make(chan struct{}, maxReviews), verdicts: map[verdictKey]verdict{}}
+}
+
+// Allowed returns nil when the owner of token may get path, an absolute path that
+// RBAC knows as a nonResourceURL. Its errors are ErrUnauthenticated, ErrForbidden,
+// and ErrUnavailable when the API server does not say.
+func (a *Access) Allowed(ctx context.Context, token, path string) error {
+	if token == "" || len(token) > maxToken {
+		return fmt.Errorf("%w: no token", ErrUnauthenticated)
+	}
+	key := verdictKey{sha256.Sum256([]byte(token)), path}
+	if v, ok := a.known(key); ok {
+		return v.err
+	}
+	select {
+	case a.reviews <- struct{}{}:
+		defer func() { <-a.reviews }()
+	case <-ctx.Done():
+		return fmt.Errorf("%w: too many tokens are being reviewed: %w", ErrUnavailable, ctx.Err())
+	}
+	if v, ok := a.known(key); ok { // reviewed while this one waited
+		return v.err
+	}
+	err := a.review(ctx, token, path)
+	if !errors.Is(err, ErrUnavailable) {
+		a.keep(key, err)
+	}
+	return err
+}
+
+// known returns what was answered not long ago.
+func (a *Access) known(key verdictKey) (verdict, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	v, ok := a.verdicts[key]
+	return v, ok && time.Now().Before(v.until)
+}
+
+// keep remembers an answer. When there are too many, all are forgotten: a flood of
+// tokens costs reviews, never memory.
+func (a *Access) keep(key verdictKey, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.verdicts) >= maxVerdicts {
+		clear(a.verdicts)
+	}
+	life := allowedTime
+	if err != nil {
+		life = refusedTime
+	}
+	a.verdicts[key] = verdict{err, time.Now().Add(life)}
+}
+
+// review asks the API server.
+func (a *Access) review(ctx context.Context, token, path string) error {
+	who := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{a.audience}}}
+	if err := a.client.post(ctx, a.client.authentication, "tokenreviews", who); err != nil {
+		return err
+	}
+	// An API server that knows no audiences answers without any.
+	if !who.Status.Authenticated || !slices.Contains(who.Status.Audiences, a.audience) {
+		return fmt.Errorf("%w: the API server does not know the token, or it is not for %s", ErrUnauthenticated, a.audience)
+	}
+	user := who.Status.User
+	may := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+		User: user.Username, UID: user.UID, Groups: user.Groups, Extra: map[string]authorizationv1.ExtraValue{},
+		NonResourceAttributes: &authorizationv1.NonResourceAttributes{Path: path, Verb: "get"},
+	}}
+	for k, v := range user.Extra {
+		may.Spec.Extra[k] = authorizationv1.ExtraValue(v)
+	}
+	if err := a.client.post(ctx, a.client.authorization, "subjectaccessreviews", may); err != nil {
+		return err
+	}
+	if !may.Status.Allowed {
+		return fmt.Errorf("%w: %s may not get %s", ErrForbidden, user.Username, path)
+	}
+	return nil
+}
+
+// addAuthentication and addAuthorization register the kinds of the two reviews,
+// and the request for a token.
+func addAuthentication(s *runtime.Scheme) error {
+	s.AddKnownTypes(authenticationv1.SchemeGroupVersion, &authenticationv1.TokenReview{})
+	metav1.AddToGroupVersion(s, authenticationv1.SchemeGroupVersion)
+	return nil
+}
+
+func addAuthorization(s *runtime.Scheme) error {
+	s.AddKnownTypes(authorizationv1.SchemeGroupVersion, &authorizationv1.SubjectAccessReview{})
+	metav1.AddToGroupVersion(s, authorizationv1.SchemeGroupVersion)
+	return nil
+}
