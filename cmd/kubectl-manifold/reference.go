@@ -11,32 +11,35 @@ import (
 
 const referenceHead = "# kubectl manifold\n\nMade from the commands by `go test ./test/kubectl -update`. Put the program `kubectl-manifold` into a directory of `PATH`; kubectl finds it by its name.\n\n"
 
-// newReference returns the hidden command that prints the reference page.
+// newReference returns the hidden command that prints the reference page, and
+// writes the manual pages.
 func newReference(streams genericiooptions.IOStreams) *cobra.Command {
-	return &cobra.Command{
+	manuals := ""
+	c := &cobra.Command{
 		Use: "reference", Short: "Print the reference of all commands as Markdown", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if manuals != "" {
+				return writeManuals(manuals, c.Root())
+			}
 			_, err := io.WriteString(streams.Out, referenceHead+reference(c.Root()))
 			return err
 		},
 	}
+	c.Flags().StringVar(&manuals, "manuals", "", "write manual pages into this `directory` instead")
+	return c
 }
 
 // reference returns the chapters of a command and of those below it, each the
 // command's own help.
-func reference(c *cobra.Command) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "## %s\n\n", c.CommandPath())
-	text := c.Long
-	if text == "" {
-		text = c.Short
-	}
-	c.InitDefaultHelpFlag()
-	fmt.Fprintf(&b, "%s\n\n```\n%s```\n", text, c.UsageString())
-	for _, sub := range c.Commands() {
-		if sub.IsAvailableCommand() && sub.Name() != "completion" && sub.Name() != "help" {
-			b.WriteString("\n" + reference(sub))
+func reference(root *cobra.Command) string {
+	var chapters []string
+	for _, c := range documented(root) {
+		text := c.Long
+		if text == "" {
+			text = c.Short
 		}
+		c.InitDefaultHelpFlag()
+		chapters = append(chapters, fmt.Sprintf("## %s\n\n%s\n\n```\n%s```\n", c.CommandPath(), text, c.UsageString()))
 	}
-	return b.String()
+	return strings.Join(chapters, "\n")
 }

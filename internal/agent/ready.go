@@ -156,3 +156,17 @@ func pluginConf(file string, raw []byte) (*netconf.Conf, json.RawMessage, error)
 	}
 	return nil, nil, cnierr.New(op, cnierr.InvalidConfig, `it has no plugin of type "manifold"`)
 }
+
+// ReadPluginConfig reads the plugin's configuration in a file of the runtime's
+// directory, and returns it with what is wrong in it and harms nothing.
+func ReadPluginConfig(file string) (*netconf.Conf, []Finding, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, nil, cnierr.New("read "+file, cnierr.IO, "%w", err)
+	}
+	conf, _, err := pluginConf(file, raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	return conf, ValidateConfig(raw), nil
+}

@@ -69,12 +69,18 @@ func runReconciler(ctx context.Context, r *reconcile.Reconciler, mode string, lo
 	}
 }
 
+// NewReconciler returns the reconciler of a configuration, without an agent, and
+// what to call when it is not needed any more.
+func NewReconciler(c *Config) (r *reconcile.Reconciler, done func() error) {
+	k := c.kubelet(nil)
+	return c.reconciler(k), k.close
+}
+
 // Reconcile looks once at the node's VFs, and repairs what it finds where repair
 // is set. It returns what is wrong and was not repaired.
 func Reconcile(ctx context.Context, c *Config, repair bool) ([]reconcile.Finding, error) {
-	k := c.kubelet(nil)
-	defer k.close()
-	r := c.reconciler(k)
+	r, done := NewReconciler(c)
+	defer done()
 	found, err := r.Scan(ctx)
 	if err != nil {
 		err = cnierr.New("look at the node's VFs", cnierr.IO, "%w", err)

@@ -64,7 +64,7 @@ var may = map[string][]string{
 	"cmd/manifold-webhook": {"internal/webhook"},
 	"internal/inspect": {
 		"checkpoint", "internal/agent", "internal/cnierr", "internal/journal", "internal/kube", "internal/netconf", "internal/nodeview", "internal/plan",
-		"internal/planner", "internal/rules", "netattach", "podresources", "sriov", "sriov/inventory",
+		"internal/planner", "internal/reconcile", "internal/rules", "netattach", "podresources", "sriov", "sriov/inventory",
 	},
 }
 

@@ -10,9 +10,13 @@
 //	[Explain]  why a pod of a manifest would get what it would get
 //	[Nodes]    of a node's pods and devices: what is attached, and why
 //
-// A node is [Local], or [Remote] through the API server.
+//	[Orphans]  what of them was left behind
 //
-// Nothing here changes a node.
+// A node is [Local], or [Remote] through the API server. Of the local one more can
+// be asked: [Local.Doctor] says what is broken and what to do, [Local.Repair] what
+// would be undone, [Local.Bundle] all of it in one archive without its secrets.
+//
+// Nothing here changes a node but Local.Repair, where that is asked for.
 package inspect
 
 import "github.com/manifold-cni/manifold/internal/rules"

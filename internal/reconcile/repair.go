@@ -49,6 +49,21 @@ func (r *Reconciler) Accept(ctx context.Context, device string) error {
 	return r.claimed(ctx, Finding{Device: device}, func() error { return r.Journal.Release(device) })
 }
 
+// Proposal says what [Reconciler.Repair] would do about a finding, and whether it
+// would do anything. Whether the VF is then still as it was found, only Repair
+// looks, under its claim.
+func (r *Reconciler) Proposal(f Finding) (action string, repairs bool) {
+	switch {
+	case r.excluded(f):
+		return "nothing: its PF is excluded", false
+	case f.Kind == Stranded:
+		return "make it as its sandbox found it", true
+	case f.Kind == Leftover:
+		return "reset it: no VLAN, no rates, link state auto", true
+	}
+	return "nothing: " + string(f.Kind) + " VFs are only reported", false
+}
+
 // excluded reports whether the configuration excludes the VF's PF.
 func (r *Reconciler) excluded(f Finding) bool {
 	name, _, err := r.Host.PFNetDev(f.Device)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -89,4 +90,46 @@ func TestReferencePageIsTheCommands(t *testing.T) {
 	if string(have) != text {
 		t.Error("docs/kubectl.md is not what the commands say; run: go test ./test/kubectl -update")
 	}
+}
+
+func TestManualPagesAreTheCommands(t *testing.T) {
+	dir := filepath.Join("..", "..", "docs", "man")
+	made := t.TempDir()
+	if *update {
+		made = dir
+	}
+	if status, _, stderr := run(t, "reference", "--manuals", made); status != 0 {
+		t.Fatal(stderr)
+	}
+	pages, have := names(t, made), names(t, dir)
+	if !slices.Equal(pages, have) {
+		t.Fatalf("docs/man has %v, the commands have %v; run: go test ./test/kubectl -update", have, pages)
+	}
+	for _, name := range pages {
+		want, err := os.ReadFile(filepath.Join(made, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		page, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(page, want) {
+			t.Errorf("docs/man/%s is not what the command says; run: go test ./test/kubectl -update", name)
+		}
+	}
+}
+
+// names returns the names of a directory's files, in order.
+func names(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, e := range entries {
+		out = append(out, e.Name())
+	}
+	return out
 }

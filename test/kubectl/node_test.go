@@ -57,6 +57,7 @@ func (n *node) path(elem string) string { return filepath.Join(n.dir, elem) }
 // Commands of the scripts.
 var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"node": cmdNode, "cni": cmdCNI, "vfs": cmdVFs, "allocate": cmdAllocate, "agent": cmdAgent, "die": cmdDie, "damage": cmdDamage,
+	"exclude": cmdExclude, "logfile": cmdLogFile,
 }
 
 // of returns the node of a script.
@@ -67,6 +68,7 @@ func of(ts *testscript.TestScript) *node { return ts.Value("node").(*node) }
 func cmdNode(ts *testscript.TestScript, _ bool, args []string) {
 	n := of(ts)
 	n.dir, n.netns = ts.Getenv("WORK"), map[string]*harness.NetNS{}
+	ts.Check(os.RemoveAll(n.path("bin")))
 	for _, dir := range []string{"bin", "pods", "definitions", "net.d", "kubelet/device-plugins", "devinfo"} {
 		ts.Check(os.MkdirAll(n.path(dir), 0o755))
 	}
@@ -189,6 +191,28 @@ func cmdAgent(ts *testscript.TestScript, neg bool, _ []string) {
 			ts.Fatalf("the agent does not serve: %s, %v", text, err)
 		}
 	}
+}
+
+// change changes a key of a JSON file.
+func change(ts *testscript.TestScript, file string, change func(map[string]any)) {
+	raw, err := os.ReadFile(file)
+	ts.Check(err)
+	keys := map[string]any{}
+	ts.Check(json.Unmarshal(raw, &keys))
+	change(keys)
+	ts.Check(os.WriteFile(file, encode(ts, keys), 0o600))
+}
+
+// cmdExclude excludes a PF from repairs: "exclude PF".
+func cmdExclude(ts *testscript.TestScript, _ bool, args []string) {
+	change(ts, of(ts).path("agent.json"), func(keys map[string]any) { keys["reconcileExclude"] = args })
+}
+
+// cmdLogFile makes a file the plugin's log: "logfile FILE".
+func cmdLogFile(ts *testscript.TestScript, _ bool, args []string) {
+	change(ts, of(ts).path("net.d/00-manifold.conflist"), func(list map[string]any) {
+		list["plugins"].([]any)[0].(map[string]any)["logFile"] = ts.MkAbs(args[0])
+	})
 }
 
 // cmdDie ends a pod's sandbox without DEL: "die POD".

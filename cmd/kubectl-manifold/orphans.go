@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	"github.com/manifold-cni/manifold/internal/inspect"
+)
+
+const orphansLong = `Shows what was left behind: virtual functions that are stranded, drifted, orphaned
+or left over, and sandboxes that died without DEL or whose DEL has failed.
+
+` + needs
+
+// orphans are what orphans prints as JSON and YAML.
+type orphans struct {
+	Orphans []inspect.Orphan `json:"orphans"`
+}
+
+func newOrphans(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {
+	n := nodeFlags{kube: kube}
+	var out output
+	c := &cobra.Command{
+		Use: "orphans [NODE...]", Short: "Show what was left behind", Long: orphansLong,
+		Example: "  # of all nodes\n  kubectl manifold orphans\n\n  # on the node itself\n  kubectl manifold orphans --local",
+		RunE: func(c *cobra.Command, args []string) error {
+			return listOrphans(c.Context(), streams, &n, &out, args)
+		},
+	}
+	n.bind(c)
+	out.bind(c, false)
+	return c
+}
+
+func listOrphans(ctx context.Context, streams genericiooptions.IOStreams, n *nodeFlags, o *output, args []string) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	nodes, err := n.nodes()
+	if err != nil {
+		return err
+	}
+	all := &views{}
+	if all.Nodes, err = nodes.Views(ctx, args); err != nil {
+		return err
+	}
+	wrong := all.problems(streams.ErrOut)
+	found := orphans{inspect.Orphans(all.Nodes)}
+	if err := o.print(streams.Out, found, func(w io.Writer, _ bool) error { return found.text(w) }); err != nil {
+		return err
+	}
+	return foundIf(wrong || len(found.Orphans) > 0)
+}
+
+// text writes a line for each orphan.
+func (o orphans) text(w io.Writer) error {
+	t := table{header: []string{"NODE", "WHAT", "POD", "NETWORK", "KIND", "FOUND"}}
+	for _, one := range o.Orphans {
+		t.add(red, one.Node, one.What, one.Pod, one.Network, one.Kind, one.Text)
+	}
+	return t.write(w)
+}
+
+const repairLong = `Undoes what was left behind on virtual functions of this node: a stranded one is
+made as its sandbox found it, what is left over is reset. What is drifted or
+orphaned is only reported, and PFs that the agent's configuration excludes are left
+alone. With --dry-run it says what it would do.
+
+It runs on the node, as root. Each repair is written to repairs.log in the journals'
+directory before it is done.`
+
+func newRepair(streams genericiooptions.IOStreams) *cobra.Command {
+	var local localFlags
+	var dry bool
+	var out output
+	c := &cobra.Command{
+		Use: "repair", Short: "Undo what was left behind on this node's virtual functions", Long: repairLong, Args: cobra.NoArgs,
+		Example: "  # what would be done\n  kubectl manifold repair --dry-run",
+		RunE: func(c *cobra.Command, _ []string) error {
+			return repair(c.Context(), streams, local, dry, &out)
+		},
+	}
+	local.bind(c)
+	c.Flags().BoolVar(&dry, "dry-run", false, "say what would be done, and do nothing")
+	out.bind(c, false)
+	return c
+}
+
+// repairs are what repair prints as JSON and YAML.
+type repairs struct {
+	DryRun  bool             `json:"dryRun"`
+	Repairs []inspect.Repair `json:"repairs"`
+}
+
+func repair(ctx context.Context, streams genericiooptions.IOStreams, local localFlags, dry bool, o *output) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	done, problem := inspect.Local{Config: local.config}.Repair(ctx, dry)
+	if problem != nil && done == nil {
+		return fmt.Errorf("repair: %w", problem)
+	}
+	found := repairs{dry, done}
+	if err := o.print(streams.Out, found, func(w io.Writer, _ bool) error { return found.text(w) }); err != nil {
+		return err
+	}
+	left := false
+	for _, r := range done {
+		left = left || r.Left
+	}
+	if problem != nil {
+		return errors.Join(errors.New("not everything could be looked at"), problem)
+	}
+	return foundIf(left)
+}
+
+// text writes a line for each finding.
+func (r repairs) text(w io.Writer) error {
+	title := "DONE"
+	if r.DryRun {
+		title = "WOULD DO"
+	}
+	t := table{header: []string{"DEVICE", "POD", "KIND", "FOUND", title}}
+	for _, one := range r.Repairs {
+		t.add(verdict(!one.Left), one.Device, one.Pod, string(one.Kind), one.Text, one.Action)
+	}
+	return t.write(w)
+}

@@ -1,0 +1,154 @@
+package inspect
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+// maxBundled bounds each file of a bundle, in bytes; of a log the end is kept.
+const maxBundled = 2 << 20
+
+// bundleReadme is the first file of a bundle.
+const bundleReadme = `What kubectl manifold support-bundle found on this node.
+
+  view.json         attachments and virtual functions
+  doctor.json       what the node needs, and whether it has it
+  release.txt       of the program that wrote this
+  agent.json        the agent's configuration
+  net.d/            the runtime's network configurations
+  journals/         the plans and steps of the sandboxes
+  log.txt           the end of the plugin's log, where it has one
+  problems.txt      what could not be read
+
+Left out are kubeconfigs, the kubelet's checkpoint and the API server's objects.
+Values of keys that name tokens, passwords, keys, certificates and other secrets,
+and what looks like one elsewhere, are replaced by "REDACTED". Names of pods,
+addresses and devices are as they are: look through it before you hand it on.
+`
+
+// bundle is an archive that is being written.
+type bundle struct {
+	tar      *tar.Writer
+	now      time.Time
+	problems bytes.Buffer
+}
+
+// Bundle writes a gzipped tar archive of what is known of the node, without its
+// secrets. What cannot be read is named in the archive; an error means that the
+// archive could not be written.
+func (l Local) Bundle(ctx context.Context, release string, w io.Writer) (err error) {
+	zip := gzip.NewWriter(w)
+	b := &bundle{tar: tar.NewWriter(zip), now: time.Now().Truncate(time.Second)}
+	defer func() { err = errors.Join(err, b.tar.Close(), zip.Close()) }()
+	if err := errors.Join(b.add("README.txt", []byte(bundleReadme)), b.add("release.txt", []byte(release+"\n"))); err != nil {
+		return err
+	}
+	if err := b.json("doctor.json", l.Doctor(ctx)); err != nil {
+		return err
+	}
+	conf, problem := agent.ReadConfig(l.Config)
+	b.problem(problem)
+	if problem == nil {
+		err = b.node(ctx, l, conf)
+	}
+	return errors.Join(err, b.add("problems.txt", b.problems.Bytes()))
+}
+
+// node adds what a node's configuration leads to.
+func (b *bundle) node(ctx context.Context, l Local, conf *agent.Config) error {
+	v, problem := l.view(ctx)
+	b.problem(problem)
+	err := b.json("view.json", v)
+	err = errors.Join(err, b.file("agent.json", l.Config))
+	files, problem := filepath.Glob(filepath.Join(filepath.Dir(conf.CNIConfig), "*.conf*"))
+	b.problem(problem)
+	for _, f := range files {
+		err = errors.Join(err, b.file("net.d/"+filepath.Base(f), f))
+	}
+	if plugin, _, problem := agent.ReadPluginConfig(conf.CNIConfig); problem == nil && plugin.LogFile != "" {
+		err = errors.Join(err, b.file("log.txt", plugin.LogFile))
+	}
+	return errors.Join(err, b.journals(journal.Dir{Path: conf.CNIDir}))
+}
+
+// journals adds the plans and steps of every sandbox.
+func (b *bundle) journals(dir journal.Dir) error {
+	keys, problem := dir.List()
+	b.problem(problem)
+	var err error
+	for _, k := range keys {
+		entry, problem := dir.Open(k)
+		if problem != nil {
+			b.problem(problem)
+			continue
+		}
+		err = errors.Join(err, b.json("journals/"+k.String()+".json", struct {
+			Boot    string         `json:"boot"`
+			Created time.Time      `json:"created"`
+			Plan    *plan.Plan     `json:"plan"`
+			Steps   []journal.Step `json:"steps"`
+		}{entry.Boot, entry.Created, entry.Plan, entry.Steps}))
+	}
+	return err
+}
+
+// problem keeps an error for the reader of the bundle.
+func (b *bundle) problem(err error) {
+	if err != nil {
+		fmt.Fprintln(&b.problems, err)
+	}
+}
+
+// json adds a document.
+func (b *bundle) json(name string, v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return b.add(name, raw)
+}
+
+// file adds a file of the node, of a long one its end.
+func (b *bundle) file(name, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		b.problem(err)
+		return nil
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err == nil && fi.Mode().IsRegular() && fi.Size() > maxBundled {
+		_, err = f.Seek(-maxBundled, io.SeekEnd)
+		b.problem(err)
+	}
+	raw, err := io.ReadAll(io.LimitReader(f, maxBundled))
+	if err != nil {
+		b.problem(err)
+		return nil
+	}
+	return b.add(name, raw)
+}
+
+// add adds a file, without its secrets: nothing reaches the archive but by this.
+func (b *bundle) add(name string, raw []byte) error {
+	raw = Redact(raw)
+	if err := b.tar.WriteHeader(&tar.Header{Name: "manifold/" + name, Mode: 0o600, Size: int64(len(raw)), ModTime: b.now}); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	if _, err := b.tar.Write(raw); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return nil
+}

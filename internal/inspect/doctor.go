@@ -1,0 +1,392 @@
+package inspect
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/checkpoint"
+	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/nodeview"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/podresources"
+	"github.com/manifold-cni/manifold/sriov/inventory"
+)
+
+// States of a [Check].
+const (
+	CheckOK      = "ok"
+	CheckWarning = "warning" // it works, and may surprise
+	CheckFailed  = "failed"
+	CheckSkipped = "skipped" // it is not configured, or what it needs has failed
+)
+
+// Check is one thing that a node needs, and whether it has it.
+type Check struct {
+	Name  string `json:"name"`
+	State string `json:"state"` // one of the Check constants
+	Text  string `json:"text"`  // what was found
+	Fix   string `json:"fix,omitempty"`
+}
+
+// doctor looks at one node.
+type doctor struct {
+	ctx    context.Context
+	conf   *agent.Config
+	plugin *netconf.Conf // nil when there is none that can be read
+	out    []Check
+}
+
+// Doctor looks at what the node needs, in the order in which a pod needs it. It
+// changes nothing, and asks no more of the kubelet than one call of each kind.
+func (l Local) Doctor(ctx context.Context) []Check {
+	d := &doctor{ctx: ctx}
+	var err error
+	if d.conf, err = agent.ReadConfig(l.Config); err != nil {
+		d.failed("agent's configuration", "write it, or run 'manifold-agent install'", "%v", err)
+		return d.out
+	}
+	d.ok("agent's configuration", "%s", l.Config)
+	for _, look := range []func(){
+		d.configuration, d.order, d.defaultNetwork, d.programs, d.agent, d.podResources, d.checkpoint, d.podsAPI, d.apiServer, d.snapshot, d.state, d.hardware,
+	} {
+		look()
+	}
+	d.view(l)
+	return d.out
+}
+
+func (d *doctor) add(name, state, fix, format string, args ...any) {
+	d.out = append(d.out, Check{Name: name, State: state, Text: fmt.Sprintf(format, args...), Fix: fix})
+}
+
+func (d *doctor) ok(name, format string, args ...any) { d.add(name, CheckOK, "", format, args...) }
+
+func (d *doctor) failed(name, fix, format string, args ...any) {
+	d.add(name, CheckFailed, fix, format, args...)
+}
+
+// configuration reads the plugin's configuration.
+func (d *doctor) configuration() {
+	const name = "plugin's configuration"
+	conf, findings, err := agent.ReadPluginConfig(d.conf.CNIConfig)
+	if err != nil {
+		d.failed(name, "run 'manifold-agent install', or set the agent's key cniConfig", "%v", err)
+		return
+	}
+	d.plugin = conf
+	for _, f := range findings {
+		d.add(name, CheckWarning, "correct "+d.conf.CNIConfig, "line %s", f)
+	}
+	if len(findings) == 0 {
+		d.ok(name, "%s", d.conf.CNIConfig)
+	}
+	if conf.CNIDir != d.conf.CNIDir {
+		d.failed(name, "make cniDir the same in both", "the plugin keeps its journals in %s, the agent looks in %s", conf.CNIDir, d.conf.CNIDir)
+	}
+	if conf.AgentSocket != d.conf.Socket {
+		d.failed(name, "make agentSocket the agent's socket", "the plugin asks the agent at %s, it listens at %s", conf.AgentSocket, d.conf.Socket)
+	}
+}
+
+// order looks whether the runtime takes Manifold's configuration: it takes the
+// first file.
+func (d *doctor) order() {
+	const name = "configuration order"
+	dir := filepath.Dir(d.conf.CNIConfig)
+	first, problems := netconf.First(dir)
+	for _, err := range problems {
+		d.add(name, CheckWarning, "correct the file, or take it away", "%v", err)
+	}
+	switch {
+	case first == nil:
+		d.failed(name, "run 'manifold-agent install'", "%s has no network configuration", dir)
+	case !first.Runs("manifold"):
+		d.failed(name, "rename it, so that it sorts after "+filepath.Base(d.conf.CNIConfig), "the runtime takes %s, which is not Manifold's", first.Path)
+	default:
+		d.ok(name, "the runtime takes %s", first.Path)
+	}
+}
+
+// defaultNetwork looks for the cluster default network.
+func (d *doctor) defaultNetwork() {
+	const name = "default network"
+	if d.plugin == nil {
+		d.add(name, CheckSkipped, "", "there is no configuration of the plugin")
+		return
+	}
+	raw, err := d.plugin.ClusterDefault()
+	if errors.Is(err, netconf.ErrNotOnDisk) && !filepath.IsAbs(d.plugin.ClusterNetwork) {
+		d.definedNetwork(name, err)
+		return
+	}
+	if err != nil {
+		d.failed(name, "see whether the default network's own pods run: they write its configuration", "%v", err)
+		return
+	}
+	var conf struct {
+		Name string `json:"name"`
+	}
+	if err := json.Unmarshal(raw, &conf); err != nil {
+		d.failed(name, "correct the default network's configuration", "%v", err)
+		return
+	}
+	d.ok(name, "%s", conf.Name)
+	d.programsOf(name, raw)
+}
+
+// definedNetwork looks for a default network that is a definition.
+func (d *doctor) definedNetwork(name string, missing error) {
+	namespace := d.plugin.MultusNamespace
+	s, err := kube.OpenSnapshot(d.conf.Snapshot)
+	if err == nil {
+		_, err = s.Definition(d.ctx, namespace, d.plugin.ClusterNetwork)
+	}
+	if err != nil {
+		d.failed(name, "see whether the default network's own pods run, or correct clusterNetwork", "neither a file nor a definition: %v; %v", missing, err)
+		return
+	}
+	d.ok(name, "definition %s/%s", namespace, d.plugin.ClusterNetwork)
+}
+
+// programsOf looks for the programs of a configuration.
+func (d *doctor) programsOf(name string, raw json.RawMessage) {
+	type plugin struct {
+		Type string `json:"type"`
+		IPAM struct {
+			Type string `json:"type"`
+		} `json:"ipam"`
+	}
+	var conf struct {
+		plugin
+		Plugins []plugin `json:"plugins"`
+	}
+	if err := json.Unmarshal(raw, &conf); err != nil {
+		d.failed(name, "correct the default network's configuration", "%v", err)
+		return
+	}
+	for _, p := range append(conf.Plugins, conf.plugin) {
+		for _, program := range []string{p.Type, p.IPAM.Type} {
+			if program != "" {
+				d.program(program, d.plugin.BinDir)
+			}
+		}
+	}
+}
+
+// program looks for one program.
+func (d *doctor) program(program, dir string) {
+	path, err := invoke.FindInPath(program, []string{dir})
+	if err == nil {
+		err = unix.Access(path, unix.X_OK)
+	}
+	if err != nil {
+		d.failed("program "+program, "install it into "+dir, "%v", err)
+		return
+	}
+	d.ok("program "+program, "%s", path)
+}
+
+// programs looks for our own.
+func (d *doctor) programs() {
+	if d.plugin == nil {
+		return
+	}
+	d.program("manifold", d.plugin.BinDir)
+	d.program(filepath.Base(d.plugin.AgentProgram), filepath.Dir(d.plugin.AgentProgram))
+}
+
+// agent calls the agent.
+func (d *doctor) agent() {
+	ctx, cancel := context.WithTimeout(d.ctx, answerTime)
+	defer cancel()
+	if err := (plan.Client{Socket: d.conf.Socket}).Ping(ctx); err != nil {
+		d.failed("agent", "start it, or see its log; until then each pod starts the agent's program once", "%v", err)
+		return
+	}
+	d.ok("agent", "answers at %s", d.conf.Socket)
+}
+
+// answerTime bounds each question to a local socket.
+const answerTime = 5 * time.Second
+
+// podResources lists the kubelet's allocations.
+func (d *doctor) podResources() {
+	const name = "PodResources API"
+	if d.conf.PodResources == "" {
+		d.add(name, CheckSkipped, "", "not configured")
+		return
+	}
+	client := podresources.NewClient(d.conf.PodResources)
+	defer client.Close()
+	pods, err := client.List(d.ctx)
+	switch {
+	case err != nil:
+		d.failed(name, "see whether the kubelet runs, and whether podResources is its socket", "%s: %v", d.conf.PodResources, err)
+	case len(pods) == 0:
+		d.add(name, CheckWarning, "if the kubelet has just started, look again", "%s answers, and lists no pod", d.conf.PodResources)
+	default:
+		d.ok(name, "%s lists %d pods", d.conf.PodResources, len(pods))
+	}
+}
+
+// checkpoint reads the kubelet's checkpoint.
+func (d *doctor) checkpoint() {
+	const name = "checkpoint"
+	if d.conf.Checkpoint == "" {
+		d.add(name, CheckSkipped, "", "not configured")
+		return
+	}
+	c, err := checkpoint.NewFile(d.conf.Checkpoint).Load()
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		d.add(name, CheckWarning, "if pods have devices, correct kubeletDir", "%s is not there: no device was ever allocated", d.conf.Checkpoint)
+	case err != nil:
+		d.failed(name, "drain the node, remove the file, start the kubelet anew", "%v", err)
+	default:
+		d.ok(name, "%s, %d allocations", d.conf.Checkpoint, len(c.Entries))
+	}
+}
+
+// podsAPI connects to the kubelet's Pods API.
+func (d *doctor) podsAPI() {
+	const name = "Pods API"
+	if d.conf.PodsAPI == "" {
+		d.add(name, CheckSkipped, "", "not configured")
+		return
+	}
+	conn, err := (&net.Dialer{Timeout: answerTime}).DialContext(d.ctx, "unix", d.conf.PodsAPI)
+	if err == nil {
+		err = conn.Close()
+	}
+	switch {
+	case err == nil:
+		d.ok(name, "%s", d.conf.PodsAPI)
+	case d.conf.APIServer == "" && d.conf.PodManifests == "":
+		d.failed(name, "set apiServer, or enable the kubelet's Pods API", "%v: nothing else tells of pods", err)
+	default:
+		d.add(name, CheckSkipped, "", "the kubelet does not serve it; pods come from elsewhere")
+	}
+}
+
+// apiServer connects to the API server, and looks how long certificates are good.
+func (d *doctor) apiServer() {
+	const name = "API server"
+	switch d.conf.APIServer {
+	case "":
+		d.add(name, CheckSkipped, "", "not configured")
+		return
+	case agent.InCluster:
+		d.add(name, CheckSkipped, "", "the credential is the agent's pod's: see its readiness")
+		return
+	}
+	ctx, cancel := context.WithTimeout(d.ctx, answerTime)
+	defer cancel()
+	certificates, err := kube.Certificates(ctx, d.conf.APIServer)
+	if err != nil {
+		d.failed(name, "see whether it runs, and renew what has expired; known definitions serve from the snapshot", "%v", err)
+		return
+	}
+	for _, c := range certificates {
+		left := time.Until(c.NotAfter)
+		switch {
+		case left < 0:
+			d.failed("certificate", "renew it", "%s has expired at %s", c.Name, c.NotAfter.UTC().Format(time.RFC3339))
+		case left < soon:
+			d.add("certificate", CheckWarning, "renew it", "%s expires at %s", c.Name, c.NotAfter.UTC().Format(time.RFC3339))
+		default:
+			d.ok("certificate", "%s is good until %s", c.Name, c.NotAfter.UTC().Format(time.RFC3339))
+		}
+	}
+	d.ok(name, "%s answers", d.conf.APIServer)
+}
+
+// soon is when the end of a certificate is told of.
+const soon = 7 * 24 * time.Hour
+
+// snapshot reads the definitions on disk.
+func (d *doctor) snapshot() {
+	const name = "definitions on disk"
+	if d.conf.Snapshot == "" || d.conf.APIServer == "" {
+		d.add(name, CheckSkipped, "", "not configured")
+		return
+	}
+	if _, err := kube.OpenSnapshot(d.conf.Snapshot); err != nil {
+		d.add(name, CheckWarning, "the agent writes it once it has reached the API server", "%v", err)
+		return
+	}
+	d.ok(name, "%s", d.conf.Snapshot)
+}
+
+// state looks at the directory of the journals.
+func (d *doctor) state() {
+	const name = "state directory"
+	var fs unix.Statfs_t
+	err := unix.Statfs(d.conf.CNIDir, &fs)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		d.add(name, CheckWarning, "the first ADD makes it", "%s is not there", d.conf.CNIDir)
+	case err != nil:
+		d.failed(name, "make it readable", "%s: %v", d.conf.CNIDir, err)
+	case fs.Flags&unix.ST_RDONLY != 0:
+		d.failed(name, "mount it writable: no pod can be attached", "%s is read-only", d.conf.CNIDir)
+	case fs.Bavail*100 < fs.Blocks:
+		d.failed(name, "make room: no pod can be attached once it is full", "%s has %d MiB left", d.conf.CNIDir, fs.Bavail*uint64(fs.Bsize)>>20)
+	default:
+		d.ok(name, "%s has %d MiB left", d.conf.CNIDir, fs.Bavail*uint64(fs.Bsize)>>20)
+	}
+}
+
+// hardware looks at what the kernel says of virtual functions.
+func (d *doctor) hardware() {
+	const name = "virtual functions"
+	all, err := inventory.Read(d.conf.SysRoot)
+	if err != nil {
+		d.failed(name, "see whether sysfs is mounted, and sysRoot right", "%v", err)
+		return
+	}
+	vfs := 0
+	for _, f := range all.Functions {
+		switch {
+		case f.IsPF() && f.NumVFs == 0 && f.TotalVFs > 0:
+			d.add("PF "+f.Address, CheckWarning, "if pods need its VFs, write their number to its sriov_numvfs", "none of its %d VFs is enabled", f.TotalVFs)
+		case f.IsVF() && f.Driver == "":
+			d.add("VF "+f.Address, CheckWarning, "bind it to its driver, or to vfio-pci", "it has no driver")
+		case f.IsVF() && strings.HasPrefix(f.Driver, "vfio") && f.IOMMUGroup == "":
+			d.failed("VF "+f.Address, "boot with intel_iommu=on or amd_iommu=on", "it is bound to %s, and the kernel has no IOMMU group for it", f.Driver)
+		}
+		if f.IsVF() {
+			vfs++
+		}
+	}
+	var kernel unix.Utsname
+	if err := unix.Uname(&kernel); err != nil {
+		d.failed(name, "", "%v", err)
+		return
+	}
+	d.ok(name, "%d on kernel %s", vfs, unix.ByteSliceToString(kernel.Release[:]))
+}
+
+// view looks at sandboxes and their devices.
+func (d *doctor) view(l Local) {
+	v, err := l.view(d.ctx)
+	if err != nil {
+		d.failed("sandboxes", "see the agent's configuration", "%v", err)
+		return
+	}
+	for _, o := range Orphans([]*nodeview.View{v}) {
+		d.add(o.What, CheckWarning, "kubectl manifold repair --dry-run", "%s", o.Text)
+	}
+	d.ok("sandboxes", "%d attachments", len(v.Attachments))
+}

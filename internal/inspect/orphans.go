@@ -1,0 +1,46 @@
+package inspect
+
+import (
+	"github.com/manifold-cni/manifold/internal/nodeview"
+	"github.com/manifold-cni/manifold/internal/reconcile"
+)
+
+// Orphan is something on a node that does not belong where it is, or to nobody.
+type Orphan struct {
+	Node    string `json:"node"`
+	What    string `json:"what"` // "VF 0000:21:10.2" or "sandbox ID"
+	Kind    string `json:"kind"` // a reconcile.Kind, "gone", or "release-failed"
+	Pod     string `json:"pod,omitempty"`
+	Network string `json:"network,omitempty"`
+	Text    string `json:"text"`
+	// Finding is that of a VF; nil for a sandbox.
+	Finding *reconcile.Finding `json:"-"`
+}
+
+// kindGone is that of a sandbox that died without DEL.
+const kindGone = "gone"
+
+// Orphans returns the orphans of nodes: VFs that the reconciler finds, and
+// attachments whose sandbox has died, or whose DEL has failed.
+func Orphans(views []*nodeview.View) []Orphan {
+	var out []Orphan
+	for _, v := range views {
+		for i := range v.Findings {
+			f := &v.Findings[i]
+			out = append(out, Orphan{Node: v.Node, What: "VF " + f.Device, Kind: string(f.Kind), Pod: f.Pod, Network: f.Network, Text: f.Text, Finding: f})
+		}
+		for i := range v.Attachments {
+			a := &v.Attachments[i]
+			o := Orphan{Node: v.Node, What: "sandbox " + a.Sandbox, Kind: kindGone, Pod: a.Pod.String(), Network: a.Network}
+			var good bool
+			if o.Text, good = Verdict(a); good {
+				continue
+			}
+			if a.Gone == "" {
+				o.Kind = a.State
+			}
+			out = append(out, o)
+		}
+	}
+	return out
+}
