@@ -11,7 +11,7 @@ ARCH  := amd64,arm64
 BENCHED = $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help build image deploy demo test check bench scale conformance golden clean test-apiserver test-cluster cluster-shell test-sriov sriov-shell
+.PHONY: help build krew image deploy demo test check bench scale conformance golden clean test-apiserver test-cluster cluster-shell test-sriov sriov-shell
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,10 @@ build: ## build the programs of node and cluster, static and stripped, into bin/
 	$(BUILD) -o bin/manifold ./cmd/manifold
 	$(BUILD) -o bin/manifold-agent ./cmd/manifold-agent
 	$(BUILD) -o bin/manifold-webhook ./cmd/manifold-webhook
+	$(BUILD) -o bin/kubectl-manifold ./cmd/kubectl-manifold
+
+krew: ## pack kubectl-manifold for krew into bin/krew/: archives, and the manifest that names them; URL is where they will be
+	go run ./test/krew/pack -release $(RELEASE) -url "$(URL)"
 
 image: ## build the image into bin/manifold-image.tar, an OCI archive, without a container builder
 	go build -C deploy/image -o $(CURDIR)/bin/image .

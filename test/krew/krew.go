@@ -1,0 +1,143 @@
+// Package krew packs kubectl-manifold for krew, kubectl's plugin manager: for each
+// platform an archive with the program, its manual pages and the license, and the
+// plugin manifest, which names the archives with their sums. The same tree gives
+// the same archives.
+package krew
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"sigs.k8s.io/yaml"
+)
+
+// program is the plugin's program, and its package's name.
+const program = "kubectl-manifold"
+
+// Platform is one that the program runs on.
+type Platform struct{ OS, Arch string }
+
+// Platforms are all of them. The program reads the node that it runs on, which is
+// Linux; through the API server it could run elsewhere, and is not made to.
+var Platforms = []Platform{{"linux", "amd64"}, {"linux", "arm64"}}
+
+// Manifest is krew's plugin manifest, as far as it is used.
+type Manifest struct {
+	APIVersion string   `json:"apiVersion"`
+	Kind       string   `json:"kind"`
+	Metadata   Metadata `json:"metadata"`
+	Spec       Spec     `json:"spec"`
+}
+
+// Metadata names the plugin.
+type Metadata struct {
+	Name string `json:"name"`
+}
+
+// Spec is what krew shows and installs.
+type Spec struct {
+	Version          string    `json:"version"`
+	Homepage         string    `json:"homepage"`
+	ShortDescription string    `json:"shortDescription"`
+	Description      string    `json:"description"`
+	Caveats          string    `json:"caveats"`
+	Platforms        []Archive `json:"platforms"`
+}
+
+// Archive is the file of one platform.
+type Archive struct {
+	Selector struct {
+		MatchLabels map[string]string `json:"matchLabels"`
+	} `json:"selector"`
+	URI    string `json:"uri"`
+	SHA256 string `json:"sha256"`
+	Bin    string `json:"bin"`
+}
+
+// Pack builds the program of the tree at root for each platform, and writes the
+// archives and the manifest manifold.yaml into out. url is where the archives will
+// be published.
+func Pack(root, out, release, url string, platforms []Platform) error {
+	m := Manifest{
+		APIVersion: "krew.googlecontainertools.github.com/v1alpha2", Kind: "Plugin", Metadata: Metadata{"manifold"},
+		Spec: Spec{
+			Version: release, Homepage: "https://github.com/manifold-cni/manifold",
+			ShortDescription: "Networks of pods and the devices they stand on",
+			Description: "Shows which pod has which network on which device, verified or not; explains why a\n" +
+				"pod gets what it gets, or hangs; finds mistakes in definitions and pods; says what is\n" +
+				"broken on a node, and what to do.\n",
+			Caveats: "Nodes are asked through the API server: bind the role manifold-view of the agents'\nnamespace to those who may.\n",
+		},
+	}
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return err
+	}
+	for _, p := range platforms {
+		raw, err := archive(root, release, p)
+		if err != nil {
+			return fmt.Errorf("%s/%s: %w", p.OS, p.Arch, err)
+		}
+		name := fmt.Sprintf("%s-%s-%s.tar.gz", program, p.OS, p.Arch)
+		if err := os.WriteFile(filepath.Join(out, name), raw, 0o644); err != nil {
+			return err
+		}
+		sum := sha256.Sum256(raw)
+		a := Archive{URI: url + "/" + name, SHA256: hex.EncodeToString(sum[:]), Bin: program}
+		a.Selector.MatchLabels = map[string]string{"os": p.OS, "arch": p.Arch}
+		m.Spec.Platforms = append(m.Spec.Platforms, a)
+	}
+	raw, err := yaml.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(out, "manifold.yaml"), raw, 0o644)
+}
+
+// archive returns the archive of one platform.
+func archive(root, release string, p Platform) ([]byte, error) {
+	dir, err := os.MkdirTemp("", "manifold-krew-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.release="+release, "-o", filepath.Join(dir, program), "./cmd/"+program)
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0", "GOOS="+p.OS, "GOARCH="+p.Arch)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build: %w\n%s", err, text)
+	}
+	manuals, err := filepath.Glob(filepath.Join(root, "docs", "man", "*.1"))
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	zip := gzip.NewWriter(&out)
+	w := tar.NewWriter(zip)
+	err = errors.Join(add(w, filepath.Join(dir, program), program, 0o755), add(w, filepath.Join(root, "LICENSE"), "LICENSE", 0o644))
+	for _, m := range manuals {
+		err = errors.Join(err, add(w, m, "man/"+filepath.Base(m), 0o644))
+	}
+	err = errors.Join(err, w.Close(), zip.Close())
+	return out.Bytes(), err
+}
+
+// add adds a file to an archive, without its times and owners.
+func add(w *tar.Writer, path, name string, mode int64) error {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := w.WriteHeader(&tar.Header{Name: name, Mode: mode, Size: int64(len(raw)), ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR}); err != nil {
+		return err
+	}
+	_, err = w.Write(raw)
+	return err
+}
