@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
@@ -43,6 +44,7 @@ func (a *Agent) Explain(ctx context.Context, pod plan.Pod) (*nodeview.Explanatio
 	e := &nodeview.Explanation{Version: nodeview.Version, Node: a.src.Node, Pod: pod}
 	e.Say("configuration", "%s", a.src.CNIConfig)
 	e.Conclude(a.plan(ctx, inv, e))
+	explainPrograms(e, inv.Conf.BinDir)
 	return e, nil
 }
 
@@ -108,5 +110,31 @@ func explainDevices(e *nodeview.Explanation, resources []string, a *podresources
 	}
 	for _, n := range a.Notes {
 		e.Say(about, "%s", n)
+	}
+}
+
+// explainPrograms says which programs of the plan are not there. It looks in the
+// plugin's own directory alone, which an agent in a container may not see; the
+// runtime's directories only the plugin knows.
+func explainPrograms(e *nodeview.Explanation, binDir string) {
+	if _, err := os.Stat(binDir); err != nil || e.Plan == nil {
+		return
+	}
+	said := map[string]bool{}
+	for _, a := range e.Plan.Attachments {
+		c, err := netattach.ParseConfig(a.Config)
+		if err != nil {
+			e.Say("interface "+a.IfName, "%v", err)
+			continue
+		}
+		for _, p := range c.Plugins() {
+			for _, program := range []string{p.Type, p.IPAMType} {
+				_, err := os.Stat(filepath.Join(binDir, filepath.Base(program)))
+				if program != "" && err != nil && !said[program] {
+					said[program] = true
+					e.Say("program "+program, "not in %s: install it there, unless the runtime looks elsewhere too", binDir)
+				}
+			}
+		}
 	}
 }
