@@ -56,7 +56,7 @@ func (r *Reconciler) Proposal(f Finding) (action string, repairs bool) {
 	switch {
 	case r.excluded(f):
 		return "nothing: its PF is excluded", false
-	case f.Kind == Stranded:
+	case f.Kind == Stranded, f.Kind == Quarantined:
 		return "make it as its sandbox found it", true
 	case f.Kind == Leftover:
 		return "reset it: no VLAN, no rates, link state auto", true
