@@ -1,0 +1,72 @@
+//go:build clusterlab
+
+package cluster
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"maps"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// agentAccount is the agent's name in the audit log.
+const agentAccount = "system:serviceaccount:" + systemNamespace + ":manifold"
+
+// A pod's life costs the API server two requests of ours, the status and an Event,
+// and the kubelet one question for devices: none for a pod without any.
+func TestRequestsOfAPodsLife(t *testing.T) {
+	const pods = 10
+	for name, c := range map[string]struct {
+		options []option
+		devices int // questions to the kubelet at most, per pod
+	}{
+		"networks": {[]option{networks("storage, plain")}, 0},
+		"device":   {[]option{networks("red, storage"), container("main", Red)}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := begin(t)
+			asked := f.podResourcesCalls()
+			for i := range pods {
+				pod := fmt.Sprintf("cost-%s-%d", name, i)
+				f.run(pod, c.options...)
+				f.remove(pod)
+			}
+			requests, err := lab.API.Requests(agentAccount)
+			f.must(err)
+			count := map[string]int{}
+			for _, r := range requests {
+				if strings.HasPrefix(r.Name, "cost-"+name) {
+					count[r.Verb+" "+r.Resource]++
+				}
+			}
+			questions := f.podResourcesCalls() - asked
+			t.Logf("%d pods cost the API server %v, PodResources %d questions", pods, count, questions)
+			if want := map[string]int{"patch pods": pods, "create events": pods}; !maps.Equal(count, want) {
+				t.Errorf("they must cost %v", want)
+			}
+			if questions > c.devices*pods {
+				t.Errorf("they must cost %d questions at most", c.devices*pods)
+			}
+		})
+	}
+}
+
+// podResourcesCalls returns how often the kubelet's PodResources API was called,
+// as the kubelet counts.
+func (f *fixture) podResourcesCalls() (calls int) {
+	f.Helper()
+	raw, err := lab.Client.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes", NodeName, "proxy/metrics").DoRaw(f.ctx)
+	f.must(err)
+	for lines := bufio.NewScanner(bytes.NewReader(raw)); lines.Scan(); {
+		name, value, ok := strings.Cut(lines.Text(), " ")
+		if ok && strings.HasPrefix(name, "kubelet_pod_resources_endpoint_requests_total{") {
+			n, err := strconv.ParseFloat(value, 64)
+			f.must(err)
+			calls += int(n)
+		}
+	}
+	return calls
+}
