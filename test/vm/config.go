@@ -157,7 +157,9 @@ func (c *Config) arguments(s *Software, image, socket string) []string {
 		"-object", fmt.Sprintf("memory-backend-ram,id=mem1,size=%dM", half), "-numa", "node,nodeid=1,memdev=mem1,cpus=1",
 		"-serial", "file:" + filepath.Join(c.Dir, ConsoleFile), "-kernel", s.kernel(), "-initrd", image,
 	}
-	kernel := []string{"console=ttyS0", "loglevel=4", "panic=-1", "net.ifnames=0", "mitigations=off", "random.trust_cpu=on"}
+	kernel := []string{"console=ttyS0", "loglevel=4", "panic=-1", "net.ifnames=0", "mitigations=off", "random.trust_cpu=on",
+		"no_timer_check", // a busy machine at hand emulates the timer too slowly for it
+	}
 	if c.IOMMU {
 		args = append(args, "-device", "intel-iommu")
 		kernel = append(kernel, "intel_iommu=on")
