@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"github.com/google/renameio/v2"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
@@ -69,20 +70,40 @@ func (o outbox) take(file string) (*plan.Report, error) {
 	return r, nil
 }
 
-// deliverPause is the time between two looks into the outbox.
+// deliverPause is how long an API server that does not answer is left alone.
 const deliverPause = 15 * time.Second
 
 // Deliver publishes, until ctx ends, what is reported by processes that reach no
-// API server, for the journals in cniDir.
+// API server, for the journals in cniDir. While nothing waits, nothing is done.
 func (a *Agent) Deliver(ctx context.Context, cniDir string) {
-	for a.src.Publisher != nil {
-		if err := a.deliver(ctx, outboxOf(cniDir), journal.Dir{Path: cniDir}); err != nil {
+	if a.src.Publisher == nil {
+		return
+	}
+	box := outboxOf(cniDir)
+	w, err := fsnotify.NewWatcher()
+	if err == nil {
+		defer w.Close()
+		err = errors.Join(os.MkdirAll(string(box), 0o700), w.Add(string(box)))
+	}
+	if err != nil {
+		a.log.Warn("reports kept while no agent ran are not published", "dir", string(box), "err", err)
+		return
+	}
+	for {
+		err := a.deliver(ctx, box, journal.Dir{Path: cniDir})
+		if err != nil {
 			a.log.Warn("reports kept while no agent ran", "err", err)
 		}
-		select {
-		case <-ctx.Done():
+		if errors.Is(err, kube.ErrUnavailable) {
+			select {
+			case <-time.After(deliverPause):
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		if !awaitChange(ctx, w) {
 			return
-		case <-time.After(deliverPause):
 		}
 	}
 }

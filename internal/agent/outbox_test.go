@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -66,5 +67,34 @@ func TestReportsWaitForAnAgent(t *testing.T) {
 	}
 	if left, err := box.list(); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// A report that comes while the agent serves is published when it comes.
+func TestReportsAreHeardOf(t *testing.T) {
+	n := newNode(t, "cl")
+	n.conf.CNIDir = n.path("state")
+	n.conf.Listen = "127.0.0.1:0"
+	serving := n.agent()
+	n.addPod("web", apiUID, nil)
+	p := &plan.Plan{Version: plan.Version, Pod: plan.Pod{Namespace: "shop", Name: "web", UID: apiUID}, ContainerID: "c1", Attachments: make([]plan.Attachment, 1)}
+	_, err := journal.Dir{Path: n.conf.CNIDir}.Begin(context.Background(), journal.Key{ContainerID: p.ContainerID, IfName: "eth0"}, p)
+	n.must(err)
+	stop := n.start(func(ctx context.Context) error {
+		serving.Deliver(ctx, n.conf.CNIDir)
+		return nil
+	})
+	t.Cleanup(stop)
+	box := outboxOf(n.conf.CNIDir)
+	for { // until Deliver has looked once, so that only its watch can tell it
+		if _, err := os.Stat(string(box)); err == nil {
+			break
+		}
+	}
+	n.must(box.put(&plan.Report{Version: plan.Version, Plan: p, Verb: "ADD", Outcomes: []plan.Outcome{{Name: "cl", IfName: "eth0"}}}))
+	for end := time.Now().Add(time.Minute); n.api.Pod("shop", "web").Annotations[netattach.StatusAnnotation] == ""; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the report is not published")
+		}
 	}
 }
