@@ -133,6 +133,10 @@ func (n *node) level(r *report, d delegates, atOnce int) error {
 		adds[c] = &series{Delegates: d.name, AtOnce: atOnce, Verb: "ADD", Contender: contenders[c].name}
 		dels[c] = &series{Delegates: d.name, AtOnce: atOnce, Verb: "DEL", Contender: contenders[c].name}
 	}
+	before, err := n.steps()
+	if err != nil {
+		return err
+	}
 	for first := 0; first < n.pods; first += atOnce {
 		count := min(atOnce, n.pods-first)
 		for c, who := range contenders {
@@ -148,7 +152,11 @@ func (n *node) level(r *report, d delegates, atOnce int) error {
 	progress("")
 	r.compared(adds)
 	r.compared(dels)
-	return nil
+	after, err := n.steps()
+	if err == nil {
+		r.profile(before, after)
+	}
+	return err
 }
 
 // measure runs a verb for pods first to first+count-1 at once, and adds each

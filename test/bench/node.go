@@ -171,7 +171,7 @@ func (n *node) admit(pods int) error {
 func (n *node) start() error {
 	config, err := json.Marshal(map[string]any{
 		"node": nodeName, "socket": n.path("agent.sock"), "kubeletDir": n.path("kubelet"), "apiServer": n.cluster.kubeconfig(), "snapshot": n.path("snapshot"),
-		"cniDir": n.path("state"),
+		"cniDir": n.path("state"), "listen": metricsAddress, "cniConfig": "-",
 	})
 	if err != nil {
 		return err
