@@ -43,10 +43,9 @@ func (n *node) collect(valid ...*pod) {
 	for _, p := range valid {
 		list = append(list, attachment(p, "eth0"))
 	}
-	rt := n.rt
-	n.withConf(map[string]any{"cni.dev/valid-attachments": list})
-	n.succeed("GC", &pod{})
-	n.rt = rt
+	gc := *n // another call may be under way
+	gc.withConf(map[string]any{"cni.dev/valid-attachments": list})
+	gc.succeed("GC", &pod{})
 }
 
 func attachment(p *pod, ifName string) map[string]string {
