@@ -157,14 +157,15 @@ func (r *run) fenced(ctx context.Context, a *plan.Attachment) (bool, error) {
 }
 
 // giveBack makes a VF stand as before ADD, and gives its claim back. A VF that
-// cannot be made so goes into quarantine, and the pod can go.
+// cannot be made so goes into quarantine, and the pod can go. After another boot
+// the VF is as that made it: what the old boot found is nothing to go back to.
 func (r *run) giveBack(ctx context.Context, i int) error {
 	a := &r.entry.Plan.Attachments[i]
 	if !isClaimed(a) {
 		return nil
 	}
 	before, err := r.before(i)
-	if err == nil && r.inv.Conf.RestoreDevices && r.entry.SameBoot() { // nothing outlives a boot
+	if err == nil && r.inv.Conf.RestoreDevices && r.entry.SameBoot() {
 		err = r.restore(ctx, a, before)
 	}
 	if cnierr.Is(err, cnierr.TeardownIncomplete) {

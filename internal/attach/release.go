@@ -179,6 +179,9 @@ func (r *run) liveNetNS() string {
 	if path == "" || ns.IsNSorErr(path) != nil {
 		return ""
 	}
+	if r.entry != nil && !r.entry.SameBoot() {
+		return "" // what has that path now is another sandbox's
+	}
 	return path
 }
 

@@ -7,6 +7,9 @@
 //	go run ./test/sriovlab -run Inventory
 //	go run ./test/sriovlab -shell        # a shell in the same guest
 //
+// Then the guest is ended without warning and booted again with its disk, for the
+// checks of what a power failure leaves.
+//
 // When anything fails, the guest's console is kept and its path printed.
 package main
 
@@ -19,11 +22,15 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/manifold-cni/manifold/test/harness"
+	"github.com/manifold-cni/manifold/test/sriovlab/checks"
 	"github.com/manifold-cni/manifold/test/vm"
 	"github.com/manifold-cni/manifold/test/vm/wire"
 )
@@ -43,12 +50,12 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	l := &lab{start: time.Now()}
-	status, err := l.run(ctx, func(m *vm.Machine) (int, error) {
+	l := &lab{start: time.Now(), flags: []string{"-test.v", "-test.timeout=" + timeout.String()}}
+	status, err := l.run(ctx, func() (int, error) {
 		if *inside {
-			return shell(ctx, m)
+			return shell(ctx, l.machine)
 		}
-		return l.checks(ctx, m, "-test.v", "-test.run="+*run, fmt.Sprintf("-test.count=%d", *count), "-test.timeout="+timeout.String())
+		return l.all(ctx, *run, *count)
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "sriovlab:", err)
@@ -59,8 +66,13 @@ func main() {
 
 // lab is a run of the lab.
 type lab struct {
-	start time.Time
-	dir   string
+	start    time.Time
+	dir      string
+	software *vm.Software
+	config   vm.Config
+	machine  *vm.Machine
+	flags    []string // of the checks' program
+	counts   counter
 }
 
 // tell says how far the run has come.
@@ -87,29 +99,38 @@ func (l *lab) clean(well bool) error {
 }
 
 // run prepares, boots, uses and ends the guest.
-func (l *lab) run(ctx context.Context, use func(*vm.Machine) (int, error)) (status int, err error) {
+func (l *lab) run(ctx context.Context, use func() (int, error)) (status int, err error) {
 	if l.dir, err = os.MkdirTemp("", "sriovlab-"); err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, l.clean(status == 0 && err == nil)) }()
-	software, err := vm.Install(ctx, os.Stdout)
-	if err != nil {
+	if l.software, err = vm.Install(ctx, os.Stdout); err != nil {
 		return 0, err
 	}
 	files, err := build(l.dir)
 	if err != nil {
 		return 0, err
 	}
-	l.tell("programs built; booting Linux %s", software.Release)
-	bootCtx, cancel := context.WithTimeout(ctx, bootLimit)
-	defer cancel()
-	m, err := vm.Boot(bootCtx, software, vm.Config{Dir: l.dir, PFs: 2, IOMMU: true, Modules: modules, Files: files})
-	if err != nil {
+	l.config = vm.Config{Dir: l.dir, PFs: 2, IOMMU: true, Modules: modules, Files: files, Disk: filepath.Join(l.dir, "disk")}
+	l.tell("programs built; booting Linux %s", l.software.Release)
+	if err := l.boot(ctx); err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, m.Close()) }()
-	l.tell("the guest booted in %.1f s", m.BootTime.Seconds())
-	return use(m)
+	defer func() { err = errors.Join(err, l.machine.Close()) }()
+	return use()
+}
+
+// boot boots the guest.
+func (l *lab) boot(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	m, err := vm.Boot(ctx, l.software, l.config)
+	if err != nil {
+		return err
+	}
+	l.machine = m
+	l.tell("the guest booted in %.1f s", l.machine.BootTime.Seconds())
+	return nil
 }
 
 // build builds what goes into the guest and returns it by the path there.
@@ -138,16 +159,65 @@ func build(dir string) (map[string]string, error) {
 	}, nil
 }
 
-// checks runs the checks' program with its arguments.
-func (l *lab) checks(ctx context.Context, m *vm.Machine, args ...string) (int, error) {
-	out := &counter{}
-	status, err := m.Run(ctx, vm.Command{Command: wire.Command{Args: append([]string{"/opt/checks"}, args...)}, Stdout: out, Stderr: os.Stderr})
+// The checks between which the guest is reset, see the package checks.
+const beforeReset, afterReset = "TestBeforeReset", "TestAfterReset"
+
+// all runs the checks that match a pattern, those of a reset last, and prints how
+// many there were.
+func (l *lab) all(ctx context.Context, pattern string, count int) (int, error) {
+	selected, err := regexp.Compile(pattern)
+	if err != nil {
+		return 0, err
+	}
+	status, err := l.checks(ctx, func() {}, "-test.run="+pattern, "-test.skip=^("+beforeReset+"|"+afterReset+")$", fmt.Sprintf("-test.count=%d", count))
+	if err == nil && (selected.MatchString(beforeReset) || selected.MatchString(afterReset)) {
+		var after int
+		after, err = l.reset(ctx)
+		status = max(status, after)
+	}
+	fmt.Printf("%d passed, %d failed, %d skipped\n", l.counts.passed, l.counts.failed, l.counts.skipped)
+	if err == nil && status == 0 && l.counts.passed == 0 {
+		err = errors.New("no check ran")
+	}
+	return status, err
+}
+
+// reset runs the first half of the checks of a reset, ends the guest when that
+// says so, boots it again with its disk, and runs the second half.
+func (l *lab) reset(ctx context.Context) (int, error) {
+	type ending struct {
+		status int
+		err    error
+	}
+	ready, ended := make(chan struct{}), make(chan ending, 1)
+	go func() {
+		status, err := l.checks(ctx, sync.OnceFunc(func() { close(ready) }), "-test.run=^"+beforeReset+"$")
+		ended <- ending{status, err}
+	}()
+	select {
+	case <-ready:
+	case e := <-ended: // it failed
+		return max(e.status, 1), e.err
+	}
+	if err := l.machine.Kill(); err != nil {
+		return 0, err
+	}
+	<-ended // for the reason that the guest is gone
+	l.tell("the guest's power has failed")
+	if err := l.boot(ctx); err != nil {
+		return 0, err
+	}
+	return l.checks(ctx, func() {}, "-test.run=^"+afterReset+"$")
+}
+
+// checks runs the checks' program with its arguments. resettable is called when a
+// check says that the guest may be reset.
+func (l *lab) checks(ctx context.Context, resettable func(), args ...string) (int, error) {
+	l.counts.resettable, l.counts.rest = resettable, ""
+	program := wire.Command{Args: slices.Concat([]string{"/opt/checks"}, l.flags, args)}
+	status, err := l.machine.Run(ctx, vm.Command{Command: program, Stdout: &l.counts, Stderr: os.Stderr})
 	if err == nil {
 		l.tell("the checks ended with status %d", status)
-	}
-	fmt.Printf("%d passed, %d failed, %d skipped\n", out.passed, out.failed, out.skipped)
-	if err == nil && status == 0 && out.passed == 0 {
-		err = errors.New("no check ran")
 	}
 	return status, err
 }
@@ -155,6 +225,7 @@ func (l *lab) checks(ctx context.Context, m *vm.Machine, args ...string) (int, e
 // counter prints what tests print and counts them by the lines that tell their
 // ends; a test with parts counts like one of its parts.
 type counter struct {
+	resettable              func() // called for checks.ResetNow
 	rest                    string // of a line that has not ended
 	passed, failed, skipped int
 }
@@ -164,6 +235,8 @@ func (c *counter) Write(b []byte) (int, error) {
 	c.rest = lines[len(lines)-1]
 	for _, line := range lines[:len(lines)-1] {
 		switch line = strings.TrimSpace(line); {
+		case line == checks.ResetNow:
+			c.resettable()
 		case strings.HasPrefix(line, "--- PASS:"):
 			c.passed++
 		case strings.HasPrefix(line, "--- FAIL:"):

@@ -22,8 +22,8 @@ const VFsPerPF = 7
 
 // Files in a guest's directory that tell what went wrong.
 const (
-	ConsoleFile = "console" // what the guest's kernel and init program said
-	LogFile     = "qemu"    // what QEMU said
+	ConsoleFile = "console" // what the guest's kernel and init program said, of each boot
+	LogFile     = "qemu"    // what QEMU said, of each boot
 )
 
 // Config is a guest.
@@ -40,6 +40,12 @@ type Config struct {
 	// IOMMU gives the guest an IOMMU, without which there are no IOMMU groups and
 	// no vfio-pci.
 	IOMMU bool
+	// Disk is a file at hand that is the guest's disk, mounted there at [wire.Disk];
+	// empty for none. Where it does not exist it is made, with an empty ext4 file
+	// system of [DiskSize]. What else the guest has is in memory: a guest that is
+	// booted again with its disk is the same machine after a reset, and one that is
+	// booted again after [Machine.Kill] one after a power failure.
+	Disk string
 	// Modules are kernel modules to load, by name; those that they depend on and
 	// those of the hardware above come by themselves.
 	Modules []string
@@ -55,6 +61,9 @@ func (c *Config) check() error {
 	}
 	if c.PFs > 0 && c.Memory > MaxMemory {
 		return fmt.Errorf("%d MiB of memory: above %d the emulated igb loses its interrupts", c.Memory, MaxMemory)
+	}
+	if strings.Contains(c.Disk, ",") {
+		return fmt.Errorf("path of the disk %q has a comma, which separates QEMU's options", c.Disk)
 	}
 	if c.PFs < 0 || c.PFs > 2 {
 		return fmt.Errorf("%d PFs, at most 2", c.PFs)
@@ -75,6 +84,10 @@ func (c *Config) modules() []string {
 	}
 	if c.IOMMU {
 		names = append(names, "vfio_pci", "vfio_iommu_type1")
+	}
+	if c.Disk != "" {
+		// crc32c is what ext4 asks for by name and not as a symbol.
+		names = append(names, "virtio_blk", "crc32c_generic", "ext4")
 	}
 	return append(names, c.Modules...)
 }
@@ -119,7 +132,7 @@ func (c *Config) addModules(w *cpio, s *Software) error {
 	if err != nil {
 		return err
 	}
-	setup := wire.Configuration{}
+	setup := wire.Configuration{Disk: c.Disk != ""}
 	if c.PFs > 0 {
 		setup.VFs = VFsPerPF
 	}
@@ -155,7 +168,8 @@ func (c *Config) arguments(s *Software, image, socket string) []string {
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", fmt.Sprint(2 * half),
 		"-object", fmt.Sprintf("memory-backend-ram,id=mem0,size=%dM", half), "-numa", "node,nodeid=0,memdev=mem0,cpus=0",
 		"-object", fmt.Sprintf("memory-backend-ram,id=mem1,size=%dM", half), "-numa", "node,nodeid=1,memdev=mem1,cpus=1",
-		"-serial", "file:" + filepath.Join(c.Dir, ConsoleFile), "-kernel", s.kernel(), "-initrd", image,
+		"-chardev", "file,id=console,append=on,path=" + filepath.Join(c.Dir, ConsoleFile), "-serial", "chardev:console",
+		"-kernel", s.kernel(), "-initrd", image,
 	}
 	kernel := []string{"console=ttyS0", "loglevel=4", "panic=-1", "net.ifnames=0", "mitigations=off", "random.trust_cpu=on",
 		"no_timer_check", // a busy machine at hand emulates the timer too slowly for it
@@ -168,6 +182,9 @@ func (c *Config) arguments(s *Software, image, socket string) []string {
 		"-device", "virtio-rng-pci,bus=pcie.0",
 		"-device", "virtio-serial-pci,bus=pcie.0", "-chardev", "socket,id=port,path="+socket,
 		"-device", "virtserialport,chardev=port,name="+wire.PortName)
+	if c.Disk != "" {
+		args = append(args, "-drive", "if=none,id=disk,format=raw,file="+c.Disk, "-device", "virtio-blk-pci,bus=pcie.0,drive=disk")
+	}
 	for i := range c.PFs {
 		args = append(args,
 			"-device", fmt.Sprintf("pxb-pcie,id=bridge%d,bus=pcie.0,bus_nr=%d,numa_node=%d", i, 32*(i+1), i),

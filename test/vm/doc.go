@@ -11,11 +11,22 @@
 // [Install] takes QEMU and a kernel from the distribution's packages and unpacks
 // them into the user's cache; it needs no root and installs nothing. [Boot] makes
 // an initramfs of the kernel's modules asked for, our own init program (package
-// guestinit) and the caller's files, and starts QEMU on it; there is no disk and
-// no shell script. [Machine.Run] runs a program as root in the guest with its
-// streams connected, several at once if need be, over a virtio serial port
-// (package wire). The processor is emulated, so no /dev/kvm is needed; the guest
-// is some ten times slower than the host.
+// guestinit) and the caller's files, and starts QEMU on it; there is no shell
+// script, and no disk unless [Config].Disk says so. [Machine.Run] runs a program
+// as root in the guest with its streams connected, several at once if need be,
+// over a virtio serial port (package wire). The processor is emulated, so no
+// /dev/kvm is needed; the guest is some ten times slower than the host.
+//
+// # A machine that fails and comes back
+//
+// A guest with a disk can be ended at any moment and booted again, to see what is
+// made of what it left there:
+//
+//	config.Disk = filepath.Join(dir, "disk")
+//	machine, err := vm.Boot(ctx, software, config)
+//	...                                            // programs that write below wire.Disk
+//	err = machine.Kill()                           // the power fails
+//	machine, err = vm.Boot(ctx, software, config)  // another boot ID, the same disk
 //
 // # Pitfalls
 //

@@ -132,6 +132,7 @@ func TestConfigurationsThatCannotWorkAreRefused(t *testing.T) {
 		"memory above 4 GiB":   {PFs: 1, Memory: 3072},
 		"three PFs":            {PFs: 3},
 		"a path that is not":   {Files: map[string]string{"opt/x": "/x"}},
+		"a comma in a path":    {Disk: "/tmp/a,readonly=on"},
 		"a path with a detour": {Files: map[string]string{"/opt/../x": "/x"}},
 	} {
 		if err := c.check(); err == nil {
@@ -141,5 +142,19 @@ func TestConfigurationsThatCannotWorkAreRefused(t *testing.T) {
 	c := Config{PFs: 2}
 	if err := c.check(); err != nil || c.Memory != MaxMemory {
 		t.Errorf("memory %d: %v", c.Memory, err)
+	}
+}
+
+// What a guest wrote to its disk must not be lost to the next boot.
+func TestDiskThatExistsIsKept(t *testing.T) {
+	disk := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(disk, []byte("full"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeDisk(t.Context(), disk); err != nil {
+		t.Fatal(err)
+	}
+	if content, err := os.ReadFile(disk); string(content) != "full" || err != nil {
+		t.Errorf("the disk has %q: %v", content, err)
 	}
 }

@@ -62,6 +62,9 @@ func Boot(ctx context.Context, s *Software, c Config) (*Machine, error) {
 		return nil, fmt.Errorf("boot guest: %w", err)
 	}
 	image, err := c.image(s)
+	if err == nil && c.Disk != "" {
+		err = makeDisk(ctx, c.Disk)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("make the guest's image: %w", err)
 	}
@@ -100,7 +103,7 @@ func (m *Machine) start(s *Software, c Config, image string) error {
 		return err
 	}
 	defer listener.Close()
-	log, err := os.Create(filepath.Join(c.Dir, LogFile))
+	log, err := os.OpenFile(filepath.Join(c.Dir, LogFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
@@ -253,11 +256,20 @@ func (m *Machine) Close() error {
 		return m.dead
 	case <-time.After(farewell):
 	}
+	if err := m.Kill(); err != nil {
+		return err
+	}
+	return fmt.Errorf("the guest did not power off in %s; console in %s", farewell, filepath.Join(m.dir, ConsoleFile))
+}
+
+// Kill ends the guest at once, as a power failure does: what it has not
+// synchronised to its disk is lost.
+func (m *Machine) Kill() error {
 	if err := m.qemu.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	<-m.done
-	return fmt.Errorf("the guest did not power off in %s; console in %s", farewell, filepath.Join(m.dir, ConsoleFile))
+	return nil
 }
 
 // watch starts QEMU and waits for its end. The thread that starts it must live as

@@ -7,3 +7,6 @@
 // PF on a NUMA node of its own, an IOMMU, the containernetworking plugins in
 // /opt/cni/bin and our programs in /opt/manifold.
 package checks
+
+// ResetNow is what a check prints when the machine may lose its power.
+const ResetNow = "the machine may be reset now"

@@ -47,15 +47,27 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return startNode(t, dir, fakekubelet.Normal)
+}
+
+// startNode is newNode with its directory, which may have been another boot's, and
+// how far its kubelet has come.
+func startNode(t *testing.T, dir string, phase fakekubelet.Phase) *node {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	n := &node{t: t, dir: dir, api: kubetest.Start(), count: new(int), before: hardware(t)}
 	t.Cleanup(func() {
 		n.leave(t)
 		_ = os.RemoveAll(dir)
 	})
 	t.Cleanup(n.api.Stop)
+	var err error
 	n.kubelet, err = fakekubelet.Start(n.path("kubelet"))
 	n.must(err)
 	t.Cleanup(n.kubelet.Stop)
+	n.must(n.kubelet.SetPhase(phase))
 	for numa, p := range pfs {
 		var devices []fakekubelet.Device
 		for _, vf := range p.vfs {
@@ -219,7 +231,8 @@ func hostDevice(more map[string]any) map[string]any {
 // pod is a pod of the node with its sandbox.
 type pod struct {
 	harness.Sandbox
-	ns *harness.NetNS
+	ns     *harness.NetNS
+	object *corev1.Pod
 }
 
 // container asks for the devices of resources, each named once for each device.
@@ -244,15 +257,21 @@ func (n *node) admit(name, networks string, pins fakekubelet.Pins, containers ..
 		},
 		Spec: corev1.PodSpec{NodeName: "node1", Containers: containers},
 	}
+	return n.admitPod(object, pins)
+}
+
+// admitPod is admit with the pod's object.
+func (n *node) admitPod(object *corev1.Pod, pins fakekubelet.Pins) *pod {
+	n.t.Helper()
 	*n.count++
 	n.api.AddPod(object.DeepCopy())
 	_, err := n.kubelet.AddPod(object, pins)
 	n.must(err)
-	netns, err := harness.NewNetNS(fmt.Sprintf("%s-%d", name, *n.count))
+	netns, err := harness.NewNetNS(fmt.Sprintf("%s-%d", object.Name, *n.count))
 	n.must(err)
 	n.t.Cleanup(func() { _ = netns.Delete() }) // a test may have deleted it
-	return &pod{ns: netns, Sandbox: harness.Sandbox{
-		ID: fmt.Sprintf("sandbox%d", *n.count), NetNS: netns.Path, Namespace: "default", Name: name, UID: string(object.UID),
+	return &pod{ns: netns, object: object, Sandbox: harness.Sandbox{
+		ID: fmt.Sprintf("sandbox%d", *n.count), NetNS: netns.Path, Namespace: object.Namespace, Name: object.Name, UID: string(object.UID),
 	}}
 }
 

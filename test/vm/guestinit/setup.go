@@ -25,6 +25,11 @@ func setUp(c wire.Configuration) error {
 			return err
 		}
 	}
+	if c.Disk {
+		if err := mountDisk(); err != nil {
+			return err
+		}
+	}
 	if err := unix.Sethostname([]byte("guest")); err != nil {
 		return err
 	}
@@ -36,6 +41,23 @@ func setUp(c wire.Configuration) error {
 		return err
 	}
 	return enableVFs(c.VFs)
+}
+
+// mountDisk mounts the guest's disk; the kernel replays its journal.
+func mountDisk() error {
+	const device = "/dev/vda"
+	if err := os.MkdirAll(wire.Disk, 0o755); err != nil {
+		return err
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Mount(device, wire.Disk, "ext4", 0, "")
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, os.ErrNotExist) || time.Now().After(end) {
+			return fmt.Errorf("mount %s: %w", device, err)
+		}
+	}
 }
 
 // load loads a kernel module.

@@ -17,6 +17,8 @@ const (
 	Setup = "/etc/guest.json"
 	// Modules is the directory of the kernel modules to load.
 	Modules = "/lib/modules"
+	// Disk is the directory where the guest's disk is mounted, where it has one.
+	Disk = "/disk"
 )
 
 // Configuration is what the guest sets up before it says that it is ready.
@@ -24,6 +26,8 @@ type Configuration struct {
 	// Modules are names of files NAME.ko below the directory of modules, in the
 	// order to load them.
 	Modules []string `json:"modules"`
+	// Disk says that there is a disk to be mounted.
+	Disk bool `json:"disk"`
 	// VFs is the number of VFs to enable on every PF.
 	VFs int `json:"vfs"`
 }
