@@ -251,6 +251,7 @@ func furnish(dir string) error {
 	mounts = append(mounts,
 		mount{"overlay", "/etc", "overlay", 0, "lowerdir=/etc,upperdir=" + upper + ",workdir=" + work},
 		mount{"tmpfs", "/run", "tmpfs", 0, "mode=755"},
+		mount{target: "/run", flags: unix.MS_SHARED}, // as on a node: containers see what is mounted there later
 		mount{"sysfs", realSys, "sysfs", 0, ""},
 	)
 	if err := mountAll(mounts...); err != nil {
