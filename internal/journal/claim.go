@@ -116,9 +116,9 @@ func (d Dir) withClaim(ctx context.Context, device string, flags int, do func(*o
 func readClaim(f *os.File) Key {
 	raw, err := io.ReadAll(io.NewSectionReader(f, 0, maxClaim))
 	text, whole := strings.CutSuffix(string(raw), "\n")
-	id, ifName, ok := strings.Cut(text, "@")
+	k, ok := ParseKey(text)
 	if err != nil || !whole || !ok {
 		return Key{}
 	}
-	return Key{ContainerID: id, IfName: ifName}
+	return k
 }

@@ -94,6 +94,12 @@ type Key struct {
 // container ID cannot contain "@" (CNI specification, CNI_CONTAINERID).
 func (k Key) String() string { return k.ContainerID + "@" + k.IfName }
 
+// ParseKey returns the key of which s is the String, and whether it is one.
+func ParseKey(s string) (Key, bool) {
+	id, ifName, ok := strings.Cut(s, "@")
+	return Key{ContainerID: id, IfName: ifName}, ok
+}
+
 // Dir is a journal directory.
 type Dir struct{ Path string }
 
@@ -176,8 +182,8 @@ func (d Dir) List() ([]Key, error) {
 		if !ok {
 			continue
 		}
-		if id, ifname, ok := strings.Cut(stem, "@"); ok {
-			keys = append(keys, Key{id, ifname})
+		if k, ok := ParseKey(stem); ok {
+			keys = append(keys, k)
 		}
 	}
 	return keys, nil

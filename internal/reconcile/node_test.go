@@ -104,6 +104,17 @@ func (n *node) finds(kinds ...Kind) []Finding {
 // namespace is this process's where it lives, else none.
 func (n *node) sandbox(id string, alive bool) journal.Key {
 	n.t.Helper()
+	before, err := json.Marshal(n.state())
+	n.must(err)
+	entry := n.begin(id, alive)
+	n.must(entry.Append(journal.Step{Phase: journal.Trying, Before: before}))
+	n.must(entry.Append(journal.Step{Phase: journal.Verified}))
+	return entry.Key
+}
+
+// begin is sandbox up to the claim: nothing is tried yet.
+func (n *node) begin(id string, alive bool) *journal.Entry {
+	n.t.Helper()
 	p := &plan.Plan{
 		Pod: plan.Pod{Namespace: "shop", Name: id, UID: id + "-uid"}, NetNS: filepath.Join(n.t.TempDir(), "gone"),
 		Attachments: []plan.Attachment{{Name: "shop/fast", IfName: "net1", Device: &plan.Device{ID: address, PCIAddress: address, PF: pf, VFIndex: index, Driver: "igbvf"}}},
@@ -111,19 +122,20 @@ func (n *node) sandbox(id string, alive bool) journal.Key {
 	if alive {
 		p.NetNS = "/proc/self/ns/net"
 	}
-	before, err := json.Marshal(n.state())
+	entry, err := n.Journal.Begin(n.t.Context(), journal.Key{ContainerID: id, IfName: "eth0"}, p)
 	n.must(err)
-	key := journal.Key{ContainerID: id, IfName: "eth0"}
-	entry, err := n.Journal.Begin(n.t.Context(), key, p)
-	n.must(err)
-	n.must(entry.Append(journal.Step{Phase: journal.Trying, Before: before}))
-	n.must(entry.Append(journal.Step{Phase: journal.Verified}))
+	n.claim(entry.Key)
+	return entry
+}
+
+// claim makes a sandbox the VF's holder, whoever that was.
+func (n *node) claim(key journal.Key) {
+	n.t.Helper()
 	holder, err := n.Journal.Claim(n.t.Context(), address, key, func(journal.Key) (bool, error) { return false, nil })
 	n.must(err)
 	if holder != key {
 		n.t.Fatalf("%s holds the VF", holder)
 	}
-	return key
 }
 
 // quarantined returns the VF's quarantine.
@@ -277,6 +289,15 @@ func TestRepairOfStrandedGivesWay(t *testing.T) {
 		n.must(err)
 		n.spared(f, "an operation on its sandbox is under way")
 		n.must(lock.Unlock(false))
+	})
+	t.Run("the next ADD has claimed it, and tries nothing yet", func(*testing.T) {
+		n.begin("next", true)
+		n.spared(f, "no claim to it")
+	})
+	t.Run("its claim was given back", func(*testing.T) {
+		n.claim(dead)
+		n.must(n.Journal.Unclaim(t.Context(), address, dead))
+		n.spared(f, "no claim to it")
 	})
 	t.Run("the next ADD has taken it over", func(*testing.T) {
 		n.sandbox("new", true)

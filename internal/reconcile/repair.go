@@ -70,30 +70,56 @@ func (r *Reconciler) excluded(f Finding) bool {
 	return slices.Contains(r.Exclude, f.PF) || err == nil && slices.Contains(r.Exclude, name)
 }
 
-// repairStranded restores the VF of a dead sandbox, under that sandbox's lock.
+// repairStranded restores the VF of a dead sandbox, under that sandbox's lock: an
+// ADD that would take the VF over needs the lock to see that the sandbox is dead.
 func (r *Reconciler) repairStranded(ctx context.Context, f Finding) (err error) {
-	owners, err := r.owners()
-	if err != nil {
-		return err
+	key, ok := journal.ParseKey(f.Sandbox)
+	if !ok {
+		return fmt.Errorf("%w: %q names no sandbox", ErrNotRepaired, f.Sandbox)
 	}
-	o := owners[f.Device]
-	if o == nil || o.alive || o.key.String() != f.Sandbox {
-		return fmt.Errorf("%w: it has another owner by now", ErrNotRepaired)
-	}
-	if !o.entry.SameBoot() {
-		return fmt.Errorf("%w: the node was booted since, and nothing is left to be undone", ErrNotRepaired)
-	}
-	lock, err := r.Journal.TryLock(o.key)
+	lock, err := r.Journal.TryLock(key)
 	if err != nil {
 		return err
 	}
 	if lock == nil {
 		return fmt.Errorf("%w: an operation on its sandbox is under way", ErrNotRepaired)
 	}
-	defer func() { err = errors.Join(err, lock.Unlock(false)) }()
+	defer func() {
+		_, missing := r.Journal.Open(key)
+		err = errors.Join(err, lock.Unlock(errors.Is(missing, os.ErrNotExist)))
+	}()
+	o, err := r.dead(ctx, f, key)
+	if err != nil {
+		return err
+	}
 	return r.restore(ctx, f, journal.Quarantine{
 		Device: f.Device, Sandbox: f.Sandbox, Pod: o.entry.Plan.Pod, Network: f.Network, To: o.entry.Before(o.attachment),
 	})
+}
+
+// dead returns the VF's owner while that is still the dead sandbox of key, by its
+// journal and by its claim: an ADD claims a VF before its journal says that it
+// tries. It is called under the sandbox's lock, without which nothing of this stays.
+func (r *Reconciler) dead(ctx context.Context, f Finding, key journal.Key) (*owner, error) {
+	owners, err := r.owners()
+	if err != nil {
+		return nil, err
+	}
+	o := owners[f.Device]
+	if o == nil || o.alive || o.key != key {
+		return nil, fmt.Errorf("%w: it has another owner by now", ErrNotRepaired)
+	}
+	if !o.entry.SameBoot() {
+		return nil, fmt.Errorf("%w: the node was booted since, and nothing is left to be undone", ErrNotRepaired)
+	}
+	holder, err := r.Journal.Holder(ctx, f.Device)
+	if err != nil {
+		return nil, err
+	}
+	if holder != key {
+		return nil, fmt.Errorf("%w: its sandbox has no claim to it any more", ErrNotRepaired)
+	}
+	return o, nil
 }
 
 // claimed runs do on a VF that no sandbox has, under its claim. An ADD that comes
