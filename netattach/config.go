@@ -164,15 +164,28 @@ func parsePlugin(raw json.RawMessage) (*plugin, error) {
 	if err := checkType("type", p.Type); err != nil {
 		return nil, err
 	}
-	// What libcni decodes when it runs or tears down the plugin must decode now.
-	var known struct {
-		types.PluginConf
-		Args struct {
-			CNI map[string]json.RawMessage `json:"cni"`
-		} `json:"args"`
+	// What libcni and the plugins decode when they run must decode now, and to the
+	// same: a key that differs from one of the specification in case alone stands
+	// for it, and of two the last wins, which is another one once keys are sorted.
+	known, err := decodeKnown(raw)
+	if err != nil {
+		return nil, err
 	}
-	if err := json.Unmarshal(raw, &known); err != nil {
-		return nil, &Error{Text: "a key of the CNI specification has the wrong type", Err: err}
+	sorted, err := sortKeys(raw)
+	if err != nil {
+		return nil, err
+	}
+	rendered, err := decodeKnown(sorted)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range []*knownKeys{known, rendered} {
+		if k.Type != p.Type {
+			return nil, fieldError("type", "it is there more than once, in other spellings")
+		}
+		if k.IPAM.Type != known.IPAM.Type {
+			return nil, fieldError("ipam", "it is there more than once, in other spellings")
+		}
 	}
 	p.Capabilities, p.IPAMType = known.Capabilities, known.IPAM.Type
 	if p.IPAMType != "" {
@@ -186,6 +199,36 @@ func parsePlugin(raw json.RawMessage) (*plugin, error) {
 		}
 	}
 	return p, nil
+}
+
+// knownKeys are the keys of the CNI specification.
+type knownKeys struct {
+	types.PluginConf
+	Args struct {
+		CNI map[string]json.RawMessage `json:"cni"`
+	} `json:"args"`
+}
+
+func decodeKnown(raw json.RawMessage) (*knownKeys, error) {
+	k := &knownKeys{}
+	if err := json.Unmarshal(raw, k); err != nil {
+		return nil, &Error{Text: "a key of the CNI specification has the wrong type", Err: err}
+	}
+	return k, nil
+}
+
+// sortKeys returns a configuration as libcni hands it over: with the keys of all
+// its objects sorted.
+func sortKeys(raw json.RawMessage) (json.RawMessage, error) {
+	var v any
+	err := json.Unmarshal(raw, &v)
+	if err == nil {
+		raw, err = json.Marshal(v)
+	}
+	if err != nil {
+		return nil, &Error{Text: "it cannot be encoded again", Err: err}
+	}
+	return raw, nil
 }
 
 // checkType refuses a plugin type that is not the plain name of a program.

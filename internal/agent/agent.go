@@ -240,14 +240,14 @@ func (a *Agent) allocation(ctx context.Context, pod *planner.Pod, resources []st
 	}
 	src.Allocation = alloc
 	src.Functions = map[string]*sriov.Function{}
-	src.DeviceInfo = map[string]json.RawMessage{}
+	src.DeviceInfo = map[planner.DeviceKey]json.RawMessage{}
 	fs := sriov.FS{Root: inv.Conf.SysRoot}
 	for _, d := range alloc.Devices {
 		if f, err := fs.Function(d.ID); err == nil {
 			src.Functions[d.ID] = f
 		}
 		if info := readDeviceInfo(inv.Conf.DeviceInfo, d.Resource, d.ID); info != nil {
-			src.DeviceInfo[d.ID] = info
+			src.DeviceInfo[planner.DeviceKey{Resource: d.Resource, ID: d.ID}] = info
 		}
 	}
 	return nil

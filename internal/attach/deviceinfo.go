@@ -26,10 +26,17 @@ func placeDeviceInfo(a *plan.Attachment) error {
 	return nil
 }
 
+// maxDeviceInfo bounds a device-information file, in bytes.
+const maxDeviceInfo = 64 << 10
+
 // readDeviceInfo returns what the file holds after ADD, nil when there is none
-// or it is no JSON object.
+// or it is no JSON object. A delegate may have put anything in its place.
 func readDeviceInfo(a *plan.Attachment) json.RawMessage {
 	if a.DeviceInfoFile == "" {
+		return nil
+	}
+	fi, err := os.Stat(a.DeviceInfoFile)
+	if err != nil || !fi.Mode().IsRegular() || fi.Size() > maxDeviceInfo {
 		return nil
 	}
 	b, err := os.ReadFile(a.DeviceInfoFile)

@@ -26,6 +26,9 @@ func (e *Engine) GC(ctx context.Context, inv *netconf.Invocation) error {
 	if inv.Conf.DisableGC {
 		return nil
 	}
+	if err := checkValid(inv); err != nil {
+		return err
+	}
 	g := &collection{inv: *inv, valid: map[journal.Key]bool{}, keep: map[string]bool{}}
 	g.networks.valid = map[string][]types.GCAttachment{}
 	for _, a := range inv.Valid {
@@ -35,6 +38,22 @@ func (e *Engine) GC(ctx context.Context, inv *netconf.Invocation) error {
 	err := errors.Join(e.collectStale(ctx, g), e.collectForeign(ctx, g), e.passOn(ctx, g))
 	if err != nil {
 		return cnierr.New("collect", cnierr.TeardownIncomplete, "%w", err)
+	}
+	return nil
+}
+
+// checkValid refuses a GC that does not say what lives: taken for an empty list it
+// would release every pod of the node.
+func checkValid(inv *netconf.Invocation) error {
+	err := cnierr.New("collect", cnierr.InvalidConfig, "the runtime does not say which attachments live").
+		WithFix("give cni.dev/valid-attachments, with containerID and ifname of each (CNI specification, verb GC)")
+	if !inv.NamesValid {
+		return err
+	}
+	for _, a := range inv.Valid {
+		if a.ContainerID == "" || a.IfName == "" {
+			return err
+		}
 	}
 	return nil
 }

@@ -120,7 +120,10 @@ type Invocation struct {
 	// RuntimeConfig is the runtime's own capability data, for the cluster default
 	// network alone (multi-network specification 7.5).
 	RuntimeConfig map[string]json.RawMessage
-	// Valid are the attachments that still live (verb GC, cni.dev/valid-attachments).
+	// NamesValid says that the runtime said which attachments live, even if none.
+	NamesValid bool
+	// Valid are the attachments that still live (verb GC): cni.dev/valid-attachments,
+	// else cni.dev/attachments, as the key was called once.
 	Valid    []Attachment
 	Warnings []string
 
@@ -194,9 +197,10 @@ func (inv *Invocation) decode(stdin []byte) error {
 	extra := []struct {
 		key  string
 		into any
-	}{{"runtimeConfig", &inv.RuntimeConfig}, {"cni.dev/valid-attachments", &inv.Valid}}
+	}{{"runtimeConfig", &inv.RuntimeConfig}, {"cni.dev/attachments", &inv.Valid}, {"cni.dev/valid-attachments", &inv.Valid}}
 	for _, x := range extra {
 		if raw, ok := keys[x.key]; ok {
+			inv.NamesValid = inv.NamesValid || x.into == any(&inv.Valid)
 			if err := json.Unmarshal(raw, x.into); err != nil {
 				if err := inv.tolerate(cnierr.New(op, cnierr.Decode, "key %q: %w", x.key, err)); err != nil {
 					return err

@@ -125,7 +125,7 @@ func (b *builder) resolve(i int) error {
 	}
 	for _, p := range c.Plugins() {
 		if p.Type == b.inv.Conf.Type || p.IPAMType == b.inv.Conf.Type {
-			return cnierr.New("read network configuration", cnierr.InvalidDefinition, "it delegates to %s itself, without end", p.Type).
+			return cnierr.New("read network configuration", cnierr.InvalidDefinition, "it delegates to %s itself, without end", b.inv.Conf.Type).
 				WithFix("name another plugin")
 		}
 	}
@@ -344,7 +344,7 @@ func (b *builder) deviceInfo(a *plan.Attachment, c *netattach.Config) {
 	if a.Device == nil {
 		return
 	}
-	a.DeviceInfo = b.src.DeviceInfo[a.Device.ID]
+	a.DeviceInfo = b.src.DeviceInfo[DeviceKey{a.Device.Resource, a.Device.ID}]
 	if a.DeviceInfo == nil && a.Device.PCIAddress != "" {
 		if raw, err := netattach.NewPCIInfo(a.Device.PCIAddress, a.Device.PF); err == nil {
 			a.DeviceInfo = raw

@@ -36,13 +36,17 @@ type Ref struct{ Namespace, Name string }
 // String returns namespace/name.
 func (r Ref) String() string { return r.Namespace + "/" + r.Name }
 
+// DeviceKey names a device: an ID means something to its own resource's plugin
+// alone.
+type DeviceKey struct{ Resource, ID string }
+
 // Sources is what was fetched for a selection.
 type Sources struct {
 	Definitions map[Ref]*netattach.Definition // those that exist
 	Files       []netconf.File                // the configurations in confDir, in order of look-up
 	Allocation  *podresources.Allocation      // nil when no device is needed
 	Functions   map[string]*sriov.Function    // by device ID, those that are PCI functions of this node
-	DeviceInfo  map[string]json.RawMessage    // by device ID, what the device plugin wrote
+	DeviceInfo  map[DeviceKey]json.RawMessage // what the device plugin wrote
 }
 
 // request is one attachment before it is planned.

@@ -91,6 +91,9 @@ func TestBadDefinition(t *testing.T) {
 		"null-plugin":    {`{"cniVersion":"1.0.0","plugins":[null]}`, 103, []string{"plugin 1"}},
 		"path":           {`{"cniVersion":"1.0.0","type":"../../bin/sh"}`, 103, []string{"../../bin/sh", "plain name"}},
 		"self":           {`{"cniVersion":"1.0.0","type":"manifold"}`, 103, []string{"itself"}},
+		"self-by-ipam":   {`{"cniVersion":"1.0.0","type":"bridge","ipam":{"type":"manifold"},"IPAM":{"type":"host-local"}}`, 103, []string{"ipam", "other spellings"}},
+		"self-in-ipam":   {`{"cniVersion":"1.0.0","type":"bridge","ipam":{"type":"host-local","Type":"manifold"}}`, 103, []string{"ipam", "other spellings"}},
+		"two-types":      {`{"cniVersion":"1.0.0","type":"bridge","Type":"manifold"}`, 103, []string{"type", "other spellings"}},
 		"no-program":     {`{"cniVersion":"1.0.0","type":"absent"}`, 108, []string{"absent", n.bin}},
 		"not-executable": {`{"cniVersion":"1.0.0","type":"readme"}`, 108, []string{"readme"}},
 		"no-binary":      {`{"cniVersion":"1.0.0","type":"text"}`, 108, []string{"text"}},
@@ -217,6 +220,14 @@ func TestBadConfigurationAndEnvironment(t *testing.T) {
 	delete(conf, "clusterNetwork")
 	n.rt.Conf, _ = json.Marshal(conf)
 	n.refuse("ADD", p, 103, "itself")
+	n.rt = good
+	// What a delegate runs inherits the environment of the plugin.
+	n.rt.Env = []string{"MANIFOLD_NESTED=1"}
+	n.refuse("ADD", p, 103, "a delegate calls manifold")
+	n.rt = good
+	n.refuse("GC", p, 7, "does not say which attachments live")
+	change("cni.dev/valid-attachments", []any{map[string]any{}})
+	n.refuse("GC", p, 7, "containerID")
 	n.rt = good
 	for _, missing := range []string{"CNI_COMMAND=", "CNI_CONTAINERID=", "CNI_NETNS=", "CNI_IFNAME="} {
 		n.rt.Env = []string{missing}
