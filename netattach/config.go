@@ -164,28 +164,9 @@ func parsePlugin(raw json.RawMessage) (*plugin, error) {
 	if err := checkType("type", p.Type); err != nil {
 		return nil, err
 	}
-	// What libcni and the plugins decode when they run must decode now, and to the
-	// same: a key that differs from one of the specification in case alone stands
-	// for it, and of two the last wins, which is another one once keys are sorted.
-	known, err := decodeKnown(raw)
+	known, err := knownOf(raw, p.Type)
 	if err != nil {
 		return nil, err
-	}
-	sorted, err := sortKeys(raw)
-	if err != nil {
-		return nil, err
-	}
-	rendered, err := decodeKnown(sorted)
-	if err != nil {
-		return nil, err
-	}
-	for _, k := range []*knownKeys{known, rendered} {
-		if k.Type != p.Type {
-			return nil, fieldError("type", "it is there more than once, in other spellings")
-		}
-		if k.IPAM.Type != known.IPAM.Type {
-			return nil, fieldError("ipam", "it is there more than once, in other spellings")
-		}
 	}
 	p.Capabilities, p.IPAMType = known.Capabilities, known.IPAM.Type
 	if p.IPAMType != "" {
@@ -207,6 +188,30 @@ type knownKeys struct {
 	Args struct {
 		CNI map[string]json.RawMessage `json:"cni"`
 	} `json:"args"`
+}
+
+// knownOf decodes what libcni and the plugins will: it must decode now, and to the
+// same. A key that differs from one of the specification in case alone stands for
+// it, and of two the last wins, which is another one once keys are sorted.
+func knownOf(raw json.RawMessage, typ string) (*knownKeys, error) {
+	known, err := decodeKnown(raw)
+	if err != nil {
+		return nil, err
+	}
+	sorted, err := sortKeys(raw)
+	if err != nil {
+		return nil, err
+	}
+	rendered, err := decodeKnown(sorted)
+	switch {
+	case err != nil:
+		return nil, err
+	case known.Type != typ || rendered.Type != typ:
+		return nil, fieldError("type", "it is there more than once, in other spellings")
+	case known.IPAM.Type != rendered.IPAM.Type:
+		return nil, fieldError("ipam", "it is there more than once, in other spellings")
+	}
+	return known, nil
 }
 
 func decodeKnown(raw json.RawMessage) (*knownKeys, error) {

@@ -139,45 +139,44 @@ func (i *Installer) checkAgentConfig() error {
 		WithFix("give --agent-config with apiServer, or --force")
 }
 
-// installAgentConfig writes the agent's configuration unless one is in place and
-// no other is given.
+// installAgentConfig writes the agent's configuration: the one given, else the one
+// in place. It says where the journals are, which the plugin's says too.
 func (i *Installer) installAgentConfig(out io.Writer) error {
-	raw := []byte("{}\n")
-	if i.AgentConfig != "" {
-		var err error
-		if raw, err = i.givenAgentConfig(); err != nil {
-			return err
-		}
-	} else if exists(i.agentFile()) {
-		return nil
+	const op = "install"
+	keys := map[string]json.RawMessage{}
+	file := i.AgentConfig
+	if file == "" && exists(i.agentFile()) {
+		file = i.agentFile()
 	}
-	if err := renameio.WriteFile(i.agentFile(), raw, 0o600); err != nil {
-		return cnierr.New("install", cnierr.IO, "%w", err)
+	if file != "" {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			return cnierr.New(op, cnierr.IO, "%w", err)
+		}
+		if err := json.Unmarshal(raw, &keys); err != nil {
+			return cnierr.New(op, cnierr.InvalidConfig, "%s: %w", file, err)
+		}
+		if keys == nil {
+			return cnierr.New(op, cnierr.InvalidConfig, "%s: it is no JSON object", file)
+		}
+	}
+	if i.Node != "" { // one file serves all nodes of a cluster
+		keys["node"] = quoted(i.Node)
+	}
+	if dir := stringValue(keys["cniDir"]); dir != "" && i.AgentConfig != "" && filepath.Clean(dir) != filepath.Clean(i.StateDir) {
+		return cnierr.New(op, cnierr.InvalidConfig, "key %q: the agent's configuration says %s, the plugin's %s", "cniDir", dir, i.StateDir).
+			WithFix("leave it out of the agent's, or give --state-dir %s", dir)
+	}
+	keys["cniDir"] = quoted(i.StateDir)
+	raw, err := json.MarshalIndent(keys, "", "  ")
+	if err != nil {
+		return cnierr.New(op, cnierr.InvalidConfig, "%s: %w", file, err)
+	}
+	if err := renameio.WriteFile(i.agentFile(), append(raw, '\n'), 0o600); err != nil {
+		return cnierr.New(op, cnierr.IO, "%w", err)
 	}
 	fmt.Fprintln(out, "installed", i.agentFile())
 	return nil
-}
-
-// givenAgentConfig returns the file AgentConfig, for this node where it is named:
-// one file serves all nodes of a cluster.
-func (i *Installer) givenAgentConfig() ([]byte, error) {
-	raw, err := os.ReadFile(i.AgentConfig)
-	if err != nil {
-		return nil, cnierr.New("install", cnierr.IO, "%w", err)
-	}
-	if i.Node == "" {
-		return raw, nil
-	}
-	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &keys); err != nil {
-		return nil, cnierr.New("install", cnierr.InvalidConfig, "%s: %w", i.AgentConfig, err)
-	}
-	keys["node"] = quoted(i.Node)
-	raw, err = json.MarshalIndent(keys, "", "  ")
-	if err != nil {
-		return nil, cnierr.New("install", cnierr.InvalidConfig, "%s: %w", i.AgentConfig, err)
-	}
-	return append(raw, '\n'), nil
 }
 
 // pluginConfig returns the configuration list that the runtime reads, validated

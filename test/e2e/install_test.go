@@ -12,6 +12,7 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 
+	"github.com/manifold-cni/manifold/internal/agent"
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
@@ -21,6 +22,21 @@ func (n *node) install(verb string, args ...string) (string, error) {
 		"--from", programDir, "--cni-bin-dir", n.path("opt"), "--cni-conf-dir", n.path("net.d"), "--state-dir", n.path("installed")}, args...)...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
+}
+
+// The plugin and the agent have the same directory of journals.
+func TestInstallTellsTheAgentWhereJournalsAre(t *testing.T) {
+	n := newNode(t, nil)
+	if out, err := n.install("install", "--agent-config", n.path("agent.json")); err != nil {
+		t.Fatalf("install: %v\n%s", err, out)
+	}
+	if c, err := agent.ReadConfig(n.path("net.d/manifold.d/agent.json")); err != nil || c.CNIDir != n.path("installed") {
+		t.Errorf("the agent looks for journals in %+v, %v", c, err)
+	}
+	n.agentConfig(map[string]any{"node": "node1", "podManifests": n.path("pods"), "cniDir": "/elsewhere"})
+	if out, err := n.install("install", "--agent-config", n.path("agent.json")); err == nil || !strings.Contains(out, "/elsewhere") {
+		t.Errorf("install of two directories of journals: %v\n%s", err, out)
+	}
 }
 
 func TestInstallOverRunningProgramsAndUninstall(t *testing.T) {
