@@ -1,0 +1,83 @@
+//go:build sriovlab
+
+package checks
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/manifold-cni/manifold/test/fakekubelet"
+)
+
+// afterKill is what a runtime may do after its plugin was killed, before its DEL.
+// The cases take turns over the points.
+var afterKill = []struct {
+	name string
+	do   func(n *node, p *pod)
+}{
+	{"DEL", func(*node, *pod) {}},
+	{"DEL without the network namespace", func(n *node, p *pod) { n.must(p.ns.Delete()) }},
+	{"DEL after the pod's next sandbox", func(n *node, p *pod) {
+		next := n.again(p)
+		n.must(p.ns.Delete())
+		n.succeed("ADD", next)
+		n.must(next.ns.Delete())
+		n.succeed("DEL", next)
+	}},
+}
+
+// TestKilledAtEveryPointGivesTheVFBack: with all that a delegate can set on the PF
+// set, or half set, or half taken back.
+func TestKilledAtEveryPointGivesTheVFBack(t *testing.T) {
+	n := newNode(t)
+	n.conf(map[string]any{"carrier": "ignore"}) // nothing to wait for
+	n.define("set", left, properties(map[string]any{
+		"vlan": 100, "vlanQoS": 3, "spoofchk": "off", "trust": "on", "max_tx_rate": 200,
+	})...)
+	learn := n.victim(t, 0)
+	points := map[string][]string{}
+	for _, verb := range []string{"ADD", "DEL"} {
+		names, err := n.rt.KillPoints(verb, learn.Sandbox, n.path("points"))
+		n.must(err)
+		points[verb] = names
+	}
+	n.release(learn)
+	if !slices.Contains(points["ADD"], "delegate added") || !slices.Contains(points["DEL"], "delegate released") {
+		t.Fatalf("the points that matter are not among them: %v", points)
+	}
+	round := 0
+	for _, verb := range []string{"ADD", "DEL"} {
+		for i, name := range points[verb] {
+			after := afterKill[round%len(afterKill)]
+			group := round/len(afterKill)%2 == 1
+			round++
+			t.Run(fmt.Sprintf("%s/%02d %s/%s", verb, i+1, name, after.name), func(t *testing.T) {
+				n.of(t).killRound(t, verb, i+1, group, round, after.do)
+			})
+		}
+	}
+}
+
+// victim is a pod with a VF that all is set of.
+func (n *node) victim(t *testing.T, round int) *pod {
+	t.Helper()
+	vf := pfs[0].vfs[round%len(pfs[0].vfs)]
+	return n.admit("victim", "set", fakekubelet.Pins{"c": pin(vf)}, container("c", left))
+}
+
+// killRound kills a verb at one point, does what the runtime does, and compares.
+func (n *node) killRound(t *testing.T, verb string, k int, group bool, round int, after func(*node, *pod)) {
+	vfs, state := hardware(t), n.state()
+	p := n.victim(t, round)
+	if verb == "DEL" {
+		n.succeed("ADD", p)
+	}
+	n.must(n.rt.KillAt(verb, p.Sandbox, k, group))
+	after(n, p)
+	n.succeed("DEL", p)
+	n.succeed("DEL", p)
+	n.release(p)
+	vfs.same(t)
+	n.unchanged(state)
+}
