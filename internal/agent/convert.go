@@ -128,7 +128,19 @@ func (v *converter) plugin(keys map[string]json.RawMessage) (map[string]any, err
 			out[key] = def
 		}
 	}
-	return out, netconf.Validate(out)
+	return out, netconf.Validate(v.completed(out, keys))
+}
+
+// completed returns what install makes of a conversion: the daemon's own file, which
+// names no type, may name no default network either.
+func (v *converter) completed(out map[string]any, from map[string]json.RawMessage) map[string]any {
+	if from["type"] != nil || len(from) == 0 || out["clusterNetwork"] != nil || out["delegates"] != nil {
+		return out
+	}
+	v.say("clusterNetwork: it is not set; 'manifold-agent install' pins the first configuration in its directory that is not a meta-plugin's")
+	out = maps.Clone(out)
+	out["clusterNetwork"] = "found by install"
+	return out
 }
 
 // onNode cuts the directory off a path under which the daemon's container sees

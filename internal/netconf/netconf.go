@@ -40,7 +40,7 @@ type Conf struct {
 
 	SystemNamespaces   []string `json:"systemNamespaces" default:"[\"kube-system\"]" doc:"namespaces whose pods get the cluster default network alone of defaultNetworks"`
 	MultusNamespace    string   `json:"multusNamespace" default:"kube-system" doc:"namespace of the definitions that clusterNetwork and defaultNetworks name"`
-	NamespaceIsolation bool     `json:"namespaceIsolation" doc:"refuse definitions of other namespaces than the pod's"`
+	NamespaceIsolation bool     `json:"namespaceIsolation" doc:"refuse definitions of other namespaces than the pod's" multus:"does not isolate the annotation v1.multus-cni.io/default-network"`
 	GlobalNamespaces   string   `json:"globalNamespaces" default:"default" doc:"comma list of namespaces whose definitions every pod may use in spite of namespaceIsolation"`
 
 	ConfDir        string     `json:"confDir" default:"/etc/cni/multus/net.d" doc:"directory of the node's network configurations"`
@@ -277,7 +277,17 @@ func decodeKey(field reflect.StructField, raw json.RawMessage) (reflect.Value, e
 			WithFix("give %q a %s", key, typeName(field.Type))
 	}
 	value = value.Elem()
-	if enum := field.Tag.Get("enum"); enum != "" && !slices.Contains(strings.Fields(enum), value.String()) {
+	enum := field.Tag.Get("enum")
+	if enum == "" {
+		return value, nil
+	}
+	// As Multus reads its logLevel: in any case, and empty as if it were not set.
+	word := strings.ToLower(value.String())
+	if word == "" {
+		word = field.Tag.Get("default")
+	}
+	value.SetString(word)
+	if !slices.Contains(strings.Fields(enum), word) {
 		return value, cnierr.New(op, cnierr.InvalidConfig, "key %q: %q is unknown", key, value.String()).
 			WithFix("choose one of: %s", enum)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
 )
 
 const minimal = `{"name":"m","type":"manifold","clusterNetwork":"net"}`
@@ -65,6 +66,16 @@ func TestParseRefuses(t *testing.T) {
 				t.Errorf("error %v, want kind %s with %q", err, tc.kind, tc.part)
 			}
 		})
+	}
+}
+
+// Multus takes its logLevel in any case, and an empty one as if it were not set.
+func TestWordsInAnyCase(t *testing.T) {
+	for given, want := range map[string]string{"Debug": "debug", "": "warning", "PANIC": "panic"} {
+		inv, err := FromRequest(plan.Request{Config: []byte(strings.TrimSuffix(minimal, "}") + `,"logLevel":"` + given + `"}`)})
+		if err != nil || inv.Conf.LogLevel != want {
+			t.Errorf("%q: %+v, %v", given, inv, err)
+		}
 	}
 }
 
