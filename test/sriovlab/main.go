@@ -46,11 +46,12 @@ func main() {
 	run := flag.String("run", "", "run only the checks whose names match this regular expression")
 	timeout := flag.Duration("timeout", 15*time.Minute, "end the checks after this time")
 	count := flag.Int("count", 1, "run every check this many times")
+	repeat := flag.Duration("repeat", time.Minute, "how long checks that repeat the same may do so")
 	inside := flag.Bool("shell", false, "open a shell in the guest instead of running the checks")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	l := &lab{start: time.Now(), flags: []string{"-test.v", "-test.timeout=" + timeout.String()}}
+	l := &lab{start: time.Now(), flags: []string{"-test.v", "-test.timeout=" + timeout.String()}, env: []string{checks.BudgetVariable + "=" + repeat.String()}}
 	status, err := l.run(ctx, func() (int, error) {
 		if *inside {
 			return shell(ctx, l.machine)
@@ -72,6 +73,7 @@ type lab struct {
 	config   vm.Config
 	machine  *vm.Machine
 	flags    []string // of the checks' program
+	env      []string
 	counts   counter
 }
 
@@ -214,7 +216,7 @@ func (l *lab) reset(ctx context.Context) (int, error) {
 // check says that the guest may be reset.
 func (l *lab) checks(ctx context.Context, resettable func(), args ...string) (int, error) {
 	l.counts.resettable, l.counts.rest = resettable, ""
-	program := wire.Command{Args: slices.Concat([]string{"/opt/checks"}, l.flags, args)}
+	program := wire.Command{Args: slices.Concat([]string{"/opt/checks"}, l.flags, args), Env: l.env}
 	status, err := l.machine.Run(ctx, vm.Command{Command: program, Stdout: &l.counts, Stderr: os.Stderr})
 	if err == nil {
 		l.tell("the checks ended with status %d", status)

@@ -10,3 +10,7 @@ package checks
 
 // ResetNow is what a check prints when the machine may lose its power.
 const ResetNow = "the machine may be reset now"
+
+// BudgetVariable is the environment variable that says how long checks that repeat
+// the same may do so.
+const BudgetVariable = "LAB_REPEAT"
