@@ -208,25 +208,38 @@ func TestDefaultRouteMoves(t *testing.T) {
 	n := newNode(t, nil)
 	n.warm()
 	n.define("scr", "", `{"cniVersion":"1.0.0","type":"scripted","addresses":["10.95.0.2/24"]}`)
-	p := n.addPod("pod", `[{"name":"scr","default-route":["10.95.0.1"]}]`)
+	n.define("six", "", `{"cniVersion":"1.0.0","type":"bridge","bridge":"br-six","isGateway":true,"ipam":{"type":"host-local","dataDir":"`+n.path("ipam")+`",
+		"ranges":[[{"subnet":"fd00:96::/64"}]],"routes":[{"dst":"::/0"}]}}`)
+	both := n.addPod("both", `six`)
+	n.succeed("ADD", both)
+	n.wantDefaults(both, netlink.FAMILY_V6, "[fd00:96::1]") // or what follows proves nothing
+	n.succeed("DEL", both)
+	p := n.addPod("pod", `[{"name":"six"},{"name":"scr","default-route":["10.95.0.1"]}]`)
 	if res := n.succeed("ADD", p); strings.Contains(string(res.Stdout), "0.0.0.0/0") {
 		t.Errorf("the runtime is told of a default route that is gone: %s", res.Stdout)
 	}
 	n.succeed("CHECK", p) // the delegates' CHECK compares routes with the recorded result
+	n.wantDefaults(p, netlink.FAMILY_V4, "[10.95.0.1]")
+	n.wantDefaults(p, netlink.FAMILY_V6, "[]")
+	n.succeed("DEL", p)
+}
+
+// wantDefaults compares the gateways of a pod's default routes.
+func (n *node) wantDefaults(p *pod, family int, want string) {
+	n.t.Helper()
 	n.must(p.ns.Do(func() error {
-		routes, err := netlinksafe.RouteList(nil, netlink.FAMILY_V4)
-		var defaults []string
+		routes, err := netlinksafe.RouteList(nil, family)
+		defaults := []string{}
 		for _, r := range routes {
-			if r.Dst == nil || r.Dst.String() == "0.0.0.0/0" {
+			if r.Dst == nil || r.Dst.String() == "0.0.0.0/0" || r.Dst.String() == "::/0" {
 				defaults = append(defaults, r.Gw.String())
 			}
 		}
-		if fmt.Sprint(defaults) != "[10.95.0.1]" {
-			t.Errorf("default routes %v", defaults)
+		if fmt.Sprint(defaults) != want {
+			n.t.Errorf("default routes %v, want %s", defaults, want)
 		}
 		return err
 	}))
-	n.succeed("DEL", p)
 }
 
 func TestAForeignInterfaceIsNotTouched(t *testing.T) {
