@@ -496,15 +496,15 @@ func corrupt(op, path string, err error) error {
 		WithFix("look at %s; move it away once nothing of the sandbox is left", path)
 }
 
-// bootID returns the kernel's identifier of this boot, empty when it has none:
-// a journal of another boot describes links that no longer exist.
-func bootID() string {
+// bootID is the kernel's identifier of this boot, empty when it has none: a
+// journal of another boot describes links that no longer exist.
+var bootID = sync.OnceValue(func() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return ""
 	}
 	return strings.TrimSpace(string(b))
-}
+})
 
 // Why a journal is set aside.
 const (

@@ -70,7 +70,7 @@ func TestBadAnnotation(t *testing.T) {
 }
 
 func TestBadDefinition(t *testing.T) {
-	n := newNode(t, map[string]any{"delegateTimeout": "500ms"})
+	n := newNode(t, map[string]any{"delegateTimeout": "4s"})
 	n.serve()
 	n.warm()
 	n.must(os.WriteFile(n.path("bin/readme"), []byte("not a program"), 0o600))
