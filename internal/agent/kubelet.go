@@ -57,12 +57,13 @@ func (k *kubelet) holders(ctx context.Context) (map[string]nodeview.Holder, erro
 	return held, err
 }
 
-// allocated returns the device IDs that the kubelet has given to pods; a VF that
-// is not among them is nobody's. That is known by the checkpoint alone: for some
+// allocated returns, by device ID, the UID of the pod to which the kubelet has given
+// the device, empty where no source tells it or several pods have the device by one
+// claim; a VF that is not among them is nobody's. That is known by the checkpoint alone: for some
 // seconds after its start a kubelet lists no pod, or the first few, while others
 // hold devices. A claim's device of which nobody says what it is may be any VF:
 // then it is not known what is allocated either.
-func (k *kubelet) allocated(ctx context.Context) (map[string]bool, error) {
+func (k *kubelet) allocated(ctx context.Context) (map[string]string, error) {
 	if k.file == nil {
 		return nil, errors.New("the kubelet's checkpoint, which alone names every device that is allocated, is not configured")
 	}
@@ -76,9 +77,9 @@ func (k *kubelet) allocated(ctx context.Context) (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make(map[string]bool, len(held))
-	for id := range held {
-		out[id] = true
+	out := make(map[string]string, len(held))
+	for id, h := range held {
+		out[id] = h.PodUID
 	}
 	return out, nil
 }
@@ -159,7 +160,7 @@ func (k *kubelet) prepared() ([]claimHolder, error) {
 	var out []claimHolder
 	for i := range all.All {
 		c, h := &all.All[i], nodeview.Holder{}
-		if len(c.PodUIDs) > 0 {
+		if len(c.PodUIDs) == 1 {
 			h.PodUID = c.PodUIDs[0]
 		}
 		for _, d := range c.Devices {

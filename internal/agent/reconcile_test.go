@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"os"
@@ -15,8 +16,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
+	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/kube/kubetest"
+	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/reconcile"
 	"github.com/manifold-cni/manifold/sriov"
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
@@ -125,6 +128,43 @@ func TestKubeletRestartWindow(t *testing.T) {
 	}
 	n.conf.Checkpoint = "" // then the pods that are listed may be the first of many
 	n.spared("List of another pod alone")
+}
+
+// A dead sandbox's VF is repaired while the kubelet keeps it for that sandbox's own
+// pod, and not when another pod has it: the real sources tell by UID whose it is.
+func TestStrandedVFsThatAreGivenOnAreLeftAlone(t *testing.T) {
+	for uid, repaired := range map[string]bool{"app": true, "before": false} {
+		t.Run(uid, func(t *testing.T) {
+			n := newVFNode(t)
+			n.admit("app", leftoverVF)
+			before, err := n.tree.Host().Snapshot(leftoverVF)
+			n.must(err)
+			before.VF.VLAN = 0
+			raw, err := json.Marshal(before)
+			n.must(err)
+			r := n.reconciler()
+			key := journal.Key{ContainerID: "c", IfName: "eth0"}
+			entry, err := r.Journal.Begin(t.Context(), key, &plan.Plan{
+				Pod: plan.Pod{Namespace: "shop", Name: "app", UID: uid}, NetNS: filepath.Join(t.TempDir(), "gone"),
+				Attachments: []plan.Attachment{{Name: "shop/fast", IfName: "net1", Device: &plan.Device{ID: leftoverVF, PCIAddress: leftoverVF, PF: "0000:21:00.0", VFIndex: before.VFIndex}}},
+			})
+			n.must(err)
+			_, err = r.Journal.Claim(t.Context(), leftoverVF, key, nil)
+			n.must(err)
+			n.must(entry.Append(journal.Step{Phase: journal.Trying, Before: raw}))
+			found, err := r.Scan(t.Context())
+			n.must(err)
+			if len(found) != 1 || found[0].Kind != reconcile.Stranded {
+				t.Fatalf("found %v", found)
+			}
+			if err := r.Repair(t.Context(), found[0]); (err == nil) != repaired {
+				t.Errorf("repair: %v", err)
+			}
+			if s, err := n.tree.Host().Snapshot(leftoverVF); err != nil || (s.VF.VLAN == 0) != repaired {
+				t.Errorf("%+v, %v", s.VF, err)
+			}
+		})
+	}
 }
 
 // TestKubeletsDirectoriesAreWatched: those whose change means that it started or

@@ -33,8 +33,8 @@ type node struct {
 	tree *sriovtest.Tree
 
 	mu        sync.Mutex
-	allocated map[string]bool
-	unknown   error // why it is not known what is allocated
+	allocated map[string]string // to pods, by UID
+	unknown   error             // why it is not known what is allocated
 }
 
 func newNode(t *testing.T) *node {
@@ -42,7 +42,7 @@ func newNode(t *testing.T) *node {
 	n.tree.AddIGB()
 	n.Reconciler = &Reconciler{
 		Journal: journal.Dir{Path: t.TempDir()}, Host: n.tree.Host(),
-		Allocated: func(context.Context) (map[string]bool, error) {
+		Allocated: func(context.Context) (map[string]string, error) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			return n.allocated, n.unknown
@@ -59,14 +59,22 @@ func (n *node) must(err error) {
 	}
 }
 
-// allocate makes the kubelet have given these devices to pods.
+// allocate makes the kubelet have given these devices to pods that it does not
+// name, and no others.
 func (n *node) allocate(ids ...string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.allocated = map[string]bool{}
+	n.allocated = map[string]string{}
 	for _, id := range ids {
-		n.allocated[id] = true
+		n.allocated[id] = ""
 	}
+}
+
+// allocateTo makes the kubelet have given the VF to the pod of that UID.
+func (n *node) allocateTo(uid string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.allocated = map[string]string{address: uid}
 }
 
 // vlan sets the VLAN that the PF keeps for the VF.
@@ -191,6 +199,12 @@ func TestStrandedVFsAreMadeAsTheirSandboxFoundThem(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 	n.finds(Stranded) // until its DEL
+	n.vlan(78)
+	n.allocateTo("dead-uid") // its own pod's still
+	n.must(n.Repair(t.Context(), f))
+	if left := before.Compare(n.state()); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
 }
 
 // A VF that its driver does not let be reset is in quarantine until it is.
@@ -290,6 +304,20 @@ func TestRepairOfStrandedGivesWay(t *testing.T) {
 		n.spared(f, "an operation on its sandbox is under way")
 		n.must(lock.Unlock(false))
 	})
+	t.Run("the kubelet has given it to another pod", func(*testing.T) {
+		n.allocateTo("another-uid")
+		n.spared(f, "the kubelet has given it to a pod")
+	})
+	t.Run("the kubelet has given it to nobody knows whom", func(*testing.T) {
+		n.allocate(address)
+		n.spared(f, "the kubelet has given it to a pod")
+	})
+	t.Run("allocations are not known", func(*testing.T) {
+		n.unknown = errors.New("the kubelet is down")
+		n.spared(f, "the kubelet is down")
+		n.unknown = nil
+	})
+	n.allocate()
 	t.Run("the next ADD has claimed it, and tries nothing yet", func(*testing.T) {
 		n.begin("next", true)
 		n.spared(f, "no claim to it")

@@ -88,9 +88,10 @@ func (f Finding) belongs(sandbox string, pod plan.Pod, network string) Finding {
 type Reconciler struct {
 	Journal journal.Dir
 	Host    sriov.Host
-	// Allocated returns the device IDs that the kubelet has given to pods. An
-	// error means that it is not known.
-	Allocated func(context.Context) (map[string]bool, error)
+	// Allocated returns, by device ID, the UID of the pod to which the kubelet has
+	// given the device, empty where that is not known of a device that is given. An
+	// error means that it is not known which are.
+	Allocated func(context.Context) (map[string]string, error)
 	// Watch are directories in which something changes when the kubelet starts or
 	// allocates. They need not exist yet.
 	Watch []string
@@ -172,7 +173,8 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 		if !f.IsVF() {
 			continue
 		}
-		v := vf{Function: f, owner: owners[f.Address], allocated: !known || allocated[f.Address]}
+		_, given := allocated[f.Address]
+		v := vf{Function: f, owner: owners[f.Address], allocated: !known || given}
 		v.quarantine, v.unreadable = r.Journal.Quarantined(f.Address)
 		v.state, err = r.Host.Snapshot(f.Address)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -92,6 +92,9 @@ func (r *Reconciler) repairStranded(ctx context.Context, f Finding) (err error) 
 	if err != nil {
 		return err
 	}
+	if err := r.ungiven(ctx, f, o.entry.Plan.Pod.UID); err != nil {
+		return err
+	}
 	return r.restore(ctx, f, journal.Quarantine{
 		Device: f.Device, Sandbox: f.Sandbox, Pod: o.entry.Plan.Pod, Network: f.Network, To: o.entry.Before(o.attachment),
 	})
@@ -120,6 +123,19 @@ func (r *Reconciler) dead(ctx context.Context, f Finding, key journal.Key) (*own
 		return nil, fmt.Errorf("%w: its sandbox has no claim to it any more", ErrNotRepaired)
 	}
 	return o, nil
+}
+
+// ungiven returns nil when the kubelet has given the VF to nobody, or to the pod of
+// that UID still: a pod without a network on the VF claims nothing.
+func (r *Reconciler) ungiven(ctx context.Context, f Finding, uid string) error {
+	allocated, err := r.Allocated(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: whether the kubelet has given it to a pod is not known: %w", ErrNotRepaired, err)
+	}
+	if to, given := allocated[f.Device]; given && (to == "" || to != uid) {
+		return fmt.Errorf("%w: the kubelet has given it to a pod", ErrNotRepaired)
+	}
+	return nil
 }
 
 // claimed runs do on a VF that no sandbox has, under its claim. An ADD that comes
