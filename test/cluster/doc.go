@@ -25,4 +25,8 @@
 //     interface of its own.
 //   - There is no kube-proxy: the API server's service address is on loopback, and
 //     a forwarder listens there.
+//   - A kubelet that finds no runtime when it starts ends, and nobody is here to
+//     start it again.
+//   - A kubelet just restarted refuses pods with devices, for good, until the
+//     device plugin has registered again (UnexpectedAdmissionError).
 package cluster

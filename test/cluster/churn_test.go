@@ -1,0 +1,226 @@
+//go:build clusterlab
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// churn makes and deletes pods until it is stopped or has made what it may make.
+// Failures of the API server are part of what is tested, and tried again.
+type churn struct {
+	f       *fixture
+	label   string
+	stop    context.CancelFunc
+	work    sync.WaitGroup
+	created atomic.Int32
+}
+
+// kinds are the pods of a churn, and what they must have.
+var kinds = []struct {
+	options []option
+	want    map[string]string
+}{
+	{nil, map[string]string{"eth0": "cluster-net"}},
+	{[]option{networks("storage, plain")}, map[string]string{"eth0": "cluster-net", "net1": storage, "net2": plain}},
+	{[]option{networks("red, storage"), container("main", Red)}, map[string]string{"eth0": "cluster-net", "net1": red, "net2": storage}},
+}
+
+// startChurn starts some writers, each of which has two pods of its own at a time,
+// and makes a number of them at most. More wait for each other on a small machine.
+func (f *fixture) startChurn(label string, most int) *churn {
+	const writers = 4
+	ctx, stop := context.WithCancel(f.ctx)
+	c := &churn{f: f, label: label, stop: stop}
+	for w := range writers {
+		c.work.Go(func() {
+			random, last := rand.New(rand.NewPCG(1, uint64(w))), ""
+			for i := 0; i < most && ctx.Err() == nil; i++ {
+				kind := (w + i) % len(kinds)
+				name := fmt.Sprintf("%s-%d-%d-%d", label, w, i, kind)
+				c.create(ctx, name, kind)
+				if last != "" {
+					c.delete(ctx, last)
+				}
+				last = name
+				// Some are deleted before they run, some in the middle of it, some later.
+				sleep(ctx, time.Duration(random.IntN(3000))*time.Millisecond)
+			}
+		})
+	}
+	f.Cleanup(func() {
+		stop()
+		c.work.Wait()
+		f.must(lab.Client.CoreV1().Pods(namespace).DeleteCollection(f.ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: c.selector()}))
+		f.gone(c.selector())
+	})
+	return c
+}
+
+func (c *churn) selector() string { return "churn=" + c.label }
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+func (c *churn) create(ctx context.Context, name string, kind int) {
+	pod := template(name, kinds[kind].options...)
+	pod.Labels = map[string]string{"churn": c.label}
+	c.insist(ctx, func(ctx context.Context) error {
+		_, err := lab.Client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})
+		if apierrors.IsAlreadyExists(err) {
+			err = nil
+		}
+		return err
+	})
+	c.created.Add(1)
+}
+
+func (c *churn) delete(ctx context.Context, name string) {
+	c.insist(ctx, func(ctx context.Context) error {
+		err := lab.Client.CoreV1().Pods(namespace).Delete(ctx, name, metav1.DeleteOptions{})
+		if apierrors.IsNotFound(err) {
+			err = nil
+		}
+		return err
+	})
+}
+
+// insist does something until it succeeds or the churn ends.
+func (c *churn) insist(ctx context.Context, do func(context.Context) error) {
+	for ctx.Err() == nil && do(ctx) != nil {
+		sleep(ctx, 200*time.Millisecond)
+	}
+}
+
+// settle stops the churn and waits until every pod that is left runs and has its
+// status, but for those that the kubelet itself has refused: after its restart it knows no device
+// until the device plugin has registered again. It checks them.
+func (c *churn) settle() {
+	f := c.f
+	f.Helper()
+	c.stop()
+	c.work.Wait()
+	refused := func(p corev1.Pod) bool {
+		return p.Status.Phase == corev1.PodFailed && p.Status.Reason == "UnexpectedAdmissionError"
+	}
+	var pods []corev1.Pod
+	f.eventually("what is left of "+c.label+" to run", func() error {
+		pods = f.list(c.selector())
+		for _, p := range pods {
+			if !(ready(&p) && published(&p)) && !refused(p) {
+				return fmt.Errorf("pod %s is %s %s: %s", p.Name, p.Status.Phase, p.Status.Reason, f.events(p.Name))
+			}
+		}
+		return nil
+	})
+	ran := slices.DeleteFunc(slices.Clone(pods), refused)
+	for _, p := range ran {
+		kind, err := strconv.Atoi(p.Name[strings.LastIndexByte(p.Name, '-')+1:])
+		f.must(err)
+		here := f.check(&p, kinds[kind].want)
+		if kinds[kind].want["net1"] == red {
+			f.isDevice(here, "net1", f.device(here, "main", Red))
+		}
+	}
+	f.Logf("%d pods were made; of those left %d run, the kubelet refused %d", c.created.Load(), len(ran), len(pods)-len(ran))
+}
+
+// killAgent kills the agent's process; that of another container is not hit.
+func (f *fixture) killAgent() error {
+	entries, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	f.must(err)
+	for _, e := range entries {
+		raw, err := os.ReadFile(e)
+		if args := strings.Split(string(raw), "\x00"); err != nil || len(args) < 2 || filepath.Base(args[0]) != "manifold-agent" || args[1] != "serve" {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(e)))
+		f.must(err)
+		return syscall.Kill(pid, syscall.SIGKILL)
+	}
+	return errors.New("no agent runs")
+}
+
+// restart kills services and starts them again, in this order. A kubelet ends when
+// it finds no runtime.
+func (f *fixture) restart(services ...string) {
+	f.Helper()
+	for _, s := range services {
+		f.must(lab.Node.KillService(s))
+	}
+	for _, s := range services {
+		f.must(lab.Node.StartService(s))
+		if s == Containerd {
+			f.eventually(s, func() error { return lab.Node.ctr(f.ctx, "version") })
+		}
+	}
+}
+
+// While pods come and go, the kubelet, the runtime and the agent are killed, and
+// the API server is away: after it settles, every pod has exactly what it asked
+// for, and those that went left nothing.
+func TestOutages(t *testing.T) {
+	agent := func(f *fixture) {
+		for range 2 {
+			f.eventually("an agent to kill", f.killAgent)
+			time.Sleep(time.Duration(rand.IntN(3000)) * time.Millisecond)
+		}
+	}
+	kubelet := func(f *fixture) {
+		f.restart(Kubelet)
+		time.Sleep(5 * time.Second)
+	}
+	runtime := func(f *fixture) {
+		f.restart(Containerd)
+		time.Sleep(5 * time.Second)
+	}
+	api := func(f *fixture) {
+		f.must(lab.API.Kill())
+		time.Sleep(15 * time.Second)
+		f.must(lab.API.Restart())
+	}
+	for _, c := range []struct {
+		name   string
+		outage func(*fixture)
+	}{
+		{"agent", agent},
+		{"kubelet", kubelet},
+		{"containerd", runtime},
+		{"apiserver", api},
+		{"all", func(f *fixture) {
+			f.must(errors.Join(f.killAgent(), lab.API.Kill()))
+			f.restart(Containerd, Kubelet)
+			time.Sleep(10 * time.Second)
+			f.must(lab.API.Restart())
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := begin(t)
+			churn := f.startChurn("outage-"+c.name, 8)
+			time.Sleep(3 * time.Second) // the first pods are under way
+			c.outage(f)
+			churn.settle()
+		})
+	}
+}
