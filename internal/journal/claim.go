@@ -27,6 +27,14 @@ const maxClaim = 4096
 // journal, and holds its lock while it works.
 func RepairKey(device string) Key { return Key{ContainerID: "reconcile", IfName: device} }
 
+// IsRepairLock reports whether the file of that name in a journal directory is the
+// lock of whoever repairs a device.
+func IsRepairLock(name string) bool {
+	stem, ok := strings.CutSuffix(name, lockSuffix)
+	k, isKey := ParseKey(stem)
+	return ok && isKey && k == RepairKey(k.IfName)
+}
+
 // Claim makes k the holder of a device, named by its PCI address, and returns k;
 // or returns the present holder, when that is another one of which held says
 // that it still has the device.

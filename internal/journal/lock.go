@@ -23,6 +23,8 @@ import (
 // or begins when the collection has ended.
 const barrierFile = "gc.lock"
 
+const lockSuffix = ".lock"
+
 // begin takes the barrier's shared side, waiting until ctx ends.
 func (d Dir) begin(ctx context.Context) (*Lock, error) {
 	return d.barrier(ctx, "wait for garbage collection", unix.LOCK_SH)
@@ -81,7 +83,7 @@ func (d Dir) Lock(ctx context.Context, k Key) (*Lock, error) {
 	if err := os.MkdirAll(d.Path, 0o700); err != nil {
 		return nil, ioError(op, err)
 	}
-	path := filepath.Join(d.Path, k.String()+".lock")
+	path := filepath.Join(d.Path, k.String()+lockSuffix)
 	for {
 		l, err := tryLock(path, unix.LOCK_EX)
 		if err != nil {
@@ -107,7 +109,7 @@ func (d Dir) Lock(ctx context.Context, k Key) (*Lock, error) {
 // TryLock takes the lock of k when nobody holds it; nil without an error means
 // that somebody does.
 func (d Dir) TryLock(k Key) (*Lock, error) {
-	l, err := tryLock(filepath.Join(d.Path, k.String()+".lock"), unix.LOCK_EX)
+	l, err := tryLock(filepath.Join(d.Path, k.String()+lockSuffix), unix.LOCK_EX)
 	if err != nil {
 		return nil, ioError("lock sandbox", err)
 	}

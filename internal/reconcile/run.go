@@ -35,7 +35,8 @@ func Reason(k Kind) string {
 // Run scans at the start, and whenever links, drivers, journals or one of the
 // kubelet's directories have changed and come to rest, until ctx ends: it does not
 // poll. Findings are logged and told when they come, and logged when they go. With
-// repair they are repaired once; see [Reconciler.Repair].
+// repair they are repaired; see [Reconciler.Repair]. A repair that failed is not
+// tried again, one that gave way is, with the next scan.
 func (r *Reconciler) Run(ctx context.Context, repair bool, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -114,12 +115,16 @@ func (w watched) concerns(files *fsnotify.Watcher, e fsnotify.Event) bool {
 		w.add(files)
 	}
 	name := filepath.Clean(e.Name)
+	if journal.IsRepairLock(filepath.Base(name)) {
+		return false // a repair that gives way would be its own next cause
+	}
 	return slices.ContainsFunc(w, func(dir string) bool { return dir == name || dir == filepath.Dir(name) })
 }
 
 // round is what the last scan said.
 type round struct {
 	found   []Finding
+	gaveWay []Finding // of these, those whose repair gave way to somebody
 	problem string
 }
 
@@ -139,28 +144,35 @@ func (r *Reconciler) round(ctx context.Context, last *round, repair bool, log *s
 			log.Info("VF is in order again", "was", f)
 		}
 	}
+	var gaveWay []Finding
 	for _, f := range now {
-		if slices.Contains(last.found, f) {
-			continue // told, and if it was to be repaired, that did not help
+		untried := slices.Contains(last.gaveWay, f)
+		if !slices.Contains(last.found, f) {
+			untried = true
+			log.Warn("VF", "finding", f)
+			r.tell(ctx, Reason(f.Kind), f)
 		}
-		log.Warn("VF", "finding", f)
-		r.tell(ctx, Reason(f.Kind), f)
-		if repair {
-			r.repair(ctx, f, log)
+		if repair && untried && !r.repair(ctx, f, log) {
+			gaveWay = append(gaveWay, f)
 		}
 	}
-	last.found, last.problem = now, problem
+	last.found, last.gaveWay, last.problem = now, gaveWay, problem
 }
 
-// repair repairs one finding, and says what became of it.
-func (r *Reconciler) repair(ctx context.Context, f Finding, log *slog.Logger) {
-	switch err := r.Repair(ctx, f); {
-	case err == nil:
-		log.Info("VF repaired", "was", f)
-		r.tell(ctx, ReasonRepaired, f)
-	case !errors.Is(err, ErrNotRepaired):
-		log.Warn("VF cannot be repaired", "finding", f, "err", err)
+// repair repairs one finding, says what became of it, and returns whether it was
+// tried.
+func (r *Reconciler) repair(ctx context.Context, f Finding, log *slog.Logger) (tried bool) {
+	err := r.Repair(ctx, f)
+	if errors.Is(err, ErrNotRepaired) {
+		return false
 	}
+	if err != nil {
+		log.Warn("VF cannot be repaired", "finding", f, "err", err)
+		return true
+	}
+	log.Info("VF repaired", "was", f)
+	r.tell(ctx, ReasonRepaired, f)
+	return true
 }
 
 func (r *Reconciler) tell(ctx context.Context, reason string, f Finding) {

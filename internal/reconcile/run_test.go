@@ -5,7 +5,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/manifold-cni/manifold/internal/journal"
 )
 
 // told is what a running reconciler tells.
@@ -78,6 +83,49 @@ func TestRunRepairsOnce(t *testing.T) {
 	}
 	n.tree.RemoveNetDev(netDev) // what is only reported is not told as repaired
 	n.hears(c, "VFOrphaned")
+}
+
+// A repair that gave way is tried again with the next scan, and told once.
+func TestRepairThatGaveWayIsTriedAgain(t *testing.T) {
+	n := newNode(t)
+	key := n.sandbox("dead", false)
+	n.vlan(77)
+	var heard []string
+	n.Tell = func(_ context.Context, reason string, _ Finding) { heard = append(heard, reason) }
+	log, state := slog.New(slog.DiscardHandler), round{}
+	lock, err := n.Journal.Lock(t.Context(), key) // its DEL is under way
+	n.must(err)
+	n.round(t.Context(), &state, true, log)
+	n.round(t.Context(), &state, true, log)
+	if v := n.state().VF.VLAN; v != 77 {
+		t.Fatalf("repaired beside a DEL: VLAN %d", v)
+	}
+	n.must(lock.Unlock(false)) // which has failed
+	n.round(t.Context(), &state, true, log)
+	if v := n.state().VF.VLAN; v != 0 {
+		t.Errorf("VLAN %d", v)
+	}
+	n.round(t.Context(), &state, true, log)
+	if want := []string{"VFStranded", ReasonRepaired}; !slices.Equal(heard, want) {
+		t.Errorf("told %v, want %v", heard, want)
+	}
+}
+
+// What a repair itself makes and removes is no cause of the next scan: one that
+// gives way would never come to rest.
+func TestRepairLocksCauseNoScan(t *testing.T) {
+	n := newNode(t)
+	lock, err := n.Journal.Lock(t.Context(), journal.RepairKey(address))
+	n.must(err)
+	own := lock.File().Name()
+	n.must(lock.Unlock(true))
+	key := n.sandbox("pod", true)
+	w := watched{n.Journal.Path}
+	for name, want := range map[string]bool{own: false, filepath.Join(n.Journal.Path, key.String()+".journal"): true, filepath.Join(n.Journal.Path, key.String()+".lock"): true} {
+		if got := w.concerns(nil, fsnotify.Event{Name: name, Op: fsnotify.Remove}); got != want {
+			t.Errorf("%s: %v, want %v", name, got, want)
+		}
+	}
 }
 
 func TestEveryKindHasAReason(t *testing.T) {
