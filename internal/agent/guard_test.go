@@ -14,8 +14,7 @@ import (
 
 // guarded is a runtime's directory with Manifold installed in it.
 type guarded struct {
-	t    *testing.T
-	dir  string
+	place
 	g    *guard
 	conf []byte
 	said chan string
@@ -23,7 +22,7 @@ type guarded struct {
 
 func newGuarded(t *testing.T) *guarded {
 	t.Helper()
-	d := &guarded{t: t, dir: t.TempDir(), said: make(chan string, 100)}
+	d := &guarded{place: place{t, t.TempDir()}, said: make(chan string, 100)}
 	d.file("10-cluster.conflist", config("cluster-net", "bridge"))
 	from := filepath.Join(t.TempDir(), "from")
 	d.must(os.Mkdir(from, 0o700))
@@ -43,20 +42,6 @@ func (d *guarded) installer(from string) *Installer {
 	return &Installer{
 		From: from, BinDir: d.path("bin"), ConfDir: d.dir, ConfName: "00-manifold.conflist", StateDir: d.path("state"), Force: true,
 	}
-}
-
-func (d *guarded) path(elem string) string { return filepath.Join(d.dir, elem) }
-
-func (d *guarded) must(err error) {
-	d.t.Helper()
-	if err != nil {
-		d.t.Fatal(err)
-	}
-}
-
-func (d *guarded) file(name, content string) {
-	d.t.Helper()
-	d.must(os.WriteFile(d.path(name), []byte(content), 0o600))
 }
 
 // read returns Manifold's configuration, nil when there is none.

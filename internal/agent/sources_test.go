@@ -21,10 +21,15 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
+// place is a directory of a test.
+type place struct {
+	t   *testing.T
+	dir string
+}
+
 // node is a directory with an agent's sources in it, and an API server.
 type node struct {
-	t    *testing.T
-	dir  string
+	place
 	api  *kubetest.Server
 	conf Config
 	once bool // one-shot mode
@@ -34,7 +39,7 @@ type node struct {
 // given; it has no snapshot and nothing that would need the kubelet.
 func newNode(t *testing.T, onDisk ...string) *node {
 	t.Helper()
-	n := &node{t: t, dir: t.TempDir(), api: kubetest.Start()}
+	n := &node{place: place{t, t.TempDir()}, api: kubetest.Start()}
 	t.Cleanup(n.api.Stop)
 	kubeconfig, err := n.api.Kubeconfig(n.dir)
 	n.must(err)
@@ -48,18 +53,18 @@ func newNode(t *testing.T, onDisk ...string) *node {
 	return n
 }
 
-func (n *node) path(elem string) string { return filepath.Join(n.dir, elem) }
+func (d *place) path(elem string) string { return filepath.Join(d.dir, elem) }
 
-func (n *node) must(err error) {
-	n.t.Helper()
+func (d *place) must(err error) {
+	d.t.Helper()
 	if err != nil {
-		n.t.Fatal(err)
+		d.t.Fatal(err)
 	}
 }
 
-func (n *node) file(name, content string) {
-	n.t.Helper()
-	n.must(os.WriteFile(n.path(name), []byte(content), 0o600))
+func (d *place) file(name, content string) {
+	d.t.Helper()
+	d.must(os.WriteFile(d.path(name), []byte(content), 0o600))
 }
 
 // config is a network configuration whose plugin type tells where it is from.

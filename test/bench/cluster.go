@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -62,10 +63,10 @@ func startReal(dir string) (*realCluster, error) {
 		return nil, err
 	}
 	if c.client, err = c.server.Client(); err != nil {
-		return nil, joined(err, c.server.Stop())
+		return nil, errors.Join(err, c.server.Stop())
 	}
 	if err := c.server.InstallDefinitions(); err != nil {
-		return nil, joined(err, c.server.Stop())
+		return nil, errors.Join(err, c.server.Stop())
 	}
 	c.agent, err = c.server.User(dir, "manifold", c.server.Config().Host, []rbacv1.PolicyRule{
 		{APIGroups: []string{netattach.GroupVersion.Group}, Resources: []string{netattach.Resource}, Verbs: []string{"get", "list", "watch"}},
@@ -73,7 +74,7 @@ func startReal(dir string) (*realCluster, error) {
 		{APIGroups: []string{"", "events.k8s.io"}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 	})
 	if err != nil {
-		return nil, joined(err, c.server.Stop())
+		return nil, errors.Join(err, c.server.Stop())
 	}
 	return c, nil
 }

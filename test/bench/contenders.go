@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -177,7 +178,7 @@ func (s *series) measure(who contender, verb func(pod, sandbox int) error, first
 	}
 	wg.Wait()
 	after, err := who.cpu()
-	if err := joined(append(errs, err)...); err != nil {
+	if err := errors.Join(append(errs, err)...); err != nil {
 		return fmt.Errorf("%s %s: %w", s.Contender, s.Verb, err)
 	}
 	total := s.CPUMillis*float64(len(s.Millis)) + millis(after-before)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -50,7 +51,7 @@ func TestCostOfAPod(t *testing.T) {
 			t.Fatal(err)
 		}
 		c, err := countCalls(f)
-		if err := joined(err, f.Close()); err != nil {
+		if err := errors.Join(err, f.Close()); err != nil {
 			t.Fatal(err)
 		}
 		fmt.Fprintf(&text, "%s\n%s\n", verb, c)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -48,7 +49,7 @@ func (n *node) all(verb func(pod, sandbox int) error) error {
 	for worker := range restartAtOnce {
 		wg.Go(func() {
 			for pod := range pods {
-				errs[worker] = joined(errs[worker], verb(pod, worker))
+				errs[worker] = errors.Join(errs[worker], verb(pod, worker))
 			}
 		})
 	}
@@ -57,7 +58,7 @@ func (n *node) all(verb func(pod, sandbox int) error) error {
 	}
 	close(pods)
 	wg.Wait()
-	return joined(errs...)
+	return errors.Join(errs...)
 }
 
 // fallback measures ADD without an agent, which it ends.
@@ -120,7 +121,7 @@ func (n *node) footprint(r *report) error {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	most, err := peak(cmd.Process.Pid, n.path("bin/manifold"), ended)
-	if err := joined(err, n.call("DEL", d, statusSync, last, 0)); err != nil {
+	if err := errors.Join(err, n.call("DEL", d, statusSync, last, 0)); err != nil {
 		return err
 	}
 	r.figure("plugin, resident at most", float64(most)/1024, "MiB")

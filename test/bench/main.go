@@ -9,6 +9,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -100,7 +101,7 @@ func measure(o options, dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = joined(err, n.stop()) }()
+	defer func() { err = errors.Join(err, n.stop()) }()
 	if o.trace != "" {
 		return n.traced(o.trace)
 	}
