@@ -168,8 +168,9 @@ func (n *node) json(name string, v any) {
 	n.must(os.WriteFile(n.path(name), raw, 0o600))
 }
 
-// patience is how long another process or the kernel may take.
-const patience = time.Minute
+// patience is how long another process or the kernel may take: longer than the
+// agent keeps a connection to the API server that it does not use, 90 seconds.
+const patience = 3 * time.Minute
 
 // eventually waits for a condition of another process.
 func (n *node) eventually(what string, ok func() bool) {
