@@ -329,7 +329,7 @@ func (r *run) add(ctx context.Context, i int) (json.RawMessage, error) {
 	result, err := r.cni.AddNetworkList(ctx, r.lists[i], r.runtimeConf(a, r.inv.NetNS))
 	killpoint.Here("delegate added")
 	if err != nil {
-		return nil, delegateError("add", err)
+		return nil, explainUserspace(a, delegateError("add", err))
 	}
 	raw, err := json.Marshal(result)
 	if err != nil {
@@ -472,10 +472,20 @@ func (r *run) runtimeConf(a *plan.Attachment, netns string) *libcni.RuntimeConf 
 }
 
 // delegateError gives a libcni error a kind when the executor has not.
-func delegateError(verb string, err error) error {
+func delegateError(verb string, err error) *cnierr.Error {
 	var typed *cnierr.Error
 	if errors.As(err, &typed) {
 		return typed // the executor's, which names the delegate as libcni's wrapping does
 	}
 	return cnierr.New("delegate "+verb, cnierr.DelegateFailed, "%w", err)
+}
+
+// explainUserspace says that the attachment's device has no interface, where a
+// delegate failed on one that a userspace driver has: what the delegate prints is
+// that it did not find an interface, and not why there is none.
+func explainUserspace(a *plan.Attachment, err *cnierr.Error) *cnierr.Error {
+	if a.Device == nil || !a.Device.Userspace || err.Kind != cnierr.DelegateFailed || err.Fix != "" {
+		return err
+	}
+	return err.WithFix("the device is bound to %s and has no interface: bind it to its kernel driver, or take out of the network what needs an interface", a.Device.Driver)
 }

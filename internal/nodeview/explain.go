@@ -55,10 +55,30 @@ func (e *Explanation) Conclude(p *plan.Plan, err error) {
 	e.Plan = p
 	for _, a := range p.Attachments {
 		e.Say("interface "+a.IfName, "%s, %s", a.Name, a.Reason)
+		e.sayDevice(&a)
 	}
 	for _, w := range p.Warnings {
 		e.Say("warning", "%s", w)
 	}
+}
+
+// sayDevice says where an attachment's device is, and who drives it: one that a
+// program drives has no interface, which surprises whoever wanted one.
+func (e *Explanation) sayDevice(a *plan.Attachment) {
+	d := a.Device
+	if d == nil || d.PF == "" {
+		return
+	}
+	text := fmt.Sprintf("VF %d of %s, ", d.VFIndex, d.PF)
+	switch {
+	case d.Userspace:
+		text += fmt.Sprintf("bound to %s: there will be no %s, a program in the pod drives it; for an interface bind it to its kernel driver", d.Driver, a.IfName)
+	case d.Driver == "":
+		text += "without a driver: bind it to its kernel driver, or to vfio-pci for a program"
+	default:
+		text += "driver " + d.Driver
+	}
+	e.Say("device "+d.ID, "%s", text)
 }
 
 // DecodeExplanation reads what an agent of this release or an older one wrote.

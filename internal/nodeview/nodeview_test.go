@@ -169,3 +169,19 @@ func TestDecode(t *testing.T) {
 		}
 	}
 }
+
+// Who drives a device decides whether there is an interface.
+func TestExplanationSaysWhoDrivesADevice(t *testing.T) {
+	for driver, want := range map[string]string{
+		"iavf":     "VF 3 of 0000:5e:00.0, driver iavf",
+		"vfio-pci": "VF 3 of 0000:5e:00.0, bound to vfio-pci: there will be no net1, a program in the pod drives it; for an interface bind it to its kernel driver",
+		"":         "VF 3 of 0000:5e:00.0, without a driver: bind it to its kernel driver, or to vfio-pci for a program",
+	} {
+		d := &plan.Device{ID: "0000:5e:01.3", PF: "0000:5e:00.0", VFIndex: 3, Driver: driver, Userspace: driver == "vfio-pci"}
+		e := &Explanation{}
+		e.Conclude(&plan.Plan{Attachments: []plan.Attachment{{Name: "ns/n", IfName: "net1", Reason: "selected", Device: d}}}, nil)
+		if diff := cmp.Diff([]Step{{"interface net1", "ns/n, selected"}, {"device 0000:5e:01.3", want}}, e.Steps); diff != "" {
+			t.Errorf("driver %q: %s", driver, diff)
+		}
+	}
+}
