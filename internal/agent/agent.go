@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -253,9 +252,6 @@ func (a *Agent) allocation(ctx context.Context, pod *planner.Pod, resources []st
 	return nil
 }
 
-// maxDeviceInfo bounds a device plugin's device-information file, in bytes.
-const maxDeviceInfo = 64 << 10
-
 // readDeviceInfo returns what the device plugin wrote of a device (device
 // information specification 4.1), nil when there is nothing usable.
 func readDeviceInfo(dir, resource, id string) json.RawMessage {
@@ -263,20 +259,7 @@ func readDeviceInfo(dir, resource, id string) json.RawMessage {
 	if err != nil {
 		return nil
 	}
-	path := filepath.Join(dir, "dp", name)
-	fi, err := os.Stat(path)
-	if err != nil || !fi.Mode().IsRegular() || fi.Size() > maxDeviceInfo {
-		return nil
-	}
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return nil
-	}
-	var object map[string]json.RawMessage
-	if json.Unmarshal(raw, &object) != nil || object == nil {
-		return nil
-	}
-	return raw
+	return plan.ReadDeviceInfo(filepath.Join(dir, "dp", name))
 }
 
 // Status implements plan.Planner. It asks nobody, so that a runtime may ask it

@@ -313,7 +313,7 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	out.DeviceInfo = readDeviceInfo(a)
+	out.DeviceInfo = plan.ReadDeviceInfo(a.DeviceInfoFile)
 	r.about(a).Debug("attached", "reason", a.Reason, "verified", out.Verified)
 	return out, r.entry.Append(journal.Step{Attachment: i, Phase: journal.Verified, Checked: out.Verified})
 }

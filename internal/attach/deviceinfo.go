@@ -1,7 +1,6 @@
 package attach
 
 import (
-	"encoding/json"
 	"os"
 	"path/filepath"
 
@@ -24,30 +23,6 @@ func placeDeviceInfo(a *plan.Attachment) error {
 		return cnierr.New("write device information", cnierr.IO, "%w", err)
 	}
 	return nil
-}
-
-// maxDeviceInfo bounds a device-information file, in bytes.
-const maxDeviceInfo = 64 << 10
-
-// readDeviceInfo returns what the file holds after ADD, nil when there is none
-// or it is no JSON object. A delegate may have put anything in its place.
-func readDeviceInfo(a *plan.Attachment) json.RawMessage {
-	if a.DeviceInfoFile == "" {
-		return nil
-	}
-	fi, err := os.Stat(a.DeviceInfoFile)
-	if err != nil || !fi.Mode().IsRegular() || fi.Size() > maxDeviceInfo {
-		return nil
-	}
-	b, err := os.ReadFile(a.DeviceInfoFile)
-	if err != nil {
-		return nil
-	}
-	var object map[string]json.RawMessage
-	if json.Unmarshal(b, &object) != nil || object == nil {
-		return nil
-	}
-	return b
 }
 
 // removeDeviceInfo removes the file, whoever wrote it last.

@@ -147,7 +147,10 @@ func (r *run) releaseOne(ctx context.Context, i int) error {
 	if err := r.giveBack(ctx, i); err != nil {
 		return err
 	}
-	return r.forget(list, rt, a)
+	if needless {
+		return r.forget(list, rt, a)
+	}
+	return removeDeviceInfo(a)
 }
 
 // releaseFenced releases what an attachment has beside its device, which serves
@@ -160,9 +163,10 @@ func (r *run) releaseFenced(ctx context.Context, list *libcni.NetworkConfigList,
 	return r.forget(list, rt, a)
 }
 
-// forget removes the attachment's files.
+// forget removes the attachment's files where libcni has not removed its own,
+// which it does after a DEL that succeeded.
 func (r *run) forget(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, a *plan.Attachment) error {
-	if err := r.seedCache(list, rt, nil); err != nil { // libcni keeps it after a failure
+	if err := r.seedCache(list, rt, nil); err != nil {
 		return err
 	}
 	return removeDeviceInfo(a)
