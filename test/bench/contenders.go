@@ -25,7 +25,7 @@ type contender struct {
 
 // contenders returns those for a set of delegates, the floor first.
 func (n *node) contenders(d delegates) []contender {
-	cni := libcni.NewCNIConfigWithCacheDir(filepath.SplitList(os.Getenv("CNI_PATH")), n.path("floor"), nil)
+	cni := n.floorCNI()
 	floor := contender{
 		name: "floor",
 		add:  func(pod, sandbox int) error { return n.floorAdd(cni, d, pod, sandbox) },
@@ -73,6 +73,11 @@ func rusage(who ...int) (sum time.Duration, err error) {
 	return sum, nil
 }
 
+// floorCNI is libcni as the floor uses it.
+func (n *node) floorCNI() *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir(filepath.SplitList(os.Getenv("CNI_PATH")), n.path("floor"), nil)
+}
+
 func (n *node) floorRuntime(pod, sandbox, network int) *libcni.RuntimeConf {
 	ifName := "eth0"
 	if network > 0 {
@@ -103,7 +108,7 @@ func (n *node) floorDel(cni *libcni.CNIConfig, d delegates, pod, sandbox int) er
 
 // runtime is the container runtime that calls the plugin.
 func (n *node) runtime(d delegates, status string) *harness.Runtime {
-	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"manifold","type":"manifold","clusterNetwork":"%s-0","confDir":%q,"cniDir":%q,
+	conf := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"manifold","type":"manifold","clusterNetwork":"%s-0","confDir":%q,"cniDir":%q,
 		"agentSocket":%q,"agentProgram":%q,"agentConfig":%q,"status":%q}`, d.name, n.path("net.d"), n.path("state"),
 		n.path("agent.sock"), n.path("bin/manifold-agent"), n.path("agent.json"), status)
 	return &harness.Runtime{Plugin: n.path("bin/manifold"), Path: os.Getenv("CNI_PATH"), Conf: []byte(conf)}
@@ -119,7 +124,12 @@ func (n *node) sandbox(d delegates, pod, sandbox int) harness.Sandbox {
 
 // call runs the plugin as a runtime does.
 func (n *node) call(verb string, d delegates, status string, pod, sandbox int) error {
-	res, err := n.runtime(d, status).Call(verb, n.sandbox(d, pod, sandbox))
+	return n.ask(verb, d, status, n.sandbox(d, pod, sandbox))
+}
+
+// ask runs the plugin for a sandbox; STATUS has none.
+func (n *node) ask(verb string, d delegates, status string, of harness.Sandbox) error {
+	res, err := n.runtime(d, status).Call(verb, of)
 	if err == nil && res.Status != 0 {
 		err = fmt.Errorf("%s %s", res.Stdout, res.Stderr)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -8,6 +9,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/containernetworking/cni/libcni"
 
 	"github.com/manifold-cni/manifold/test/harness"
 )
@@ -99,6 +102,38 @@ func (n *node) starts(r *report) error {
 			}
 		}
 		all = append(all, s)
+	}
+	r.compared(all)
+	return nil
+}
+
+// readiness measures STATUS, which runtimes ask every few seconds: the floor asks
+// the default network's delegate, Manifold its agent and then that delegate.
+func (n *node) readiness(r *report) error {
+	d := delegates{name: "status"}
+	config := []byte(`{"cniVersion":"1.1.0","name":"status-0","plugins":[{"type":"noop"}]}`) // older ones know no STATUS
+	list, err := libcni.NetworkConfFromBytes(config)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(n.path("net.d/status.conflist"), config, 0o600); err != nil {
+		return err
+	}
+	contenders := n.contenders(d)[:2]
+	asks := []func(int, int) error{
+		func(int, int) error { return n.floorCNI().GetStatusNetworkList(context.Background(), list) },
+		func(int, int) error { return n.ask("STATUS", d, statusSync, harness.Sandbox{}) },
+	}
+	all := []*series{{Contender: "floor"}, {Contender: "manifold"}}
+	for _, s := range all {
+		s.Delegates, s.AtOnce, s.Verb = "no-op", 1, "STATUS"
+	}
+	for range n.pods {
+		for c, who := range contenders {
+			if err := all[c].measure(who, asks[c], 0, 1); err != nil {
+				return err
+			}
+		}
 	}
 	r.compared(all)
 	return nil

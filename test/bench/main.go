@@ -113,7 +113,7 @@ func measure(o options, dir string) (err error) {
 			}
 		}
 	}
-	for _, more := range []func(*report) error{n.restart, n.starts, n.footprint, n.requests, n.fallback} {
+	for _, more := range []func(*report) error{n.restart, n.starts, n.readiness, n.footprint, n.requests, n.fallback} {
 		if err := more(r); err != nil {
 			return err
 		}
