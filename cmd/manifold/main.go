@@ -34,8 +34,8 @@ func main() {
 	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(64 << 20)
-	if refuseNested() {
-		os.Exit(1)
+	if status, nested := answerNested(); nested {
+		os.Exit(status)
 	}
 	// No signal is handled. Runtimes that give up send SIGKILL, for which the
 	// journal is there; to be ready for others costs every verb a thread.
@@ -45,18 +45,23 @@ func main() {
 // nestedEnv marks everything that runs below this program.
 const nestedEnv = "MANIFOLD_NESTED"
 
-// refuseNested refuses to be a delegate's delegate. A definition that names this
-// program as an IPAM plugin, or whatever else its plugins run, would choose its
-// configuration, and with it a program that runs as root. What reads
-// configurations cannot know all the ways to name a program; this can.
-func refuseNested() bool {
-	if _, nested := os.LookupEnv(nestedEnv); nested { //nolint:forbidigo // where the program starts
-		err := cnierr.ToCNI(cnierr.New("start", cnierr.InvalidDefinition, "a delegate calls manifold, which called the delegate").
-			WithFix("name another plugin in the network's configuration"))
-		_ = err.Print() // the exit status remains
-		return true
+// answerNested refuses to be a delegate's delegate, and returns the exit status. A
+// definition that names this program as an IPAM plugin, or whatever else its
+// plugins run, would choose its configuration, and with it a program that runs as
+// root. What reads configurations cannot know all the ways to name a program; this
+// can. What was never attached is released already: a DEL that failed would make
+// the pod of such a definition undeletable.
+func answerNested() (status int, nested bool) {
+	if _, nested = os.LookupEnv(nestedEnv); !nested { //nolint:forbidigo // where the program starts
+		return 1, os.Setenv(nestedEnv, "1") != nil
 	}
-	return os.Setenv(nestedEnv, "1") != nil
+	if verb := os.Getenv("CNI_COMMAND"); verb == "DEL" || verb == "GC" { //nolint:forbidigo // as above
+		return 0, true
+	}
+	err := cnierr.ToCNI(cnierr.New("start", cnierr.InvalidDefinition, "a delegate calls manifold, which called the delegate").
+		WithFix("name another plugin in the network's configuration"))
+	_ = err.Print() // the exit status remains
+	return 1, true
 }
 
 // run serves one call and returns the exit status. Nothing but the result or the
