@@ -201,12 +201,43 @@ func operationStatus(t *testing.T) {
 		n.serve()
 		n.refuse("STATUS", none, 50, "definitions are not synced")
 	})
+	t.Run("no request", statusIsLocal)
 	t.Run("agent", func(t *testing.T) {
 		n := newNode(t, nil) // without an agent, but with a fallback that works
 		n.succeed("STATUS", none)
 		n.must(os.Remove(n.path("bin/manifold-agent")))
 		n.refuse("STATUS", none, 50, n.path("agent.sock"), "fallback")
 	})
+}
+
+// statusIsLocal: whatever the default network is, and whatever the API server
+// does, STATUS asks it nothing.
+func statusIsLocal(t *testing.T) {
+	n := newStatusNode(t)
+	n.withConf(map[string]any{"multusNamespace": "default", "clusterNetwork": "primary"})
+	none := &pod{}
+	asked := func() (out []string) {
+		for _, r := range n.api.Requests() {
+			if !strings.Contains(r.Query, "watch=true") { // the agent's own, taken up again
+				out = append(out, r.Method+" "+r.Path)
+			}
+		}
+		return out
+	}
+	definition(n.api, "primary", "", strings.Replace(n.scripted(""), "1.0.0", "1.1.0", 1))
+	n.eventually("the definition to be known", func() bool { return n.call("STATUS", none).Status == 0 })
+	n.api.ForgetRequests()
+	for range 5 {
+		n.succeed("STATUS", none)
+	}
+	n.withConf(map[string]any{"clusterNetwork": "nowhere"})
+	n.refuse("STATUS", none, 50, "nowhere")
+	if got := asked(); len(got) != 0 {
+		t.Errorf("STATUS asked the API server: %v", got)
+	}
+	n.withConf(map[string]any{"clusterNetwork": "primary"})
+	n.api.Stop()
+	n.succeed("STATUS", none)
 }
 
 func operationVersion(t *testing.T) {

@@ -255,6 +255,26 @@ func devinfoFromPlugin(t *testing.T) {
 	if got := n.entry("again", "nic-a", container("c1", 1)); got.DeviceInfo != nil {
 		t.Errorf("device-info %s from a file cut short", got.DeviceInfo)
 	}
+	t.Run("of its resource", devinfoOfItsResource)
+}
+
+// devinfoOfItsResource: one device that two resources advertise is described by
+// each of their plugins, and each network has what its own one says.
+func devinfoOfItsResource(t *testing.T) {
+	n := newStatusNode(t)
+	vf := n.userspaceVFs(1)[0]
+	for _, resource := range []string{nicA, nicB} {
+		n.must(n.kubelet.SetDevices(resource, n.advertised(vf)...))
+		definition(n.api, strings.TrimPrefix(resource, "test.example/"), resource, silent)
+	}
+	want := map[string]string{"nic-a": n.describe(nicA, vf, "/run/of-a"), "nic-b": n.describe(nicB, vf, "/run/of-b")}
+	both := []corev1.Container{containerOf(nicA, "c1", 1), containerOf(nicB, "c2", 1)}
+	for network, content := range want {
+		if got := n.entry("on-"+network, network, both...); !sameJSON(string(got.DeviceInfo), content) {
+			t.Errorf("%s: device-info %s, want %s", network, got.DeviceInfo, content)
+		}
+		n.must(n.kubelet.DeletePod(n.kubelet.Pods()[0].UID))
+	}
 }
 
 // infoFile is a network on a device whose delegate may write a

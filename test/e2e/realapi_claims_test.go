@@ -175,11 +175,9 @@ func (n *realNode) eventuallyOn(p *pod, want map[string]string) {
 // sliceRequests is what the agent asked of ResourceSlices.
 func (n *realNode) sliceRequests() string {
 	n.t.Helper()
-	requests, err := n.server.Requests(n.agent.Account())
-	n.must(err)
 	var b strings.Builder
-	for _, r := range requests {
-		if r.Resource == "resourceslices" && r.Verb != "watch" { // a watch counts when it ends
+	for _, r := range n.asked() {
+		if r.Resource == "resourceslices" {
 			fmt.Fprintf(&b, "%s %d;", r.Verb, r.Code)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/test/apiserver"
 )
 
 func TestRealAPIDefinitions(t *testing.T) {
@@ -74,18 +75,32 @@ func TestRealAPIPodsLife(t *testing.T) {
 	if cost := n.cost("app"); !slices.Equal(cost, []string{"create events", "patch pods app"}) && !slices.Equal(cost, []string{"patch pods app", "create events"}) {
 		t.Errorf("a pod's life costs %q", cost)
 	}
+	known := len(n.asked())
+	for range 10 {
+		n.succeed("STATUS", &pod{})
+	}
+	if got := n.asked()[known:]; len(got) != 0 {
+		t.Errorf("STATUS asked the API server: %q", got)
+	}
+}
+
+// asked is what the agent has asked of the API server, but for watches, which
+// count when they end.
+func (n *realNode) asked() []apiserver.Request {
+	n.t.Helper()
+	requests, err := n.server.Requests(n.agent.Account())
+	n.must(err)
+	return slices.DeleteFunc(requests, func(r apiserver.Request) bool { return r.Verb == "watch" })
 }
 
 // cost is what the agent has asked of the API server, but for its watches of
 // pods and definitions.
 func (n *realNode) cost(pod string) []string {
 	n.t.Helper()
-	requests, err := n.server.Requests(n.agent.Account())
-	n.must(err)
 	var out []string
-	for _, r := range requests {
+	for _, r := range n.asked() {
 		switch {
-		case r.Verb == "watch" || r.Verb == "list":
+		case r.Verb == "list":
 		case r.Resource == "events":
 			out = append(out, r.Verb+" events")
 		default:

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -88,6 +90,63 @@ func TestPodsOfMultusAreDeletedAfterTheSwitch(t *testing.T) {
 			if name != "configuration new" {
 				n.succeed("DEL", p)
 			}
+		})
+	}
+}
+
+// attachLogged attaches a pod to four networks that log, two of them on devices,
+// as Multus does.
+func (n *node) attachLogged(p *pod) {
+	n.t.Helper()
+	cni := libcni.NewCNIConfigWithCacheDir([]string{n.bin}, n.path("state"), nil)
+	var file []string
+	for i, a := range []struct{ ifName, requested, device string }{
+		{"eth0", "", ""}, {"net1", "", "0000:5e:01.0"}, {"data", "data", "0000:5e:01.1"}, {"net3", "", ""},
+	} {
+		config := n.scripted(fmt.Sprintf(`,"name":"logged-%d","capabilities":{"deviceID":true}`, 9-i))
+		conf, err := libcni.NetworkPluginConfFromBytes([]byte(config))
+		n.must(err)
+		rt := &libcni.RuntimeConf{ContainerID: p.ID, NetNS: p.NetNS, IfName: a.ifName}
+		if a.device != "" {
+			rt.CapabilityArgs = map[string]any{"deviceID": a.device}
+		}
+		_, err = cni.AddNetwork(context.Background(), conf, rt)
+		n.must(err)
+		file = append(file, fmt.Sprintf(`{"Conf":%s,"ifnameRequest":%q,"deviceID":%q,"Bytes":%q}`,
+			config, a.requested, a.device, base64.StdEncoding.EncodeToString([]byte(config))))
+	}
+	n.file("state/"+p.ID, "["+strings.Join(file, ",")+"]")
+}
+
+// TestPodsOfMultusAreReleasedInReverse: each attachment with the device that it
+// was given, from either record.
+func TestPodsOfMultusAreReleasedInReverse(t *testing.T) {
+	reverse := []string{"net3", "data 0000:5e:01.1", "net1 0000:5e:01.0", "eth0"}
+	for name, tc := range map[string]struct {
+		lose string // file or directory
+		want []string
+	}{
+		"both":             {"none", reverse},
+		"without libcni's": {"results", reverse},
+		"without its file": {"", []string{"data 0000:5e:01.1", "net1 0000:5e:01.0", "net3", "eth0"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, nil)
+			p := n.addPod("pod", "")
+			n.attachLogged(p)
+			n.must(os.RemoveAll(n.path("state/" + cmp.Or(tc.lose, p.ID))))
+			n.succeed("DEL", p)
+			var got []string
+			for _, c := range n.calls("DEL") {
+				got = append(got, strings.TrimSpace(c.IfName+" "+c.runtimeConfig("deviceID")))
+			}
+			if tc.lose == "" && len(got) == len(reverse) { // libcni keeps no order: only the default network's place is known
+				slices.Sort(got[:len(got)-1])
+			}
+			if !slices.Equal(got, tc.want) {
+				t.Errorf("released %q, want %q", got, tc.want)
+			}
+			n.emptySandbox(p)
 		})
 	}
 }
