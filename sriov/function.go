@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // ErrNotVF is wrapped by the errors of methods that need a virtual function and
@@ -45,6 +46,11 @@ type Function struct {
 	// subclass, programming interface), in lower case without 0x: "8086", "10ca",
 	// "020000". Empty when the tree does not say.
 	Vendor, Device, Class string
+	// Instance tells the function from another that has its address later: a VF
+	// that was removed and made again is another one. It is the inode of its
+	// directory in sysfs, of which the kernel gives out each once in a boot; it says
+	// nothing in another boot.
+	Instance uint64
 }
 
 // IsPF reports whether the function is a physical function: one that can have
@@ -117,6 +123,7 @@ func (s FS) function(addr string) (*Function, error) {
 		Device:     n.id("device"),
 		Class:      n.id("class"),
 		NetDevs:    s.netDevs(n),
+		Instance:   instance(before),
 	}
 	if n.err != nil {
 		return nil, n.err
@@ -130,6 +137,14 @@ func (s FS) function(addr string) (*Function, error) {
 		return nil, err
 	}
 	return f, unchanged(dir, before)
+}
+
+// instance returns the inode of a device's directory.
+func instance(dir os.FileInfo) uint64 {
+	if st, ok := dir.Sys().(*syscall.Stat_t); ok {
+		return st.Ino
+	}
+	return 0
 }
 
 // unchanged returns an error if dir is not the directory any more that it was

@@ -40,6 +40,10 @@ func function(t testing.TB, tree *sriovtest.Tree, addr string) sriov.Function {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if f.Instance == 0 {
+		t.Errorf("%s has no instance", addr)
+	}
+	f.Instance = 0 // whatever the tree's file system says
 	return *f
 }
 
@@ -123,6 +127,28 @@ func TestFunctionPartial(t *testing.T) {
 	want := sriov.Function{Address: "0000:00:01.0", VFIndex: -1, NUMANode: -1}
 	if got := function(t, tree, want.Address); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+// A VF that is made again at the same address and index is another one.
+func TestInstance(t *testing.T) {
+	tree := build(t, (*sriovtest.Tree).AddIGB)
+	const pf, vf = "0000:21:00.0", "0000:21:10.4"
+	read := func() *sriov.Snapshot {
+		t.Helper()
+		return must(tree.Host().Snapshot(vf))(t)
+	}
+	first := read()
+	if !first.SameFunction(read()) || first.Instance == 0 {
+		t.Errorf("it is not what it was a moment ago: instance %d", first.Instance)
+	}
+	if !first.SameFunction(&sriov.Snapshot{}) || !(&sriov.Snapshot{}).SameFunction(first) {
+		t.Error("a snapshot that does not know contradicts")
+	}
+	tree.RemoveVFs(pf)
+	tree.AddVF(sriovtest.VF{PF: pf, Index: 2, Address: vf, Driver: "igbvf"})
+	if second := read(); first.SameFunction(second) {
+		t.Errorf("instance %d before and %d after", first.Instance, second.Instance)
 	}
 }
 

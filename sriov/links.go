@@ -9,8 +9,8 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -85,30 +85,56 @@ type Kernel struct{}
 
 // Link implements [Links].
 func (Kernel) Link(name string) (*Link, error) {
-	link, err := find(name)
+	link, body, err := ask(name)
 	if err != nil {
 		return nil, err
 	}
 	out := &Link{NetDev: netDevOf(link)}
-	if len(link.Attrs().Vfs) > 0 {
-		if out.VFs, err = askVFs(out.Index); err != nil {
-			return nil, fmt.Errorf("VFs of network device %s: %w", name, err)
-		}
+	if out.VFs, err = decodeVFs(body); err != nil {
+		return nil, fmt.Errorf("VFs of network device %s: %w", name, err)
 	}
 	return out, nil
 }
 
-// find looks a network device up; kernels that can only list all of them are
-// asked again when the list changed while it was read.
-func find(name string) (netlink.Link, error) {
-	link, err := netlinksafe.LinkByName(name)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil, fmt.Errorf("network device %s: %w", name, ErrNoLink)
+// skipStatistics keeps the kernel from adding each VF's statistics, which make the
+// answer of a PF several times as long; the netlink library does not have it.
+const skipStatistics = 1 << 3 // RTEXT_FILTER_SKIP_STATS of the kernel's linux/rtnetlink.h
+
+// ask asks for one network device and its VFs. It is one question with one answer
+// and no dump, which a change would interrupt.
+func ask(name string) (netlink.Link, []byte, error) {
+	fail := func(err error) (netlink.Link, []byte, error) {
+		return nil, nil, fmt.Errorf("network device %s: %w", quote(name), err)
+	}
+	kind := unix.IFLA_IFNAME
+	if !validNetDev(name) { // too long, if it is one at all
+		kind = unix.IFLA_ALT_IFNAME
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(nl.RTEXT_FILTER_VF|skipStatistics)))
+	req.AddData(nl.NewRtAttr(kind, nl.ZeroTerminated(name)))
+	answers, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	if errors.Is(err, unix.ENODEV) {
+		return fail(ErrNoLink)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("network device %s: %w", name, err)
+		return fail(err)
 	}
-	return link, nil
+	if len(answers) != 1 {
+		return fail(fmt.Errorf("%d answers about one network device", len(answers)))
+	}
+	link, err := netlink.LinkDeserialize(nil, answers[0])
+	if err != nil {
+		return fail(err)
+	}
+	return link, answers[0], nil
+}
+
+// find is ask for whoever needs the network device alone.
+func find(name string) (netlink.Link, error) {
+	link, _, err := ask(name)
+	return link, err
 }
 
 func netDevOf(link netlink.Link) NetDev {

@@ -24,16 +24,24 @@ func (e *ResetError) Error() string {
 // Unwrap returns the refusals.
 func (e *ResetError) Unwrap() error { return e.Err }
 
+// ErrReplaced is wrapped by the error of [Host.Reset] when another PCI function has
+// got the address since the snapshot, see [Snapshot.SameFunction].
+var ErrReplaced = errors.New("another function has its address by now")
+
 // Reset makes a device stand as in to, a snapshot of it: what the PF keeps for a
 // VF, then its network device's name, alias, MTU and MAC. What is so already is
 // not touched. It looks again afterwards, and returns what it changed; what is
 // still different then is a [*ResetError]. Nobody else must use the device
 // meanwhile. Where it has no network device on the host it cannot be given one:
-// see [Host.Wait].
+// see [Host.Wait]. A function that came after the snapshot is left as it is, with
+// [ErrReplaced].
 func (h Host) Reset(id string, to *Snapshot) ([]Difference, error) {
 	now, err := h.Snapshot(id)
 	if err != nil {
 		return nil, err
+	}
+	if !to.SameFunction(now) {
+		return nil, fmt.Errorf("sriov: PCI function %s: %w", id, ErrReplaced)
 	}
 	differences := to.Compare(now)
 	if len(differences) == 0 {

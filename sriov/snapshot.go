@@ -30,81 +30,130 @@ func (h Host) Events(ctx context.Context) (<-chan struct{}, error) { return h.li
 type Snapshot struct {
 	NetDevs []NetDev `json:"netDevs,omitempty"`
 	Driver  string   `json:"driver,omitempty"`
+	// IOMMUGroup is that of a PCI function, see [Function].
+	IOMMUGroup string `json:"iommuGroup,omitempty"`
 	// PF is the PF's network device, through which a VF is set; empty unless the
 	// device is a VF whose PF has one.
 	PF      string   `json:"pf,omitempty"`
 	VFIndex int      `json:"vfIndex,omitempty"` // -1 unless the device is a VF
 	VF      *VFState `json:"vf,omitempty"`      // what the PF keeps for it; nil where the PF says nothing
+	// Instance is that of a PCI function, see [Snapshot.SameFunction]; 0 where it
+	// is not known.
+	Instance uint64 `json:"instance,omitempty"`
+}
+
+// SameFunction reports whether now is of the PCI function that s is of, and not of
+// one that got its address later in the same boot: what was so of the first one
+// says nothing of the second. Where one of them does not know, it is the same.
+func (s *Snapshot) SameFunction(now *Snapshot) bool {
+	return s.Instance == 0 || now.Instance == 0 || s.Instance == now.Instance
 }
 
 // Snapshot takes down how a device stands. id is the address of a PCI function,
 // the name of an auxiliary device, or that of a network device itself. The error
 // satisfies errors.Is(err, [io/fs.ErrNotExist]) when there is no such device.
 func (h Host) Snapshot(id string) (*Snapshot, error) {
-	s := &Snapshot{VFIndex: -1}
-	names, err := h.netDevsOf(id, s)
+	switch {
+	case IsAddress(id):
+		f, err := h.Function(id)
+		if err != nil {
+			return nil, err
+		}
+		return h.snapshot(f, h.askPF)
+	case IsAuxiliary(id):
+		aux, err := h.Auxiliary(id)
+		if err != nil {
+			return nil, err
+		}
+		s := &Snapshot{VFIndex: -1, Driver: aux.Driver}
+		return s, h.addNetDevs(s, aux.NetDevs)
+	}
+	link, err := h.links().Link(id)
+	if err != nil {
+		return nil, fmt.Errorf("sriov: %s is neither a PCI function nor an auxiliary device: %w: %w", quote(id), fs.ErrNotExist, err)
+	}
+	return &Snapshot{VFIndex: -1, NetDevs: []NetDev{link.NetDev}}, nil
+}
+
+// Snapshots takes down how functions stand that were read just now, by address.
+// Each PF is asked once, however many of its VFs are among them: it answers for
+// all of them. Functions of which something cannot be read are left out, with the
+// reasons in the error.
+func (h Host) Snapshots(functions []Function) (map[string]*Snapshot, error) {
+	type answer struct {
+		uplink *Link
+		err    error
+	}
+	asked := map[string]answer{}
+	ask := func(pf string) (*Link, error) {
+		a, known := asked[pf]
+		if !known {
+			a.uplink, a.err = h.askPF(pf)
+			asked[pf] = a
+		}
+		return a.uplink, a.err
+	}
+	out := map[string]*Snapshot{}
+	var problems []error
+	for i := range functions {
+		s, err := h.snapshot(&functions[i], ask)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", functions[i].Address, err))
+			continue
+		}
+		out[functions[i].Address] = s
+	}
+	return out, errors.Join(problems...)
+}
+
+// askPF returns the uplink of a PF with what it keeps for its VFs; nil where the
+// PF has no network device, so that nobody can be asked.
+func (h Host) askPF(pf string) (*Link, error) {
+	name, err := h.Uplink(pf)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
+	link, err := h.links().Link(name)
+	if err != nil {
+		return nil, fmt.Errorf("sriov: physical function %s: %w", pf, err)
+	}
+	return link, nil
+}
+
+// snapshot takes down a PCI function, whose PF is asked by ask.
+func (h Host) snapshot(f *Function, ask func(pf string) (*Link, error)) (*Snapshot, error) {
+	s := &Snapshot{VFIndex: f.VFIndex, Driver: f.Driver, IOMMUGroup: f.IOMMUGroup, Instance: f.Instance}
+	if f.IsVF() {
+		uplink, err := ask(f.PF)
+		if err != nil {
+			return nil, err
+		}
+		if uplink != nil {
+			s.PF = uplink.Name
+			if state, ok := uplink.VFs[f.VFIndex]; ok {
+				s.VF = &state
+			}
+		}
+	}
+	return s, h.addNetDevs(s, f.NetDevs)
+}
+
+// addNetDevs adds a device's network devices.
+func (h Host) addNetDevs(s *Snapshot, names []string) error {
 	for _, name := range names {
 		link, err := h.links().Link(name)
 		if errors.Is(err, ErrNoLink) {
 			continue // it left between sysfs and netlink
 		}
 		if err != nil {
-			return nil, fmt.Errorf("sriov: %w", err)
+			return fmt.Errorf("sriov: %w", err)
 		}
 		s.NetDevs = append(s.NetDevs, link.NetDev)
 	}
-	return s, nil
-}
-
-// netDevsOf returns the names of a device's network devices, and fills in what
-// else is known of it.
-func (h Host) netDevsOf(id string, s *Snapshot) ([]string, error) {
-	switch {
-	case IsAddress(id):
-		return h.function(id, s)
-	case IsAuxiliary(id):
-		aux, err := h.Auxiliary(id)
-		if err != nil {
-			return nil, err
-		}
-		s.Driver = aux.Driver
-		return aux.NetDevs, nil
-	}
-	if _, err := h.links().Link(id); err != nil {
-		return nil, fmt.Errorf("sriov: %s is neither a PCI function nor an auxiliary device: %w: %w", quote(id), fs.ErrNotExist, err)
-	}
-	return []string{id}, nil
-}
-
-// function fills in the facts of a PCI function.
-func (h Host) function(addr string, s *Snapshot) ([]string, error) {
-	f, err := h.Function(addr)
-	if err != nil {
-		return nil, err
-	}
-	s.Driver = f.Driver
-	if !f.IsVF() {
-		return f.NetDevs, nil
-	}
-	s.VFIndex = f.VFIndex
-	s.PF, err = h.Uplink(f.PF)
-	if errors.Is(err, fs.ErrNotExist) {
-		return f.NetDevs, nil // the PF has no network device: nobody can be asked
-	}
-	if err != nil {
-		return nil, err
-	}
-	pf, err := h.links().Link(s.PF)
-	if err != nil {
-		return nil, fmt.Errorf("sriov: physical function %s: %w", f.PF, err)
-	}
-	if state, ok := pf.VFs[s.VFIndex]; ok {
-		s.VF = &state
-	}
-	return f.NetDevs, nil
+	return nil
 }
 
 // Neutral returns the snapshot as it would be of a VF that nobody uses: the PF

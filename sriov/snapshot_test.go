@@ -54,6 +54,10 @@ func stands(t *testing.T, host sriov.Host, id string, want sriov.Snapshot) {
 		}
 		got.NetDevs[i].Index, got.NetDevs[i].MAC = 0, ""
 	}
+	if sriov.IsAddress(id) != (got.Instance != 0) {
+		t.Errorf("%s: instance %d", id, got.Instance)
+	}
+	got.Instance = 0
 	if !reflect.DeepEqual(got, &want) {
 		t.Errorf("%s: %+v, want %+v", id, got, want)
 	}
@@ -80,6 +84,47 @@ func TestSnapshot(t *testing.T) {
 		if s, err := host.Snapshot(absent); s != nil || !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%q: %+v, %v", absent, s, err)
 		}
+	}
+}
+
+// asked counts the questions about network devices.
+type asked struct {
+	sriov.Links
+	names map[string]int
+}
+
+// Link implements [sriov.Links].
+func (a asked) Link(name string) (*sriov.Link, error) {
+	a.names[name]++
+	return a.Links.Link(name)
+}
+
+// Of many functions at once each PF is asked once, and they are as each for itself.
+func TestSnapshots(t *testing.T) {
+	tree, host := machine(t)
+	var functions []sriov.Function
+	want := map[string]*sriov.Snapshot{}
+	for _, pf := range []string{"0000:21:00.0", "0000:41:00.0"} {
+		for _, addr := range append([]string{pf}, must(host.Function(pf))(t).VFs...) {
+			functions = append(functions, *must(host.Function(addr))(t))
+			want[addr] = must(host.Snapshot(addr))(t)
+		}
+	}
+	counted := asked{host.Links, map[string]int{}}
+	got := must(sriov.Host{FS: host.FS, Links: counted}.Snapshots(functions))(t)
+	if !reflect.DeepEqual(got, want) || len(got) != 16 {
+		t.Errorf("%v, want %v", got, want)
+	}
+	for _, uplink := range []string{"enp33s0", "enp65s0"} {
+		if counted.names[uplink] != 2 { // as a PF, and as a network device of its own
+			t.Errorf("%s was asked for %d times for 8 functions, want twice", uplink, counted.names[uplink])
+		}
+	}
+	// What cannot be read keeps nobody else from being read.
+	tree.AddNetDev("0000:21:00.0", sriovtest.NetDev{Name: "twin"})
+	got, err := host.Snapshots(functions)
+	if err == nil || !strings.Contains(err.Error(), igbVF) || got[igbVF] != nil || got["0000:41:10.4"] == nil {
+		t.Errorf("with a PF of two uplinks: %d functions, %v", len(got), err)
 	}
 }
 

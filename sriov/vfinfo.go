@@ -15,24 +15,6 @@ import (
 // out that the driver gives no answer for; and it takes a spoof check that the
 // driver does not have for one that is on.
 
-// askVFs returns what the PF whose network device has that index keeps for its
-// VFs, by number.
-func askVFs(index int) (map[int]VFState, error) {
-	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(index)
-	req.AddData(msg)
-	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(nl.RTEXT_FILTER_VF)))
-	answers, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	if err != nil {
-		return nil, err
-	}
-	if len(answers) != 1 {
-		return nil, fmt.Errorf("%d answers about one network device", len(answers))
-	}
-	return decodeVFs(answers[0])
-}
-
 // decodeVFs reads the body of an RTM_NEWLINK message. Without VFs it returns nil.
 func decodeVFs(body []byte) (map[int]VFState, error) {
 	if len(body) < unix.SizeofIfInfomsg {

@@ -13,8 +13,9 @@ import (
 	"github.com/manifold-cni/manifold/internal/inspect"
 )
 
-const orphansLong = `Shows what was left behind: virtual functions that are stranded, drifted, orphaned
-or left over, and sandboxes that died without DEL or whose DEL has failed.
+const orphansLong = `Shows what was left behind: virtual functions that are stranded, vanished,
+replaced, drifted, orphaned, left over or in quarantine, and sandboxes that died
+without DEL or whose DEL has failed.
 
 ` + needs
 
@@ -68,9 +69,9 @@ func (o orphans) text(w io.Writer) error {
 }
 
 const repairLong = `Undoes what was left behind on virtual functions of this node: a stranded one is
-made as its sandbox found it, what is left over is reset. What is drifted or
-orphaned is only reported, and PFs that the agent's configuration excludes are left
-alone. With --dry-run it says what it would do.
+made as its sandbox found it, what is left over is reset. What a living pod has, and
+what is orphaned, is only reported, and PFs that the agent's configuration excludes
+are left alone. With --dry-run it says what it would do.
 
 It runs on the node, as root. Each repair is written to repairs.log in the journals'
 directory before it is done.`

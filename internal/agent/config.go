@@ -295,7 +295,7 @@ func (a *Assembly) devices(c *Config, once bool, log *slog.Logger) {
 		if a.Sources.Publisher != nil {
 			a.Reconciler.Tell = eventsOf(a.Sources.Publisher, log)
 		}
-		a.run = append(a.run, func(ctx context.Context) { runReconciler(ctx, a.Reconciler, c.Reconcile, log) })
+		a.run = append(a.run, func(ctx context.Context) { a.Reconciler.Run(ctx, c.Reconcile == ReconcileRepair, log) })
 	}
 }
 

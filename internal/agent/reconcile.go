@@ -51,7 +51,7 @@ func eventsOf(to Publisher, log *slog.Logger) func(context.Context, string, reco
 		}
 		var err error
 		namespace, name, ok := strings.Cut(f.Pod, "/")
-		if ok && f.Kind == reconcile.Drifted {
+		if ok && f.Kind.Living() && reason != reconcile.ReasonRepaired {
 			err = to.Event(ctx, kube.PodRef{Namespace: namespace, Name: name, UID: f.PodUID}, kind, reason, f.String())
 		} else {
 			err = to.NodeEvent(ctx, kind, reason, f.String())
@@ -59,13 +59,6 @@ func eventsOf(to Publisher, log *slog.Logger) func(context.Context, string, reco
 		if err != nil {
 			log.Warn("event not written", "reason", reason, "device", f.Device, "err", err)
 		}
-	}
-}
-
-// runReconciler runs until ctx ends.
-func runReconciler(ctx context.Context, r *reconcile.Reconciler, mode string, log *slog.Logger) {
-	if err := r.Run(ctx, mode == ReconcileRepair, log); err != nil {
-		log.Warn("VFs are not reconciled any more", "err", err)
 	}
 }
 

@@ -189,7 +189,7 @@ func TestFindingsBecomeEvents(t *testing.T) {
 	t.Cleanup(client.Close)
 	tell := eventsOf(kube.NewWriter(client, "manifold", "node1"), slog.New(slog.DiscardHandler))
 	f := reconcile.Finding{Device: leftoverVF, Pod: "shop/web", PodUID: "1", Sandbox: "c@eth0", Network: "shop/fast"}
-	for _, kind := range []reconcile.Kind{reconcile.Drifted, reconcile.Stranded} {
+	for _, kind := range []reconcile.Kind{reconcile.Drifted, reconcile.Vanished, reconcile.Replaced, reconcile.Stranded} {
 		f.Kind = kind
 		tell(t.Context(), reconcile.Reason(kind), f)
 	}
@@ -203,7 +203,7 @@ func TestFindingsBecomeEvents(t *testing.T) {
 		}
 	}
 	slices.Sort(got)
-	want := []string{"Normal VFRepaired Node  node1", "Warning VFDrifted Pod shop web", "Warning VFStranded Node  node1"}
+	want := []string{"Normal VFRepaired Node  node1", "Warning VFDrifted Pod shop web", "Warning VFReplaced Pod shop web", "Warning VFStranded Node  node1", "Warning VFVanished Pod shop web"}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}

@@ -302,7 +302,7 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 		err = errors.Join(err, r.entry.Append(journal.Step{Attachment: i, Phase: journal.Untouched}))
 	}
 	if err != nil {
-		return nil, err
+		return nil, verify.Vanished(r.host(), a.Device, before, err)
 	}
 	if err := r.entry.Append(journal.Step{Attachment: i, Phase: journal.Attached, Result: result}); err != nil {
 		return nil, err
@@ -358,7 +358,7 @@ func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *sriov.S
 	}
 	killpoint.Here("verified")
 	out.MTU, out.MAC = facts.Interface.MTU, facts.Interface.MAC
-	return out, r.judge(a, out, verify.Compare(a, claim, before, facts))
+	return out, verify.Vanished(r.host(), a.Device, before, r.judge(a, out, verify.Compare(a, claim, before, facts)))
 }
 
 // judge adds a comparison to an outcome; what differs is an error in mode enforce

@@ -13,6 +13,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/internal/verify"
 )
 
 // Check runs every delegate's CHECK with the recorded configuration and result,
@@ -57,6 +58,10 @@ func (r *run) checkOne(ctx context.Context, i int) (*plan.Outcome, error) {
 	if err != nil {
 		return nil, err
 	}
+	before, err := r.before(i)
+	if err != nil {
+		return nil, err
+	}
 	rt := r.runtimeConf(a, r.inv.NetNS)
 	if err := r.seedCache(list, rt, result); err != nil {
 		return nil, err
@@ -65,12 +70,8 @@ func (r *run) checkOne(ctx context.Context, i int) (*plan.Outcome, error) {
 		ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
 		defer cancel()
 		if err := r.cni.CheckNetworkList(ctx, list, rt); err != nil {
-			return nil, delegateError("check", err)
+			return nil, verify.Vanished(r.host(), a.Device, before, delegateError("check", err))
 		}
-	}
-	before, err := r.before(i)
-	if err != nil {
-		return nil, err
 	}
 	done := r.Times.step(plan.StepVerify, "", i)
 	out, err := r.verify(a, result, before)

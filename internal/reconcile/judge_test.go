@@ -8,7 +8,6 @@ import (
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/sriov"
-	"github.com/manifold-cni/manifold/sriov/inventory"
 )
 
 const address, pf = "0000:21:10.4", "0000:21:00.0"
@@ -16,7 +15,7 @@ const address, pf = "0000:21:10.4", "0000:21:00.0"
 // idle is a VF that nobody has, in order.
 func idle() *vf {
 	return &vf{
-		Function: inventory.Function{Function: sriov.Function{Address: address, PF: pf, VFIndex: 2, Driver: "igbvf"}},
+		Function: sriov.Function{Address: address, PF: pf, VFIndex: 2, Driver: "igbvf"},
 		state: &sriov.Snapshot{
 			Driver: "igbvf", PF: "enp33", VFIndex: 2, NetDevs: []sriov.NetDev{{Name: "enp33v2"}},
 			VF: &sriov.VFState{MAC: "02:00:00:00:00:01", SpoofChk: true, LinkState: "auto", VLANProto: "802.1q"},
@@ -63,7 +62,9 @@ func TestJudge(t *testing.T) {
 		"userspace":                  {func(v *vf) { v.Driver, v.state.NetDevs = "vfio-pci", nil }, nil},
 		"no driver":                  {func(v *vf) { v.Driver, v.state.NetDevs = "", nil }, nil},
 		"allocated":                  {func(v *vf) { v.allocated, v.state.NetDevs, v.state.VF.VLAN = true, nil, 7 }, nil},
-		"vanished":                   {func(v *vf) { v.state = nil }, nil},
+		"gone under a pod":           {func(v *vf) { owned(v, true, journal.Verified); v.state = nil }, []Kind{Vanished}},
+		"gone during an ADD":         {func(v *vf) { owned(v, true, journal.Trying); v.state = nil }, []Kind{Vanished}},
+		"gone with its sandbox":      {func(v *vf) { owned(v, false, journal.Verified); v.state = nil }, []Kind{Stranded}},
 		"in a pod":                   {func(v *vf) { owned(v, true, journal.Verified) }, nil},
 		"in a dead sandbox":          {func(v *vf) { owned(v, false, journal.Verified) }, []Kind{Stranded}},
 		"drifted":                    {func(v *vf) { owned(v, true, journal.Routed); v.state.VF.VLAN = 6 }, []Kind{Drifted}},
@@ -76,8 +77,13 @@ func TestJudge(t *testing.T) {
 		"quarantined and stranded":   {func(v *vf) { confined(t, v, idle().state); owned(v, false, journal.Verified) }, []Kind{Quarantined, Stranded}},
 		"accepted by a living pod":   {func(v *vf) { confined(t, v, idle().state); owned(v, true, journal.Verified) }, nil},
 		"unreadable quarantine":      {func(v *vf) { v.unreadable = errors.New("line without end") }, []Kind{Quarantined}},
-		"senseless quarantine":       {func(v *vf) { confined(t, v, nil); v.quarantine.To = nil }, []Kind{Quarantined}},
-		"a DEL is under way":         {func(v *vf) { owned(v, true, journal.Releasing); v.state.VF.VLAN = 0 }, nil},
+		"quarantined, made again": {func(v *vf) {
+			v.state.Instance = 1
+			confined(t, v, v.state)
+			v.state.Instance, v.state.VF.Trust = 2, true
+		}, nil},
+		"senseless quarantine": {func(v *vf) { confined(t, v, nil); v.quarantine.To = nil }, []Kind{Quarantined}},
+		"a DEL is under way":   {func(v *vf) { owned(v, true, journal.Releasing); v.state.VF.VLAN = 0 }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := idle()

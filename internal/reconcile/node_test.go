@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -108,15 +109,15 @@ func (n *node) finds(kinds ...Kind) []Finding {
 	return found
 }
 
-// sandbox is the journal of a pod that got the VF as it stands now. Its network
-// namespace is this process's where it lives, else none.
-func (n *node) sandbox(id string, alive bool) journal.Key {
+// sandbox is the journal of a pod that got the VF as it stands now, of which that
+// was compared. Its network namespace is this process's where it lives, else none.
+func (n *node) sandbox(id string, alive bool, checked ...string) journal.Key {
 	n.t.Helper()
 	before, err := json.Marshal(n.state())
 	n.must(err)
 	entry := n.begin(id, alive)
 	n.must(entry.Append(journal.Step{Phase: journal.Trying, Before: before}))
-	n.must(entry.Append(journal.Step{Phase: journal.Verified}))
+	n.must(entry.Append(journal.Step{Phase: journal.Verified, Checked: checked}))
 	return entry.Key
 }
 
@@ -159,8 +160,8 @@ func (n *node) spared(f Finding, reason string) {
 	n.t.Helper()
 	before := n.state()
 	err := n.Repair(n.t.Context(), f)
-	if err == nil || !strings.Contains(err.Error(), reason) {
-		n.t.Errorf("%v, want %q", err, reason)
+	if !errors.Is(err, ErrNotRepaired) || !strings.Contains(err.Error(), reason) {
+		n.t.Errorf("%v, want %v: %q", err, ErrNotRepaired, reason)
 	}
 	if left := before.Compare(n.state()); len(left) > 0 || n.quarantined() != nil && f.Kind != Quarantined {
 		n.t.Errorf("changed: %v, quarantine %+v", left, n.quarantined())
@@ -181,6 +182,32 @@ func TestLeftoversAreReset(t *testing.T) {
 	}
 	if holder, err := n.Journal.Holder(t.Context(), address); err != nil || holder != (journal.Key{}) {
 		t.Errorf("the VF is still claimed by %s, %v", holder, err)
+	}
+}
+
+// The log of repairs is kept, and does not grow for ever.
+func TestLogOfRepairsIsBounded(t *testing.T) {
+	n := newNode(t)
+	path := filepath.Join(n.Journal.Path, repairsFile)
+	for round, size := range []int64{maxRepairs, maxRepairs, 0} {
+		if size > 0 {
+			n.must(os.WriteFile(path, bytes.Repeat([]byte{'x'}, int(size)), 0o600))
+		}
+		n.vlan(77)
+		n.must(n.Repair(t.Context(), n.finds(Leftover)[0]))
+		log, err := os.ReadFile(path)
+		n.must(err)
+		want := 1 // lines
+		if size == 0 {
+			want = 2
+		}
+		if bytes.Count(log, []byte("\n")) != want || bytes.Contains(log, []byte("xx")) {
+			t.Errorf("round %d: the log has %d bytes: %.200s", round, len(log), log)
+		}
+		old, err := os.Stat(filepath.Join(n.Journal.Path, oldRepairs))
+		if err != nil || old.Size() != maxRepairs {
+			t.Errorf("round %d: the old log: %+v, %v", round, old, err)
+		}
 	}
 }
 
@@ -274,6 +301,8 @@ func TestRepairGivesWay(t *testing.T) {
 		"somebody has reset it":             {func(n *node) { n.vlan(0) }, "not as it was found"},
 		"the configuration excludes its PF": {func(n *node) { n.Exclude = []string{pf} }, "excluded"},
 		"or the PF's network device":        {func(n *node) { n.Exclude = []string{uplink} }, "excluded"},
+		"or one that may be the PF's":       {func(n *node) { n.Exclude = []string{"ens9"}; n.tree.RemoveNetDev(uplink) }, "may be excluded, which cannot be told"},
+		"excluded are other PFs":            {func(n *node) { n.Exclude = []string{"0000:41:00.0"}; n.tree.RemoveNetDev(uplink) }, "not as it was found"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
@@ -348,6 +377,85 @@ func TestDriftedAndOrphanedAreReportedAlone(t *testing.T) {
 	n.tree.RemoveNetDev(netDev)
 	n.spared(n.finds(Orphaned)[0], "only reported")
 	n.spared(Finding{Kind: Drifted, Device: address}, "only reported")
+}
+
+// again makes a VF at the address of the one that is gone, as writing
+// sriov_numvfs twice does.
+func (n *node) again() {
+	n.tree.RemoveVFs(pf)
+	n.tree.AddVF(sriovtest.VF{PF: pf, Index: index, Address: address, Driver: "igbvf", NetDev: netDev})
+}
+
+// A living sandbox's VF goes, in each way in which it can: it is reported, and
+// nobody touches what has its place.
+func TestVFThatVanishesUnderAPod(t *testing.T) {
+	for name, tc := range map[string]struct {
+		end  func(n *node)
+		kind Kind
+		text string
+	}{
+		"it alone":                  {func(n *node) { n.tree.Remove(address) }, Vanished, "the node does not have it"},
+		"all VFs of its PF":         {func(n *node) { n.tree.RemoveVFs(pf) }, Vanished, "the node does not have it"},
+		"its PF":                    {func(n *node) { n.tree.Remove(pf) }, Vanished, "the node does not have it"},
+		"and comes back as another": {func(n *node) { n.again() }, Replaced, "PCI function: wanted the one that was handed over, found another one"},
+		"to a userspace driver":     {func(n *node) { n.tree.Bind(address, "vfio-pci") }, Replaced, "driver: wanted igbvf, found vfio-pci"},
+		"from its driver":           {func(n *node) { n.tree.Bind(address, "") }, Replaced, "driver: wanted igbvf, found none"},
+		"into the host, newly made": {func(n *node) { n.tree.AddNetDev(address, sriovtest.NetDev{Name: "new"}) }, Replaced, "network device new: wanted in the sandbox, found on the host"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.sandbox("app", true)
+			n.tree.RemoveNetDev(netDev)
+			n.finds()
+			tc.end(n)
+			f := n.finds(tc.kind)[0]
+			if !strings.Contains(f.Text, tc.text) || f.Pod != "shop/app" || f.PodUID != "app-uid" || f.Network != "shop/fast" || f.PF != pf || f.VFIndex != index {
+				t.Errorf("found %+v, want %q", f, tc.text)
+			}
+			if err := n.Repair(t.Context(), f); !errors.Is(err, ErrNotRepaired) {
+				t.Errorf("repair: %v", err)
+			}
+			if n.quarantined() != nil {
+				t.Errorf("in quarantine: %+v", n.quarantined())
+			}
+		})
+	}
+}
+
+// What a dead sandbox had is gone; what came in its place, or did not, is left alone.
+func TestVFMadeAnewIsNotRepaired(t *testing.T) {
+	n := newNode(t)
+	n.sandbox("dead", false)
+	n.again()
+	n.vlan(77)
+	n.spared(n.finds(Stranded)[0], "it was made anew")
+	n.tree.Remove(address)
+	f := n.finds(Stranded)[0]
+	if err := n.Repair(t.Context(), f); !errors.Is(err, ErrNotRepaired) || !strings.Contains(f.Text, "does not have the VF any more") {
+		t.Errorf("%s: %v", f, err)
+	}
+}
+
+// A network device that is on the host as it was before ADD was given back, unless
+// the interface in the sandbox was seen to stand on it, or nobody looked.
+func TestNetworkDeviceThatIsBackUnderAPod(t *testing.T) {
+	for name, tc := range map[string]struct {
+		checked []string
+		kinds   []Kind
+	}{
+		"moved": {[]string{"interface net1", "parent device"}, []Kind{Replaced}}, "not looked at": {},
+		"stacked on": {checked: []string{"interface net1", "stacked on network device " + netDev + " of the allocated device"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.sandbox("app", true, tc.checked...)
+			for _, f := range n.finds(tc.kinds...) {
+				if want := "network device " + netDev + ": wanted in the sandbox, found on the host"; !strings.Contains(f.Text, want) {
+					t.Errorf("found %s, want %q", f, want)
+				}
+			}
+		})
+	}
 }
 
 // An ADD that comes while a VF is reset finds it claimed, by nobody who could be

@@ -5,6 +5,10 @@
 //
 //   - stranded: the sandbox that has the VF is dead, its network namespace gone
 //     or the node booted since, and its DEL has not come;
+//   - vanished: a living sandbox has the VF by its journal, and the node does not
+//     have it any more;
+//   - replaced: a living sandbox has lost its VF, which is at its address again: as
+//     another function, at another driver, or with its network device on the host;
 //   - drifted: the PF does not say of a sandbox's VF what the network's
 //     configuration asks;
 //   - orphaned: the VF belongs to nobody, but its network device is not on the
@@ -33,6 +37,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -47,6 +52,8 @@ type Kind string
 // The kinds, see the package comment.
 const (
 	Stranded    Kind = "stranded"
+	Vanished    Kind = "vanished"
+	Replaced    Kind = "replaced"
 	Drifted     Kind = "drifted"
 	Orphaned    Kind = "orphaned"
 	Leftover    Kind = "leftover"
@@ -54,7 +61,13 @@ const (
 )
 
 // Kinds returns every kind.
-func Kinds() []Kind { return []Kind{Stranded, Drifted, Orphaned, Leftover, Quarantined} }
+func Kinds() []Kind {
+	return []Kind{Stranded, Vanished, Replaced, Drifted, Orphaned, Leftover, Quarantined}
+}
+
+// Living reports whether the kind is of a VF that a living sandbox has: what is
+// wrong concerns its pod, and nothing is repaired below it.
+func (k Kind) Living() bool { return k == Vanished || k == Replaced || k == Drifted }
 
 // Finding is one VF that is not as it should be.
 type Finding struct {
@@ -84,6 +97,11 @@ func (f Finding) belongs(sandbox string, pod plan.Pod, network string) Finding {
 	return f
 }
 
+// of says that the VF belongs to an owner, or did.
+func (f Finding) of(o *owner) Finding {
+	return f.belongs(o.key.String(), o.entry.Plan.Pod, o.entry.Plan.Attachments[o.attachment].Name)
+}
+
 // Reconciler looks at one node.
 type Reconciler struct {
 	Journal journal.Dir
@@ -101,6 +119,8 @@ type Reconciler struct {
 	// Tell is called when a finding comes and when one was repaired, with the
 	// [Reason] of its kind or [ReasonRepaired]; nil for nobody. The same finding is told once while it stands.
 	Tell func(ctx context.Context, reason string, f Finding)
+
+	deaf time.Duration // deafTime where it is 0
 
 	mu    sync.Mutex
 	found []Finding // by the last scan of Run
@@ -124,8 +144,8 @@ func (r *Reconciler) keep(found []Finding) {
 
 // vf is all that is known of one VF.
 type vf struct {
-	inventory.Function
-	state      *sriov.Snapshot     // nil when it left the node meanwhile
+	sriov.Function
+	state      *sriov.Snapshot     // nil when the node does not have it
 	owner      *owner              // nil for none
 	quarantine *journal.Quarantine // nil for none
 	unreadable error               // why it is not known whether there is one
@@ -153,37 +173,60 @@ func (r *Reconciler) Scan(ctx context.Context) ([]Finding, error) {
 	return out, err
 }
 
-// survey gathers what is known of every VF of the node.
+// survey gathers what is known of every VF that the node or a journal has.
 func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 	all, err := inventory.Read(r.Host.Root)
 	if err != nil {
 		return nil, err
 	}
-	if !slices.ContainsFunc(all.Functions, func(f inventory.Function) bool { return f.IsVF() }) {
-		return nil, nil // the kubelet, which limits how often it is asked, has pods to serve
-	}
 	owners, problem := r.owners()
-	allocated, err := r.Allocated(ctx)
-	if err != nil {
-		problem = errors.Join(problem, fmt.Errorf("allocations: %w", err))
+	var functions []sriov.Function
+	for _, f := range all.Functions {
+		if f.IsVF() {
+			functions = append(functions, f.Function)
+		}
+	}
+	var allocated map[string]string
+	if len(functions) > 0 { // else the kubelet, which limits how often it is asked, has pods to serve
+		if allocated, err = r.Allocated(ctx); err != nil {
+			problem = errors.Join(problem, fmt.Errorf("allocations: %w", err))
+		}
 	}
 	known := problem == nil
+	states, err := r.Host.Snapshots(functions)
+	problem = errors.Join(problem, err)
 	var out []vf
-	for _, f := range all.Functions {
-		if !f.IsVF() {
-			continue
-		}
+	for _, f := range functions {
 		_, given := allocated[f.Address]
 		v := vf{Function: f, owner: owners[f.Address], allocated: !known || given}
-		v.quarantine, v.unreadable = r.Journal.Quarantined(f.Address)
-		v.state, err = r.Host.Snapshot(f.Address)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			problem = errors.Join(problem, fmt.Errorf("%s: %w", f.Address, err))
+		delete(owners, f.Address)
+		if v.state = states[f.Address]; v.state != nil { // else the problem is in err
+			v.quarantine, v.unreadable = r.Journal.Quarantined(f.Address)
+			out = append(out, v)
+		}
+	}
+	missed, err := r.missed(owners)
+	return append(out, missed...), errors.Join(problem, err)
+}
+
+// missed gathers what is known of VFs that sandboxes have and that are not among
+// the node's: they are gone, or another function has the address.
+func (r *Reconciler) missed(owners map[string]*owner) (out []vf, err error) {
+	for address, o := range owners {
+		d := o.entry.Plan.Attachments[o.attachment].Device
+		if d.PF == "" {
+			continue // it was no VF
+		}
+		v := vf{Function: sriov.Function{Address: address, PF: d.PF, VFIndex: d.VFIndex}, owner: o, allocated: true}
+		var e error
+		v.state, e = r.Host.Snapshot(address)
+		if e != nil && !errors.Is(e, os.ErrNotExist) {
+			err = errors.Join(err, fmt.Errorf("%s: %w", address, e))
 			continue
 		}
 		out = append(out, v)
 	}
-	return out, problem
+	return out, err
 }
 
 // owners returns the sandboxes that have devices, by PCI address; of several the
@@ -221,23 +264,23 @@ func (r *Reconciler) owners() (map[string]*owner, error) {
 // judge says what is wrong with one VF.
 func judge(v *vf) []Finding {
 	f := Finding{Device: v.Address, PF: v.PF, VFIndex: v.VFIndex}
-	if v.state == nil {
-		return nil
-	}
 	if v.owner != nil && v.owner.alive {
 		return judgeAlive(v, f)
 	}
-	out := judgeQuarantined(v, f)
-	switch {
-	case v.owner != nil:
-		a := &v.owner.entry.Plan.Attachments[v.owner.attachment]
-		f = f.belongs(v.owner.key.String(), v.owner.entry.Plan.Pod, a.Name)
-		f.Kind, f.Text = Stranded, "its sandbox is gone, and its DEL has not come"
-		return append(out, f)
-	case len(out) > 0 || v.allocated: // of a pod that is being started, or that Manifold did not attach
-		return out
+	if v.owner == nil {
+		out := judgeQuarantined(v, f)
+		if len(out) > 0 || v.allocated { // of a pod that is being started, or that Manifold did not attach
+			return out
+		}
+		return judgeFree(v, f)
 	}
-	return judgeFree(v, f)
+	f = f.of(v.owner)
+	f.Kind, f.Text = Stranded, "its sandbox is gone, and its DEL has not come"
+	if v.state == nil {
+		f.Text += "; the node does not have the VF any more"
+		return []Finding{f}
+	}
+	return append(judgeQuarantined(v, Finding{Device: v.Address, PF: v.PF, VFIndex: v.VFIndex}), f)
 }
 
 // judgeFree judges a VF that nobody has.
@@ -255,7 +298,8 @@ func judgeFree(v *vf, f Finding) []Finding {
 }
 
 // judgeQuarantined judges a VF that no living sandbox has, by its quarantine. One
-// that is as it must be by now is in order: the next ADD takes it out.
+// that is as it must be by now is in order, and so is another function that came in
+// its place: the next ADD takes it out.
 func judgeQuarantined(v *vf, f Finding) []Finding {
 	f.Kind = Quarantined
 	if v.unreadable != nil {
@@ -273,7 +317,7 @@ func judgeQuarantined(v *vf, f Finding) []Finding {
 		return []Finding{f}
 	}
 	left := to.Compare(v.state)
-	if len(left) == 0 {
+	if len(left) == 0 || !to.SameFunction(v.state) {
 		return nil
 	}
 	f.Text = "no pod gets it until it is as it was: " + sriov.Sentences(left)
@@ -282,15 +326,41 @@ func judgeQuarantined(v *vf, f Finding) []Finding {
 
 // judgeAlive judges a VF that a living sandbox has.
 func judgeAlive(v *vf, f Finding) []Finding {
-	a := &v.owner.entry.Plan.Attachments[v.owner.attachment]
-	if phase, _ := v.owner.entry.Phase(v.owner.attachment); phase != journal.Verified && phase != journal.Routed || a.Want.VF == nil {
-		return nil // an ADD or a DEL is under way, or nothing was asked
+	f = f.of(v.owner)
+	if v.state == nil {
+		f.Kind, f.Text = Vanished, "a living sandbox has it, and the node does not have it any more"
+		return []Finding{f}
 	}
-	drift := verify.CompareVF(a.Want.VF, v.state)
+	if phase, _ := v.owner.entry.Phase(v.owner.attachment); phase != journal.Verified && phase != journal.Routed {
+		return nil // an ADD or a DEL is under way
+	}
+	if lost := v.owner.lost(v.state); len(lost) > 0 {
+		f.Kind, f.Text = Replaced, "its living sandbox does not have it any more: "+sriov.Sentences(lost)
+		return []Finding{f}
+	}
+	want := v.owner.entry.Plan.Attachments[v.owner.attachment].Want.VF
+	if want == nil {
+		return nil // nothing was asked
+	}
+	drift := verify.CompareVF(want, v.state)
 	if len(drift) == 0 {
 		return nil
 	}
-	f = f.belongs(v.owner.key.String(), v.owner.entry.Plan.Pod, a.Name)
 	f.Kind, f.Text = Drifted, sriov.Sentences(drift)
 	return []Finding{f}
+}
+
+// lost compares the VF with what its owner got.
+func (o *owner) lost(now *sriov.Snapshot) []sriov.Difference {
+	before, err := verify.Recorded(o.entry.Before(o.attachment))
+	if err != nil {
+		return nil // it is not known what the owner got
+	}
+	var checked []string
+	for _, s := range o.entry.Steps {
+		if s.Attachment == o.attachment && s.Phase == journal.Verified {
+			checked = s.Checked
+		}
+	}
+	return verify.Lost(before, now, checked)
 }

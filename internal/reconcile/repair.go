@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -30,8 +32,8 @@ const repairTime = 10 * time.Second
 func (r *Reconciler) Repair(ctx context.Context, f Finding) error {
 	ctx, cancel := context.WithTimeout(ctx, repairTime)
 	defer cancel()
-	if r.excluded(f) {
-		return fmt.Errorf("%w: its PF is excluded", ErrNotRepaired)
+	if why := r.excluded(f); why != "" {
+		return fmt.Errorf("%w: %s", ErrNotRepaired, why)
 	}
 	switch f.Kind {
 	case Stranded:
@@ -53,9 +55,10 @@ func (r *Reconciler) Accept(ctx context.Context, device string) error {
 // would do anything. Whether the VF is then still as it was found, only Repair
 // looks, under its claim.
 func (r *Reconciler) Proposal(f Finding) (action string, repairs bool) {
+	why := r.excluded(f)
 	switch {
-	case r.excluded(f):
-		return "nothing: its PF is excluded", false
+	case why != "":
+		return "nothing: " + why, false
 	case f.Kind == Stranded, f.Kind == Quarantined:
 		return "make it as its sandbox found it", true
 	case f.Kind == Leftover:
@@ -64,10 +67,24 @@ func (r *Reconciler) Proposal(f Finding) (action string, repairs bool) {
 	return "nothing: " + string(f.Kind) + " VFs are only reported", false
 }
 
-// excluded reports whether the configuration excludes the VF's PF.
-func (r *Reconciler) excluded(f Finding) bool {
-	name, _, err := r.Host.PFNetDev(f.Device)
-	return slices.Contains(r.Exclude, f.PF) || err == nil && slices.Contains(r.Exclude, name)
+// excluded says why the configuration keeps the VF's PF from being touched, empty
+// where it does not. Where it names network devices and the PF's cannot be told, the
+// PF may be one of them.
+func (r *Reconciler) excluded(f Finding) string {
+	const why = "its PF is excluded"
+	if slices.Contains(r.Exclude, f.PF) {
+		return why
+	}
+	if !slices.ContainsFunc(r.Exclude, func(s string) bool { return !sriov.IsAddress(s) }) {
+		return ""
+	}
+	switch name, _, err := r.Host.PFNetDev(f.Device); {
+	case err != nil:
+		return "its PF may be excluded, which cannot be told: " + err.Error()
+	case slices.Contains(r.Exclude, name):
+		return why
+	}
+	return ""
 }
 
 // repairStranded restores the VF of a dead sandbox, under that sandbox's lock: an
@@ -170,7 +187,7 @@ func (r *Reconciler) claimed(ctx context.Context, f Finding, do func() error) (e
 func (r *Reconciler) repairFree(ctx context.Context, f Finding) error {
 	vfs, err := r.survey(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: who has it is not known: %w", ErrNotRepaired, err)
 	}
 	i := slices.IndexFunc(vfs, func(v vf) bool { return v.Address == f.Device })
 	if i < 0 || !slices.Contains(judge(&vfs[i]), f) {
@@ -201,8 +218,14 @@ func (r *Reconciler) restore(ctx context.Context, f Finding, q journal.Quarantin
 		return err
 	}
 	fn, err := r.Host.Function(f.Device)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: the node does not have it any more", ErrNotRepaired)
+	}
 	if err != nil {
 		return err
+	}
+	if !to.SameFunction(&sriov.Snapshot{Instance: fn.Instance}) {
+		return fmt.Errorf("%w: it was made anew, and nothing is left to be undone", ErrNotRepaired)
 	}
 	if err := r.record(f, to); err != nil {
 		return err
@@ -216,9 +239,15 @@ func (r *Reconciler) restore(ctx context.Context, f Finding, q journal.Quarantin
 }
 
 // repairsFile is the log of repairs in the journal's directory, a line of JSON
-// each, written before the repair.
-const repairsFile = "repairs.log"
+// each, written before the repair. One that has grown to maxRepairs bytes is kept
+// under the name oldRepairs, in place of the one before it.
+const (
+	repairsFile = "repairs.log"
+	oldRepairs  = "repairs.log.1"
+	maxRepairs  = 1 << 20
+)
 
+// record appends to the log of repairs.
 func (r *Reconciler) record(f Finding, to *sriov.Snapshot) (err error) {
 	line, err := json.Marshal(struct {
 		Time time.Time `json:"time"`
@@ -228,13 +257,56 @@ func (r *Reconciler) record(f Finding, to *sriov.Snapshot) (err error) {
 	if err != nil {
 		return err
 	}
-	file, err := os.OpenFile(filepath.Join(r.Journal.Path, repairsFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	file, err := r.repairs()
+	if err == nil {
+		_, err = file.Write(append(line, '\n'))
+		err = errors.Join(err, file.Sync(), file.Close())
+	}
 	if err != nil {
 		return cnierr.New("record repair", cnierr.IO, "%w", err)
 	}
-	_, err = file.Write(append(line, '\n'))
-	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
-		return cnierr.New("record repair", cnierr.IO, "%w", err)
-	}
 	return nil
+}
+
+// repairs opens the log of repairs, locked against the agent and commands beside
+// it: two that move it away would lose what they keep.
+func (r *Reconciler) repairs() (*os.File, error) {
+	path := filepath.Join(r.Journal.Path, repairsFile)
+	for {
+		file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		moved, err := r.makeRoom(path, file)
+		if err == nil && !moved {
+			return file, nil
+		}
+		if err = errors.Join(err, file.Close()); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// makeRoom locks the log, and moves it away when it is full. It reports whether it
+// has been moved, by whomever.
+func (r *Reconciler) makeRoom(path string, file *os.File) (moved bool, err error) {
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
+		return false, err
+	}
+	is, err := file.Stat()
+	if err != nil {
+		return false, err
+	}
+	named, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return true, nil
+	case err != nil:
+		return false, err
+	case !os.SameFile(is, named):
+		return true, nil
+	case is.Size() < maxRepairs:
+		return false, nil
+	}
+	return true, os.Rename(path, filepath.Join(r.Journal.Path, oldRepairs))
 }

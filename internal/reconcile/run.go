@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -28,41 +29,60 @@ const ReasonRepaired = "VFRepaired"
 // CamelCase that stays the same: Events carry it.
 func Reason(k Kind) string {
 	return map[Kind]string{
-		Stranded: "VFStranded", Drifted: "VFDrifted", Orphaned: "VFOrphaned", Leftover: "VFLeftover", Quarantined: "VFQuarantined",
+		Stranded: "VFStranded", Vanished: "VFVanished", Replaced: "VFReplaced", Drifted: "VFDrifted", Orphaned: "VFOrphaned", Leftover: "VFLeftover", Quarantined: "VFQuarantined",
 	}[k]
 }
 
+// deafTime is how long a reconciler waits before it listens again when the kernel's
+// events or the files' cannot be heard.
+const deafTime = 30 * time.Second
+
 // Run scans at the start, and whenever links, drivers, journals or one of the
 // kubelet's directories have changed and come to rest, until ctx ends: it does not
-// poll. Findings are logged and told when they come, and logged when they go. With
-// repair they are repaired; see [Reconciler.Repair]. A repair that failed is not
-// tried again, one that gave way is, with the next scan.
-func (r *Reconciler) Run(ctx context.Context, repair bool, log *slog.Logger) error {
+// poll. Where changes cannot be heard, it scans all the same, says so, and listens
+// again every half a minute, with a scan for what it missed. Findings are logged and
+// told when they come, and logged when they go. With repair they are repaired; see
+// [Reconciler.Repair]. A repair that failed is not tried again, one that gave way is,
+// with the next scan.
+func (r *Reconciler) Run(ctx context.Context, repair bool, log *slog.Logger) {
+	state := round{}
+	scan := func() { r.round(ctx, &state, repair, log) }
+	for {
+		err := r.listen(ctx, scan)
+		if ctx.Err() != nil {
+			return
+		}
+		again := cmp.Or(r.deaf, deafTime)
+		log.Warn("changes of VFs are not heard, and looked for later", "err", err, "after", again)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(again):
+		}
+	}
+}
+
+// listen scans, and again whenever something changed, until ctx ends or changes
+// cannot be heard any more.
+func (r *Reconciler) listen(ctx context.Context, scan func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	events, err := r.Host.Events(ctx)
+	events, files, err := r.sources(ctx)
 	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(r.Journal.Path, 0o700); err != nil {
-		return err
-	}
-	files, err := fsnotify.NewWatcher()
-	if err != nil {
+		scan()
 		return err
 	}
 	defer files.Close()
 	w := watched(append([]string{r.Journal.Path, filepath.Join(r.Journal.Path, journal.QuarantineDir)}, r.Watch...))
 	w.add(files)
-	state := round{}
 	alarm := alarm{timer: time.NewTimer(0)}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case _, open := <-events:
-			if !open && ctx.Err() == nil {
-				return errors.New("the kernel's events cannot be heard any more")
+			if !open {
+				return errors.New("the kernel's events have ended")
 			}
 			alarm.set()
 		case e := <-files.Events:
@@ -74,9 +94,23 @@ func (r *Reconciler) Run(ctx context.Context, repair bool, log *slog.Logger) err
 			alarm.set()
 		case <-alarm.timer.C:
 			alarm.first = time.Time{}
-			r.round(ctx, &state, repair, log)
+			scan()
 		}
 	}
+}
+
+// sources opens what tells of changes: the kernel's events until ctx ends, and
+// those of files.
+func (r *Reconciler) sources(ctx context.Context) (<-chan struct{}, *fsnotify.Watcher, error) {
+	if err := os.MkdirAll(r.Journal.Path, 0o700); err != nil {
+		return nil, nil, err
+	}
+	events, err := r.Host.Events(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	files, err := fsnotify.NewWatcher()
+	return events, files, err
 }
 
 // alarm says when to scan.

@@ -1,16 +1,22 @@
 package reconcile
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/fsnotify/fsnotify"
 
 	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/sriov"
 )
 
 // told is what a running reconciler tells.
@@ -25,11 +31,14 @@ func (n *node) run(repair bool) <-chan told {
 	out := make(chan told, 16)
 	n.Tell = func(_ context.Context, reason string, f Finding) { out <- told{reason, f} }
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- n.Run(ctx, repair, slog.New(slog.DiscardHandler)) }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		n.Run(ctx, repair, slog.New(slog.DiscardHandler))
+	}()
 	n.t.Cleanup(func() {
 		cancel()
-		n.must(<-ended)
+		<-ended
 	})
 	return out
 }
@@ -70,6 +79,68 @@ func TestRunScansWhenSomethingChanges(t *testing.T) {
 	n.allocate()
 	n.must(os.WriteFile(filepath.Join(kubelet, "checkpoint"), nil, 0o600))
 	n.hears(c, "VFLeftover")
+}
+
+// deaf are links whose events cannot be had at first, and then end at once.
+type deaf struct {
+	sriov.Links
+	asked *atomic.Int32
+}
+
+// Events implements [sriov.Links].
+func (d deaf) Events(ctx context.Context) (<-chan struct{}, error) {
+	ended := make(chan struct{})
+	switch d.asked.Add(1) {
+	case 1:
+		return nil, errors.New("no netlink")
+	case 2:
+		close(ended)
+		return ended, nil
+	}
+	return d.Links.Events(ctx)
+}
+
+// Where changes are not heard, it is looked all the same, and listened again.
+func TestRunScansWithoutEvents(t *testing.T) {
+	n := newNode(t)
+	links := deaf{n.Host.Links, new(atomic.Int32)}
+	n.Host.Links, n.deaf = links, time.Millisecond
+	n.vlan(77)
+	c := n.run(false)
+	n.hears(c, "VFLeftover")
+	for links.asked.Load() < 3 {
+		time.Sleep(time.Millisecond)
+	}
+	n.vlan(78)
+	n.hears(c, "VFLeftover")
+}
+
+// A node on which nothing can ever be heard is looked at once at least.
+func TestRunScansOnceWithoutAnything(t *testing.T) {
+	n := newNode(t)
+	n.vlan(77)
+	n.Journal.Path = filepath.Join(n.Journal.Path, "file", "below")
+	n.must(os.WriteFile(filepath.Dir(n.Journal.Path), nil, 0o600))
+	ctx, cancel := context.WithCancel(t.Context())
+	var log bytes.Buffer
+	n.deaf = time.Hour
+	n.Host.Links = looked{n.Host.Links, cancel}
+	n.Run(ctx, false, slog.New(slog.NewTextHandler(&log, nil)))
+	if !strings.Contains(log.String(), "not a directory") {
+		t.Errorf("it says %q", log.String())
+	}
+}
+
+// looked ends a run when it looks at network devices.
+type looked struct {
+	sriov.Links
+	end func()
+}
+
+// Link implements [sriov.Links].
+func (l looked) Link(name string) (*sriov.Link, error) {
+	l.end()
+	return l.Links.Link(name)
 }
 
 func TestRunRepairsOnce(t *testing.T) {

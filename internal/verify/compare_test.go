@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -36,10 +37,10 @@ func good() (*plan.Attachment, Claim, *sriov.Snapshot, *Facts) {
 		},
 	}
 	c := Claim{Interface: true, MAC: "02:00:00:00:00:01", MTU: 1400, Addresses: []string{"10.0.0.2/24"}}
-	before := &sriov.Snapshot{NetDevs: []sriov.NetDev{{Name: "ens1v2", Index: 7, MAC: "02:00:00:00:00:aa"}}, VFIndex: 2}
+	before := &sriov.Snapshot{NetDevs: []sriov.NetDev{{Name: "ens1v2", Index: 7, MAC: "02:00:00:00:00:aa"}}, VFIndex: 2, Instance: 4711}
 	f := &Facts{
 		Interface: Interface{Exists: true, Name: "net1", MAC: "02:00:00:00:00:01", MTU: 1400, Parent: vf, Addresses: []string{"10.0.0.2/24", "fe80::1/64"}},
-		Device: &sriov.Snapshot{Driver: "igbvf", VF: &sriov.VFState{
+		Device: &sriov.Snapshot{Driver: "igbvf", Instance: 4711, VF: &sriov.VFState{
 			MAC: "02:00:00:00:00:01", VLAN: 100, VLANQoS: 3, VLANProto: "802.1q", Trust: true, LinkState: "enable", MinTxRate: 10, MaxTxRate: 200,
 		}},
 	}
@@ -49,7 +50,7 @@ func good() (*plan.Attachment, Claim, *sriov.Snapshot, *Facts) {
 func TestAllAsItShouldBe(t *testing.T) {
 	a, c, before, f := good()
 	r := Compare(a, c, before, f)
-	if len(r.Findings) != 0 || len(r.Checked) != 17 {
+	if len(r.Findings) != 0 || len(r.Checked) != 18 {
 		t.Errorf("%d checked: %v; findings %v", len(r.Checked), r.Checked, r.Findings)
 	}
 }
@@ -81,6 +82,8 @@ func TestEveryLieIsFound(t *testing.T) {
 		"link state":      {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.LinkState = "auto" }, "link state of the VF: wanted enable, found auto"},
 		"minimum rate":    {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.MinTxRate = 0 }, "minimum rate of the VF"},
 		"maximum rate":    {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.MaxTxRate = 0 }, "maximum rate of the VF"},
+		"made again":      {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.Instance++ }, "PCI function: wanted the one that was handed over, found another one"},
+		"gone":            {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device = nil }, "device 0000:21:10.4: wanted on the node, found gone"},
 		"no VF on the PF": {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF = nil }, "virtual function"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -121,7 +124,8 @@ func TestCarrierPolicies(t *testing.T) {
 func TestDevicesOfWhichTheKernelNamesNoParent(t *testing.T) {
 	a := &plan.Attachment{IfName: "net1", Device: &plan.Device{ID: "mlx5_core.sf.2"}}
 	before := &sriov.Snapshot{NetDevs: []sriov.NetDev{{Name: "en8s88", Index: 9, MAC: "02:00:00:00:00:09"}}}
-	f := &Facts{Interface: Interface{Exists: true, MAC: "02:00:00:00:00:09"}}
+	away := &sriov.Snapshot{VFIndex: -1}
+	f := &Facts{Interface: Interface{Exists: true, MAC: "02:00:00:00:00:09"}, Device: away}
 	if r := Compare(a, Claim{}, before, f); len(r.Findings) != 0 || len(r.Checked) != 2 {
 		t.Errorf("%+v", r)
 	}
@@ -137,7 +141,7 @@ func TestDevicesOfWhichTheKernelNamesNoParent(t *testing.T) {
 	if r := Compare(a, Claim{}, before, f); len(r.Findings) != 1 {
 		t.Errorf("the kernel names another parent: %+v", r)
 	}
-	stacked := &Facts{Interface: Interface{Exists: true, Lower: 9}, LeftOnHost: before.NetDevs}
+	stacked := &Facts{Interface: Interface{Exists: true, Lower: 9}, LeftOnHost: before.NetDevs, Device: away}
 	a.Want.MAC = ""
 	if r := Compare(a, Claim{}, before, stacked); len(r.Findings) != 0 {
 		t.Errorf("macvlan on the device: %+v", r)
@@ -154,6 +158,62 @@ func TestUserspaceDevices(t *testing.T) {
 	}
 	if r := Compare(a, Claim{}, &sriov.Snapshot{}, &Facts{Device: &sriov.Snapshot{Driver: "igbvf"}}); len(r.Findings) != 1 {
 		t.Errorf("bound to another driver: %+v", r)
+	}
+	if r := Compare(a, Claim{}, &sriov.Snapshot{}, &Facts{}); len(r.Findings) != 1 || !strings.Contains(r.Fix(), "made anew") {
+		t.Errorf("gone: %+v, %s", r, r.Fix())
+	}
+}
+
+// A VF that was made again is as the kernel made it, and is not waited for: what the
+// one before it was says nothing of it.
+func TestRestoreLeavesAnotherFunctionAlone(t *testing.T) {
+	tree := sriovtest.New(t.TempDir())
+	tree.AddIGB()
+	host, d := tree.Host(), &plan.Device{Resource: "r/x", ID: vf, PCIAddress: vf, PF: pf}
+	before, err := Capture(host, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree.RemoveVFs(pf)
+	tree.AddVF(sriovtest.VF{PF: pf, Index: 2, Address: vf, Driver: "igbvf"})
+	if err := host.Links.SetVF("enp33s0", 2, sriov.PropertyVLAN, sriov.VFState{VLAN: 5}); err != nil || tree.Err() != nil {
+		t.Fatal(err, tree.Err())
+	}
+	if changed, err := Restore(t.Context(), host, d, before); err != nil || len(changed) > 0 {
+		t.Errorf("changed %v, %v", changed, err)
+	}
+	if now, err := host.Snapshot(vf); err != nil || now.VF.VLAN != 5 {
+		t.Errorf("%+v, %v", now, err)
+	}
+	if _, err := host.Reset(vf, before); !errors.Is(err, sriov.ErrReplaced) {
+		t.Errorf("reset: %v", err)
+	}
+}
+
+// Whatever fails while the device goes, fails for that.
+func TestVanishedUnderway(t *testing.T) {
+	tree := sriovtest.New(t.TempDir())
+	tree.AddIGB()
+	d := &plan.Device{Resource: "r/x", ID: vf, PCIAddress: vf}
+	before, err := Capture(tree.Host(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	failure := errors.New("a delegate's failure")
+	vanished := func(cause error) error { return Vanished(tree.Host(), d, before, cause) }
+	if err := vanished(failure); !errors.Is(err, failure) || cnierr.Is(err, cnierr.DeviceVanished) {
+		t.Errorf("with the device on the node: %v", err)
+	}
+	tree.Remove(vf)
+	if err := vanished(failure); !errors.Is(err, failure) || !cnierr.Is(err, cnierr.DeviceVanished) || vanished(nil) != nil {
+		t.Errorf("without: %v, %v", err, vanished(nil))
+	}
+	tree.AddVF(sriovtest.VF{PF: pf, Index: 2, Address: vf, Driver: "igbvf"})
+	if err := vanished(failure); !cnierr.Is(err, cnierr.DeviceVanished) || !strings.Contains(err.Error(), "another function") {
+		t.Errorf("with another one in its place: %v", err)
+	}
+	if err := tree.Err(); err != nil {
+		t.Fatal(err)
 	}
 }
 

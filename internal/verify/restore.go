@@ -15,14 +15,15 @@ import (
 // PF's view as it was. It waits for the network device, which the kernel gives
 // back some time after its network namespace went, until ctx ends. It returns
 // what it changed. What cannot be made as before is an error of kind
-// [cnierr.TeardownIncomplete]; a device that left the node needs nothing.
+// [cnierr.TeardownIncomplete]; a device that left the node needs nothing, nor one
+// that came back as another function: it is as the kernel made it.
 func Restore(ctx context.Context, host sriov.Host, d *plan.Device, before *sriov.Snapshot) (changed []sriov.Difference, err error) {
 	if before == nil || d.PCIAddress == "" || d.PF == "" {
 		return nil, nil
 	}
 	_, err = host.Wait(ctx, d.PCIAddress, func(now *sriov.Snapshot) bool {
 		// A device that has another driver now has no network device to wait for.
-		return now == nil || now.Driver != before.Driver || len(now.NetDevs) >= len(before.NetDevs)
+		return now == nil || !before.SameFunction(now) || now.Driver != before.Driver || len(now.NetDevs) >= len(before.NetDevs)
 	})
 	if err != nil && ctx.Err() != nil {
 		return nil, incomplete(d, "its network device is not back on the host: %w", err)
@@ -30,7 +31,7 @@ func Restore(ctx context.Context, host sriov.Host, d *plan.Device, before *sriov
 	if err == nil {
 		changed, err = host.Reset(d.PCIAddress, before)
 	}
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, sriov.ErrReplaced) {
 		return nil, nil
 	}
 	if err != nil {

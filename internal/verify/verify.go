@@ -62,15 +62,36 @@ func Capture(host sriov.Host, d *plan.Device) (*sriov.Snapshot, error) {
 	}
 	out, err := snapshot(host, d)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, cnierr.New("look up device", cnierr.DeviceVanished, "the kubelet allocated it, but this node has no such device: %w", err).
-			About(cnierr.Subject{Resource: d.Resource, Device: d.ID}).
-			WithFix("delete the pod, and check why the device plugin still advertises it")
+		return nil, vanished(d, "look up device", "the kubelet allocated it, but this node has no such device: %w", err)
 	}
 	if err != nil {
 		return nil, cnierr.New("look up device", cnierr.IO, "%w", err).
 			About(cnierr.Subject{Resource: d.Resource, Device: d.ID})
 	}
 	return out, nil
+}
+
+// Vanished returns the error of an operation on a device, of kind
+// [cnierr.DeviceVanished] where the PCI function of before has left the node
+// meanwhile: whatever failed, failed for that. Without an error it returns nil.
+func Vanished(host sriov.Host, d *plan.Device, before *sriov.Snapshot, cause error) error {
+	if cause == nil || before == nil || d == nil || d.PCIAddress == "" {
+		return cause
+	}
+	now, err := host.Snapshot(d.PCIAddress)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return vanished(d, "use device", "it left the node meanwhile, this node has no such device any more: %w", cause)
+	case err == nil && !before.SameFunction(now):
+		return vanished(d, "use device", "it left the node meanwhile, and another function came at its address: %w", cause)
+	}
+	return cause
+}
+
+// vanished is the error of a device that is not on the node.
+func vanished(d *plan.Device, op, format string, err error) error {
+	return cnierr.New(op, cnierr.DeviceVanished, format, err).
+		About(cnierr.Subject{Resource: d.Resource, Device: d.ID}).WithFix(vanishedFix)
 }
 
 // Recorded decodes a device as the journal keeps it: what [Capture] returned.
@@ -171,16 +192,30 @@ type Report struct {
 
 // Fix says what to do about the findings.
 func (r Report) Fix() string {
+	for _, d := range r.Findings {
+		if c := Class(d); c == classDevice || c == classFunction {
+			return vanishedFix
+		}
+	}
 	if !slices.ContainsFunc(r.Findings, func(d sriov.Difference) bool { return d.Field != carrierField }) {
 		return "see the link of the device's port; carrier: warn attaches pods without one"
 	}
 	return "the delegate did not do what it was asked or what it claims; see its own log"
 }
 
+// vanishedFix says what to do about a device that went.
+const vanishedFix = "delete the pod, and see who removed the device or had it made anew, and why the device plugin still advertises it"
+
+// Classes of which something follows.
+const (
+	classDevice   = "device" // that it is on the node
+	classFunction = "PCI function"
+)
+
 // Class is a difference's field without the names in it: of classes there are
 // few, and they can be counted.
 func Class(d sriov.Difference) string {
-	for _, class := range []string{"interface", "network device"} {
+	for _, class := range []string{"interface", "network device", classDevice} {
 		if strings.HasPrefix(d.Field, class+" ") {
 			return class
 		}
@@ -227,11 +262,8 @@ func Compare(a *plan.Attachment, c Claim, before *sriov.Snapshot, f *Facts) Repo
 	if i.Exists {
 		compareInterface(&r, a, c, i)
 	}
-	if a.Device != nil && !userspace {
+	if a.Device != nil {
 		compareDevice(&r, a.Device, before, f)
-	}
-	if userspace && f.Device != nil {
-		r.expect("driver", a.Device.Driver, f.Device.Driver)
 	}
 	if a.Want.VF != nil {
 		compareVF(&r, a.Want.VF, f.Device)
@@ -289,12 +321,65 @@ func parseAddr(s string) (net.IP, string) {
 	return ip, prefix.String()
 }
 
-// compareDevice proves that the interface is the allocated device, or stands on
-// it as a macvlan does.
+// stacked begins what is said of an interface that stands on a network device
+// which stays on the host.
+const stacked = "stacked on network device "
+
+// compareFunction proves that a PCI function is still the one of before.
+func compareFunction(r *Report, before, now *sriov.Snapshot) {
+	if before.Instance == 0 || now.Instance == 0 {
+		return
+	}
+	want := "the one that was handed over"
+	found := want
+	if !before.SameFunction(now) {
+		found = "another one, which came later at its address"
+	}
+	r.expect(classFunction, want, found)
+}
+
+// Lost names what tells that a living sandbox does not have its device any more: it
+// came back as another function, has another driver, or its network device is on the
+// host. before is what [Capture] returned, now how it stands, and checked what was
+// compared when the device was attached, nil where nothing was: then a network device
+// on the host may be there to be stacked on, and only one that came later tells.
+func Lost(before, now *sriov.Snapshot, checked []string) []sriov.Difference {
+	var r Report
+	compareFunction(&r, before, now)
+	r.expect("driver", before.Driver, now.Driver)
+	stays := checked == nil || slices.ContainsFunc(checked, func(s string) bool { return strings.HasPrefix(s, stacked) })
+	for _, d := range now.NetDevs {
+		was := slices.ContainsFunc(before.NetDevs, func(b sriov.NetDev) bool { return b.Index == d.Index })
+		if !stays || !was {
+			r.expect("network device "+d.Name, "in the sandbox", "on the host")
+		}
+	}
+	return r.Findings
+}
+
+// compareDevice compares the allocated device: that it is there still, and what
+// stands on it.
 func compareDevice(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) {
+	if before != nil && f.Device == nil {
+		r.expect(classDevice+" "+d.ID, "on the node", "gone")
+		return
+	}
+	if before != nil {
+		compareFunction(r, before, f.Device)
+	}
+	if !d.Userspace {
+		compareNetDev(r, d, before, f)
+	} else if f.Device != nil {
+		r.expect("driver", d.Driver, f.Device.Driver)
+	}
+}
+
+// compareNetDev proves that the interface is the allocated device, or stands on
+// it as a macvlan does.
+func compareNetDev(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) {
 	for _, left := range f.LeftOnHost {
 		if f.Interface.Exists && f.Interface.Lower == left.Index {
-			r.Checked = append(r.Checked, "stacked on network device "+left.Name+" of the allocated device")
+			r.Checked = append(r.Checked, stacked+left.Name+" of the allocated device")
 			return
 		}
 		r.expect("network device "+left.Name+" of the allocated device", "in the sandbox", "on the host")

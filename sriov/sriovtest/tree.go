@@ -48,6 +48,7 @@ type Tree struct {
 	root    string
 	err     error
 	ifindex int
+	buried  int // functions that were removed
 	kernel  kernel
 }
 
@@ -298,10 +299,22 @@ func (t *Tree) Remove(addr string) {
 	}
 	t.detach(dir)
 	t.remove("sys/bus/pci/devices/" + addr)
-	t.remove(dir)
+	t.bury(dir)
 	t.kernel.forget(addr)
 	if pf != "" {
 		t.countVFs(pf)
+	}
+}
+
+// bury takes a function's directory out of the tree, empties it and keeps it: no
+// function may get its inode again, see [sriov.Function].
+func (t *Tree) bury(dir string) {
+	t.buried++
+	grave := fmt.Sprintf(".gone/%d", t.buried)
+	t.mkdir(".gone")
+	t.do(func() error { return os.Rename(t.abs(dir), t.abs(grave)) })
+	for _, entry := range t.glob(grave, "*") {
+		t.remove(entry)
 	}
 }
 
