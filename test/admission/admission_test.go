@@ -25,6 +25,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/test/harness"
 )
 
 const vfs = "vendor.example/vfs"
@@ -349,25 +350,21 @@ func TestRealAPIUpgrade(t *testing.T) {
 
 // TestRealAPIAdmissionPage runs the commands of docs/admission.md in order.
 func TestRealAPIAdmissionPage(t *testing.T) {
-	page, err := os.ReadFile(repository + "/docs/admission.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	blocks := regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(page), -1)
-	if len(blocks) != 5 {
-		t.Fatalf("%d blocks of commands", len(blocks))
+	blocks, err := harness.Commands("admission.md")
+	if err != nil || len(blocks) != 5 {
+		t.Fatalf("%d blocks of commands, %v", len(blocks), err)
 	}
 	c := newCluster(t)
-	c.shell(blocks[0][1]) // installs
+	c.shell(blocks[0]) // installs
 	c.serve()
 	c.run()
-	if out := c.shell(blocks[1][1]); !strings.Contains(out, `"vendor.example/vfs":"1"`) {
+	if out := c.shell(blocks[1]); !strings.Contains(out, `"vendor.example/vfs":"1"`) {
 		t.Errorf("what was injected: %s", out)
 	}
-	if out := c.shell("{\n" + blocks[2][1] + "} || true"); !strings.Contains(out, "spec.config: plugin 1: type") {
+	if out := c.shell("{\n" + blocks[2] + "} || true"); !strings.Contains(out, "spec.config: plugin 1: type") {
 		t.Errorf("a refusal: %s", out)
 	}
 	for _, block := range blocks[3:] {
-		c.shell(block[1])
+		c.shell(block)
 	}
 }

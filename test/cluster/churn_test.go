@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -28,9 +29,11 @@ import (
 type churn struct {
 	f       *fixture
 	label   string
+	patient bool // a pod is only deleted after it has run with all it must have
 	stop    context.CancelFunc
 	work    sync.WaitGroup
 	created atomic.Int32
+	ran     atomic.Int32 // of a patient one: pods that ran
 }
 
 // kinds are the pods of a churn, and what they must have.
@@ -43,35 +46,85 @@ var kinds = []struct {
 	{[]option{networks("red, storage"), container("main", Red)}, map[string]string{"eth0": "cluster-net", "net1": red, "net2": storage}},
 }
 
-// startChurn starts some writers, each of which has two pods of its own at a time,
-// and makes a number of them at most. More wait for each other on a small machine.
+// writers is how many pods of a churn are made at once: more wait for each other
+// on a small machine.
+const writers = 4
+
+// startChurn starts writers, each of which has two pods of its own at a time, and
+// makes a number of them at most.
 func (f *fixture) startChurn(label string, most int) *churn {
-	const writers = 4
-	ctx, stop := context.WithCancel(f.ctx)
-	c := &churn{f: f, label: label, stop: stop}
+	c := &churn{f: f, label: label}
+	c.start(most)
+	return c
+}
+
+func (c *churn) start(most int) {
+	ctx, stop := context.WithCancel(c.f.ctx)
+	c.stop = stop
 	for w := range writers {
-		c.work.Go(func() {
-			random, last := rand.New(rand.NewPCG(1, uint64(w))), ""
-			for i := 0; i < most && ctx.Err() == nil; i++ {
-				kind := (w + i) % len(kinds)
-				name := fmt.Sprintf("%s-%d-%d-%d", label, w, i, kind)
-				c.create(ctx, name, kind)
-				if last != "" {
-					c.delete(ctx, last)
-				}
-				last = name
-				// Some are deleted before they run, some in the middle of it, some later.
-				sleep(ctx, time.Duration(random.IntN(3000))*time.Millisecond)
-			}
-		})
+		c.work.Go(func() { c.write(ctx, w, most) })
 	}
-	f.Cleanup(func() {
+	c.f.Cleanup(func() {
 		stop()
 		c.work.Wait()
-		f.must(lab.Client.CoreV1().Pods(namespace).DeleteCollection(f.ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: c.selector()}))
-		f.gone(c.selector())
+		c.f.must(lab.Client.CoreV1().Pods(namespace).DeleteCollection(c.f.ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: c.selector()}))
+		c.f.gone(c.selector())
 	})
-	return c
+}
+
+// write makes pods as one writer.
+func (c *churn) write(ctx context.Context, w, most int) {
+	random, last := rand.New(rand.NewPCG(1, uint64(w))), ""
+	for i := 0; i < most && ctx.Err() == nil; i++ {
+		kind := (w + i) % len(kinds)
+		name := fmt.Sprintf("%s-%d-%d-%d", c.label, w, i, kind)
+		c.create(ctx, name, kind)
+		if c.patient {
+			c.await(ctx, name, kind)
+		}
+		if last != "" {
+			c.delete(ctx, last)
+		}
+		last = name
+		if !c.patient { // some are deleted before they run, some in the middle of it, some later
+			sleep(ctx, time.Duration(random.IntN(3000))*time.Millisecond)
+		}
+	}
+}
+
+// await waits until a pod runs and holds its network-status to what it must have.
+func (c *churn) await(ctx context.Context, name string, kind int) {
+	var pod *corev1.Pod
+	err := eventually(ctx, "pod "+name+" to run", func(context.Context) (err error) {
+		if pod, err = c.f.get(name); err == nil && !(ready(pod) && published(pod)) {
+			err = fmt.Errorf("it is %s: %s", pod.Status.Phase, c.f.events(name))
+		}
+		return err
+	})
+	if ctx.Err() != nil {
+		return // what is left is looked at when it has settled
+	}
+	if err != nil {
+		c.f.Error(err)
+		return
+	}
+	status, err := statusOf(pod)
+	if got := networksOf(status); err != nil || !maps.Equal(got, kinds[kind].want) {
+		c.f.Errorf("pod %s: status has %v, want %v; %v", name, got, kinds[kind].want, err)
+	}
+	c.ran.Add(1)
+}
+
+// goOn waits until a patient churn's writers have made more pods, which ran.
+func (c *churn) goOn() {
+	c.f.Helper()
+	enough := c.ran.Load() + 2*writers // what was under way before, and as many again
+	c.f.eventually("pods to come and go", func() error {
+		if now := c.ran.Load(); now < enough {
+			return fmt.Errorf("%d have run, not %d", now, enough)
+		}
+		return nil
+	})
 }
 
 func (c *churn) selector() string { return "churn=" + c.label }

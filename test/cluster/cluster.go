@@ -59,14 +59,25 @@ func build(dir string) error {
 			return err
 		}
 	}
-	return harness.Image(filepath.Join(dir, imageFile), imageTag)
+	for _, release := range releases {
+		if err := harness.Image(imageFile(dir, release), release); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// Manifold's image: its tag, and its archive in the run's directory.
+// Releases of Manifold, which differ in their names alone: the one that is
+// installed, and one to upgrade to.
 const (
-	imageTag  = "lab"
-	imageFile = "manifold.tar"
+	release     = "lab"
+	nextRelease = "lab-next"
 )
+
+var releases = []string{release, nextRelease}
+
+// imageFile is the archive of a release's image in the run's directory.
+func imageFile(dir, release string) string { return filepath.Join(dir, release+".tar") }
 
 // built returns what [build] has built.
 func built(dir string) (b *builds, err error) {

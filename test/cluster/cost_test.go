@@ -56,17 +56,24 @@ func TestRequestsOfAPodsLife(t *testing.T) {
 
 // podResourcesCalls returns how often the kubelet's PodResources API was called,
 // as the kubelet counts.
-func (f *fixture) podResourcesCalls() (calls int) {
+func (f *fixture) podResourcesCalls() int {
+	f.Helper()
+	return f.kubeletCounts("kubelet_pod_resources_endpoint_requests_total{")
+}
+
+// kubeletCounts returns the sum of the kubelet's counters whose names with labels
+// begin so.
+func (f *fixture) kubeletCounts(prefix string) (sum int) {
 	f.Helper()
 	raw, err := lab.Client.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes", NodeName, "proxy/metrics").DoRaw(f.ctx)
 	f.must(err)
 	for lines := bufio.NewScanner(bytes.NewReader(raw)); lines.Scan(); {
 		name, value, ok := strings.Cut(lines.Text(), " ")
-		if ok && strings.HasPrefix(name, "kubelet_pod_resources_endpoint_requests_total{") {
+		if ok && strings.HasPrefix(name, prefix) {
 			n, err := strconv.ParseFloat(value, 64)
 			f.must(err)
-			calls += int(n)
+			sum += int(n)
 		}
 	}
-	return calls
+	return sum
 }

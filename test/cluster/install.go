@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,38 +17,58 @@ import (
 // systemNamespace is where Manifold is installed.
 const systemNamespace = "kube-system"
 
-// Install installs Manifold as a user would: its image, here from an archive, and
-// the chart; and defines the lab's networks.
+// Install installs Manifold as docs/install.md says, its image from an archive;
+// and defines the lab's networks.
 func (c *Cluster) Install(ctx context.Context) error {
-	if err := c.Node.Import(ctx, filepath.Join(c.dir, imageFile)); err != nil {
+	for _, r := range releases {
+		if err := c.Node.Import(ctx, imageFile(c.dir, r)); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(c.userDir(), 0o755); err != nil {
 		return err
 	}
-	if err := c.Helm(ctx, "install"); err != nil {
+	if err := os.Symlink(filepath.Join(c.root, "deploy"), filepath.Join(c.userDir(), "deploy")); err != nil {
+		return err
+	}
+	if err := c.Choose(release); err != nil {
+		return err
+	}
+	if err := c.Follow(ctx, "install.md"); err != nil {
 		return err
 	}
 	return c.defineNetworks()
 }
 
-// Helm runs "install" or "upgrade" of the chart, with further flags, and waits for
-// the rollout.
-func (c *Cluster) Helm(ctx context.Context, verb string, flags ...string) error {
-	args := []string{verb, "manifold", filepath.Join(c.root, "deploy/helm/manifold"), "--set", "image.tag=" + imageTag, "--set", "image.pullPolicy=Never"}
-	return c.helm(ctx, append(args, flags...)...)
-}
+// userDir is where commands of the documentation are run: as they expect, with
+// deploy/ and a values.yaml.
+func (c *Cluster) userDir() string { return filepath.Join(c.dir, "user") }
 
-// Uninstall removes the chart, and waits until nothing of it is left but its CRD.
-func (c *Cluster) Uninstall(ctx context.Context) error { return c.helm(ctx, "uninstall", "manifold") }
-
-func (c *Cluster) helm(ctx context.Context, args ...string) error {
-	args = append(args, "--namespace", systemNamespace, "--kubeconfig", c.Kubeconfig, "--wait", "--timeout", patience.String())
-	program, err := harness.Helm()
+// Choose writes the values.yaml with which a release is installed.
+func (c *Cluster) Choose(release string) error {
+	raw, err := json.Marshal(map[string]any{"image": map[string]any{"tag": release, "pullPolicy": "Never"}}) // YAML as well
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = append(os.Environ(), "HOME="+c.dir)
+	return os.WriteFile(filepath.Join(c.userDir(), "values.yaml"), raw, 0o600)
+}
+
+// Follow runs the first block of commands of a page of docs/, as it is written.
+func (c *Cluster) Follow(ctx context.Context, page string) error {
+	blocks, err := harness.Commands(page)
+	if err != nil {
+		return err
+	}
+	if len(blocks) == 0 {
+		return fmt.Errorf("%s has no commands", page)
+	}
+	cmd := exec.CommandContext(ctx, "sh", "-ec", blocks[0])
+	if cmd.Env, err = c.Environment(); err != nil {
+		return err
+	}
+	cmd.Dir, cmd.Env = c.userDir(), append(cmd.Env, "HOME="+c.dir)
 	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("helm %v: %w\n%s", args, err, text)
+		return fmt.Errorf("%s: %w\n%s\n%s", page, err, blocks[0], text)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
 
 	"github.com/manifold-cni/manifold/test/harness"
 )
@@ -117,9 +121,27 @@ func (f *fixture) eventually(what string, ok func() error) {
 // cache of results. Definitions are no pod's.
 func (f *fixture) hostState() harness.HostState {
 	f.Helper()
-	s, err := harness.Capture("/var/lib/cni", "/run/netns")
+	s, err := harness.Capture("/var/lib/cni", netnsDir)
 	f.must(err)
-	return slices.DeleteFunc(s, func(line string) bool { return strings.Contains(line, "definitions.snapshot") })
+	return slices.DeleteFunc(s, func(line string) bool {
+		path, isFile := strings.CutPrefix(line, "file ")
+		return strings.Contains(line, "definitions.snapshot") || isFile && filepath.Dir(path) == netnsDir && untouched(path)
+	})
+}
+
+// netnsDir is where the runtime keeps sandboxes' network namespaces.
+const netnsDir = "/run/netns"
+
+// untouched tells whether no plugin was ever called for a network namespace: it
+// has its loopback alone, which is down. A runtime that is killed before it has
+// recorded the namespace it made forgets it.
+func untouched(path string) bool {
+	var links []netlink.Link
+	err := (&harness.NetNS{Path: path}).Do(func() (err error) {
+		links, err = netlinksafe.LinkList()
+		return err
+	})
+	return err == nil && len(links) == 1 && links[0].Attrs().Flags&net.FlagUp == 0
 }
 
 // unchanged waits until the node is as before the test.

@@ -251,7 +251,7 @@ func (n *Node) ctr(ctx context.Context, args ...string) error {
 
 // patience is how long the cluster may take to reach a state; nothing is measured
 // by it.
-const patience = 2 * time.Minute
+const patience = 4 * time.Minute
 
 // eventually waits until ok returns nil.
 func eventually(ctx context.Context, what string, ok func(context.Context) error) error {

@@ -193,18 +193,26 @@ func (f *fixture) probe() map[string]*onNode {
 func (f *fixture) check(pod *corev1.Pod, want map[string]string) *onNode {
 	f.Helper()
 	here := f.interfaces(pod, want)
-	got := map[string]string{}
-	for _, s := range f.status(pod) {
-		got[s.Interface] = strings.TrimPrefix(s.Name, namespace+"/")
+	status := f.status(pod)
+	if got := networksOf(status); !maps.Equal(got, want) {
+		f.Errorf("pod %s: status has %v, want %v", pod.Name, got, want)
+	}
+	for _, s := range status {
 		link := here.links[s.Interface]
 		if link.MAC != s.MAC || !slices.Equal(link.Addresses, s.IPs) {
 			f.Errorf("pod %s: %s is %+v, and its status says %+v", pod.Name, s.Interface, link, s)
 		}
 	}
-	if !maps.Equal(got, want) {
-		f.Errorf("pod %s: status has %v, want %v", pod.Name, got, want)
-	}
 	return here
+}
+
+// networksOf returns the networks of a network-status by interface.
+func networksOf(status []netattach.Status) map[string]string {
+	out := map[string]string{}
+	for _, s := range status {
+		out[s.Interface] = strings.TrimPrefix(s.Name, namespace+"/")
+	}
+	return out
 }
 
 // interfaces holds a running pod to the interfaces that it must have.
@@ -221,10 +229,17 @@ func (f *fixture) interfaces(pod *corev1.Pod, want map[string]string) *onNode {
 }
 
 // status returns a pod's network-status.
-func (f *fixture) status(pod *corev1.Pod) (status []netattach.Status) {
+func (f *fixture) status(pod *corev1.Pod) []netattach.Status {
 	f.Helper()
-	if err := json.Unmarshal([]byte(pod.Annotations[netattach.StatusAnnotation]), &status); err != nil {
-		f.Fatalf("pod %s: network-status: %v", pod.Name, err)
-	}
+	status, err := statusOf(pod)
+	f.must(err)
 	return status
+}
+
+// statusOf reads a pod's network-status.
+func statusOf(pod *corev1.Pod) (status []netattach.Status, err error) {
+	if err := json.Unmarshal([]byte(pod.Annotations[netattach.StatusAnnotation]), &status); err != nil {
+		return nil, fmt.Errorf("pod %s: network-status: %w", pod.Name, err)
+	}
+	return status, nil
 }

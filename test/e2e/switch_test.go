@@ -9,12 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
+
+	"github.com/manifold-cni/manifold/test/harness"
 )
 
 // multusList and multusSingle are delegates in a sandbox's file of Multus, as its
@@ -256,13 +257,9 @@ func TestSwitchingBack(t *testing.T) {
 // node's directories for the standard ones: a pod of Multus is deleted after the
 // switch, a pod of Manifold after the switch back.
 func TestSwitchingPage(t *testing.T) {
-	page, err := os.ReadFile("../../docs/switching.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	blocks := regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(page), -1)
-	if len(blocks) != 4 {
-		t.Fatalf("%d blocks of commands", len(blocks))
+	blocks, err := harness.Commands("switching.md")
+	if err != nil || len(blocks) != 4 {
+		t.Fatalf("%d blocks of commands, %v", len(blocks), err)
 	}
 	n := warmMultus(t)
 	old := n.attachAsMultus("old")
@@ -278,7 +275,7 @@ func TestSwitchingPage(t *testing.T) {
 			"manifold-agent install", "manifold-agent install --cni-bin-dir "+n.path("opt")+" --cni-conf-dir "+n.path("net.d"),
 			"manifold-agent uninstall", "manifold-agent uninstall --cni-bin-dir "+n.path("opt")+" --cni-conf-dir "+n.path("net.d"),
 			"/etc/cni/net.d", n.path("net.d"), "/var/lib/cni/multus", n.path("state"),
-		).Replace(blocks[i][1])
+		).Replace(blocks[i])
 		cmd := exec.Command("sh", "-ec", commands)
 		cmd.Dir, cmd.Env = n.dir, append(os.Environ(), "PATH="+programDir+":"+os.Getenv("PATH"))
 		if out, err := cmd.CombinedOutput(); err != nil {
