@@ -1,56 +1,77 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
 	"github.com/manifold-cni/manifold/internal/inspect"
 )
 
-const bundleLong = `Writes one archive with what helps to find what is wrong on this node: what is
+const bundleLong = `Writes one archive with what helps to find what is wrong on a node: what is
 attached, what doctor finds, configurations, the sandboxes' plans and steps, the end
 of the plugin's log. Tokens, passwords, keys, certificates and kubeconfigs are left
 out or replaced; names of pods, addresses and devices are as they are. Look through
 it before you hand it on.
 
-It runs on the node, as root.`
+` + needs + `
+With --local the archive is of this node, made without the agent.`
 
-func newBundle(streams genericiooptions.IOStreams) *cobra.Command {
-	var local localFlags
+func newBundle(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {
+	n := nodeFlags{kube: kube}
 	var to string
 	c := &cobra.Command{
-		Use: "support-bundle", Short: "Write an archive about this node, secrets left out", Long: bundleLong, Args: cobra.NoArgs,
-		Example: "  # into a file named after the time\n  kubectl manifold support-bundle\n\n" +
-			"  # look through it\n  kubectl manifold support-bundle --to - | tar -tz",
-		RunE: func(c *cobra.Command, _ []string) error { return writeBundle(c.Context(), streams, local, to) },
+		Use: "support-bundle (NODE | --local)", Short: "Write an archive about a node, secrets left out", Long: bundleLong, Args: cobra.MaximumNArgs(1),
+		Example: "  # into a file named after node and time\n  kubectl manifold support-bundle worker-1\n\n" +
+			"  # on the node itself; look through it\n  kubectl manifold support-bundle --local --to - | tar -tz",
+		RunE: func(c *cobra.Command, args []string) error {
+			if (len(args) == 1) == n.local {
+				return errors.New("name either a node or, on it, --local")
+			}
+			return writeBundle(c.Context(), streams, &n, strings.Join(args, ""), to)
+		},
 	}
-	local.bind(c)
-	c.Flags().StringVar(&to, "to", "", "`file` to write, or - for standard output; by default manifold-TIME.tar.gz")
+	n.bind(c)
+	c.Flags().StringVar(&to, "to", "", "`file` to write, or - for standard output; by default manifold-NODE-TIME.tar.gz")
 	return c
 }
 
-func writeBundle(ctx context.Context, streams genericiooptions.IOStreams, local localFlags, to string) (err error) {
-	l := inspect.Local{Config: local.config}
+// writeBundle writes the archive of a node, of this one where none is named.
+func writeBundle(ctx context.Context, streams genericiooptions.IOStreams, n *nodeFlags, node, to string) error {
 	if to == "-" {
-		return l.Bundle(ctx, release, streams.Out)
+		return n.bundle(ctx, node, streams.Out)
 	}
 	if to == "" {
-		to = "manifold-" + time.Now().UTC().Format("20060102T150405Z") + ".tar.gz"
+		to = "manifold-" + cmp.Or(node, "local") + "-" + time.Now().UTC().Format("20060102T150405Z") + ".tar.gz"
 	}
 	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("support bundle: %w", err)
 	}
-	if err := errors.Join(l.Bundle(ctx, release, io.Writer(f)), f.Close()); err != nil {
-		return fmt.Errorf("support bundle: %w", err)
+	if err := errors.Join(n.bundle(ctx, node, f), f.Close()); err != nil {
+		return fmt.Errorf("support bundle: %w", errors.Join(err, os.Remove(to)))
 	}
 	fmt.Fprintln(streams.Out, to)
 	return nil
+}
+
+// bundle writes the archive.
+func (n *nodeFlags) bundle(ctx context.Context, node string, w io.Writer) error {
+	if n.local {
+		return inspect.Local{Config: n.config}.Bundle(ctx, release, w)
+	}
+	nodes, err := n.remote()
+	if err != nil {
+		return err
+	}
+	return nodes.Bundle(ctx, node, w)
 }

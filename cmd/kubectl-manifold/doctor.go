@@ -3,73 +3,82 @@ package main
 import (
 	"context"
 	"io"
+	"slices"
 
 	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
-	"github.com/manifold-cni/manifold/internal/inspect"
+	"github.com/manifold-cni/manifold/internal/nodeview"
 )
 
-const doctorLong = `Looks at what this node needs so that pods get their networks: configuration files
-and their order, the default network, programs, the agent, the kubelet's sockets and
+const doctorLong = `Looks at what nodes need so that pods get their networks: configuration files and
+their order, the default network, programs, the agent, the kubelet's sockets and
 checkpoint, the API server and certificates, the state directory, virtual functions,
-sandboxes. Each with what to do.
+sandboxes; and whether admission answers. Each with what to do. It changes nothing.
 
-It runs on the node, as root, and changes nothing.`
+` + needs + `
+For admission also: list validatingwebhookconfigurations. Where an agent is dead,
+look on its node, as root, with --local.`
 
-// localFlags are those of commands that work on the node itself.
+// localFlags are those of commands that work on the node itself alone.
 type localFlags struct{ config string }
 
 func (l *localFlags) bind(c *cobra.Command) {
 	c.Flags().StringVar(&l.config, "agent-config", defaultConfig, "the agent's configuration `file`")
 }
 
-// checks are what doctor prints as JSON and YAML.
-type checks struct {
-	Checks []inspect.Check `json:"checks"`
+// diagnoses are what doctor prints as JSON and YAML.
+type diagnoses struct {
+	Nodes []*nodeview.Diagnosis `json:"nodes"` // what is the cluster's has no node
 }
 
-func newDoctor(streams genericiooptions.IOStreams) *cobra.Command {
-	var local localFlags
+func newDoctor(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {
+	n := nodeFlags{kube: kube}
 	var out output
 	c := &cobra.Command{
-		Use: "doctor", Short: "Say what is broken on this node, and what to do", Long: doctorLong, Args: cobra.NoArgs,
-		Example: "  # on the node\n  kubectl manifold doctor",
-		RunE: func(c *cobra.Command, _ []string) error {
-			return doctor(c.Context(), streams, local, &out)
+		Use: "doctor [NODE...]", Short: "Say what is broken, and what to do", Long: doctorLong,
+		Example: "  # one node\n  kubectl manifold doctor worker-1\n\n  # all nodes\n  kubectl manifold doctor\n\n" +
+			"  # on the node itself\n  kubectl manifold doctor --local",
+		RunE: func(c *cobra.Command, args []string) error {
+			return doctor(c.Context(), streams, &n, &out, args)
 		},
 	}
-	local.bind(c)
+	n.bind(c)
 	out.bind(c, false)
 	return c
 }
 
-func doctor(ctx context.Context, streams genericiooptions.IOStreams, local localFlags, o *output) error {
+func doctor(ctx context.Context, streams genericiooptions.IOStreams, n *nodeFlags, o *output, args []string) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	found := checks{inspect.Local{Config: local.config}.Doctor(ctx)}
+	nodes, err := n.nodes()
+	if err != nil {
+		return err
+	}
+	found := diagnoses{}
+	if found.Nodes, err = nodes.Doctor(ctx, args); err != nil {
+		return err
+	}
 	if err := o.print(streams.Out, found, func(w io.Writer, _ bool) error { return found.text(w) }); err != nil {
 		return err
 	}
-	for _, c := range found.Checks {
-		if c.State == inspect.CheckFailed {
-			return errFound
-		}
-	}
-	return nil
+	return foundIf(slices.ContainsFunc(found.Nodes, (*nodeview.Diagnosis).Failed))
 }
 
 // text writes a line for each check.
-func (c checks) text(w io.Writer) error {
-	colours := map[string]string{inspect.CheckOK: green, inspect.CheckFailed: red}
-	t := table{header: []string{"CHECK", "STATE", "FOUND"}}
-	for _, one := range c.Checks {
-		found := one.Text
-		if one.Fix != "" {
-			found += "; what to do: " + one.Fix
+func (d diagnoses) text(w io.Writer) error {
+	colours := map[string]string{nodeview.CheckOK: green, nodeview.CheckFailed: red}
+	t := table{header: []string{"NODE", "CHECK", "STATE", "FOUND"}}
+	for _, one := range d.Nodes {
+		for _, c := range one.Checks {
+			found := c.Text
+			if c.Fix != "" {
+				found += "; what to do: " + c.Fix
+			}
+			t.add(colours[c.State], one.Node, c.Name, c.State, found)
 		}
-		t.add(colours[one.State], one.Name, one.State, found)
 	}
 	return t.write(w)
 }

@@ -33,6 +33,11 @@ func (n *nodeFlags) nodes() (inspect.Nodes, error) {
 	if n.local {
 		return inspect.Local{Config: n.config}, nil
 	}
+	return n.remote()
+}
+
+// remote returns the nodes of the cluster.
+func (n *nodeFlags) remote() (*inspect.Remote, error) {
 	cfg, err := n.kube.ToRESTConfig()
 	if err != nil {
 		return nil, fmt.Errorf("reach the API server: %w; on a node without a kubeconfig use --local", err)

@@ -52,7 +52,7 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	kube.CacheDir = nil // nothing is discovered
 	kube.AddFlags(root.PersistentFlags())
 	root.AddCommand(newStatus(streams, kube), newDevices(streams, kube), newExplain(streams, kube), newLint(streams, kube),
-		newDoctor(streams), newOrphans(streams, kube), newRepair(streams), newBundle(streams), newOptions(streams), newReference(streams))
+		newDoctor(streams, kube), newOrphans(streams, kube), newRepair(streams), newBundle(streams, kube), newOptions(streams), newReference(streams))
 	return root
 }
 

@@ -31,6 +31,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/inspect"
 	"github.com/manifold-cni/manifold/internal/logs"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
@@ -88,7 +89,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		if args[0] == "plan" {
 			return planOnce(ctx, conf, stdin, stdout, stderr)
 		}
-		return serve(ctx, conf, stderr)
+		return serve(ctx, conf, *path, stderr)
 	case "reconcile":
 		path := flags.String("config", defaultConfig, "the agent's configuration `file`")
 		repair := flags.Bool("repair", false, "undo what is found")
@@ -134,7 +135,8 @@ func planOnce(ctx context.Context, conf *agent.Config, stdin io.Reader, stdout, 
 }
 
 // serve answers on the socket until ctx ends, then finishes what is under way.
-func serve(ctx context.Context, conf *agent.Config, stderr io.Writer) (err error) {
+// path is the configuration's file.
+func serve(ctx context.Context, conf *agent.Config, path string, stderr io.Writer) (err error) {
 	log := logs.New(stderr, conf.LogFormat, slog.LevelInfo)
 	klog.SetSlogLogger(log) // what client-go says of its watches
 	conf.Release = release
@@ -154,7 +156,7 @@ func serve(ctx context.Context, conf *agent.Config, stderr io.Writer) (err error
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	planner := agent.New(a.Sources, log, background.Go)
-	err = errors.Join(serveHTTP(running, conf, a, &sources, log), serveView(running, conf, a, planner, &sources, log))
+	err = errors.Join(serveHTTP(running, conf, a, &sources, log), serveView(running, conf, path, a, planner, &sources, log))
 	if err != nil {
 		stop()
 		sources.Wait()
@@ -193,7 +195,7 @@ func serveHTTP(ctx context.Context, conf *agent.Config, a *agent.Assembly, runni
 }
 
 // serveView answers people's questions on the configured address until ctx ends.
-func serveView(ctx context.Context, conf *agent.Config, a *agent.Assembly, i plan.Inspector, running *sync.WaitGroup, log *slog.Logger) error {
+func serveView(ctx context.Context, conf *agent.Config, path string, a *agent.Assembly, i plan.Inspector, running *sync.WaitGroup, log *slog.Logger) error {
 	if conf.View == "" {
 		return nil
 	}
@@ -201,7 +203,7 @@ func serveView(ctx context.Context, conf *agent.Config, a *agent.Assembly, i pla
 	if err != nil {
 		return err
 	}
-	handler, err := a.Private(conf, i, log)
+	handler, err := a.Private(conf, i, inspect.Local{Config: path}, log)
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}

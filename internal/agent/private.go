@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -8,7 +9,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"math/big"
 	"net"
@@ -17,6 +20,7 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
@@ -34,29 +38,66 @@ type access interface {
 //
 //	GET /manifold/v1/node                  the node's view
 //	GET /manifold/v1/pods/NAMESPACE/NAME   the explanation of a pod
+//	GET /manifold/v1/doctor                what is broken on the node
+//	GET /manifold/v1/bundle                an archive of all of it, without secrets
 //
 // The token stands in the header kube.TokenHeader, since the API server's proxy,
 // by which the request comes, drops Authorization.
 type private struct {
 	inspector plan.Inspector
+	examiner  Examiner
 	access    access
 	log       *slog.Logger
 	slots     chan struct{}
 }
 
-// newPrivate returns the handler.
-func newPrivate(i plan.Inspector, a access, log *slog.Logger) http.Handler {
-	p := &private{inspector: i, access: a, log: log, slots: make(chan struct{}, maxInspections)}
+// Examiner looks at the node by what lies on it, as a person would who is logged
+// in there.
+type Examiner interface {
+	// Diagnose says what is broken.
+	Diagnose(ctx context.Context) *nodeview.Diagnosis
+	// Bundle writes a gzipped tar archive of what is known of the node, by a program
+	// of this release.
+	Bundle(ctx context.Context, release string, w io.Writer) error
+}
+
+// question is how an answer is made from a request.
+type question func(*http.Request) (contentType string, body []byte, err error)
+
+// newPrivate returns the handler. release is this program's.
+func newPrivate(i plan.Inspector, e Examiner, a access, release string, log *slog.Logger) http.Handler {
+	p := &private{inspector: i, examiner: e, access: a, log: log, slots: make(chan struct{}, maxInspections)}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /manifold/v1/node", p.answer(func(*http.Request) plan.Question { return plan.Question{About: plan.AboutNode} }))
-	mux.HandleFunc("GET /manifold/v1/pods/{namespace}/{name}", p.answer(func(r *http.Request) plan.Question {
-		return plan.Question{About: plan.AboutPod, Namespace: r.PathValue("namespace"), Name: r.PathValue("name")}
-	}))
+	for path, ask := range map[string]question{
+		"node": p.inspect(func(*http.Request) plan.Question { return plan.Question{About: plan.AboutNode} }),
+		"pods/{namespace}/{name}": p.inspect(func(r *http.Request) plan.Question {
+			return plan.Question{About: plan.AboutPod, Namespace: r.PathValue("namespace"), Name: r.PathValue("name")}
+		}),
+		"doctor": func(r *http.Request) (string, []byte, error) {
+			raw, err := json.Marshal(p.examiner.Diagnose(r.Context()))
+			return "application/json", raw, err
+		},
+		"bundle": func(r *http.Request) (string, []byte, error) {
+			var archive bytes.Buffer
+			err := p.examiner.Bundle(r.Context(), release, &archive)
+			return "application/gzip", archive.Bytes(), err
+		},
+	} {
+		mux.HandleFunc("GET /manifold/v1/"+path, p.answer(ask))
+	}
 	return mux
 }
 
+// inspect answers with what the inspector says to a question.
+func (p *private) inspect(about func(*http.Request) plan.Question) question {
+	return func(r *http.Request) (string, []byte, error) {
+		raw, err := p.inspector.Inspect(r.Context(), about(r))
+		return "application/json", raw, err
+	}
+}
+
 // answer lets those in who may ask, and answers.
-func (p *private) answer(question func(*http.Request) plan.Question) http.HandlerFunc {
+func (p *private) answer(ask question) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), answerTime)
 		defer cancel()
@@ -72,13 +113,13 @@ func (p *private) answer(question func(*http.Request) plan.Question) http.Handle
 			http.Error(w, "too many questions are being answered", http.StatusServiceUnavailable)
 			return
 		}
-		raw, err := p.inspector.Inspect(ctx, question(r))
+		contentType, body, err := ask(r.WithContext(ctx))
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 			return
 		}
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(raw) // who asked may be gone
+		w.Header().Set("Content-Type", contentType)
+		_, _ = w.Write(body) // who asked may be gone
 	}
 }
 
@@ -124,10 +165,10 @@ func ServeTLS(ctx context.Context, l net.Listener, node string, h http.Handler) 
 
 // Private returns the handler of what people ask through the API server. Without
 // one there is nobody to say who may ask.
-func (a *Assembly) Private(c *Config, i plan.Inspector, log *slog.Logger) (http.Handler, error) {
+func (a *Assembly) Private(c *Config, i plan.Inspector, e Examiner, log *slog.Logger) (http.Handler, error) {
 	if a.client == nil {
 		return nil, cnierr.New("serve the node's view", cnierr.InvalidConfig, "the key view needs apiServer, which says who may ask").
 			WithFix("set apiServer, or take view away")
 	}
-	return newPrivate(i, kube.NewAccess(a.client, kube.Audience(c.Node)), log), nil
+	return newPrivate(i, e, kube.NewAccess(a.client, kube.Audience(c.Node)), c.Release, log), nil
 }

@@ -48,7 +48,7 @@ type bundle struct {
 
 // Bundle writes a gzipped tar archive of what is known of the node, without its
 // secrets. What cannot be read is named in the archive; an error means that the
-// archive could not be written.
+// archive could not be written. release is that of the program.
 func (l Local) Bundle(ctx context.Context, release string, w io.Writer) (err error) {
 	zip := gzip.NewWriter(w)
 	b := &bundle{tar: tar.NewWriter(zip), now: time.Now().Truncate(time.Second)}
@@ -56,7 +56,7 @@ func (l Local) Bundle(ctx context.Context, release string, w io.Writer) (err err
 	if err := errors.Join(b.add("README.txt", []byte(bundleReadme)), b.add("release.txt", []byte(release+"\n"))); err != nil {
 		return err
 	}
-	if err := b.json("doctor.json", l.Doctor(ctx)); err != nil {
+	if err := b.json("doctor.json", l.Diagnose(ctx)); err != nil {
 		return err
 	}
 	conf, problem := agent.ReadConfig(l.Config)

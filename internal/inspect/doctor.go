@@ -13,6 +13,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"golang.org/x/sys/unix"
+	"k8s.io/client-go/rest"
 
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/agent"
@@ -24,39 +25,24 @@ import (
 	"github.com/manifold-cni/manifold/sriov/inventory"
 )
 
-// States of a [Check].
-const (
-	CheckOK      = "ok"
-	CheckWarning = "warning" // it works, and may surprise
-	CheckFailed  = "failed"
-	CheckSkipped = "skipped" // it is not configured, or what it needs has failed
-)
-
-// Check is one thing that a node needs, and whether it has it.
-type Check struct {
-	Name  string `json:"name"`
-	State string `json:"state"` // one of the Check constants
-	Text  string `json:"text"`  // what was found
-	Fix   string `json:"fix,omitempty"`
-}
-
 // doctor looks at one node.
 type doctor struct {
 	ctx    context.Context
 	conf   *agent.Config
 	plugin *netconf.Conf // nil when there is none that can be read
-	out    []Check
+	out    *nodeview.Diagnosis
 }
 
-// Doctor looks at what the node needs, in the order in which a pod needs it. It
+// Diagnose looks at what the node needs, in the order in which a pod needs it. It
 // changes nothing, and asks no more of the kubelet than one call of each kind.
-func (l Local) Doctor(ctx context.Context) []Check {
-	d := &doctor{ctx: ctx}
+func (l Local) Diagnose(ctx context.Context) *nodeview.Diagnosis {
+	d := &doctor{ctx: ctx, out: &nodeview.Diagnosis{Version: nodeview.Version}}
 	var err error
 	if d.conf, err = agent.ReadConfig(l.Config); err != nil {
 		d.failed("agent's configuration", "write it, or run 'manifold-agent install'", "%v", err)
 		return d.out
 	}
+	d.out.Node = d.conf.Node
 	d.ok("agent's configuration", "%s", l.Config)
 	for _, look := range []func(){
 		d.configuration, d.order, d.defaultNetwork, d.programs, d.agent, d.podResources, d.checkpoint, d.podsAPI, d.apiServer, d.snapshot, d.state, d.hardware,
@@ -68,13 +54,15 @@ func (l Local) Doctor(ctx context.Context) []Check {
 }
 
 func (d *doctor) add(name, state, fix, format string, args ...any) {
-	d.out = append(d.out, Check{Name: name, State: state, Text: fmt.Sprintf(format, args...), Fix: fix})
+	d.out.Checks = append(d.out.Checks, nodeview.Check{Name: name, State: state, Text: fmt.Sprintf(format, args...), Fix: fix})
 }
 
-func (d *doctor) ok(name, format string, args ...any) { d.add(name, CheckOK, "", format, args...) }
+func (d *doctor) ok(name, format string, args ...any) {
+	d.add(name, nodeview.CheckOK, "", format, args...)
+}
 
 func (d *doctor) failed(name, fix, format string, args ...any) {
-	d.add(name, CheckFailed, fix, format, args...)
+	d.add(name, nodeview.CheckFailed, fix, format, args...)
 }
 
 // configuration reads the plugin's configuration.
@@ -87,7 +75,7 @@ func (d *doctor) configuration() {
 	}
 	d.plugin = conf
 	for _, f := range findings {
-		d.add(name, CheckWarning, "correct "+d.conf.CNIConfig, "line %s", f)
+		d.add(name, nodeview.CheckWarning, "correct "+d.conf.CNIConfig, "line %s", f)
 	}
 	if len(findings) == 0 {
 		d.ok(name, "%s", d.conf.CNIConfig)
@@ -107,7 +95,7 @@ func (d *doctor) order() {
 	dir := filepath.Dir(d.conf.CNIConfig)
 	first, problems := netconf.First(dir)
 	for _, err := range problems {
-		d.add(name, CheckWarning, "correct the file, or take it away", "%v", err)
+		d.add(name, nodeview.CheckWarning, "correct the file, or take it away", "%v", err)
 	}
 	switch {
 	case first == nil:
@@ -123,7 +111,7 @@ func (d *doctor) order() {
 func (d *doctor) defaultNetwork() {
 	const name = "default network"
 	if d.plugin == nil {
-		d.add(name, CheckSkipped, "", "there is no configuration of the plugin")
+		d.add(name, nodeview.CheckSkipped, "", "there is no configuration of the plugin")
 		return
 	}
 	raw, err := d.plugin.ClusterDefault()
@@ -225,7 +213,7 @@ const answerTime = 5 * time.Second
 func (d *doctor) podResources() {
 	const name = "PodResources API"
 	if d.conf.PodResources == "" {
-		d.add(name, CheckSkipped, "", "not configured")
+		d.add(name, nodeview.CheckSkipped, "", "not configured")
 		return
 	}
 	client := podresources.NewClient(d.conf.PodResources)
@@ -235,7 +223,7 @@ func (d *doctor) podResources() {
 	case err != nil:
 		d.failed(name, "see whether the kubelet runs, and whether podResources is its socket", "%s: %v", d.conf.PodResources, err)
 	case len(pods) == 0:
-		d.add(name, CheckWarning, "if the kubelet has just started, look again", "%s answers, and lists no pod", d.conf.PodResources)
+		d.add(name, nodeview.CheckWarning, "if the kubelet has just started, look again", "%s answers, and lists no pod", d.conf.PodResources)
 	default:
 		d.ok(name, "%s lists %d pods", d.conf.PodResources, len(pods))
 	}
@@ -245,13 +233,13 @@ func (d *doctor) podResources() {
 func (d *doctor) checkpoint() {
 	const name = "checkpoint"
 	if d.conf.Checkpoint == "" {
-		d.add(name, CheckSkipped, "", "not configured")
+		d.add(name, nodeview.CheckSkipped, "", "not configured")
 		return
 	}
 	c, err := checkpoint.NewFile(d.conf.Checkpoint).Load()
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		d.add(name, CheckWarning, "if pods have devices, correct kubeletDir", "%s is not there: no device was ever allocated", d.conf.Checkpoint)
+		d.add(name, nodeview.CheckWarning, "if pods have devices, correct kubeletDir", "%s is not there: no device was ever allocated", d.conf.Checkpoint)
 	case err != nil:
 		d.failed(name, "drain the node, remove the file, start the kubelet anew", "%v", err)
 	default:
@@ -263,7 +251,7 @@ func (d *doctor) checkpoint() {
 func (d *doctor) podsAPI() {
 	const name = "Pods API"
 	if d.conf.PodsAPI == "" {
-		d.add(name, CheckSkipped, "", "not configured")
+		d.add(name, nodeview.CheckSkipped, "", "not configured")
 		return
 	}
 	conn, err := (&net.Dialer{Timeout: answerTime}).DialContext(d.ctx, "unix", d.conf.PodsAPI)
@@ -276,24 +264,28 @@ func (d *doctor) podsAPI() {
 	case d.conf.APIServer == "" && d.conf.PodManifests == "":
 		d.failed(name, "set apiServer, or enable the kubelet's Pods API", "%v: nothing else tells of pods", err)
 	default:
-		d.add(name, CheckSkipped, "", "the kubelet does not serve it; pods come from elsewhere")
+		d.add(name, nodeview.CheckSkipped, "", "the kubelet does not serve it; pods come from elsewhere")
 	}
 }
 
 // apiServer connects to the API server, and looks how long certificates are good.
 func (d *doctor) apiServer() {
 	const name = "API server"
-	switch d.conf.APIServer {
+	kubeconfig := d.conf.APIServer
+	switch kubeconfig {
 	case "":
-		d.add(name, CheckSkipped, "", "not configured")
+		d.add(name, nodeview.CheckSkipped, "", "not configured")
 		return
 	case agent.InCluster:
-		d.add(name, CheckSkipped, "", "the credential is the agent's pod's: see its readiness")
-		return
+		kubeconfig = ""
 	}
 	ctx, cancel := context.WithTimeout(d.ctx, answerTime)
 	defer cancel()
-	certificates, err := kube.Certificates(ctx, d.conf.APIServer)
+	certificates, err := kube.Certificates(ctx, kubeconfig)
+	if errors.Is(err, rest.ErrNotInCluster) {
+		d.add(name, nodeview.CheckSkipped, "", "the credential is the agent's pod's: look through the API server, without --local")
+		return
+	}
 	if err != nil {
 		d.failed(name, "see whether it runs, and renew what has expired; known definitions serve from the snapshot", "%v", err)
 		return
@@ -304,7 +296,7 @@ func (d *doctor) apiServer() {
 		case left < 0:
 			d.failed("certificate", "renew it", "%s has expired at %s", c.Name, c.NotAfter.UTC().Format(time.RFC3339))
 		case left < soon:
-			d.add("certificate", CheckWarning, "renew it", "%s expires at %s", c.Name, c.NotAfter.UTC().Format(time.RFC3339))
+			d.add("certificate", nodeview.CheckWarning, "renew it", "%s expires at %s", c.Name, c.NotAfter.UTC().Format(time.RFC3339))
 		default:
 			d.ok("certificate", "%s is good until %s", c.Name, c.NotAfter.UTC().Format(time.RFC3339))
 		}
@@ -319,11 +311,11 @@ const soon = 7 * 24 * time.Hour
 func (d *doctor) snapshot() {
 	const name = "definitions on disk"
 	if d.conf.Snapshot == "" || d.conf.APIServer == "" {
-		d.add(name, CheckSkipped, "", "not configured")
+		d.add(name, nodeview.CheckSkipped, "", "not configured")
 		return
 	}
 	if _, err := kube.OpenSnapshot(d.conf.Snapshot); err != nil {
-		d.add(name, CheckWarning, "the agent writes it once it has reached the API server", "%v", err)
+		d.add(name, nodeview.CheckWarning, "the agent writes it once it has reached the API server", "%v", err)
 		return
 	}
 	d.ok(name, "%s", d.conf.Snapshot)
@@ -336,7 +328,7 @@ func (d *doctor) state() {
 	err := unix.Statfs(d.conf.CNIDir, &fs)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		d.add(name, CheckWarning, "the first ADD makes it", "%s is not there", d.conf.CNIDir)
+		d.add(name, nodeview.CheckWarning, "the first ADD makes it", "%s is not there", d.conf.CNIDir)
 	case err != nil:
 		d.failed(name, "make it readable", "%s: %v", d.conf.CNIDir, err)
 	case fs.Flags&unix.ST_RDONLY != 0:
@@ -360,9 +352,9 @@ func (d *doctor) hardware() {
 	for _, f := range all.Functions {
 		switch {
 		case f.IsPF() && f.NumVFs == 0 && f.TotalVFs > 0:
-			d.add("PF "+f.Address, CheckWarning, "if pods need its VFs, write their number to its sriov_numvfs", "none of its %d VFs is enabled", f.TotalVFs)
+			d.add("PF "+f.Address, nodeview.CheckWarning, "if pods need its VFs, write their number to its sriov_numvfs", "none of its %d VFs is enabled", f.TotalVFs)
 		case f.IsVF() && f.Driver == "":
-			d.add("VF "+f.Address, CheckWarning, "bind it to its driver, or to vfio-pci", "it has no driver")
+			d.add("VF "+f.Address, nodeview.CheckWarning, "bind it to its driver, or to vfio-pci", "it has no driver")
 		case f.IsVF() && strings.HasPrefix(f.Driver, "vfio") && f.IOMMUGroup == "":
 			d.failed("VF "+f.Address, "boot with intel_iommu=on or amd_iommu=on", "it is bound to %s, and the kernel has no IOMMU group for it", f.Driver)
 		}
@@ -386,7 +378,7 @@ func (d *doctor) view(l Local) {
 		return
 	}
 	for _, o := range Orphans([]*nodeview.View{v}) {
-		d.add(o.What, CheckWarning, "kubectl manifold repair --dry-run", "%s", o.Text)
+		d.add(o.What, nodeview.CheckWarning, "kubectl manifold repair --dry-run", "%s", o.Text)
 	}
 	d.ok("sandboxes", "%d attachments", len(v.Attachments))
 }

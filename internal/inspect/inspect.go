@@ -8,13 +8,14 @@
 //
 //	[Lint]     definitions and pods, before they exist
 //	[Explain]  why a pod of a manifest would get what it would get
-//	[Nodes]    of a node's pods and devices: what is attached, and why
+//	[Nodes]    of a node's pods and devices: what is attached, and why; what is
+//	           broken, and what to do
 //
 //	[Orphans]  what of them was left behind
 //
-// A node is [Local], or [Remote] through the API server. Of the local one more can
-// be asked: [Local.Doctor] says what is broken and what to do, [Local.Repair] what
-// would be undone, [Local.Bundle] all of it in one archive without its secrets.
+// A node is [Local], or [Remote] through the API server. [Local.Bundle] and
+// [Remote.Bundle] are all of it in one archive without its secrets. Of the local
+// one alone [Local.Repair] says what would be undone.
 //
 // Nothing here changes a node but Local.Repair, where that is asked for.
 package inspect

@@ -18,13 +18,27 @@ type Local struct {
 // Views implements [Nodes].
 func (l Local) Views(ctx context.Context, nodes []string) ([]*nodeview.View, error) {
 	v, err := l.view(ctx)
-	if err == nil && len(nodes) > 0 && !slices.Equal(nodes, []string{v.Node}) {
-		err = fmt.Errorf("this node is %s: another is looked at through the API server, without --local", v.Node)
+	if err == nil {
+		err = isThis(v.Node, nodes)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return []*nodeview.View{v}, nil
+}
+
+// isThis refuses other nodes than the one that the program runs on.
+func isThis(node string, asked []string) error {
+	if len(asked) == 0 || slices.Equal(asked, []string{node}) {
+		return nil
+	}
+	return fmt.Errorf("this node is %s: another is looked at through the API server, without --local", node)
+}
+
+// Doctor implements [Nodes].
+func (l Local) Doctor(ctx context.Context, nodes []string) ([]*nodeview.Diagnosis, error) {
+	d := l.Diagnose(ctx)
+	return []*nodeview.Diagnosis{d}, isThis(d.Node, nodes)
 }
 
 // ViewOf implements [Nodes].

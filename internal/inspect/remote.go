@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"sync"
@@ -24,6 +25,9 @@ type Nodes interface {
 	ViewOf(ctx context.Context, namespace, name string) (*nodeview.View, error)
 	// Explain explains a pod.
 	Explain(ctx context.Context, namespace, name string) (*nodeview.Explanation, error)
+	// Doctor says what is broken on the nodes named, of all nodes when none is, and
+	// what to do. That a node does not answer is a failed check.
+	Doctor(ctx context.Context, nodes []string) ([]*nodeview.Diagnosis, error)
 }
 
 // Remote are the nodes of a cluster, whose agents are asked through the API
@@ -47,6 +51,14 @@ const (
 
 // Views implements [Nodes].
 func (r *Remote) Views(ctx context.Context, nodes []string) ([]*nodeview.View, error) {
+	return each(ctx, r, nodes, r.view, func(node string, err error) *nodeview.View {
+		return &nodeview.View{Version: nodeview.Version, Node: node, Time: time.Now().UTC(), Problems: []string{err.Error()}}
+	})
+}
+
+// each asks the agents of nodes, several at once; failed makes the answer of one
+// that has none.
+func each[T any](ctx context.Context, r *Remote, nodes []string, ask func(context.Context, map[string]kube.Agent, string) (T, error), failed func(string, error) T) ([]T, error) {
 	agents, err := r.agents.List(ctx)
 	if err != nil {
 		return nil, err
@@ -57,18 +69,18 @@ func (r *Remote) Views(ctx context.Context, nodes []string) ([]*nodeview.View, e
 	if len(nodes) == 0 {
 		return nil, errors.New("there is no agent: is Manifold in another namespace? see --agent-namespace")
 	}
-	out := make([]*nodeview.View, len(nodes))
+	out := make([]T, len(nodes))
 	slots := make(chan struct{}, maxAsked)
 	var all sync.WaitGroup
 	for i, node := range nodes {
 		all.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			v, err := r.view(ctx, agents, node)
+			answer, err := ask(ctx, agents, node)
 			if err != nil {
-				v = &nodeview.View{Version: nodeview.Version, Node: node, Time: time.Now().UTC(), Problems: []string{err.Error()}}
+				answer = failed(node, err)
 			}
-			out[i] = v
+			out[i] = answer
 		})
 	}
 	all.Wait()
@@ -98,6 +110,11 @@ func (r *Remote) ask(ctx context.Context, agents map[string]kube.Agent, node, pa
 // of returns the node of a pod, and the agents.
 func (r *Remote) of(ctx context.Context, namespace, name string) (string, map[string]kube.Agent, error) {
 	node, err := r.agents.NodeOf(ctx, namespace, name)
+	if errors.Is(err, kube.ErrNotFound) { // it may have been refused, by whom nobody else tells
+		if c := r.admission(ctx); c.State == nodeview.CheckFailed {
+			err = fmt.Errorf("%w; admission: %s; what to do: %s", err, c.Text, c.Fix)
+		}
+	}
 	if err == nil && node == "" {
 		err = fmt.Errorf("pod %s/%s is not scheduled to a node yet: kubectl describe pod says why", namespace, name)
 	}
@@ -106,6 +123,68 @@ func (r *Remote) of(ctx context.Context, namespace, name string) (string, map[st
 	}
 	agents, err := r.agents.List(ctx)
 	return node, agents, err
+}
+
+// Doctor implements [Nodes]: each node's agent looks at its node. What is the
+// cluster's comes last.
+func (r *Remote) Doctor(ctx context.Context, nodes []string) ([]*nodeview.Diagnosis, error) {
+	out, err := each(ctx, r, nodes, r.doctor, func(node string, err error) *nodeview.Diagnosis {
+		return &nodeview.Diagnosis{Version: nodeview.Version, Node: node, Checks: []nodeview.Check{{
+			Name: "agent", State: nodeview.CheckFailed, Text: err.Error(), Fix: "see the agent's pod on the node, and its log; on the node itself: kubectl manifold doctor --local",
+		}}}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return append(out, &nodeview.Diagnosis{Version: nodeview.Version, Checks: []nodeview.Check{r.admission(ctx)}}), nil
+}
+
+// doctor asks one agent.
+func (r *Remote) doctor(ctx context.Context, agents map[string]kube.Agent, node string) (*nodeview.Diagnosis, error) {
+	raw, err := r.ask(ctx, agents, node, "/manifold/v1/doctor")
+	if err != nil {
+		return nil, err
+	}
+	d, err := nodeview.DecodeDiagnosis(raw)
+	if err == nil {
+		d.Node = node // whatever the agent's file says: its flag may say otherwise
+	}
+	return d, err
+}
+
+// Bundle writes the archive that the agent of a node makes, see [Local.Bundle].
+func (r *Remote) Bundle(ctx context.Context, node string, w io.Writer) error {
+	agents, err := r.agents.List(ctx)
+	if err != nil {
+		return err
+	}
+	raw, err := r.ask(ctx, agents, node, "/manifold/v1/bundle")
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(raw)
+	return err
+}
+
+// admission says whether pods that select networks can be created.
+func (r *Remote) admission(ctx context.Context) nodeview.Check {
+	const name = "admission"
+	a, err := r.agents.Admission(ctx)
+	switch {
+	case err != nil:
+		return nodeview.Check{Name: name, State: nodeview.CheckSkipped, Text: err.Error()}
+	case a == nil:
+		return nodeview.Check{Name: name, State: nodeview.CheckSkipped, Text: "not installed"}
+	case a.Ready > 0:
+		return nodeview.Check{Name: name, State: nodeview.CheckOK, Text: fmt.Sprintf("%d of %d replicas of %s/%s are ready", a.Ready, a.Replicas, a.Namespace, a.Service)}
+	}
+	text := fmt.Sprintf("no replica of %s/%s is ready, of %d: ", a.Namespace, a.Service, a.Replicas)
+	fix := fmt.Sprintf("see its pods: kubectl -n %s get pods -l %s", a.Namespace, kube.WebhookSelector)
+	if a.Ignored {
+		return nodeview.Check{Name: name, State: nodeview.CheckWarning, Text: text + "pods are created unseen, and get no devices that they do not request themselves", Fix: fix}
+	}
+	return nodeview.Check{Name: name, State: nodeview.CheckFailed, Text: text + "the API server refuses pods that select networks",
+		Fix: fix + "; until then a namespace can do without: kubectl label namespace NAME manifold.dev/admission=ignore"}
 }
 
 // ViewOf implements [Nodes].

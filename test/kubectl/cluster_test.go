@@ -24,6 +24,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -31,15 +32,22 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/test/apiserver"
+	"github.com/manifold-cni/manifold/test/harness"
 	"github.com/manifold-cni/manifold/test/manifests"
 )
+
+// kubectlDir is where kubectl is.
+var kubectlDir string
 
 func init() {
 	builds = append(builds, func() error {
 		_, err := apiserver.Build()
 		return err
+	}, func() (err error) {
+		kubectlDir, err = harness.Controllers()
+		return err
 	})
-	commands["cluster"], commands["user"], commands["ask"] = cmdCluster, cmdUser, cmdAsk
+	commands["cluster"], commands["user"], commands["ask"], commands["admission"] = cmdCluster, cmdUser, cmdAsk, cmdAdmission
 }
 
 // The scripts that need a real API server: what its proxy lets through, and whom
@@ -88,7 +96,13 @@ func cmdCluster(ts *testscript.TestScript, _ bool, _ []string) {
 	c.client, err = c.server.Client()
 	ts.Check(err)
 	clusters[n], n.uids = c, map[string]string{}
-	c.install(ts)
+	ts.Setenv("PATH", kubectlDir+string(os.PathListSeparator)+ts.Getenv("PATH"))
+	c.kubeconfigOf(ts, n.path("admin.kubeconfig"), c.server.Config().BearerToken)
+	_, err = c.client.CoreV1().Namespaces().Create(context.Background(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
+	check(ts, err)
+	c.install(ts, func(o *unstructured.Unstructured) bool {
+		return o.GroupVersionKind().Group == rbacv1.GroupName || o.GetKind() == "ServiceAccount"
+	})
 	c.kubeconfig(ts, n.path("agent.kubeconfig"), namespace, "manifold")
 	labels, err := metav1.ParseToLabelSelector(kube.AgentSelector)
 	ts.Check(err)
@@ -111,21 +125,19 @@ func cmdCluster(ts *testscript.TestScript, _ bool, _ []string) {
 	}
 }
 
-// install creates the accounts and roles of the chart.
-func (c *cluster) install(ts *testscript.TestScript) {
-	stream, err := manifests.Render(filepath.Join("..", ".."))
+// install creates those objects of the chart that are wanted.
+func (c *cluster) install(ts *testscript.TestScript, wanted func(*unstructured.Unstructured) bool, args ...string) {
+	stream, err := manifests.Render(filepath.Join("..", ".."), args...)
 	ts.Check(err)
 	objects, err := manifests.Objects(stream)
 	ts.Check(err)
 	client, err := dynamic.NewForConfig(c.server.Config())
 	ts.Check(err)
-	_, err = c.client.CoreV1().Namespaces().Create(context.Background(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
-	check(ts, err)
 	for _, o := range objects {
-		gvk := o.GroupVersionKind()
-		if gvk.Group != rbacv1.GroupName && gvk.Kind != "ServiceAccount" {
+		if !wanted(o) {
 			continue
 		}
+		gvk := o.GroupVersionKind()
 		resource := client.Resource(schema.GroupVersionResource{Group: gvk.Group, Version: gvk.Version, Resource: strings.ToLower(gvk.Kind) + "s"})
 		if o.GetNamespace() == "" {
 			_, err = resource.Create(context.Background(), o, metav1.CreateOptions{})
@@ -134,6 +146,26 @@ func (c *cluster) install(ts *testscript.TestScript) {
 		}
 		check(ts, err)
 	}
+}
+
+// cmdAdmission has the API server call a webhook, whose one replica, which is not
+// there, is said to be ready or not: "admission true", "admission false".
+func cmdAdmission(ts *testscript.TestScript, _ bool, args []string) {
+	c := clusters[of(ts)]
+	c.install(ts, func(o *unstructured.Unstructured) bool {
+		return o.GetKind() == "ValidatingWebhookConfiguration" || o.GetKind() == "Service"
+	}, "--set", "webhook.enabled=true")
+	labels, err := metav1.ParseToLabelSelector(kube.WebhookSelector)
+	ts.Check(err)
+	pods := c.client.CoreV1().Pods(namespace)
+	if err := pods.Delete(context.Background(), "webhook-x", metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); !apierrors.IsNotFound(err) {
+		ts.Check(err)
+	}
+	c.pod(ts, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "webhook-x", Labels: labels.MatchLabels},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "webhook", Image: "none"}}},
+		Status:     corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: map[string]corev1.ConditionStatus{"true": corev1.ConditionTrue, "false": corev1.ConditionFalse}[args[0]]}}},
+	})
 }
 
 // pod creates a pod with its status, and returns its UID.
@@ -160,6 +192,11 @@ func (c *cluster) token(ts *testscript.TestScript, namespace, account, audience 
 
 // kubeconfig writes the kubeconfig of an account.
 func (c *cluster) kubeconfig(ts *testscript.TestScript, file, namespace, account string) {
+	c.kubeconfigOf(ts, file, c.token(ts, namespace, account, ""))
+}
+
+// kubeconfigOf writes the kubeconfig of whoever has a token.
+func (c *cluster) kubeconfigOf(ts *testscript.TestScript, file, token string) {
 	ca, _ := c.server.CA()
 	ts.Check(os.WriteFile(file, fmt.Appendf(nil, `apiVersion: v1
 kind: Config
@@ -167,12 +204,12 @@ clusters: [{name: c, cluster: {server: %q, certificate-authority-data: %s}}]
 users: [{name: u, user: {token: %s}}]
 contexts: [{name: x, context: {cluster: c, user: u, namespace: default}}]
 current-context: x
-`, apiserver.URL(), base64.StdEncoding.EncodeToString(ca), c.token(ts, namespace, account, "")), 0o600))
+`, apiserver.URL(), base64.StdEncoding.EncodeToString(ca), token), 0o600))
 }
 
 // cmdUser makes an account of namespace default that may get pods, and that has
-// the roles of kube-system named: "user NAME [ROLE...]". Its kubeconfig is
-// NAME.kubeconfig.
+// the roles of kube-system named, of "ClusterRole/NAME" that of the cluster:
+// "user NAME [ROLE...]". Its kubeconfig is NAME.kubeconfig.
 func cmdUser(ts *testscript.TestScript, _ bool, args []string) {
 	n, ctx := of(ts), context.Background()
 	c, name := clusters[n], args[0]
@@ -188,6 +225,13 @@ func cmdUser(ts *testscript.TestScript, _ bool, args []string) {
 	}, metav1.CreateOptions{})
 	ts.Check(err)
 	for _, role := range args[1:] {
+		if of, ok := strings.CutPrefix(role, "ClusterRole/"); ok {
+			_, err = c.client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
+				ObjectMeta: metav1.ObjectMeta{Name: name + "-" + of}, Subjects: subject, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: of},
+			}, metav1.CreateOptions{})
+			ts.Check(err)
+			continue
+		}
 		_, err = c.client.RbacV1().RoleBindings(namespace).Create(ctx, &rbacv1.RoleBinding{
 			ObjectMeta: metav1.ObjectMeta{Name: name + "-" + role}, Subjects: subject, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: role},
 		}, metav1.CreateOptions{})
