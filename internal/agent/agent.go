@@ -75,6 +75,7 @@ type Agent struct {
 	log *slog.Logger
 	// background runs what the caller need not wait for.
 	background func(func())
+	parsed     planner.Parsed
 }
 
 // New returns an agent. background runs work that nobody waits for, such as
@@ -121,7 +122,7 @@ func (a *Agent) plan(ctx context.Context, inv *netconf.Invocation, why *nodeview
 	if err != nil {
 		return nil, err
 	}
-	src := planner.Sources{}
+	src := planner.Sources{Parsed: &a.parsed}
 	var problems []error
 	src.Files, problems = netconf.ReadDir(inv.Conf.ConfDir)
 	for _, err := range problems {

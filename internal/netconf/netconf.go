@@ -17,6 +17,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -188,9 +189,11 @@ func (inv *Invocation) decode(stdin []byte) error {
 	if err := json.Unmarshal(stdin, &keys); err != nil {
 		return cnierr.New(op, cnierr.Decode, "%w", err)
 	}
-	if err := applyDefaults(&inv.Conf); err != nil {
+	conf, err := defaults()
+	if err != nil {
 		return cnierr.New(op, cnierr.InvalidConfig, "defaults: %w", err)
 	}
+	inv.Conf = *conf // its lists and maps are shared: a key that is set gets others
 	if err := inv.decodeKeys(keys); err != nil {
 		return err
 	}
@@ -310,7 +313,9 @@ func CheckKey(key string, raw json.RawMessage) (known bool, err error) {
 	return passed[key], nil
 }
 
-func applyDefaults(conf *Conf) error {
+// defaults returns the configuration in which no key is set.
+var defaults = sync.OnceValues(func() (*Conf, error) {
+	conf := &Conf{}
 	v := reflect.ValueOf(conf).Elem()
 	for i := range v.NumField() {
 		field := v.Type().Field(i)
@@ -322,16 +327,16 @@ func applyDefaults(conf *Conf) error {
 		if k := field.Type; k.Kind() == reflect.String || k == reflect.TypeFor[Duration]() {
 			quoted, err := json.Marshal(def)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			raw = quoted
 		}
 		if err := json.Unmarshal(raw, v.Field(i).Addr().Interface()); err != nil {
-			return fmt.Errorf("%s: %w", field.Name, err)
+			return nil, fmt.Errorf("%s: %w", field.Name, err)
 		}
 	}
-	return nil
-}
+	return conf, nil
+})
 
 // validate checks what types alone do not.
 func (c *Conf) validate() error {

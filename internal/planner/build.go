@@ -118,7 +118,7 @@ func (b *builder) resolve(i int) error {
 	if err := b.grow(len(raw)); err != nil {
 		return err
 	}
-	c, err := netattach.ParseConfig(raw)
+	c, err := b.src.Parsed.config(raw)
 	if err != nil {
 		return cnierr.New("read network configuration", cnierr.InvalidDefinition, "%w", err).
 			WithFix("correct the definition's spec.config")

@@ -16,6 +16,7 @@ import (
 // all other networks.
 type ledger struct {
 	devices []podresources.Device // in order of assignment
+	keys    []string              // theirs
 	taken   map[string]taken      // by key of the device
 }
 
@@ -72,6 +73,10 @@ func newLedger(pod *Pod, a *podresources.Allocation, order string) *ledger {
 		}
 		return cmp.Or(cmp.Compare(container(x), container(y)), cmp.Compare(x.Resource, y.Resource), byPlugin, sriov.CompareIDs(x.ID, y.ID))
 	})
+	l.keys = make([]string, len(l.devices))
+	for i := range l.devices {
+		l.keys[i] = key(&l.devices[i])
+	}
 	return l
 }
 
@@ -80,17 +85,18 @@ func newLedger(pod *Pod, a *podresources.Allocation, order string) *ledger {
 // it took over from an init container, which another network may name.
 func (l *ledger) take(r *request, network string, fits func(*podresources.Device) bool) *podresources.Device {
 	var best *podresources.Device
+	var bestKey string
 	for i := range l.devices {
 		d := &l.devices[i]
-		if _, used := l.taken[key(d)]; used || !fits(d) {
+		if _, used := l.taken[l.keys[i]]; used || !fits(d) {
 			continue
 		}
 		if best == nil || r.Container != "" && len(d.Containers) < len(best.Containers) {
-			best = d
+			best, bestKey = d, l.keys[i]
 		}
 	}
 	if best != nil {
-		l.taken[key(best)] = taken{network, best.Resource}
+		l.taken[bestKey] = taken{network, best.Resource}
 	}
 	return best
 }

@@ -47,6 +47,7 @@ type Sources struct {
 	Allocation  *podresources.Allocation      // nil when no device is needed
 	Functions   map[string]*sriov.Function    // by device ID, those that are PCI functions of this node
 	DeviceInfo  map[DeviceKey]json.RawMessage // what the device plugin wrote
+	Parsed      *Parsed                       // configurations that were parsed before; nil remembers none
 }
 
 // request is one attachment before it is planned.

@@ -288,6 +288,7 @@ func BenchmarkPlan(b *testing.B) {
 		w.devices = append(w.devices, dev("rx", fmt.Sprintf("0000:21:%02x.%d", i/8, i%8)))
 	}
 	src := w.sources()
+	src.Parsed = &Parsed{}
 	b.ReportAllocs()
 	for b.Loop() {
 		inv, err := netconf.FromRequest(plan.Request{Version: 1, PodName: "app", ContainerID: "c0", IfName: "eth0",
