@@ -27,7 +27,7 @@ type contender struct {
 func (n *node) contenders(d delegates) []contender {
 	cni := n.floorCNI()
 	floor := contender{
-		name: "floor",
+		name: floorName,
 		add:  func(pod, sandbox int) error { return n.floorAdd(cni, d, pod, sandbox) },
 		del:  func(pod, sandbox int) error { return n.floorDel(cni, d, pod, sandbox) },
 		cpu:  func() (time.Duration, error) { return rusage(unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN) },
@@ -50,6 +50,9 @@ const (
 	statusSync  = "sync"  // published before ADD returns
 	statusAsync = "async" // published after
 )
+
+// floorName is the floor's as a contender.
+const floorName = "floor"
 
 // manifoldCPU is the plugin's with its delegates, and the agent's.
 func (n *node) manifoldCPU() (time.Duration, error) {
@@ -124,14 +127,17 @@ func (n *node) sandbox(d delegates, pod, sandbox int) harness.Sandbox {
 
 // call runs the plugin as a runtime does.
 func (n *node) call(verb string, d delegates, status string, pod, sandbox int) error {
-	return n.ask(verb, d, status, n.sandbox(d, pod, sandbox))
+	return n.run(n.runtime(d, status), verb, n.sandbox(d, pod, sandbox))
 }
 
-// ask runs the plugin for a sandbox; STATUS has none.
-func (n *node) ask(verb string, d delegates, status string, of harness.Sandbox) error {
-	res, err := n.runtime(d, status).Call(verb, of)
+// run runs the plugin, and counts pods that were attached.
+func (n *node) run(rt *harness.Runtime, verb string, s harness.Sandbox) error {
+	res, err := rt.Call(verb, s)
 	if err == nil && res.Status != 0 {
 		err = fmt.Errorf("%s %s", res.Stdout, res.Stderr)
+	}
+	if err == nil && verb == "ADD" {
+		n.attached.Add(1)
 	}
 	return err
 }

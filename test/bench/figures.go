@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/test/harness"
 )
@@ -40,7 +44,7 @@ func (n *node) restart(r *report) error {
 	for c, who := range contenders {
 		r.figure(fmt.Sprintf("%d pods after a node's restart, %d at once: %s", n.options.restart, restartAtOnce, who.name), wall[c], "ms")
 	}
-	r.figure("the same, ratio to the floor", wall[1]/wall[0], "")
+	r.figure(restartRatio, wall[1]/wall[0], "")
 	return nil
 }
 
@@ -72,7 +76,7 @@ func (n *node) fallback(r *report) error {
 	}
 	d := n.sets[0]
 	contenders := n.contenders(d)[:2]
-	adds := []*series{{Delegates: d.name, AtOnce: 1, Verb: "ADD", Contender: "floor"}, {Delegates: d.name, AtOnce: 1, Verb: "ADD", Contender: "one-shot"}}
+	adds := []*series{{Delegates: d.name, AtOnce: 1, Verb: "ADD", Contender: floorName}, {Delegates: d.name, AtOnce: 1, Verb: "ADD", Contender: oneShot}}
 	for pod := range pods {
 		for c, who := range contenders {
 			if err := adds[c].measure(who, who.add, pod, 1); err != nil {
@@ -122,11 +126,11 @@ func (n *node) readiness(r *report) error {
 	contenders := n.contenders(d)[:2]
 	asks := []func(int, int) error{
 		func(int, int) error { return n.floorCNI().GetStatusNetworkList(context.Background(), list) },
-		func(int, int) error { return n.ask("STATUS", d, statusSync, harness.Sandbox{}) },
+		func(int, int) error { return n.run(n.runtime(d, statusSync), "STATUS", harness.Sandbox{}) },
 	}
-	all := []*series{{Contender: "floor"}, {Contender: "manifold"}}
+	all := []*series{{Contender: floorName}, {Contender: "manifold"}}
 	for _, s := range all {
-		s.Delegates, s.AtOnce, s.Verb = "no-op", 1, "STATUS"
+		s.Delegates, s.AtOnce, s.Verb = noopName, 1, "STATUS"
 	}
 	for range n.pods {
 		for c, who := range contenders {
@@ -139,28 +143,18 @@ func (n *node) readiness(r *report) error {
 	return nil
 }
 
-// footprint measures sizes, resident memory, and the agent's CPU when nothing
-// happens.
+// footprint measures the plugin's size, memory and start, and the agent's CPU when
+// nothing happens.
 func (n *node) footprint(r *report) error {
 	fmt.Fprintln(r.out)
 	fi, err := os.Stat(n.path("bin/manifold"))
 	if err != nil {
 		return err
 	}
-	r.figure("plugin, stripped", float64(fi.Size())/1e6, "MB")
-	d, last := n.sets[0], len(n.podsOf[n.sets[0].name])-1
-	cmd := n.runtime(d, statusSync).Command("ADD", n.sandbox(d, last, 0))
-	if err := cmd.Start(); err != nil {
+	r.figure(pluginSize, float64(fi.Size())/1e6, "MB")
+	if err := errors.Join(n.most(r), n.firstDelegate(r)); err != nil {
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	most, err := peak(cmd.Process.Pid, n.path("bin/manifold"), ended)
-	if err := errors.Join(err, n.call("DEL", d, statusSync, last, 0)); err != nil {
-		return err
-	}
-	r.figure("plugin, resident at most", float64(most)/1024, "MiB")
-	r.figure("agent, resident", float64(harness.ProcessMemory(n.agent.Process.Pid, "VmRSS:"))/1024, "MiB")
 	before, err := harness.ProcessCPU(n.agent.Process.Pid)
 	if err != nil {
 		return err
@@ -170,7 +164,51 @@ func (n *node) footprint(r *report) error {
 	if err != nil {
 		return err
 	}
-	r.figure("agent, CPU of an idle node", 100*float64(after-before)/float64(n.idle), "% of a core")
+	r.figure(agentIdle, 100*float64(after-before)/float64(n.idle), "% of a core")
+	return nil
+}
+
+// most measures the plugin's resident memory in one ADD.
+func (n *node) most(r *report) error {
+	d, last := n.sets[0], len(n.podsOf[n.sets[0].name])-1
+	cmd := n.runtime(d, statusSync).Command("ADD", n.sandbox(d, last, 0))
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	n.attached.Add(1)
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	most, err := peak(cmd.Process.Pid, n.path("bin/manifold"), ended)
+	r.figure(pluginResident, float64(most)/1024, "MiB")
+	return errors.Join(err, n.call("DEL", d, statusSync, last, 0))
+}
+
+// firstDelegate measures the time from the plugin's start to that of its first
+// delegate, which writes it down.
+func (n *node) firstDelegate(r *report) error {
+	d, stamp := n.sets[0], n.path("stamp")
+	var took []float64
+	for pod := range n.pods {
+		rt := n.runtime(d, statusSync)
+		rt.Env = []string{"NOOP_STAMP=" + stamp}
+		var began unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &began); err != nil {
+			return err
+		}
+		if err := n.run(rt, "ADD", n.sandbox(d, pod, 0)); err != nil {
+			return err
+		}
+		text, err := os.ReadFile(stamp)
+		if err != nil {
+			return err
+		}
+		ns, err := strconv.ParseInt(string(text), 10, 64)
+		if err := errors.Join(err, os.Remove(stamp), n.call("DEL", d, statusSync, pod, 0)); err != nil {
+			return err
+		}
+		took = append(took, float64(ns-began.Nano())/1e6)
+	}
+	r.figure(toFirstDelegate, quantile(took, 50), "ms")
 	return nil
 }
 
@@ -180,16 +218,9 @@ func (n *node) requests(r *report) error {
 	if err != nil || asked == nil {
 		return err
 	}
-	attached := 0
-	for _, s := range r.Series {
-		if s.Verb == "ADD" && s.Contender != "floor" {
-			attached += len(s.Millis)
-		}
-	}
-	attached += 2*n.options.restart + 1
 	fmt.Fprintln(r.out)
-	for what, count := range asked {
-		r.figure("requests to the API server per pod: "+what, float64(count)/float64(attached), "")
+	for _, what := range slices.Sorted(maps.Keys(asked)) {
+		r.figure(requestsPerPod+what, float64(asked[what])/float64(n.attached.Load()), "")
 	}
 	return nil
 }

@@ -36,6 +36,10 @@ type options struct {
 	// restart is how many pods a node that comes back has.
 	restart int
 	idle    time.Duration
+	// held is how many pods with a device are attached all at once.
+	held        int
+	definitions int // beside those that pods select
+	soak        int // how often a pod is attached and released, for the agent's memory
 }
 
 func main() {
@@ -48,6 +52,9 @@ func main() {
 	flag.StringVar(&o.trace, "trace", "", "`directory` to write the system calls of one ADD and one DEL to, by strace, instead of measuring")
 	flag.IntVar(&o.restart, "restart", 250, "`number` of pods that a node attaches after a restart")
 	flag.DurationVar(&o.idle, "idle", 10*time.Second, "how long nothing happens, for the agent's idle CPU")
+	flag.IntVar(&o.held, "held", 200, "`number` of pods with a device, attached all at once")
+	flag.IntVar(&o.definitions, "definitions", 1000, "`number` of further definitions in the cluster")
+	flag.IntVar(&o.soak, "soak", 10_000, "`number` of times that a pod is attached and released, for the agent's memory")
 	flag.Parse()
 	code, err := harness.Enter(func() error { return build(o) })
 	if err == nil && code < 0 {
@@ -113,11 +120,12 @@ func measure(o options, dir string) (err error) {
 			}
 		}
 	}
-	for _, more := range []func(*report) error{n.restart, n.starts, n.readiness, n.footprint, n.requests, n.fallback} {
+	for _, more := range []func(*report) error{n.restart, n.allHeld, n.starts, n.readiness, n.soaked, n.footprint, n.requests, n.fallback, pure} {
 		if err := more(r); err != nil {
 			return err
 		}
 	}
+	r.targets()
 	return r.write(o.json)
 }
 

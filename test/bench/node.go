@@ -7,14 +7,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 	"github.com/manifold-cni/manifold/test/harness"
@@ -29,12 +33,14 @@ const (
 // node is the machine that all contenders run on.
 type node struct {
 	options
-	dir     string
-	kubelet *fakekubelet.Kubelet
-	cluster cluster
-	agent   *exec.Cmd
-	sets    []delegates
-	netns   []*harness.NetNS // one for each pod that is attached at once
+	dir      string
+	kubelet  *fakekubelet.Kubelet
+	cluster  cluster
+	agent    *exec.Cmd
+	sets     []delegates
+	held     delegates        // of pods with a device
+	netns    []*harness.NetNS // one for each pod that is attached at once
+	attached atomic.Int64     // how many pods by Manifold so far
 	// Pods by set of delegates; the last is spare.
 	podsOf map[string][]*corev1.Pod
 }
@@ -48,11 +54,14 @@ type delegates struct {
 	lists   []*libcni.NetworkConfigList
 }
 
-// noopSet is three times a program that does nothing.
-func noopSet() delegates {
-	d := delegates{name: "no-op"}
-	for i := range 3 {
-		d.configs = append(d.configs, fmt.Sprintf(`{"cniVersion":"1.0.0","name":"no-op-%d","plugins":[{"type":"noop"}]}`, i))
+// noopName is the name of the set of no-op delegates.
+const noopName = "no-op"
+
+// noopSet is so many times a program that does nothing.
+func noopSet(name string, networks int) delegates {
+	d := delegates{name: name}
+	for i := range networks {
+		d.configs = append(d.configs, fmt.Sprintf(`{"cniVersion":"1.0.0","name":"%s-%d","plugins":[{"type":"noop"}]}`, name, i))
 	}
 	return d
 }
@@ -70,6 +79,18 @@ func realSet(dir string) delegates {
 	}}
 }
 
+// heldResource is advertised by a device plugin.
+const heldResource = "bench.example/device"
+
+// advertise gives the node a device for each pod that holds one.
+func (n *node) advertise() error {
+	devices := make([]fakekubelet.Device, n.options.held)
+	for i := range devices {
+		devices[i] = fakekubelet.Device{ID: fmt.Sprintf("device-%d", i), NUMA: checkpoint.NoNUMA}
+	}
+	return n.kubelet.SetDevices(heldResource, devices...)
+}
+
 // newNode makes a node that attaches at most atOnce pods at once.
 func newNode(o options, dir string, atOnce int) (*node, error) {
 	n := &node{options: o, dir: dir, podsOf: map[string][]*corev1.Pod{}}
@@ -85,11 +106,12 @@ func newNode(o options, dir string, atOnce int) (*node, error) {
 	if n.cluster, err = startCluster(o.fake, n.path("api")); err != nil {
 		return nil, err
 	}
-	n.sets = []delegates{noopSet()}
+	n.sets = []delegates{noopSet(noopName, 3)}
 	if o.real {
 		n.sets = append(n.sets, realSet(dir))
 	}
-	if err := errors.Join(n.links(atOnce), n.define(), n.admit(o.pods)); err != nil {
+	n.held = noopSet("held", 2)
+	if err := errors.Join(n.links(atOnce), n.define(), n.advertise(), n.admit()); err != nil {
 		return nil, err
 	}
 	return n, n.start()
@@ -122,48 +144,90 @@ func (n *node) define() error {
 		plugins += string(os.PathListSeparator) + dir
 	}
 	for i := range n.sets {
-		d := &n.sets[i]
-		for k, config := range d.configs {
-			list, err := libcni.NetworkConfFromBytes([]byte(config))
-			if err != nil {
-				return err
-			}
-			d.lists = append(d.lists, list)
-			if k == 0 {
-				err = os.WriteFile(n.path("net.d/"+d.name+".conflist"), []byte(config), 0o600)
-			} else {
-				err = n.cluster.define(&netattach.Definition{
-					ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("%s-%d", d.name, k)}, Spec: netattach.DefinitionSpec{Config: config},
-				})
-			}
-			if err != nil {
-				return err
-			}
+		if err := n.sets[i].define(n, ""); err != nil {
+			return err
+		}
+	}
+	if err := n.held.define(n, heldResource); err != nil {
+		return err
+	}
+	for i := range n.definitions {
+		if err := n.definition(fmt.Sprintf("unused-%d", i), "", n.held.configs[1]); err != nil {
+			return err
 		}
 	}
 	return os.Setenv("CNI_PATH", plugins)
 }
 
-// admit makes the pods known to kubelet and API server.
-func (n *node) admit(pods int) error {
-	for _, d := range n.sets {
-		for i := range max(pods, n.options.restart) + 1 {
-			pod, err := n.cluster.create(&corev1.Pod{
-				ObjectMeta: metav1.ObjectMeta{
-					Namespace: "default", Name: fmt.Sprintf("%s-pod-%d", d.name, i),
-					Annotations: map[string]string{netattach.NetworksAnnotation: fmt.Sprintf("%s-1,%s-2", d.name, d.name)},
-				},
-				Spec: corev1.PodSpec{NodeName: nodeName, Containers: []corev1.Container{{Name: "main", Image: "none"}}},
-			})
-			if err != nil {
-				return err
-			}
-			if pod, err = n.kubelet.AddPod(pod, nil); err != nil {
-				return err
-			}
-			n.podsOf[d.name] = append(n.podsOf[d.name], pod)
+// define makes a set's default network a file and its others definitions, on
+// devices of a resource if it is not empty.
+func (d *delegates) define(n *node, resourceName string) error {
+	for k, config := range d.configs {
+		list, err := libcni.NetworkConfFromBytes([]byte(config))
+		if err != nil {
+			return err
+		}
+		d.lists = append(d.lists, list)
+		if k == 0 {
+			err = os.WriteFile(n.path("net.d/"+d.name+".conflist"), []byte(config), 0o600)
+		} else {
+			err = n.definition(fmt.Sprintf("%s-%d", d.name, k), resourceName, config)
+		}
+		if err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+// definition makes a definition.
+func (n *node) definition(name, resourceName, config string) error {
+	d := &netattach.Definition{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}, Spec: netattach.DefinitionSpec{Config: config}}
+	if resourceName != "" {
+		d.Annotations = map[string]string{netattach.ResourceNameAnnotation: resourceName}
+	}
+	return n.cluster.define(d)
+}
+
+// admit makes the pods known to kubelet and API server.
+func (n *node) admit() error {
+	for _, d := range n.sets {
+		for i := range max(n.pods, n.options.restart) + 1 {
+			if err := n.pod(d, i, nil); err != nil {
+				return err
+			}
+		}
+	}
+	for i := range n.options.held {
+		if err := n.pod(n.held, i, corev1.ResourceList{heldResource: resource.MustParse("1")}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pod makes a pod on all definitions of a set.
+func (n *node) pod(d delegates, i int, limits corev1.ResourceList) error {
+	var selected []string
+	for k := 1; k < len(d.configs); k++ {
+		selected = append(selected, fmt.Sprintf("%s-%d", d.name, k))
+	}
+	pod, err := n.cluster.create(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "default", Name: fmt.Sprintf("%s-pod-%d", d.name, i),
+			Annotations: map[string]string{netattach.NetworksAnnotation: strings.Join(selected, ",")},
+		},
+		Spec: corev1.PodSpec{NodeName: nodeName, Containers: []corev1.Container{
+			{Name: "main", Image: "none", Resources: corev1.ResourceRequirements{Limits: limits}},
+		}},
+	})
+	if err != nil {
+		return err
+	}
+	if pod, err = n.kubelet.AddPod(pod, nil); err != nil {
+		return err
+	}
+	n.podsOf[d.name] = append(n.podsOf[d.name], pod)
 	return nil
 }
 

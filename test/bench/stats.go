@@ -53,7 +53,7 @@ func (r *report) write(path string) error {
 // figure records and prints one number.
 func (r *report) figure(name string, value float64, unit string) {
 	r.Figures = append(r.Figures, figure{name, value, unit})
-	fmt.Fprintf(r.out, "%-58s %10.2f %s\n", name, value, unit)
+	fmt.Fprintf(r.out, "%-66s %10.2f %s\n", name, value, unit)
 }
 
 // compared records series of one verb, the floor's first, and prints them with

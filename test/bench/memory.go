@@ -1,0 +1,82 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+// soakAtOnce is how many pods come and go at once while the agent's memory is
+// watched.
+const soakAtOnce = 10
+
+// soaked measures the agent's memory with all pods and definitions of the node,
+// and again after pods have come and gone very often.
+func (n *node) soaked(r *report) error {
+	fmt.Fprintln(r.out)
+	resident := func() float64 {
+		return float64(harness.ProcessMemory(n.agent.Process.Pid, "VmRSS:")) / 1024
+	}
+	r.figure(fmt.Sprintf("agent, resident, %d pods, %d definitions", len(n.kubelet.Pods()), n.definitions), resident(), "MiB")
+	const parts = 4
+	for part := range parts {
+		if err := n.churn(n.soak / parts / soakAtOnce); err != nil {
+			return err
+		}
+		name := fmt.Sprintf("the same after %d more ADDs and DELs", (part+1)*n.soak/parts)
+		if part == parts-1 {
+			name = agentResident
+		}
+		r.figure(name, resident(), "MiB")
+		progress(name)
+	}
+	progress("")
+	return nil
+}
+
+// churn attaches and releases a pod each so often, some at once.
+func (n *node) churn(times int) error {
+	d := n.sets[0]
+	errs := make([]error, soakAtOnce)
+	var wg sync.WaitGroup
+	for worker := range soakAtOnce {
+		wg.Go(func() {
+			for i := 0; i < times && errs[worker] == nil; i++ {
+				pod := (i*soakAtOnce + worker) % (len(n.podsOf[d.name]) / soakAtOnce * soakAtOnce)
+				if errs[worker] = n.call("ADD", d, statusSync, pod, worker); errs[worker] == nil {
+					errs[worker] = n.call("DEL", d, statusSync, pod, worker)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// allHeld attaches pods with a device, all at once, and counts what the kubelet
+// was asked, which answers so many calls in a second and no more.
+func (n *node) allHeld(r *report) error {
+	pods := len(n.podsOf[n.held.name])
+	calls := func() int {
+		c := n.kubelet.Calls()
+		return c["Get"] + c["List"]
+	}
+	before := calls()
+	for _, verb := range []string{"ADD", "DEL"} {
+		errs := make([]error, pods)
+		var wg sync.WaitGroup
+		for i := range pods {
+			wg.Go(func() { errs[i] = n.call(verb, n.held, statusSync, i, i%len(n.netns)) })
+		}
+		wg.Wait()
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+		if verb == "ADD" {
+			r.figure(podResourcesCalls, float64(calls()-before), fmt.Sprintf("for %d pods", pods))
+		}
+	}
+	return nil
+}
