@@ -123,7 +123,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return flag.ErrHelp
 }
 
-// planOnce is the way without an agent: one call from stdin.
+// planOnce is the way without an agent: the calls of one run of the plugin, from
+// stdin.
 func planOnce(ctx context.Context, conf *agent.Config, stdin io.Reader, stdout, stderr io.Writer) (err error) {
 	log := logs.New(stderr, logs.Text, slog.LevelWarn)
 	a, err := agent.Assemble(conf, true, log)
@@ -131,7 +132,9 @@ func planOnce(ctx context.Context, conf *agent.Config, stdin io.Reader, stdout, 
 		return err
 	}
 	defer func() { err = errors.Join(err, a.Close()) }()
-	return plan.ServeOnce(ctx, stdin, stdout, agent.New(a.Sources, log, nil))
+	var background sync.WaitGroup
+	defer background.Wait()
+	return plan.ServeStream(ctx, stdin, stdout, agent.New(a.Sources, log, background.Go))
 }
 
 // serve answers on the socket until ctx ends, then finishes what is under way.

@@ -117,7 +117,7 @@ func serve(verb string, a *skel.CmdArgs, stderr io.Writer, work func(*attach.Eng
 			log.Warn(w)
 		}
 	}
-	e := engine(inv, log, stderr)
+	e, end := engine(inv, log, stderr)
 	e.Times = attach.NewTimes(verb)
 	inv.ID = e.Times.ID
 	e.Log = log.With("verb", verb, "request", inv.ID, "sandbox", a.ContainerID, "pod", inv.Pod.String(), "uid", inv.Pod.UID)
@@ -126,6 +126,9 @@ func serve(verb string, a *skel.CmdArgs, stderr io.Writer, work func(*attach.Eng
 	err = work(e, inv)
 	took := time.Since(began).Round(time.Microsecond)
 	e.Done(err)
+	if err := end(); err != nil {
+		log.Warn("the agent's program", "error", err)
+	}
 	if err != nil {
 		log.Error("failed", "took", took, "error", err)
 		return cnierr.ToCNI(err)
@@ -134,16 +137,15 @@ func serve(verb string, a *skel.CmdArgs, stderr io.Writer, work func(*attach.Eng
 	return nil
 }
 
-// engine puts the engine together from the configuration.
-func engine(inv *netconf.Invocation, log *slog.Logger, stderr io.Writer) *attach.Engine {
+// engine puts the engine together from the configuration. end ends what it ran to
+// plan.
+func engine(inv *netconf.Invocation, log *slog.Logger, stderr io.Writer) (e *attach.Engine, end func() error) {
 	conf := &inv.Conf
+	program := &plan.Command{Path: conf.AgentProgram, Args: []string{"plan", "--config", conf.AgentConfig}}
 	return &attach.Engine{
-		Planner: plan.Fallback{
-			First: plan.Client{Socket: conf.AgentSocket},
-			Then:  plan.Command{Path: conf.AgentProgram, Args: []string{"plan", "--config", conf.AgentConfig}},
-		},
+		Planner: plan.Fallback{First: plan.Client{Socket: conf.AgentSocket}, Then: program},
 		Journal: journal.Dir{Path: conf.CNIDir},
 		Log:     log,
 		Stderr:  stderr,
-	}
+	}, program.Close
 }

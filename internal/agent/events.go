@@ -87,8 +87,7 @@ func reasonOf(err error) string {
 }
 
 // Bounds of the writing of an Event: of a refusal a short one, since the runtime
-// tries again and so does the Event, and a one-shot agent writes it before it
-// answers.
+// tries again and so does the Event, and a one-shot agent writes it before it ends.
 const (
 	eventTime   = 10 * time.Second
 	refusalTime = 2 * time.Second

@@ -35,8 +35,9 @@ type Installer struct {
 	Force          bool          // also where the node would be left without pods or networks
 }
 
-// programs are the names of what is installed.
-var programs = []string{"manifold", "manifold-agent"}
+// programs are the names of what is installed, in order: the plugin runs the agent's,
+// which understands an older plugin.
+var programs = []string{"manifold-agent", "manifold"}
 
 // agentFile is the agent's configuration in ConfDir: in a subdirectory, which
 // runtimes do not read.

@@ -1,13 +1,11 @@
 package plan
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
-	"os/exec"
 	"time"
 )
 
@@ -92,73 +90,6 @@ type bound struct {
 func (b bound) Close() error {
 	b.stop()
 	return b.Conn.Close()
-}
-
-// Command is a Planner that runs the agent's program once per call, with the
-// call on stdin and the answer on stdout, both JSON: the way without an agent.
-type Command struct {
-	Path string   // the agent's program
-	Args []string // its arguments, for example "plan", "--config", FILE
-}
-
-// Plan implements [Planner].
-func (c Command) Plan(ctx context.Context, req Request) (*Plan, error) {
-	out, err := c.do(ctx, call{Op: opPlan, Request: &req})
-	if err != nil {
-		return nil, err
-	}
-	return out.plan()
-}
-
-// Report implements [Planner].
-func (c Command) Report(ctx context.Context, r Report) error {
-	_, err := c.do(ctx, call{Op: opReport, Report: &r})
-	return err
-}
-
-// Status implements [Planner].
-func (c Command) Status(ctx context.Context, q StatusQuery) (json.RawMessage, error) {
-	out, err := c.do(ctx, call{Op: opStatus, Status: &q})
-	return out.Config, err
-}
-
-func (c Command) do(ctx context.Context, in call) (out answer, err error) {
-	op := "run " + c.Path
-	stdin, err := json.Marshal(in)
-	if err != nil {
-		return out, transportError(op, err)
-	}
-	var stdout, stderr limited
-	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
-	cmd.WaitDelay = time.Second
-	if err := cmd.Run(); err != nil {
-		return out, transportError(op, fmt.Errorf("%w: %s", err, tail(stderr.Bytes())))
-	}
-	if err := json.Unmarshal(stdout.Bytes(), &out); err != nil {
-		return out, transportError(op, fmt.Errorf("answer: %w", err))
-	}
-	return out, out.refusal()
-}
-
-// limited keeps at most MaxMessage bytes of what is written to it.
-type limited struct{ bytes.Buffer }
-
-func (l *limited) Write(p []byte) (int, error) {
-	if l.Len()+len(p) > MaxMessage {
-		return 0, fmt.Errorf("output exceeds %d bytes", MaxMessage)
-	}
-	return l.Buffer.Write(p)
-}
-
-// tail returns the end of a program's error output, short enough for a message.
-func tail(b []byte) string {
-	const most = 512
-	b = bytes.TrimSpace(b)
-	if len(b) > most {
-		b = append([]byte("…"), b[len(b)-most:]...)
-	}
-	return string(b)
 }
 
 // Fallback is a Planner that asks First, and Then only when First could not be

@@ -115,27 +115,30 @@ func checkPeer(conn *net.UnixConn) error {
 	return nil
 }
 
-// ServeOnce answers the one call read from r on w: the agent program's one-shot
-// mode, the other end of [Command].
-func ServeOnce(ctx context.Context, r io.Reader, w io.Writer, p Planner) error {
-	var in call
-	body, err := io.ReadAll(io.LimitReader(r, MaxMessage+1))
-	if err == nil && len(body) > MaxMessage {
-		err = fmt.Errorf("call exceeds %d bytes", MaxMessage)
+// ServeStream answers the calls read from r on w until r ends: the agent program's
+// one-shot mode, the other end of [Command]. What cannot be read is answered with an
+// error, behind which nothing is read any more.
+func ServeStream(ctx context.Context, r io.Reader, w io.Writer, p Planner) error {
+	limited := &io.LimitedReader{R: r}
+	calls, answers := json.NewDecoder(limited), json.NewEncoder(w)
+	for {
+		var in call
+		limited.N = MaxMessage
+		err := calls.Decode(&in)
+		if errors.Is(err, io.EOF) && limited.N > 0 {
+			return nil
+		}
+		out := answer{Error: cnierr.New("read call", cnierr.Decode, "at most %d bytes of JSON are read: %w", MaxMessage, err)}
+		if err == nil {
+			out = dispatch(ctx, in, p)
+		}
+		if err := answers.Encode(out); err != nil {
+			return cnierr.New("write answer", cnierr.IO, "%w", err)
+		}
+		if err != nil {
+			return nil
+		}
 	}
-	if err == nil {
-		err = json.Unmarshal(body, &in)
-	}
-	out := answer{}
-	if err != nil {
-		out.Error = cnierr.New("read call", cnierr.Decode, "%w", err)
-	} else {
-		out = dispatch(ctx, in, p)
-	}
-	if err := json.NewEncoder(w).Encode(out); err != nil {
-		return cnierr.New("write answer", cnierr.IO, "%w", err)
-	}
-	return nil
 }
 
 func dispatch(ctx context.Context, in call, p Planner) answer {

@@ -24,13 +24,16 @@ const helperEnv = "MANIFOLD_PLAN_HELPER"
 func TestMain(m *testing.M) {
 	switch os.Getenv(helperEnv) {
 	case "plan":
-		if err := ServeOnce(context.Background(), os.Stdin, os.Stdout, fake{}); err != nil {
+		if err := ServeStream(context.Background(), os.Stdin, os.Stdout, fake{}); err != nil {
 			os.Exit(1)
 		}
 		os.Exit(0)
 	case "garbage":
 		fmt.Println("hello")
 		os.Exit(0)
+	case "hang":
+		_, _ = os.Stdin.Read(make([]byte, 1))
+		select {}
 	case "fail":
 		fmt.Fprintln(os.Stderr, "no such thing")
 		os.Exit(3)
@@ -114,12 +117,44 @@ func TestByProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv(helperEnv, "plan")
-	exercise(t, Command{Path: self})
-	for _, mode := range []string{"garbage", "fail"} {
+	c := &Command{Path: self}
+	exercise(t, c)
+	first := c.running.cmd.Process
+	exercise(t, c)
+	if c.running.cmd.Process != first {
+		t.Error("the program was started again")
+	}
+	if err := first.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	exercise(t, c) // by a new one
+	if err := c.Close(); err != nil || c.running != nil {
+		t.Errorf("close: %v", err)
+	}
+	for mode, want := range map[string]string{"garbage": "answer", "fail": "no such thing"} {
 		t.Setenv(helperEnv, mode)
-		if _, err := (Command{Path: self}).Plan(t.Context(), Request{}); !IsTransport(err) {
+		c := &Command{Path: self}
+		if _, err := c.Plan(t.Context(), Request{}); !IsTransport(err) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", mode, err)
 		}
+		if err := c.Close(); err != nil {
+			t.Errorf("%s: %v", mode, err)
+		}
+	}
+}
+
+// TestAProgramThatHangs is ended when the call's time is over.
+func TestAProgramThatHangs(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(helperEnv, "hang")
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	c := &Command{Path: self}
+	if _, err := c.Plan(ctx, Request{}); !IsTransport(err) || !errors.Is(err, context.DeadlineExceeded) || c.running != nil {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -147,7 +182,7 @@ func TestNobodyThere(t *testing.T) {
 	if _, err := c.Plan(t.Context(), Request{}); !IsTransport(err) || cnierr.KindOf(err) != cnierr.TryAgain {
 		t.Errorf("%v", err)
 	}
-	if _, err := (Command{Path: "/nonexistent/agent"}).Plan(t.Context(), Request{}); !IsTransport(err) {
+	if _, err := (&Command{Path: "/nonexistent/agent"}).Plan(t.Context(), Request{}); !IsTransport(err) {
 		t.Errorf("%v", err)
 	}
 	f := fake{}
@@ -224,11 +259,30 @@ func TestBadAnswers(t *testing.T) {
 }
 
 func TestBadCalls(t *testing.T) {
-	for _, in := range []string{"", "x", "{}", `{"op":"plan"}`, `{"op":"report"}`, `{"op":"report","report":{}}`, `{"op":"format"}`} {
+	for _, in := range []string{"x", "{", "{}", `{"op":"plan"}`, `{"op":"report"}`, `{"op":"report","report":{}}`, `{"op":"format"}`} {
 		var out bytes.Buffer
-		if err := ServeOnce(t.Context(), bytes.NewReader([]byte(in)), &out, fake{}); err != nil || !bytes.Contains(out.Bytes(), []byte(`"error"`)) {
+		if err := ServeStream(t.Context(), bytes.NewReader([]byte(in)), &out, fake{}); err != nil || !bytes.Contains(out.Bytes(), []byte(`"error"`)) {
 			t.Errorf("%q: %s %v", in, out.Bytes(), err)
 		}
+	}
+}
+
+// TestManyCalls: several on one stream, each with an answer, and one that is too
+// large is the last.
+func TestManyCalls(t *testing.T) {
+	status := `{"op":"status","status":{"namespace":"a","name":"b"}}`
+	huge := `{"op":"` + strings.Repeat("x", 2*MaxMessage) + `"}`
+	var out bytes.Buffer
+	if err := ServeStream(t.Context(), strings.NewReader(status+status+"\n"+huge+status), &out, fake{}); err != nil {
+		t.Fatal(err)
+	}
+	answers := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(answers) != 3 || !strings.Contains(answers[0], `"ab"`) || answers[1] != answers[0] || !strings.Contains(answers[2], "bytes") {
+		t.Errorf("%.500q", answers)
+	}
+	out.Reset()
+	if err := ServeStream(t.Context(), strings.NewReader(""), &out, fake{}); err != nil || out.Len() > 0 {
+		t.Errorf("no call: %q, %v", out.Bytes(), err)
 	}
 }
 
