@@ -50,6 +50,13 @@ var targets = []target{
 	{toFirstDelegate, 3, "ms", figureOf(toFirstDelegate)},
 	{agentResident, 32, "MiB", figureOf(agentResident)},
 	{agentIdle, 0.1, "% of a core", figureOf(agentIdle)},
+	{"STATUS p50", 5, "ms", func(r *report) (float64, bool) {
+		_, s := r.find("STATUS", "manifold", 1)
+		if s == nil {
+			return 0, false
+		}
+		return quantile(s.Millis, 50), true
+	}},
 	{"ADD p50 over the floor, without an agent", 40, "ms", over("ADD", oneShot, 50)},
 	{planning, 100, "µs", figureOf(planning)},
 	{decoding, 20, "ms", figureOf(decoding)},
