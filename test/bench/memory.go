@@ -22,7 +22,7 @@ func (n *node) soaked(r *report) error {
 	r.figure(fmt.Sprintf("agent, resident, %d pods, %d definitions", len(n.kubelet.Pods()), n.definitions), resident(), "MiB")
 	const parts = 4
 	for part := range parts {
-		if err := n.churn(n.soak / parts / soakAtOnce); err != nil {
+		if err := n.churn(n.soak / parts); err != nil {
 			return err
 		}
 		name := fmt.Sprintf("the same after %d more ADDs and DELs", (part+1)*n.soak/parts)
@@ -36,17 +36,23 @@ func (n *node) soaked(r *report) error {
 	return nil
 }
 
-// churn attaches and releases a pod each so often, some at once.
+// churn attaches and releases all pods in turn until that was done so often, some
+// at once, none twice at once.
 func (n *node) churn(times int) error {
 	d := n.sets[0]
-	errs := make([]error, soakAtOnce)
+	pods := len(n.podsOf[d.name])
+	workers := min(soakAtOnce, pods)
+	errs := make([]error, workers)
 	var wg sync.WaitGroup
-	for worker := range soakAtOnce {
+	for worker := range workers {
 		wg.Go(func() {
-			for i := 0; i < times && errs[worker] == nil; i++ {
-				pod := (i*soakAtOnce + worker) % (len(n.podsOf[d.name]) / soakAtOnce * soakAtOnce)
+			pod := worker
+			for i := worker; i < times && errs[worker] == nil; i += workers {
 				if errs[worker] = n.call("ADD", d, statusSync, pod, worker); errs[worker] == nil {
 					errs[worker] = n.call("DEL", d, statusSync, pod, worker)
+				}
+				if pod += workers; pod >= pods {
+					pod = worker
 				}
 			}
 		})
