@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,6 +28,7 @@ import (
 
 	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/test/harness"
+	"github.com/manifold-cni/manifold/test/monitoring"
 )
 
 const vfs = "vendor.example/vfs"
@@ -74,6 +77,59 @@ func TestRealAPIAdmission(t *testing.T) {
 		!strings.Contains(text, `manifold_webhook_certificate_expiry_timestamp_seconds{certificate="authority"}`) ||
 		!strings.Contains(text, `manifold_webhook_findings_total{kind="NetworkAttachmentDefinition",severity="error"} 5`) {
 		t.Errorf("metrics:\n%s", text)
+	}
+	t.Run("what is monitored", func(t *testing.T) { monitored(t, replica.metrics()) })
+}
+
+// monitored compares what the alert rules and the dashboard ask of the webhook with
+// what it exposes once everything has happened.
+func monitored(t *testing.T, exposition string) {
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(exposition))
+	if err != nil {
+		t.Fatal(err)
+	}
+	labels := func(series string) ([]string, bool) {
+		f := families[series]
+		for _, part := range []string{"_bucket", "_sum", "_count"} {
+			if name, ok := strings.CutSuffix(series, part); ok && f == nil {
+				f = families[name]
+			}
+		}
+		if f == nil {
+			return nil, false
+		}
+		out := []string{"le"}
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			out = append(out, l.GetName())
+		}
+		return out, true
+	}
+	queries, err := monitoring.Panels(repository)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := monitoring.Rules(repository)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rules {
+		queries[r.Alert] = []string{r.Expr}
+	}
+	asked := 0
+	for where, exprs := range queries {
+		for _, e := range exprs {
+			if !monitoring.OfWebhook(e) {
+				continue
+			}
+			asked++
+			for _, m := range monitoring.Missing(e, labels) {
+				t.Errorf("%s: %s", where, m)
+			}
+		}
+	}
+	if asked < 10 {
+		t.Errorf("only %d queries ask the webhook", asked)
 	}
 }
 
@@ -324,6 +380,47 @@ func TestRealAPICertificatesOfSomebodyElse(t *testing.T) {
 	eventually(t, "the renewed files", func() bool { return c.allServe(second) })
 	if _, err := c.create(newPod("app", "vf"), metav1.CreateOptions{}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRealAPIKindsOfOthers: the API server takes the objects of kinds that other
+// projects define, by their own CRDs, with no field that it does not know.
+func TestRealAPIKindsOfOthers(t *testing.T) {
+	c := newCluster(t)
+	for _, crds := range []struct{ module, files string }{
+		{harness.CertManager, "deploy/crds/cert-manager.io_*.yaml"},
+		{harness.PrometheusOperator, "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml"},
+	} {
+		dir, err := harness.ModuleDir(crds.module)
+		c.must(err)
+		files, err := filepath.Glob(filepath.Join(dir, crds.files))
+		c.must(err)
+		if len(files) == 0 {
+			t.Fatalf("%s has no %s", crds.module, crds.files)
+		}
+		for _, f := range files {
+			c.shell("kubectl create -f " + f)
+		}
+	}
+	c.shell("kubectl wait --for=condition=Established --timeout=3m crd --all")
+	const chart = "helm template manifold deploy/helm/manifold -n kube-system --set webhook.enabled=true,webhook.certificates=cert-manager,prometheusRule.enabled=true "
+	for set, want := range map[string][]string{
+		"":          {"issuer.cert-manager.io/manifold-webhook created", "certificate.cert-manager.io/manifold-webhook created", "prometheusrule.monitoring.coreos.com/manifold created"},
+		"-with-own": {"certificate.cert-manager.io/manifold-webhook created", "prometheusrule.monitoring.coreos.com/manifold created"},
+	} {
+		args := ""
+		if set != "" {
+			args = "--set webhook.certManager.issuer.name=ours,webhook.certManager.issuer.kind=ClusterIssuer,webhook.certManager.issuer.group=cert-manager.io,prometheusRule.labels.release=prometheus "
+		}
+		out := c.shell(chart + args + "| kubectl create --validate=strict --dry-run=server -f -")
+		for _, line := range want {
+			if !strings.Contains(out, line) {
+				t.Errorf("no %q in:\n%s", line, out)
+			}
+		}
+	}
+	if out := c.shell("if " + chart + "| sed 's/issuerRef/issuerReference/' | kubectl create --validate=strict --dry-run=server -f - 2>&1; then exit 1; fi"); !strings.Contains(out, "issuerRef") {
+		t.Errorf("a field that nobody knows is taken: %s", out)
 	}
 }
 

@@ -63,6 +63,10 @@ func TestMain(m *testing.M) {
 	}
 	harness.Main(m, func() error {
 		_, err := apiserver.Build()
+		for _, module := range []string{harness.CertManager, harness.PrometheusOperator} {
+			_, missing := harness.ModuleDir(module)
+			err = errors.Join(err, missing)
+		}
 		return errors.Join(err, os.MkdirAll(programDir, 0o755), harness.Program(programDir, "./cmd/manifold-webhook"))
 	})
 }

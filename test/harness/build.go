@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"encoding/json"
 	"fmt"
 	"hash/crc32"
 	"os"
@@ -163,6 +164,31 @@ func Promtool() (string, error) {
 	return filepath.Join(dir, "promtool"), buildTools(dir, tool{
 		name: "promtool", module: "prometheus", pkg: "github.com/prometheus/prometheus/cmd/promtool", tags: "remove_all_sd",
 	})
+}
+
+// Modules of which files are used and no program is built.
+const (
+	CertManager        = "github.com/cert-manager/cert-manager"
+	PrometheusOperator = "github.com/prometheus-operator/prometheus-operator"
+)
+
+// ModuleDir returns the directory of a module that test/toolchain/crds requires.
+func ModuleDir(module string) (string, error) {
+	root, err := ModuleRoot()
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.Command("go", "mod", "download", "-json", module)
+	cmd.Dir = filepath.Join(root, "test", "toolchain", "crds")
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("download %s: %w\n%s", module, err, out)
+	}
+	var downloaded struct{ Dir string }
+	if err := json.Unmarshal(out, &downloaded); err != nil {
+		return "", fmt.Errorf("download %s: %w", module, err)
+	}
+	return downloaded.Dir, nil
 }
 
 // tool is a third-party program.

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/yaml"
 
 	"github.com/manifold-cni/manifold/test/manifests"
 )
@@ -78,6 +79,7 @@ func values() map[string][]string {
 		"taint":        {"--set", "startupTaint=manifold.dev/not-ready"},
 		"admission":    {"--set", "webhook.enabled=true"},
 		"cert-manager": {"--set", "webhook.enabled=true,webhook.certificates=cert-manager"},
+		"observed":     {"--set", "logFormat=text,traces=http://collector:4318,prometheusRule.enabled=true"},
 		"own registry": {"--set", "image.repository=registry.example/manifold", "--set", "image.pullSecrets={one,two}"},
 	}
 	for _, p := range manifests.Presets {
@@ -226,6 +228,7 @@ func TestSchemaRefuses(t *testing.T) {
 	for _, bad := range []string{
 		"reconcile=perhaps", "host.cniBinDir=opt/cni/bin", "host.cniConfName=00-manifold.json", "image.digest=latest",
 		"podsAPI=yes", "maxUnavailable=0", "nosuchvalue=1", "host.cniBinDri=/opt", "apiServer.port=https", "http.port=70000",
+		"logFormat=xml", "traces=collector:4318",
 	} {
 		if out, err := manifests.Render(root, "--set", bad); err == nil {
 			t.Errorf("--set %s is taken:\n%.200s", bad, out)
@@ -253,6 +256,36 @@ func TestKustomizeBaseIsTheCharts(t *testing.T) {
 	want := byName(t, []byte(files["manifold.yaml"]+"\n---\n"+files["crd.yaml"]))
 	if got := byName(t, built); !reflect.DeepEqual(got, want) {
 		t.Errorf("kustomize builds other objects:\n%s", built)
+	}
+}
+
+// The agent gets what is said of logs and traces, and Prometheus's operator the
+// rules that are tested.
+func TestWhatIsSeenFromOutsideIsAValue(t *testing.T) {
+	config := func(args ...string) string {
+		return as[corev1.ConfigMap](t, render(t, args...), "ConfigMap/manifold").Data["agent.json"]
+	}
+	if text := config(); strings.Contains(text, "logFormat") || strings.Contains(text, "traces") {
+		t.Errorf("by default: %s", text)
+	}
+	observed := values()["observed"]
+	if text := config(observed...); !strings.Contains(text, `"logFormat": "text"`) || !strings.Contains(text, `"traces": "http://collector:4318"`) {
+		t.Errorf("asked for: %s", text)
+	}
+	rule := render(t, append(observed, "--set", "prometheusRule.labels.release=prometheus")...)["PrometheusRule/manifold"]
+	if rule == nil || rule.GetLabels()["release"] != "prometheus" {
+		t.Fatalf("the rules: %+v", rule)
+	}
+	raw, err := os.ReadFile(filepath.Join(root, "deploy/monitoring/alerts.yaml"))
+	want := map[string]any{}
+	if err == nil {
+		err = yaml.Unmarshal(raw, &want)
+	}
+	if err != nil || !reflect.DeepEqual(rule.Object["spec"], any(want)) {
+		t.Errorf("%v: the rules are not those of deploy/monitoring: %v", err, rule.Object["spec"])
+	}
+	if render(t)["PrometheusRule/manifold"] != nil {
+		t.Error("rules that nobody asked for")
 	}
 }
 

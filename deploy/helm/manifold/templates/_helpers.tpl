@@ -85,6 +85,8 @@ pods' secrets in the kubelet's own directory, PodResources says the same. */}}
     "snapshot" (printf "%s/definitions.snapshot" $host.stateDir) "cniConfig" (printf "%s/%s" $host.cniConfDir $host.cniConfName)
     "reconcile" .Values.reconcile "claimCheckpoint" "-" }}
 {{- with .Values.startupTaint }}{{ $_ := set $agent "startupTaint" . }}{{ end }}
+{{- if ne .Values.logFormat "json" }}{{ $_ := set $agent "logFormat" .Values.logFormat }}{{ end }}
+{{- with .Values.traces }}{{ $_ := set $agent "traces" . }}{{ end }}
 {{- with .Values.reconcileExclude }}{{ $_ := set $agent "reconcileExclude" . }}{{ end }}
 {{- if .Values.dra }}{{ $_ := set $agent "resourceSlices" true }}{{ else }}{{ $_ := set $agent "deviceMetadata" "-" }}{{ end }}
 {{- with .Values.http.port }}
