@@ -2,10 +2,13 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"testing"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -75,14 +78,20 @@ func devicesOfClaims(t *testing.T) {
 	t.Run("sources", claimSources)
 	t.Run("kinds", func(t *testing.T) { claimKinds(t) })
 	t.Run("kinds, without the checkpoint of claims", func(t *testing.T) { claimKinds(t, "claimCheckpoint") })
+	t.Run("partitions", claimPartitions)
+	t.Run("shares", claimShares)
+	t.Run("shares of a VF", claimSharedVF)
 	t.Run("one ledger", claimLedger)
 	t.Run("refused", claimRefused)
 	t.Run("gone before DEL", claimGone)
 }
 
+// withoutSources are nodes that lack sources of claims, by what is left.
+var withoutSources = map[string][]string{"all": nil, "the checkpoint of claims alone": {"podResources", "checkpoint"}, "PodResources alone": {"claimCheckpoint"}, "no agent": nil}
+
 // claimSources: a template's claim, with a request named, by each source.
 func claimSources(t *testing.T) {
-	for name, without := range map[string][]string{"all": nil, "the checkpoint of claims alone": {"podResources", "checkpoint"}, "PodResources alone": {"claimCheckpoint"}, "no agent": nil} {
+	for name, without := range withoutSources {
 		t.Run(name, func(t *testing.T) {
 			n := newKubeletNode(t, without...)
 			if name != "no agent" {
@@ -155,6 +164,98 @@ func claimKinds(t *testing.T, without ...string) {
 			n.must(n.kubelet.DeletePod(n.kubelet.Pods()[0].UID))
 		})
 	}
+}
+
+// claimPartitions: parts of one PCI function, which all bear its address, are
+// devices of their own, each told by its ID.
+func claimPartitions(t *testing.T) {
+	for name, without := range withoutSources {
+		t.Run(name, func(t *testing.T) {
+			n := newKubeletNode(t, without...)
+			if name != "no agent" {
+				n.serve()
+			}
+			n.warm()
+			var parts []fakekubelet.ClaimDevice
+			for i := range 2 {
+				part := is(n.device(fmt.Sprintf("nic%d", i)))
+				part[podresources.AttributePCIBusID] = userspacePF
+				parts = append(parts, claimed(fmt.Sprintf("nic-half-%d", i), "halves", part))
+			}
+			n.kubelet.SetClaim(fakekubelet.Claim{Name: "shared-nics", UID: "c1", Devices: parts})
+			p := n.claimPod("app", "nic-a,nic-a", corev1.PodSpec{ResourceClaims: byName, Containers: []corev1.Container{claiming("c1", nics)}}, corev1.PodStatus{})
+			before := n.state()
+			n.wantDevices(p, map[string]string{"net1": "nic0", "net2": "nic1"})
+			n.succeed("CHECK", p)
+			n.succeed("DEL", p)
+			n.unchanged(before)
+		})
+	}
+}
+
+// sharing admits a pod with a claim of its own, which has shares of one device.
+func (n *kubeletNode) sharing(name, networks, id string, shares ...string) *pod {
+	n.t.Helper()
+	claim := fakekubelet.Claim{Name: name + "-part", UID: "uid-of-" + name}
+	for _, share := range shares {
+		d := claimed("nic", "part", is(id))
+		d.ShareID = share
+		claim.Devices = append(claim.Devices, d)
+	}
+	n.kubelet.SetClaim(claim)
+	return n.claimPod(name, networks, corev1.PodSpec{
+		Containers: []corev1.Container{claiming("c1", nics)}, ResourceClaims: []corev1.PodResourceClaim{{Name: "nics", ResourceClaimName: &claim.Name}},
+	}, corev1.PodStatus{})
+}
+
+// claimShares: a device that is allocated several times serves one network for
+// each share, in one pod and in several at once, and no more.
+func claimShares(t *testing.T) {
+	for name, without := range withoutSources {
+		t.Run(name, func(t *testing.T) {
+			n := newKubeletNode(t, without...)
+			if name != "no agent" {
+				n.serve()
+			}
+			n.warm()
+			id := n.device("nic0")
+			lower, err := netlinksafe.LinkByName("nic0")
+			n.must(err)
+			n.must(netlink.LinkSetUp(lower))
+			n.define("stacked", nicA, `{"cniVersion":"1.0.0","type":"macvlan","master":"nic0"}`)
+			two, one := n.sharing("two", "stacked,stacked", id, "s-1", "s-2"), n.sharing("one", "stacked", id, "s-3")
+			more := n.sharing("more", "plain,stacked,stacked", id, "s-4")
+			before := n.state()
+			n.refusedWithoutTrace(more, 105, "resource "+nicA, "2 attachments ask", "allocated 1")
+			n.succeed("ADD", two)
+			n.succeed("ADD", one)
+			for _, got := range []*netlink.LinkAttrs{n.interfaceOf(two, "net1"), n.interfaceOf(two, "net2"), n.interfaceOf(one, "net1")} {
+				if got.ParentIndex != lower.Attrs().Index {
+					t.Errorf("%s stands on link %d, want nic0, which is %d", got.Name, got.ParentIndex, lower.Attrs().Index)
+				}
+			}
+			n.succeed("CHECK", two)
+			n.succeed("DEL", two)
+			n.succeed("CHECK", one)
+			n.succeed("DEL", one)
+			n.unchanged(before)
+		})
+	}
+}
+
+// claimSharedVF: a VF has one owner, whatever the scheduler thinks.
+func claimSharedVF(t *testing.T) {
+	n := newKubeletNode(t)
+	n.serve()
+	n.warm()
+	n.define("still", nicA, silent)
+	vf := n.userspaceVFs(1)[0]
+	first, second := n.sharing("first", "still", vf, "s-1"), n.sharing("second", "still", vf, "s-2")
+	n.succeed("ADD", first)
+	n.refusedWithoutTrace(second, 11, "device "+vf, first.ID)
+	n.succeed("DEL", first)
+	n.succeed("ADD", second)
+	n.succeed("DEL", second)
 }
 
 // claimLedger: devices of claims and of device plugins in one order, each once.
