@@ -2,10 +2,14 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"os"
 	"reflect"
 	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
 
 	"github.com/manifold-cni/manifold/test/harness"
 )
@@ -128,6 +132,66 @@ func TestGCLeavesASandboxAloneThatIsBeingDeleted(t *testing.T) {
 	if calls := n.calls("DEL"); len(calls) != 1 {
 		t.Errorf("the delegate's DEL was called %d times", len(calls))
 	}
+}
+
+// TestGCLeavesAPodOfMultusAloneThatIsBeingDeleted: of such a pod there is no
+// journal, but the lock.
+func TestGCLeavesAPodOfMultusAloneThatIsBeingDeleted(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	gate, p := n.path("gate"), n.addPod("pod", "")
+	conf, err := libcni.NetworkPluginConfFromBytes([]byte(n.scripted(`,"name":"logged-net","script":{"DEL":{"gate":"` + gate + `"}}`)))
+	n.must(err)
+	cni := libcni.NewCNIConfigWithCacheDir([]string{n.bin}, n.path("state"), nil)
+	_, err = cni.AddNetwork(context.Background(), conf, &libcni.RuntimeConf{ContainerID: p.ID, NetNS: p.NetNS, IfName: "eth0"})
+	n.must(err)
+	deleted := make(chan *harness.Result)
+	go func() { deleted <- n.call("DEL", p) }()
+	n.eventually("the delegate", func() bool { return exists(gate + ".reached") })
+	n.must(os.Remove(gate + ".reached"))
+	n.collect()
+	if exists(gate + ".reached") {
+		t.Error("GC called the delegate's DEL beside the runtime's")
+	}
+	n.file("gate", "")
+	if res := <-deleted; res.Status != 0 {
+		t.Errorf("DEL: %s", res.Stdout)
+	}
+	if calls := n.calls("DEL"); len(calls) != 1 {
+		t.Errorf("the delegate's DEL was called %d times", len(calls))
+	}
+}
+
+// TestNoSandboxBeginsWhileDelegatesCollect: it would be missing from the list
+// that they were given.
+func TestNoSandboxBeginsWhileDelegatesCollect(t *testing.T) {
+	n := newNode(t, map[string]any{"lockTimeout": "4m"}) // GC has half of it
+	n.serve()
+	n.warm()
+	gate := n.path("gate")
+	n.define("logged", "", `{"cniVersion":"1.1.0","name":"logged-net","type":"scripted","log":"`+n.path("calls")+`","script":{"GC":{"gate":"`+gate+`"}}}`)
+	old, young := n.addPod("old", "logged"), n.addPod("young", "logged")
+	n.succeed("ADD", old)
+	collected, added := make(chan struct{}), make(chan *harness.Result, 1)
+	go func() { defer close(collected); n.collect(old) }()
+	n.eventually("the delegate's GC", func() bool { return exists(gate + ".reached") })
+	go func() { added <- n.call("ADD", young) }()
+	n.eventually("the ADD to begin", func() bool { return exists(n.path("state/" + young.ID + "@eth0.lock")) })
+	for range 50 { // an ADD that does not wait is seen, sooner or later; one that waits never fails here
+		if exists(n.path("state/" + young.ID + "@eth0.journal")) {
+			t.Fatal("a sandbox began while a delegate collected")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	n.file("gate", "")
+	<-collected
+	if res := <-added; res.Status != 0 {
+		t.Errorf("ADD: %s", res.Stdout)
+	}
+	n.succeed("CHECK", young)
+	n.succeed("DEL", young)
+	n.succeed("DEL", old)
 }
 
 func TestGCDoesNotGuessAtSandboxesOfAnotherPlugin(t *testing.T) {

@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -11,6 +13,8 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/test/harness"
 )
 
 // withConf returns the node's runtime with keys of its configuration changed.
@@ -255,4 +259,43 @@ func TestAForeignInterfaceIsNotTouched(t *testing.T) {
 	n.interfaceOf(p, "mine")
 	n.succeed("DEL", p)
 	n.interfaceOf(p, "mine")
+}
+
+// TestUndoingTouchesNothingForeign: an ADD that fails when all is attached and the
+// default route has moved leaves the sandbox as it was made.
+func TestUndoingTouchesNothingForeign(t *testing.T) {
+	n := newNode(t, map[string]any{"carrier": "require", "carrierTimeout": "50ms"})
+	n.serve()
+	n.warm()
+	n.define("scr", "", `{"cniVersion":"1.0.0","type":"scripted","addresses":["10.95.0.2/24"]}`)
+	n.define("nic-a", nicA, hostDevice)
+	id := n.device("nic0")
+	n.wire("nic0", false)
+	p := n.addPod("pod", `[{"name":"plain"},{"name":"scr","default-route":["10.95.0.1"]},{"name":"nic-a"}]`, "c1")
+	n.allocate(p, "c1", nicA, id)
+	n.must(p.ns.Do(func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "mine"
+		link := &netlink.Bridge{LinkAttrs: attrs}
+		own, gateway := net.IPNet{IP: net.IPv4(192, 0, 2, 2), Mask: net.CIDRMask(24, 32)}, net.IPv4(192, 0, 2, 1)
+		err := errors.Join(netlink.LinkAdd(link), netlink.LinkSetUp(link), netlink.AddrAdd(link, &netlink.Addr{IPNet: &own}))
+		for metric, dst := range []string{"0.0.0.0/0", "198.51.100.0/24"} {
+			_, to, parsed := net.ParseCIDR(dst)
+			err = errors.Join(err, parsed, netlink.RouteAdd(&netlink.Route{LinkIndex: link.Index, Dst: to, Gw: gateway, Priority: 500 + metric}))
+		}
+		return err
+	}))
+	inside := func() (state harness.HostState) {
+		n.must(p.ns.Do(func() (err error) { state, err = harness.Capture(); return err }))
+		return state
+	}
+	before, host := inside(), n.state()
+	n.refuse("ADD", p, 111, "carrier", "network default/nic-a")
+	for range 2 {
+		if diff := before.Diff(inside()); diff != "" {
+			t.Errorf("the sandbox is not as it was:\n%s", diff)
+		}
+		n.succeed("DEL", p)
+	}
+	n.unchanged(host)
 }
