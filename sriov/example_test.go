@@ -51,6 +51,21 @@ func ExampleFS_Function() {
 	// unplugged: true
 }
 
+// A VF that a program drives has no network device, but a device node.
+func ExampleFS_VFIONode() {
+	sys, remove := exampleTree((*sriovtest.Tree).AddICE)
+	defer remove()
+
+	f, err := sys.Function("0000:18:01.1")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	node, err := sys.VFIONode(*f)
+	fmt.Println("driver", f.Driver, "group", f.IOMMUGroup, "node", node, err)
+	// Output: driver vfio-pci group 83 node /dev/vfio/83 <nil>
+}
+
 // In switchdev mode the PF has representors too; its own device is the uplink.
 func ExampleFS_PFNetDev() {
 	sys, remove := exampleTree((*sriovtest.Tree).AddSwitchdev)

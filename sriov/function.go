@@ -62,14 +62,13 @@ func (f Function) IsVF() bool { return f.PF != "" }
 
 // Userspace reports whether the function is bound to a driver that hands it to a
 // program or a virtual machine, so that it has no network device and needs none:
-// uio_pci_generic, igb_uio, vfio-pci and the vendors' variants of it
-// (mlx5_vfio_pci, hisi-acc-vfio-pci and others, all of which end so).
+// uio_pci_generic, igb_uio, or one of [Function.VFIO].
 func (f Function) Userspace() bool {
 	switch f.Driver {
 	case "uio_pci_generic", "igb_uio":
 		return true
 	}
-	return strings.HasSuffix(strings.ReplaceAll(f.Driver, "-", "_"), "vfio_pci")
+	return f.VFIO()
 }
 
 // Function reads the PCI function at addr.

@@ -283,15 +283,17 @@ func Is(err error, k Kind) bool {
 }
 
 // ToCNI returns the CNI error object for err: a delegate's own error keeps its
-// code, every other error takes the code of its kind. The message is the whole
+// code, unless its device went under it, and every other error takes the code of its
+// kind. The message is the whole
 // rendered error. It returns nil for nil.
 func ToCNI(err error) *types.Error {
 	if err == nil {
 		return nil
 	}
-	code := KindOf(err).Code()
+	kind := KindOf(err)
+	code := kind.Code()
 	var delegate *types.Error
-	if errors.As(err, &delegate) && delegate.Code != 0 && Is(err, DelegateFailed) {
+	if errors.As(err, &delegate) && delegate.Code != 0 && Is(err, DelegateFailed) && kind != DeviceVanished {
 		code = delegate.Code
 	}
 	return types.NewError(code, err.Error(), "")

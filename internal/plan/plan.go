@@ -162,10 +162,11 @@ type Device struct {
 	Driver     string  `json:"driver,omitempty"` // bound driver when planned
 	PF         string  `json:"pf,omitempty"`     // PCI address of the physical function; empty unless a VF
 	VFIndex    int     `json:"vfIndex,omitempty"`
-	Userspace  bool    `json:"userspace,omitempty"` // bound to vfio-pci or uio: no netdev is expected
-	Source     string  `json:"source"`              // which sources agreed on it
-	Reason     string  `json:"reason,omitempty"`    // why this device for this attachment
-	Claim      *Claim  `json:"claim,omitempty"`     // the resource claim that it is of; nil for a device plugin's
+	Userspace  bool    `json:"userspace,omitempty"`  // bound to vfio-pci or uio: no netdev is expected
+	IOMMUGroup string  `json:"iommuGroup,omitempty"` // when planned; empty without an IOMMU
+	Source     string  `json:"source"`               // which sources agreed on it
+	Reason     string  `json:"reason,omitempty"`     // why this device for this attachment
+	Claim      *Claim  `json:"claim,omitempty"`      // the resource claim that it is of; nil for a device plugin's
 }
 
 // Claim is the resource claim that a device is of, and the device as its driver

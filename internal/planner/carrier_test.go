@@ -38,7 +38,7 @@ func TestCarrierPolicyOfAnAttachment(t *testing.T) {
 			}
 			src := w.sources()
 			src.Definitions[Ref{"shop", "fast"}].Annotations[netattach.CarrierAnnotation] = tc.annotation
-			src.Functions[id] = &sriov.Function{Address: id, PF: "0000:21:00.0", Driver: tc.driver}
+			src.Functions[id] = &sriov.Function{Address: id, PF: "0000:21:00.0", Driver: tc.driver, IOMMUGroup: "15"}
 			p, err := w.planWith(t, src)
 			if err != nil {
 				if !cnierr.Is(err, cnierr.InvalidDefinition) || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), "warn require ignore") {
@@ -48,6 +48,9 @@ func TestCarrierPolicyOfAnAttachment(t *testing.T) {
 			}
 			if got := p.Attachments[1].Want.Carrier; got != tc.want {
 				t.Errorf("policy %q, want %q", got, tc.want)
+			}
+			if d := p.Attachments[1].Device; d.Driver != tc.driver || d.IOMMUGroup != "15" {
+				t.Errorf("device %+v, want driver %s of group 15", d, tc.driver)
 			}
 			if got := p.Attachments[0].Want.Carrier; got != "" {
 				t.Errorf("the default network has no device, and policy %q", got)

@@ -174,7 +174,7 @@ func (b *builder) assign(l *ledger, i int, resource string) error {
 		out.Claim = &plan.Claim{Name: c.Claim, PodClaim: c.PodClaim, Requests: c.Requests, Driver: c.Driver, Pool: c.Pool, Device: c.Name, ShareID: c.ShareID}
 	}
 	if f := b.src.Functions[d.ID]; f != nil {
-		out.Driver, out.PF, out.Userspace = f.Driver, f.PF, f.Userspace()
+		out.Driver, out.PF, out.Userspace, out.IOMMUGroup = f.Driver, f.PF, f.Userspace(), f.IOMMUGroup
 		if f.IsVF() {
 			out.VFIndex = f.VFIndex
 		}

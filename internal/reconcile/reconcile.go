@@ -160,6 +160,10 @@ type owner struct {
 	alive      bool
 }
 
+// errUnseen is wrapped by the error of a scan that has seen no VF at all, as while
+// they come and go: what was found before stands.
+var errUnseen = errors.New("the node's VFs cannot be seen")
+
 // Scan returns what is wrong, in order of PCI address. Journals that cannot be
 // read and PFs that cannot be asked are errors beside what was found; VFs that
 // an unreadable journal may own are not judged.
@@ -177,7 +181,7 @@ func (r *Reconciler) Scan(ctx context.Context) ([]Finding, error) {
 func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 	all, err := inventory.Read(r.Host.Root)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errUnseen, err)
 	}
 	owners, problem := r.owners()
 	var functions []sriov.Function

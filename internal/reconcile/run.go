@@ -34,7 +34,7 @@ func Reason(k Kind) string {
 }
 
 // deafTime is how long a reconciler waits before it listens again when the kernel's
-// events or the files' cannot be heard.
+// events or the files' cannot be heard, or looks again when it has seen nothing.
 const deafTime = 30 * time.Second
 
 // Run scans at the start, and whenever links, drivers, journals or one of the
@@ -46,7 +46,7 @@ const deafTime = 30 * time.Second
 // with the next scan.
 func (r *Reconciler) Run(ctx context.Context, repair bool, log *slog.Logger) {
 	state := round{}
-	scan := func() { r.round(ctx, &state, repair, log) }
+	scan := func() bool { return r.round(ctx, &state, repair, log) }
 	for {
 		err := r.listen(ctx, scan)
 		if ctx.Err() != nil {
@@ -62,9 +62,9 @@ func (r *Reconciler) Run(ctx context.Context, repair bool, log *slog.Logger) {
 	}
 }
 
-// listen scans, and again whenever something changed, until ctx ends or changes
-// cannot be heard any more.
-func (r *Reconciler) listen(ctx context.Context, scan func()) error {
+// listen scans, and again whenever something changed or a scan has seen nothing,
+// until ctx ends or changes cannot be heard any more.
+func (r *Reconciler) listen(ctx context.Context, scan func() (seen bool)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	events, files, err := r.sources(ctx)
@@ -94,7 +94,9 @@ func (r *Reconciler) listen(ctx context.Context, scan func()) error {
 			alarm.set()
 		case <-alarm.timer.C:
 			alarm.first = time.Time{}
-			scan()
+			if !scan() { // and perhaps nothing will tell that it could be done now
+				alarm.timer.Reset(cmp.Or(r.deaf, deafTime))
+			}
 		}
 	}
 }
@@ -162,10 +164,10 @@ type round struct {
 	problem string
 }
 
-// round scans once, tells what is new and what is gone, and repairs.
-func (r *Reconciler) round(ctx context.Context, last *round, repair bool, log *slog.Logger) {
+// round scans once, tells what is new and what is gone, and repairs. It reports
+// whether it has seen the node's VFs; otherwise all that was found before stands.
+func (r *Reconciler) round(ctx context.Context, last *round, repair bool, log *slog.Logger) (seen bool) {
 	now, err := r.Scan(ctx)
-	r.keep(now)
 	problem := ""
 	if err != nil {
 		problem = err.Error()
@@ -173,6 +175,11 @@ func (r *Reconciler) round(ctx context.Context, last *round, repair bool, log *s
 	if problem != last.problem && problem != "" {
 		log.Warn("reconcile", "err", problem)
 	}
+	last.problem = problem
+	if errors.Is(err, errUnseen) {
+		return false
+	}
+	r.keep(now)
 	for _, f := range last.found {
 		if !slices.Contains(now, f) {
 			log.Info("VF is in order again", "was", f)
@@ -190,7 +197,8 @@ func (r *Reconciler) round(ctx context.Context, last *round, repair bool, log *s
 			gaveWay = append(gaveWay, f)
 		}
 	}
-	last.found, last.gaveWay, last.problem = now, gaveWay, problem
+	last.found, last.gaveWay = now, gaveWay
+	return true
 }
 
 // repair repairs one finding, says what became of it, and returns whether it was

@@ -182,6 +182,30 @@ func TestRepairThatGaveWayIsTriedAgain(t *testing.T) {
 	}
 }
 
+// A scan that cannot see the VFs, as while they are made anew, says nothing of them:
+// what was found stands, and it is looked again although nothing changes.
+func TestScanThatSeesNothing(t *testing.T) {
+	n := newNode(t)
+	n.deaf = time.Millisecond
+	var heard bytes.Buffer
+	log, state := slog.New(slog.NewTextHandler(&heard, nil)), round{}
+	n.vlan(77)
+	if !n.round(t.Context(), &state, false, log) {
+		t.Fatal("nothing was seen")
+	}
+	sys, hidden := filepath.Join(n.tree.Root(), "sys"), filepath.Join(n.tree.Root(), "hidden")
+	n.must(os.Rename(sys, hidden))
+	if n.round(t.Context(), &state, false, log) {
+		t.Error("it has seen VFs where there is no sysfs")
+	}
+	if found := n.Findings(); len(found) != 1 || strings.Contains(heard.String(), "in order again") {
+		t.Errorf("found %v, said %s", found, &heard)
+	}
+	c := n.run(false) // which sees nothing at first
+	n.must(os.Rename(hidden, sys))
+	n.hears(c, "VFLeftover")
+}
+
 // What a repair itself makes and removes is no cause of the next scan: one that
 // gives way would never come to rest.
 func TestRepairLocksCauseNoScan(t *testing.T) {

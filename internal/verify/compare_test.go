@@ -39,7 +39,7 @@ func good() (*plan.Attachment, Claim, *sriov.Snapshot, *Facts) {
 	c := Claim{Interface: true, MAC: "02:00:00:00:00:01", MTU: 1400, Addresses: []string{"10.0.0.2/24"}}
 	before := &sriov.Snapshot{NetDevs: []sriov.NetDev{{Name: "ens1v2", Index: 7, MAC: "02:00:00:00:00:aa"}}, VFIndex: 2, Instance: 4711}
 	f := &Facts{
-		Interface: Interface{Exists: true, Name: "net1", MAC: "02:00:00:00:00:01", MTU: 1400, Parent: vf, Addresses: []string{"10.0.0.2/24", "fe80::1/64"}},
+		Interface: Interface{Exists: true, Name: "net1", MAC: "02:00:00:00:00:01", MTU: 1400, Up: true, Parent: vf, Addresses: []string{"10.0.0.2/24", "fe80::1/64"}},
 		Device: &sriov.Snapshot{Driver: "igbvf", Instance: 4711, VF: &sriov.VFState{
 			MAC: "02:00:00:00:00:01", VLAN: 100, VLANQoS: 3, VLANProto: "802.1q", Trust: true, LinkState: "enable", MinTxRate: 10, MaxTxRate: 200,
 		}},
@@ -50,7 +50,7 @@ func good() (*plan.Attachment, Claim, *sriov.Snapshot, *Facts) {
 func TestAllAsItShouldBe(t *testing.T) {
 	a, c, before, f := good()
 	r := Compare(a, c, before, f)
-	if len(r.Findings) != 0 || len(r.Checked) != 18 {
+	if len(r.Findings) != 0 || len(r.Checked) != 19 {
 		t.Errorf("%d checked: %v; findings %v", len(r.Checked), r.Checked, r.Findings)
 	}
 }
@@ -84,6 +84,7 @@ func TestEveryLieIsFound(t *testing.T) {
 		"maximum rate":    {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.MaxTxRate = 0 }, "maximum rate of the VF"},
 		"made again":      {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.Instance++ }, "PCI function: wanted the one that was handed over, found another one"},
 		"gone":            {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device = nil }, "device 0000:21:10.4: wanted on the node, found gone"},
+		"left down":       {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.Up = false }, "administrative state: wanted up, found down"},
 		"no VF on the PF": {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF = nil }, "virtual function"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -97,6 +98,17 @@ func TestEveryLieIsFound(t *testing.T) {
 				t.Errorf("findings %q lack %q", found, tc.want)
 			}
 		})
+	}
+}
+
+// That an interface is down contradicts a plan that asks for its link alone.
+func TestInterfaceThatMayBeDown(t *testing.T) {
+	for _, state := range []string{"auto", "disable", ""} {
+		a, c, before, f := good()
+		f.Interface.Up, f.Device.VF.LinkState, a.Want.VF.LinkState = false, state, state
+		if r := Compare(a, c, before, f); len(r.Findings) > 0 {
+			t.Errorf("link state %q: %v", state, r.Findings)
+		}
 	}
 }
 
@@ -148,19 +160,98 @@ func TestDevicesOfWhichTheKernelNamesNoParent(t *testing.T) {
 	}
 }
 
+// A device that programs drive has no interface, whatever its delegate claims; each
+// lie about the rest is found.
 func TestUserspaceDevices(t *testing.T) {
-	a := &plan.Attachment{IfName: "net1", Device: &plan.Device{ID: vf, PCIAddress: vf, PF: pf, Driver: "vfio-pci", Userspace: true}}
-	for _, c := range []Claim{{}, {Interface: true, MAC: "02:00:00:00:00:01", Addresses: []string{"10.1.0.2/24"}}} {
-		f := &Facts{Missing: []string{"net1"}, Device: &sriov.Snapshot{Driver: "vfio-pci"}}
-		if r := Compare(a, c, &sriov.Snapshot{}, f); len(r.Findings) != 0 || len(r.Checked) != 1 {
-			t.Errorf("claim %+v: %+v", c, r)
+	d := &plan.Device{ID: vf, PCIAddress: vf, PF: pf, Driver: "vfio-pci", Userspace: true, IOMMUGroup: "15"}
+	a := &plan.Attachment{IfName: "net1", Device: d}
+	before := &sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15", Instance: 1}
+	for name, tc := range map[string]struct {
+		c      Claim
+		change func(f *Facts)
+		want   string
+	}{
+		"as planned":     {Claim{}, func(*Facts) {}, ""},
+		"claimed":        {Claim{Interface: true, MAC: "02:00:00:00:00:01", Addresses: []string{"10.1.0.2/24"}}, func(f *Facts) { f.Missing = []string{"net1"} }, ""},
+		"another driver": {Claim{}, func(f *Facts) { f.Device.Driver, f.Node = "igbvf", "" }, "driver: wanted vfio-pci, found igbvf"},
+		"another group":  {Claim{}, func(f *Facts) { f.Device.IOMMUGroup = "16" }, "IOMMU group: wanted 15, found 16"},
+		"no group":       {Claim{}, func(f *Facts) { f.Device.IOMMUGroup = "" }, "IOMMU group: wanted 15, found none"},
+		"no device node": {Claim{}, func(f *Facts) { f.NodeProblem = &sriov.NodeError{Path: "/dev/vfio/15", Found: "none"} }, "device node: wanted /dev/vfio/15, found none"},
+		"made again":     {Claim{}, func(f *Facts) { f.Device.Instance = 2 }, "PCI function: wanted the one"},
+		"gone":           {Claim{}, func(f *Facts) { f.Device = nil }, "device 0000:21:10.4: wanted on the node, found gone"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &Facts{Device: &sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15", Instance: 1}, Node: "/dev/vfio/15"}
+			tc.change(f)
+			r := Compare(a, tc.c, before, f)
+			if got := sriov.Sentences(r.Findings); tc.want == "" && (got != "" || len(r.Checked) != 4) || !strings.Contains(got, tc.want) {
+				t.Errorf("checked %q, found %q, want %q", r.Checked, got, tc.want)
+			}
+		})
+	}
+	if r := Compare(a, Claim{}, before, &Facts{}); !strings.Contains(r.Fix(), "made anew") {
+		t.Errorf("what to do about a device that went: %s", r.Fix())
+	}
+	old := *d
+	old.IOMMUGroup = "" // an older agent does not say it
+	f := &Facts{Device: &sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "16"}}
+	if r := Compare(&plan.Attachment{Device: &old}, Claim{}, before, f); len(r.Findings) != 1 {
+		t.Errorf("by an older agent's plan: %+v", r)
+	}
+}
+
+// What a living sandbox has lost of its device.
+func TestLost(t *testing.T) {
+	before := &sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15", Instance: 1, NetDevs: []sriov.NetDev{{Name: "ens1v2", Index: 7}}}
+	for name, tc := range map[string]struct {
+		now     sriov.Snapshot
+		checked []string
+		want    string
+	}{
+		"nothing":          {sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15", Instance: 1}, []string{"driver"}, ""},
+		"the function":     {sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15", Instance: 2}, nil, "PCI function: wanted the one"},
+		"the driver":       {sriov.Snapshot{Driver: "igbvf", IOMMUGroup: "15", Instance: 1}, nil, "driver: wanted vfio-pci, found igbvf"},
+		"the group":        {sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "16", Instance: 1}, nil, "IOMMU group: wanted 15, found 16"},
+		"its netdev":       {sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15", NetDevs: before.NetDevs}, []string{"MTU"}, "network device ens1v2: wanted in the sandbox"},
+		"nobody looked":    {sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15", NetDevs: before.NetDevs}, nil, ""},
+		"a newer netdev":   {sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15", NetDevs: []sriov.NetDev{{Name: "ens1v2", Index: 8}}}, nil, "network device ens1v2"},
+		"it is stacked on": {sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15", NetDevs: before.NetDevs}, []string{stacked + "ens1v2 of the allocated device"}, ""},
+	} {
+		if got := sriov.Sentences(Lost(before, &tc.now, tc.checked)); tc.want == "" && got != "" || !strings.HasPrefix(got, tc.want) {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
 		}
 	}
-	if r := Compare(a, Claim{}, &sriov.Snapshot{}, &Facts{Device: &sriov.Snapshot{Driver: "igbvf"}}); len(r.Findings) != 1 {
-		t.Errorf("bound to another driver: %+v", r)
+}
+
+// The device node is looked for while the function is VFIO's, and only then.
+func TestDeviceNode(t *testing.T) {
+	const vf = "0000:18:01.1"
+	tree := sriovtest.New(t.TempDir())
+	tree.AddICE()
+	look := func() Facts {
+		t.Helper()
+		var f Facts
+		if err := f.lookAtNode(tree.Host(), vf); err != nil || tree.Err() != nil {
+			t.Fatal(err, tree.Err())
+		}
+		return f
 	}
-	if r := Compare(a, Claim{}, &sriov.Snapshot{}, &Facts{}); len(r.Findings) != 1 || !strings.Contains(r.Fix(), "made anew") {
-		t.Errorf("gone: %+v, %s", r, r.Fix())
+	if f := look(); f.Node != "/dev/vfio/83" || f.NodeProblem != nil {
+		t.Errorf("%+v", f)
+	}
+	if err := os.Remove(filepath.Join(tree.Root(), "dev/vfio/83")); err != nil {
+		t.Fatal(err)
+	}
+	if f := look(); f.NodeProblem == nil || f.NodeProblem.Found != "none" {
+		t.Errorf("without its node: %+v", f)
+	}
+	tree.Bind(vf, "iavf")
+	if f := look(); f.Node != "" || f.NodeProblem != nil {
+		t.Errorf("at the kernel's driver: %+v", f)
+	}
+	tree.Remove(vf)
+	if f := look(); f.Node != "" || f.NodeProblem != nil {
+		t.Errorf("gone: %+v", f)
 	}
 }
 

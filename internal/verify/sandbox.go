@@ -3,6 +3,7 @@ package verify
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 
@@ -82,7 +83,7 @@ func (s *Sandbox) look(name string, hardware bool) (Interface, error) {
 		return Interface{}, err
 	}
 	a := link.Attrs()
-	out := Interface{Exists: true, Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Parent: a.ParentDev, Lower: a.ParentIndex}
+	out := Interface{Exists: true, Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Up: a.Flags&net.FlagUp != 0, Parent: a.ParentDev, Lower: a.ParentIndex}
 	if out.Parent == "" && hardware {
 		err := ns.WithNetNSPath(s.path, func(ns.NetNS) error {
 			out.Parent = busInfo(name)

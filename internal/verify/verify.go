@@ -37,6 +37,7 @@ type Interface struct {
 	Name      string
 	MAC       string
 	MTU       int
+	Up        bool   // set up, whether or not it has a carrier
 	Parent    string // parent device or bus-info; empty when the kernel tells none
 	Lower     int    // index of the link that it is stacked on or paired with, in that link's namespace; 0 for none
 	Addresses []string
@@ -51,6 +52,10 @@ type Facts struct {
 	// LeftOnHost are network devices of the allocated device still on the host.
 	LeftOnHost []sriov.NetDev
 	Device     *sriov.Snapshot // as it is now; nil without a device
+	// Node is the device node of a device that is bound to VFIO, and NodeProblem
+	// what is wrong with it; empty for other devices.
+	Node        string
+	NodeProblem *sriov.NodeError
 }
 
 // Capture records the device of an attachment before its delegate runs; nil
@@ -145,10 +150,32 @@ func Look(host sriov.Host, sandbox *Sandbox, a *plan.Attachment, claimed []strin
 		}
 	}
 	f.Device, err = snapshot(host, a.Device)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) {
+		return f, nil
+	}
+	if err == nil && a.Device.PCIAddress != "" && a.Device.Userspace {
+		err = f.lookAtNode(host, a.Device.PCIAddress)
+	}
+	if err != nil {
 		return nil, cnierr.New("inspect device", cnierr.IO, "%w", err)
 	}
 	return f, nil
+}
+
+// lookAtNode looks for the device node of a function that may be bound to VFIO.
+func (f *Facts) lookAtNode(host sriov.Host, address string) error {
+	fn, err := host.Function(address)
+	if errors.Is(err, os.ErrNotExist) || err == nil && !fn.VFIO() {
+		return nil // it went, or has another driver by now: both are found
+	}
+	if err != nil {
+		return err
+	}
+	f.Node, err = host.VFIONode(*fn)
+	if errors.As(err, &f.NodeProblem) {
+		return nil
+	}
+	return err
 }
 
 // Returned reports whether the network devices that a device had before are on
@@ -278,7 +305,14 @@ func presence(b bool) string {
 	return "absent"
 }
 
-// compareInterface compares MAC, MTU and addresses with claim and request.
+func upDown(b bool) string {
+	if b {
+		return "up"
+	}
+	return "down"
+}
+
+// compareInterface compares MAC, MTU, state and addresses with claim and request.
 func compareInterface(r *Report, a *plan.Attachment, c Claim, i Interface) {
 	if c.MAC != "" {
 		r.expectMAC("MAC (result)", c.MAC, i.MAC)
@@ -291,6 +325,11 @@ func compareInterface(r *Report, a *plan.Attachment, c Claim, i Interface) {
 	}
 	if a.Want.MTU > 0 {
 		r.expect("MTU (configuration)", fmt.Sprint(a.Want.MTU), fmt.Sprint(i.MTU))
+	}
+	// A link that must be up whatever the wire says is no use to a pod whose own end
+	// was left down; this needs no carrier, and no policy about one.
+	if a.Want.VF != nil && strings.EqualFold(a.Want.VF.LinkState, "enable") {
+		r.expect("administrative state", upDown(true), upDown(i.Up))
 	}
 	for _, addr := range c.Addresses {
 		r.expect("address (result)", addr, pick(i.Addresses, addr))
@@ -347,6 +386,9 @@ func Lost(before, now *sriov.Snapshot, checked []string) []sriov.Difference {
 	var r Report
 	compareFunction(&r, before, now)
 	r.expect("driver", before.Driver, now.Driver)
+	if before.IOMMUGroup != "" {
+		r.expect("IOMMU group", before.IOMMUGroup, now.IOMMUGroup)
+	}
 	stays := checked == nil || slices.ContainsFunc(checked, func(s string) bool { return strings.HasPrefix(s, stacked) })
 	for _, d := range now.NetDevs {
 		was := slices.ContainsFunc(before.NetDevs, func(b sriov.NetDev) bool { return b.Index == d.Index })
@@ -370,7 +412,27 @@ func compareDevice(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) 
 	if !d.Userspace {
 		compareNetDev(r, d, before, f)
 	} else if f.Device != nil {
-		r.expect("driver", d.Driver, f.Device.Driver)
+		compareUserspace(r, d, before, f)
+	}
+}
+
+// compareUserspace compares a device that programs drive: its driver, and with VFIO
+// its IOMMU group, by which the container was given it, and its device node.
+func compareUserspace(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) {
+	r.expect("driver", d.Driver, f.Device.Driver)
+	if !(sriov.Function{Driver: d.Driver}).VFIO() {
+		return
+	}
+	group := d.IOMMUGroup
+	if group == "" && before != nil { // an older agent's plan
+		group = before.IOMMUGroup
+	}
+	r.expect("IOMMU group", group, f.Device.IOMMUGroup)
+	switch {
+	case f.NodeProblem != nil:
+		r.expect("device node", f.NodeProblem.Path, f.NodeProblem.Found)
+	case f.Node != "":
+		r.expect("device node", f.Node, f.Node)
 	}
 }
 

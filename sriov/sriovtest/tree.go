@@ -423,9 +423,33 @@ func (t *Tree) bind(dir, driver string) {
 	t.component("driver", driver)
 	t.link("sys/bus/pci/drivers/"+driver+"/"+filepath.Base(dir), dir)
 	t.link(dir+"/driver", "sys/bus/pci/drivers/"+driver)
+	if node, class := t.vfioNode(dir); node != "" {
+		t.mkdir(filepath.Dir(node))
+		t.do(func() error { return os.Symlink(vfioDevice, t.abs(node)) })
+		t.place(class, []entry{attr("dev", vfioNumber)}, nil)
+	}
+}
+
+// What stands for every VFIO device node, since making one needs privilege: a
+// character device that each machine has.
+const vfioDevice, vfioNumber = "/dev/null", "1:3"
+
+// vfioNode returns the device node of a function that is bound to VFIO and has an
+// IOMMU group, and the group's directory in sysfs; else nothing. Groups have one
+// function here.
+func (t *Tree) vfioNode(dir string) (node, class string) {
+	group, driver := t.follow(dir+"/iommu_group"), t.follow(dir+"/driver")
+	if group == "" || !(sriov.Function{Driver: filepath.Base(driver)}).VFIO() {
+		return "", ""
+	}
+	return "dev/vfio/" + filepath.Base(group), "sys/class/vfio/" + filepath.Base(group)
 }
 
 func (t *Tree) unbind(dir string) {
+	if node, class := t.vfioNode(dir); node != "" {
+		t.remove(node)
+		t.remove(class)
+	}
 	if driver := t.follow(dir + "/driver"); driver != "" {
 		t.remove(dir + "/driver")
 		t.remove(driver + "/" + filepath.Base(dir))

@@ -122,7 +122,7 @@ func Again(args []string, attr *syscall.SysProcAttr, env ...string) (int, error)
 }
 
 // furnish makes the new namespaces a bare host: nothing of the mounts leaks out,
-// /run is empty, /sys holds only what a test puts there, loopback is up.
+// /run is empty, /sys and /dev/vfio hold only what a test puts there, loopback is up.
 func furnish() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -139,11 +139,42 @@ func furnish() error {
 	if err := unix.Mount(hostRoot+"/sys", "/sys", "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount /sys: %w", err)
 	}
+	if err := furnishDev(); err != nil {
+		return err
+	}
 	lo, err := netlinksafe.LinkByName("lo")
 	if err != nil {
 		return err
 	}
 	return netlink.LinkSetUp(lo)
+}
+
+// furnishDev makes /dev what it was but for VFIO's device nodes, which are those of
+// the tree that a test builds.
+func furnishDev() error {
+	const was = "/run/dev"
+	if err := os.MkdirAll(was, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("/dev", was, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("keep /dev: %w", err)
+	}
+	if err := unix.Mount("tmpfs", "/dev", "tmpfs", 0, "mode=755"); err != nil {
+		return fmt.Errorf("mount /dev: %w", err)
+	}
+	entries, err := os.ReadDir(was)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == "vfio" {
+			continue
+		}
+		if err := os.Symlink(filepath.Join(was, e.Name()), filepath.Join("/dev", e.Name())); err != nil {
+			return err
+		}
+	}
+	return os.Symlink(hostRoot+"/dev/vfio", "/dev/vfio")
 }
 
 // Host is the node's hardware as a test makes it: a sysfs tree, and software
@@ -153,7 +184,8 @@ type Host struct {
 	next int
 }
 
-// hostRoot is where the host's sys/ is built; it is mounted at /sys.
+// hostRoot is where the host's sys/ and dev/vfio/ are built; they are shown at /sys
+// and /dev/vfio.
 const hostRoot = "/run/host"
 
 // hostPF is the PCI function that the devices of [Host.AddDevice] are slices of.
@@ -170,6 +202,9 @@ func NewHost() (*Host, error) {
 		if err := os.RemoveAll(filepath.Join(hostRoot, "sys", e.Name())); err != nil {
 			return nil, err
 		}
+	}
+	if err := os.RemoveAll(hostRoot + "/dev"); err != nil {
+		return nil, err
 	}
 	h := &Host{tree: sriovtest.New(hostRoot)}
 	h.tree.AddFunction(sriovtest.Function{Address: hostPF, Vendor: "15b3", Device: "101d", Driver: "mlx5_core"})
