@@ -21,24 +21,27 @@ type contender struct {
 	name     string
 	add, del func(pod, sandbox int) error
 	cpu      func() (time.Duration, error) // used so far by all that it runs
+	agent    func() (time.Duration, error) // used so far by the agent alone, part of the above
 }
 
 // contenders returns those for a set of delegates, the floor first.
 func (n *node) contenders(d delegates) []contender {
 	cni := n.floorCNI()
 	floor := contender{
-		name: floorName,
-		add:  func(pod, sandbox int) error { return n.floorAdd(cni, d, pod, sandbox) },
-		del:  func(pod, sandbox int) error { return n.floorDel(cni, d, pod, sandbox) },
-		cpu:  func() (time.Duration, error) { return rusage(unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN) },
+		name:  floorName,
+		add:   func(pod, sandbox int) error { return n.floorAdd(cni, d, pod, sandbox) },
+		del:   func(pod, sandbox int) error { return n.floorDel(cni, d, pod, sandbox) },
+		cpu:   func() (time.Duration, error) { return rusage(unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN) },
+		agent: func() (time.Duration, error) { return 0, nil },
 	}
 	out := []contender{floor}
 	for _, status := range []string{statusSync, statusAsync} {
 		out = append(out, contender{
-			name: status,
-			add:  func(pod, sandbox int) error { return n.call("ADD", d, status, pod, sandbox) },
-			del:  func(pod, sandbox int) error { return n.call("DEL", d, status, pod, sandbox) },
-			cpu:  n.manifoldCPU,
+			name:  status,
+			add:   func(pod, sandbox int) error { return n.call("ADD", d, status, pod, sandbox) },
+			del:   func(pod, sandbox int) error { return n.call("DEL", d, status, pod, sandbox) },
+			cpu:   n.manifoldCPU,
+			agent: n.agentCPU,
 		})
 	}
 	return out
@@ -57,11 +60,16 @@ const floorName = "floor"
 // manifoldCPU is the plugin's with its delegates, and the agent's.
 func (n *node) manifoldCPU() (time.Duration, error) {
 	children, err := rusage(unix.RUSAGE_CHILDREN)
-	if err != nil || n.agent == nil {
-		return children, err
+	agent, err2 := n.agentCPU()
+	return children + agent, errors.Join(err, err2)
+}
+
+// agentCPU is the agent's, where it runs.
+func (n *node) agentCPU() (time.Duration, error) {
+	if n.agent == nil {
+		return 0, nil
 	}
-	agent, err := harness.ProcessCPU(n.agent.Process.Pid)
-	return children + agent, err
+	return harness.ProcessCPU(n.agent.Process.Pid)
 }
 
 // rusage returns the CPU time of this process, or of the children that ended.
@@ -180,7 +188,8 @@ func (n *node) level(r *report, d delegates, atOnce int) error {
 // one's time.
 func (s *series) measure(who contender, verb func(pod, sandbox int) error, first, count int) error {
 	before, err := who.cpu()
-	if err != nil {
+	agentBefore, err2 := who.agent()
+	if err := errors.Join(err, err2); err != nil {
 		return err
 	}
 	times, errs := make([]float64, count), make([]error, count)
@@ -194,12 +203,13 @@ func (s *series) measure(who contender, verb func(pod, sandbox int) error, first
 	}
 	wg.Wait()
 	after, err := who.cpu()
-	if err := errors.Join(append(errs, err)...); err != nil {
+	agentAfter, err2 := who.agent()
+	if err := errors.Join(append(errs, err, err2)...); err != nil {
 		return fmt.Errorf("%s %s: %w", s.Contender, s.Verb, err)
 	}
-	total := s.CPUMillis*float64(len(s.Millis)) + millis(after-before)
+	total, agent := s.CPUMillis*float64(len(s.Millis))+millis(after-before), s.AgentMillis*float64(len(s.Millis))+millis(agentAfter-agentBefore)
 	s.Millis = append(s.Millis, times...)
-	s.CPUMillis = total / float64(len(s.Millis))
+	s.CPUMillis, s.AgentMillis = total/float64(len(s.Millis)), agent/float64(len(s.Millis))
 	return nil
 }
 

@@ -99,7 +99,7 @@ func (n *node) starts(r *report) error {
 	for _, name := range []string{"noop", "manifold"} {
 		rt := harness.Runtime{Plugin: n.path("bin/" + name), Path: n.path("bin")}
 		s := &series{Delegates: "no", AtOnce: 1, Verb: "VERSION", Contender: name}
-		who := contender{cpu: n.manifoldCPU}
+		who := contender{cpu: n.manifoldCPU, agent: n.agentCPU}
 		for range n.pods {
 			if err := s.measure(who, func(int, int) error { _, err := rt.Call("VERSION", harness.Sandbox{}); return err }, 0, 1); err != nil {
 				return err

@@ -16,12 +16,13 @@ const confidence = 0.95
 
 // series is one contender's times of one verb under one load.
 type series struct {
-	Delegates string    `json:"delegates"`
-	AtOnce    int       `json:"atOnce"`
-	Verb      string    `json:"verb"`
-	Contender string    `json:"contender"`
-	Millis    []float64 `json:"ms"`
-	CPUMillis float64   `json:"cpuMsPerCall"` // of the contender's processes and the delegates
+	Delegates   string    `json:"delegates"`
+	AtOnce      int       `json:"atOnce"`
+	Verb        string    `json:"verb"`
+	Contender   string    `json:"contender"`
+	Millis      []float64 `json:"ms"`
+	CPUMillis   float64   `json:"cpuMsPerCall"`      // of the contender's processes and the delegates
+	AgentMillis float64   `json:"agentCPUMsPerCall"` // the agent's part of it
 }
 
 // figure is a single number.
@@ -62,11 +63,11 @@ func (r *report) compared(all []*series) {
 	r.Series = append(r.Series, all...)
 	floor := all[0]
 	fmt.Fprintf(r.out, "\n%s, %s delegates, %d at once, %d calls each\n", floor.Verb, floor.Delegates, floor.AtOnce, len(floor.Millis))
-	fmt.Fprintf(r.out, "  %-10s %8s %17s %8s %8s %8s %9s %7s\n", "", "p50 ms", "95 % of p50", "p90", "p99", "CPU ms", "p50 over", "ratio")
+	fmt.Fprintf(r.out, "  %-10s %8s %17s %8s %8s %8s %8s %9s %7s\n", "", "p50 ms", "95 % of p50", "p90", "p99", "CPU ms", "agent's", "p50 over", "ratio")
 	for _, s := range all {
 		sample := benchmath.NewSample(slices.Clone(s.Millis), &benchmath.DefaultThresholds)
 		p50 := benchmath.AssumeNothing.Summary(sample, confidence)
-		fmt.Fprintf(r.out, "  %-10s %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f", s.Contender, p50.Center, p50.Lo, p50.Hi, quantile(s.Millis, 90), quantile(s.Millis, 99), s.CPUMillis)
+		fmt.Fprintf(r.out, "  %-10s %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f", s.Contender, p50.Center, p50.Lo, p50.Hi, quantile(s.Millis, 90), quantile(s.Millis, 99), s.CPUMillis, s.AgentMillis)
 		if s != floor {
 			base := quantile(floor.Millis, 50)
 			fmt.Fprintf(r.out, " %+9.2f %7.2f", p50.Center-base, p50.Center/base)
