@@ -1,6 +1,8 @@
 package netattach
 
 import (
+	"encoding/json"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -25,6 +27,22 @@ type DefinitionSpec struct {
 	// Config is a CNI configuration or configuration list as JSON. Empty means
 	// that a file on the node has the configuration, under the definition's name.
 	Config string `json:"config,omitempty"`
+}
+
+// UnmarshalJSON never fails. An API server whose schema says nothing of a
+// definition's spec, or did not when it was written, hands out what anybody wrote,
+// and one object that fails would take along every other one of the list. What is
+// no string is kept as it is written, for whoever selects it.
+func (s *DefinitionSpec) UnmarshalJSON(raw []byte) error {
+	spec := map[string]json.RawMessage{}
+	if json.Unmarshal(raw, &spec) != nil {
+		spec["config"] = raw
+	}
+	config, there := spec["config"]
+	if there && json.Unmarshal(config, &s.Config) != nil {
+		s.Config = string(config)
+	}
+	return nil
 }
 
 // DefinitionList is a list of definitions as the API server returns it.

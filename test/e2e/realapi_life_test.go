@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -16,7 +17,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
 
 	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/test/apiserver"
@@ -35,6 +38,44 @@ func TestRealAPIDefinitions(t *testing.T) {
 	} {
 		if err := n.defineReal(name, tc.spec); (err == nil) != tc.ok {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// withoutSchema makes the API server take any definition, as one whose CRD says
+// nothing of their form.
+func (n *realNode) withoutSchema() {
+	n.t.Helper()
+	dyn, err := dynamic.NewForConfig(n.server.Config())
+	n.must(err)
+	crds := dyn.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
+	const loose = `[{"op":"replace","path":"/spec/versions/0/schema/openAPIV3Schema","value":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}]`
+	_, err = crds.Patch(context.Background(), netattach.Resource+"."+netattach.GroupVersion.Group, types.JSONPatchType, []byte(loose), metav1.PatchOptions{})
+	n.must(err)
+	n.eventually("the API server to take any definition", func() bool { return n.defineReal("number", map[string]any{"config": int64(7)}) == nil })
+}
+
+// TestRealAPIBrokenDefinitions: definitions of any form fail the pods that select
+// them, and no other.
+func TestRealAPIBrokenDefinitions(t *testing.T) {
+	n := newRealNode(t)
+	n.withoutSchema()
+	n.plain()
+	n.must(n.defineReal("object", map[string]any{"config": map[string]any{"plugins": []any{nil}}}))
+	n.must(n.defineReal("list", map[string]any{"config": []any{nil}}))
+	n.must(n.defineReal("huge", map[string]any{"config": strings.Repeat("[", 300<<10)}))
+	for _, name := range []string{"agent", "one-shot"} {
+		if name == "agent" {
+			n.serve()
+			n.eventually("the snapshot", func() bool { return exists(n.path("state/snapshot")) })
+		} else {
+			n.must(os.Remove(n.path("agent.sock")))
+		}
+		p := n.create("fine-"+name, "plain")
+		n.eventuallyAdds(p)
+		n.succeed("DEL", p)
+		for _, broken := range []string{"number", "object", "list", "huge"} {
+			n.refusedWithoutTrace(n.create(broken+"-"+name, "plain,"+broken), 103, "network default/"+broken)
 		}
 	}
 }
