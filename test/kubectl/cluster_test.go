@@ -47,12 +47,24 @@ func init() {
 		kubectlDir, err = harness.Controllers()
 		return err
 	})
+	commands["bind"] = cmdBind
 	commands["cluster"], commands["user"], commands["ask"], commands["admission"] = cmdCluster, cmdUser, cmdAsk, cmdAdmission
 }
 
 // The scripts that need a real API server: what its proxy lets through, and whom
 // it lets see what, nothing else can tell.
 func TestRealAPIScripts(t *testing.T) { runScripts(t, filepath.Join("testdata", "apiserver")) }
+
+// The scripts that run the commands of pages, with a real API server: between two
+// blocks they do what a kubelet does.
+func TestRealAPIPages(t *testing.T) {
+	runScripts(t, filepath.Join("testdata", "pages"))
+	for _, p := range pages {
+		if err := p.finish(); err != nil {
+			t.Error(err)
+		}
+	}
+}
 
 // agentAddress is where the agent's pod is: the API server's proxy refuses
 // loopback addresses.
@@ -98,8 +110,10 @@ func cmdCluster(ts *testscript.TestScript, _ bool, _ []string) {
 	clusters[n], n.uids = c, map[string]string{}
 	ts.Setenv("PATH", kubectlDir+string(os.PathListSeparator)+ts.Getenv("PATH"))
 	c.kubeconfigOf(ts, n.path("admin.kubeconfig"), c.server.Config().BearerToken)
+	ts.Setenv("KUBECONFIG", n.path("admin.kubeconfig"))
 	_, err = c.client.CoreV1().Namespaces().Create(context.Background(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
 	check(ts, err)
+	ts.Check(c.server.InstallDefinitions())
 	c.install(ts, func(o *unstructured.Unstructured) bool {
 		return o.GroupVersionKind().Group == rbacv1.GroupName || o.GetKind() == "ServiceAccount"
 	})
@@ -205,6 +219,17 @@ users: [{name: u, user: {token: %s}}]
 contexts: [{name: x, context: {cluster: c, user: u, namespace: default}}]
 current-context: x
 `, apiserver.URL(), base64.StdEncoding.EncodeToString(ca), token), 0o600))
+}
+
+// cmdBind binds a pod of namespace default to the script's node, as a scheduler
+// does: "bind POD".
+func cmdBind(ts *testscript.TestScript, _ bool, args []string) {
+	n, ctx := of(ts), context.Background()
+	pods := clusters[n].client.CoreV1().Pods("default")
+	ts.Check(pods.Bind(ctx, &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Name: args[0]}, Target: corev1.ObjectReference{Kind: "Node", Name: "node1"}}, metav1.CreateOptions{}))
+	pod, err := pods.Get(ctx, args[0], metav1.GetOptions{})
+	ts.Check(err)
+	n.uids[args[0]] = string(pod.UID)
 }
 
 // cmdUser makes an account of namespace default that may get pods, and that has

@@ -13,7 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/vishvananda/netlink"
 
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
@@ -42,6 +44,7 @@ type node struct {
 	agent   *exec.Cmd
 	netns   map[string]*harness.NetNS // by pod
 	uids    map[string]string         // by pod, with a real API server
+	page    *page                     // whose commands the script runs
 }
 
 // uid is the UID of a script's pod: the API server's, else that of its manifest.
@@ -57,7 +60,7 @@ func (n *node) path(elem string) string { return filepath.Join(n.dir, elem) }
 // Commands of the scripts.
 var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"node": cmdNode, "cni": cmdCNI, "vfs": cmdVFs, "allocate": cmdAllocate, "agent": cmdAgent, "die": cmdDie, "damage": cmdDamage,
-	"exclude": cmdExclude, "logfile": cmdLogFile,
+	"exclude": cmdExclude, "logfile": cmdLogFile, "page": cmdPage, "block": cmdBlock, "plugin": cmdPlugin,
 }
 
 // of returns the node of a script.
@@ -138,8 +141,8 @@ func cmdCNI(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// cmdVFs adds a PF with VFs that a driver for programs has: "vfs COUNT". They are
-// 0000:5e:01.0 and so on.
+// cmdVFs adds a PF with VFs: "vfs COUNT", which a driver for programs has, or "vfs
+// COUNT DRIVER", which have network devices. They are 0000:5e:01.0 and so on.
 func cmdVFs(ts *testscript.TestScript, _ bool, args []string) {
 	count, err := strconv.Atoi(args[0])
 	ts.Check(err)
@@ -147,7 +150,16 @@ func cmdVFs(ts *testscript.TestScript, _ bool, args []string) {
 	tree := sriovtest.New("/run/host") // the harness shows its sys/ as the host's
 	tree.AddPF(sriovtest.PF{Address: pf, Driver: "ice", TotalVFs: count, NUMA: 1})
 	for i := range count {
-		tree.AddVF(sriovtest.VF{PF: pf, Index: i, Address: fmt.Sprintf("0000:5e:01.%d", i), Driver: "vfio-pci", IOMMUGroup: fmt.Sprint(100 + i)})
+		vf := sriovtest.VF{PF: pf, Index: i, Address: fmt.Sprintf("0000:5e:01.%d", i), Driver: "vfio-pci", IOMMUGroup: fmt.Sprint(100 + i)}
+		if len(args) > 1 {
+			vf.Driver, vf.NetDev = args[1], fmt.Sprintf("ens1f0v%d", i)
+			link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: vf.NetDev}, PeerName: fmt.Sprintf("wire%d", i)}
+			ts.Check(netlink.LinkAdd(link))
+			peer, err := netlinksafe.LinkByName(link.PeerName)
+			ts.Check(err)
+			ts.Check(netlink.LinkSetUp(peer))
+		}
+		tree.AddVF(vf)
 	}
 	ts.Check(tree.Err())
 }
@@ -206,6 +218,17 @@ func change(ts *testscript.TestScript, file string, change func(map[string]any))
 // cmdExclude excludes a PF from repairs: "exclude PF".
 func cmdExclude(ts *testscript.TestScript, _ bool, args []string) {
 	change(ts, of(ts).path("agent.json"), func(keys map[string]any) { keys["reconcileExclude"] = args })
+}
+
+// cmdPlugin sets a key of the configuration that the runtime calls the plugin with:
+// "plugin KEY=VALUE".
+func cmdPlugin(ts *testscript.TestScript, _ bool, args []string) {
+	n := of(ts)
+	key, value, _ := strings.Cut(args[0], "=")
+	keys := map[string]any{}
+	ts.Check(json.Unmarshal(n.rt.Conf, &keys))
+	keys[key] = value
+	n.rt.Conf = encode(ts, keys)
 }
 
 // cmdLogFile makes a file the plugin's log: "logfile FILE".

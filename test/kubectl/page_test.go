@@ -1,0 +1,121 @@
+package kubectl
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// page is a page of docs/ whose commands a script runs.
+type page struct {
+	file   string
+	text   string
+	blocks []block
+	next   int // the first block that has not run
+}
+
+// block is a fenced block of commands, and what is said to be printed, when a
+// block of text follows it.
+type block struct {
+	commands string
+	output   string
+	from, to int // of output in the page's text; to is 0 for none
+}
+
+var (
+	fence = regexp.MustCompile("(?sm)^```(sh|text)\n(.*?)^```$")
+	// changing is what differs from one run to the next.
+	changing = []struct {
+		what *regexp.Regexp
+		by   string
+	}{
+		{regexp.MustCompile(`\b[0-9][0-9hms]* ago`), "2s ago"},
+		{regexp.MustCompile(`\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b`), "6f1c30a2-58d1-4f5e-9a0b-7d6f7c1f52aa"},
+		{regexp.MustCompile(`\b20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z`), "2026-05-04T03:00:00Z"},
+		{regexp.MustCompile(`on kernel [^ \n]+`), "on kernel 6.12.0"},
+		{regexp.MustCompile(`has [0-9]+ MiB left`), "has 20480 MiB left"},
+	}
+)
+
+// pages are those that scripts have opened, by file.
+var pages = map[string]*page{}
+
+// cmdPage opens a page: "page NAME", of docs/NAME.md.
+func cmdPage(ts *testscript.TestScript, _ bool, args []string) {
+	p := &page{file: filepath.Join("..", "..", "docs", args[0]+".md")}
+	raw, err := os.ReadFile(p.file)
+	ts.Check(err)
+	p.text = string(raw)
+	for _, m := range fence.FindAllStringSubmatchIndex(p.text, -1) {
+		switch body := p.text[m[4]:m[5]]; {
+		case p.text[m[2]:m[3]] == "sh":
+			p.blocks = append(p.blocks, block{commands: body})
+		case len(p.blocks) > 0 && p.blocks[len(p.blocks)-1].to == 0:
+			last := &p.blocks[len(p.blocks)-1]
+			last.output, last.from, last.to = body, m[4], m[5]
+		default:
+			ts.Fatalf("%s: text that no commands print:\n%s", p.file, body)
+		}
+	}
+	pages[p.file] = p
+	of(ts).page = p
+}
+
+// cmdBlock runs the page's next block of commands as a person does, and compares
+// what it prints: "block", and "! block" for one that must fail.
+func cmdBlock(ts *testscript.TestScript, neg bool, _ []string) {
+	p := of(ts).page
+	if p.next == len(p.blocks) {
+		ts.Fatalf("%s has no more commands", p.file)
+	}
+	b := &p.blocks[p.next]
+	p.next++
+	if err := ts.Exec("sh", "-ec", b.commands); (err != nil) != neg {
+		ts.Fatalf("%s: %v:\n%s", p.file, err, b.commands)
+	}
+	if b.to == 0 {
+		return
+	}
+	got := steady(ts, ts.ReadFile("stdout"))
+	if got != b.output && !*update {
+		ts.Fatalf("%s says that\n%s\nprints\n%s\nand it prints\n%s\nrun: go test -tags apiserver ./test/kubectl -update", p.file, b.commands, b.output, got)
+	}
+	b.output = got
+}
+
+// steady returns what commands printed with what differs between runs made the same.
+func steady(ts *testscript.TestScript, out string) string {
+	work := ts.Getenv("WORK")
+	out = strings.NewReplacer(work+"/net.d/", "/etc/cni/net.d/", work+"/bin", "/opt/cni/bin", work+"/state", "/var/lib/cni/manifold",
+		work+"/kubelet/", "/var/lib/kubelet/", work+"/agent.sock", "/run/manifold/agent.sock", work+"/agent.json", "/etc/cni/net.d/manifold.d/agent.json",
+		work+"/agent.kubeconfig", "/etc/cni/net.d/manifold.d/kubeconfig").Replace(out)
+	for _, c := range changing {
+		out = c.what.ReplaceAllString(out, c.by)
+	}
+	var lines []string
+	for line := range strings.Lines(out) {
+		lines = append(lines, strings.TrimRight(line, " \n"))
+	}
+	return strings.Join(lines, "\n") + "\n"
+}
+
+// finish writes the page where it is to be made anew, and says what has not run.
+func (p *page) finish() error {
+	if p.next < len(p.blocks) {
+		return fmt.Errorf("%s: %d of %d blocks of commands have run", p.file, p.next, len(p.blocks))
+	}
+	if !*update {
+		return nil
+	}
+	text := p.text
+	for i := len(p.blocks) - 1; i >= 0; i-- {
+		if b := p.blocks[i]; b.to > 0 {
+			text = text[:b.from] + b.output + text[b.to:]
+		}
+	}
+	return os.WriteFile(p.file, []byte(text), 0o644)
+}
