@@ -44,7 +44,6 @@ type node struct {
 	agent   *exec.Cmd
 	netns   map[string]*harness.NetNS // by pod
 	uids    map[string]string         // by pod, with a real API server
-	page    *page                     // whose commands the script runs
 }
 
 // uid is the UID of a script's pod: the API server's, else that of its manifest.
@@ -60,7 +59,7 @@ func (n *node) path(elem string) string { return filepath.Join(n.dir, elem) }
 // Commands of the scripts.
 var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"node": cmdNode, "cni": cmdCNI, "vfs": cmdVFs, "allocate": cmdAllocate, "agent": cmdAgent, "die": cmdDie, "damage": cmdDamage,
-	"exclude": cmdExclude, "logfile": cmdLogFile, "page": cmdPage, "block": cmdBlock, "plugin": cmdPlugin,
+	"exclude": cmdExclude, "logfile": cmdLogFile, "plugin": cmdPlugin,
 }
 
 // of returns the node of a script.

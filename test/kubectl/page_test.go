@@ -1,3 +1,5 @@
+//go:build apiserver
+
 package kubectl
 
 import (
@@ -41,8 +43,8 @@ var (
 	}
 )
 
-// pages are those that scripts have opened, by file.
-var pages = map[string]*page{}
+// pages are those that scripts have opened, by the script's node.
+var pages = map[*node]*page{}
 
 // cmdPage opens a page: "page NAME", of docs/NAME.md.
 func cmdPage(ts *testscript.TestScript, _ bool, args []string) {
@@ -61,14 +63,13 @@ func cmdPage(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Fatalf("%s: text that no commands print:\n%s", p.file, body)
 		}
 	}
-	pages[p.file] = p
-	of(ts).page = p
+	pages[of(ts)] = p
 }
 
 // cmdBlock runs the page's next block of commands as a person does, and compares
 // what it prints: "block", and "! block" for one that must fail.
 func cmdBlock(ts *testscript.TestScript, neg bool, _ []string) {
-	p := of(ts).page
+	p := pages[of(ts)]
 	if p.next == len(p.blocks) {
 		ts.Fatalf("%s has no more commands", p.file)
 	}
