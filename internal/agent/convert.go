@@ -1,14 +1,18 @@
 package agent
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/netattach"
 )
 
 // Conversion is what became of a configuration of Multus.
@@ -100,6 +104,7 @@ func (v *converter) say(format string, args ...any) {
 func (v *converter) plugin(keys map[string]json.RawMessage) (map[string]any, error) {
 	out := map[string]any{"type": "manifold"}
 	v.say("type: %q becomes %q", stringValue(keys["type"]), "manifold")
+	keys = v.inOurCase(keys)
 	chroot := stringValue(keys["chrootDir"])
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		value := keys[key]
@@ -118,10 +123,15 @@ func (v *converter) plugin(keys map[string]json.RawMessage) (map[string]any, err
 			v.say("%s: dropped; it is unknown", key)
 		case slices.Contains(pathKeys, key):
 			out[key] = v.onNode(key, stringValue(value), chroot)
+		case key == "defaultNetworks":
+			v.defaultNetworks(out, keys, chroot)
+		case key == "delegates" && isSet(keys["clusterNetwork"]):
+			v.say("delegates: dropped; it has no effect beside clusterNetwork")
 		default:
 			out[key] = value
 		}
 	}
+	v.isolation(keys)
 	// The defaults of 'manifold-agent install' are others.
 	for key, def := range map[string]string{"cniDir": "/var/lib/cni/multus", "confDir": "/etc/cni/multus/net.d"} {
 		if out[key] == nil {
@@ -129,6 +139,58 @@ func (v *converter) plugin(keys map[string]json.RawMessage) (map[string]any, err
 		}
 	}
 	return out, netconf.Validate(v.completed(out, keys))
+}
+
+// inOurCase returns the keys as the reference writes them: Multus reads them in any
+// case.
+func (v *converter) inOurCase(keys map[string]json.RawMessage) map[string]json.RawMessage {
+	out := maps.Clone(keys)
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		if as := netconf.KeyInAnyCase(key); as != "" && keys[as] == nil {
+			v.say("%s: it is written %s", key, as)
+			out[as] = keys[key]
+			delete(out, key)
+		}
+	}
+	return out
+}
+
+// isSet reports whether a key has a value that counts.
+func isSet(raw json.RawMessage) bool {
+	return raw != nil && !slices.Contains([]string{"null", `""`, "[]"}, string(bytes.TrimSpace(raw)))
+}
+
+// defaultNetworks converts that key, whose look-up is the same. What is no absolute
+// path and has a slash Multus takes for a path below a directory that it does not
+// choose, and finds nothing there.
+func (v *converter) defaultNetworks(out map[string]any, keys map[string]json.RawMessage, chroot string) {
+	const key = "defaultNetworks"
+	if !isSet(keys[key]) {
+		return
+	}
+	if !isSet(keys["clusterNetwork"]) && isSet(keys["delegates"]) {
+		v.say("%s: dropped; Multus passes over it beside delegates, where Manifold would attach it", key)
+		return
+	}
+	var names []string
+	if json.Unmarshal(keys[key], &names) != nil {
+		return // CheckKey has seen it pass
+	}
+	for i, name := range names {
+		names[i] = v.onNode(key, name, chroot)
+		if !filepath.IsAbs(name) && strings.Contains(name, "/") {
+			v.say("%s: %s is the definition of that namespace and name; Multus takes it for a path", key, name)
+		}
+	}
+	out[key] = names
+}
+
+// isolation says where that key does more than it does for Multus.
+func (v *converter) isolation(keys map[string]json.RawMessage) {
+	if string(keys["namespaceIsolation"]) == "true" {
+		v.say("namespaceIsolation: it holds for the pod annotation %s too; list %s in globalNamespaces if pods use definitions of that namespace by it",
+			netattach.DefaultNetworkAnnotation, cmp.Or(stringValue(keys["multusNamespace"]), "kube-system"))
+	}
 }
 
 // completed returns what install makes of a conversion: the daemon's own file, which
@@ -139,7 +201,7 @@ func (v *converter) completed(out map[string]any, from map[string]json.RawMessag
 	}
 	v.say("clusterNetwork: it is not set; 'manifold-agent install' pins the first configuration in its directory that is not a meta-plugin's")
 	out = maps.Clone(out)
-	out["clusterNetwork"] = "found by install"
+	out["clusterNetwork"] = "found-by-install"
 	return out
 }
 

@@ -36,39 +36,57 @@ const thick = `{
   "auxiliaryCNIChainName": "vendor-cni-chain"
 }`
 
-func TestConvert(t *testing.T) {
-	tests := map[string]struct {
-		in            string
-		plugin, agent string // as JSON
-		list          string
-		said          []string
-	}{
-		"thin": {
-			thin,
-			`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","logFile":"/var/log/multus.log","logLevel":"debug","capabilities":{"portMappings":true},
+// conversions are configurations of Multus, what becomes of them and what is said.
+var conversions = map[string]struct {
+	in            string
+	plugin, agent string // as JSON
+	list          string
+	said          []string
+}{
+	"thin": {
+		thin,
+		`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","logFile":"/var/log/multus.log","logLevel":"debug","capabilities":{"portMappings":true},
 			  "clusterNetwork":"/etc/cni/net.d/10-flannel.conflist","systemNamespaces":["kube-system","admin"]}`,
-			`{"apiServer":"/etc/cni/net.d/multus.d/multus.kubeconfig"}`, "node-cni-network 0.3.1",
-			[]string{`type: "multus" becomes "manifold"`, "kubeconfig: it is apiServer", "Note1: dropped", `cniVersion: "0.3.1" is kept`},
-		},
-		"thick": {
-			thick,
-			`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/net.d","binDir":"/var/lib/cni/bin","readinessindicatorfile":"/run/multus/cni/net.d/10-ovn.conf",
+		`{"apiServer":"/etc/cni/net.d/multus.d/multus.kubeconfig"}`, "node-cni-network 0.3.1",
+		[]string{`type: "multus" becomes "manifold"`, "kubeconfig: it is apiServer", "Note1: dropped", `cniVersion: "0.3.1" is kept`},
+	},
+	"thick": {
+		thick,
+		`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/net.d","binDir":"/var/lib/cni/bin","readinessindicatorfile":"/run/multus/cni/net.d/10-ovn.conf",
 			  "clusterNetwork":"/run/multus/cni/net.d/10-ovn.conf","namespaceIsolation":true,"auxiliaryCNIChainName":"vendor-cni-chain"}`,
-			`{}`, "multus-cni-network 1.1.0",
-			[]string{"chrootDir: dropped", "multusConfigFile: dropped", "perNodeCertificate: dropped", "confDir: /hostroot/etc/cni/net.d is /etc/cni/net.d on the node"},
-		},
-		"stock daemon": {
-			`{"chrootDir":"/hostroot","cniVersion":"0.3.1","logLevel":"Verbose","logToStderr":true,"cniConfigDir":"/host/etc/cni/net.d","multusAutoconfigDir":"/host/etc/cni/net.d",
+		`{}`, "multus-cni-network 1.1.0",
+		[]string{"chrootDir: dropped", "multusConfigFile: dropped", "perNodeCertificate: dropped", "confDir: /hostroot/etc/cni/net.d is /etc/cni/net.d on the node"},
+	},
+	"stock daemon": {
+		`{"chrootDir":"/hostroot","cniVersion":"0.3.1","logLevel":"Verbose","logToStderr":true,"cniConfigDir":"/host/etc/cni/net.d","multusAutoconfigDir":"/host/etc/cni/net.d",
 			  "multusConfigFile":"auto","socketDir":"/host/run/multus/"}`,
-			`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","logLevel":"Verbose","logToStderr":true}`,
-			`{}`, "multus-cni-network 0.3.1", []string{"clusterNetwork: it is not set; 'manifold-agent install' pins"},
+		`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","logLevel":"Verbose","logToStderr":true}`,
+		`{}`, "multus-cni-network 0.3.1", []string{"clusterNetwork: it is not set; 'manifold-agent install' pins"},
+	},
+	"default networks": {
+		`{"type":"multus","ClusterNetwork":"flannel","LOGLEVEL":"debug","namespaceIsolation":true,"delegates":[{"type":"x"}],
+			  "defaultNetworks":["storage","/host/etc/cni/multus/net.d/20-b.conf","/etc/cni/extra","team/net"]}`,
+		`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","clusterNetwork":"flannel","logLevel":"debug","namespaceIsolation":true,
+			  "defaultNetworks":["storage","/etc/cni/multus/net.d/20-b.conf","/etc/cni/extra","team/net"]}`,
+		`{}`, "multus-cni-network 1.1.0", []string{
+			"ClusterNetwork: it is written clusterNetwork", "LOGLEVEL: it is written logLevel", "delegates: dropped; it has no effect beside clusterNetwork",
+			"defaultNetworks: /host/etc/cni/multus/net.d/20-b.conf is /etc/cni/multus/net.d/20-b.conf on the node", "defaultNetworks: team/net is the definition of that namespace",
+			"namespaceIsolation: it holds for the pod annotation v1.multus-cni.io/default-network too; list kube-system in globalNamespaces",
 		},
-		"a list": {
-			`{"cniVersion":"1.1.0","name":"n","plugins":[{"type":"multus-shim","clusterNetwork":"flannel"},{"type":"tuning"}]}`,
-			`{"type":"manifold","clusterNetwork":"flannel","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d"}`, `{}`, "n 1.1.0", []string{`type: "multus-shim"`},
-		},
-	}
-	for name, tc := range tests {
+	},
+	"default networks beside delegates": {
+		`{"type":"multus","delegates":[{"type":"x","name":"y"}],"defaultNetworks":["storage"]}`,
+		`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","delegates":[{"type":"x","name":"y"}]}`,
+		`{}`, "multus-cni-network 1.1.0", []string{"defaultNetworks: dropped; Multus passes over it beside delegates"},
+	},
+	"a list": {
+		`{"cniVersion":"1.1.0","name":"n","plugins":[{"type":"multus-shim","clusterNetwork":"flannel"},{"type":"tuning"}]}`,
+		`{"type":"manifold","clusterNetwork":"flannel","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d"}`, `{}`, "n 1.1.0", []string{`type: "multus-shim"`},
+	},
+}
+
+func TestConvert(t *testing.T) {
+	for name, tc := range conversions {
 		t.Run(name, func(t *testing.T) {
 			c, err := Convert([]byte(tc.in))
 			if err != nil {
@@ -100,7 +118,7 @@ func TestConvert(t *testing.T) {
 func validOnceInstalled(t *testing.T, c *Conversion, want string) {
 	t.Helper()
 	complete := string(c.Plugin)
-	if !strings.Contains(want, "clusterNetwork") {
+	if !strings.Contains(want, "clusterNetwork") && !strings.Contains(want, "delegates") {
 		complete = strings.Replace(complete, `"type": "manifold"`, `"type": "manifold", "clusterNetwork": "x"`, 1)
 	}
 	if f := ValidateConfig([]byte(complete)); len(f) > 0 {
@@ -128,46 +146,12 @@ func TestConvertRefuses(t *testing.T) {
 		`[]`:                                   "cannot unmarshal",
 		`{"type":"multus","delegates":"none"}`: `"delegates"`,
 		`{"type":"multus"}`:                    "clusterNetwork",
-		`{"type":"multus"`:                     "unexpected end",
-		`{"plugins":[null]}`:                   "clusterNetwork",
+		`{"type":"multus","clusterNetwork":"a","defaultNetworks":["[{"]}`: `key "defaultNetworks": element 1`,
+		`{"type":"multus"`:   "unexpected end",
+		`{"plugins":[null]}`: "clusterNetwork",
 	} {
 		if _, err := Convert([]byte(in)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", in, err, want)
-		}
-	}
-}
-
-func TestValidateConfigNamesLineAndKey(t *testing.T) {
-	in := `{
-  "name": "m", "cniVersion": "1.1.0",
-  "plugins": [
-    {"type": "portmap"},
-    {
-      "type": "manifold",
-      "clusterNetwork": "flannel",
-      "verify": "sometimes",
-      "colour": {"verify": 1},
-
-      "namespaceIsolation": "yes"
-    }
-  ]
-}`
-	var got []string
-	for _, f := range ValidateConfig([]byte(in)) {
-		line, text, _ := strings.Cut(f.String(), " ")
-		kind, rest, _ := strings.Cut(text, ": ")
-		key, _, _ := strings.Cut(rest, ":")
-		got = append(got, line+kind+" "+key)
-	}
-	want := []string{"8:error verify", "9:warning colour", "11:error namespaceIsolation"}
-	if !reflect.DeepEqual(got, want) {
-		t.Errorf("%q, want %q", got, want)
-	}
-	for in, want := range map[string]string{
-		"{\n\"type\": \"manifold\",\n}": "3: error: ", `{"type":"manifold"}`: "1: error: ", `{"type":"bridge"}`: "1: error: it has no plugin",
-	} {
-		if got := ValidateConfig([]byte(in)); len(got) != 1 || !strings.HasPrefix(got[0].String(), want) {
-			t.Errorf("%s: %v, want %s", in, got, want)
 		}
 	}
 }

@@ -117,10 +117,11 @@ func defaultNetworkReady(ctx context.Context, file string, definitions kube.Defi
 		return err
 	}
 	_, err = conf.ClusterDefault()
-	if !errors.Is(err, netconf.ErrNotOnDisk) || filepath.IsAbs(conf.ClusterNetwork) {
+	if !errors.Is(err, netconf.ErrNotOnDisk) {
 		return err
 	}
-	_, missing := definitions.Definition(ctx, conf.MultusNamespace, conf.ClusterNetwork)
+	namespace, name := conf.DefaultDefinition()
+	_, missing := definitions.Definition(ctx, namespace, name)
 	if missing == nil {
 		return nil
 	}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containernetworking/cni/pkg/version"
+
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
@@ -34,48 +36,202 @@ func (f Finding) String() string {
 }
 
 // ValidateConfig returns what is wrong with a configuration file of the plugin,
-// single or list, in order of line.
+// single or list, in order of line: what the runtime would refuse, what the plugin
+// would, and what has no effect.
 func ValidateConfig(raw []byte) []Finding {
-	doc, err := parseDocument("validate configuration", raw)
-	if err != nil {
-		var syntax *json.SyntaxError
-		line := 1
-		if errors.As(err, &syntax) {
-			line = lineAt(raw, syntax.Offset)
+	const op = "validate configuration"
+	v := &validator{positions: positionsOf(raw)}
+	doc, err := parseDocument(op, raw)
+	var syntax *json.SyntaxError
+	switch {
+	case errors.As(err, &syntax):
+		return []Finding{{Line: lineAt(raw, syntax.Offset), Text: err.Error()}}
+	case err != nil && v.lines["/plugins"] > 0:
+		v.add("/plugins", "plugins", "%v", errors.Unwrap(err))
+	case err != nil:
+		return []Finding{{Line: 1, Text: err.Error()}}
+	default:
+		v.document(doc)
+	}
+	for _, path := range v.twice {
+		v.warn(path, path[strings.LastIndex(path, "/")+1:], "it is given twice, the last counts")
+	}
+	slices.SortStableFunc(v.found, func(a, b Finding) int { return a.Line - b.Line })
+	return v.found
+}
+
+// validator collects what is wrong with one file.
+type validator struct {
+	positions
+	found []Finding
+}
+
+// add records what is wrong with the value at a path. A key that is not there is
+// at its object's line.
+func (v *validator) add(path, key, format string, args ...any) *Finding {
+	for path != "" && v.lines[path] == 0 {
+		path = path[:strings.LastIndex(path, "/")]
+	}
+	v.found = append(v.found, Finding{Line: max(1, v.lines[path]), Key: key, Text: fmt.Sprintf(format, args...)})
+	return &v.found[len(v.found)-1]
+}
+
+// warn records what has no effect, but harms nothing.
+func (v *validator) warn(path, key, format string, args ...any) {
+	v.add(path, key, format, args...).Warning = true
+}
+
+// document looks at the list's own keys, then at each plugin.
+func (v *validator) document(doc *document) {
+	if doc.single {
+		if v.plugin("", doc.plugins[0]) {
+			v.named("", doc.plugins[0])
 		}
-		return []Finding{{Line: line, Text: err.Error()}}
+		return
 	}
-	at := slices.IndexFunc(doc.plugins, func(p map[string]json.RawMessage) bool { return stringValue(p["type"]) == "manifold" })
-	if at < 0 {
-		return []Finding{{Line: 1, Text: `it has no plugin of type "manifold"`}}
+	for _, key := range slices.Sorted(maps.Keys(doc.list)) {
+		v.listKey(key, doc.list[key])
 	}
-	lines := keyLines(raw)
-	where := func(key string) int {
-		if doc.single {
-			return lines["/"+key]
+	v.named("", doc.list)
+	manifold := false
+	for i, p := range doc.plugins {
+		path := fmt.Sprintf("/plugins/%d", i)
+		if stringValue(p["type"]) != "manifold" {
+			v.other(path, i, p)
+			continue
 		}
-		return lines[fmt.Sprintf("/plugins/%d/%s", at, key)]
-	}
-	var out []Finding
-	plugin := map[string]any{}
-	for _, key := range slices.Sorted(maps.Keys(doc.plugins[at])) {
-		value := doc.plugins[at][key]
-		known, err := netconf.CheckKey(key, value)
-		switch {
-		case err != nil:
-			out = append(out, Finding{Line: where(key), Key: key, Text: err.Error()})
-		case !known:
-			out = append(out, Finding{Line: where(key), Key: key, Text: "unknown, has no effect", Warning: true})
+		if manifold {
+			v.add(path+"/type", "type", "manifold runs twice in one list")
 		}
-		plugin[key] = value
+		manifold = true
+		for _, key := range []string{"name", "cniVersion"} {
+			if p[key] != nil {
+				v.warn(path+"/"+key, key, "it has no effect in a list, whose own counts")
+				delete(p, key)
+			}
+		}
+		v.plugin(path, p)
 	}
-	if len(out) == 0 || !slices.ContainsFunc(out, func(f Finding) bool { return !f.Warning }) {
-		if err := netconf.Validate(plugin); err != nil {
-			out = append(out, Finding{Line: max(1, where("type")), Text: err.Error()})
+	if !manifold {
+		v.add("/plugins", "plugins", `it has no plugin of type "manifold"`)
+	}
+}
+
+// named looks for the name that the runtime requires.
+func (v *validator) named(path string, keys map[string]json.RawMessage) {
+	if keys["name"] == nil || string(keys["name"]) == "null" {
+		v.add(path+"/name", "name", "it is not set, and the runtime refuses a configuration without it")
+	}
+}
+
+// other looks at a plugin that is not ours.
+func (v *validator) other(path string, i int, p map[string]json.RawMessage) {
+	switch {
+	case p == nil:
+		v.add(path, fmt.Sprintf("plugins[%d]", i), "it is no object")
+	case stringValue(p["type"]) == "":
+		v.add(path+"/type", "type", "it is not set: a plugin has the name of its program")
+	}
+}
+
+// listKey looks at one of the list's own keys, as libcni reads them.
+func (v *validator) listKey(key string, raw json.RawMessage) {
+	path := "/" + key
+	switch key {
+	case "plugins":
+	case "name", "cniVersion":
+		v.check(path, key, raw)
+	case "cniVersions":
+		v.versions(path, key, raw)
+	case "disableCheck", "disableGC", "loadOnlyInlinedPlugins":
+		var flag bool
+		if word := strings.ToLower(stringValue(raw)); word != "true" && word != "false" && json.Unmarshal(raw, &flag) != nil {
+			v.add(path, key, "%.64s is no boolean", raw)
+		}
+	default:
+		if known, _ := netconf.CheckKey(key, nil); known {
+			v.add(path, key, "it is a key of the plugin, and has no effect here: move it into the plugin of type manifold")
+			return
+		}
+		v.warn(path, key, "unknown, has no effect")
+	}
+}
+
+// versions looks at the versions that a list offers to the runtime.
+func (v *validator) versions(path, key string, raw json.RawMessage) {
+	var all []string
+	if err := json.Unmarshal(raw, &all); err != nil {
+		v.add(path, key, "%v; give a list of CNI versions", err)
+		return
+	}
+	for i, text := range all {
+		if _, _, _, err := version.ParseVersion(text); err != nil {
+			v.add(fmt.Sprintf("%s/%d", path, i), key, "element %d: %v", i+1, err)
 		}
 	}
-	slices.SortStableFunc(out, func(a, b Finding) int { return a.Line - b.Line })
-	return out
+}
+
+// check looks at one key by itself, and reports whether it is known and right.
+func (v *validator) check(path, key string, raw json.RawMessage) bool {
+	known, err := netconf.CheckKey(key, raw)
+	var part *netconf.ValueError
+	switch {
+	case errors.As(err, &part):
+		v.add(path+"/"+part.Path(), key, "%s", explained(err))
+	case err != nil:
+		v.add(path, key, "%s", explained(err))
+	case !known:
+		hint := ""
+		if as := netconf.KeyInAnyCase(key); as != "" {
+			hint = ": it is written " + as
+		}
+		v.warn(path, key, "unknown, has no effect%s", hint)
+	}
+	return known && err == nil
+}
+
+// explained returns the cause of an error of [netconf.CheckKey] and what to do,
+// without the key.
+func explained(err error) string {
+	var e *cnierr.Error
+	if !errors.As(err, &e) || e.Fix == "" {
+		return errors.Unwrap(err).Error()
+	}
+	return e.Err.Error() + "; " + e.Fix
+}
+
+// plugin looks at the plugin's own keys at a path, and reports whether it is ours.
+func (v *validator) plugin(path string, p map[string]json.RawMessage) bool {
+	if stringValue(p["type"]) != "manifold" {
+		v.add(path+"/type", "type", `it has no plugin of type "manifold"`)
+		return false
+	}
+	right := map[string]bool{}
+	for _, key := range slices.Sorted(maps.Keys(p)) {
+		at := path + "/" + key
+		right[key] = v.check(at, key, p[key])
+		for _, field := range netconf.UnknownFields(key, p[key]) {
+			v.warn(at+"/"+field, key, "field %s is unknown, has no effect", field)
+		}
+	}
+	set := func(key string) bool { return isSet(p[key]) }
+	if !set("clusterNetwork") && !set("delegates") {
+		v.add(path+"/type", "clusterNetwork", `neither "clusterNetwork" nor "delegates" is set; name the cluster default network in clusterNetwork`)
+	}
+	for _, c := range []struct {
+		key       string
+		effective bool
+		why       string
+	}{
+		{"delegates", !set("clusterNetwork"), "beside clusterNetwork"},
+		{"globalNamespaces", string(p["namespaceIsolation"]) == "true", "without namespaceIsolation"},
+		{"logOptions", set("logFile"), "without logFile"},
+	} {
+		if set(c.key) && right[c.key] && !c.effective {
+			v.warn(path+"/"+c.key, c.key, "it has no effect %s", c.why)
+		}
+	}
+	return true
 }
 
 // document is a configuration file, single or list.
@@ -107,21 +263,27 @@ func lineAt(raw []byte, offset int64) int {
 	return 1 + bytes.Count(raw[:min(int(offset), len(raw))], []byte("\n"))
 }
 
-// keyLines returns the line of every object key of a valid document, by path:
-// "/plugins/0/type".
-func keyLines(raw []byte) map[string]int {
-	w := &lineWalker{raw: raw, d: json.NewDecoder(bytes.NewReader(raw)), lines: map[string]int{}}
+// positions are the lines of a document's keys and elements, by path:
+// "/plugins/0/type"; twice are the keys that their object has more than once.
+type positions struct {
+	lines map[string]int
+	twice []string
+}
+
+// positionsOf returns the positions in a document as far as it is valid.
+func positionsOf(raw []byte) positions {
+	w := &lineWalker{raw: raw, d: json.NewDecoder(bytes.NewReader(raw)), positions: positions{lines: map[string]int{}}}
 	w.value("")
-	return w.lines
+	return w.positions
 }
 
 type lineWalker struct {
-	raw   []byte
-	d     *json.Decoder
-	lines map[string]int
+	positions
+	raw []byte
+	d   *json.Decoder
 }
 
-// value walks one value. Its document was parsed before, so that no token fails.
+// value walks one value; it ends where the document is not valid.
 func (w *lineWalker) value(path string) {
 	token, err := w.d.Token()
 	if err != nil {
@@ -133,15 +295,28 @@ func (w *lineWalker) value(path string) {
 	}
 	for i := 0; w.d.More(); i++ {
 		element := fmt.Sprintf("%s/%d", path, i)
+		line := w.next()
 		if delim == '{' {
 			key, err := w.d.Token()
 			if err != nil {
 				return
 			}
-			element = path + "/" + strings.TrimSpace(fmt.Sprint(key))
-			w.lines[element] = lineAt(w.raw, w.d.InputOffset())
+			element = path + "/" + fmt.Sprint(key)
+			if w.lines[element] > 0 {
+				w.twice = append(w.twice, element)
+			}
 		}
+		w.lines[element] = line
 		w.value(element)
 	}
 	_, _ = w.d.Token() // the closing delimiter
+}
+
+// next returns the line of the next key or element.
+func (w *lineWalker) next() int {
+	at := w.d.InputOffset()
+	for int(at) < len(w.raw) && bytes.IndexByte([]byte(" \t\r\n,"), w.raw[at]) >= 0 {
+		at++
+	}
+	return lineAt(w.raw, at)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/version"
@@ -92,9 +91,9 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 	}
 	raw, err := inv.Conf.ClusterDefault()
 	q := plan.StatusQuery{}
-	isDefinition := errors.Is(err, netconf.ErrNotOnDisk) && !filepath.IsAbs(inv.Conf.ClusterNetwork)
+	isDefinition := errors.Is(err, netconf.ErrNotOnDisk)
 	if isDefinition {
-		q.Namespace, q.Name = inv.Conf.MultusNamespace, inv.Conf.ClusterNetwork
+		q.Namespace, q.Name = inv.Conf.DefaultDefinition()
 	} else if err != nil {
 		return notReady(err)
 	}

@@ -14,9 +14,60 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
 
+const configurationIntro = `# Configuration keys
+
+The plugin's configuration, made from the code by ` + "`" + `make golden` + "`" + `. Durations are strings such as ` + "`" + `"30s"` + "`" + `, paths are absolute. A key whose value cannot be is refused; an unknown key is warned of. The last column says what differs from Multus, which has the key or something like it; ` + "`" + `own` + "`" + ` marks keys that Multus does not have. What differs beside the keys is [below](#differences-in-behaviour): this page has every difference to Multus.
+
+` + "`" + `manifold-agent config convert` + "`" + ` makes this configuration of one of Multus, see [switching](switching.md); ` + "`" + `manifold-agent config validate FILE` + "`" + ` names line and key of whatever is wrong.
+
+| key | type | default | meaning | Multus |
+|---|---|---|---|---|
+`
+
+const configurationDifferences = `
+## Names of networks
+
+` + "`" + `clusterNetwork` + "`" + ` and each element of ` + "`" + `defaultNetworks` + "`" + ` are looked up alike, and the first that is there is taken:
+
+1. a name: the definition of that name in ` + "`" + `multusNamespace` + "`" + `
+2. the configuration in ` + "`" + `confDir` + "`" + ` whose JSON ` + "`" + `name` + "`" + ` it is
+3. an absolute path of a directory: its first configuration by file name
+4. an absolute path of a file
+
+` + "`" + `namespace/name` + "`" + ` is a definition of another namespace, and no file serves in its place. A pod's annotations name definitions alone, never a file of the node. What is found when a pod is added is recorded, and serves its CHECK and DEL. A network that is found nowhere refuses the pod, retryably: a default network's plugin may not have written its configuration yet. The agent reads these files: a path outside ` + "`" + `confDir` + "`" + ` must be mounted into its container.
+
+## Differences in behaviour
+
+| | Multus | Manifold |
+|---|---|---|
+| the annotation ` + "`" + `k8s.v1.cni.cncf.io/networks` + "`" + ` or ` + "`" + `v1.multus-cni.io/default-network` + "`" + ` cannot be read | refused, or a field of it passed over | refused; with ` + "`" + `invalidAnnotation: ignore` + "`" + ` passed over as a whole, with a warning |
+| ` + "`" + `v1.multus-cni.io/default-network` + "`" + ` and ` + "`" + `namespaceIsolation` + "`" + ` | not isolated: any pod takes any definition | isolated like the other annotation |
+| devices of ` + "`" + `v1.multus-cni.io/default-network` + "`" + ` beside those of other networks | counted apart: two networks can get one device | one count: each device serves one network |
+| an entry of an annotation has ` + "`" + `deviceID` + "`" + ` | handed to the delegate, whosever device it is | it must be one of the devices that the kubelet gave to this pod |
+| an entry has ` + "`" + `manifold.dev/container` + "`" + `, ` + "`" + `manifold.dev/claim` + "`" + `, ` + "`" + `manifold.dev/request` + "`" + ` | passed over | [which device](devices.md) the network gets; ` + "`" + `manifold.dev/container` + "`" + ` of a definition without ` + "`" + `resourceName` + "`" + ` is refused |
+| an entry has ` + "`" + `interfaceRequest` + "`" + ` (before Multus 3.2) | taken for ` + "`" + `interface` + "`" + ` | no effect, with a warning |
+| an entry asks for an interface that is there: ` + "`" + `lo` + "`" + `, the default network's, another entry's | left to the delegate | refused before any delegate runs |
+| names of definitions in the comma form | without dots | with dots too, as Kubernetes allows |
+| ` + "`" + `default-route: []` + "`" + ` | no effect | every default route is removed |
+| a definition has ` + "`" + `resourceName` + "`" + ` and no device is allocated | the delegate runs without one | refused, with what was asked and given |
+| devices of [resource claims](claims.md) | from ResourceClaims and ResourceSlices, asked of the API server for each pod; a device without its attributes is passed over or fails the pod | from the kubelet and the drivers' files on the node, then from one watch of ResourceSlices; a network can name claim and request |
+| ` + "`" + `ips` + "`" + `, ` + "`" + `mac` + "`" + ` and others without a plugin that has the capability | dropped | refused |
+| the interface is not what result and request say | not looked at | undone and refused; ` + "`" + `verify: warn` + "`" + ` or ` + "`" + `off` + "`" + ` |
+| a delegate's DEL fails | forgotten, unless ` + "`" + `retryDeleteOnError` + "`" + ` | kept and tried again |
+| the pod was deleted and its file is lost | nothing is released | the journal is the only state, written before the first delegate runs |
+| the API server is down | pods fail | pods known to the kubelet are attached from the snapshot of definitions |
+| GC, STATUS | of no delegate, or of the default network | GC of all networks, STATUS of the default network and of what plans are made from |
+| several ` + "`" + `default-route` + "`" + ` gateways | one route | one each, with metrics in order |
+| CHECK | of the networks of ` + "`" + `delegates` + "`" + ` alone, as configured now | of every attachment, as it was added |
+| a configuration on disk has the name and is both a list and a single one | the first by file name | the list, as the specification says |
+| a directory is named as a network | its first file must be right | what is no configuration, and Manifold's own, is passed over |
+| keys of the configuration | in any case | as in the table above; ` + "`" + `config convert` + "`" + ` writes them so, ` + "`" + `config validate` + "`" + ` says so |
+| options of the DaemonSet's entrypoint | ` + "`" + `--multus-conf-file` + "`" + `, ` + "`" + `--namespace-isolation` + "`" + ` and others write the configuration | ` + "`" + `manifold-agent install` + "`" + ` writes it, see [installing](install.md) |
+`
+
 func TestConfigurationPageIsTheCodes(t *testing.T) {
 	var b strings.Builder
-	b.WriteString("# Configuration keys\n\nThe plugin's configuration, made from the code by `make golden`. Durations are strings such as `\"30s\"`. A key of the wrong type is refused; an unknown key is warned of. The last column says what differs from Multus, which has the key or something like it; `own` marks keys that Multus does not have.\n\n| key | type | default | meaning | Multus |\n|---|---|---|---|---|\n")
+	b.WriteString(configurationIntro)
 	conf := reflect.TypeFor[netconf.Conf]()
 	for i := range conf.NumField() {
 		tag := conf.Field(i).Tag
@@ -33,6 +84,7 @@ func TestConfigurationPageIsTheCodes(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", tag.Get("json"), typeOf(conf.Field(i).Type), def, meaning, tag.Get("multus"))
 	}
+	b.WriteString(configurationDifferences)
 	golden(t, filepath.Join(root, "docs", "configuration.md"), b.String())
 }
 

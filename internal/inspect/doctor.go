@@ -115,7 +115,7 @@ func (d *doctor) defaultNetwork() {
 		return
 	}
 	raw, err := d.plugin.ClusterDefault()
-	if errors.Is(err, netconf.ErrNotOnDisk) && !filepath.IsAbs(d.plugin.ClusterNetwork) {
+	if errors.Is(err, netconf.ErrNotOnDisk) {
 		d.definedNetwork(name, err)
 		return
 	}
@@ -136,16 +136,16 @@ func (d *doctor) defaultNetwork() {
 
 // definedNetwork looks for a default network that is a definition.
 func (d *doctor) definedNetwork(name string, missing error) {
-	namespace := d.plugin.MultusNamespace
+	namespace, network := d.plugin.DefaultDefinition()
 	s, err := kube.OpenSnapshot(d.conf.Snapshot)
 	if err == nil {
-		_, err = s.Definition(d.ctx, namespace, d.plugin.ClusterNetwork)
+		_, err = s.Definition(d.ctx, namespace, network)
 	}
 	if err != nil {
 		d.failed(name, "see whether the default network's own pods run, or correct clusterNetwork", "neither a file nor a definition: %v; %v", missing, err)
 		return
 	}
-	d.ok(name, "definition %s/%s", namespace, d.plugin.ClusterNetwork)
+	d.ok(name, "definition %s/%s", namespace, network)
 }
 
 // programsOf looks for the programs of a configuration.

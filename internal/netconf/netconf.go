@@ -11,6 +11,7 @@ package netconf
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"reflect"
@@ -26,48 +27,48 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// Conf is the plugin's configuration. The tags name the key, its default and its
-// meaning; the reference page is made from them. Durations are Go durations in a
+// Conf is the plugin's configuration. The tags name the key, its default, its form
+// (see forms) and its meaning; the reference page is made from them. Durations are Go durations in a
 // string, "30s"; directories are absolute paths.
 type Conf struct {
-	CNIVersion string          `json:"cniVersion" default:"0.1.0" doc:"CNI version that the runtime speaks, 0.1.0 to 1.1.0"`
-	Name       string          `json:"name" doc:"name of this network"`
+	CNIVersion string          `json:"cniVersion" form:"version" default:"0.1.0" doc:"CNI version that the runtime speaks, 0.1.0 to 1.1.0"`
+	Name       string          `json:"name" form:"name" doc:"name of this network"`
 	Type       string          `json:"type" doc:"name of the program, manifold"`
 	Capability map[string]bool `json:"capabilities" doc:"runtime capabilities passed on to the cluster default network, for example portMappings" multus:"passes on portMappings and bandwidth alone"`
 
-	ClusterNetwork string            `json:"clusterNetwork" doc:"cluster default network: a definition's name in multusNamespace, a network's name in confDir, a directory, or an absolute file"`
-	Delegates      []json.RawMessage `json:"delegates" doc:"cluster default network inline, instead of clusterNetwork; further elements are attached to every pod"`
-	DefaultNets    []string          `json:"defaultNetworks" doc:"networks attached to every pod outside systemNamespaces, in the form of the pod annotation"`
+	ClusterNetwork string            `json:"clusterNetwork" form:"network" doc:"cluster default network, see [names of networks](#names-of-networks); its interface is the runtime's to name" multus:"takes namespace/name for a path; a broken definition is passed over for a file of its name"`
+	Delegates      []json.RawMessage `json:"delegates" form:"configs" doc:"cluster default network inline, instead of clusterNetwork, beside which it has no effect; further elements are attached to every pod"`
+	DefaultNets    []string          `json:"defaultNetworks" form:"networks" doc:"networks attached to every pod outside systemNamespaces, each as clusterNetwork, or with @interface behind its name" multus:"knows neither namespace/name nor @interface; attaches none of them beside delegates; a broken definition is passed over for a file of its name"`
 
-	SystemNamespaces   []string `json:"systemNamespaces" default:"[\"kube-system\"]" doc:"namespaces whose pods get the cluster default network alone of defaultNetworks"`
-	MultusNamespace    string   `json:"multusNamespace" default:"kube-system" doc:"namespace of the definitions that clusterNetwork and defaultNetworks name"`
-	NamespaceIsolation bool     `json:"namespaceIsolation" doc:"refuse definitions of other namespaces than the pod's" multus:"does not isolate the annotation v1.multus-cni.io/default-network"`
-	GlobalNamespaces   string   `json:"globalNamespaces" default:"default" doc:"comma list of namespaces whose definitions every pod may use in spite of namespaceIsolation"`
+	SystemNamespaces   []string `json:"systemNamespaces" form:"namespaces" default:"[\"kube-system\"]" doc:"namespaces whose pods get the cluster default network alone of defaultNetworks"`
+	MultusNamespace    string   `json:"multusNamespace" form:"namespace" default:"kube-system" doc:"namespace of the definitions that clusterNetwork, defaultNetworks and the annotation v1.multus-cni.io/default-network name without one"`
+	NamespaceIsolation bool     `json:"namespaceIsolation" doc:"refuse definitions of other namespaces than the pod's, in both annotations; what the configuration names is not the pod's choice, and is not isolated" multus:"does not isolate the annotation v1.multus-cni.io/default-network: where pods use it, list multusNamespace in globalNamespaces"`
+	GlobalNamespaces   string   `json:"globalNamespaces" form:"namespaces" default:"default" doc:"comma list of namespaces whose definitions every pod may use in spite of namespaceIsolation; default itself is one only where the list names it"`
 
-	ConfDir        string     `json:"confDir" default:"/etc/cni/multus/net.d" doc:"directory of the node's network configurations"`
-	CNIDir         string     `json:"cniDir" default:"/var/lib/cni/multus" doc:"directory of the journal and of libcni's results" multus:"keeps other files in it, see [switching](switching.md)"`
-	BinDir         string     `json:"binDir" default:"/opt/cni/bin" doc:"directory searched for delegates before those of CNI_PATH"`
-	AgentSocket    string     `json:"agentSocket" default:"/run/manifold/agent.sock" doc:"unix socket of the agent" multus:"own"`
-	AgentProgram   string     `json:"agentProgram" default:"/opt/cni/bin/manifold-agent" doc:"program run as 'plan' when no agent answers" multus:"own"`
-	AgentConfig    string     `json:"agentConfig" default:"/etc/cni/net.d/manifold.d/agent.json" doc:"the agent's configuration file, for agentProgram" multus:"own"`
-	SysRoot        string     `json:"sysRoot" default:"/" doc:"directory that sys/ is found in, to look up functions and their PFs" multus:"own"`
-	DeviceInfo     string     `json:"deviceInfoDir" default:"/var/run/k8s.cni.cncf.io/devinfo" doc:"directory of the device-information files, with dp/ and cni/ in it" multus:"own"`
+	ConfDir        string     `json:"confDir" form:"path" default:"/etc/cni/multus/net.d" doc:"directory of the node's network configurations"`
+	CNIDir         string     `json:"cniDir" form:"path" default:"/var/lib/cni/multus" doc:"directory of the journal and of libcni's results" multus:"keeps other files in it, see [switching](switching.md)"`
+	BinDir         string     `json:"binDir" form:"path" default:"/opt/cni/bin" doc:"directory searched for delegates before those of CNI_PATH"`
+	AgentSocket    string     `json:"agentSocket" form:"socket" default:"/run/manifold/agent.sock" doc:"unix socket of the agent" multus:"own"`
+	AgentProgram   string     `json:"agentProgram" form:"path" default:"/opt/cni/bin/manifold-agent" doc:"program run as 'plan' when no agent answers" multus:"own"`
+	AgentConfig    string     `json:"agentConfig" form:"path" default:"/etc/cni/net.d/manifold.d/agent.json" doc:"the agent's configuration file, for agentProgram" multus:"own"`
+	SysRoot        string     `json:"sysRoot" form:"path" default:"/" doc:"directory that sys/ is found in, to look up functions and their PFs" multus:"own"`
+	DeviceInfo     string     `json:"deviceInfoDir" form:"path" default:"/var/run/k8s.cni.cncf.io/devinfo" doc:"directory of the device-information files, with dp/ and cni/ in it" multus:"own"`
 	Verify         string     `json:"verify" default:"enforce" enum:"enforce warn off" doc:"what follows when an interface is not what plan and result say: undo and refuse, report, or do not look" multus:"own: Multus does not look"`
 	Carrier        string     `json:"carrier" default:"warn" enum:"warn require ignore" doc:"what follows when the interface of a device has no carrier: report, not as planned in the sense of verify, or do not look; a definition's annotation manifold.dev/carrier comes first" multus:"own: Multus does not look"`
 	CarrierTime    Duration   `json:"carrierTimeout" default:"3s" doc:"longest wait for the carriers of a pod's interfaces that are up" multus:"own"`
 	RestoreDevices bool       `json:"restoreDevices" default:"true" doc:"make a VF after DEL as it was before ADD: name, MAC, MTU, and what its PF says of it" multus:"own"`
 	DeviceOrder    string     `json:"deviceOrder" default:"address" enum:"address plugin" doc:"order of a container's devices: ascending, or as the device plugin's answer lists them" multus:"own"`
-	BadAnnot       string     `json:"invalidAnnotation" default:"fail" enum:"fail ignore" doc:"what follows an invalid pod annotation: refuse the pod, or attach the default network alone and warn" multus:"own: Multus refuses some and passes over others"`
+	BadAnnot       string     `json:"invalidAnnotation" default:"fail" enum:"fail ignore" doc:"what follows an annotation of the pod that cannot be read: refuse the pod, or pass over that annotation and warn in the log and the pod's Event: no network of k8s.v1.cni.cncf.io/networks is attached, and in place of v1.multus-cni.io/default-network the configuration's default network. What can be read and not be had, such as a definition that does not exist, is refused in either case" multus:"own: Multus refuses most, and passes over some fields"`
 	Status         string     `json:"status" default:"sync" enum:"sync async" doc:"when network-status is published: before ADD returns, or soon after, which starts pods sooner and loses the status where the agent dies in between or the API server is away for longer than 20 s" multus:"own: Multus publishes before"`
-	Readiness      string     `json:"readinessindicatorfile" doc:"file that exists when the default network is ready: ADD waits for it as long as for a plan, STATUS fails without it" multus:"ADD waits 45 s; STATUS does not look"`
-	AuxChain       string     `json:"auxiliaryCNIChainName" doc:"directory beside the default network's file, or in confDir, whose *.conf files are plugins that run behind those of the default network" multus:"runs them as a network of their own that does not see the default network's result"`
+	Readiness      string     `json:"readinessindicatorfile" form:"file" doc:"file that exists when the default network is ready: ADD waits for it as long as for a plan, STATUS fails without it" multus:"ADD waits 45 s; STATUS does not look"`
+	AuxChain       string     `json:"auxiliaryCNIChainName" form:"chain" doc:"directory beside the default network's file, or in confDir, whose *.conf files are plugins that run behind those of the default network" multus:"runs them as a network of their own that does not see the default network's result"`
 	RetryDelete    bool       `json:"retryDeleteOnError" doc:"no effect: a DEL that failed is always kept and tried again" multus:"false forgets the attachments of a DEL that failed"`
 	Kubeconfig     string     `json:"kubeconfig" doc:"no effect: the agent reaches the API server, by the key apiServer of its own configuration" multus:"the plugin itself reaches the API server"`
-	LogFile        string     `json:"logFile" doc:"absolute file that is logged to, rotated by logOptions"`
+	LogFile        string     `json:"logFile" form:"file" doc:"absolute file that is logged to, rotated by logOptions"`
 	LogLevel       string     `json:"logLevel" default:"warning" enum:"panic error warning verbose debug" doc:"what is logged: nothing, failed verbs, also what was found wrong, also every verb, also every attachment" multus:"its default is panic; it has no warning"`
 	LogFormat      string     `json:"logFormat" default:"text" enum:"text json" doc:"form of the lines of the log" multus:"own"`
 	LogToStderr    bool       `json:"logToStderr" default:"true" doc:"log to the container runtime's log as well"`
-	LogOptions     LogOptions `json:"logOptions" doc:"rotation of logFile: maxSize in MB, maxAge in days, maxBackups in files, compress"`
+	LogOptions     LogOptions `json:"logOptions" form:"rotation" doc:"rotation of logFile: maxSize in MB, maxAge in days, maxBackups in files, compress"`
 	DisableGC      bool       `json:"disableGC" doc:"answer GC without collecting anything, for runtimes that share this directory and know only their own sandboxes" multus:"own"`
 	DelegateTime   Duration   `json:"delegateTimeout" default:"90s" doc:"longest run of one delegate chain before it is ended" multus:"own"`
 	PlanTime       Duration   `json:"planTimeout" default:"60s" doc:"longest wait for a plan" multus:"own"`
@@ -197,21 +198,34 @@ func (inv *Invocation) decode(stdin []byte) error {
 	if err := inv.decodeKeys(keys); err != nil {
 		return err
 	}
-	extra := []struct {
-		key  string
-		into any
-	}{{"runtimeConfig", &inv.RuntimeConfig}, {"cni.dev/attachments", &inv.Valid}, {"cni.dev/valid-attachments", &inv.Valid}}
-	for _, x := range extra {
-		if raw, ok := keys[x.key]; ok {
-			inv.NamesValid = inv.NamesValid || x.into == any(&inv.Valid)
-			if err := json.Unmarshal(raw, x.into); err != nil {
-				if err := inv.tolerate(cnierr.New(op, cnierr.Decode, "key %q: %w", x.key, err)); err != nil {
-					return err
-				}
-			}
+	for _, x := range inv.extra() {
+		raw, ok := keys[x.key]
+		if !ok {
+			continue
+		}
+		inv.NamesValid = inv.NamesValid || x.into == any(&inv.Valid)
+		if err := inv.tolerate(x.decode(raw)); err != nil {
+			return err
 		}
 	}
 	return inv.tolerate(inv.Conf.validate())
+}
+
+// extra are the keys that the runtime adds to the configuration.
+func (inv *Invocation) extra() []extraKey {
+	return []extraKey{{"runtimeConfig", &inv.RuntimeConfig}, {"cni.dev/attachments", &inv.Valid}, {"cni.dev/valid-attachments", &inv.Valid}}
+}
+
+type extraKey struct {
+	key  string
+	into any
+}
+
+func (x extraKey) decode(raw json.RawMessage) error {
+	if err := json.Unmarshal(raw, x.into); err != nil {
+		return cnierr.New(fmt.Sprintf("read configuration: key %q", x.key), cnierr.Decode, "%w", err)
+	}
+	return nil
 }
 
 // tolerate turns an error into a warning where wrong values are tolerated.
@@ -270,47 +284,98 @@ func (inv *Invocation) decodeKeys(keys map[string]json.RawMessage) error {
 	return nil
 }
 
-// decodeKey decodes the value of one key.
+// decodeKey decodes the value of one key. The error's operation names the key, its
+// cause does not.
 func decodeKey(field reflect.StructField, raw json.RawMessage) (reflect.Value, error) {
-	const op = "read configuration"
 	key := field.Tag.Get("json")
+	wrong := func(err error) *cnierr.Error {
+		return cnierr.New(fmt.Sprintf("read configuration: key %q", key), cnierr.InvalidConfig, "%w", err)
+	}
 	value := reflect.New(field.Type)
 	if err := json.Unmarshal(raw, value.Interface()); err != nil {
-		return value, cnierr.New(op, cnierr.InvalidConfig, "key %q: %w", key, err).
-			WithFix("give %q a %s", key, typeName(field.Type))
+		var typed *json.UnmarshalTypeError
+		if errors.As(err, &typed) && typed.Field != "" {
+			err = &ValueError{Index: -1, Field: typed.Field, Err: err}
+		}
+		return value, wrong(err).WithFix("give %q a %s", key, typeName(field.Type))
 	}
 	value = value.Elem()
-	enum := field.Tag.Get("enum")
-	if enum == "" {
-		return value, nil
+	if enum := field.Tag.Get("enum"); enum != "" {
+		// As Multus reads its logLevel: in any case, and empty as if it were not set.
+		word := strings.ToLower(value.String())
+		if word == "" {
+			word = field.Tag.Get("default")
+		}
+		value.SetString(word)
+		if !slices.Contains(strings.Fields(enum), word) {
+			return value, wrong(fmt.Errorf("%.64q is unknown", word)).WithFix("choose one of: %s", enum)
+		}
 	}
-	// As Multus reads its logLevel: in any case, and empty as if it were not set.
-	word := strings.ToLower(value.String())
-	if word == "" {
-		word = field.Tag.Get("default")
-	}
-	value.SetString(word)
-	if !slices.Contains(strings.Fields(enum), word) {
-		return value, cnierr.New(op, cnierr.InvalidConfig, "key %q: %q is unknown", key, value.String()).
-			WithFix("choose one of: %s", enum)
+	if check := forms[field.Tag.Get("form")]; check != nil {
+		if err := check(value); err != nil {
+			return value, wrong(err)
+		}
 	}
 	return value, nil
 }
 
-// CheckKey validates one key of a configuration by itself. known is false for a
-// key that is neither Manifold's nor the CNI specification's.
+// CheckKey validates one key of a configuration by itself, as the plugin will when
+// the runtime calls; the error's operation names the key, its cause does not. known
+// is false for a key that is neither Manifold's nor the CNI specification's.
 func CheckKey(key string, raw json.RawMessage) (known bool, err error) {
-	t := reflect.TypeFor[Conf]()
-	for i := range t.NumField() {
-		if t.Field(i).Tag.Get("json") != key {
-			continue
-		}
+	if field, ok := fieldOf(key); ok {
 		if !bytes.Equal(raw, []byte("null")) {
-			_, err = decodeKey(t.Field(i), raw)
+			_, err = decodeKey(field, raw)
 		}
 		return true, err
 	}
+	for _, x := range new(Invocation).extra() {
+		if x.key == key {
+			return true, x.decode(raw)
+		}
+	}
 	return passed[key], nil
+}
+
+// fieldOf returns the field of a key.
+func fieldOf(key string) (reflect.StructField, bool) {
+	t := reflect.TypeFor[Conf]()
+	for i := range t.NumField() {
+		if t.Field(i).Tag.Get("json") == key {
+			return t.Field(i), true
+		}
+	}
+	return reflect.StructField{}, false
+}
+
+// KeyInAnyCase returns the key of Manifold that is written so in another case,
+// empty for none. Multus reads its keys in any case, Manifold as they are written
+// in its reference alone.
+func KeyInAnyCase(key string) string {
+	t := reflect.TypeFor[Conf]()
+	for i := range t.NumField() {
+		if name := t.Field(i).Tag.Get("json"); name != key && strings.EqualFold(name, key) {
+			return name
+		}
+	}
+	return ""
+}
+
+// UnknownFields returns the fields of a key's object that have no effect, sorted.
+func UnknownFields(key string, raw json.RawMessage) []string {
+	var given map[string]json.RawMessage
+	field, ok := fieldOf(key)
+	if !ok || field.Type.Kind() != reflect.Struct || json.Unmarshal(raw, &given) != nil {
+		return nil
+	}
+	var unknown []string
+	for name := range given {
+		if _, found := field.Type.FieldByNameFunc(func(of string) bool { return strings.EqualFold(of, name) }); !found {
+			unknown = append(unknown, name)
+		}
+	}
+	sort.Strings(unknown)
+	return unknown
 }
 
 // defaults returns the configuration in which no key is set.
@@ -338,21 +403,9 @@ var defaults = sync.OnceValues(func() (*Conf, error) {
 	return conf, nil
 })
 
-// validate checks what types alone do not.
+// validate checks what no key shows by itself.
 func (c *Conf) validate() error {
 	const op = "read configuration"
-	for _, d := range []struct{ key, dir string }{
-		{"confDir", c.ConfDir}, {"cniDir", c.CNIDir}, {"binDir", c.BinDir}, {"agentSocket", c.AgentSocket}, {"sysRoot", c.SysRoot},
-	} {
-		if !filepath.IsAbs(d.dir) {
-			return cnierr.New(op, cnierr.InvalidConfig, "key %q: %q is not an absolute path", d.key, d.dir)
-		}
-	}
-	for _, f := range []struct{ key, file string }{{"logFile", c.LogFile}, {"readinessindicatorfile", c.Readiness}} {
-		if f.file != "" && !filepath.IsAbs(f.file) {
-			return cnierr.New(op, cnierr.InvalidConfig, "key %q: %q is not an absolute path", f.key, f.file)
-		}
-	}
 	if c.ClusterNetwork == "" && len(c.Delegates) == 0 {
 		return cnierr.New(op, cnierr.InvalidConfig, "neither %q nor %q is set", "clusterNetwork", "delegates").
 			WithFix("name the cluster default network in clusterNetwork")

@@ -2,6 +2,7 @@ package netconf
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -80,7 +81,7 @@ func TestWordsInAnyCase(t *testing.T) {
 }
 
 func TestUnknownKeysAreWarnedOf(t *testing.T) {
-	inv, err := Parse(&skel.CmdArgs{StdinData: []byte(`{"type":"manifold","delegates":[{}],"new":1,"args":{},"prevResult":{},"runtimeConfig":{"a":1}}`)})
+	inv, err := Parse(&skel.CmdArgs{StdinData: []byte(`{"type":"manifold","delegates":[{"type":"a"}],"new":1,"args":{},"prevResult":{},"runtimeConfig":{"a":1}}`)})
 	if err != nil || len(inv.Warnings) != 1 || !strings.Contains(inv.Warnings[0], `"new"`) || string(inv.RuntimeConfig["a"]) != "1" {
 		t.Errorf("%+v, %v", inv, err)
 	}
@@ -118,32 +119,84 @@ func TestOnDiskOrder(t *testing.T) {
 	}
 }
 
-func TestClusterDefaultOrder(t *testing.T) {
+// The look-up of clusterNetwork, and of each element of defaultNetworks, behind that
+// of a definition.
+func TestNetworksOnDiskOrder(t *testing.T) {
 	byName := `{"name":"net","plugins":[{"type":"by-name"}]}`
-	dir := write(t, map[string]string{"50-net.conflist": byName})
-	other := write(t, map[string]string{"00-self.conflist": `{"name":"m","plugins":[{"type":"manifold"}]}`, "10-x.conf": `{"name":"x","type":"by-dir"}`})
-	for name, tc := range map[string]struct {
-		conf Conf
-		want string
-	}{
-		"inline":    {Conf{Delegates: []json.RawMessage{json.RawMessage(`{"type":"inline"}`)}, ConfDir: dir}, "inline"},
-		"name":      {Conf{ClusterNetwork: "net", ConfDir: dir}, "by-name"},
-		"directory": {Conf{ClusterNetwork: other, ConfDir: dir, Type: "manifold"}, "by-dir"},
-		"file":      {Conf{ClusterNetwork: filepath.Join(other, "10-x.conf"), ConfDir: dir}, "by-dir"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			raw, err := tc.conf.ClusterDefault()
-			if err != nil || !strings.Contains(string(raw), tc.want) {
-				t.Errorf("%s, %v", raw, err)
-			}
-		})
+	dir := write(t, map[string]string{"50-net.conflist": byName, "60-Big_net.conf": `{"name":"Big_net","type":"by-odd-name"}`})
+	other := write(t, map[string]string{"00-self.conflist": `{"name":"m","plugins":[{"type":"manifold"}]}`, "10-x.conf": `{"name":"x","type":"by-dir"}`, "20-y.conf": `{"name":"y","type":"by-file"}`})
+	conf := Conf{ConfDir: dir, Type: "manifold", MultusNamespace: "kube-system"}
+	for text, want := range map[string]string{"net": "by-name", "net@if0": "by-name", "Big_net": "by-odd-name", other: "by-dir", filepath.Join(other, "20-y.conf"): "by-file"} {
+		n, err := conf.Network(text)
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		files, _ := ReadDir(dir)
+		if f, err := conf.Find(n, files); err != nil || !strings.Contains(string(f.Raw), want) {
+			t.Errorf("%s: %+v, %v", text, f, err)
+		}
+		c := conf
+		c.ClusterNetwork = text
+		if raw, err := c.ClusterDefault(); err != nil || !strings.Contains(string(raw), want) {
+			t.Errorf("%s as default network: %s, %v", text, raw, err)
+		}
 	}
-	for _, absent := range []string{"nothing", "/nonexistent/x", t.TempDir()} {
-		c := Conf{ClusterNetwork: absent, ConfDir: dir}
-		if raw, err := c.ClusterDefault(); !cnierr.Is(err, cnierr.NotReady) {
+	inline := Conf{Delegates: []json.RawMessage{json.RawMessage(`{"type":"inline"}`)}, ConfDir: dir}
+	if raw, err := inline.ClusterDefault(); err != nil || !strings.Contains(string(raw), "inline") {
+		t.Errorf("%s, %v", raw, err)
+	}
+	// A namespace says that a definition is meant: no file of its name serves.
+	for _, absent := range []string{"nothing", "team/net", "/nonexistent/x", t.TempDir()} {
+		c := conf
+		c.ClusterNetwork = absent
+		if raw, err := c.ClusterDefault(); !cnierr.Is(err, cnierr.NotReady) || errors.Is(err, ErrNotOnDisk) == filepath.IsAbs(absent) {
 			t.Errorf("%s: %s, %v", absent, raw, err)
 		}
 	}
+}
+
+func TestNetworkNames(t *testing.T) {
+	conf := Conf{MultusNamespace: "kube-system"}
+	for text, want := range map[string]Network{
+		"net":                            {Namespace: "kube-system", Name: "net", OnDisk: true},
+		"net.d@if0":                      {Namespace: "kube-system", Name: "net.d", OnDisk: true, Interface: "if0"},
+		"team/net":                       {Namespace: "team", Name: "net"},
+		"team/net@if0":                   {Namespace: "team", Name: "net", Interface: "if0"},
+		"/etc/cni/x@y":                   {Path: "/etc/cni/x@y"},
+		"/":                              {Path: "/"},
+		"":                               {}, // all below are refused
+		"a/b/c":                          {},
+		"/../x/":                         {Path: "/../x/"},
+		"../x":                           {},
+		"./x":                            {},
+		"a,b":                            {},
+		"Team/net":                       {},
+		"-team/net":                      {},
+		"team/":                          {},
+		"net@":                           {},
+		"net@a b":                        {},
+		"net@a@b":                        {Namespace: "kube-system", Name: "net", OnDisk: true, Interface: "a@b"}, // as the kernel allows
+		`[{"name":"net"}]`:               {},
+		strings.Repeat("n", 64) + "/net": {},
+	} {
+		got, err := conf.Network(text)
+		if got != want || (err == nil) != (want != Network{}) || err != nil && !cnierr.Is(err, cnierr.InvalidConfig) {
+			t.Errorf("%s: %+v, %v; want %+v", text, got, err, want)
+		}
+	}
+}
+
+func FuzzNetwork(f *testing.F) {
+	for _, text := range []string{"net", "team/net@if0", "/etc/cni/net.d", "../x", "a@@", "\x00"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		n, err := (&Conf{MultusNamespace: "kube-system"}).Network(text)
+		if err == nil && (n.Path == "") == (n.Name == "") || n.OnDisk && n.Path != "" || strings.ContainsAny(n.Name, "/@") {
+			t.Errorf("%q: %+v", text, n)
+		}
+	})
 }
 
 func FuzzParse(f *testing.F) {

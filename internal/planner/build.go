@@ -2,6 +2,7 @@ package planner
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -99,7 +100,10 @@ func (b *builder) name(i int) string {
 	if i < len(b.configs) && b.configs[i].Name() != "" {
 		return b.configs[i].Name()
 	}
-	return r.onDisk
+	if r.written != nil {
+		return r.written.Path + r.Name // of which it has one
+	}
+	return ""
 }
 
 // resolve finds and parses the configuration of request i.
@@ -165,43 +169,60 @@ func (b *builder) rawConfig(i int) (json.RawMessage, error) {
 	if def != nil && strings.TrimSpace(def.Spec.Config) != "" {
 		return json.RawMessage(def.Spec.Config), nil
 	}
-	if r.isDef && !isName(r.onDisk) {
-		raw, err := b.inv.Conf.WrittenDefault()
-		if cnierr.Is(err, cnierr.NotReady) { // a code of STATUS alone: a pod may be tried again
-			err = cnierr.New("select cluster default network", cnierr.TryAgain, "%w", err)
-		}
-		return raw, err
-	}
-	if def != nil || r.trusted {
-		if f := netconf.ByName(b.src.Files, r.Name); f != nil {
+	switch {
+	case def != nil:
+		f := netconf.ByName(b.src.Files, r.Name)
+		if f != nil {
 			return f.Raw, nil
 		}
-	}
-	if def != nil {
 		return nil, cnierr.New("find network configuration", cnierr.InvalidDefinition,
 			"the definition has no spec.config, and no file in %s has the name %q", b.inv.Conf.ConfDir, r.Name).
 			WithFix("write spec.config into the definition")
-	}
-	if r.isDef && r.trusted {
-		return nil, cnierr.New("find cluster default network", cnierr.TryAgain,
-			"no definition %s/%s, and no file in %s has that name", r.Namespace, r.Name, b.inv.Conf.ConfDir).
-			WithFix("the default network's plugin has not written its configuration yet, or clusterNetwork is wrong")
+	case r.written != nil:
+		return b.configuredOnDisk(r)
 	}
 	return nil, cnierr.New("find definition", cnierr.DefinitionMissing, "there is no such NetworkAttachmentDefinition").
 		WithFix("create it, or correct the pod's annotation")
+}
+
+// configuredOnDisk returns the configuration of a network that the configuration
+// names, and that is no definition. Where there is none at all, the same call may
+// succeed later: what brings the definition or the file may not have run yet.
+func (b *builder) configuredOnDisk(r *request) (json.RawMessage, error) {
+	f, err := b.inv.Conf.Find(*r.written, b.src.Files)
+	if err == nil {
+		return f.Raw, nil
+	}
+	op, kind := "find network of "+r.why, cnierr.KindOf(err)
+	if r.isDef {
+		op = "find cluster default network"
+	}
+	if kind == cnierr.NotReady { // a code of STATUS alone
+		kind = cnierr.TryAgain
+	}
+	switch conf := &b.inv.Conf; {
+	case r.written.Path != "":
+		return nil, cnierr.New(op, kind, "key %q: %s: %w", r.why, r.written.Path, errors.Unwrap(err)).
+			WithFix("put a configuration there, where the agent sees it too, or correct %q", r.why)
+	case !r.written.OnDisk:
+		return nil, cnierr.New(op, kind, "key %q: there is no definition %s/%s", r.why, r.Namespace, r.Name).
+			WithFix("create the definition, or correct %q", r.why)
+	default:
+		return nil, cnierr.New(op, kind, "key %q: there is no definition %s/%s, and no configuration in %s has the name %q", r.why, r.Namespace, r.Name, conf.ConfDir, r.Name).
+			WithFix("create the definition, put such a configuration into %s (a default network's plugin may not have written its own yet), or correct %q", conf.ConfDir, r.why)
+	}
 }
 
 // nameInterfaces gives each attachment its interface name: the runtime's for the
 // default network, the one asked for, else the next free "net<n>".
 func (b *builder) nameInterfaces() error {
 	b.ifNames = make([]string, len(b.requests))
-	used := map[string]bool{"lo": true}
+	used := map[string]int{loopback: -1} // the request that has it
 	take := func(i int, name string) error {
-		if used[name] {
-			return cnierr.New("name interface", cnierr.InterfaceConflict, "two attachments ask for the interface %s", name).
-				About(b.subject(i)).WithFix("give each network of the pod its own interface name")
+		if by, taken := used[name]; taken {
+			return b.interfaceTaken(name, by).About(b.subject(i))
 		}
-		b.ifNames[i], used[name] = name, true
+		b.ifNames[i], used[name] = name, i
 		return nil
 	}
 	for i := range b.requests {
@@ -218,12 +239,32 @@ func (b *builder) nameInterfaces() error {
 	}
 	for i := range b.requests {
 		for n := i; b.ifNames[i] == ""; n++ {
-			if name := fmt.Sprintf("net%d", n); !used[name] {
-				b.ifNames[i], used[name] = name, true
+			name := fmt.Sprintf("net%d", n)
+			if _, taken := used[name]; !taken {
+				b.ifNames[i], used[name] = name, i
 			}
 		}
 	}
 	return nil
+}
+
+// loopback is the interface that every network namespace has from the beginning.
+const loopback = "lo"
+
+// interfaceTaken is the error of a network that asks for an interface which request
+// by has; negative for the one that is there already.
+func (b *builder) interfaceTaken(name string, by int) *cnierr.Error {
+	const op = "name interface"
+	switch {
+	case by < 0:
+		return cnierr.New(op, cnierr.InterfaceConflict, "every pod has its loopback interface %s already", name).
+			WithFix("ask for another interface name, or for none")
+	case b.requests[by].isDef:
+		return cnierr.New(op, cnierr.InterfaceConflict, "%s is the interface of the cluster default network, named by the container runtime", name).
+			WithFix("ask for another interface name, or for none; to replace that network, name this one in the annotation %s", netattach.DefaultNetworkAnnotation)
+	}
+	return cnierr.New(op, cnierr.InterfaceConflict, "two networks of the pod ask for the interface %s, the other is %s", name, b.name(by)).
+		WithFix("give each network of the pod its own interface name")
 }
 
 // attachment renders request i.

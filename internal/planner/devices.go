@@ -8,6 +8,7 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/podresources"
 	"github.com/manifold-cni/manifold/sriov"
 )
@@ -138,14 +139,31 @@ func (b *builder) assignDevices() error {
 	for class := range anyDevice + 1 {
 		for i := range b.requests {
 			r := &b.requests[i]
-			if resource := b.resource(i); r.class() == class && (resource != "" || r.names()) {
-				if err := b.assign(l, i, resource); err != nil {
-					return cnierr.Annotate(err, b.subject(i))
-				}
+			if r.class() != class {
+				continue
+			}
+			var err error
+			switch resource := b.resource(i); {
+			case resource != "" || r.names():
+				err = b.assign(l, i, resource)
+			case r.Container != "":
+				err = aimless(r.Container)
+			}
+			if err != nil {
+				return cnierr.Annotate(err, b.subject(i))
 			}
 		}
 	}
 	return nil
+}
+
+// aimless is the error of a selection that asks for a container's device of a
+// definition without resourceName. Which of the container's devices is meant cannot
+// be told, and without any the pod would run, and not be attached as it asks.
+func aimless(container string) error {
+	return cnierr.New("assign device", cnierr.InvalidAnnotation, "the selection names container %s (%s), and the definition has no %s, so that it stands on no device",
+		container, netattach.ContainerKey, netattach.ResourceNameAnnotation).
+		WithFix("set %s on the definition, or drop %s from the selection", netattach.ResourceNameAnnotation, netattach.ContainerKey)
 }
 
 // resource returns the resourceName of request i's definition, empty for none.

@@ -3,9 +3,12 @@ package planner
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/podresources"
@@ -57,4 +60,62 @@ func TestDevicesReachConfigurationsOnDisk(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDefaultNetworksAreLookedUpInOrder: a definition in the system namespace, a
+// configuration in confDir, a directory, a file, each before the next; and of files
+// only the administrator's choice is taken, never a pod's.
+func TestDefaultNetworksAreLookedUpInOrder(t *testing.T) {
+	dir := t.TempDir()
+	for name, kind := range map[string]string{"10-first": "first", "20-second": "second"} {
+		if err := os.WriteFile(filepath.Join(dir, name+".conf"), []byte(`{"name":"`+kind+`","type":"`+kind+`"}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	world := func(conf map[string]any, networks string) world {
+		return world{conf: conf, networks: networks, definitions: map[string]string{"kube-system/both": `{"type":"ptp"}`, "kube-system/by-file": " "}}
+	}
+	src := world(nil, "").sources()
+	for _, name := range []string{"both", "disk", "by-file"} {
+		src.Files = append(src.Files, netconf.File{Name: name, Raw: json.RawMessage(`{"name":"` + name + `","type":"disk"}`)})
+	}
+	names := []string{"both", "disk", "by-file", dir, filepath.Join(dir, "20-second.conf")}
+	want := []string{"kube-system/both ptp", "disk disk", "kube-system/by-file disk", "first first", "second second"}
+	p, err := world(map[string]any{"defaultNetworks": names}, "").planWith(t, src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range names {
+		if got := p.Attachments[i+1].Name + " " + typeOf(t, p.Attachments[i+1].Config); got != want[i] {
+			t.Errorf("%s in defaultNetworks is %s, want %s", name, got, want[i])
+		}
+		p, err := world(map[string]any{"clusterNetwork": name}, "").planWith(t, src)
+		if err != nil || p.Attachments[0].Name+" "+typeOf(t, p.Attachments[0].Config) != want[i] {
+			t.Errorf("%s as clusterNetwork: %+v, %v; want %s", name, p, err, want[i])
+		}
+	}
+	for _, networks := range []string{"disk", "kube-system/disk"} {
+		if _, err := world(nil, networks).planWith(t, src); !cnierr.Is(err, cnierr.DefinitionMissing) {
+			t.Errorf("a pod takes a file of the node by %s: %v", networks, err)
+		}
+		w := world(nil, "")
+		w.defaultNet = networks
+		if _, err := w.planWith(t, src); !cnierr.Is(err, cnierr.DefinitionMissing) {
+			t.Errorf("a pod takes a file of the node as default network by %s: %v", networks, err)
+		}
+	}
+}
+
+// typeOf returns the type of a configuration's first plugin.
+func typeOf(t *testing.T, raw json.RawMessage) string {
+	t.Helper()
+	var list struct {
+		Plugins []struct {
+			Type string `json:"type"`
+		} `json:"plugins"`
+	}
+	if err := json.Unmarshal(raw, &list); err != nil || len(list.Plugins) == 0 {
+		t.Fatalf("%s: %v", raw, err)
+	}
+	return list.Plugins[0].Type
 }

@@ -53,11 +53,11 @@ type Sources struct {
 // request is one attachment before it is planned.
 type request struct {
 	netattach.Selection
-	why     string          // who asked for it
-	isDef   bool            // the cluster default network
-	inline  json.RawMessage // a configuration given in Manifold's own configuration
-	onDisk  string          // JSON name, when no definition serves
-	trusted bool            // named by the administrator: namespace isolation does not apply
+	why     string           // who asked for it
+	isDef   bool             // the cluster default network
+	inline  json.RawMessage  // a configuration given in Manifold's own configuration
+	written *netconf.Network // as the configuration names it; nil where a pod or delegates do
+	trusted bool             // named by the administrator: namespace isolation does not apply
 }
 
 // Selection is what a sandbox is to be attached to.
@@ -87,38 +87,56 @@ func Select(inv *netconf.Invocation, pod *Pod) (*Selection, error) {
 	return s, nil
 }
 
-// selectDefault puts the cluster default network first.
+// selectDefault puts the cluster default network first: the pod's own choice, or
+// the configuration's.
 func (s *Selection) selectDefault() error {
-	conf := &s.inv.Conf
-	if s.pod != nil {
-		if a := s.pod.Annotations[netattach.DefaultNetworkAnnotation]; a != "" {
-			sel, err := s.parse(netattach.DefaultNetworkAnnotation, a, conf.MultusNamespace)
-			if err != nil {
-				return err
-			}
-			if len(sel) != 1 {
-				return cnierr.New("read annotation "+netattach.DefaultNetworkAnnotation, cnierr.InvalidAnnotation,
-					"it selects %d networks, and must select one", len(sel))
-			}
-			s.requests = append(s.requests, request{Selection: sel[0], isDef: true, why: "the pod's default-network annotation"})
-			return nil
+	chosen, err := s.chosenDefault()
+	if err != nil || chosen != nil {
+		if chosen != nil {
+			s.requests = append(s.requests, *chosen)
 		}
+		return err
 	}
-	r := request{isDef: true, trusted: true, why: "clusterNetwork"}
-	switch {
-	case conf.ClusterNetwork == "":
-		r.inline, r.why = conf.Delegates[0], "delegates"
-	case isName(conf.ClusterNetwork):
-		r.Namespace, r.Name, r.onDisk = conf.MultusNamespace, conf.ClusterNetwork, conf.ClusterNetwork
-	default:
-		r.onDisk = conf.ClusterNetwork
+	conf := &s.inv.Conf
+	if conf.ClusterNetwork == "" {
+		s.requests = append(s.requests, request{isDef: true, trusted: true, why: "delegates", inline: conf.Delegates[0]})
+		return nil
 	}
+	r, err := s.configured("clusterNetwork", conf.ClusterNetwork)
+	r.isDef = true
 	s.requests = append(s.requests, r)
-	return nil
+	return err
 }
 
-// isName reports whether clusterNetwork can name a definition, and is no path.
-func isName(s string) bool { return !strings.ContainsAny(s, "/") }
+// chosenDefault returns the network of the pod's default-network annotation, nil
+// when the configuration's serves.
+func (s *Selection) chosenDefault() (*request, error) {
+	if s.pod == nil || strings.TrimSpace(s.pod.Annotations[netattach.DefaultNetworkAnnotation]) == "" {
+		return nil, nil
+	}
+	sel, err := s.parse(netattach.DefaultNetworkAnnotation, s.inv.Conf.MultusNamespace)
+	if err == nil && len(sel) != 1 {
+		err = cnierr.New("read annotation "+netattach.DefaultNetworkAnnotation, cnierr.InvalidAnnotation,
+			"it selects %d networks, and must select one", len(sel)).
+			WithFix("leave one network in it, and select further ones in %s", netattach.NetworksAnnotation)
+	}
+	if err != nil {
+		return nil, s.ignore("the configuration's default network is attached", err)
+	}
+	return &request{Selection: sel[0], isDef: true, why: "the pod's default-network annotation"}, nil
+}
+
+// configured returns the request for a network as a key of the configuration names
+// it.
+func (s *Selection) configured(key, text string) (request, error) {
+	n, err := s.inv.Conf.Network(text)
+	if err != nil {
+		return request{}, cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %w", key, err)
+	}
+	r := request{written: &n, trusted: true, why: key}
+	r.Namespace, r.Name, r.Interface = n.Namespace, n.Name, n.Interface
+	return r, nil
+}
 
 // selectConfigured adds what the configuration attaches to every pod.
 func (s *Selection) selectConfigured() error {
@@ -131,14 +149,12 @@ func (s *Selection) selectConfigured() error {
 	if s.pod == nil || slices.Contains(conf.SystemNamespaces, s.pod.Namespace) {
 		return nil
 	}
-	for _, name := range conf.DefaultNets {
-		sel, err := netattach.ParseSelections(name, conf.MultusNamespace)
+	for _, text := range conf.DefaultNets {
+		r, err := s.configured("defaultNetworks", text)
 		if err != nil {
-			return cnierr.New("read configuration", cnierr.InvalidConfig, "key %q: %w", "defaultNetworks", err)
+			return err
 		}
-		for _, one := range sel {
-			s.requests = append(s.requests, request{Selection: one, onDisk: one.Name, trusted: true, why: "defaultNetworks"})
-		}
+		s.requests = append(s.requests, r)
 	}
 	return nil
 }
@@ -148,36 +164,45 @@ func (s *Selection) selectAnnotated() error {
 	if s.pod == nil {
 		return nil
 	}
-	a := s.pod.Annotations[netattach.NetworksAnnotation]
-	if strings.TrimSpace(a) == "" {
+	if strings.TrimSpace(s.pod.Annotations[netattach.NetworksAnnotation]) == "" {
 		return nil
 	}
-	sel, err := s.parse(netattach.NetworksAnnotation, a, s.pod.Namespace)
-	if err != nil && s.inv.Conf.BadAnnot == "ignore" {
-		s.ignored = fmt.Sprintf("only the default network is attached: %v", err)
-		s.warnings = append(s.warnings, s.ignored)
-		return nil
-	}
+	sel, err := s.parse(netattach.NetworksAnnotation, s.pod.Namespace)
 	if err != nil {
-		return err
+		return s.ignore("none of its networks is attached", err)
 	}
 	for _, one := range sel {
 		for _, key := range one.UnknownReserved() {
 			s.warnings = append(s.warnings, fmt.Sprintf("network %s: annotation key %q is reserved and has no effect", one, key))
 		}
-		s.requests = append(s.requests, request{Selection: one, onDisk: one.Name, why: "the pod's annotation"})
+		s.requests = append(s.requests, request{Selection: one, why: "the pod's annotation"})
 	}
 	return nil
 }
 
-// parse reads an annotation.
-func (s *Selection) parse(key, value, namespace string) ([]netattach.Selection, error) {
-	sel, err := netattach.ParseSelections(value, namespace)
+// parse reads an annotation of the pod.
+func (s *Selection) parse(key, namespace string) ([]netattach.Selection, error) {
+	sel, err := netattach.ParseSelections(s.pod.Annotations[key], namespace)
 	if err != nil {
 		return nil, cnierr.New("read annotation "+key, cnierr.InvalidAnnotation, "%w", err).
 			WithFix("correct the pod's annotation, or its template's, and create the pod anew")
 	}
 	return sel, nil
+}
+
+// ignore passes over an invalid annotation, where configured, saying what follows;
+// else it returns the error.
+func (s *Selection) ignore(follows string, err error) error {
+	if s.inv.Conf.BadAnnot != "ignore" {
+		return err
+	}
+	text := fmt.Sprintf("%s: %v", follows, err)
+	s.warnings = append(s.warnings, text)
+	if s.ignored != "" {
+		text = s.ignored + "; " + text
+	}
+	s.ignored = text
+	return nil
 }
 
 // Need is a definition that a selection needs. OnDisk says that a file on the
@@ -192,7 +217,7 @@ type Need struct {
 func (s *Selection) Definitions(files []netconf.File) []Need {
 	var needs []Need
 	for _, r := range s.requests {
-		n := Need{Ref: Ref{r.Namespace, r.Name}, OnDisk: r.trusted && netconf.ByName(files, r.Name) != nil}
+		n := Need{Ref: Ref{r.Namespace, r.Name}, OnDisk: r.written != nil && r.written.OnDisk && netconf.ByName(files, r.Name) != nil}
 		if r.Name != "" && !slices.Contains(needs, n) {
 			needs = append(needs, n)
 		}

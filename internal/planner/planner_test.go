@@ -128,10 +128,7 @@ func TestPlans(t *testing.T) {
 	one := map[string]string{"fast": hostDevice, "plain": `{"type":"macvlan"}`}
 	res := map[string]string{"fast": vfs}
 	two := []podresources.Device{dev("tx", "0000:21:10.0"), dev("rx", "0000:21:10.4")}
-	for name, tc := range map[string]struct {
-		w    world
-		want string
-	}{
+	wantPlans(t, map[string]planned{
 		"default alone": {world{}, "eth0=cluster"},
 		"containers in the pod's order, not by address over the pod": {
 			world{networks: "fast,fast", containers: []string{"rx", "tx"}, definitions: one, resources: res, devices: two},
@@ -159,14 +156,43 @@ func TestPlans(t *testing.T) {
 		"names asked for are kept free": {
 			world{networks: "plain@net2,plain,plain", definitions: one},
 			"eth0=cluster net2=shop/plain net3=shop/plain net4=shop/plain"},
-		"default networks of the configuration": {
-			world{conf: map[string]any{"defaultNetworks": []string{"extra"}}, networks: "plain", definitions: map[string]string{"kube-system/extra": `{"type":"ptp"}`, "plain": `{"type":"macvlan"}`}},
-			"eth0=cluster net1=kube-system/extra net2=shop/plain"},
-		"invalid annotation ignored": {world{conf: map[string]any{"invalidAnnotation": "ignore"}, networks: "[null]"}, "eth0=cluster"},
 		"global namespace": {
 			world{conf: map[string]any{"namespaceIsolation": true, "globalNamespaces": "a, infra"}, networks: "infra/net", definitions: map[string]string{"infra/net": `{"type":"ptp"}`}},
 			"eth0=cluster net1=infra/net"},
-	} {
+	})
+}
+
+// TestPlansOfConfiguredNetworks: what the configuration attaches, and what it says
+// of annotations that cannot be read.
+func TestPlansOfConfiguredNetworks(t *testing.T) {
+	one := map[string]string{"plain": `{"type":"macvlan"}`}
+	wantPlans(t, map[string]planned{
+		"default networks of the configuration": {
+			world{conf: map[string]any{"defaultNetworks": []string{"extra"}}, networks: "plain", definitions: map[string]string{"kube-system/extra": `{"type":"ptp"}`, "plain": `{"type":"macvlan"}`}},
+			"eth0=cluster net1=kube-system/extra net2=shop/plain"},
+		"a default network of a namespace": {
+			world{conf: map[string]any{"defaultNetworks": []string{"infra/extra@x0", "extra@x1"}, "namespaceIsolation": true}, definitions: map[string]string{"kube-system/extra": `{"type":"ptp"}`, "infra/extra": `{"type":"ptp"}`}},
+			"eth0=cluster x0=infra/extra x1=kube-system/extra"},
+		"a cluster network of a namespace": {
+			world{conf: map[string]any{"clusterNetwork": "infra/net"}, definitions: map[string]string{"infra/net": `{"type":"ptp"}`}},
+			"eth0=infra/net"},
+		"invalid default network ignored": {
+			world{conf: map[string]any{"invalidAnnotation": "ignore"}, defaultNet: "[null]", networks: "plain", definitions: one}, "eth0=cluster net1=shop/plain"},
+		"both annotations ignored":   {world{conf: map[string]any{"invalidAnnotation": "ignore"}, defaultNet: "a,b", networks: "[null]"}, "eth0=cluster"},
+		"blank default network":      {world{defaultNet: " "}, "eth0=cluster"},
+		"invalid annotation ignored": {world{conf: map[string]any{"invalidAnnotation": "ignore"}, networks: "[null]"}, "eth0=cluster"},
+	})
+}
+
+// planned is a world and the summary of its plan.
+type planned struct {
+	w    world
+	want string
+}
+
+func wantPlans(t *testing.T, cases map[string]planned) {
+	t.Helper()
+	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			p, err := tc.w.plan(t)
 			if err != nil {
@@ -216,16 +242,26 @@ func TestRefusals(t *testing.T) {
 		"empty config":  {world{networks: "e", definitions: map[string]string{"e": " "}}, cnierr.InvalidDefinition, []string{"no spec.config"}},
 		"self":          {world{networks: "e", definitions: map[string]string{"e": `{"type":"manifold"}`}}, cnierr.InvalidDefinition, []string{"itself"}},
 		"name":          {world{networks: "e", definitions: map[string]string{"e": `{"type":"a","name":"../x"}`}}, cnierr.InvalidDefinition, []string{"../x"}},
-		"no default":    {world{conf: map[string]any{"clusterNetwork": "/nowhere"}}, cnierr.TryAgain, []string{"/nowhere", "default network"}},
-		"long name":     {world{networks: "e", definitions: map[string]string{"e": `{"type":"a","name":"` + strings.Repeat("n", 248) + `"}`}}, cnierr.InvalidDefinition, []string{"1 bytes too long", `"name"`}},
-		"isolation":     {world{conf: map[string]any{"namespaceIsolation": true}, networks: "infra/net", definitions: map[string]string{"infra/net": `{"type":"ptp"}`}}, cnierr.Isolation, []string{"infra"}},
-		"capability":    {world{networks: `[{"name":"p","ips":["10.0.0.1"]}]`, definitions: map[string]string{"p": `{"type":"ptp"}`}}, cnierr.InvalidAnnotation, []string{"ips", "capability"}},
-		"same name":     {world{networks: "fast@eth0", definitions: fast}, cnierr.InterfaceConflict, []string{"eth0"}},
-		"annotation":    {world{networks: "[null]"}, cnierr.InvalidAnnotation, []string{"entry 1"}},
-		"too large":     {world{networks: strings.Repeat("b,", 7) + "b", definitions: map[string]string{"b": large}}, cnierr.InvalidAnnotation, []string{"bytes of configuration"}},
-		"large args":    {world{networks: `[{"name":"c","cni-args":{"x":"` + strings.Repeat("y", 100<<10) + `"}}]`, definitions: map[string]string{"c": chain}}, cnierr.InvalidAnnotation, []string{"cni-args"}},
-		"two routes":    {world{defaultNet: `[{"name":"r","namespace":"shop","default-route":["10.0.0.1"]}]`, networks: `[{"name":"r","default-route":["10.0.0.2"]}]`, definitions: map[string]string{"r": `{"type":"ptp"}`}}, cnierr.InvalidAnnotation, []string{"default-route", "shop/r"}},
-		"two defaults":  {world{defaultNet: "a,b"}, cnierr.InvalidAnnotation, []string{"2 networks"}},
+		"a container's of no resource": {world{networks: `[{"name":"p","manifold.dev/container":"rx"}]`, definitions: map[string]string{"p": `{"type":"ptp"}`}, devices: []podresources.Device{dev("rx", "a")}},
+			cnierr.InvalidAnnotation, []string{"shop/p", "container rx", "no k8s.v1.cni.cncf.io/resourceName", "drop manifold.dev/container"}},
+		"loopback": {world{networks: "fast@lo", definitions: fast}, cnierr.InterfaceConflict, []string{"shop/fast", "every pod has its loopback interface lo already", "another interface name"}},
+		"the same twice": {world{networks: "fast@x0", conf: map[string]any{"defaultNetworks": []string{"fast@x0"}}, definitions: map[string]string{"fast": hostDevice, "kube-system/fast": hostDevice}},
+			cnierr.InterfaceConflict, []string{"shop/fast", "interface x0", "the other is kube-system/fast"}},
+		"nowhere by name": {world{conf: map[string]any{"confDir": "/nowhere", "defaultNetworks": []string{"extra"}}}, cnierr.TryAgain,
+			[]string{`key "defaultNetworks"`, "definition kube-system/extra", "configuration in /nowhere", `name "extra"`, "create the definition"}},
+		"nowhere by namespace": {world{conf: map[string]any{"defaultNetworks": []string{"infra/extra"}}}, cnierr.TryAgain, []string{`key "defaultNetworks"`, "definition infra/extra", "create the definition"}},
+		"nowhere by path":      {world{conf: map[string]any{"defaultNetworks": []string{"/nowhere/x.conf"}}}, cnierr.TryAgain, []string{`key "defaultNetworks"`, "/nowhere/x.conf", "put a configuration there"}},
+		"a pod names a path":   {world{networks: "/etc/cni/net.d"}, cnierr.InvalidAnnotation, nil},
+		"no default":           {world{conf: map[string]any{"clusterNetwork": "/nowhere"}}, cnierr.TryAgain, []string{"/nowhere", "default network"}},
+		"long name":            {world{networks: "e", definitions: map[string]string{"e": `{"type":"a","name":"` + strings.Repeat("n", 248) + `"}`}}, cnierr.InvalidDefinition, []string{"1 bytes too long", `"name"`}},
+		"isolation":            {world{conf: map[string]any{"namespaceIsolation": true}, networks: "infra/net", definitions: map[string]string{"infra/net": `{"type":"ptp"}`}}, cnierr.Isolation, []string{"infra"}},
+		"capability":           {world{networks: `[{"name":"p","ips":["10.0.0.1"]}]`, definitions: map[string]string{"p": `{"type":"ptp"}`}}, cnierr.InvalidAnnotation, []string{"ips", "capability"}},
+		"same name":            {world{networks: "fast@eth0", definitions: fast}, cnierr.InterfaceConflict, []string{"eth0", "interface of the cluster default network"}},
+		"annotation":           {world{networks: "[null]"}, cnierr.InvalidAnnotation, []string{"entry 1"}},
+		"too large":            {world{networks: strings.Repeat("b,", 7) + "b", definitions: map[string]string{"b": large}}, cnierr.InvalidAnnotation, []string{"bytes of configuration"}},
+		"large args":           {world{networks: `[{"name":"c","cni-args":{"x":"` + strings.Repeat("y", 100<<10) + `"}}]`, definitions: map[string]string{"c": chain}}, cnierr.InvalidAnnotation, []string{"cni-args"}},
+		"two routes":           {world{defaultNet: `[{"name":"r","namespace":"shop","default-route":["10.0.0.1"]}]`, networks: `[{"name":"r","default-route":["10.0.0.2"]}]`, definitions: map[string]string{"r": `{"type":"ptp"}`}}, cnierr.InvalidAnnotation, []string{"default-route", "shop/r"}},
+		"two defaults":         {world{defaultNet: "a,b"}, cnierr.InvalidAnnotation, []string{"2 networks", "leave one", "k8s.v1.cni.cncf.io/networks"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := tc.w.plan(t)

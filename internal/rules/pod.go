@@ -78,7 +78,7 @@ func (c *checkedPod) annotation(key string) bool {
 	selected, err := netattach.ParseSelections(c.pod.Annotations[key], namespace)
 	if err != nil {
 		severity := Error
-		if c.conf.BadAnnot == "ignore" && key == netattach.NetworksAnnotation {
+		if c.conf.BadAnnot == "ignore" {
 			severity = Warning
 		}
 		c.add(severity, at, "%v", err)

@@ -125,20 +125,17 @@ func (r *Rules) invocation(pod *corev1.Pod, defs map[planner.Ref]*netattach.Defi
 	inv.Warnings = nil // of the configuration, which is not the pod's
 	conf := &inv.Conf
 	conf.AuxChain = ""
-	if conf.ClusterNetwork != "" && defs != nil && defs[planner.Ref{Namespace: conf.MultusNamespace, Name: conf.ClusterNetwork}] == nil {
-		conf.ClusterNetwork, conf.Delegates = "", []json.RawMessage{standIn}
-	}
 	if defs == nil {
 		return inv, nil
 	}
-	var known []string
-	for _, name := range conf.DefaultNets {
-		selected, err := netattach.ParseSelections(name, conf.MultusNamespace)
-		if err == nil && len(selected) == 1 && defs[refOf(&selected[0])] != nil {
-			known = append(known, name)
-		}
+	known := func(text string) bool {
+		n, err := conf.Network(text)
+		return err == nil && defs[planner.Ref{Namespace: n.Namespace, Name: n.Name}] != nil
 	}
-	conf.DefaultNets = known
+	if conf.ClusterNetwork != "" && !known(conf.ClusterNetwork) {
+		conf.ClusterNetwork, conf.Delegates = "", []json.RawMessage{standIn}
+	}
+	conf.DefaultNets = slices.DeleteFunc(conf.DefaultNets, func(text string) bool { return !known(text) })
 	return inv, nil
 }
 

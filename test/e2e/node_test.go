@@ -163,17 +163,31 @@ func (n *node) eventually(what string, ok func() bool) {
 // define writes a definition; resource is empty for one without a device.
 func (n *node) define(name, resource, config string) {
 	n.t.Helper()
+	n.defineIn("default", name, resource, config)
+}
+
+// defineIn writes a definition of a namespace.
+func (n *node) defineIn(namespace, name, resource, config string) {
+	n.t.Helper()
 	annotations := map[string]string{}
 	if resource != "" {
 		annotations["k8s.v1.cni.cncf.io/resourceName"] = resource
 	}
 	raw, err := json.Marshal(map[string]any{
 		"apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
-		"metadata": map[string]any{"name": name, "namespace": "default", "annotations": annotations},
+		"metadata": map[string]any{"name": name, "namespace": namespace, "annotations": annotations},
 		"spec":     map[string]any{"config": config},
 	})
 	n.must(err)
-	n.file("definitions/"+name+".json", string(raw))
+	n.file(definitionFile(namespace, name), string(raw))
+}
+
+// definitionFile is the file of a definition.
+func definitionFile(namespace, name string) string {
+	if namespace == "default" {
+		return "definitions/" + name + ".json"
+	}
+	return "definitions/" + namespace + "." + name + ".json"
 }
 
 // bridge is the configuration of a secondary bridge network without a gateway.

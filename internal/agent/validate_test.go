@@ -1,0 +1,200 @@
+package agent
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/manifold-cni/manifold/internal/netconf"
+)
+
+// places returns the findings as "line:kind key".
+func places(in string) []string {
+	var out []string
+	for _, f := range ValidateConfig([]byte(in)) {
+		kind := "error"
+		if f.Warning {
+			kind = "warning"
+		}
+		out = append(out, fmt.Sprintf("%d:%s %s", f.Line, kind, f.Key))
+	}
+	return out
+}
+
+// broken are wrong values of the keys: too short to be any, a path that is none, a
+// name that cannot be, a number out of range. The wrong types are added by type.
+var broken = map[string][]string{
+	"cniVersion": {`"9.9.9"`, `"1.0"`, `""`}, "name": {`""`, `"a/b"`, `"-a"`}, "type": {`""`, `"manifoldd"`},
+	"clusterNetwork":  {`"a b"`, `"a@eth0"`, `"a/b/c"`, `"../net.d"`},
+	"defaultNetworks": {`[""]`, `["a","[{"]`, `["a,b"]`, `["a@"]`, `["a@x/y"]`, `["Upper/a"]`, `["a/b/c"]`, `[{"name":"a"}]`},
+	"delegates":       {`[null,3]`, `[{"type":"a"},3]`, `[{}]`, `[{"type":7}]`, `[{"plugins":[]}]`, `[{"plugins":[{}]}]`, `[{"plugins":3}]`, `[]`},
+	"capabilities":    {`{"portMappings":"yes"}`},
+	"confDir":         {`""`, `"net.d"`}, "cniDir": {`""`, `"./state"`}, "binDir": {`""`, `"bin"`}, "sysRoot": {`""`, `"sys"`}, "deviceInfoDir": {`""`, `"devinfo"`},
+	"agentProgram": {`""`, `"manifold-agent"`}, "agentConfig": {`""`, `"agent.json"`}, "agentSocket": {`""`, `"agent.sock"`, `"/` + strings.Repeat("s", 107) + `"`},
+	"logFile": {`"manifold.log"`}, "readinessindicatorfile": {`"ready"`}, "auxiliaryCNIChainName": {`"../chain"`, `"/chain"`, `"."`},
+	"multusNamespace": {`""`, `"Kube-System"`, `"a.b"`}, "systemNamespaces": {`[""]`, `["a","B"]`}, "globalNamespaces": {`"a,B"`, `"a/b"`},
+	"logOptions": {`{"maxSize":-1}`, `{"maxAge":"5"}`, `{"maxBackups":1.5}`, `{"compress":1}`},
+}
+
+// wrongTypes are values that no key of a type takes.
+func wrongTypes(t reflect.Type) []string {
+	all := map[reflect.Kind]string{reflect.String: `"x"`, reflect.Bool: `true`, reflect.Int: `7`, reflect.Slice: `["x"]`, reflect.Map: `{"x":"y"}`}
+	kind := t.Kind()
+	switch {
+	case t == reflect.TypeFor[netconf.Duration]():
+		return []string{`true`, `7`, `["1s"]`, `{}`, `""`, `"soon"`, `"0s"`, `"-1s"`, `"2h"`, `"30"`}
+	case kind == reflect.Struct:
+		kind = reflect.Map
+	}
+	delete(all, kind)
+	var out []string
+	for _, k := range []reflect.Kind{reflect.String, reflect.Bool, reflect.Int, reflect.Slice, reflect.Map} {
+		if all[k] != "" {
+			out = append(out, all[k])
+		}
+	}
+	return out
+}
+
+// TestEveryKeyIsValidatedByLineAndKey breaks each key of the reference in each way
+// that its type and its meaning allow, in a list and in a single configuration.
+func TestEveryKeyIsValidatedByLineAndKey(t *testing.T) {
+	conf := reflect.TypeFor[netconf.Conf]()
+	for i := range conf.NumField() {
+		field := conf.Field(i)
+		key := field.Tag.Get("json")
+		values := append(wrongTypes(field.Type), broken[key]...)
+		if field.Tag.Get("enum") != "" {
+			values = append(values, `"sometimes"`)
+		}
+		if form := field.Tag.Get("form"); form != "" && broken[key] == nil {
+			t.Errorf("key %s has the form %s, and nothing here breaks it", key, form)
+		}
+		for _, value := range values {
+			for _, single := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%s %.40s single=%v", key, value, single), func(t *testing.T) { breaks(t, key, value, single) })
+			}
+		}
+	}
+}
+
+// breaks fails unless the one error of a configuration with a wrong value is at the
+// line of its key.
+func breaks(t *testing.T, key, value string, single bool) {
+	t.Helper()
+	in, want := with(key, value, single)
+	found := 0
+	for _, f := range ValidateConfig([]byte(in)) {
+		at := f.Key == key && (f.Line == want || f.Line == want+1) // the value begins in the line behind its key
+		switch {
+		case f.Warning: // of keys that need others beside them
+		case at, key == "delegates" && f.Key == "clusterNetwork": // an empty list is none
+			found++
+		case key == "type" && f.Key == "plugins": // none of them is ours then
+		default:
+			t.Errorf("found %s in\n%s", f, in)
+		}
+	}
+	if found != 1 && (key != "type" || single) {
+		t.Errorf("%d errors at line %d, key %s, of\n%s", found, want, key, in)
+	}
+}
+
+// with returns a configuration that is right but for one key, and the line of that.
+func with(key, value string, single bool) (in string, line int) {
+	list := map[string]string{"cniVersion": `"1.1.0"`, "name": `"manifold"`}
+	plugin := []string{`"type": "manifold"`, `"clusterNetwork": "net"`}
+	own := []string{fmt.Sprintf(`"cniVersion": %s`, list["cniVersion"]), fmt.Sprintf(`"name": %s`, list["name"])}
+	switch {
+	case single:
+		plugin = append(own, plugin...)
+	case list[key] != "": // the list's own
+		list[key] = value
+		line = map[string]int{"cniVersion": 2, "name": 3}[key]
+	}
+	if line == 0 {
+		plugin = slices.DeleteFunc(plugin, func(l string) bool {
+			return strings.HasPrefix(l, `"`+key+`"`) || key == "delegates" && strings.HasPrefix(l, `"clusterNetwork"`)
+		})
+		plugin = append(plugin, fmt.Sprintf("%q:\n %s", key, value))
+	}
+	in = "{\n" + strings.Join(plugin, ",\n") + "\n}"
+	if single {
+		return in, 1 + len(plugin)
+	}
+	if line == 0 {
+		line = 5 + len(plugin)
+	}
+	return fmt.Sprintf("{\n\"cniVersion\": %s,\n\"name\": %s,\n\"plugins\": [\n%s]}", list["cniVersion"], list["name"], in), line
+}
+
+// TestValidateConfigLooksAtTheWholeFile: what is wrong beside the plugin's own keys.
+func TestValidateConfigLooksAtTheWholeFile(t *testing.T) {
+	const ours = `{"type":"manifold","clusterNetwork":"a"}`
+	list := func(keys string) string { return "{\n" + keys + ",\n\"plugins\": [" + ours + "]}" }
+	named := func(keys string) string { return list(`"name": "m",` + "\n" + keys) }
+	for in, want := range map[string][]string{
+		"{\n\"type\": \"manifold\",\n}": {"3:error "},
+		"[]":                            {"1:error "},
+		"3":                             {"1:error "},
+		"null":                          {"1:error type"},
+		`{"type":"bridge"}`:             {"1:error type"},
+		"{\n\"name\": \"m\",\n\"type\": \"manifold\"}":                   {"3:error clusterNetwork"},
+		list(`"cniVersion": "1.1.0"`):                                    {"1:error name"},
+		list(`"name": null`):                                             {"2:error name"},
+		list(`"name": ""`):                                               {"2:error name"},
+		named(`"cniVersion": "9.9.9"`):                                   {"3:error cniVersion"},
+		named(`"cniVersion": 7`):                                         {"3:error cniVersion"},
+		named(`"cniVersions": "1.1.0"`):                                  {"3:error cniVersions"},
+		named("\"cniVersions\": [\"1.1.0\",\n\"x\"]"):                    {"4:error cniVersions"},
+		named(`"disableCheck": "maybe"`):                                 {"3:error disableCheck"},
+		named(`"disableGC": 1`):                                          {"3:error disableGC"},
+		named(`"disableCheck": "true"`):                                  nil,
+		named(`"colour": 1`):                                             {"3:warning colour"},
+		named(`"namespaceIsolation": true`):                              {"3:error namespaceIsolation"},
+		"{\"name\": \"m\",\n\"plugins\": 3}":                             {"2:error plugins"},
+		"{\"name\": \"m\",\n\"plugins\": []}":                            {"2:error plugins"},
+		"{\"name\": \"m\",\n\"plugins\": [" + ours + ",\nnull]}":         {"3:error plugins[1]"},
+		"{\"name\": \"m\",\n\"plugins\": [" + ours + ",\n{}]}":           {"3:error type"},
+		"{\"name\": \"m\",\n\"plugins\": [" + ours + ",\n" + ours + "]}": {"3:error type"},
+	} {
+		if got := places(in); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestValidateConfigSaysWhatHasNoEffect(t *testing.T) {
+	in := `{
+  "name": "m", "cniVersion": "1.1.0",
+  "plugins": [
+    {"type": "portmap"},
+    {
+      "type": "manifold", "name": "own",
+      "clusterNetwork": "flannel",
+      "delegates": [{"type": "a"}],
+      "verify": "sometimes",
+      "colour": {"verify": 1},
+      "globalNamespaces": "a",
+      "logfile": "/var/log/manifold.log",
+      "logOptions": {"maxSize": 1,
+        "maxSizes": 2},
+      "runtimeConfig": 7,
+      "defaultNetworks": [
+        "a",
+        "b c"],
+      "verify": "off",
+      "namespaceIsolation": "yes"
+    }
+  ]
+}`
+	want := []string{
+		"6:warning name", "8:warning delegates", "10:warning colour", "11:warning globalNamespaces", "12:warning logfile", "13:warning logOptions", "14:warning logOptions",
+		"15:error runtimeConfig", "18:error defaultNetworks", "19:warning verify", "20:error namespaceIsolation",
+	}
+	if got := places(in); !slices.Equal(got, want) {
+		t.Errorf("%q,\nwant %q", got, want)
+	}
+}
