@@ -7,7 +7,8 @@
 // network devices stand on it. [FS.PFNetDev] finds the network device of a VF's
 // PF, which is where the kernel keeps the VF's VLAN, MAC, trust and rates;
 // [FS.OfNetDev] goes the other way, from a network device's name to its PCI
-// function; [FS.Auxiliary] resolves subfunctions. [CompareIDs] is the order of
+// function; [FS.Auxiliary] resolves subfunctions; [FS.VFIONode] finds the device node
+// of a function that a program drives. [CompareIDs] is the order of
 // device IDs used wherever several devices of one resource are handed out.
 //
 //	var sys sriov.FS // the running kernel's /sys
@@ -36,7 +37,11 @@
 //	changed, err := host.Reset("0000:21:10.2", before)
 //
 // A snapshot can be kept as JSON. Where there is none, [Snapshot.Neutral] is what a
-// VF that nobody uses looks like.
+// VF that nobody uses looks like. [Host.Snapshots] takes down many functions with one
+// question to each PF.
+//
+// A VF that was removed and made again has the address and index that it had, and is
+// another one: [Snapshot.SameFunction] tells, and Reset leaves it alone.
 //
 // # What sysfs can and cannot tell
 //
@@ -52,6 +57,13 @@
 // the namespace that it was mounted in, so a VF whose network device was moved to
 // a pod has none in the host's sysfs. Absence of a network device is therefore
 // never evidence that a device is free.
+//
+// # What netlink is asked
+//
+// [Kernel] asks for one network device at a time, with its VFs and without their
+// statistics: one question, one answer. It makes no dump, which the kernel interrupts
+// when devices come and go meanwhile, and it reads the answer itself where the netlink
+// library is wrong about VFs. Changes are heard and never polled for.
 //
 // The package needs the standard library and a netlink library, and is small enough
 // to be linked into a CNI plugin. Package [github.com/manifold-cni/manifold/sriov/inventory]

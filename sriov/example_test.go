@@ -33,6 +33,47 @@ func exampleHost(add func(*sriovtest.Tree)) (host sriov.Host, remove func()) {
 	return tree.Host(), func() { os.RemoveAll(dir) }
 }
 
+// The life of a VF: it is found, taken down, lent out, and made as it was.
+func Example() {
+	host, remove := exampleHost((*sriovtest.Tree).AddIGB)
+	defer remove()
+
+	const addr = "0000:21:10.4" // as a device plugin has allocated it
+	pf, index, err := host.PFNetDev(addr)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println("it is VF", index, "of", pf)
+	before, err := host.Snapshot(addr)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	// Whoever has it sets what it needs.
+	if err := host.Links.SetVF(pf, index, sriov.PropertyTrust, sriov.VFState{Trust: true}); err != nil {
+		fmt.Println(err)
+		return
+	}
+	// It is given back, which may take the kernel some time.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	now, err := host.Wait(ctx, addr, sriov.HasNetDev)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	if !before.SameFunction(now) {
+		fmt.Println("it was made anew meanwhile, and there is nothing to undo")
+		return
+	}
+	changed, err := host.Reset(addr, before)
+	fmt.Println("undone:", sriov.Sentences(changed), err)
+	// Output:
+	// it is VF 2 of enp33s0
+	// undone: trust of the VF: wanted off, found on <nil>
+}
+
 func ExampleFS_Function() {
 	sys, remove := exampleTree((*sriovtest.Tree).AddIGB)
 	defer remove()
@@ -87,6 +128,105 @@ func ExampleFS_OfNetDev() {
 	addr, err := sys.OfNetDev("enp8s0f0s88") // a subfunction's
 	fmt.Println(addr, err)
 	// Output: 0000:08:00.0 <nil>
+}
+
+// In switchdev mode representors stand beside the PF's own network device.
+func ExampleFS_Uplink() {
+	sys, remove := exampleTree((*sriovtest.Tree).AddSwitchdev)
+	defer remove()
+
+	pf, err := sys.Function("0000:08:00.0")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	uplink, err := sys.Uplink(pf.Address)
+	fmt.Println(uplink, "of", pf.NetDevs, err)
+	// Output: enp8s0f0np0 of [en8f0pf0sf88 enp8s0f0_0 enp8s0f0_1 enp8s0f0np0] <nil>
+}
+
+// A subfunction has no PCI address of its own.
+func ExampleFS_Auxiliary() {
+	sys, remove := exampleTree((*sriovtest.Tree).AddSwitchdev)
+	defer remove()
+
+	sf, err := sys.Auxiliary("mlx5_core.sf.2")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println("subfunction", sf.SFNum, "of", sf.Parent, "is", sf.NetDevs)
+	// Output: subfunction 88 of 0000:08:00.0 is [enp8s0f0s88]
+}
+
+// A whole PF at once costs one question to its driver.
+func ExampleHost_Snapshots() {
+	host, remove := exampleHost((*sriovtest.Tree).AddIGB)
+	defer remove()
+
+	pf, err := host.Function("0000:21:00.0")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	var vfs []sriov.Function
+	for _, addr := range pf.VFs {
+		vf, err := host.Function(addr)
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		vfs = append(vfs, *vf)
+	}
+	states, err := host.Snapshots(vfs)
+	fmt.Println(len(states), "VFs, the first with VLAN", states[pf.VFs[0]].VF.VLAN, err)
+	// Output: 7 VFs, the first with VLAN 0 <nil>
+}
+
+// Without a snapshot of before, what somebody left on a VF is told by what a VF is
+// that nobody uses.
+func ExampleSnapshot_Neutral() {
+	host, remove := exampleHost((*sriovtest.Tree).AddIGB)
+	defer remove()
+
+	if err := host.Links.SetVF("enp33s0", 2, sriov.PropertyVLAN, sriov.VFState{VLAN: 77, VLANProto: "802.1q"}); err != nil {
+		fmt.Println(err)
+		return
+	}
+	now, err := host.Snapshot("0000:21:10.4")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(sriov.Sentences(now.Neutral().Compare(now)))
+	// Output: VLAN of the VF: wanted 0, found 77
+}
+
+// A VF that was removed and made again has its old address and is another one.
+func ExampleSnapshot_SameFunction() {
+	var tree *sriovtest.Tree
+	host, remove := exampleHost(func(t *sriovtest.Tree) {
+		t.AddIGB()
+		tree = t
+	})
+	defer remove()
+
+	const vf = "0000:21:10.4"
+	before, err := host.Snapshot(vf)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	tree.RemoveVFs("0000:21:00.0") // by sriov_numvfs
+	tree.AddVF(sriovtest.VF{PF: "0000:21:00.0", Index: 2, Address: vf, Driver: "igbvf"})
+	now, err := host.Snapshot(vf)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	_, err = host.Reset(vf, before)
+	fmt.Println(before.SameFunction(now), errors.Is(err, sriov.ErrReplaced))
+	// Output: false true
 }
 
 func ExampleCompareIDs() {

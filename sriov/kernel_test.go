@@ -61,3 +61,43 @@ func TestKernel(t *testing.T) {
 	for range events { // until it is closed
 	}
 }
+
+// A network device is told rightly while others come and go, which would interrupt a
+// dump.
+func TestKernelAnswersWhileDevicesChange(t *testing.T) {
+	if !harness.Alone(t) {
+		return
+	}
+	veth := func(name string) *netlink.Veth {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = name
+		return &netlink.Veth{LinkAttrs: attrs, PeerName: name + "p"}
+	}
+	if err := netlink.LinkAdd(veth("stays")); err != nil {
+		t.Fatal(err)
+	}
+	changed := make(chan error, 1)
+	go func() {
+		for range 50 {
+			if err := errors.Join(netlink.LinkAdd(veth("comes")), netlink.LinkDel(veth("comes"))); err != nil {
+				changed <- err
+				return
+			}
+		}
+		changed <- nil
+	}()
+	for asked := 0; ; asked++ {
+		link, err := sriov.Kernel{}.Link("stays")
+		if err != nil || link.Name != "stays" || link.Index == 0 {
+			t.Fatalf("question %d: %+v, %v", asked, link, err)
+		}
+		select {
+		case err := <-changed:
+			if err != nil || asked == 0 {
+				t.Errorf("asked %d times, %v", asked, err)
+			}
+			return
+		default:
+		}
+	}
+}
