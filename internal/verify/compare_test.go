@@ -83,7 +83,7 @@ func TestEveryLieIsFound(t *testing.T) {
 		"minimum rate":    {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.MinTxRate = 0 }, "minimum rate of the VF"},
 		"maximum rate":    {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.MaxTxRate = 0 }, "maximum rate of the VF"},
 		"made again":      {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.Instance++ }, "PCI function: wanted the one that was handed over, found another one"},
-		"gone":            {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device = nil }, "device 0000:21:10.4: wanted on the node, found gone"},
+		"gone":            {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device = nil }, "allocated device 0000:21:10.4: wanted on the node, found gone"},
 		"left down":       {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.Up = false }, "administrative state: wanted up, found down"},
 		"no VF on the PF": {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF = nil }, "virtual function"},
 	} {
@@ -178,7 +178,7 @@ func TestUserspaceDevices(t *testing.T) {
 		"no group":       {Claim{}, func(f *Facts) { f.Device.IOMMUGroup = "" }, "IOMMU group: wanted 15, found none"},
 		"no device node": {Claim{}, func(f *Facts) { f.NodeProblem = &sriov.NodeError{Path: "/dev/vfio/15", Found: "none"} }, "device node: wanted /dev/vfio/15, found none"},
 		"made again":     {Claim{}, func(f *Facts) { f.Device.Instance = 2 }, "PCI function: wanted the one"},
-		"gone":           {Claim{}, func(f *Facts) { f.Device = nil }, "device 0000:21:10.4: wanted on the node, found gone"},
+		"gone":           {Claim{}, func(f *Facts) { f.Device = nil }, "allocated device 0000:21:10.4: wanted on the node, found gone"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := &Facts{Device: &sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15", Instance: 1}, Node: "/dev/vfio/15"}
@@ -191,6 +191,10 @@ func TestUserspaceDevices(t *testing.T) {
 	}
 	if r := Compare(a, Claim{}, before, &Facts{}); !strings.Contains(r.Fix(), "made anew") {
 		t.Errorf("what to do about a device that went: %s", r.Fix())
+	}
+	node := &Facts{Device: &sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15"}, NodeProblem: &sriov.NodeError{Path: "/dev/vfio/15", Found: "none"}}
+	if r := Compare(a, Claim{}, before, node); Class(r.Findings[0]) != "device node" || !strings.Contains(r.Fix(), "device node") {
+		t.Errorf("what to do without a device node: %s (class %s)", r.Fix(), Class(r.Findings[0]))
 	}
 	old := *d
 	old.IOMMUGroup = "" // an older agent does not say it

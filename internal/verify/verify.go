@@ -220,8 +220,8 @@ type Report struct {
 // Fix says what to do about the findings.
 func (r Report) Fix() string {
 	for _, d := range r.Findings {
-		if c := Class(d); c == classDevice || c == classFunction {
-			return vanishedFix
+		if fix := fixes[Class(d)]; fix != "" {
+			return fix
 		}
 	}
 	if !slices.ContainsFunc(r.Findings, func(d sriov.Difference) bool { return d.Field != carrierField }) {
@@ -233,11 +233,21 @@ func (r Report) Fix() string {
 // vanishedFix says what to do about a device that went.
 const vanishedFix = "delete the pod, and see who removed the device or had it made anew, and why the device plugin still advertises it"
 
-// Classes of which something follows.
+// hostFix says what to do about a device that somebody changed on the host.
+const hostFix = "see who bound the device to another driver or changed its device node while the pod was started, and delete the pod if it stays so"
+
+// Classes of differences that are no delegate's doing.
 const (
-	classDevice   = "device" // that it is on the node
+	classDevice   = "allocated device" // that it is on the node
 	classFunction = "PCI function"
+	classDriver   = "driver"
+	classGroup    = "IOMMU group"
+	classNode     = "device node"
 )
+
+var fixes = map[string]string{
+	classDevice: vanishedFix, classFunction: vanishedFix, classDriver: hostFix, classGroup: hostFix, classNode: hostFix,
+}
 
 // Class is a difference's field without the names in it: of classes there are
 // few, and they can be counted.
@@ -385,9 +395,9 @@ func compareFunction(r *Report, before, now *sriov.Snapshot) {
 func Lost(before, now *sriov.Snapshot, checked []string) []sriov.Difference {
 	var r Report
 	compareFunction(&r, before, now)
-	r.expect("driver", before.Driver, now.Driver)
+	r.expect(classDriver, before.Driver, now.Driver)
 	if before.IOMMUGroup != "" {
-		r.expect("IOMMU group", before.IOMMUGroup, now.IOMMUGroup)
+		r.expect(classGroup, before.IOMMUGroup, now.IOMMUGroup)
 	}
 	stays := checked == nil || slices.ContainsFunc(checked, func(s string) bool { return strings.HasPrefix(s, stacked) })
 	for _, d := range now.NetDevs {
@@ -419,7 +429,7 @@ func compareDevice(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) 
 // compareUserspace compares a device that programs drive: its driver, and with VFIO
 // its IOMMU group, by which the container was given it, and its device node.
 func compareUserspace(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) {
-	r.expect("driver", d.Driver, f.Device.Driver)
+	r.expect(classDriver, d.Driver, f.Device.Driver)
 	if !(sriov.Function{Driver: d.Driver}).VFIO() {
 		return
 	}
@@ -427,12 +437,12 @@ func compareUserspace(r *Report, d *plan.Device, before *sriov.Snapshot, f *Fact
 	if group == "" && before != nil { // an older agent's plan
 		group = before.IOMMUGroup
 	}
-	r.expect("IOMMU group", group, f.Device.IOMMUGroup)
+	r.expect(classGroup, group, f.Device.IOMMUGroup)
 	switch {
 	case f.NodeProblem != nil:
-		r.expect("device node", f.NodeProblem.Path, f.NodeProblem.Found)
+		r.expect(classNode, f.NodeProblem.Path, f.NodeProblem.Found)
 	case f.Node != "":
-		r.expect("device node", f.Node, f.Node)
+		r.expect(classNode, f.Node, f.Node)
 	}
 }
 
