@@ -34,6 +34,7 @@ import (
 type Engine struct {
 	Planner plan.Planner
 	Journal journal.Dir
+	Links   sriov.Links // the host's network devices; nil for the kernel's
 	Log     *slog.Logger
 	Stderr  io.Writer // what delegates print there
 	Times   *Times    // of this call; nil takes down none
@@ -82,7 +83,9 @@ func keyOf(inv *netconf.Invocation) journal.Key {
 }
 
 // host is the node as the verb sees it.
-func (r *run) host() sriov.Host { return sriov.Host{FS: sriov.FS{Root: r.inv.Conf.SysRoot}} }
+func (r *run) host() sriov.Host {
+	return sriov.Host{FS: sriov.FS{Root: r.inv.Conf.SysRoot}, Links: r.Links}
+}
 
 // sandbox returns the look into the sandbox's network namespace.
 func (r *run) sandbox(netns string) (*verify.Sandbox, error) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/killpoint"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/verify"
 	"github.com/manifold-cni/manifold/sriov"
@@ -22,7 +23,9 @@ import (
 // the claim stands and the sandbox lives, the next ADD is refused and tried
 // again. Where the sandbox is dead, its namespace gone or the node rebooted, the
 // next ADD takes the claim over, and the late DEL finds that it has no longer a
-// device to release. A VF that cannot be made as it was before its last use is in
+// device to release. A DEL claims the VF as well, since its sandbox may have given
+// it back in an earlier DEL that left something else: no ADD gets a VF that is
+// being released. A VF that cannot be made as it was before its last use is in
 // quarantine, and refused until it is.
 
 // claimTime bounds the wait for a device's claim, which is held for moments.
@@ -60,10 +63,19 @@ func (r *run) claim(ctx context.Context, a *plan.Attachment) error {
 	case keyOf(r.inv):
 		return r.usable(ctx, a)
 	case journal.RepairKey(a.Device.PCIAddress):
-		return cnierr.New("claim device", cnierr.TryAgain, "it is being reset").WithFix("nothing; the runtime will try again")
+		return errBeingReset()
+	}
+	if _, damage := r.Journal.Open(holder); cnierr.Is(damage, cnierr.JournalCorrupt) {
+		return cnierr.New("claim device", cnierr.TryAgain, "sandbox %s may still have it: %w", holder, damage).
+			WithFix("see that its pod is deleted, whose DEL gives the device back and sets the file aside")
 	}
 	return cnierr.New("claim device", cnierr.TryAgain, "sandbox %s still has it: its DEL has not come, or has not succeeded", holder).
 		WithFix("nothing, if that pod is being deleted; else see why its DEL fails")
+}
+
+// errBeingReset tells that the reconciler has the VF.
+func errBeingReset() error {
+	return cnierr.New("claim device", cnierr.TryAgain, "it is being reset").WithFix("nothing; the runtime will try again")
 }
 
 // takeOver puts the VF of a dead sandbox, whose journal is last, into quarantine.
@@ -137,43 +149,105 @@ func (r *run) restore(ctx context.Context, a *plan.Attachment, before *sriov.Sna
 	return err
 }
 
-// fenced reports whether another sandbox has taken over the attachment's VF.
-func (r *run) fenced(ctx context.Context, a *plan.Attachment) (bool, error) {
+// fence claims the attachment's VF for the DEL of its sandbox, and reports whether
+// it is fenced off instead: whether another sandbox has taken it over. Then nothing
+// of the VF may be touched. The error is of kind [cnierr.JournalCorrupt] where no
+// journal says whose it is.
+func (r *run) fence(ctx context.Context, a *plan.Attachment) (fenced bool, err error) {
 	if !isClaimed(a) {
 		return false, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, claimTime)
+	device := a.Device.PCIAddress
+	waiting, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
-	holder, err := r.Journal.Holder(ctx, a.Device.PCIAddress)
-	if err != nil || holder == (journal.Key{}) || holder == keyOf(r.inv) {
+	holder, err := r.Journal.Claim(waiting, device, keyOf(r.inv), func(k journal.Key) (bool, error) {
+		if k == journal.RepairKey(device) {
+			_, held, err := r.stillHeld(k)
+			return held, err
+		}
+		// Dead or alive: who has a journal has its own DEL to come.
+		_, err := r.Journal.Open(k)
+		return !errors.Is(err, os.ErrNotExist), nil
+	})
+	switch {
+	case err != nil:
 		return false, err
-	}
-	_, err = r.Journal.Open(holder)
-	if errors.Is(err, os.ErrNotExist) {
+	case holder == keyOf(r.inv):
 		return false, nil
+	case holder == journal.RepairKey(device):
+		return false, errBeingReset()
 	}
 	r.about(a).Warn("device serves another sandbox by now, and is left to it", "holder", holder.String())
 	return true, nil
 }
 
-// giveBack makes a VF stand as before ADD, and gives its claim back. A VF that
-// cannot be made so goes into quarantine, and the pod can go. After another boot
-// the VF is as that made it: what the old boot found is nothing to go back to.
-func (r *run) giveBack(ctx context.Context, i int) error {
-	a := &r.entry.Plan.Attachments[i]
-	if !isClaimed(a) {
+// confine puts the VF of attachment i into quarantine.
+func (r *run) confine(i int, reason error) error {
+	r.about(&r.entry.Plan.Attachments[i]).Warn("device goes into quarantine", "reason", reason)
+	if !r.inv.Conf.RestoreDevices {
 		return nil
 	}
-	before, err := r.before(i)
-	if err == nil && r.inv.Conf.RestoreDevices && r.entry.SameBoot() {
-		err = r.restore(ctx, a, before)
+	return r.Journal.Quarantine(quarantineOf(r.entry, i, reason.Error()))
+}
+
+// giveBack makes a VF stand as before ADD, and gives its claim back. failed is what
+// the delegate's DEL ended with: after an error the VF is made so as soon as it is
+// out of the sandbox, whatever a delegate may go on to refuse, and stays claimed for
+// the next DEL. A VF that cannot be made so goes into quarantine, and the pod can go.
+func (r *run) giveBack(ctx context.Context, i int, netns string, failed error) error {
+	a := &r.entry.Plan.Attachments[i]
+	if !isClaimed(a) || failed != nil && !r.isOut(a, netns) {
+		return failed
 	}
-	if cnierr.Is(err, cnierr.TeardownIncomplete) {
-		r.warn("%s: device %s goes into quarantine: %v", a.Name, a.Device.ID, err)
-		err = r.Journal.Quarantine(quarantineOf(r.entry, i, err.Error()))
+	err := r.standAsBefore(ctx, i)
+	killpoint.Here("device restored")
+	if failed != nil {
+		return errors.Join(failed, err)
+	}
+	if cnierr.Is(err, cnierr.TeardownIncomplete) || cnierr.Is(err, cnierr.JournalCorrupt) {
+		err = r.confine(i, err)
 	}
 	if err != nil {
 		return err
+	}
+	return r.unclaim(ctx, a)
+}
+
+// isOut reports whether the attachment's interface is out of the sandbox.
+func (r *run) isOut(a *plan.Attachment, netns string) bool {
+	if netns == "" {
+		return true
+	}
+	there, err := r.inSandbox(netns, a.IfName)
+	return err == nil && !there
+}
+
+// standAsBefore restores the VF of attachment i, and ends a quarantine in which the
+// sandbox's next owner had put it but died. After another boot the VF is as that
+// made it: what the old boot found is nothing to go back to.
+func (r *run) standAsBefore(ctx context.Context, i int) error {
+	if !r.inv.Conf.RestoreDevices || !r.entry.SameBoot() {
+		return nil
+	}
+	a := &r.entry.Plan.Attachments[i]
+	before, err := r.before(i)
+	if err != nil {
+		return err
+	}
+	if err := r.restore(ctx, a, before); err != nil {
+		return err
+	}
+	q, err := r.Journal.Quarantined(a.Device.PCIAddress)
+	if err != nil || q == nil || q.Sandbox != r.entry.Key.String() {
+		return nil //nolint:nilerr // the next ADD judges a quarantine that is not this sandbox's
+	}
+	return r.Journal.Release(a.Device.PCIAddress)
+}
+
+// unclaim gives back the claim of the attachment's VF, if there is one.
+func (r *run) unclaim(ctx context.Context, a *plan.Attachment) error {
+	if !isClaimed(a) {
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()

@@ -84,7 +84,8 @@ func (r *run) ofDelegate(d multus.Delegate) (*libcni.NetworkAttachment, error) {
 func (r *run) releaseForeign(ctx context.Context, attachments []*libcni.NetworkAttachment) error {
 	var problems []error
 	for _, a := range slices.Backward(attachments) {
-		if err := r.releaseCached(ctx, a); err != nil {
+		// Without a journal there is no claim to be kept for the next DEL.
+		if err := errors.Join(r.releaseCached(ctx, a), r.unclaim(ctx, r.ofRecord(a))); err != nil {
 			subject := cnierr.Subject{Pod: r.inv.Pod.String(), Network: a.Network, Interface: a.IfName}
 			problems = append(problems, cnierr.Annotate(err, subject))
 		}

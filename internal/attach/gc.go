@@ -88,7 +88,7 @@ func (e *Engine) collectStale(ctx context.Context, g *collection) error {
 }
 
 // collect releases one stale sandbox unless somebody works on it, and returns
-// its journal's entry, nil when there is none.
+// its journal's entry, nil when there is none, or it is damaged.
 func (e *Engine) collect(ctx context.Context, inv netconf.Invocation, k journal.Key) (*journal.Entry, error) {
 	inv.ContainerID, inv.IfName, inv.NetNS = k.ContainerID, k.IfName, ""
 	lock, err := e.Journal.TryLock(k)
@@ -99,6 +99,9 @@ func (e *Engine) collect(ctx context.Context, inv netconf.Invocation, k journal.
 	r.entry, err = e.Journal.Open(k)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, r.end(true, nil)
+	}
+	if cnierr.Is(err, cnierr.JournalCorrupt) {
+		return nil, r.delCorrupt(ctx, err)
 	}
 	if err != nil {
 		return nil, r.end(false, err)

@@ -46,7 +46,7 @@ func (e *Engine) Del(ctx context.Context, inv *netconf.Invocation) error {
 	if problems := r.release(ctx); len(problems) > 0 {
 		return r.end(false, r.incomplete(problems))
 	}
-	if err := r.entry.Close(); err != nil {
+	if err := r.close(ctx); err != nil {
 		return r.end(false, err)
 	}
 	return r.end(true, nil)
@@ -80,10 +80,23 @@ func (r *run) releaseAll(ctx context.Context) []error {
 	if len(problems) > 0 {
 		return problems
 	}
-	if err := r.entry.Close(); err != nil {
+	if err := r.close(ctx); err != nil {
 		return []error{err}
 	}
 	return nil
+}
+
+// close removes the journal of a sandbox that is released, and before it the claims
+// of VFs that no delegate was run on.
+func (r *run) close(ctx context.Context) error {
+	for i := range r.entry.Plan.Attachments {
+		if phase, _ := r.entry.Phase(i); phase == "" || phase == journal.Untouched {
+			if err := r.unclaim(ctx, &r.entry.Plan.Attachments[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return r.entry.Close()
 }
 
 // release runs DEL for every attachment that was tried and not yet released.
@@ -108,68 +121,79 @@ func (r *run) release(ctx context.Context) []error {
 	return problems
 }
 
-// releaseOne runs the delegate chain's DEL with the recorded configuration and
-// result, and checks that the device is out of the sandbox.
+// releaseOne releases one attachment: what its delegates made, its device, its
+// files. Of a device that serves another sandbox by now the rest is released: the
+// delegates' own DEL would reset it under its next owner.
 func (r *run) releaseOne(ctx context.Context, i int) error {
 	a := &r.entry.Plan.Attachments[i]
-	list, err := listOf(a)
+	fenced, err := r.fence(ctx, a)
+	if cnierr.Is(err, cnierr.JournalCorrupt) {
+		// Whose it is no journal says. That must not keep the pod from going.
+		fenced, err = true, r.confine(i, err)
+	}
 	if err != nil {
 		return err
 	}
 	netns := r.liveNetNS()
 	rt := r.runtimeConf(a, netns)
-	if err := r.seedCache(list, rt, r.entry.Result(i)); err != nil {
-		return err
+	list, err := listOf(a)
+	switch {
+	case err == nil && fenced:
+		err = r.releaseRest(ctx, list, rt)
+	case err == nil:
+		err = r.releaseChain(ctx, i, list, rt)
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
-	defer cancel()
-	fenced, err := r.fenced(ctx, a)
+	if !fenced {
+		err = r.giveBack(ctx, i, netns, err)
+	}
 	if err != nil {
 		return err
 	}
-	if fenced {
-		return r.releaseFenced(ctx, list, rt, a)
+	return removeDeviceInfo(a)
+}
+
+// releaseChain runs the delegate chain's DEL with the recorded configuration and
+// result, and checks that the device is out of the sandbox.
+func (r *run) releaseChain(ctx context.Context, i int, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+	a := &r.entry.Plan.Attachments[i]
+	if err := r.seedCache(list, rt, r.entry.Result(i)); err != nil {
+		return err
 	}
-	err = r.cni.DelNetworkList(ctx, list, rt)
+	if err := r.runDEL(ctx, list, rt, a, r.entry.Before(i)); err != nil {
+		return err
+	}
+	return r.left(a, rt.NetNS)
+}
+
+// runDEL runs a delegate chain's DEL, and that of its addresses where the delegates
+// may not have. before is what was recorded of the device before ADD, nil for
+// nothing.
+func (r *run) runDEL(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, a *plan.Attachment, before json.RawMessage) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
+	defer cancel()
+	err := r.cni.DelNetworkList(ctx, list, rt)
 	killpoint.Here("delegate released")
-	needless := err != nil && r.nothingLeft(i, netns, err)
+	needless := err != nil && r.nothingLeft(a, before, rt.NetNS, err)
 	if err != nil && !needless {
 		return delegateError("del", err)
 	}
-	if netns == "" || needless {
-		if err := r.releaseAddresses(ctx, list, rt); err != nil {
-			return err
-		}
+	switch {
+	case needless:
+		return r.releaseRest(ctx, list, rt)
+	case rt.NetNS == "":
+		return r.releaseAddresses(ctx, list, rt)
 	}
-	if err := r.left(a, netns); err != nil {
-		return err
-	}
-	if err := r.giveBack(ctx, i); err != nil {
-		return err
-	}
-	if needless {
-		return r.forget(list, rt, a)
-	}
-	return removeDeviceInfo(a)
+	return nil
 }
 
-// releaseFenced releases what an attachment has beside its device, which serves
-// another sandbox: its addresses and its files. The delegate's own DEL would
-// reset the device under its next owner.
-func (r *run) releaseFenced(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, a *plan.Attachment) error {
+// releaseRest releases what an attachment has beside its device where the chain's DEL
+// did not run or did not succeed: its addresses, and libcni's record, which libcni
+// itself removes after a DEL that succeeded.
+func (r *run) releaseRest(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
 	if err := r.releaseAddresses(ctx, list, rt); err != nil {
 		return err
 	}
-	return r.forget(list, rt, a)
-}
-
-// forget removes the attachment's files where libcni has not removed its own,
-// which it does after a DEL that succeeded.
-func (r *run) forget(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, a *plan.Attachment) error {
-	if err := r.seedCache(list, rt, nil); err != nil {
-		return err
-	}
-	return removeDeviceInfo(a)
+	return r.seedCache(list, rt, nil)
 }
 
 // liveNetNS returns the sandbox's network namespace, empty when it is gone:
@@ -193,15 +217,14 @@ func (r *run) liveNetNS() string {
 // nothing to do: its interface is not in the sandbox, and the device stands on
 // the host as before ADD. Some delegates do not know that DEL must succeed then
 // (host-device for one), and the pod could never be deleted.
-func (r *run) nothingLeft(i int, netns string, cause error) bool {
-	a := &r.entry.Plan.Attachments[i]
+func (r *run) nothingLeft(a *plan.Attachment, raw json.RawMessage, netns string, cause error) bool {
 	if a.Device == nil || netns == "" || !cnierr.Is(cause, cnierr.DelegateFailed) {
 		return false
 	}
 	if there, err := r.inSandbox(netns, a.IfName); err != nil || there {
 		return false
 	}
-	before, err := r.before(i)
+	before, err := recorded(raw)
 	if err != nil {
 		return false
 	}
@@ -214,8 +237,10 @@ func (r *run) nothingLeft(i int, netns string, cause error) bool {
 }
 
 // before returns what was recorded of attachment i's device before its ADD.
-func (r *run) before(i int) (*sriov.Snapshot, error) {
-	raw := r.entry.Before(i)
+func (r *run) before(i int) (*sriov.Snapshot, error) { return recorded(r.entry.Before(i)) }
+
+// recorded decodes what was recorded of a device, nil for nothing.
+func recorded(raw json.RawMessage) (*sriov.Snapshot, error) {
 	if raw == nil {
 		return nil, nil
 	}
@@ -239,6 +264,8 @@ func (r *run) left(a *plan.Attachment, netns string) error {
 // their addresses (host-device for one), which would then be lost for ever. An
 // IPAM plugin's DEL is repeatable, so that it may run twice is no harm.
 func (r *run) releaseAddresses(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
+	defer cancel()
 	for _, p := range list.Plugins {
 		ipam := p.Network.IPAM.Type
 		if ipam == "" {
@@ -361,46 +388,4 @@ func asList(raw json.RawMessage) (*libcni.NetworkConfigList, error) {
 		return nil, cnierr.New("read network configuration", cnierr.InvalidConfig, "%w", err)
 	}
 	return list, nil
-}
-
-// delCorrupt serves a DEL whose journal cannot be read: what libcni's own
-// records know of the sandbox is released, then the damaged file is set aside
-// and the damage reported once, so that the pod can go at the next DEL.
-func (r *run) delCorrupt(ctx context.Context, cause error) error {
-	attachments, err := r.cni.GetCachedAttachments(r.inv.ContainerID)
-	if err != nil {
-		return r.end(false, errors.Join(cause, err))
-	}
-	for i := len(attachments) - 1; i >= 0; i-- {
-		if err := r.releaseCached(ctx, attachments[i]); err != nil {
-			return r.end(false, errors.Join(cause, err))
-		}
-	}
-	aside, err := r.Journal.SetAside(keyOf(r.inv), journal.AsideCorrupt)
-	if err != nil {
-		return r.end(false, errors.Join(cause, err))
-	}
-	return r.end(true, cnierr.New("release", cnierr.JournalCorrupt, "released %d attachments from libcni's records: %w", len(attachments), cause).
-		About(cnierr.Subject{Pod: r.inv.Pod.String()}).
-		WithFix("the damaged journal is now %s; look for what may be left of the sandbox", aside))
-}
-
-// releaseCached runs DEL from a record of libcni.
-func (r *run) releaseCached(ctx context.Context, c *libcni.NetworkAttachment) error {
-	list, err := asList(c.Config)
-	if err != nil {
-		return err
-	}
-	rt := &libcni.RuntimeConf{
-		ContainerID: c.ContainerID, NetNS: r.liveNetNS(), IfName: c.IfName, Args: c.CniArgs, CapabilityArgs: c.CapabilityArgs,
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
-	defer cancel()
-	if err := r.cni.DelNetworkList(ctx, list, rt); err != nil {
-		return delegateError("del", err)
-	}
-	if rt.NetNS != "" {
-		return nil
-	}
-	return r.releaseAddresses(ctx, list, rt)
 }

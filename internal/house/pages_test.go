@@ -128,7 +128,7 @@ var remedies = map[cnierr.Kind][2]string{
 	cnierr.VerifyFailed:        {"the interface is not what plan, request and result say; undone", "the fields, wanted and found, are named; see the delegate"},
 	cnierr.InterfaceConflict:   {"an interface of that name exists, or two attachments ask for it", "choose another interface name"},
 	cnierr.JournalVersion:      {"the journal was written by a newer release", "run that release or a newer one"},
-	cnierr.JournalCorrupt:      {"the journal cannot be read; what libcni knows was released", "look for what is left; the file was set aside"},
+	cnierr.JournalCorrupt:      {"the journal cannot be read; what libcni's records and the claims of VFs know was released", "look for what is left; the file was set aside"},
 	cnierr.TeardownIncomplete:  {"something is left behind", "the runtime tries again; the journal keeps what is left"},
 	cnierr.Busy:                {"another operation on the sandbox still runs", "nothing; the runtime tries again"},
 	cnierr.Quarantined:         {"a VF could not be made as it was before its last use", "see what the driver refuses, reset the VF by hand, or take it as it is with manifold-agent reconcile --accept"},

@@ -16,9 +16,13 @@ import (
 
 // Claims say which sandbox a device serves: one file per device in the directory
 // "devices", which holds the journal's key. A claim is taken before the delegate
-// runs and given back when its DEL has succeeded. It decides nothing alone: a
-// claim whose journal is gone is void. What it is for is the DEL that comes
-// late, when the device serves another sandbox already.
+// runs, by ADD and by DEL, and given back when DEL has done with the device. It
+// decides nothing alone: a claim whose journal is gone is void, and where a claim
+// cannot be read, the journals say whose the device is. What it is for is the DEL
+// that comes late, when the device serves another sandbox already, or is about to.
+
+// claimsDir is the directory of claims in the journal's.
+const claimsDir = "devices"
 
 // maxClaim bounds a claim's file, in bytes.
 const maxClaim = 4096
@@ -37,12 +41,25 @@ func IsRepairLock(name string) bool {
 
 // Claim makes k the holder of a device, named by its PCI address, and returns k;
 // or returns the present holder, when that is another one of which held says
-// that it still has the device.
+// that it still has the device. A claim that k has already is not written again.
+// The error is of kind [cnierr.JournalCorrupt] when neither the claim nor a journal
+// can be read that may be the holder's.
 func (d Dir) Claim(ctx context.Context, device string, k Key, held func(Key) (bool, error)) (holder Key, err error) {
 	err = d.withClaim(ctx, device, os.O_CREATE|os.O_RDWR, func(f *os.File) error {
-		holder = readClaim(f)
-		if holder != k && holder != (Key{}) {
-			if still, err := held(holder); err != nil || still {
+		claimed, sound := readClaim(f)
+		if claimed == k {
+			holder = k
+			return nil
+		}
+		if !sound {
+			var err error
+			if claimed, err = d.user(device, k); err != nil {
+				return cnierr.New("claim device", cnierr.KindOf(err), "its claim %s cannot be read, nor all journals that may be of who has it: %w", f.Name(), err)
+			}
+		}
+		if claimed != (Key{}) {
+			if still, err := held(claimed); err != nil || still {
+				holder = claimed
 				return err
 			}
 		}
@@ -56,10 +73,76 @@ func (d Dir) Claim(ctx context.Context, device string, k Key, held func(Key) (bo
 	return holder, err
 }
 
-// Holder returns who claimed a device last, the zero Key for nobody.
+// user returns the sandbox, other than k, of which a journal says that it has the
+// device; of several the one that tried it last, and the zero Key for none. A
+// journal that cannot be read is an error, since it may be that one's.
+func (d Dir) user(device string, k Key) (user Key, err error) {
+	keys, err := d.List()
+	if err != nil {
+		return Key{}, err
+	}
+	var last time.Time
+	for _, other := range keys {
+		if other == k {
+			continue
+		}
+		e, err := d.Open(other)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // released meanwhile
+		}
+		if err != nil {
+			return Key{}, err
+		}
+		if tried := e.tried(device); tried.After(last) {
+			user, last = other, tried
+		}
+	}
+	return user, nil
+}
+
+// tried returns when the device was last about to be given to the sandbox, the zero
+// time when the sandbox never had it or has given it back.
+func (e *Entry) tried(device string) (last time.Time) {
+	for _, i := range e.Unreleased() {
+		if on := e.Plan.Attachments[i].Device; on == nil || on.PCIAddress != device {
+			continue
+		}
+		for _, s := range e.Steps {
+			if s.Attachment == i && s.Phase == Trying && s.Time.After(last) {
+				last = s.Time
+			}
+		}
+	}
+	return last
+}
+
+// Claimed returns the devices that k holds, in order of their names.
+func (d Dir) Claimed(ctx context.Context, k Key) ([]string, error) {
+	files, err := os.ReadDir(filepath.Join(d.Path, claimsDir))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, ioError("list claims", err)
+	}
+	var out []string
+	for _, f := range files {
+		holder, err := d.Holder(ctx, f.Name())
+		if err != nil {
+			return nil, err
+		}
+		if holder == k {
+			out = append(out, f.Name())
+		}
+	}
+	return out, nil
+}
+
+// Holder returns who claimed a device last, the zero Key for nobody, and where the
+// claim cannot be read.
 func (d Dir) Holder(ctx context.Context, device string) (holder Key, err error) {
 	err = d.withClaim(ctx, device, os.O_RDWR, func(f *os.File) error {
-		holder = readClaim(f)
+		holder, _ = readClaim(f)
 		return nil
 	})
 	if errors.Is(err, os.ErrNotExist) {
@@ -71,7 +154,7 @@ func (d Dir) Holder(ctx context.Context, device string) (holder Key, err error) 
 // Unclaim gives a device back that k holds; another's claim is left alone.
 func (d Dir) Unclaim(ctx context.Context, device string, k Key) error {
 	err := d.withClaim(ctx, device, os.O_RDWR, func(f *os.File) error {
-		if readClaim(f) != k {
+		if holder, _ := readClaim(f); holder != k {
 			return nil
 		}
 		return f.Truncate(0) // the file stays: removing it would race with its lock
@@ -85,16 +168,17 @@ func (d Dir) Unclaim(ctx context.Context, device string, k Key) error {
 // withClaim runs do on a device's locked file.
 func (d Dir) withClaim(ctx context.Context, device string, flags int, do func(*os.File) error) error {
 	const op = "claim device"
-	path, err := d.deviceFile(op, "devices", device)
+	path, err := d.deviceFile(op, claimsDir, device)
 	if err != nil {
 		return err
 	}
-	if flags&os.O_CREATE != 0 {
+	f, err := os.OpenFile(path, flags, 0o600)
+	if errors.Is(err, os.ErrNotExist) && flags&os.O_CREATE != 0 { // the node's first claim
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return ioError(op, err)
 		}
+		f, err = os.OpenFile(path, flags, 0o600)
 	}
-	f, err := os.OpenFile(path, flags, 0o600)
 	if err != nil {
 		return ioError(op, err)
 	}
@@ -114,19 +198,26 @@ func (d Dir) withClaim(ctx context.Context, device string, flags int, do func(*o
 		}
 	}
 	if err := do(f); err != nil {
+		var typed *cnierr.Error
+		if errors.As(err, &typed) {
+			return err // not of this file
+		}
 		return ioError(op, err)
 	}
 	return nil
 }
 
-// readClaim returns the key in a claim's file, the zero Key for none or a torn
-// one.
-func readClaim(f *os.File) Key {
+// readClaim returns the key in a claim's file, the zero Key for none, and whether
+// it can be read: a power failure may leave half of it, or anything.
+func readClaim(f *os.File) (k Key, sound bool) {
 	raw, err := io.ReadAll(io.NewSectionReader(f, 0, maxClaim))
+	if err == nil && len(raw) == 0 {
+		return Key{}, true
+	}
 	text, whole := strings.CutSuffix(string(raw), "\n")
 	k, ok := ParseKey(text)
 	if err != nil || !whole || !ok {
-		return Key{}
+		return Key{}, false
 	}
-	return k
+	return k, true
 }

@@ -4,10 +4,14 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
 )
 
 const vf = "0000:21:10.4"
@@ -58,15 +62,96 @@ func TestClaims(t *testing.T) {
 		t.Error(err)
 	}
 	holds(Key{})
-	if err := os.WriteFile(filepath.Join(d.Path, "devices", vf), []byte("a@eth"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	holds(Key{}) // torn
 	for _, bad := range []string{"", ".", "..", "../x", "a/b"} {
 		if _, err := d.Claim(ctx, bad, a, always(false)); !cnierr.Is(err, cnierr.InvalidConfig) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
+}
+
+// A claim that one has is not written again: each DEL asks for it.
+func TestOwnClaimIsNotWritten(t *testing.T) {
+	d, k := Dir{Path: t.TempDir()}, Key{"a", "eth0"}
+	claims(t, d, k, true)
+	path := filepath.Join(d.Path, claimsDir, vf)
+	if err := os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	claims(t, d, k, true)
+	fi, err := os.Stat(path)
+	if err != nil || !fi.ModTime().Equal(time.Unix(1, 0)) {
+		t.Errorf("written at %v, %v", fi.ModTime(), err)
+	}
+}
+
+// user begins a sandbox's journal, which says that it has the device.
+func user(t *testing.T, d Dir, id string) *Entry {
+	t.Helper()
+	e, err := d.Begin(t.Context(), Key{id, "eth0"}, &plan.Plan{Attachments: []plan.Attachment{{}, {Device: &plan.Device{PCIAddress: vf}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	appendAll(t, e, Step{Attachment: 1, Phase: Trying})
+	return e
+}
+
+// Whose a device is whose claim is damaged, the journals say.
+func TestDamagedClaim(t *testing.T) {
+	ctx, self := t.Context(), Key{"self", "eth0"}
+	for name, damage := range map[string]string{"torn": "a@eth", "zeros": "\x00\x00\x00\x00", "no key": "nonsense\n"} {
+		t.Run(name, func(t *testing.T) {
+			d := Dir{Path: t.TempDir()}
+			spoil := func() {
+				t.Helper()
+				if err := os.WriteFile(filepath.Join(d.Path, claimsDir, vf), []byte(damage), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			claims(t, d, Key{"none", "eth0"}, true)
+			spoil()
+			if holder, err := d.Holder(ctx, vf); err != nil || holder != (Key{}) {
+				t.Errorf("holder %v, %v", holder, err)
+			}
+			user(t, d, "self")
+			if got := claims(t, d, self, true); got != self {
+				t.Errorf("no other has it, but the holder is %v", got)
+			}
+			spoil()
+			appendAll(t, user(t, d, "released"), Step{Attachment: 1, Phase: Released})
+			first := user(t, d, "first")
+			user(t, d, "last")
+			if got := claims(t, d, self, true); got != (Key{"last", "eth0"}) {
+				t.Errorf("holder %v, want who tried it last", got)
+			}
+			if err := os.WriteFile(first.path, []byte(damage), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := d.Claim(ctx, vf, self, always(true))
+			if !cnierr.Is(err, cnierr.JournalCorrupt) || !strings.Contains(err.Error(), first.path) || !strings.Contains(err.Error(), claimsDir+"/"+vf) {
+				t.Errorf("%v, want an error that names the claim and the journal that cannot be read", err)
+			}
+		})
+	}
+}
+
+func TestClaimed(t *testing.T) {
+	ctx, d, k := t.Context(), Dir{Path: t.TempDir()}, Key{"a", "eth0"}
+	has := func(want ...string) {
+		t.Helper()
+		if got, err := d.Claimed(ctx, k); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%v, %v, want %v", got, err, want)
+		}
+	}
+	has()
+	for _, device := range []string{"0000:21:10.6", vf, "0000:21:11.0"} {
+		if _, err := d.Claim(ctx, device, k, always(true)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := d.Claim(ctx, "0000:21:11.0", Key{"b", "eth0"}, always(false)); err != nil {
+		t.Fatal(err)
+	}
+	has(vf, "0000:21:10.6")
 }
 
 // TestOneOfManyClaimsADevice: of sandboxes that fight for one device one gets it.

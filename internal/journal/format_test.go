@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"os"
 	"os/exec"
@@ -163,7 +164,7 @@ func TestAfterAnotherBootAllThatThePlanNamesIsReleased(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	_, e := begun(f, 1)
-	appendAll(f, e, Step{Phase: Trying})
+	appendAll(f, e, Step{Phase: Trying, Before: json.RawMessage("{}")})
 	good, err := os.ReadFile(e.path)
 	if err != nil {
 		f.Fatal(err)
@@ -177,7 +178,59 @@ func FuzzDecode(f *testing.F) {
 			e.Unreleased()
 			e.Result(0)
 		}
+		befores := 0
+		for _, s := range remains(data).Befores {
+			if s != nil {
+				befores++
+			}
+		}
+		if err == nil && e.Before(0) != nil && befores == 0 {
+			t.Error("a sound journal has no remains")
+		}
 	})
+}
+
+// What a damaged journal's sound lines say of devices is found past all damage.
+func TestRemains(t *testing.T) {
+	d := Dir{Path: t.TempDir()}
+	pod := plan.Pod{Namespace: "shop", Name: "web"}
+	e, err := d.Begin(t.Context(), key, &plan.Plan{Pod: pod, Attachments: make([]plan.Attachment, 2)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := json.RawMessage(`{"pf":"a"}`), json.RawMessage(`{"pf":"b"}`)
+	appendAll(t, e, Step{Phase: Trying, Before: first}, Step{Phase: Attached}, Step{Attachment: 1, Phase: Trying, Before: second})
+	good, err := os.ReadFile(e.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.SplitAfter(string(good), "\n")
+	_, body, _ := strings.Cut(strings.Replace(lines[0], bootID(), "another", 1), " ")
+	other := fmt.Sprintf("%08x %s", checksum([]byte(strings.TrimSuffix(body, "\n"))), body)
+	for name, tc := range map[string]struct {
+		content string
+		want    Remains
+	}{
+		"sound":             {string(good), Remains{Pod: pod, Befores: []json.RawMessage{first, second}}},
+		"no header":         {"damaged\n" + strings.Join(lines[1:], ""), Remains{Befores: []json.RawMessage{first, second}}},
+		"a step lost":       {lines[0] + "damaged\n" + lines[3], Remains{Pod: pod, Befores: []json.RawMessage{second}}},
+		"torn":              {lines[0] + lines[1] + "damaged\n" + lines[3][:9], Remains{Pod: pod, Befores: []json.RawMessage{first}}},
+		"of another boot":   {other + lines[1], Remains{Pod: pod, OtherBoot: true, Befores: []json.RawMessage{first}}},
+		"nothing":           {"", Remains{}},
+		"zeros, line sound": {"\x00\x00\n" + lines[1], Remains{Befores: []json.RawMessage{first}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(e.path, []byte(tc.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got := d.Remains(key); !reflect.DeepEqual(got, tc.want) {
+				t.Errorf("%+v, want %+v", got, tc.want)
+			}
+		})
+	}
+	if got := d.Remains(Key{"none", "eth0"}); !reflect.DeepEqual(got, Remains{}) {
+		t.Errorf("of no journal: %+v", got)
+	}
 }
 
 func TestLockIsExclusiveAndGoesWithItsFile(t *testing.T) {

@@ -37,8 +37,8 @@ type Quarantine struct {
 	Sandbox string   `json:"sandbox,omitempty"`
 	Pod     plan.Pod `json:"pod"`
 	Network string   `json:"network,omitempty"`
-	// To is how the device must stand, see package verify.
-	To json.RawMessage `json:"to"`
+	// To is how the device must stand, see package verify; nil when nobody knows.
+	To json.RawMessage `json:"to,omitempty"`
 }
 
 // SameBoot reports whether the node has not been booted since: what was left on a

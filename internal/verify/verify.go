@@ -99,8 +99,12 @@ func vanished(d *plan.Device, op, format string, err error) error {
 		About(cnierr.Subject{Resource: d.Resource, Device: d.ID}).WithFix(vanishedFix)
 }
 
-// Recorded decodes a device as the journal keeps it: what [Capture] returned.
+// Recorded decodes a device as the journal keeps it: what [Capture] returned. That
+// it was lost, nil, is an error.
 func Recorded(raw json.RawMessage) (*sriov.Snapshot, error) {
+	if raw == nil {
+		return nil, cnierr.New("read recorded device", cnierr.JournalCorrupt, "how it stood before its last use is not known")
+	}
 	out := &sriov.Snapshot{}
 	if err := json.Unmarshal(raw, out); err != nil {
 		return nil, cnierr.New("read recorded device", cnierr.JournalCorrupt, "%w", err)

@@ -7,7 +7,7 @@
 // on, trust off, and the link state of the PF. It does not know what was before.
 //
 // "lie" lists keys that it leaves as they are and says nothing of; with DEL among
-// them its DEL does nothing.
+// them its DEL does nothing. While the file "refuse" exists its DEL fails.
 package main
 
 import (
@@ -42,6 +42,7 @@ type config struct {
 	MinTxRate *int     `json:"min_tx_rate"`
 	MaxTxRate *int     `json:"max_tx_rate"`
 	Lie       []string `json:"lie"`
+	Refuse    string   `json:"refuse"`
 }
 
 func main() {
@@ -126,6 +127,15 @@ func (v *vf) set(c *config) error {
 		proto = unix.ETH_P_8021AD
 	}
 	do("vlan", c.VLAN != nil, func() error { return netlink.LinkSetVfVlanQosProto(v.pf, v.index, *c.VLAN, qos, proto) })
+	// Before the trust: of a VF that is trusted, igb takes the MAC that its driver
+	// has, and the PF's is gone.
+	do("mac", c.MAC != "", func() error {
+		mac, err := net.ParseMAC(c.MAC)
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.LinkSetVfHardwareAddr(v.pf, v.index, mac), v.cycle())
+	})
 	do("spoofchk", c.SpoofChk != "", func() error { return netlink.LinkSetVfSpoofchk(v.pf, v.index, c.SpoofChk == "on") })
 	do("trust", c.Trust != "", func() error { return netlink.LinkSetVfTrust(v.pf, v.index, c.Trust == "on") })
 	do("link_state", c.LinkState != "", func() error { return v.setLinkState(c.LinkState) })
@@ -136,13 +146,6 @@ func (v *vf) set(c *config) error {
 			least = *c.MinTxRate
 		}
 		return netlink.LinkSetVfRate(v.pf, v.index, least, *c.MaxTxRate)
-	})
-	do("mac", c.MAC != "", func() error {
-		mac, err := net.ParseMAC(c.MAC)
-		if err != nil {
-			return err
-		}
-		return errors.Join(netlink.LinkSetVfHardwareAddr(v.pf, v.index, mac), v.cycle())
 	})
 	return errors.Join(problems...)
 }
@@ -175,6 +178,9 @@ func del(a *skel.CmdArgs) error {
 	var c config
 	if err := json.Unmarshal(a.StdinData, &c); err != nil {
 		return err
+	}
+	if _, err := os.Stat(c.Refuse); err == nil {
+		return fmt.Errorf("refused while %s exists", c.Refuse)
 	}
 	v, err := find(c.DeviceID)
 	if errors.Is(err, os.ErrNotExist) || slices.Contains(c.Lie, "DEL") {

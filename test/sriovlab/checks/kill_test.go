@@ -4,6 +4,7 @@ package checks
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 
@@ -18,6 +19,15 @@ var afterKill = []struct {
 }{
 	{"DEL", func(*node, *pod) {}},
 	{"DEL without the network namespace", func(n *node, p *pod) { n.must(p.ns.Delete()) }},
+	{"DEL without the network namespace, a delegate refusing at first", func(n *node, p *pod) {
+		n.must(p.ns.Delete())
+		n.must(os.WriteFile(n.path("refuse"), nil, 0o600))
+		res := n.call("DEL", p)
+		n.must(os.Remove(n.path("refuse")))
+		if res.Error != nil { // else there was nothing to be released
+			n.before.same(n.t)
+		}
+	}},
 	{"DEL after the pod's next sandbox", func(n *node, p *pod) {
 		next := n.again(p)
 		n.must(p.ns.Delete())
@@ -33,7 +43,8 @@ func TestKilledAtEveryPointGivesTheVFBack(t *testing.T) {
 	n := newNode(t)
 	n.conf(map[string]any{"carrier": "ignore"}) // nothing to wait for
 	n.define("set", left, properties(map[string]any{
-		"vlan": 100, "vlanQoS": 3, "spoofchk": "off", "trust": "on", "max_tx_rate": 200,
+		"vlan": 100, "vlanQoS": 3, "mac": "02:00:00:00:06:02", "spoofchk": "off", "trust": "on", "max_tx_rate": 200,
+		"refuse": n.path("refuse"),
 	})...)
 	learn := n.victim(t, 0)
 	points := map[string][]string{}

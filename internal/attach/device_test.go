@@ -1,0 +1,456 @@
+package attach
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/sriov"
+	"github.com/manifold-cni/manifold/sriov/sriovtest"
+)
+
+// The VF of these tests, its PF, and their network devices.
+const (
+	vfAddress = "0000:21:10.4"
+	vfIndex   = 2
+	vfNetDev  = "enp33s16f4"
+	pfAddress = "0000:21:00.0"
+	uplink    = "enp33s0"
+)
+
+// silent plans nothing and hears no report.
+type silent struct{}
+
+func (silent) Plan(context.Context, plan.Request) (*plan.Plan, error) {
+	return nil, cnierr.New("plan", cnierr.NotReady, "this planner has no plans")
+}
+func (silent) Report(context.Context, plan.Report) error { return nil }
+func (silent) Status(context.Context, plan.StatusQuery) (json.RawMessage, error) {
+	return nil, nil
+}
+
+// hardware is a node with the VFs of a tree, and a delegate that is a shell
+// script.
+type hardware struct {
+	*Engine
+	t    *testing.T
+	tree *sriovtest.Tree
+	dir  string
+	conf map[string]any
+}
+
+// newHardware returns a node whose delegate runs body.
+func newHardware(t *testing.T, body string) *hardware {
+	t.Helper()
+	tree := sriovtest.New(t.TempDir())
+	tree.AddIGB()
+	h := &hardware{t: t, tree: tree, dir: t.TempDir()}
+	h.Engine = &Engine{
+		Planner: silent{}, Journal: journal.Dir{Path: h.path("state")}, Links: tree.Host().Links, Log: slog.New(slog.DiscardHandler), Stderr: io.Discard,
+	}
+	h.conf = map[string]any{
+		"cniVersion": "1.0.0", "name": "manifold", "type": "manifold", "cniDir": h.Journal.Path, "binDir": h.dir, "sysRoot": tree.Root(), "lockTimeout": "1m",
+		"deviceInfoDir": h.path("info"),
+	}
+	h.delegate(body)
+	h.must(os.Mkdir(h.path("info"), 0o700))
+	t.Cleanup(func() { h.must(tree.Err()) })
+	return h
+}
+
+func (h *hardware) path(name string) string { return filepath.Join(h.dir, name) }
+
+func (h *hardware) must(err error) {
+	h.t.Helper()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// delegate makes the node's delegate run body, which finds the node's directory in
+// $dir.
+func (h *hardware) delegate(body string) {
+	h.t.Helper()
+	h.must(os.Rename(script(h.t, fmt.Sprintf("dir=%s\n%s", h.dir, body)), h.path("mover")))
+}
+
+// invocation is a call of the runtime for a sandbox whose namespace is gone.
+func (h *hardware) invocation(id string) *netconf.Invocation {
+	h.t.Helper()
+	raw, err := json.Marshal(h.conf)
+	h.must(err)
+	inv, err := netconf.ParseLeniently(&skel.CmdArgs{ContainerID: id, IfName: "eth0", StdinData: raw, Path: h.dir})
+	h.must(err)
+	return inv
+}
+
+func key(id string) journal.Key { return journal.Key{ContainerID: id, IfName: "eth0"} }
+
+// plan is that of a pod with the VF whose network namespace is gone.
+func (h *hardware) plan(id string) *plan.Plan {
+	return &plan.Plan{
+		Version: plan.Version, Pod: plan.Pod{Namespace: "shop", Name: id}, ContainerID: id, NetNS: h.path("gone"),
+		Attachments: []plan.Attachment{{
+			Name: "shop/fast", Network: "fast", IfName: "net1", DeviceInfoFile: h.path("info/" + id),
+			Capabilities: map[string]json.RawMessage{"CNIDeviceInfoFile": json.RawMessage(strconv.Quote(h.path("info/" + id)))},
+			Config:       json.RawMessage(`{"cniVersion":"1.0.0","name":"fast","plugins":[{"type":"mover"}]}`),
+			Device:       &plan.Device{Resource: "lab.example/vfs", ID: vfAddress, PCIAddress: vfAddress, PF: pfAddress, VFIndex: vfIndex, Driver: "igbvf"},
+		}},
+	}
+}
+
+// begin is an ADD of a sandbox until it claims the VF.
+func (h *hardware) begin(id string) *run {
+	h.t.Helper()
+	r, err := h.Engine.begin(h.t.Context(), h.invocation(id))
+	h.must(err)
+	h.must(r.beginJournal(h.t.Context(), h.plan(id)))
+	return r
+}
+
+// claim is an ADD of a sandbox that ends with its claim, whose error it returns.
+func (h *hardware) claim(id string) error {
+	h.t.Helper()
+	r := h.begin(id)
+	err := r.claim(h.t.Context(), &r.entry.Plan.Attachments[0])
+	h.must(r.end(false, nil))
+	return err
+}
+
+// attach is an ADD of a sandbox that gets the VF and changes what it can. It
+// returns how the VF stood before.
+func (h *hardware) attach(id string) *sriov.Snapshot {
+	h.t.Helper()
+	before := h.vf()
+	r := h.begin(id)
+	h.must(r.claim(h.t.Context(), &r.entry.Plan.Attachments[0]))
+	raw, err := json.Marshal(before)
+	h.must(err)
+	h.must(r.entry.Append(journal.Step{Phase: journal.Trying, Before: raw}))
+	result := json.RawMessage(`{"cniVersion":"1.0.0"}`)
+	h.must(r.entry.Append(journal.Step{Phase: journal.Attached, Result: result}))
+	h.must(r.entry.Append(journal.Step{Phase: journal.Verified}))
+	list, err := listOf(&r.entry.Plan.Attachments[0])
+	h.must(err)
+	h.must(r.seedCache(list, r.runtimeConf(&r.entry.Plan.Attachments[0], ""), result))
+	h.must(os.WriteFile(h.path("info/"+id), []byte("{}"), 0o600))
+	h.use(100)
+	h.must(r.end(false, nil))
+	return before
+}
+
+// use changes all that a pod and its delegate can change of a VF.
+func (h *hardware) use(vlan int) {
+	h.t.Helper()
+	links, now := h.tree.Host().Links, h.vf()
+	dirty := sriov.VFState{MAC: "02:00:00:00:00:99", VLAN: vlan, VLANQoS: 3, VLANProto: "802.1q", Trust: true, LinkState: "enable", MaxTxRate: 200}
+	for _, p := range []sriov.Property{
+		sriov.PropertyVLAN, sriov.PropertySpoofChk, sriov.PropertyTrust, sriov.PropertyLinkState, sriov.PropertyRate, sriov.PropertyMAC,
+	} {
+		h.must(links.SetVF(uplink, vfIndex, p, dirty))
+	}
+	h.must(links.SetNetDev(now.NetDevs[0].Name, sriov.NetDev{Name: "eth7", MAC: dirty.MAC, MTU: 9000, Alias: vfNetDev}))
+}
+
+// vf is how the VF stands.
+func (h *hardware) vf() *sriov.Snapshot {
+	h.t.Helper()
+	s, err := h.tree.Host().Snapshot(vfAddress)
+	h.must(err)
+	return s
+}
+
+// stands fails unless the VF stands as in want.
+func (h *hardware) stands(want *sriov.Snapshot) {
+	h.t.Helper()
+	if left := want.Compare(h.vf()); len(left) > 0 {
+		h.t.Errorf("the VF is not as it should be: %s", sriov.Sentences(left))
+	}
+}
+
+// holds fails unless the sandbox of that ID holds the VF; "" for nobody.
+func (h *hardware) holds(id string) {
+	h.t.Helper()
+	want := journal.Key{}
+	if id != "" {
+		want = key(id)
+	}
+	if got, err := h.Journal.Holder(h.t.Context(), vfAddress); err != nil || got != want {
+		h.t.Errorf("holder %v, %v, want %v", got, err, want)
+	}
+}
+
+// nothingLeft fails unless nothing of any sandbox is left.
+func (h *hardware) nothingLeft() {
+	h.t.Helper()
+	h.holds("")
+	for _, pattern := range []string{"state/*.journal", "state/*@*.lock", "state/results/*", "state/quarantine/*", "info/*"} {
+		if left, err := filepath.Glob(h.path(pattern)); err != nil || len(left) > 0 {
+			h.t.Errorf("left: %v, %v", left, err)
+		}
+	}
+}
+
+func (h *hardware) del(id string) error {
+	h.t.Helper()
+	return h.Del(h.t.Context(), h.invocation(id))
+}
+
+// A VF does not wait for what a delegate refuses.
+func TestDELRestoresTheVFWhateverTheDelegateDoes(t *testing.T) {
+	const fails = `echo '{"cniVersion":"1.0.0","code":7,"msg":"no more"}'; exit 1`
+	for name, tc := range map[string]struct {
+		body string
+		conf map[string]any
+		kind cnierr.Kind
+		want string
+	}{
+		"it fails":                          {fails, nil, cnierr.DelegateFailed, "no more"},
+		"it dies":                           {`kill -KILL $$`, nil, cnierr.DelegateFailed, "signal 9"},
+		"it hangs":                          {`exec sleep 600`, map[string]any{"delegateTimeout": "100ms"}, cnierr.DelegateTimeout, "deadline"},
+		"it is gone":                        {"", nil, cnierr.DelegateMissing, "mover"},
+		"it cannot be read what was to run": {"", nil, cnierr.InvalidDefinition, "configuration"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHardware(t, tc.body)
+			before := h.attach("old")
+			for k, v := range tc.conf {
+				h.conf[k] = v
+			}
+			switch tc.kind {
+			case cnierr.DelegateMissing:
+				h.must(os.Remove(h.path("mover")))
+			case cnierr.InvalidDefinition:
+				h.spoil("old")
+			}
+			for range 2 { // the runtime tries again
+				err := h.del("old")
+				if !cnierr.Is(err, tc.kind) || !strings.Contains(err.Error(), tc.want) {
+					t.Fatalf("%v, want the delegate's error %s with %q", err, tc.kind, tc.want)
+				}
+				h.stands(before)
+				h.holds("old") // for the DEL to come
+			}
+			if tc.kind == cnierr.InvalidDefinition {
+				return
+			}
+			h.delegate("exit 0")
+			h.must(h.del("old"))
+			h.stands(before)
+			h.nothingLeft()
+		})
+	}
+}
+
+// spoil writes a sandbox's journal anew, with a configuration that is none.
+func (h *hardware) spoil(id string) {
+	h.t.Helper()
+	old, err := h.Journal.Open(key(id))
+	h.must(err)
+	h.must(old.Close())
+	p := h.plan(id)
+	p.Attachments[0].Config = json.RawMessage(`{"cniVersion":"1.0.0","name":"fast","plugins":[]}`)
+	entry, err := h.Journal.Begin(h.t.Context(), key(id), p)
+	h.must(err)
+	for _, s := range old.Steps {
+		h.must(entry.Append(s))
+	}
+}
+
+// What the driver refuses is told beside the delegate's error, and the VF is not
+// given away; when only the driver refuses, the pod can go.
+func TestDELWithDelegateAndDriverRefusing(t *testing.T) {
+	h := newHardware(t, "exit 1")
+	before := h.attach("old")
+	h.tree.Refuse(vfAddress, sriov.PropertyTrust, unix.EBUSY)
+	err := h.del("old")
+	if !cnierr.Is(err, cnierr.TeardownIncomplete) || !strings.Contains(err.Error(), "exit status 1") || !strings.Contains(err.Error(), "trust of the VF: wanted off, found on") {
+		t.Errorf("%v, want what the delegate and the driver refused", err)
+	}
+	h.holds("old")
+	h.delegate("exit 0")
+	h.must(h.del("old"))
+	h.holds("")
+	q, err := h.Journal.Quarantined(vfAddress)
+	if err != nil || q == nil || !strings.Contains(q.Reason, "trust of the VF") {
+		t.Fatalf("quarantine %+v, %v", q, err)
+	}
+	if err := h.claim("new"); !cnierr.Is(err, cnierr.Quarantined) {
+		t.Errorf("the next pod: %v", err)
+	}
+	h.must(h.del("new"))
+	h.tree.Refuse(vfAddress, sriov.PropertyTrust, nil)
+	h.must(h.claim("newer"))
+	h.stands(before)
+	h.must(h.del("newer"))
+	h.nothingLeft()
+}
+
+// Claims of VFs that no delegate was run on go with their sandbox.
+func TestUntriedClaimsAreGivenBack(t *testing.T) {
+	for name, phase := range map[string]journal.Phase{"killed after its claim": "", "no program could be started": journal.Untouched} {
+		t.Run(name, func(t *testing.T) {
+			h := newHardware(t, "exit 1")
+			before := h.vf()
+			r := h.begin("old")
+			h.must(r.claim(t.Context(), &r.entry.Plan.Attachments[0]))
+			if phase != "" {
+				h.must(r.entry.Append(journal.Step{Phase: journal.Trying}))
+				h.must(r.entry.Append(journal.Step{Phase: phase}))
+			}
+			h.must(r.end(false, nil))
+			h.must(h.del("old"))
+			h.stands(before)
+			h.nothingLeft()
+		})
+	}
+}
+
+// The next owner's ADD put the VF of a dead sandbox into quarantine and died: the
+// late DEL restores the VF and ends that.
+func TestLateDELEndsTheQuarantineOfItsOwnVF(t *testing.T) {
+	h := newHardware(t, "exit 0")
+	before := h.attach("old")
+	h.tree.Refuse(vfAddress, sriov.PropertyVLAN, unix.EBUSY)
+	if err := h.claim("new"); !cnierr.Is(err, cnierr.Quarantined) {
+		t.Fatalf("%v, want a quarantine", err)
+	}
+	h.must(h.del("new"))
+	h.tree.Refuse(vfAddress, sriov.PropertyVLAN, nil)
+	h.must(h.del("old"))
+	h.stands(before)
+	h.nothingLeft()
+}
+
+func TestLateDELIsFencedOff(t *testing.T) {
+	h := newHardware(t, `echo "$CNI_CONTAINERID" >>"$dir/calls"`)
+	h.attach("old")
+	h.must(h.claim("new")) // which takes the VF over, and restores it
+	h.use(200)
+	want := h.vf()
+	h.must(h.del("old"))
+	h.stands(want)
+	h.holds("new")
+	if calls, err := os.ReadFile(h.path("calls")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the delegate was run: %s, %v", calls, err)
+	}
+	if _, err := os.Stat(h.path("info/old")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("device information is left: %v", err)
+	}
+}
+
+// While the DEL of a sandbox that gave its claim back before, and left something
+// else, runs its delegate, no ADD gets the VF.
+func TestADDWaitsForALateDEL(t *testing.T) {
+	h := newHardware(t, `touch "$dir/reached"; while ! test -e "$dir/gate"; do sleep 0.01; done`)
+	before := h.attach("old")
+	h.must(h.Journal.Unclaim(t.Context(), vfAddress, key("old")))
+	deleted := make(chan error)
+	go func() { deleted <- h.Del(t.Context(), h.invocation("old")) }()
+	for {
+		if _, err := os.Stat(h.path("reached")); err == nil {
+			break
+		}
+		select {
+		case err := <-deleted:
+			t.Fatalf("DEL ended: %v", err)
+		default:
+		}
+	}
+	if err := h.claim("new"); !cnierr.Is(err, cnierr.TryAgain) || !strings.Contains(err.Error(), "old@eth0") {
+		t.Errorf("ADD during the DEL: %v", err)
+	}
+	h.must(os.WriteFile(h.path("gate"), nil, 0o600))
+	h.must(<-deleted)
+	h.stands(before)
+	h.holds("")
+	h.must(h.del("new"))
+	h.nothingLeft()
+}
+
+// The reconciler has the VF: DEL comes again.
+func TestDELWaitsForARepair(t *testing.T) {
+	h := newHardware(t, `touch "$dir/ran"`)
+	before := h.attach("old")
+	repair := journal.RepairKey(vfAddress)
+	lock, err := h.Journal.Lock(t.Context(), repair)
+	h.must(err)
+	_, err = h.Journal.Claim(t.Context(), vfAddress, repair, func(journal.Key) (bool, error) { return false, nil })
+	h.must(err)
+	if err := h.del("old"); !cnierr.Is(err, cnierr.TryAgain) || !strings.Contains(err.Error(), "being reset") {
+		t.Errorf("DEL during a repair: %v", err)
+	}
+	if _, err := os.Stat(h.path("ran")); err == nil {
+		t.Error("the delegate was run on a VF that is being reset")
+	}
+	h.must(lock.Unlock(true)) // the reconciler died
+	h.must(h.del("old"))
+	h.stands(before)
+	h.nothingLeft()
+}
+
+// TestADDAndLateDELRace lets them meet as they come: whoever has the claim works,
+// and the other leaves the VF alone.
+func TestADDAndLateDELRace(t *testing.T) {
+	const rounds = 20
+	h := newHardware(t, `cat "$dir/state/devices/`+vfAddress+`" >>"$dir/calls"`)
+	got := 0
+	for i := range rounds {
+		old, next := fmt.Sprintf("old%d", i), fmt.Sprintf("new%d", i)
+		before := h.attach(old)
+		if i%2 == 0 { // killed after it had given the VF back
+			h.must(h.Journal.Unclaim(t.Context(), vfAddress, key(old)))
+		}
+		var failed, refused error
+		var mine *sriov.Snapshot
+		r, inv := h.begin(next), h.invocation(old)
+		var wg sync.WaitGroup
+		wg.Go(func() { failed = h.Del(t.Context(), inv) })
+		if refused = r.claim(t.Context(), &r.entry.Plan.Attachments[0]); refused == nil {
+			got++
+			h.use(1000 + i)
+			mine = h.vf()
+		}
+		wg.Wait()
+		h.must(errors.Join(failed, r.end(false, nil)))
+		if refused != nil && !cnierr.Is(refused, cnierr.TryAgain) {
+			t.Errorf("ADD: %v", refused)
+		}
+		if mine == nil {
+			h.stands(before)
+		} else {
+			h.stands(mine)
+			h.holds(next)
+			_, err := h.tree.Host().Reset(vfAddress, before)
+			h.must(err)
+		}
+		h.must(h.del(next))
+		h.holds("")
+	}
+	calls, err := os.ReadFile(h.path("calls"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(calls)) {
+		if !strings.HasPrefix(line, "old") {
+			t.Errorf("a late DEL's delegate ran while the VF was claimed by %q", line)
+		}
+	}
+	t.Logf("the ADD got the VF in %d rounds of %d", got, rounds)
+}
