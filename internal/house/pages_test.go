@@ -1,10 +1,13 @@
 package house
 
 import (
+	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,6 +15,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/netattach"
 )
 
 const configurationIntro = `# Configuration keys
@@ -192,6 +196,42 @@ func TestTroubleshootingHasEveryReasonAndKind(t *testing.T) {
 	for _, k := range cnierr.Kinds() {
 		if !strings.Contains(page, "`"+k.String()+"`") {
 			t.Errorf("kind %s has no entry", k)
+		}
+	}
+}
+
+// The page of definitions has every annotation, and every key of a selection and
+// of what is compared of a configuration.
+func TestDefinitionsPageIsComplete(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join(root, "docs", "definitions.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		netattach.NetworksAnnotation, netattach.StatusAnnotation, netattach.ResourceNameAnnotation, netattach.NodeSelectorAnnotation,
+		netattach.CarrierAnnotation, netattach.DefaultNetworkAnnotation, netattach.ContainerKey, netattach.StatusVolumeAnnotation,
+	}
+	full := netattach.Selection{
+		Name: "x", Namespace: "x", Interface: "x", IPs: []string{"x"}, MAC: "x", Ports: []netattach.PortMapping{{}}, Bandwidth: &netattach.Bandwidth{},
+		GUID: "x", CNIArgs: map[string]json.RawMessage{}, DeviceID: "x", Container: "x", Claim: "x", Request: "x", DefaultRoute: &[]string{}, IPAMClaimReference: "x",
+		Unknown: map[string]json.RawMessage{},
+	}
+	for v, i := reflect.ValueOf(full), 0; i < v.NumField(); i++ {
+		if v.Field(i).IsZero() {
+			t.Errorf("field %s of a selection is not looked for", v.Type().Field(i).Name)
+		}
+	}
+	text, err := json.Marshal(full)
+	keys := map[string]json.RawMessage{}
+	if err == nil {
+		err = json.Unmarshal(text, &keys)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range slices.Concat(want, slices.Sorted(maps.Keys(keys))) {
+		if !strings.Contains(string(raw), "| `"+key+"` |") {
+			t.Errorf("docs/definitions.md has no row for %s", key)
 		}
 	}
 }
