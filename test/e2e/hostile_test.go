@@ -15,7 +15,8 @@ func hostile() []string {
 	return []string{
 		`null`, `[null]`, `[]`, `{}`, `""`, `"\u0000"`, `-1`, `1e400`, `99999999999999999999`, `true`, `[[]]`, `{"plugins":[]}`,
 		`{"plugins":[null]}`, `{"plugins":[{}]}`, `{"plugins":{}}`, `{"type":["bridge"]}`, `[{"name":null}]`, `[{"name":{"x":1}}]`,
-		`{"type":"bridge","ipam":[],"runtimeConfig":7}`, `{"cniVersion":7,"name":[],"type":"bridge"}`,
+		`{"type":"bridge","ipam":[],"runtimeConfig":7}`, `{"type":"bridge","args":7}`, `{"type":"bridge","args":{"cni":[7]},"capabilities":[]}`,
+		`[{"name":"plain","cni-args":7}]`, `[{"name":"plain","cni-args":{"a":[null]},"ips":7,"mac":{}}]`, `[{"name":"plain","interface":["eth0"]}]`, `{"cniVersion":7,"name":[],"type":"bridge"}`,
 		`"` + strings.Repeat("x", 250<<10) + `"`,
 		strings.Repeat("[", 20000) + strings.Repeat("]", 20000),
 		strings.Repeat(`{"plugins":`, 5000) + "1" + strings.Repeat("}", 5000),
@@ -24,17 +25,32 @@ func hostile() []string {
 }
 
 // every runs every verb; whatever they answer, they must answer, and DEL must
-// leave nothing.
+// succeed and leave nothing.
 func (n *node) every(p *pod, what string) {
 	n.t.Helper()
-	for _, verb := range []string{"STATUS", "ADD", "CHECK", "DEL", "GC"} {
-		res := n.call(verb, p)
-		if strings.Contains(string(res.Stderr), "panic") || strings.Contains(string(res.Stderr), "goroutine ") || res.Status > 1 {
-			n.t.Errorf("%s with %.200s: status %d: %.2000s", verb, what, res.Status, res.Stderr)
-		}
-	}
+	n.answers(p, what, "STATUS", "ADD", "CHECK", "GC", "DEL", "GC")
 	if link, err := p.ns.Link("eth0"); err != nil || link != nil {
 		n.t.Errorf("after DEL with %.200s: eth0 is left: %v", what, err)
+	}
+}
+
+// answers runs verbs, GC with the sandbox as the one that lives.
+func (n *node) answers(p *pod, what string, verbs ...string) {
+	n.t.Helper()
+	good := n.rt
+	defer func() { n.rt = good }()
+	for _, verb := range verbs {
+		n.rt = good
+		if verb == "GC" {
+			n.withConf(map[string]any{"cni.dev/valid-attachments": []any{attachment(p, "eth0")}})
+		}
+		res := n.call(verb, p)
+		if strings.Contains(string(res.Stderr), "panic: ") || strings.Contains(string(res.Stderr), "goroutine ") || res.Status > 1 {
+			n.t.Errorf("%s with %.200s: status %d: %.2000s", verb, what, res.Status, res.Stderr)
+		}
+		if verb == "DEL" && res.Status != 0 {
+			n.t.Errorf("DEL with %.200s: %.2000s", what, res.Stdout)
+		}
 	}
 }
 
@@ -54,6 +70,17 @@ func TestNothingHostileEndsInAPanic(t *testing.T) {
 		n.must(p.ns.Delete())
 		n.every(plain, "another's definition "+value)
 	}
+	// A definition that was good when the pod was attached.
+	p := n.addPod("victim", "evil")
+	for _, value := range hostile() {
+		n.define("evil", "", n.bridge("plain", "10.89.0.0/16"))
+		n.succeed("ADD", p)
+		n.define("evil", "", value)
+		n.answers(p, "definition that became "+value, "STATUS", "CHECK", "GC")
+		n.succeed("CHECK", p)
+		n.succeed("DEL", p)
+	}
+	n.must(p.ns.Delete())
 	n.succeed("ADD", plain) // what others wrote does not concern this pod
 	n.succeed("DEL", plain)
 	n.must(plain.ns.Delete())
@@ -79,10 +106,12 @@ func TestNoConfigurationMakesAPodUndeletable(t *testing.T) {
 			p := n.addPod("pod", "")
 			n.succeed("ADD", p)
 			n.rawKey(key, value)
-			res := n.call("DEL", p)
-			if link, err := p.ns.Link("eth0"); err != nil || link != nil || res.Status != 0 {
-				t.Errorf("%s: %.100s: DEL: %s, link %v %v", key, value, res.Stdout, link, err)
+			what := "the key " + key + ": " + value
+			n.answers(p, what, "STATUS", "CHECK", "GC", "DEL")
+			if link, err := p.ns.Link("eth0"); err != nil || link != nil {
+				t.Errorf("after DEL with %s: link %v %v", what, link, err)
 			}
+			n.answers(p, what, "ADD", "DEL")
 			n.must(p.ns.Delete())
 		}
 	}
