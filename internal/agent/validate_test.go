@@ -198,3 +198,19 @@ func TestValidateConfigSaysWhatHasNoEffect(t *testing.T) {
 		t.Errorf("%q,\nwant %q", got, want)
 	}
 }
+
+func FuzzValidateConfig(f *testing.F) {
+	for _, in := range []string{
+		`{"type":"manifold","name":"m","clusterNetwork":"a"}`, `{"name":"m","plugins":[null,{"type":"manifold","delegates":[null,3],"logOptions":{"a":1}}]}`,
+		`{"plugins":3,"":{"":[]}}`, "{\n\"a/b\": 1,\n\"a/b\": [2]}", `{"type":"manifold","defaultNetworks":["a@","/"]`, "null",
+	} {
+		f.Add(in)
+	}
+	f.Fuzz(func(t *testing.T, in string) {
+		for _, finding := range ValidateConfig([]byte(in)) {
+			if finding.Line < 1 || finding.Line > 1+strings.Count(in, "\n") {
+				t.Errorf("%s is not in the file", finding)
+			}
+		}
+	})
+}

@@ -86,8 +86,8 @@ func checkVersion(text string) error {
 }
 
 func checkNetworkName(text string) error {
-	if err := utils.ValidateNetworkName(text); err != nil {
-		return fmt.Errorf("%.64q: %s", text, err.Msg)
+	if utils.ValidateNetworkName(text) != nil {
+		return fmt.Errorf("%.64q is no network's name: letters, digits, '.', '_' and '-', the first of which is a letter or digit", text)
 	}
 	return nil
 }

@@ -293,11 +293,7 @@ func decodeKey(field reflect.StructField, raw json.RawMessage) (reflect.Value, e
 	}
 	value := reflect.New(field.Type)
 	if err := json.Unmarshal(raw, value.Interface()); err != nil {
-		var typed *json.UnmarshalTypeError
-		if errors.As(err, &typed) && typed.Field != "" {
-			err = &ValueError{Index: -1, Field: typed.Field, Err: err}
-		}
-		return value, wrong(err).WithFix("give %q a %s", key, typeName(field.Type))
+		return value, wrong(mistyped(err, field.Type))
 	}
 	value = value.Elem()
 	if enum := field.Tag.Get("enum"); enum != "" {
@@ -317,6 +313,24 @@ func decodeKey(field reflect.StructField, raw json.RawMessage) (reflect.Value, e
 		}
 	}
 	return value, nil
+}
+
+// mistyped says in words that JSON of another type was given than a key takes, or a
+// field of its object.
+func mistyped(err error, takes reflect.Type) error {
+	var typed *json.UnmarshalTypeError
+	if !errors.As(err, &typed) {
+		return fmt.Errorf("%w; give it %s", err, typeName(takes))
+	}
+	given, _, _ := strings.Cut(typed.Value, " ") // behind a number's type is the number
+	article := "a"
+	if strings.ContainsAny(given[:1], "ao") {
+		article = "an"
+	}
+	if typed.Field == "" {
+		return fmt.Errorf("%s %s is given; give it %s", article, given, typeName(takes))
+	}
+	return &ValueError{Index: -1, Field: typed.Field, Err: fmt.Errorf("%s %s is given; give it %s", article, given, typeName(typed.Type))}
 }
 
 // CheckKey validates one key of a configuration by itself, as the plugin will when
@@ -416,22 +430,24 @@ func (c *Conf) validate() error {
 // typeName says what a key must hold, for people.
 func typeName(t reflect.Type) string {
 	if t == reflect.TypeFor[Duration]() {
-		return `duration such as "30s"`
+		return `a duration such as "30s"`
 	}
 	switch t.Kind() {
 	case reflect.Bool:
-		return "boolean"
+		return "a boolean"
 	case reflect.Slice:
 		if t.Elem().Kind() == reflect.String {
-			return "list of strings"
+			return "a list of strings"
 		}
-		return "list of objects"
+		return "a list of objects"
 	case reflect.Map:
-		return "object of booleans"
+		return "an object of booleans"
 	case reflect.Struct:
-		return "object"
+		return "an object"
+	case reflect.Int:
+		return "a whole number"
 	default:
-		return "string"
+		return "a string"
 	}
 }
 

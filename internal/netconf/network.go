@@ -3,6 +3,7 @@ package netconf
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,10 +29,13 @@ type Network struct {
 // administrator: what a pod's annotation says is never read by this.
 func (c *Conf) Network(text string) (Network, error) {
 	n, err := parseNetwork(text)
-	if err == nil && n.Path == "" && n.Namespace == "" {
+	if err != nil {
+		return n, cnierr.New("read configuration", cnierr.InvalidConfig, "%w", err)
+	}
+	if n.Path == "" && n.Namespace == "" {
 		n.Namespace, n.OnDisk = c.MultusNamespace, true
 	}
-	return n, err
+	return n, nil
 }
 
 func parseNetwork(text string) (n Network, err error) {
@@ -43,20 +47,11 @@ func parseNetwork(text string) (n Network, err error) {
 	if !spaced {
 		namespace, name = "", rest
 	}
-	refuse := func(why string) (Network, error) {
-		return Network{}, cnierr.New("read configuration", cnierr.InvalidConfig, "%.64q names no network: %s", text, why).
-			WithFix("write the name of a definition or of a configuration in confDir, namespace/name of a definition, or an absolute path")
-	}
-	if err := utils.ValidateNetworkName(name); err != nil {
-		return refuse(err.Msg)
-	}
-	if spaced && !isLabel(namespace) {
-		return refuse("its namespace is none")
-	}
-	if named {
-		if err := utils.ValidateInterfaceName(ifName); err != nil {
-			return refuse(err.Msg)
-		}
+	switch {
+	case checkNetworkName(name) != nil, spaced && !isLabel(namespace):
+		return n, fmt.Errorf("%.64q names no network; write the name of a definition or of a configuration in confDir, namespace/name of a definition, or an absolute path", text)
+	case named && utils.ValidateInterfaceName(ifName) != nil:
+		return n, fmt.Errorf("%.64q names an interface that cannot be; write at most 15 bytes without blank, colon and slash behind the @", text)
 	}
 	return Network{Namespace: namespace, Name: name, Interface: ifName}, nil
 }

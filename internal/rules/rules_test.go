@@ -150,6 +150,7 @@ func TestPod(t *testing.T) {
 		"container":          {`[{"name":"vf","manifold.dev/container":"z"}]`, 1, [][]string{{"error", at, `container "z"`}}},
 		"other container":    {`[{"name":"vf","manifold.dev/container":"b"}]`, 1, [][]string{{"error", "spec.containers: ", "container b"}}},
 		"claim":              {`[{"name":"vf","manifold.dev/claim":"nic"}]`, 0, [][]string{{"error", at, `claim "nic"`}}},
+		"no resource's":      {`[{"name":"br","manifold.dev/container":"a"}]`, 0, [][]string{{"error", at, "names container a", "no k8s.v1.cni.cncf.io/resourceName"}}},
 		"another namespace":  {"other/far", 0, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -178,6 +179,11 @@ func TestPodAsTheNodesAreConfigured(t *testing.T) {
 		"default by pod":     {`{}`, func(p *corev1.Pod) { p.Annotations[netattach.DefaultNetworkAnnotation] = "shop/br" }, nil},
 		"two defaults":       {`{}`, func(p *corev1.Pod) { p.Annotations[netattach.DefaultNetworkAnnotation] = "shop/br,shop/br" }, [][]string{{"error", "must select one"}}},
 		"ignored annotation": {`{"invalidAnnotation":"ignore"}`, func(p *corev1.Pod) { p.Annotations[netattach.NetworksAnnotation] = "[" }, [][]string{{"warning", "JSON"}}},
+		"ignored default": {`{"invalidAnnotation":"ignore"}`, func(p *corev1.Pod) { p.Annotations[netattach.DefaultNetworkAnnotation] = "[" },
+			[][]string{{"warning", "[v1.multus-cni.io/default-network]", "JSON"}}},
+		"two defaults ignored": {`{"invalidAnnotation":"ignore"}`, func(p *corev1.Pod) { p.Annotations[netattach.DefaultNetworkAnnotation] = "shop/br,shop/br" },
+			[][]string{{"warning", "must select one"}}},
+		"files of the nodes": {`{"clusterNetwork":"/etc/cni/net.d","defaultNetworks":["/etc/cni/extra","other/nowhere"]}`, nil, nil},
 		"claims may give it": {`{}`, func(p *corev1.Pod) {
 			p.Annotations[netattach.NetworksAnnotation] = `[{"name":"vf","manifold.dev/claim":"nic","manifold.dev/request":"one"},{"name":"vf"},{"name":"free","manifold.dev/claim":"nic"}]`
 			p.Spec.ResourceClaims = []corev1.PodResourceClaim{{Name: "nic"}}
