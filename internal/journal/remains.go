@@ -41,18 +41,14 @@ func remains(data []byte) (out Remains) {
 		if err != nil {
 			continue
 		}
-		var v struct {
-			header
-			Before json.RawMessage `json:"before"`
+		// Whichever it is: the first line may be lost.
+		var h header
+		if json.Unmarshal(body, &h) == nil && h.Plan != nil {
+			out.Pod, out.OtherBoot = h.Plan.Pod, h.Boot != bootID()
 		}
-		if json.Unmarshal(body, &v) != nil {
-			continue
-		}
-		if v.Plan != nil {
-			out.Pod, out.OtherBoot = v.Plan.Pod, v.Boot != bootID()
-		}
-		if v.Before != nil {
-			out.Befores = append(out.Befores, v.Before)
+		var s Step
+		if json.Unmarshal(body, &s) == nil && s.Before != nil {
+			out.Befores = append(out.Befores, s.Before)
 		}
 	}
 	return out
