@@ -83,14 +83,20 @@ func Vanished(host sriov.Host, d *plan.Device, before *sriov.Snapshot, cause err
 	if cause == nil || before == nil || d == nil || d.PCIAddress == "" {
 		return cause
 	}
-	now, err := host.Snapshot(d.PCIAddress)
-	switch {
+	text := "this node has no such device any more"
+	switch now, err := host.Snapshot(d.PCIAddress); {
 	case errors.Is(err, os.ErrNotExist):
-		return vanished(d, "use device", "it left the node meanwhile, this node has no such device any more: %w", cause)
 	case err == nil && !before.SameFunction(now):
-		return vanished(d, "use device", "it left the node meanwhile, and another function came at its address: %w", cause)
+		text = "another function came at its address"
+	default:
+		return cause
 	}
-	return cause
+	if e, ok := cause.(*cnierr.Error); ok { //nolint:errorlint // the outermost itself is meant
+		moot := *e
+		moot.Fix = "" // it is another's fault
+		cause = &moot
+	}
+	return vanished(d, "use device", "it left the node meanwhile, "+text+": %w", cause)
 }
 
 // vanished is the error of a device that is not on the node.

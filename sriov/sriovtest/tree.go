@@ -48,7 +48,6 @@ type Tree struct {
 	root    string
 	err     error
 	ifindex int
-	buried  int // functions that were removed
 	kernel  kernel
 }
 
@@ -309,11 +308,17 @@ func (t *Tree) Remove(addr string) {
 // bury takes a function's directory out of the tree, empties it and keeps it: no
 // function may get its inode again, see [sriov.Function].
 func (t *Tree) bury(dir string) {
-	t.buried++
-	grave := fmt.Sprintf(".gone/%d", t.buried)
-	t.mkdir(".gone")
-	t.do(func() error { return os.Rename(t.abs(dir), t.abs(grave)) })
-	for _, entry := range t.glob(grave, "*") {
+	const graves = ".gone"
+	t.mkdir(graves)
+	var grave string
+	t.do(func() (err error) {
+		grave, err = os.MkdirTemp(t.abs(graves), "")
+		if err == nil {
+			err = os.Rename(t.abs(dir), grave+"/function")
+		}
+		return err
+	})
+	for _, entry := range t.glob(graves+"/"+filepath.Base(grave)+"/function", "*") {
 		t.remove(entry)
 	}
 }
