@@ -208,7 +208,7 @@ func (r *run) plan(ctx context.Context) (*plan.Plan, error) {
 	}
 	p, err := r.Planner.Plan(ctx, r.inv.Request())
 	if err != nil {
-		return nil, err
+		return nil, cnierr.Annotate(err, cnierr.Subject{Pod: r.inv.Pod.String()})
 	}
 	killpoint.Here("planned")
 	for _, w := range p.Warnings {
