@@ -245,6 +245,23 @@ func TestRealAPIUnwell(t *testing.T) {
 	}
 }
 
+// TestRealAPISlow: a pod that cannot be planned without the API server waits for
+// it as long as the runtime's configuration says, and no longer.
+func TestRealAPISlow(t *testing.T) {
+	n := newRealNode(t)
+	n.plain()
+	p := n.create("app", "plain") // there is no agent: everything is asked for
+	n.proxy.behave(2*time.Second, nil)
+	n.succeed("ADD", p)
+	n.succeed("DEL", p)
+	n.proxy.behave(time.Hour, nil)
+	defer n.proxy.behave(0, nil)
+	defer n.proxy.cut()
+	n.must(os.RemoveAll(n.path("state/snapshot")))
+	n.withConf(map[string]any{"planTimeout": "3s"})
+	n.refusedWithoutTrace(n.create("late", "plain"), 11, "deadline")
+}
+
 func TestRealAPIWatchesAreTakenUpAgain(t *testing.T) {
 	n := newRealNode(t)
 	n.plain()

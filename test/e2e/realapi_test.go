@@ -165,7 +165,11 @@ func (p *proxy) handler(next http.Handler) http.Handler {
 			delete(p.live, ctx)
 			p.mu.Unlock()
 		}()
-		time.Sleep(delay)
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return
+		}
 		if answer != nil {
 			if code := answer(r); code != 0 {
 				w.Header().Set("Retry-After", "1")

@@ -160,6 +160,26 @@ func TestPodsOfMultusAreChecked(t *testing.T) {
 	n.refuse("CHECK", p, 999, "cluster-net", "default/pod")
 }
 
+// TestPodsOfMultusWithoutRecords: of a sandbox whose results nobody knows CHECK
+// says so, and GC leaves it to its DEL.
+func TestPodsOfMultusWithoutRecords(t *testing.T) {
+	n := warmMultus(t)
+	before := n.state()
+	p := n.attachAsMultus("pod")
+	n.must(os.RemoveAll(n.path("state/results")))
+	n.refuse("CHECK", p, 999, "cluster-net", "default/pod")
+	n.collect()
+	n.interfaceOf(p, "eth0")
+	n.interfaceOf(p, "data")
+	n.succeed("DEL", p)
+	n.must(p.ns.Delete())
+	n.settles(func() string { return withoutGone(before.Diff(n.state())) })
+	none := n.addPod("none", "")
+	n.refuse("CHECK", none, 3, "not attached", "default/none")
+	n.collect(none)
+	n.succeed("DEL", none)
+}
+
 func TestPodsOfMultusAreCollected(t *testing.T) {
 	n := warmMultus(t)
 	keep := n.attachAsMultus("keep")
