@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	resourcev1 "k8s.io/api/resource/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -75,6 +76,40 @@ func (n *realNode) createPage() {
 // publish makes a ResourceSlice of devices of vendor.example/vfs, by name.
 func (n *realNode) publish(name string, generation int64, ids map[string]string) {
 	n.t.Helper()
+	n.createSlice(devicesSlice(name, generation, ids))
+}
+
+// publishPartitions makes a pool of devices that share the counters of one
+// function, of which each takes a half.
+func (n *realNode) publishPartitions(name string, generation int64, ids map[string]string) {
+	n.t.Helper()
+	counters := func(value string) map[string]resourcev1.Counter {
+		return map[string]resourcev1.Counter{"queues": {Value: resource.MustParse(value)}}
+	}
+	devices := devicesSlice(name, generation, ids)
+	devices.Spec.Pool.ResourceSliceCount = 2
+	for i := range devices.Spec.Devices {
+		devices.Spec.Devices[i].ConsumesCounters = []resourcev1.DeviceCounterConsumption{{CounterSet: "function", Counters: counters("8")}}
+	}
+	whole := devicesSlice(name+"-counters", generation, nil)
+	whole.Spec.Pool.ResourceSliceCount = 2
+	whole.Spec.SharedCounters = []resourcev1.CounterSet{{Name: "function", Counters: counters("16")}}
+	n.createSlice(whole)
+	n.createSlice(devices)
+}
+
+// createSlice creates a slice; what the API server drops of it is an error.
+func (n *realNode) createSlice(slice *resourcev1.ResourceSlice) {
+	n.t.Helper()
+	stored, err := n.client.ResourceV1().ResourceSlices().Create(context.Background(), slice, metav1.CreateOptions{})
+	n.must(err)
+	if len(stored.Spec.SharedCounters) != len(slice.Spec.SharedCounters) || len(stored.Spec.Devices) != len(slice.Spec.Devices) {
+		n.t.Fatalf("the API server keeps of the slice %+v", stored.Spec)
+	}
+}
+
+// devicesSlice is a slice of a pool, with devices by name.
+func devicesSlice(name string, generation int64, ids map[string]string) *resourcev1.ResourceSlice {
 	slice := &resourcev1.ResourceSlice{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: resourcev1.ResourceSliceSpec{
 		Driver: driver, NodeName: new("node1"), Pool: resourcev1.ResourcePool{Name: "node1", Generation: generation, ResourceSliceCount: 1},
 	}}
@@ -83,8 +118,7 @@ func (n *realNode) publish(name string, generation int64, ids map[string]string)
 			podresources.AttributeDeviceID: {StringValue: &id}, podresources.AttributeResourceName: {StringValue: new("vendor.example/vfs")},
 		}})
 	}
-	_, err := n.client.ResourceV1().ResourceSlices().Create(context.Background(), slice, metav1.CreateOptions{})
-	n.must(err)
+	return slice
 }
 
 // admitClaiming admits the page's pod under a name, its claim made and allocated
@@ -143,6 +177,14 @@ func TestRealAPIClaims(t *testing.T) {
 	again := n.admitClaiming("again", claimed("dev-0", "control", nil), claimed("dev-1", "data", nil))
 	n.eventuallyOn(again, map[string]string{"net1": "nic1", "net2": "nic2"})
 	n.succeed("DEL", again)
+
+	// Partitions of one function, whose counters are in a slice of their own.
+	n.publishPartitions("third", 3, map[string]string{"half-0": other, "half-1": control})
+	halves := n.admitClaiming("halves", claimed("half-0", "control", nil), claimed("half-1", "data", nil))
+	n.eventuallyAdds(halves)
+	n.wantInterfaces(halves, map[string]string{"net1": "nic0", "net2": "nic2"})
+	n.succeed("DEL", halves)
+	n.publish("fourth", 4, map[string]string{"dev-0": other, "dev-1": data})
 
 	// Without an agent, one list.
 	n.must(agent.Process.Kill())
