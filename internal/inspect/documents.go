@@ -81,7 +81,7 @@ func (d *documents) problem(doc Document, severity, path, format string, args ..
 
 func (d *documents) addDefinition(doc Document) {
 	def := &netattach.Definition{}
-	if err := decode(doc.Object.Object, def); err != nil {
+	if err := decodeDefinition(doc.Object.Object, def); err != nil {
 		d.problem(doc, SeverityError, "", "%v", err)
 		return
 	}
@@ -127,4 +127,20 @@ func decode(object map[string]any, into any) error {
 		return fmt.Errorf("decode: %w", err)
 	}
 	return nil
+}
+
+// decodeDefinition converts a definition strictly. The type of its spec takes
+// whatever somebody wrote, for the nodes' sake, so that the spec is looked at as one
+// that does not.
+func decodeDefinition(object map[string]any, into *netattach.Definition) error {
+	type plain netattach.DefinitionSpec
+	var strict struct {
+		Spec plain `json:"spec"`
+	}
+	if spec, given := object["spec"]; given {
+		if err := decode(map[string]any{"spec": spec}, &strict); err != nil {
+			return err
+		}
+	}
+	return decode(object, into)
 }
