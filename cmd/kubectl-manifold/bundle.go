@@ -41,6 +41,7 @@ func newBundle(streams genericiooptions.IOStreams, kube *genericclioptions.Confi
 		},
 	}
 	n.bind(c)
+	c.ValidArgsFunction = n.completeNode
 	c.Flags().StringVar(&to, "to", "", "`file` to write, or - for standard output; by default manifold-NODE-TIME.tar.gz")
 	return c
 }

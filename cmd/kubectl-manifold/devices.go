@@ -11,6 +11,7 @@ import (
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
 	"github.com/manifold-cni/manifold/internal/nodeview"
+	"github.com/manifold-cni/manifold/internal/reconcile"
 )
 
 const devicesLong = `Shows every virtual function of the nodes: who has it, its driver, and what is
@@ -36,6 +37,7 @@ func newDevices(streams genericiooptions.IOStreams, kube *genericclioptions.Conf
 		RunE: func(c *cobra.Command, args []string) error { return o.run(c.Context(), streams, args) },
 	}
 	o.nodes.bind(c)
+	c.ValidArgsFunction = o.nodes.completeNodes
 	o.out.bind(c, true)
 	return c
 }
@@ -65,9 +67,9 @@ func (o *devicesOptions) run(ctx context.Context, streams genericiooptions.IOStr
 
 // devicesText writes a line for each virtual function.
 func devicesText(w io.Writer, all *views, wide bool) error {
-	t := table{header: []string{"NODE", "DEVICE", "PF", "VF", "NUMA", "DRIVER", "USE", "POD", "CONTAINER", "RESOURCE", "STATE"}}
+	t := table{header: []string{"NODE", "DEVICE", "PF", "VF", "NUMA", "DRIVER", "USE", "POD", "CONTAINER", "RESOURCE", "DRIFT", "QUARANTINE", "STATE"}}
 	if wide {
-		t.header = []string{"NODE", "DEVICE", "PF", "VF", "NUMA", "DRIVER", "USE", "POD", "CONTAINER", "RESOURCE", "PFDEV", "IOMMU", "NETDEVS", "NETWORK", "INTERFACE", "STATE"}
+		t.header = []string{"NODE", "DEVICE", "PF", "VF", "NUMA", "DRIVER", "USE", "POD", "CONTAINER", "RESOURCE", "PFDEV", "IOMMU", "NETDEVS", "NETWORK", "INTERFACE", "DRIFT", "QUARANTINE", "STATE"}
 	}
 	for _, v := range all.Nodes {
 		for i := range v.Devices {
@@ -76,7 +78,8 @@ func devicesText(w io.Writer, all *views, wide bool) error {
 			if wide {
 				cells = append(cells, d.PFNetDev, d.IOMMUGroup, strings.Join(d.NetDevs, ","), d.Network, d.Interface)
 			}
-			t.add(verdict(len(d.Findings) == 0), append(cells, stateOf(d))...)
+			cells = append(cells, yesIf(d, reconcile.Drifted), yesIf(d, reconcile.Quarantined), stateOf(d))
+			t.add(verdict(len(d.Findings) == 0), cells...)
 		}
 	}
 	return t.write(w)
@@ -96,6 +99,16 @@ func deviceLine(d *nodeview.Device) []string {
 		node = strconv.Itoa(d.NUMANode)
 	}
 	return []string{d.Address, d.PF, strconv.Itoa(d.VFIndex), node, d.Driver, d.Use, h.Pod, h.Container, h.Resource}
+}
+
+// yesIf says whether something of a kind is wrong with a device.
+func yesIf(d *nodeview.Device, kind reconcile.Kind) string {
+	for _, f := range d.Findings {
+		if f.Kind == kind {
+			return "yes"
+		}
+	}
+	return "no"
 }
 
 // stateOf words what is wrong with a device.

@@ -45,6 +45,7 @@ func newDoctor(streams genericiooptions.IOStreams, kube *genericclioptions.Confi
 		},
 	}
 	n.bind(c)
+	c.ValidArgsFunction = n.completeNodes
 	out.bind(c, false)
 	return c
 }

@@ -49,6 +49,7 @@ func newExplain(streams genericiooptions.IOStreams, kube *genericclioptions.Conf
 		RunE: func(c *cobra.Command, args []string) error { return o.run(c.Context(), streams, args) },
 	}
 	o.nodes.bind(c)
+	c.ValidArgsFunction = o.nodes.completePod
 	o.files.bind(c, "manifest `file`s of pods and definitions, directories of them, or - for standard input")
 	o.out.bind(c, false)
 	return c

@@ -35,6 +35,7 @@ func newOrphans(streams genericiooptions.IOStreams, kube *genericclioptions.Conf
 		},
 	}
 	n.bind(c)
+	c.ValidArgsFunction = n.completeNodes
 	out.bind(c, false)
 	return c
 }

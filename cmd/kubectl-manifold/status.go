@@ -43,8 +43,13 @@ func newStatus(streams genericiooptions.IOStreams, kube *genericclioptions.Confi
 		RunE: func(c *cobra.Command, args []string) error { return o.run(c.Context(), streams, args) },
 	}
 	o.nodes.bind(c)
+	c.ValidArgsFunction = o.nodes.completePod
 	o.out.bind(c, true)
 	c.Flags().StringSliceVar(&o.node, "node", nil, "pods of this `node` only")
+	// It fails for flags that do not exist or were registered before.
+	if err := c.RegisterFlagCompletionFunc("node", o.nodes.completeNodes); err != nil {
+		c.PrintErrln(err)
+	}
 	c.Flags().BoolVarP(&o.all, "all-namespaces", "A", false, "pods of all namespaces")
 	return c
 }

@@ -16,10 +16,12 @@ import (
 	"github.com/manifold-cni/manifold/internal/reconcile"
 )
 
-// Reasons of Events about pods. There are no others; people and alerts depend on
-// them, and the troubleshooting page has an entry for each.
+// Reasons of Events about pods. Beside these there are those about the node, below
+// and in package reconcile, and no others; people and alerts depend on them, and the
+// troubleshooting page has an entry for each.
 const (
-	ReasonAdded   = "AddedInterface"           // the pod has its networks; a warning where something is not as planned
+	ReasonAdded   = "AddedInterface"           // the pod has its networks; a warning where its annotation was passed over
+	ReasonDiffers = "InterfaceNotAsPlanned"    // the pod has its networks, and one is not as planned
 	ReasonFailed  = "FailedToAddInterface"     // ADD failed otherwise than the following say
 	ReasonRelease = "FailedToReleaseInterface" // DEL left something behind
 
@@ -41,6 +43,12 @@ const (
 	ReasonNotReady     = "SourceNotReady" // another source of the plan does not answer, or not yet
 )
 
+// Reasons of Events about the node.
+const (
+	ReasonRestored = "CNIConfigurationRestored" // somebody took Manifold's configuration away; it is back
+	ReasonLost     = "CNIConfigurationLost"     // the runtime takes another one
+)
+
 // reasons are those of failed ADDs, by kind of the error; TryAgain is
 // [reasonOf]'s.
 var reasons = map[cnierr.Kind]string{
@@ -55,7 +63,7 @@ var reasons = map[cnierr.Kind]string{
 
 // Reasons returns every reason of an Event.
 func Reasons() []string {
-	out := []string{ReasonAdded, ReasonFailed, ReasonRelease, ReasonAPI, ReasonNotReady}
+	out := []string{ReasonAdded, ReasonDiffers, ReasonFailed, ReasonRelease, ReasonAPI, ReasonNotReady, ReasonRestored, ReasonLost}
 	for _, k := range cnierr.Kinds() {
 		if r := reasons[k]; r != "" {
 			out = append(out, r)
@@ -141,11 +149,12 @@ func eventOf(r *plan.Report) (kind, reason, message string) {
 	case r.Error != "":
 		return corev1.EventTypeWarning, ReasonFailed, r.Error
 	}
+	kind, reason = corev1.EventTypeNormal, ReasonAdded
 	var parts []string
 	for _, o := range r.Outcomes {
 		part := fmt.Sprintf("%s from %s", o.IfName, o.Name)
 		if len(o.Findings) > 0 {
-			kind = corev1.EventTypeWarning
+			kind, reason = corev1.EventTypeWarning, ReasonDiffers
 			part += " (not as planned: " + strings.Join(o.Findings, "; ") + ")"
 		}
 		parts = append(parts, part)
@@ -154,8 +163,5 @@ func eventOf(r *plan.Report) (kind, reason, message string) {
 	if r.Plan.Ignored != "" {
 		kind, message = corev1.EventTypeWarning, message+"; "+r.Plan.Ignored
 	}
-	if kind == "" {
-		kind = corev1.EventTypeNormal
-	}
-	return kind, ReasonAdded, message
+	return kind, reason, message
 }

@@ -103,7 +103,7 @@ func TestEventsOfReports(t *testing.T) {
 		"older plugin": {plan.Report{Verb: "ADD", Error: "why"}, corev1.EventTypeWarning, ReasonFailed},
 		"DEL":          {plan.Report{Verb: "DEL", Error: "why", Operation: &plan.Operation{Kind: cnierr.TeardownIncomplete}}, corev1.EventTypeWarning, ReasonRelease},
 		"attached":     {plan.Report{Verb: "ADD", Outcomes: []plan.Outcome{{Name: "cl", IfName: "eth0"}}}, corev1.EventTypeNormal, ReasonAdded},
-		"differs":      {plan.Report{Verb: "ADD", Outcomes: []plan.Outcome{{Name: "cl", IfName: "eth0", Findings: []string{"MTU"}}}}, corev1.EventTypeWarning, ReasonAdded},
+		"differs":      {plan.Report{Verb: "ADD", Outcomes: []plan.Outcome{{Name: "cl", IfName: "eth0", Findings: []string{"MTU"}}}}, corev1.EventTypeWarning, ReasonDiffers},
 	} {
 		tc.report.Plan = p
 		if kind, reason, _ := eventOf(&tc.report); kind != tc.kind || reason != tc.reason {
@@ -112,7 +112,7 @@ func TestEventsOfReports(t *testing.T) {
 	}
 	all := Reasons()
 	slices.Sort(all)
-	if len(slices.Compact(all)) != len(Reasons()) || len(all) != 27 {
+	if len(slices.Compact(all)) != len(Reasons()) || len(all) != 30 {
 		t.Errorf("reasons are not distinct: %v", all)
 	}
 }

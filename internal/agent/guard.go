@@ -158,9 +158,9 @@ func (g *guard) look(ctx context.Context) (restored bool) {
 	if !changed {
 		return false
 	}
-	reason, message := "CNIConfigurationRestored", what
+	reason, message := ReasonRestored, what
 	if err != nil {
-		reason, message = "CNIConfigurationLost", strings.TrimPrefix(what+"; "+err.Error(), "; ")
+		reason, message = ReasonLost, strings.TrimPrefix(what+"; "+err.Error(), "; ")
 	}
 	if message == "" {
 		g.log.Info("the runtime finds the CNI configuration again", "file", g.conf)

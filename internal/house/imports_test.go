@@ -60,7 +60,7 @@ var may = map[string][]string{
 	"cmd/manifold":      {"internal/attach", "internal/cnierr", "internal/journal", "internal/logs", "internal/netconf", "internal/plan"},
 	// It shows its node to whoever may see it, as a person on the node is shown it.
 	"cmd/manifold-agent":   {"internal/agent", "internal/inspect", "internal/logs", "internal/plan"},
-	"cmd/kubectl-manifold": {"internal/inspect", "internal/nodeview"},
+	"cmd/kubectl-manifold": {"internal/inspect", "internal/nodeview", "internal/reconcile"},
 	"internal/webhook":     {"internal/cnierr", "internal/kube", "internal/planner", "internal/rules", "netattach"},
 	"cmd/manifold-webhook": {"internal/webhook"},
 	"internal/inspect": {

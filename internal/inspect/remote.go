@@ -87,6 +87,17 @@ func each[T any](ctx context.Context, r *Remote, nodes []string, ask func(contex
 	return out, nil
 }
 
+// NodeNames returns the nodes that have an agent.
+func (r *Remote) NodeNames(ctx context.Context) ([]string, error) {
+	agents, err := r.agents.List(ctx)
+	return slices.Sorted(maps.Keys(agents)), err
+}
+
+// PodNames returns the names of a namespace's pods.
+func (r *Remote) PodNames(ctx context.Context, namespace string) ([]string, error) {
+	return r.agents.PodNames(ctx, namespace)
+}
+
 // view asks one agent.
 func (r *Remote) view(ctx context.Context, agents map[string]kube.Agent, node string) (*nodeview.View, error) {
 	raw, err := r.ask(ctx, agents, node, "/manifold/v1/node")

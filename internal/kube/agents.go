@@ -146,3 +146,16 @@ func proxied(err error) error {
 	}
 	return err
 }
+
+// PodNames returns the names of a namespace's pods; needs list pods there.
+func (a *Agents) PodNames(ctx context.Context, namespace string) ([]string, error) {
+	pods := &corev1.PodList{}
+	if err := a.client.core.Get().Namespace(namespace).Resource(resourcePods).Do(ctx).Into(pods); err != nil {
+		return nil, fmt.Errorf("list pods in namespace %s: %w", namespace, err)
+	}
+	var out []string
+	for i := range pods.Items {
+		out = append(out, pods.Items[i].Name)
+	}
+	return out, nil
+}

@@ -108,7 +108,10 @@ func cmdCluster(ts *testscript.TestScript, _ bool, _ []string) {
 	c.client, err = c.server.Client()
 	ts.Check(err)
 	clusters[n], n.uids = c, map[string]string{}
-	ts.Setenv("PATH", kubectlDir+string(os.PathListSeparator)+ts.Getenv("PATH"))
+	ts.Setenv("PATH", strings.Join([]string{kubectlDir, n.path("bin"), ts.Getenv("PATH")}, string(os.PathListSeparator)))
+	completer, err := filepath.Abs(filepath.Join("..", "..", "cmd", "kubectl-manifold", "kubectl_complete-manifold"))
+	ts.Check(err)
+	ts.Setenv("COMPLETER", completer)
 	c.kubeconfigOf(ts, n.path("admin.kubeconfig"), c.server.Config().BearerToken)
 	ts.Setenv("KUBECONFIG", n.path("admin.kubeconfig"))
 	_, err = c.client.CoreV1().Namespaces().Create(context.Background(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
