@@ -3,6 +3,7 @@
 package checks
 
 import (
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -154,5 +155,45 @@ func TestIndexIsTheHardwares(t *testing.T) {
 			t.Errorf("%s has %s, want %s, which its PF has for VF %d", addr, got, mac, index)
 		}
 		setMAC(before)
+	}
+}
+
+// What of a VF's settings keeps its driver from taking over the MAC that the PF has
+// for it: trust alone. igb lets a trusted VF set its own MAC, and igbvf does so
+// whenever its device is set down: the PF's is gone. A VLAN, which was blamed for
+// that, does nothing. So a plugin must set the MAC first, and trust the VF then.
+func TestTrustedVFKeepsItsOwnMAC(t *testing.T) {
+	addr, mac := pfs[0].vfs[3], net.HardwareAddr{2, 0, 0, 0, 3, 3}
+	vf := linkOf(t, addr)
+	uplink, was := vfOf(t, addr)
+	state := hardware(t)
+	before, err := sriov.Host{}.Snapshot(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		set   func() error
+		takes bool
+	}{
+		"nothing":     {func() error { return nil }, true},
+		"VLAN":        {func() error { return netlink.LinkSetVfVlanQos(uplink, was.ID, 100, 3) }, true},
+		"spoof check": {func() error { return netlink.LinkSetVfSpoofchk(uplink, was.ID, false) }, true},
+		"trust":       {func() error { return netlink.LinkSetVfTrust(uplink, was.ID, true) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := errors.Join(tc.set(), netlink.LinkSetVfHardwareAddr(uplink, was.ID, mac), netlink.LinkSetUp(vf), netlink.LinkSetDown(vf))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, now := vfOf(t, addr)
+			own := linkOf(t, addr).Attrs().HardwareAddr
+			if took := own.String() == mac.String(); took != tc.takes || now.Mac.String() != own.String() {
+				t.Errorf("the VF has %s, its PF %s for it; the PF was given %s", own, now.Mac, mac)
+			}
+			if _, err := (sriov.Host{}).Reset(addr, before); err != nil {
+				t.Error(err)
+			}
+			state.same(t)
+		})
 	}
 }

@@ -4,7 +4,9 @@ package checks
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -54,6 +56,72 @@ func returnsAsItWas(t *testing.T) {
 			end(n, p)
 			n.succeed("DEL", p) // newNode compares the hardware with before
 			n.succeed("DEL", p)
+		})
+	}
+}
+
+// warm lets a pod come and go, so that there is what stays on a node for ever: the
+// bridge of the default network, for one.
+func (n *node) warm(network, vf string) {
+	n.t.Helper()
+	p := n.admit("warm", network, fakekubelet.Pins{"c": pin(vf)}, container("c", left))
+	n.succeed("ADD", p)
+	n.succeed("DEL", p)
+	n.release(p)
+}
+
+// TestReturnsWhileADelegateFails: the VF does not wait for what a delegate refuses
+// once it is out of the sandbox; it is the pod's, untouched, until then.
+func TestReturnsWhileADelegateFails(t *testing.T) {
+	n := newNode(t)
+	n.conf(map[string]any{"carrier": "ignore"}) // nothing to wait for
+	refuse := n.path("refuse")
+	set := map[string]any{"type": "vfprops", "vlan": 100, "vlanQoS": 3, "spoofchk": "off", "trust": "on", "mac": "02:00:00:00:06:01", "refuse": refuse}
+	mover := hostDevice(map[string]any{"ipam": n.ipam("10.62.0.0/24")})
+	n.define("first", left, set, mover) // its DEL is the last
+	n.define("last", left, mover, map[string]any{"type": "vfprops", "trust": "on", "refuse": refuse})
+	vf := pfs[0].vfs[4]
+	n.warm("first", vf)
+	for _, tc := range []struct {
+		network string
+		gone    bool
+		fails   bool // DEL does
+		out     bool // the VF is out of the sandbox when the delegate fails
+	}{
+		{"first", false, false, true}, // nothing is left of what it refuses to release
+		{"first", true, true, true},
+		{"last", false, true, false},
+		{"last", true, true, true},
+	} {
+		t.Run(fmt.Sprintf("%s in its chain, namespace gone %v", tc.network, tc.gone), func(t *testing.T) {
+			n := n.of(t)
+			vfs, state := hardware(t), n.state()
+			p := n.admit("app", tc.network, fakekubelet.Pins{"c": pin(vf)}, container("c", left))
+			defer n.release(p)
+			n.succeed("ADD", p)
+			change(t, vf)
+			n.must(os.WriteFile(refuse, nil, 0o600))
+			if tc.gone {
+				n.must(p.ns.Delete())
+			}
+			_, used := vfOf(t, vf)
+			for range 2 {
+				res := n.call("DEL", p)
+				if failed := res.Error != nil && strings.Contains(res.Error.Msg, refuse); failed != tc.fails {
+					t.Errorf("DEL: %s, want the delegate's error: %v", res.Stdout, tc.fails)
+				}
+				if tc.out {
+					vfs.same(t)
+				} else if _, now := vfOf(t, vf); now.Vlan != used.Vlan || now.Trust != used.Trust {
+					t.Errorf("of the pod that still has it the VF was changed: %+v, was %+v", now, used)
+				}
+			}
+			n.must(os.Remove(refuse))
+			n.succeed("DEL", p)
+			n.inOrder()
+			vfs.same(t)
+			_ = p.ns.Delete() // it may be gone
+			n.unchanged(state)
 		})
 	}
 }
