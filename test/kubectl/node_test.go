@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,7 +102,10 @@ func cmdNode(ts *testscript.TestScript, _ bool, args []string) {
 		"agentProgram": n.path("bin/manifold-agent"), "agentConfig": n.path("agent.json"), "deviceInfoDir": n.path("devinfo"),
 	}
 	n.rt = harness.Runtime{Plugin: n.path("bin/manifold"), Path: n.path("bin"), Conf: encode(ts, plugin)}
-	ts.Check(os.WriteFile(n.path("net.d/00-manifold.conflist"), encode(ts, map[string]any{"cniVersion": "1.1.0", "name": "manifold", "plugins": []any{plugin}}), 0o600))
+	inList := maps.Clone(plugin) // whose own name and version count
+	delete(inList, "name")
+	delete(inList, "cniVersion")
+	ts.Check(os.WriteFile(n.path("net.d/00-manifold.conflist"), encode(ts, map[string]any{"cniVersion": "1.1.0", "name": "manifold", "plugins": []any{inList}}), 0o600))
 	ts.Check(os.WriteFile(n.path("agent.json"), encode(ts, agent), 0o600))
 	ts.Setenv("CONFIG", n.path("agent.json"))
 	n.record(ts)

@@ -38,6 +38,7 @@ var (
 		{regexp.MustCompile(`\b[0-9][0-9hms]* ago`), "2s ago"},
 		{regexp.MustCompile(`\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b`), "6f1c30a2-58d1-4f5e-9a0b-7d6f7c1f52aa"},
 		{regexp.MustCompile(`\b20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z`), "2026-05-04T03:00:00Z"},
+		{regexp.MustCompile(`\b[0-9a-f]{2}(:[0-9a-f]{2}){5}\b`), "02:00:00:00:00:02"},
 		{regexp.MustCompile(`on kernel [^ \n]+`), "on kernel 6.12.0"},
 		{regexp.MustCompile(`has [0-9]+ MiB left`), "has 20480 MiB left"},
 	}
@@ -75,7 +76,11 @@ func cmdBlock(ts *testscript.TestScript, neg bool, _ []string) {
 	}
 	b := &p.blocks[p.next]
 	p.next++
-	if err := ts.Exec("sh", "-ec", b.commands); (err != nil) != neg {
+	// The node's directories stand for the usual ones.
+	config := ts.Getenv("CONFIG")
+	commands := strings.NewReplacer("--local", "--local --agent-config "+config, "manifold repair", "manifold repair --agent-config "+config,
+		"manifold-agent reconcile", "manifold-agent reconcile --config "+config, "/etc/cni/net.d", ts.Getenv("WORK")+"/net.d").Replace(b.commands)
+	if err := ts.Exec("sh", "-ec", commands); (err != nil) != neg {
 		ts.Fatalf("%s: %v:\n%s", p.file, err, b.commands)
 	}
 	if b.to == 0 {
