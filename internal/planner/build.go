@@ -260,7 +260,7 @@ func (b *builder) interfaceTaken(name string, by int) *cnierr.Error {
 		return cnierr.New(op, cnierr.InterfaceConflict, "every pod has its loopback interface %s already", name).
 			WithFix("ask for another interface name, or for none")
 	case b.requests[by].isDef:
-		return cnierr.New(op, cnierr.InterfaceConflict, "%s is the interface of the cluster default network, named by the container runtime", name).
+		return cnierr.New(op, cnierr.InterfaceConflict, "the interface %s is that of the cluster default network, named by the container runtime", name).
 			WithFix("ask for another interface name, or for none; to replace that network, name this one in the annotation %s", netattach.DefaultNetworkAnnotation)
 	}
 	return cnierr.New(op, cnierr.InterfaceConflict, "two networks of the pod ask for the interface %s, the other is %s", name, b.name(by)).

@@ -169,7 +169,7 @@ func (s *Selection) selectAnnotated() error {
 	}
 	sel, err := s.parse(netattach.NetworksAnnotation, s.pod.Namespace)
 	if err != nil {
-		return s.ignore("none of its networks is attached", err)
+		return s.ignore("only the default network is attached", err)
 	}
 	for _, one := range sel {
 		for _, key := range one.UnknownReserved() {

@@ -256,7 +256,7 @@ func TestRefusals(t *testing.T) {
 		"long name":            {world{networks: "e", definitions: map[string]string{"e": `{"type":"a","name":"` + strings.Repeat("n", 248) + `"}`}}, cnierr.InvalidDefinition, []string{"1 bytes too long", `"name"`}},
 		"isolation":            {world{conf: map[string]any{"namespaceIsolation": true}, networks: "infra/net", definitions: map[string]string{"infra/net": `{"type":"ptp"}`}}, cnierr.Isolation, []string{"infra"}},
 		"capability":           {world{networks: `[{"name":"p","ips":["10.0.0.1"]}]`, definitions: map[string]string{"p": `{"type":"ptp"}`}}, cnierr.InvalidAnnotation, []string{"ips", "capability"}},
-		"same name":            {world{networks: "fast@eth0", definitions: fast}, cnierr.InterfaceConflict, []string{"eth0", "interface of the cluster default network"}},
+		"same name":            {world{networks: "fast@eth0", definitions: fast}, cnierr.InterfaceConflict, []string{"eth0", "interface eth0 is that of the cluster default network"}},
 		"annotation":           {world{networks: "[null]"}, cnierr.InvalidAnnotation, []string{"entry 1"}},
 		"too large":            {world{networks: strings.Repeat("b,", 7) + "b", definitions: map[string]string{"b": large}}, cnierr.InvalidAnnotation, []string{"bytes of configuration"}},
 		"large args":           {world{networks: `[{"name":"c","cni-args":{"x":"` + strings.Repeat("y", 100<<10) + `"}}]`, definitions: map[string]string{"c": chain}}, cnierr.InvalidAnnotation, []string{"cni-args"}},
