@@ -102,6 +102,21 @@ func TestInterfaceLeftDown(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
+// Where the link is asked to be up whatever the wire says, an interface that was
+// left down is refused, whatever the policy about carriers. The igb has no link state
+// that could be set, which is found as well.
+func TestInterfaceLeftDownWhereEnableIsAsked(t *testing.T) {
+	n := newNode(t)
+	n.conf(map[string]any{"carrier": "ignore"})
+	vf := pfs[0].vfs[4]
+	conf := mover(t, vf, map[string]any{"type": "sriov", "link_state": "enable"})
+	conf["script"] = map[string]any{"ADD": map[string]any{"lie": "down"}}
+	n.define("down", left, conf)
+	p := n.admit("app", "down", fakekubelet.Pins{"c": pin(vf)}, container("c", left))
+	n.refuse(p, 111, "administrative state: wanted up, found down", "link state of the VF: wanted enable, found auto", vf)
+	n.succeed("DEL", p)
+}
+
 // link sets a PF up and waits until it has its link.
 func (n *node) link(p pf) {
 	n.t.Helper()

@@ -5,7 +5,6 @@ package checks
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -98,89 +97,13 @@ func TestTwoSandboxesWantOneVF(t *testing.T) {
 	n.succeed("DEL", winner)
 }
 
-// unplug takes all VFs of a PF out of the machine; a single one cannot be.
-func (n *node) unplug(p pf) {
-	n.t.Helper()
-	n.must(os.WriteFile(filepath.Join("/sys/bus/pci/devices", p.address, "sriov_numvfs"), []byte("0"), 0))
-}
-
-// vanishing starts a node whose VFs of the right PF may go: afterwards they are
-// made anew, so that they are not compared.
-func vanishing(t *testing.T) *node {
-	t.Helper()
-	t.Cleanup(func() {
-		if err := pfs[1].renew(); err != nil {
-			t.Fatal(err)
-		}
-	})
-	n := newNode(t)
-	n.before = nil
-	return n
-}
-
-func TestVFGoneBeforeADD(t *testing.T) {
-	n := vanishing(t)
-	vf := pfs[1].vfs[1]
-	n.define("right", right, hostDevice(nil))
-	p := n.admit("app", "right", fakekubelet.Pins{"c": pin(vf)}, container("c", right))
-	n.unplug(pfs[1])
-	res := n.call("ADD", p)
-	if res.Status == 0 || res.Error == nil || !strings.Contains(res.Error.Msg, vf) || !strings.Contains(res.Error.Msg, "no such device") {
-		t.Errorf("ADD on a VF that is gone: %s", res.Stdout)
-	}
-	n.succeed("DEL", p)
-}
-
 // A VF without a driver is there, but nothing of it can go into a pod.
 func TestVFWithoutDriver(t *testing.T) {
-	n := vanishing(t)
+	n := newVolatile(t)
 	vf := pfs[1].vfs[1]
 	n.define("right", right, hostDevice(nil))
 	n.must(os.WriteFile("/sys/bus/pci/drivers/igbvf/unbind", []byte(vf), 0))
 	p := n.admit("app", "right", fakekubelet.Pins{"c": pin(vf)}, container("c", right))
 	n.refuse(p, 999, vf)
 	n.succeed("DEL", p)
-}
-
-func TestVFGoneDuringADD(t *testing.T) {
-	n := vanishing(t)
-	vf := pfs[1].vfs[1]
-	slow := idle(nil)
-	gate := n.path("gate")
-	slow["script"].(map[string]any)["ADD"].(map[string]any)["gate"] = gate
-	n.define("right", right, slow, hostDevice(nil))
-	p := n.admit("app", "right", fakekubelet.Pins{"c": pin(vf)}, container("c", right))
-	done := make(chan *harness.Result)
-	go func() { done <- n.call("ADD", p) }()
-	n.eventually("the delegate", func() bool {
-		_, err := os.Stat(gate + ".reached")
-		return err == nil
-	})
-	n.unplug(pfs[1])
-	n.must(os.WriteFile(gate, nil, 0o600))
-	if res := <-done; res.Status == 0 || res.Error == nil || !strings.Contains(res.Error.Msg, vf) {
-		t.Errorf("ADD on a VF that went: %s", res.Stdout)
-	}
-	n.succeed("DEL", p)
-}
-
-// All VFs of a PF go while a pod holds one: CHECK says so, DEL does not fail for
-// ever on what is no more, and the other PF's VF in the same pod comes back.
-func TestVFsGoneAfterADD(t *testing.T) {
-	n := vanishing(t)
-	vf, kept := pfs[1].vfs[1], pfs[0].vfs[1]
-	before := linkOf(t, kept).Attrs().Name
-	n.define("right", right, hostDevice(nil))
-	n.define("left", left, hostDevice(nil))
-	p := n.admit("app", "right,left", fakekubelet.Pins{"c": pin(vf, kept)}, container("c", right, left))
-	n.succeed("ADD", p)
-	n.stands(p, vf, kept)
-	n.unplug(pfs[1])
-	if res := n.call("CHECK", p); res.Status == 0 || res.Error == nil || !strings.Contains(res.Error.Msg, "net1") {
-		t.Errorf("CHECK of a pod whose VF is gone: %s", res.Stdout)
-	}
-	n.succeed("DEL", p)
-	if got := linkOf(t, kept).Attrs().Name; got != before {
-		t.Errorf("%s came back as %s, was %s", kept, got, before)
-	}
 }

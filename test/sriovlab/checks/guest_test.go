@@ -32,15 +32,22 @@ func newPF(bus, resource string) pf {
 	return p
 }
 
-// renew makes the PF's VFs anew, with new MACs, and brings them to rest. Their
+// renew makes the PF's VFs anew, with new MACs, and brings PF and VFs to rest. Their
 // devices get the names that they had, since those are free.
 func (p pf) renew() error {
+	uplink, err := findLink(p.address)
+	if err == nil {
+		err = netlink.LinkSetUp(uplink) // which a PF is not whose driver was bound just now
+	}
+	if err != nil {
+		return err
+	}
 	for _, count := range []string{"0", fmt.Sprint(len(p.vfs))} {
-		if err := os.WriteFile(filepath.Join("/sys/bus/pci/devices", p.address, "sriov_numvfs"), []byte(count), 0); err != nil {
+		if err := p.attribute("sriov_numvfs", count); err != nil {
 			return err
 		}
 	}
-	return settle()
+	return p.settle()
 }
 
 // TestMain brings the VFs to rest: an igbvf tells its PF its MAC when it is first
@@ -55,14 +62,21 @@ func TestMain(m *testing.M) {
 
 func settle() error {
 	for _, p := range pfs {
-		for _, vf := range p.vfs {
-			link, err := findLink(vf)
-			if err == nil {
-				err = errors.Join(netlink.LinkSetUp(link), netlink.LinkSetDown(link))
-			}
-			if err != nil {
-				return fmt.Errorf("settle %s: %w", vf, err)
-			}
+		if err := p.settle(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p pf) settle() error {
+	for _, vf := range p.vfs {
+		link, err := findLink(vf)
+		if err == nil {
+			err = errors.Join(netlink.LinkSetUp(link), netlink.LinkSetDown(link))
+		}
+		if err != nil {
+			return fmt.Errorf("settle %s: %w", vf, err)
 		}
 	}
 	return nil

@@ -4,6 +4,7 @@ package checks
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/jaypipes/ghw"
+	"github.com/jaypipes/pcidb"
 	"github.com/vishvananda/netlink"
 
 	"github.com/manifold-cni/manifold/sriov"
@@ -121,6 +124,49 @@ func agree(t *testing.T, inv *inventory.Inventory, addr string, want function) {
 	uplink := readFunction(t, want.PF).NetDevs[0]
 	if got, index, err := (sriov.FS{}).PFNetDev(addr); err != nil || got != uplink || index != want.VFIndex {
 		t.Errorf("VF %d of %s (%v), want %d of %s", index, got, err, want.VFIndex, uplink)
+	}
+}
+
+// What ghw, which knows nothing of ours, says of the network devices and of the
+// functions below them is the same.
+func TestInventoryIsWhatGHWSays(t *testing.T) {
+	inv, err := inventory.Read("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pci, err := ghw.PCI(ghw.WithDisableTools(), ghw.WithPCIDB(&pcidb.PCIDB{})) // without names
+	if err != nil {
+		t.Fatal(err)
+	}
+	network, err := ghw.Network(ghw.WithDisableTools())
+	if err != nil {
+		t.Fatal(err)
+	}
+	netDevs := map[string][]string{}
+	for _, nic := range network.NICs {
+		if nic.PCIAddress != nil {
+			netDevs[*nic.PCIAddress] = append(netDevs[*nic.PCIAddress], nic.Name)
+		}
+	}
+	said := map[string]bool{}
+	for _, d := range pci.Devices {
+		if d.Class.ID != "02" {
+			continue
+		}
+		said[d.Address] = true
+		f, ok := inv.Function(d.Address)
+		if !ok || d.Node == nil {
+			t.Errorf("%s: in the inventory %t, NUMA node of ghw %v", d.Address, ok, d.Node)
+			continue
+		}
+		got := fmt.Sprint(f.Vendor, f.Device, f.Subvendor, f.Subdevice, f.Driver, f.NUMANode, f.Bridge, f.NetDevs)
+		want := fmt.Sprint(d.Vendor.ID, d.Product.ID, d.Subsystem.VendorID, d.Subsystem.ID, d.Driver, d.Node.ID, d.ParentAddress, netDevs[d.Address])
+		if got != want {
+			t.Errorf("%s: inventory %s, ghw %s", d.Address, got, want)
+		}
+	}
+	if len(said) != 16 {
+		t.Errorf("ghw knows %d network functions, want 2 PFs and 14 VFs", len(said))
 	}
 }
 

@@ -91,7 +91,7 @@ func (n *node) leave(t *testing.T) {
 		return
 	}
 	for _, p := range pfs {
-		if err := p.renew(); err != nil {
+		if err := p.repair(); err != nil {
 			t.Error(err)
 		}
 	}
@@ -304,9 +304,15 @@ func (n *node) succeed(verb string, p *pod) {
 func (n *node) refuse(p *pod, code uint, parts ...string) {
 	n.t.Helper()
 	before := hardware(n.t)
-	res := n.call("ADD", p)
+	n.says(n.call("ADD", p), code, parts...)
+	before.same(n.t)
+}
+
+// says fails unless a call failed with this code and a message of these parts.
+func (n *node) says(res *harness.Result, code uint, parts ...string) {
+	n.t.Helper()
 	if res.Status == 0 || res.Error == nil {
-		n.t.Fatalf("ADD succeeded or printed no error object: %s\nstderr: %s", res.Stdout, res.Stderr)
+		n.t.Fatalf("it succeeded or printed no error object: %s\nstderr: %s", res.Stdout, res.Stderr)
 	}
 	if res.Error.Code != code {
 		n.t.Errorf("code %d, want %d: %s", res.Error.Code, code, res.Error.Msg)
@@ -316,7 +322,6 @@ func (n *node) refuse(p *pod, code uint, parts ...string) {
 			n.t.Errorf("the message lacks %q: %s", part, res.Error.Msg)
 		}
 	}
-	before.same(n.t)
 }
 
 // status returns the pod's published network-status without the default network's

@@ -4,15 +4,17 @@ package checks
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
+	"github.com/manifold-cni/manifold/internal/reconcile"
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
@@ -39,11 +41,9 @@ func bind(addr, driver string) error {
 func toVFIO(t *testing.T, addr string) string {
 	t.Helper()
 	name := linkOf(t, addr).Attrs().Name
-	if err := bind(addr, "vfio-pci"); err != nil {
-		t.Fatal(err)
-	}
+	deviceNode := toVFIOFor(t, addr)
 	t.Cleanup(func() { fromVFIO(t, addr, name) })
-	return "/dev/vfio/" + readFunction(t, addr).IOMMUGroup
+	return deviceNode
 }
 
 // fromVFIO gives a VF back to its kernel driver, at rest and under its name.
@@ -60,6 +60,15 @@ func fromVFIO(t *testing.T, addr, name string) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// toVFIOFor binds a VF to vfio-pci that will be made anew before the test ends.
+func toVFIOFor(t *testing.T, addr string) string {
+	t.Helper()
+	if err := bind(addr, "vfio-pci"); err != nil {
+		t.Fatal(err)
+	}
+	return "/dev/vfio/" + readFunction(t, addr).IOMMUGroup
 }
 
 func userspaceWithoutInterface(t *testing.T) {
@@ -155,25 +164,10 @@ func TestDriverThatChangesUnderwayIsRefused(t *testing.T) {
 				toVFIO(t, vf)
 			}
 			n := newNode(t)
-			gate := n.path("gate")
-			slow := idle(nil)
-			slow["script"].(map[string]any)["ADD"].(map[string]any)["gate"] = gate
+			slow, gate := n.gated()
 			n.define("slow", right, slow)
 			p := n.admit("app", "slow", fakekubelet.Pins{"c": pin(vf)}, container("c", right))
-			rebound := make(chan error, 1)
-			go func() {
-				for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-					if _, err := os.Stat(gate + ".reached"); err == nil {
-						break
-					}
-				}
-				rebound <- bind(vf, to)
-				rebound <- os.WriteFile(gate, nil, 0o600)
-			}()
-			res := n.call("ADD", p)
-			for range 2 {
-				n.must(<-rebound)
-			}
+			res := n.during(p, gate, func() { n.must(bind(vf, to)) })
 			if res.Status == 0 || res.Error == nil || !strings.Contains(res.Error.Msg, vf) {
 				t.Errorf("ADD of a VF that went from %s to %s: %s", from, to, res.Stdout)
 			}
@@ -185,6 +179,86 @@ func TestDriverThatChangesUnderwayIsRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The container was given a device node, and with it the devices of an IOMMU group:
+// each is what it was when the pod was planned, or the pod is refused.
+func TestVFIODeviceIsWhatThePodWasGiven(t *testing.T) {
+	vf := pfs[1].vfs[5]
+	for lie, tc := range map[string]struct {
+		tell  func(n *node, deviceNode string) error
+		found string
+	}{
+		"no node": {func(n *node, path string) error { return os.Remove(path) }, "none"},
+		"a file":  {func(n *node, path string) error { return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o600)) }, "what is no character device"},
+		"another device": {func(n *node, path string) error {
+			return errors.Join(os.Remove(path), unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))))
+		}, "character device 1:3, not "},
+	} {
+		t.Run(lie, func(t *testing.T) {
+			deviceNode := toVFIO(t, vf)
+			var was unix.Stat_t
+			if err := unix.Stat(deviceNode, &was); err != nil {
+				t.Fatal(err)
+			}
+			n := newNode(t)
+			defer func() {
+				n.must(os.RemoveAll(deviceNode))
+				n.must(unix.Mknod(deviceNode, was.Mode, int(was.Rdev)))
+			}()
+			slow, gate := n.gated()
+			n.define("slow", right, slow)
+			p := n.admit("app", "slow", fakekubelet.Pins{"c": pin(vf)}, container("c", right))
+			n.says(n.during(p, gate, func() { n.must(tc.tell(n, deviceNode)) }), 111, "device node: wanted "+deviceNode+", found "+tc.found, vf)
+			n.succeed("DEL", p)
+		})
+	}
+}
+
+// A VF that was made anew has the address and the driver that it had, and is of
+// another IOMMU group than the container was given: here the other PF's VFs have
+// taken the group's number.
+func TestVFIODeviceOfAnotherGroupIsRefused(t *testing.T) {
+	vf := pfs[1].vfs[5]
+	n := newVolatile(t)
+	t.Cleanup(func() { n.must(pfs[0].repair()) })
+	group := filepath.Base(toVFIOFor(t, vf))
+	slow, gate := n.gated()
+	n.define("slow", right, slow)
+	p := n.admit("app", "slow", fakekubelet.Pins{"c": pin(vf)}, container("c", right))
+	res := n.during(p, gate, func() {
+		n.must(errors.Join(pfs[1].attribute("sriov_numvfs", "0"), pfs[0].attribute("sriov_numvfs", "0")))
+		n.must(errors.Join(pfs[1].attribute("sriov_numvfs", "7"), pfs[0].attribute("sriov_numvfs", "7")))
+		n.must(bind(vf, "vfio-pci"))
+	})
+	now := readFunction(t, vf).IOMMUGroup
+	if now == group {
+		t.Fatalf("%s is of group %s as before", vf, now)
+	}
+	n.says(res, codeVanished, "IOMMU group: wanted "+group+", found "+now, "another function came at its address", vf, fixVanished)
+	n.succeed("DEL", p)
+}
+
+// A living pod's VF is given to the kernel's driver: the reconciler says so, and
+// nothing is repaired below a program.
+func TestVFIODeviceThatIsTakenAway(t *testing.T) {
+	vf := pfs[1].vfs[5]
+	name := linkOf(t, vf).Attrs().Name
+	toVFIO(t, vf)
+	n := newNode(t)
+	n.define("dpdk", right, idle(nil))
+	p := n.admit("app", "dpdk", fakekubelet.Pins{"c": pin(vf)}, container("c", right))
+	n.succeed("ADD", p)
+	n.inOrder()
+	n.must(bind(vf, "igbvf"))
+	n.finds(reconcile.Replaced, vf, "driver: wanted vfio-pci, found igbvf", "network device "+linkOf(t, vf).Attrs().Name+": wanted in the sandbox, found on the host", "default/app")
+	if list := n.found("--repair"); len(list) != 1 || list[0].Kind != reconcile.Replaced {
+		t.Errorf("after a repair found %v", list)
+	}
+	n.says(n.call("CHECK", p), 111, "driver: wanted vfio-pci, found igbvf", vf)
+	n.succeed("DEL", p)
+	n.before = nil // the test began with the other driver
+	fromVFIO(t, vf, name)
 }
 
 // A pod of a userspace pool whose VF stands at the kernel's driver: whoever does
