@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/manifold-cni/manifold/internal/reconcile"
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
@@ -124,6 +126,88 @@ func TestReturnsWhileADelegateFails(t *testing.T) {
 			n.unchanged(state)
 		})
 	}
+}
+
+// TestDamagedJournalGivesTheVFBack: what a sound line tells of the VF is enough;
+// without one no pod gets it before somebody has looked.
+func TestDamagedJournalGivesTheVFBack(t *testing.T) {
+	n := newNode(t)
+	n.define("left", left, hostDevice(map[string]any{"ipam": n.ipam("10.63.0.0/24")}))
+	vf := pfs[0].vfs[2]
+	n.warm("left", vf)
+	header := func(lines []string) { lines[0] = "damaged\n" }
+	for _, tc := range []struct {
+		name    string
+		damage  func(lines []string)
+		gone    bool
+		verb    string
+		confine bool
+	}{
+		{"first line, namespace alive", header, false, "DEL", false},
+		{"first line, namespace gone", header, true, "DEL", false},
+		{"first line, collected", header, true, "GC", false},
+		{"all", func(lines []string) { clear(lines) }, false, "DEL", true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := n.of(t)
+			vfs, state := hardware(t), n.state()
+			p := n.admit("app", "left", fakekubelet.Pins{"c": pin(vf)}, container("c", left))
+			n.succeed("ADD", p)
+			change(t, vf)
+			journal := n.spoil(p, tc.damage)
+			next := n.again(p)
+			n.refuse(next, 11, vf, journal, "may still have it")
+			if tc.gone {
+				n.must(p.ns.Delete())
+			}
+			call, sandbox := n.of(t), p
+			if tc.verb == "GC" {
+				call.conf(map[string]any{"cni.dev/valid-attachments": []any{}})
+				sandbox = &pod{}
+			}
+			if res := call.call(tc.verb, sandbox); res.Error == nil || !strings.Contains(res.Error.Msg, journal+".corrupt-") {
+				t.Fatalf("%s: %s, want the damage", tc.verb, res.Stdout)
+			}
+			n.succeed("DEL", p)
+			if tc.confine {
+				n.finds(reconcile.Quarantined, vf, "not known", "default/app")
+				n.refuse(next, 116, vf, "reconcile --accept "+vf)
+				n.unchange(vf)
+				n.found("--accept", vf)
+			}
+			n.inOrder()
+			n.succeed("DEL", next)
+			n.release(p)
+			n.must(next.ns.Delete())
+			vfs.same(t)
+			aside, err := filepath.Glob(journal + ".corrupt-*")
+			if err != nil || len(aside) != 1 {
+				t.Fatalf("set aside %v, %v", aside, err)
+			}
+			n.must(os.Remove(aside[0]))
+			n.unchanged(state)
+		})
+	}
+}
+
+// spoil changes the lines of a pod's journal, and returns its file.
+func (n *node) spoil(p *pod, damage func(lines []string)) string {
+	n.t.Helper()
+	journal := n.path("state/" + p.ID + "@eth0.journal")
+	raw, err := os.ReadFile(journal)
+	n.must(err)
+	lines := strings.SplitAfter(string(raw), "\n")
+	damage(lines)
+	n.must(os.WriteFile(journal, []byte(strings.Join(lines, "")), 0o600))
+	return journal
+}
+
+// unchange takes back what change did to a VF that nobody uses.
+func (n *node) unchange(vf string) {
+	n.t.Helper()
+	change(n.t, vf)
+	link, v := vfOf(n.t, vf)
+	n.must(netlink.LinkSetVfVlanQos(link, v.ID, 0, 0))
 }
 
 // TestTheNextOwnerIsNotTouched: the kubelet gave a VF on while the DEL of its last
