@@ -2,6 +2,10 @@ package house
 
 import (
 	"go/ast"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -93,4 +97,56 @@ func exportedReceiver(fn *ast.FuncDecl) bool {
 	}
 	id, ok := typ.(*ast.Ident)
 	return ok && id.IsExported()
+}
+
+// Every page with commands is named by the test that runs them, or has none but
+// those that make the tests run.
+func TestCommandsOfPagesAreRun(t *testing.T) {
+	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := testsText(t)
+	makefile, err := os.ReadFile(filepath.Join(root, "Makefile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range pages {
+		raw, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := strings.TrimSuffix(filepath.Base(page), ".md")
+		blocks := regexp.MustCompile("(?sm)^```sh\n(.*?)^```$").FindAllStringSubmatch(string(raw), -1)
+		if len(blocks) == 0 || strings.Contains(tests, "\npage "+name+"\n") || strings.Contains(tests, name+`.md"`) {
+			continue
+		}
+		for _, block := range blocks {
+			for _, line := range strings.Split(strings.TrimSpace(block[1]), "\n") {
+				words := strings.Fields(line)
+				target := words[0] == "make" && strings.Contains(string(makefile), "\n"+words[1]+":")
+				if !target && words[0] != "go" {
+					t.Errorf("docs/%s.md: no test runs %q", name, line)
+				}
+			}
+		}
+	}
+}
+
+// testsText returns all programs and scripts below test/.
+func testsText(t *testing.T) string {
+	t.Helper()
+	var all strings.Builder
+	err := filepath.WalkDir(filepath.Join(root, "test"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Ext(path) != ".go" && filepath.Ext(path) != ".txtar" {
+			return err
+		}
+		raw, err := os.ReadFile(path)
+		all.Write(raw)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all.String()
 }

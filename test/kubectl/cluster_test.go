@@ -47,7 +47,7 @@ func init() {
 		kubectlDir, err = harness.Controllers()
 		return err
 	})
-	commands["bind"], commands["page"], commands["block"] = cmdBind, cmdPage, cmdBlock
+	commands["bind"], commands["page"], commands["block"], commands["pass"] = cmdBind, cmdPage, cmdBlock, cmdPass
 	commands["cluster"], commands["user"], commands["ask"], commands["admission"] = cmdCluster, cmdUser, cmdAsk, cmdAdmission
 }
 

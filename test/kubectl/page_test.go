@@ -93,6 +93,15 @@ func cmdBlock(ts *testscript.TestScript, neg bool, _ []string) {
 	b.output = got
 }
 
+// cmdPass goes past a block of commands that makes other tests run: "pass".
+func cmdPass(ts *testscript.TestScript, _ bool, _ []string) {
+	p := pages[of(ts)]
+	if p.next == len(p.blocks) || !strings.HasPrefix(p.blocks[p.next].commands, "make ") && !strings.HasPrefix(p.blocks[p.next].commands, "go run ./test/") {
+		ts.Fatalf("%s: there is no block that only makes tests run", p.file)
+	}
+	p.next++
+}
+
 // steady returns what commands printed with what differs between runs made the same.
 func steady(ts *testscript.TestScript, out string) string {
 	work := ts.Getenv("WORK")
