@@ -15,33 +15,25 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/google/renameio/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
 
-// keptConf returns where a copy of Manifold's CNI configuration is kept: beside
-// the agent's own configuration. While it is there Manifold is installed, and
-// the configuration must be what it says.
-func keptConf(conf string) string {
-	return filepath.Join(filepath.Dir(conf), "manifold.d", filepath.Base(conf))
-}
-
 // writeConf writes Manifold's CNI configuration with its copy, under the lock, so
 // that no agent takes the one for the other's theft.
 func writeConf(conf string, content []byte) error {
-	unlock, err := lockConf(conf)
+	unlock, err := netconf.Lock(conf)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	return errors.Join(renameio.WriteFile(keptConf(conf), content, 0o600), renameio.WriteFile(conf, content, 0o600))
+	return errors.Join(renameio.WriteFile(netconf.Kept(conf), content, 0o600), renameio.WriteFile(conf, content, 0o600))
 }
 
-// withdrawConf removes Manifold's CNI configuration and its copy, under the lock:
-// no agent puts it back.
+// withdrawConf takes Manifold's CNI configuration and its copy away, under the
+// lock: no agent puts it back.
 func withdrawConf(conf string, remove func(path string) error) error {
-	unlock, err := lockConf(conf)
+	unlock, err := netconf.Lock(conf)
 	if errors.Is(err, os.ErrNotExist) {
 		return remove(conf) // installed by hand
 	}
@@ -49,22 +41,7 @@ func withdrawConf(conf string, remove func(path string) error) error {
 		return err
 	}
 	defer unlock()
-	return errors.Join(remove(keptConf(conf)), remove(conf))
-}
-
-// confLock returns the file of the lock under which configuration and copy are
-// changed.
-func confLock(conf string) string { return filepath.Join(filepath.Dir(keptConf(conf)), ".lock") }
-
-func lockConf(conf string) (unlock func(), err error) {
-	f, err := os.OpenFile(confLock(conf), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return func() { _ = f.Close() }, nil // closing unlocks
+	return errors.Join(remove(netconf.Kept(conf)), remove(conf))
 }
 
 // renamers are the endings that other plugins give to configurations which they
@@ -181,7 +158,7 @@ func (g *guard) ready(context.Context) error {
 // restore puts the configuration back where the copy says that it must be, and
 // returns in words what had been done to it, or nothing.
 func (g *guard) restore() (what string, err error) {
-	unlock, err := lockConf(g.conf)
+	unlock, err := netconf.Lock(g.conf)
 	if errors.Is(err, os.ErrNotExist) {
 		return "", nil // nothing is installed
 	}
@@ -189,7 +166,7 @@ func (g *guard) restore() (what string, err error) {
 		return "", err
 	}
 	defer unlock()
-	kept, err := os.ReadFile(keptConf(g.conf))
+	kept, err := os.ReadFile(netconf.Kept(g.conf))
 	if errors.Is(err, os.ErrNotExist) {
 		return "", nil
 	}
@@ -202,7 +179,7 @@ func (g *guard) restore() (what string, err error) {
 		return "", nil
 	case err == nil && isOurs(have):
 		// An administrator's edit: what is meant is what is there.
-		return "", renameio.WriteFile(keptConf(g.conf), have, 0o600)
+		return "", renameio.WriteFile(netconf.Kept(g.conf), have, 0o600)
 	case err == nil:
 		what = "was overwritten by another plugin's"
 	case errors.Is(err, os.ErrNotExist):
@@ -251,7 +228,7 @@ func (g *guard) culprit(kept []byte) string {
 // first returns nil when the runtime takes Manifold's configuration: of all in the
 // directory the first by name.
 func (g *guard) first() error {
-	if !exists(keptConf(g.conf)) {
+	if !exists(netconf.Kept(g.conf)) {
 		return nil
 	}
 	file, _ := netconf.First(filepath.Dir(g.conf))

@@ -307,35 +307,43 @@ func (i *Installer) inPlace() netconf.Conf {
 	var list struct {
 		Plugins []netconf.Conf `json:"plugins"`
 	}
-	if json.Unmarshal(raw, &list) != nil || len(list.Plugins) == 0 {
+	if json.Unmarshal(raw, &list) != nil {
 		return netconf.Conf{}
 	}
-	return list.Plugins[0]
+	for _, p := range list.Plugins {
+		if p.Type == "manifold" {
+			return p
+		}
+	}
+	return netconf.Conf{}
 }
 
 // Uninstall removes the CNI configuration first: from that moment the runtime
 // calls the primary network alone, which must be in its directory, or the node
-// would have no network. The programs stay while the journal still has
-// attachments, since only they can release them; Uninstall says so and returns
-// an error unless LeaveAttached is set, and can be run again.
+// would have no network. While sandboxes have more than that, a configuration
+// stays by which the runtime's DELs of them still reach the plugin, see
+// [netconf.ReleaseOnly]; with the last it goes. The programs stay while the
+// journal still has attachments, since only they can release them; Uninstall says
+// so and returns an error unless LeaveAttached is set, and can be run again.
 func (i *Installer) Uninstall(out io.Writer) error {
 	const op = "uninstall"
 	if i.StateDir == "" {
 		i.StateDir = i.stateDir("")
 	}
-	if next, problems := netconf.First(i.ConfDir, "manifold"); next == nil && !i.Force && exists(i.confFile()) {
+	next, problems := netconf.First(i.ConfDir, "manifold")
+	if next == nil && !i.Force && exists(i.confFile()) {
 		err := fmt.Errorf("without %s there is no network configuration in %s", i.ConfName, i.ConfDir)
 		return cnierr.New(op, cnierr.NotReady, "%w", errors.Join(append([]error{err}, problems...)...)).
 			WithFix("put the default network's configuration there, or give --force")
 	}
-	if err := i.withdraw(out); err != nil {
+	if err := i.withdraw(next, out); err != nil {
 		return err
 	}
 	keys, err := journal.Dir{Path: i.StateDir}.List()
 	if err != nil {
 		return err
 	}
-	if len(keys) > 0 {
+	if len(keys) > 0 || exists(i.confFile()) {
 		err := cnierr.New(op, cnierr.TeardownIncomplete, "%d sandboxes are still attached, the programs stay in %s", len(keys), i.BinDir).
 			WithFix("delete or drain the node's pods, release what is left with CNI_COMMAND=GC, then run uninstall again with --state-dir %s", i.StateDir)
 		if !i.LeaveAttached {
@@ -353,25 +361,58 @@ func (i *Installer) Uninstall(out io.Writer) error {
 		return err
 	}
 	// The directory may hold files of others.
-	_, _ = os.Remove(confLock(i.confFile())), os.Remove(filepath.Dir(i.agentFile()))
+	_, _ = os.Remove(netconf.LockFile(i.confFile())), os.Remove(filepath.Dir(i.agentFile()))
 	return nil
 }
 
-// withdraw removes the CNI configuration. Where Multus takes over, the sandboxes
-// are handed over before, for a DEL that reaches it at once, and again after it,
-// with those that were attached meanwhile.
-func (i *Installer) withdraw(out io.Writer) error {
-	dir := journal.Dir{Path: i.StateDir}
-	if i.ToMultus != "" {
-		if err := handOver(dir, i.ToMultus, false, io.Discard); err != nil {
-			return err
-		}
+// withdraw takes the CNI configuration away; primary is the one that the runtime
+// finds then, nil for none. Where Multus takes over, the sandboxes are handed over
+// before, for a DEL that reaches it at once, and again after it, with those that
+// were attached meanwhile.
+func (i *Installer) withdraw(primary *netconf.File, out io.Writer) error {
+	if i.ToMultus == "" {
+		return withdrawConf(i.confFile(), func(path string) error {
+			if path == i.confFile() && primary != nil && exists(path) {
+				return i.leaveReleaseOnly(primary, out)
+			}
+			return remove(out, path)
+		})
 	}
-	err := withdrawConf(i.confFile(), func(path string) error { return remove(out, path) })
-	if err != nil || i.ToMultus == "" {
+	dir := journal.Dir{Path: i.StateDir}
+	if err := handOver(dir, i.ToMultus, false, io.Discard); err != nil {
+		return err
+	}
+	if err := withdrawConf(i.confFile(), func(path string) error { return remove(out, path) }); err != nil {
 		return err
 	}
 	return handOver(dir, i.ToMultus, true, out)
+}
+
+// leaveReleaseOnly puts the configuration to release with in the place of the one
+// that attaches, and removes it where there is nothing to release: in this order,
+// so that no sandbox is attached between the look and the end.
+func (i *Installer) leaveReleaseOnly(primary *netconf.File, out io.Writer) error {
+	conf := i.confFile()
+	content, err := netconf.ReleaseOnly(conf, primary)
+	if cnierr.Is(err, cnierr.InvalidConfig) { // another's, in our place
+		fmt.Fprintln(out, err)
+		return remove(out, conf)
+	}
+	if err == nil {
+		err = renameio.WriteFile(conf, content, 0o600)
+	}
+	if err != nil {
+		return cnierr.New("uninstall", cnierr.IO, "%w", err)
+	}
+	holding, err := journal.Dir{Path: i.StateDir}.Holding()
+	if err != nil {
+		return err
+	}
+	if holding {
+		fmt.Fprintf(out, "left %s, by which pods that have secondary networks are released; it goes with the last of them\n", conf)
+		return nil
+	}
+	return remove(out, conf)
 }
 
 // remove removes a file that may be absent.

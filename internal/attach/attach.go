@@ -135,6 +135,9 @@ func (r *run) warn(format string, args ...any) {
 // stays attached; if something could not be undone the journal stays, and the
 // runtime's DEL releases it.
 func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result, error) {
+	if inv.Conf.ReleaseOnly != "" {
+		return e.passOver(inv)
+	}
 	r, err := e.begin(ctx, inv)
 	if err != nil {
 		return nil, err

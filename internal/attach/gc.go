@@ -26,6 +26,7 @@ func (e *Engine) GC(ctx context.Context, inv *netconf.Invocation) error {
 	if inv.Conf.DisableGC {
 		return nil
 	}
+	defer e.leave(inv)
 	if err := checkValid(inv); err != nil {
 		return err
 	}

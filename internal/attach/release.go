@@ -28,6 +28,7 @@ import (
 // failures, from the journal alone. It succeeds only when nothing is left; what
 // failed stays in the journal for the next DEL.
 func (e *Engine) Del(ctx context.Context, inv *netconf.Invocation) error {
+	defer e.leave(inv)
 	r, err := e.begin(ctx, inv)
 	if err != nil {
 		if r, err = e.unlocked(inv, err); err != nil {
@@ -346,6 +347,9 @@ func (r *run) delUnknown(ctx context.Context) error {
 	}
 	if len(attachments) > 0 {
 		return r.end(true, r.releaseForeign(ctx, attachments))
+	}
+	if r.inv.Conf.ReleaseOnly != "" {
+		return r.end(true, nil) // the runtime calls the default network itself
 	}
 	raw, err := r.inv.Conf.ClusterDefault()
 	if err != nil {

@@ -31,6 +31,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -187,6 +188,40 @@ func (d Dir) List() ([]Key, error) {
 		}
 	}
 	return keys, nil
+}
+
+// Holding reports whether a sandbox has, or is just being given, more than its
+// default network: what nobody but Manifold releases. A journal that cannot be
+// read may stand for anything.
+func (d Dir) Holding() (bool, error) {
+	names, err := os.ReadDir(d.Path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return true, ioError("list journals", err)
+	}
+	for _, n := range names {
+		stem, isJournal := strings.CutSuffix(n.Name(), suffix)
+		stem, isLock := strings.CutSuffix(stem, lockSuffix)
+		k, ok := ParseKey(stem)
+		switch {
+		case !ok:
+		case isJournal:
+			if e, err := d.Open(k); err == nil && e.holding() || err != nil && !errors.Is(err, os.ErrNotExist) {
+				return true, nil
+			}
+		case isLock:
+			if underWay, err := d.underWay(k); err != nil || underWay {
+				return true, err
+			}
+		}
+	}
+	return false, nil
+}
+
+func (e *Entry) holding() bool {
+	return slices.ContainsFunc(e.Unreleased(), func(i int) bool {
+		a := &e.Plan.Attachments[i]
+		return !a.Default || a.Device != nil
+	})
 }
 
 // Append adds a step. It is in the kernel's page cache when Append returns: safe
@@ -456,11 +491,16 @@ func checkLine(line []byte) ([]byte, error) {
 	return body, nil
 }
 
+// newSuffix is the ending of a file that is being written, until it has its name.
+// The name says whose it is: a writer that is killed leaves it, and who finds
+// nothing else of the sandbox removes it, see [Lock.Unlock].
+const newSuffix = ".new"
+
 // writeDurably creates path with content so that after a power failure it is
-// absent or whole.
+// absent or whole. Its caller is the only one who writes path.
 func writeDurably(path string, content []byte) (err error) {
 	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".new-*")
+	f, err := os.OpenFile(path+newSuffix, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
@@ -473,6 +513,7 @@ func writeDurably(path string, content []byte) (err error) {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
+	killpoint.Here("journal written")
 	if err = os.Rename(f.Name(), path); err != nil {
 		return err
 	}

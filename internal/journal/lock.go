@@ -116,6 +116,17 @@ func (d Dir) TryLock(k Key) (*Lock, error) {
 	return l, nil
 }
 
+// underWay reports whether somebody works on a sandbox of which a lock's file was
+// seen.
+func (d Dir) underWay(k Key) (bool, error) {
+	l, err := d.TryLock(k)
+	if err != nil || l == nil {
+		return true, err
+	}
+	_, err = d.Stat(k)
+	return false, l.Unlock(errors.Is(err, os.ErrNotExist))
+}
+
 // lockEnded takes the lock after its holders were killed: they release it as
 // soon as the kernel has ended them.
 func lockEnded(op, path string, k Key) (*Lock, error) {
@@ -174,9 +185,13 @@ func sameFile(f *os.File, path string) (bool, error) {
 func (l *Lock) Unlock(remove bool) error {
 	var err error
 	if remove {
-		// Removed while still held: a waiter sees that its file is gone.
-		if e := os.Remove(l.path); !errors.Is(e, os.ErrNotExist) {
-			err = e
+		// Removed while still held: a waiter sees that its file is gone. Before it, a
+		// journal that was never begun.
+		unborn := strings.TrimSuffix(l.path, lockSuffix) + suffix + newSuffix
+		for _, path := range []string{unborn, l.path} {
+			if e := os.Remove(path); !errors.Is(e, os.ErrNotExist) {
+				err = errors.Join(err, e)
+			}
 		}
 	}
 	if err = errors.Join(err, unix.Flock(int(l.file.Fd()), unix.LOCK_UN), l.file.Close()); err != nil {

@@ -69,6 +69,7 @@ type Conf struct {
 	LogFormat      string     `json:"logFormat" default:"text" enum:"text json" doc:"form of the lines of the log" multus:"own"`
 	LogToStderr    bool       `json:"logToStderr" default:"true" doc:"log to the container runtime's log as well"`
 	LogOptions     LogOptions `json:"logOptions" form:"rotation" doc:"rotation of logFile: maxSize in MB, maxAge in days, maxBackups in files, compress"`
+	ReleaseOnly    string     `json:"releaseOnly" form:"file" doc:"absolute file of a configuration that [uninstalling](uninstall.md) leaves behind, in which this plugin comes after the primary network's own: nothing is attached any more, DEL and GC release what was, and with the last sandbox that has more than the default network the file goes" multus:"own"`
 	DisableGC      bool       `json:"disableGC" doc:"answer GC without collecting anything, for runtimes that share this directory and know only their own sandboxes" multus:"own"`
 	DelegateTime   Duration   `json:"delegateTimeout" default:"90s" doc:"longest run of one delegate chain before it is ended" multus:"own"`
 	PlanTime       Duration   `json:"planTimeout" default:"60s" doc:"longest wait for a plan" multus:"own"`

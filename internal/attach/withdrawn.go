@@ -1,0 +1,50 @@
+package attach
+
+import (
+	"encoding/json"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/types/create"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/netconf"
+)
+
+// Where Manifold was uninstalled while sandboxes have more than the default
+// network, it stands behind the primary network's own plugins (the key
+// releaseOnly): the runtime makes interfaces without it, and its DELs still
+// arrive here. No agent runs.
+
+// passOver is the ADD of a plugin that attaches nothing: the result is that of the
+// plugins before it.
+func (e *Engine) passOver(inv *netconf.Invocation) (types.Result, error) {
+	const op = "pass the result on"
+	var conf struct {
+		PrevResult json.RawMessage `json:"prevResult"`
+	}
+	if err := json.Unmarshal(inv.Raw, &conf); err != nil {
+		return nil, cnierr.New(op, cnierr.Decode, "%w", err)
+	}
+	result, err := create.Create(inv.Conf.CNIVersion, conf.PrevResult)
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "key %q: %w", "prevResult", err).
+			WithFix("a configuration with the key releaseOnly must have the primary network's plugins first; run manifold-agent uninstall again, or install")
+	}
+	e.leave(inv)
+	return result, nil
+}
+
+// leave takes the plugin out of the runtime's way once no sandbox needs it any
+// more. That it fails is no pod's affair: the next call tries again.
+func (e *Engine) leave(inv *netconf.Invocation) {
+	if inv.Conf.ReleaseOnly == "" {
+		return
+	}
+	holding, err := e.Journal.Holding()
+	if err == nil && !holding {
+		err = netconf.RemoveReleaseOnly(inv.Conf.ReleaseOnly)
+	}
+	if err != nil {
+		e.Log.Warn("the configuration that is left to release with stays", "file", inv.Conf.ReleaseOnly, "err", err)
+	}
+}

@@ -1,0 +1,148 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/manifold-cni/manifold/internal/netconf"
+)
+
+// runtime has libcni do what a container runtime has it do: with the first
+// configuration of the node's directory as it is at that moment.
+func (n *node) runtime(p *pod, call func(context.Context, *libcni.CNIConfig, *libcni.NetworkConfigList, *libcni.RuntimeConf) error) {
+	n.t.Helper()
+	first, _ := netconf.First(n.path("net.d"))
+	if first == nil {
+		n.t.Fatal("the runtime finds no configuration")
+	}
+	list, err := libcni.NetworkConfFromFile(first.Path)
+	n.must(err)
+	rt := &libcni.RuntimeConf{ContainerID: p.ID, NetNS: p.NetNS, IfName: "eth0", Args: [][2]string{
+		{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", p.Namespace}, {"K8S_POD_NAME", p.Name}, {"K8S_POD_UID", p.UID},
+	}}
+	n.must(call(context.Background(), libcni.NewCNIConfigWithCacheDir([]string{n.path("opt")}, n.path("runtime"), nil), list, rt))
+}
+
+func (n *node) runtimeAdd(p *pod) {
+	n.t.Helper()
+	n.runtime(p, func(ctx context.Context, cni *libcni.CNIConfig, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+		_, err := cni.AddNetworkList(ctx, list, rt)
+		return err
+	})
+}
+
+func (n *node) runtimeDel(p *pod) {
+	n.t.Helper()
+	n.runtime(p, func(ctx context.Context, cni *libcni.CNIConfig, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+		return cni.DelNetworkList(ctx, list, rt)
+	})
+}
+
+// A pod that has secondary networks when Manifold is uninstalled is released by
+// the runtime's own DEL: until then the plugin stands behind the primary network's,
+// attaches nothing, and goes with the last of these pods.
+func TestPodsThatOutliveUninstallAreReleased(t *testing.T) {
+	n := newNode(t, nil)
+	n.warm()
+	if out, err := n.install("install", "--agent-config", n.path("agent.json")); err != nil {
+		t.Fatalf("install: %v\n%s", err, out)
+	}
+	n.link2opt()
+	n.must(os.Symlink(filepath.Join(pluginDir, "host-device"), n.path("opt/host-device")))
+	old, _ := n.twoDevicePod("old")
+	plain, meanwhile := n.addPod("plain", ""), n.addPod("meanwhile", "plain")
+	before := n.state()
+	n.runtimeAdd(old)
+	n.runtimeAdd(plain)
+	uninstall := func(args ...string) string {
+		t.Helper()
+		out, err := n.install("uninstall", append([]string{"--leave-attached"}, args...)...)
+		if err != nil {
+			t.Fatalf("uninstall: %v\n%s", err, out)
+		}
+		return out
+	}
+	conf := n.path("net.d/00-manifold.conflist")
+	if out := uninstall(); !strings.Contains(out, "left "+conf) || !exists(conf) {
+		t.Fatalf("nothing is left to release with: %s", out)
+	}
+	n.runtimeAdd(meanwhile)
+	n.runtime(meanwhile, func(ctx context.Context, cni *libcni.CNIConfig, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+		err := cni.CheckNetworkList(ctx, list, rt)
+		list.CNIVersion = "1.1.0" // the first with STATUS
+		return errors.Join(err, cni.GetStatusNetworkList(ctx, list))
+	})
+	if link, err := meanwhile.ns.Link("net1"); err != nil || link != nil {
+		t.Errorf("a pod made since then has a secondary network: %v, %v", link, err)
+	}
+	uninstall() // a second time changes nothing
+	n.runtimeDel(meanwhile)
+	n.runtimeDel(plain)
+	if !exists(conf) || !exists(n.path("opt/manifold")) {
+		t.Fatal("what releases the pod is gone before it")
+	}
+	n.runtimeDel(old)
+	n.unchanged(before)
+	if exists(conf) {
+		t.Error("the configuration is left, with nothing to release")
+	}
+	if journals, err := filepath.Glob(n.path("installed/*@*")); err != nil || len(journals) > 0 {
+		t.Errorf("left: %v %v", journals, err)
+	}
+	if uninstall(); exists(n.path("opt/manifold")) {
+		t.Error("the programs are left")
+	}
+}
+
+// Who installs Manifold again while it is there to release alone has it whole, and
+// its default network is the one that it was.
+func TestInstalledAgainOverWhatReleases(t *testing.T) {
+	n := newNode(t, nil)
+	n.warm()
+	install := func() {
+		t.Helper()
+		if out, err := n.install("install", "--agent-config", n.path("agent.json")); err != nil {
+			t.Fatalf("install: %v\n%s", err, out)
+		}
+	}
+	install()
+	n.link2opt()
+	n.must(os.Symlink(filepath.Join(pluginDir, "host-device"), n.path("opt/host-device")))
+	old, _ := n.twoDevicePod("old")
+	fresh := n.addPod("fresh", "plain")
+	before := n.state()
+	n.runtimeAdd(old)
+	if out, err := n.install("uninstall"); err == nil {
+		t.Errorf("uninstall with a pod: %s", out)
+	}
+	n.file("net.d/05-early.conflist", `{"cniVersion":"1.0.0","name":"early","plugins":[{"type":"ptp"}]}`)
+	install()
+	n.must(os.Remove(n.path("net.d/05-early.conflist")))
+	n.installedRuntime() // which looks at the default network
+	n.runtimeAdd(fresh)
+	n.interfaceOf(fresh, "net1")
+	n.runtimeDel(old)
+	n.runtimeDel(fresh)
+	n.unchanged(before)
+}
+
+// What another has put in the configuration's place is not the plugin's to remove,
+// and a plugin that is called without the primary network's result says so.
+func TestReleaseOnlyOutOfPlace(t *testing.T) {
+	n := newNode(t, nil)
+	n.file("net.d/00-manifold.conflist", `{"cniVersion":"1.0.0","name":"other","plugins":[{"type":"ptp"}]}`)
+	n.withConf(map[string]any{"releaseOnly": n.path("net.d/00-manifold.conflist")})
+	p := n.addPod("app", "")
+	n.refuse("ADD", p, types.ErrInvalidNetworkConfig, "prevResult", "manifold-agent")
+	n.succeed("DEL", p)
+	if !exists(n.path("net.d/00-manifold.conflist")) {
+		t.Error("another's configuration was removed")
+	}
+}
