@@ -354,3 +354,38 @@ func BenchmarkAppend(b *testing.B) {
 		e.Steps = e.Steps[:0]
 	}
 }
+
+// A plugin that is killed while it begins a journal leaves the file under the name
+// of its sandbox: the next to begin it writes it anew, and who finds nothing else
+// of the sandbox removes it.
+func TestWriterKilledBeforeTheJournalHasItsName(t *testing.T) {
+	d := Dir{t.TempDir()}
+	leftover := d.file(key) + newSuffix
+	for _, begin := range []bool{true, false} {
+		l, err := d.Lock(context.Background(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(leftover, []byte("cut"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if begin {
+			e, err := d.Begin(context.Background(), key, &plan.Plan{Version: 1, Attachments: make([]plan.Attachment, 1)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := d.Open(key); err != nil {
+				t.Error(err)
+			}
+			if err := e.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := l.Unlock(true); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(leftover); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("begun: %t; it is left: %v", begin, err)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,17 @@ type Cluster struct {
 	root       string // of the repository
 }
 
+// kubeletEnv selects the line of the node's kubelet, by default the newest.
+const kubeletEnv = "KUBELET"
+
+// kubeletLine is the line of the node's kubelet.
+func kubeletLine() string { return cmp.Or(os.Getenv(kubeletEnv), harness.NewestKubelet) }
+
+// hasPodsAPI tells whether the node's kubelet serves its Pods API.
+func hasPodsAPI() bool { return kubeletLine() != harness.OlderKubelet }
+
+func nodePrograms() (string, error) { return harness.NodePrograms(kubeletLine()) }
+
 // builds are the programs that a cluster is made of.
 type builds struct {
 	node     string // directory of the kubelet, containerd, runc
@@ -46,7 +58,7 @@ func buildDir(dir string) string { return filepath.Join(dir, "programs") }
 // build builds everything, in the run's directory what is ours. It must be called
 // outside the machine, since builds need the network.
 func build(dir string) error {
-	for _, f := range []func() (string, error){harness.NodePrograms, harness.PluginDir, harness.ControlPlane, harness.Controllers, harness.Helm} {
+	for _, f := range []func() (string, error){nodePrograms, harness.PluginDir, harness.ControlPlane, harness.Controllers, harness.Helm} {
 		if _, err := f(); err != nil {
 			return err
 		}
@@ -82,7 +94,7 @@ func imageFile(dir, release string) string { return filepath.Join(dir, release+"
 // built returns what [build] has built.
 func built(dir string) (b *builds, err error) {
 	b = &builds{programs: buildDir(dir), box: filepath.Join(dir, "box.tar")}
-	if b.node, err = harness.NodePrograms(); err != nil {
+	if b.node, err = nodePrograms(); err != nil {
 		return nil, err
 	}
 	if b.plugins, err = harness.PluginDir(); err != nil {

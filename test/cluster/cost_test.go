@@ -18,7 +18,7 @@ const agentAccount = "system:serviceaccount:" + systemNamespace + ":manifold"
 // A pod's life costs the API server two requests of ours, the status and an Event,
 // and the kubelet one question for devices: none for a pod without any.
 func TestRequestsOfAPodsLife(t *testing.T) {
-	const pods = 10
+	const pods = DevicesPerResource
 	for name, c := range map[string]struct {
 		options []option
 		devices int // questions to the kubelet at most, per pod
@@ -29,11 +29,15 @@ func TestRequestsOfAPodsLife(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := begin(t)
 			asked := f.podResourcesCalls()
+			var names []string
 			for i := range pods {
-				pod := fmt.Sprintf("cost-%s-%d", name, i)
-				f.run(pod, c.options...)
-				f.remove(pod)
+				names = append(names, fmt.Sprintf("cost-%s-%d", name, i))
+				f.create(names[i], c.options...)
 			}
+			for _, pod := range names {
+				f.running(pod)
+			}
+			f.remove(names...)
 			requests, err := lab.API.Requests(agentAccount)
 			f.must(err)
 			count := map[string]int{}

@@ -57,9 +57,7 @@ func TestContainersDevices(t *testing.T) {
 			f.isDevice(here, "net2", f.device(here, "rx", Red))
 			f.isDevice(here, "net3", f.device(here, "side", Blue))
 		}
-		for _, name := range names {
-			f.remove(name)
-		}
+		f.remove(names...)
 		if f.Failed() {
 			f.Fatalf("round %d", round)
 		}

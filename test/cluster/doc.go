@@ -9,8 +9,9 @@
 // virtual network devices shown as subfunctions of a PCI function, advertised by
 // the labs' device plugin as two resources.
 //
-//	make test-cluster    # the tests
-//	make cluster-shell   # the same cluster, and a shell with kubectl
+//	make test-cluster                # the tests
+//	KUBELET=1.34 make test-cluster   # with a kubelet that has no Pods API
+//	make cluster-shell               # the same cluster, and a shell with kubectl
 //
 // # Pitfalls
 //

@@ -4,46 +4,103 @@ package cluster
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// As docs/uninstall.md has it: when pods with secondary networks are gone, helm
-// uninstall costs the plain ones nothing. Those from before can be deleted, new
-// ones start, and it can be installed again.
+// As docs/uninstall.md has it: helm uninstall costs no pod anything. Those from
+// before are deleted and give back all that they have, new ones get the primary
+// network, and when the last that has more is gone the runtime calls that alone.
+// Then it can be installed again.
 func TestUninstallAndReinstall(t *testing.T) {
 	f := begin(t)
+	f.Cleanup(f.forget)
 	networked := []option{networks("storage, red"), container("main", Red)}
 	want := map[string]string{"eth0": "cluster-net", "net1": storage, "net2": red}
 	f.check(f.run("networked", networked...), want)
 	f.run("from-before")
-	f.remove("networked")
-	f.must(lab.Follow(f.ctx, "uninstall.md"))
 	reinstall := sync.OnceFunc(func() { f.must(lab.Follow(f.ctx, "install.md")) })
 	f.Cleanup(reinstall)
-	f.create("meanwhile")
-	f.eventually("a plain pod to run", func() error {
-		pod, err := f.get("meanwhile")
-		if err == nil && !ready(pod) {
+	f.must(lab.Follow(f.ctx, "uninstall.md"))
+	f.create("meanwhile", networks("storage"))
+	var pod *corev1.Pod
+	f.eventually("a pod to run", func() (err error) {
+		if pod, err = f.get("meanwhile"); err == nil && !ready(pod) {
 			err = fmt.Errorf("it is %s: %s", pod.Status.Phase, f.events("meanwhile"))
 		}
 		return err
 	})
-	f.remove("from-before")
-	f.remove("meanwhile")
+	f.interfaces(pod, map[string]string{"eth0": "cluster-net"})
+	f.remove("meanwhile", "from-before")
+	f.remove("networked")
+	f.forget()
+	f.unchanged() // though nothing of it runs any more
+	if _, err := os.Stat(filepath.Join(confDir, "00-manifold.conflist")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the runtime still calls the plugin: %v", err)
+	}
+	f.onOneNode(func() { f.check(f.run("networked", networked...), want) })
 	reinstall()
 	f.check(f.run("networked", networked...), want)
 }
 
+// forget removes what libcni remembers for the runtime of the network manifold:
+// for pods that end while the runtime does not call it, nobody else does.
+func (f *fixture) forget() {
+	f.Helper()
+	records, err := filepath.Glob("/var/lib/cni/results/manifold-*")
+	f.must(err)
+	for _, r := range records {
+		f.must(os.Remove(r))
+	}
+}
+
+// onOneNode has Manifold installed on the node without the chart, as
+// docs/install.md says, while something is done.
+func (f *fixture) onOneNode(do func()) {
+	f.Helper()
+	config, err := json.Marshal(map[string]string{"apiServer": lab.Kubeconfig, "node": NodeName})
+	f.must(err)
+	f.must(os.WriteFile(filepath.Join(lab.userDir(), "agent.json"), config, 0o600))
+	install, err := lab.commands(f.ctx, "install.md", 1)
+	f.must(err)
+	_, err = harness.StartProcess(lab.Node.path("agent.log"), install) // whose last command serves
+	f.must(err)
+	f.eventually("the agent to serve", func() error {
+		conn, err := net.Dial("unix", "/run/manifold/agent.sock")
+		if err == nil {
+			err = conn.Close()
+		}
+		return err
+	})
+	do()
+	f.remove("networked")
+	f.must(f.killAgent())
+	uninstall, err := lab.command(f.ctx, "manifold-agent", "uninstall")
+	f.must(err)
+	f.must(run(uninstall))
+	if _, err := os.Stat(filepath.Join(pluginDir, "manifold")); !errors.Is(err, os.ErrNotExist) {
+		f.Errorf("the plugin is left: %v", err)
+	}
+}
+
 // As docs/upgrade.md has it, while pods come and go: no ADD and no DEL fails, and
 // every pod has exactly its networks; with the new release, and with the way back.
+// Where the kubelet serves no Pods API, ADDs are refused while no agent runs, and
+// tried again.
 func TestUpgradeDuringChurn(t *testing.T) {
 	f := begin(t)
 	f.Cleanup(func() {
@@ -62,6 +119,9 @@ func TestUpgradeDuringChurn(t *testing.T) {
 	c.settle()
 	if n := f.failedCalls() - failed; n != 0 {
 		t.Errorf("the kubelet counts %d sandboxes more that were not made or not ended", n)
+	}
+	if !hasPodsAPI() {
+		return
 	}
 	events, err := lab.Client.CoreV1().Events(namespace).List(f.ctx, metav1.ListOptions{FieldSelector: "type=Warning"})
 	f.must(err)
@@ -101,12 +161,15 @@ func (f *fixture) agentRelease() (release string) {
 	return release
 }
 
-// failedCalls returns how often the runtime failed to make a sandbox or to end
-// one, as the kubelet counts.
-func (f *fixture) failedCalls() (sum int) {
+// failedCalls returns how often the runtime failed to end a sandbox or, where it
+// must not, to make one, as the kubelet counts.
+func (f *fixture) failedCalls() int {
 	f.Helper()
-	for _, op := range []string{"run_podsandbox", "stop_podsandbox"} {
-		sum += f.kubeletCounts(`kubelet_runtime_operations_errors_total{operation_type="` + op + `"`)
+	failed := func(operation string) int {
+		return f.kubeletCounts(`kubelet_runtime_operations_errors_total{operation_type="` + operation + `"`)
 	}
-	return sum
+	if !hasPodsAPI() {
+		return failed("stop_podsandbox")
+	}
+	return failed("stop_podsandbox") + failed("run_podsandbox")
 }

@@ -46,7 +46,11 @@ func (c *Cluster) userDir() string { return filepath.Join(c.dir, "user") }
 
 // Choose writes the values.yaml with which a release is installed.
 func (c *Cluster) Choose(release string) error {
-	raw, err := json.Marshal(map[string]any{"image": map[string]any{"tag": release, "pullPolicy": "Never"}}) // YAML as well
+	values := map[string]any{"image": map[string]any{"tag": release, "pullPolicy": "Never"}}
+	if !hasPodsAPI() {
+		values["podsAPI"] = false
+	}
+	raw, err := json.Marshal(values) // which is YAML as well
 	if err != nil {
 		return err
 	}
@@ -55,20 +59,40 @@ func (c *Cluster) Choose(release string) error {
 
 // Follow runs the first block of commands of a page of docs/, as it is written.
 func (c *Cluster) Follow(ctx context.Context, page string) error {
-	blocks, err := harness.Commands(page)
+	cmd, err := c.commands(ctx, page, 0)
 	if err != nil {
 		return err
 	}
-	if len(blocks) == 0 {
-		return fmt.Errorf("%s has no commands", page)
+	return run(cmd)
+}
+
+// commands returns what runs a block of commands of a page of docs/.
+func (c *Cluster) commands(ctx context.Context, page string, block int) (*exec.Cmd, error) {
+	blocks, err := harness.Commands(page)
+	if err != nil {
+		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, "sh", "-ec", blocks[0])
-	if cmd.Env, err = c.Environment(); err != nil {
-		return err
+	if block >= len(blocks) {
+		return nil, fmt.Errorf("%s has %d blocks of commands", page, len(blocks))
 	}
-	cmd.Dir, cmd.Env = c.userDir(), append(cmd.Env, "HOME="+c.dir)
+	return c.command(ctx, "sh", "-ec", blocks[block])
+}
+
+// command returns a program as a user would run it who administers the cluster
+// from this node.
+func (c *Cluster) command(ctx context.Context, name string, args ...string) (cmd *exec.Cmd, err error) {
+	env, err := c.Environment()
+	if err != nil {
+		return nil, err
+	}
+	cmd = exec.CommandContext(ctx, "/usr/bin/env", append([]string{name}, args...)...) // which searches in the PATH given
+	cmd.Dir, cmd.Env = c.userDir(), append(env, "HOME="+c.dir)
+	return cmd, nil
+}
+
+func run(cmd *exec.Cmd) error {
 	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w\n%s\n%s", page, err, blocks[0], text)
+		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, text)
 	}
 	return nil
 }

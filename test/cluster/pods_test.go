@@ -139,21 +139,24 @@ func (f *fixture) events(pod string) string {
 	return strings.Join(out, "\n")
 }
 
-// remove deletes a pod and waits until it is gone.
-func (f *fixture) remove(name string) {
+// remove deletes pods and waits until they are gone.
+func (f *fixture) remove(names ...string) {
 	f.Helper()
-	err := lab.Client.CoreV1().Pods(namespace).Delete(f.ctx, name, metav1.DeleteOptions{})
-	if apierrors.IsNotFound(err) {
-		return
-	}
-	f.must(err)
-	f.eventually("pod "+name+" to be gone", func() error {
-		_, err := f.get(name)
-		if apierrors.IsNotFound(err) {
-			return nil
+	for _, name := range names {
+		err := lab.Client.CoreV1().Pods(namespace).Delete(f.ctx, name, metav1.DeleteOptions{})
+		if !apierrors.IsNotFound(err) {
+			f.must(err)
 		}
-		return errors.Join(errors.New("it is there"), err)
-	})
+	}
+	for _, name := range names {
+		f.eventually("pod "+name+" to be gone", func() error {
+			_, err := f.get(name)
+			if apierrors.IsNotFound(err) {
+				return nil
+			}
+			return errors.Join(errors.New("it is there"), err)
+		})
+	}
 }
 
 // onNode is a pod as it stands on the node.

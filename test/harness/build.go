@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/crc32"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -79,7 +80,7 @@ func ControlPlane() (string, error) {
 	}
 	return dir, buildTools(dir,
 		tool{name: "etcd", module: "etcd", pkg: "go.etcd.io/etcd/server/v3"},
-		kubernetes("kube-apiserver"),
+		controlPlane("kube-apiserver"),
 	)
 }
 
@@ -91,18 +92,22 @@ func Controllers() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return dir, buildTools(dir, kubernetes("kube-scheduler"), kubernetes("kube-controller-manager"), kubernetes("kubectl"))
+	return dir, buildTools(dir, controlPlane("kube-scheduler"), controlPlane("kube-controller-manager"), controlPlane("kubectl"))
 }
 
 func controlPlaneDir() (string, error) {
 	return cacheDir("control-plane", kubernetesVersion+"-etcd-"+etcdVersion)
 }
 
-// NodePrograms returns the directory of a node's programs: kubelet, containerd
-// with its shim and ctr, runc. runc needs libseccomp's headers and pkg-config,
-// which are Debian's libseccomp-dev and pkg-config.
-func NodePrograms() (string, error) {
-	dir, err := cacheDir("node", strings.Join([]string{kubernetesVersion, "containerd", containerdVersion, "runc", runcVersion}, "-"))
+// NodePrograms returns the directory of a node's programs: a line's kubelet,
+// containerd with its shim and ctr, runc. runc needs libseccomp's headers and
+// pkg-config, which are Debian's libseccomp-dev and pkg-config.
+func NodePrograms(line string) (string, error) {
+	kubelet, ok := kubelets[line]
+	if !ok {
+		return "", fmt.Errorf("no kubelet of line %q: there are %v", line, slices.Sorted(maps.Keys(kubelets)))
+	}
+	dir, err := cacheDir("node", strings.Join([]string{kubelet.version, "containerd", containerdVersion, "runc", runcVersion}, "-"))
 	if err != nil {
 		return "", err
 	}
@@ -113,17 +118,20 @@ func NodePrograms() (string, error) {
 		tools = append(tools, tool{name: name, module: "containerd", pkg: containerdModule + "/cmd/" + name, tags: "no_btrfs no_devmapper no_zfs",
 			ldflags: "-X " + containerdModule + "/version.Version=" + containerdVersion})
 	}
-	return dir, buildTools(dir, append(tools, kubernetes("kubelet"))...)
+	return dir, buildTools(dir, append(tools, kubelet)...)
 }
 
-// kubernetes is a Kubernetes program, which reports its version.
-func kubernetes(name string) tool {
-	major, rest, _ := strings.Cut(strings.TrimPrefix(kubernetesVersion, "v"), ".")
+func controlPlane(name string) tool { return kubernetes(name, "kubernetes", kubernetesVersion) }
+
+// kubernetes is a Kubernetes program, which reports its version, from a module
+// below test/toolchain.
+func kubernetes(name, module, version string) tool {
+	major, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
 	minor, _, _ := strings.Cut(rest, ".")
 	const stamp = "-X k8s.io/component-base/version."
 	return tool{
-		name: name, module: "kubernetes", pkg: "k8s.io/kubernetes/cmd/" + name,
-		ldflags: stamp + "gitVersion=" + kubernetesVersion + " " + stamp + "gitMajor=" + major + " " + stamp + "gitMinor=" + minor,
+		name: name, module: module, pkg: "k8s.io/kubernetes/cmd/" + name, version: version,
+		ldflags: stamp + "gitVersion=" + version + " " + stamp + "gitMajor=" + major + " " + stamp + "gitMinor=" + minor,
 	}
 }
 
@@ -196,6 +204,7 @@ type tool struct {
 	name    string // of the file
 	module  string // directory below test/toolchain, empty for that itself
 	pkg     string
+	version string // where others ask for it
 	tags    string
 	ldflags string
 	cgo     bool // linked with libc, statically all the same

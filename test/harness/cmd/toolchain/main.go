@@ -1,8 +1,8 @@
 // Command toolchain builds a pinned third-party program, once per version and
 // machine, and prints where it is: "golangci-lint" the program, "plugins" the
 // directory of the CNI reference plugins, "control-plane" that of etcd and the
-// Kubernetes control plane's programs, "node" that of the kubelet, containerd and
-// runc, "helm", "kustomize" and "promtool" the program.
+// Kubernetes control plane's programs, "node" and "node-1.34" that of a kubelet,
+// containerd and runc, "helm", "kustomize" and "promtool" the program.
 package main
 
 import (
@@ -15,11 +15,11 @@ import (
 func main() {
 	tools := map[string]func() (string, error){
 		"golangci-lint": harness.Linter, "plugins": harness.PluginDir,
-		"control-plane": controlPlane, "node": harness.NodePrograms,
+		"control-plane": controlPlane, "node": node(harness.NewestKubelet), "node-1.34": node(harness.OlderKubelet),
 		"helm": harness.Helm, "kustomize": harness.Kustomize, "promtool": harness.Promtool,
 	}
 	if len(os.Args) != 2 || tools[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: toolchain golangci-lint | plugins | control-plane | node | helm | kustomize | promtool")
+		fmt.Fprintln(os.Stderr, "usage: toolchain golangci-lint | plugins | control-plane | node | node-1.34 | helm | kustomize | promtool")
 		os.Exit(2)
 	}
 	path, err := tools[os.Args[1]]()
@@ -35,4 +35,8 @@ func controlPlane() (string, error) {
 		return dir, err
 	}
 	return harness.Controllers()
+}
+
+func node(line string) func() (string, error) {
+	return func() (string, error) { return harness.NodePrograms(line) }
 }
