@@ -2,11 +2,11 @@ package webhook
 
 import (
 	"context"
-
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
+	"regexp"
 	"strings"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -72,12 +72,26 @@ func (r *reviewer) definitionsFor(ctx context.Context, refs []planner.Ref) (map[
 
 // podOf reads the pod of a review. Its namespace is the request's.
 func podOf(req *admission.Request) (*corev1.Pod, error) {
-	pod := &corev1.Pod{}
-	if err := json.Unmarshal(req.Object.Raw, pod); err != nil {
+	pod, err := decodePod(req.Object.Raw)
+	if err != nil {
 		return nil, fmt.Errorf("read pod: %w", err)
 	}
 	pod.Namespace = req.Namespace
 	return pod, nil
+}
+
+// minute matches a number that stands alone and whose exponent has thousands.
+var minute = regexp.MustCompile(`["\[:,\s][+-]?[0-9.]+[eE]-[0-9]{4,}["\],}\s]`)
+
+// decodePod decodes a pod. One with a number like 1e-99999999 is refused before:
+// decoding it as a quantity would take minutes. The API server sends none, it has
+// rounded them; but others can reach the webhook too.
+func decodePod(raw []byte) (*corev1.Pod, error) {
+	if number := minute.Find(raw); number != nil {
+		return nil, fmt.Errorf("%.40q is too small a number for a quantity", number[1:len(number)-1])
+	}
+	pod := &corev1.Pod{}
+	return pod, json.Unmarshal(raw, pod)
 }
 
 // failed refuses an object that could not be looked at.

@@ -38,8 +38,8 @@ func injected(t *testing.T, raw string) (in *injector, after string, err error) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	pod := &corev1.Pod{}
-	if err := json.Unmarshal([]byte(raw), pod); err != nil {
+	pod, err := decodePod([]byte(raw))
+	if err != nil {
 		return nil, "", err
 	}
 	pod.Namespace = "shop"
@@ -180,6 +180,23 @@ func TestInjectByThePodsAnnotation(t *testing.T) {
 	}
 	if again, _, err := injected(t, after); err != nil || len(again.ops) > 0 {
 		t.Errorf("not idempotent: %v, %v", again, err)
+	}
+}
+
+// TestMinuteNumbers: a number that takes minutes to decode is refused at once, and
+// nothing that looks like one.
+func TestMinuteNumbers(t *testing.T) {
+	for number, ok := range map[string]bool{
+		`"1e-99999999"`: false, `1E-99999999`: false, `"-0.5e-4000"`: false, ` 1e-123456 `: false,
+		`"1e-9"`: true, `"1e9999999"`: true, `"1"`: true,
+	} {
+		_, err := decodePod([]byte(`{"spec":{"containers":[{"resources":{"limits":{"x.example/a":` + number + `}}}]}}`))
+		if (err == nil) != ok {
+			t.Errorf("%s: %v", number, err)
+		}
+	}
+	if _, err := decodePod([]byte(`{"metadata":{"name":"web-7e-20261"}}`)); err != nil {
+		t.Error(err)
 	}
 }
 
