@@ -11,7 +11,7 @@ ARCH  := amd64,arm64
 BENCHED = $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help build krew image deploy demo test check bench scale conformance golden clean test-apiserver test-cluster cluster-shell test-sriov sriov-shell
+.PHONY: help build krew image deploy demo test check bench scale conformance golden clean test-apiserver test-cluster cluster-shell test-node test-sriov sriov-shell
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ test-cluster: ## run the tests on a real node, as root; the first run builds the
 
 cluster-shell: ## open a shell on that node, with kubectl
 	go run ./test/cluster/shell
+
+test-node: ## run the tests on a node with real SR-IOV functions, in a virtual machine: no root, no KVM; builds what test-cluster does
+	go vet -tags nodelab ./test/cluster/...
+	go test -v -count=1 -timeout 40m -tags nodelab ./test/cluster
 
 test-sriov: ## run the checks on real SR-IOV functions in a virtual machine: no root, no KVM
 	go vet -tags sriovlab ./test/sriovlab/...

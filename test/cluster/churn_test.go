@@ -215,21 +215,6 @@ func (f *fixture) killAgent() error {
 	return errors.New("no agent runs")
 }
 
-// restart kills services and starts them again, in this order. A kubelet ends when
-// it finds no runtime.
-func (f *fixture) restart(services ...string) {
-	f.Helper()
-	for _, s := range services {
-		f.must(lab.Node.KillService(s))
-	}
-	for _, s := range services {
-		f.must(lab.Node.StartService(s))
-		if s == Containerd {
-			f.eventually(s, func() error { return lab.Node.ctr(f.ctx, "version") })
-		}
-	}
-}
-
 // While pods come and go, the kubelet, the runtime and the agent are killed, and
 // the API server is away: after it settles, every pod has exactly what it asked
 // for, and those that went left nothing.

@@ -28,8 +28,10 @@ type Cluster struct {
 	Node   *Node
 	// Kubeconfig is the path of the administrator's.
 	Kubeconfig string
-	dir        string // of the run
-	root       string // of the repository
+	dir        string         // of the run
+	root       string         // of the repository
+	releases   []string       // of Manifold that the node is to have
+	values     map[string]any // of the chart that the node needs
 }
 
 // kubeletEnv selects the line of the node's kubelet, by default the newest.
@@ -48,16 +50,16 @@ type builds struct {
 	node     string // directory of the kubelet, containerd, runc
 	plugins  string // directory of the CNI reference plugins
 	programs string // directory of ours
-	box      string // image archive
+	archives string // directory of image archives
 }
 
 // buildDir is where our own programs are built, outside the machine, in the
 // directory of the run.
 func buildDir(dir string) string { return filepath.Join(dir, "programs") }
 
-// build builds everything, in the run's directory what is ours. It must be called
-// outside the machine, since builds need the network.
-func build(dir string) error {
+// build builds everything, in the run's directory what is ours, with images of
+// releases. It must be called outside the machine, since builds need the network.
+func build(dir string, releases []string) error {
 	for _, f := range []func() (string, error){nodePrograms, harness.PluginDir, harness.ControlPlane, harness.Controllers, harness.Helm} {
 		if _, err := f(); err != nil {
 			return err
@@ -66,13 +68,13 @@ func build(dir string) error {
 	if err := os.Mkdir(buildDir(dir), 0o755); err != nil {
 		return err
 	}
-	for _, pkg := range []string{"./cmd/manifold", "./cmd/manifold-agent", "./test/deviceplugin", "./test/cluster/box", "./test/cluster/probe"} {
+	for _, pkg := range []string{"./cmd/manifold", "./cmd/manifold-agent", "./test/deviceplugin", "./test/cluster/box", "./test/cluster/probe", "./test/delegates/scripted", "./test/delegates/vfprops"} {
 		if err := harness.Program(buildDir(dir), pkg); err != nil {
 			return err
 		}
 	}
 	for _, release := range releases {
-		if err := harness.Image(imageFile(dir, release), release); err != nil {
+		if err := harness.Image(filepath.Join(dir, imageFile(release)), release); err != nil {
 			return err
 		}
 	}
@@ -86,64 +88,93 @@ const (
 	nextRelease = "lab-next"
 )
 
-var releases = []string{release, nextRelease}
+// Releases that a node has the images of: one whose machine is this one both; to a
+// guest each is half a minute.
+var releases, guestReleases = []string{release, nextRelease}, []string{release}
 
-// imageFile is the archive of a release's image in the run's directory.
-func imageFile(dir, release string) string { return filepath.Join(dir, release+".tar") }
+// imageFile is the archive of a release's image, in the run's directory or on the
+// node.
+func imageFile(release string) string { return release + ".tar" }
+
+// boxFile is that of the image of pods.
+const boxFile = "box.tar"
 
 // built returns what [build] has built.
 func built(dir string) (b *builds, err error) {
-	b = &builds{programs: buildDir(dir), box: filepath.Join(dir, "box.tar")}
+	b = &builds{programs: buildDir(dir), archives: dir}
 	if b.node, err = nodePrograms(); err != nil {
 		return nil, err
 	}
 	if b.plugins, err = harness.PluginDir(); err != nil {
 		return nil, err
 	}
-	return b, writeBoxImage(b.box, filepath.Join(b.programs, "box"))
+	return b, writeBoxImage(filepath.Join(dir, boxFile), filepath.Join(b.programs, "box"))
 }
 
 // Start starts a cluster on the machine that [Enter] made and waits until its
 // node is ready and has its devices.
 func Start(ctx context.Context) (c *Cluster, err error) {
-	c = &Cluster{dir: os.Getenv(dirEnv)}
-	if c.root, err = harness.ModuleRoot(); err != nil {
-		return nil, err
-	}
-	for _, d := range []string{"control", "node"} {
-		if err := os.Mkdir(filepath.Join(c.dir, d), 0o700); err != nil {
-			return nil, err
-		}
-	}
-	b, err := built(c.dir)
-	if err != nil {
-		return nil, err
-	}
 	if err := loopback(); err != nil {
 		return nil, err
 	}
-	if c.API, err = apiserver.StartCluster(filepath.Join(c.dir, "control"), NodeName); err != nil {
+	c, b, err := startControlPlane()
+	if err != nil {
 		return nil, err
 	}
+	c.releases = releases
 	if err := forward(serviceAddress, strings.TrimPrefix(apiserver.URL(), "https://")); err != nil {
 		return nil, err
 	}
-	kubelet, err1 := c.API.NodeKubeconfig(apiserver.URL())
-	c.Kubeconfig, err = c.API.AdminKubeconfig()
-	if err := errors.Join(err, err1); err != nil {
+	kubelet, err := c.API.NodeKubeconfig(apiserver.URL())
+	if err != nil {
 		return nil, err
 	}
-	if c.Client, err = c.API.Client(); err != nil {
-		return nil, err
-	}
-	if c.Node, err = startNode(ctx, filepath.Join(c.dir, "node"), kubelet, b); err != nil {
+	if c.Node, err = startNode(ctx, filepath.Join(c.dir, nodeDir), kubelet, b); err != nil {
 		return nil, err
 	}
 	return c, eventually(ctx, "the node to be ready with its devices", c.nodeReady)
 }
 
-// Stop ends the control plane; the rest ends with the machine.
-func (c *Cluster) Stop() error { return c.API.Stop() }
+// Directories of a run: of the control plane's and of the node's files at hand.
+const (
+	controlDir = "control"
+	nodeDir    = "node"
+)
+
+// startControlPlane starts a cluster that its node is yet to join, on this
+// machine's loopback.
+func startControlPlane() (c *Cluster, b *builds, err error) {
+	c = &Cluster{dir: os.Getenv(dirEnv)}
+	if c.root, err = harness.ModuleRoot(); err != nil {
+		return nil, nil, err
+	}
+	for _, d := range []string{controlDir, nodeDir} {
+		if err := os.Mkdir(filepath.Join(c.dir, d), 0o700); err != nil {
+			return nil, nil, err
+		}
+	}
+	if b, err = built(c.dir); err != nil {
+		return nil, nil, err
+	}
+	if c.API, err = apiserver.StartCluster(filepath.Join(c.dir, controlDir), NodeName); err != nil {
+		return nil, nil, err
+	}
+	if c.Kubeconfig, err = c.API.AdminKubeconfig(); err != nil {
+		return nil, nil, err
+	}
+	c.Client, err = c.API.Client()
+	return c, b, err
+}
+
+// Stop ends the control plane, and a node that is a guest; one that is this
+// machine ends with it.
+func (c *Cluster) Stop() error {
+	err := c.API.Stop()
+	if _, ok := c.Node.machine.(*guest); ok {
+		err = errors.Join(err, c.Node.powerOff())
+	}
+	return err
+}
 
 // nodeReady returns nil when the node is ready and its devices can be asked for.
 func (c *Cluster) nodeReady(ctx context.Context) error {
@@ -151,8 +182,8 @@ func (c *Cluster) nodeReady(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, resource := range []corev1.ResourceName{Red, Blue} {
-		if n := node.Status.Allocatable[resource]; n.Value() != DevicesPerResource {
+	for resource, devices := range c.Node.devices {
+		if n := node.Status.Allocatable[corev1.ResourceName(resource)]; int(n.Value()) != len(devices) {
 			return fmt.Errorf("%s of %s are allocatable", n.String(), resource)
 		}
 	}

@@ -14,27 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// device returns the device of a resource that a container was given by the
-// device plugin, from its environment.
-func (f *fixture) device(here *onNode, container string, resource corev1.ResourceName) string {
-	f.Helper()
-	variable := "PCIDEVICE_" + strings.ToUpper(strings.NewReplacer(".", "_", "/", "_").Replace(string(resource)))
-	id := here.containers[container].Env[variable]
-	if lab.Node.NetDevs[id] == "" {
-		f.Errorf("container %s has %s=%q, which is no device", container, variable, id)
-	}
-	return id
-}
-
-// isDevice fails unless an interface is the network device of a device.
-func (f *fixture) isDevice(here *onNode, ifName, id string) {
-	f.Helper()
-	// The delegate that moves a device keeps its name on the host as the alias.
-	if got := here.links[ifName].Alias; got != lab.Node.NetDevs[id] {
-		f.Errorf("%s is %q, and must be %q of device %s", ifName, got, lab.Node.NetDevs[id], id)
-	}
-}
-
 // Each container's device is the interface's that is meant for it, however often
 // the pod is made: pods share the devices, in changing order.
 func TestContainersDevices(t *testing.T) {

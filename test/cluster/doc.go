@@ -4,14 +4,22 @@
 //
 // etcd, kube-apiserver, kube-controller-manager, kube-scheduler, containerd, runc
 // and the kubelet are the real ones, built once per version into the user's cache
-// (package harness). The node is a set of namespaces, see [Enter]: it needs root,
-// and leaves nothing behind. Its default network is a bridge; its devices are
-// virtual network devices shown as subfunctions of a PCI function, advertised by
-// the labs' device plugin as two resources.
+// (package harness). The node's default network is a bridge; its devices are
+// advertised by the labs' device plugin. There are two kinds of nodes:
 //
-//	make test-cluster                # the tests
+//   - A set of namespaces, see [Enter]: it needs root, and leaves nothing behind. Its
+//     devices are virtual network devices shown as subfunctions of a PCI function.
+//   - A guest of package vm with the VFs of two PFs on two NUMA nodes, see
+//     [EnterGuest]: it can lose its power, and is some ten times slower. The control
+//     plane is on the loopback of the machine at hand.
+//
+// Many pods are for the one, deep checks for the other; which files of tests are
+// for which, their build tags say.
+//
+//	make test-cluster                # tests of the node in namespaces, tag clusterlab
 //	KUBELET=1.34 make test-cluster   # with a kubelet that has no Pods API
 //	make cluster-shell               # the same cluster, and a shell with kubectl
+//	make test-node                   # tests of the node in a guest, tag nodelab
 //
 // # Pitfalls
 //

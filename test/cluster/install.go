@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,8 +21,8 @@ const systemNamespace = "kube-system"
 // Install installs Manifold as docs/install.md says, its image from an archive;
 // and defines the lab's networks.
 func (c *Cluster) Install(ctx context.Context) error {
-	for _, r := range releases {
-		if err := c.Node.Import(ctx, imageFile(c.dir, r)); err != nil {
+	for _, r := range c.releases {
+		if err := c.Node.Import(ctx, imageFile(r)); err != nil {
 			return err
 		}
 	}
@@ -47,6 +48,7 @@ func (c *Cluster) userDir() string { return filepath.Join(c.dir, "user") }
 // Choose writes the values.yaml with which a release is installed.
 func (c *Cluster) Choose(release string) error {
 	values := map[string]any{"image": map[string]any{"tag": release, "pullPolicy": "Never"}}
+	maps.Copy(values, c.values)
 	if !hasPodsAPI() {
 		values["podsAPI"] = false
 	}
@@ -105,14 +107,16 @@ const (
 	blue    = "blue"    // a device of resource Blue
 )
 
+// deviceConfig is the configuration of a network of devices.
+const deviceConfig = `{"cniVersion": "1.0.0", "type": "host-device", "capabilities": {"deviceID": true}}`
+
 // defineNetworks defines the lab's networks.
 func (c *Cluster) defineNetworks() error {
-	const device = `{"cniVersion": "1.0.0", "type": "host-device", "capabilities": {"deviceID": true}}`
 	for _, d := range []struct{ name, resource, config string }{
 		{storage, "", `{"cniVersion": "1.0.0", "plugins": [{"type": "macvlan", "master": "` + Uplink + `", "mode": "bridge", "ipam": {"type": "host-local", "subnet": "10.30.0.0/16"}}]}`},
 		{plain, "", `{"cniVersion": "1.0.0", "type": "bridge", "bridge": "br-plain", "ipam": {"type": "host-local", "subnet": "10.31.0.0/16"}}`},
-		{red, Red, device},
-		{blue, Blue, device},
+		{red, Red, deviceConfig},
+		{blue, Blue, deviceConfig},
 	} {
 		if err := c.Define(d.name, d.resource, d.config); err != nil {
 			return err

@@ -1,4 +1,4 @@
-//go:build clusterlab
+//go:build clusterlab || nodelab
 
 package cluster
 
@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,17 +14,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
-	"github.com/vishvananda/netlink"
-
 	"github.com/manifold-cni/manifold/test/harness"
+	"github.com/manifold-cni/manifold/test/vm"
 )
 
 // lab is the cluster that all tests use, one after the other.
 var lab *Cluster
 
 func TestMain(m *testing.M) {
-	code, err := Enter()
+	code, err := enter()
 	if err == nil && code < 0 {
 		code, err = inside(m)
 	}
@@ -38,15 +35,15 @@ func TestMain(m *testing.M) {
 
 // inside starts the cluster, installs Manifold, and runs the tests.
 func inside(m *testing.M) (code int, err error) {
-	start := time.Now()
-	tell := func(what string) { fmt.Printf("cluster: %5.1fs %s\n", time.Since(start).Seconds(), what) }
+	began := time.Now()
+	tell := func(what string) { fmt.Printf("cluster: %5.1fs %s\n", time.Since(began).Seconds(), what) }
 	defer func() {
 		if err != nil || code != 0 {
-			tell("the logs are kept in " + keepLogs())
+			tell("the logs are kept in " + keepLogs(os.Getenv(dirEnv)))
 		}
 	}()
 	ctx := context.Background()
-	if lab, err = Start(ctx); err != nil {
+	if lab, err = start(ctx); err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, lab.Stop()) }()
@@ -56,21 +53,31 @@ func inside(m *testing.M) (code int, err error) {
 	}
 	tell("Manifold is installed")
 	code = m.Run()
-	tell("the tests have ended")
+	tell(fmt.Sprintf("the tests have ended: %d passed, %d failed", passed, failed))
 	return code, nil
 }
 
-// keepLogs copies the logs to a place that outlives the machine, and returns it.
-func keepLogs() string {
+// How many tests have ended how; one with parts counts like one of its parts.
+var passed, failed int
+
+// keepLogs copies the logs of a run to a place that outlives the machine, and
+// returns it.
+func keepLogs(dir string) string {
 	to, err := os.MkdirTemp("", "manifold-cluster-logs-")
-	for pattern, root := range map[string]string{"/control/*.log": lab.dir, "/node/*.log": lab.dir, "/pods/*/*/*.log": "/var/log"} {
-		logs, e := filepath.Glob(root + pattern)
+	for _, pattern := range []string{controlDir + "/*.log", nodeDir + "/*.log", guestDir + "/" + vm.ConsoleFile, guestDir + "/" + vm.LogFile} {
+		logs, e := filepath.Glob(filepath.Join(dir, pattern))
 		err = errors.Join(err, e)
 		for _, log := range logs {
 			content, e := os.ReadFile(log)
-			flat := strings.ReplaceAll(strings.TrimPrefix(log, root+"/"), "/", "-")
+			flat := strings.ReplaceAll(strings.TrimPrefix(log, dir+"/"), "/", "-")
 			err = errors.Join(err, e, os.WriteFile(filepath.Join(to, flat), content, 0o600))
 		}
+	}
+	if lab != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		pods, e := lab.Node.run(ctx, "/bin/sh", "-c", "tail -n +1 /var/log/pods/*/*/*.log")
+		err = errors.Join(err, e, os.WriteFile(filepath.Join(to, "pods.log"), pods, 0o600))
 	}
 	if err != nil {
 		return fmt.Sprintf("%s, as far as possible: %v", to, err)
@@ -86,18 +93,29 @@ type fixture struct {
 	before harness.HostState
 }
 
-// warm runs a pod once: the bridge plugin leaves its bridges on purpose, which is
-// no part of what a pod must give back.
+// warm makes the bridges once.
 var warm sync.Once
+
+// bridges runs a pod so that the bridge plugin makes its bridges, which it leaves
+// on purpose and are no part of what a pod must give back.
+func (f *fixture) bridges() {
+	f.Helper()
+	f.run("warm", networks("storage, plain"))
+	f.remove("warm")
+}
 
 // begin begins a test.
 func begin(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{T: t, ctx: context.Background()}
-	warm.Do(func() {
-		f.run("warm", networks("storage, plain"))
-		f.remove("warm")
+	t.Cleanup(func() { // after all others
+		if t.Failed() {
+			failed++
+		} else {
+			passed++
+		}
 	})
+	warm.Do(f.bridges)
 	f.before = f.hostState()
 	t.Cleanup(f.unchanged)
 	return f
@@ -118,30 +136,14 @@ func (f *fixture) eventually(what string, ok func() error) {
 
 // hostState is what a pod must leave as it was: links, addresses, routes and
 // firewall, network namespaces, addresses given out, journals, the runtime's
-// cache of results. Definitions are no pod's.
+// cache of results. Definitions are no pod's, and an empty claim is nobody's.
 func (f *fixture) hostState() harness.HostState {
 	f.Helper()
-	s, err := harness.Capture("/var/lib/cni", netnsDir)
-	f.must(err)
+	var s harness.HostState
+	f.ask(&s, "state")
 	return slices.DeleteFunc(s, func(line string) bool {
-		path, isFile := strings.CutPrefix(line, "file ")
-		return strings.Contains(line, "definitions.snapshot") || isFile && filepath.Dir(path) == netnsDir && untouched(path)
+		return strings.Contains(line, "definitions.snapshot") || strings.Contains(line, "/manifold/devices/") && strings.Contains(line, " 0 bytes ")
 	})
-}
-
-// netnsDir is where the runtime keeps sandboxes' network namespaces.
-const netnsDir = "/run/netns"
-
-// untouched tells whether no plugin was ever called for a network namespace: it
-// has its loopback alone, which is down. A runtime that is killed before it has
-// recorded the namespace it made forgets it.
-func untouched(path string) bool {
-	var links []netlink.Link
-	err := (&harness.NetNS{Path: path}).Do(func() (err error) {
-		links, err = netlinksafe.LinkList()
-		return err
-	})
-	return err == nil && len(links) == 1 && links[0].Attrs().Flags&net.FlagUp == 0
 }
 
 // unchanged waits until the node is as before the test.
@@ -156,5 +158,20 @@ func (f *fixture) unchanged() {
 	})
 	if err != nil {
 		f.Errorf("%v:\n%s", err, diff)
+	}
+}
+
+// restart kills services and starts them again, in this order. A kubelet ends when
+// it finds no runtime.
+func (f *fixture) restart(services ...string) {
+	f.Helper()
+	for _, s := range services {
+		f.must(lab.Node.KillService(s))
+	}
+	for _, s := range services {
+		f.must(lab.Node.StartService(s))
+		if s == Containerd {
+			f.eventually(s, func() error { return lab.Node.ctr(f.ctx, "version") })
+		}
 	}
 }

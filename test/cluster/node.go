@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -85,15 +87,33 @@ staticPodPath: ` + manifestDir + `
 registryPullQPS: 0
 `
 
-// Node is a node: the machine that this process runs on, see [Enter], with the
-// programs of a node.
+// Node is a node: a machine with the programs of a node.
 type Node struct {
-	dir        string // of logs and configuration
-	bin        string // of the node's programs
-	kubeconfig string
-	services   map[string]*harness.Process
-	// NetDevs are the network devices by device ID.
+	machine
+	logs     string // directory at hand
+	dir      string // of programs and configuration, on the machine
+	bin      string // of the node's programs, on the machine
+	archives string // of image archives, on the machine
+	address  string
+	services map[string]service
+	devices  map[string][]device // by resource
+	// NetDevs are the network devices by device ID; one of a userspace driver has
+	// none.
 	NetDevs map[string]string
+}
+
+// machine is what a node runs on: this process's own, see [Enter], or a guest, see
+// [EnterGuest].
+type machine interface {
+	// start starts a program; what it prints goes to the end of a file at hand.
+	start(log string, args ...string) (service, error)
+	// run runs a program to its end and returns what it wrote on standard output.
+	run(ctx context.Context, args ...string) ([]byte, error)
+}
+
+// service is a program that runs on a machine.
+type service interface {
+	Kill() error // and returns when it has ended
 }
 
 // Services of a node.
@@ -101,34 +121,84 @@ const (
 	Containerd   = "containerd"
 	Kubelet      = "kubelet"
 	DevicePlugin = "deviceplugin"
+	Standalone   = "standalone" // a kubelet that knows of no API server
+	Agent        = "agent"      // Manifold's, where no pod is
 )
 
-// commands returns a service's command line.
-func (n *Node) command(service string) *exec.Cmd {
-	args := map[string][]string{
-		Containerd: {filepath.Join(n.bin, "containerd"), "--config", n.path("containerd.toml")},
-		Kubelet: {filepath.Join(n.bin, "kubelet"), "--config", n.path("kubelet.yaml"), "--kubeconfig", n.kubeconfig,
-			"--hostname-override", NodeName, "--node-ip", nodeAddress, "--v=2"},
+// command returns a service's command line.
+func (n *Node) command(service string) []string {
+	kubelet := []string{filepath.Join(n.bin, "kubelet"), "--config", n.path("kubelet.yaml"), "--hostname-override", NodeName, "--node-ip", n.address, "--v=2"}
+	return map[string][]string{
+		Containerd:   {filepath.Join(n.bin, "containerd"), "--config", n.path("containerd.toml")},
+		Kubelet:      append(slices.Clone(kubelet), "--kubeconfig", n.path("kubelet.kubeconfig")),
+		Standalone:   kubelet,
 		DevicePlugin: {n.path("bin/deviceplugin"), "--config", n.path("devices.json")},
+		Agent:        {filepath.Join(pluginDir, "manifold-agent"), "serve"},
 	}[service]
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Env = append(os.Environ(), "PATH="+n.bin+":"+os.Getenv("PATH"))
-	return cmd
 }
 
 func (n *Node) path(elem string) string { return filepath.Join(n.dir, elem) }
 
 // StartService starts a service, which is not running.
 func (n *Node) StartService(name string) (err error) {
-	n.services[name], err = harness.StartProcess(n.path(name+".log"), n.command(name))
+	n.services[name], err = n.start(filepath.Join(n.logs, name+".log"), n.command(name)...)
 	return err
 }
 
-// KillService ends a service at once.
-func (n *Node) KillService(name string) error { return n.services[name].Kill() }
+// KillService ends a service at once; one that was not started has ended.
+func (n *Node) KillService(name string) error {
+	s := n.services[name]
+	if s == nil {
+		return nil
+	}
+	delete(n.services, name)
+	return s.Kill()
+}
 
-// install makes the node's files: configuration, delegates, default network.
-func (n *Node) install(plugins, programs string) error {
+// files are the node's configuration, by path on the machine.
+func (n *Node) files(kubeconfig string) (map[string][]byte, error) {
+	access, err1 := os.ReadFile(kubeconfig)
+	advertised, err2 := json.Marshal(n.devices)
+	return map[string][]byte{
+		n.path("containerd.toml"): []byte(containerdConf), n.path("kubelet.yaml"): []byte(kubeletConf), n.path("kubelet.kubeconfig"): access,
+		n.path("devices.json"): advertised, filepath.Join(confDir, "10-cluster-net.conflist"): []byte(primaryConf),
+	}, errors.Join(err1, err2)
+}
+
+// device is a device of the device plugin's configuration.
+type device struct {
+	ID   string          `json:"id"`
+	NUMA int             `json:"numa"`
+	Info json.RawMessage `json:"info,omitempty"`
+}
+
+// own is the machine of this process.
+type own struct{ bin string }
+
+func (o own) command(ctx context.Context, args []string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), "PATH="+o.bin+":"+os.Getenv("PATH"))
+	return cmd
+}
+
+func (o own) start(log string, args ...string) (service, error) {
+	return harness.StartProcess(log, o.command(context.Background(), args))
+}
+
+func (o own) run(ctx context.Context, args ...string) ([]byte, error) {
+	var stderr bytes.Buffer
+	cmd := o.command(ctx, args)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return out, fmt.Errorf("%v: %w: %s", args, err, stderr.Bytes())
+	}
+	return out, nil
+}
+
+// install makes the files of a node on this machine: configuration, delegates,
+// default network.
+func (n *Node) install(plugins, programs, kubeconfig string) error {
 	for _, d := range []string{confDir, pluginDir, manifestDir, n.path("bin")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
@@ -139,12 +209,12 @@ func (n *Node) install(plugins, programs string) error {
 			return err
 		}
 	}
-	files := map[string]string{
-		n.path("containerd.toml"): containerdConf, n.path("kubelet.yaml"): kubeletConf,
-		filepath.Join(confDir, "10-cluster-net.conflist"): primaryConf,
+	files, err := n.files(kubeconfig)
+	if err != nil {
+		return err
 	}
 	for path, content := range files {
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		if err := os.WriteFile(path, content, 0o600); err != nil {
 			return err
 		}
 	}
@@ -186,18 +256,12 @@ func connect() error {
 // Uplink is the node's interface to the outside.
 const Uplink = "uplink0"
 
-// makeDevices makes the devices of both resources and the device plugin's
-// configuration.
+// makeDevices makes the devices of both resources.
 func (n *Node) makeDevices() error {
 	host, err := harness.NewHost()
 	if err != nil {
 		return err
 	}
-	type device struct {
-		ID   string `json:"id"`
-		NUMA int    `json:"numa"`
-	}
-	config := map[string][]device{}
 	for numa, resource := range []string{Red, Blue} {
 		for i := range DevicesPerResource {
 			netDev := fmt.Sprintf("%s%d", filepath.Base(resource), i)
@@ -206,47 +270,50 @@ func (n *Node) makeDevices() error {
 				return err
 			}
 			n.NetDevs[id] = netDev
-			config[resource] = append(config[resource], device{id, numa})
+			n.devices[resource] = append(n.devices[resource], device{ID: id, NUMA: numa})
 		}
 	}
-	raw, err := json.Marshal(config)
-	if err != nil {
-		return err
-	}
-	return errors.Join(mountSys(), os.WriteFile(n.path("devices.json"), raw, 0o600))
+	return mountSys()
 }
 
 // startNode makes this machine a node and starts its programs.
 func startNode(ctx context.Context, dir, kubeconfig string, b *builds) (*Node, error) {
-	n := &Node{dir: dir, bin: b.node, kubeconfig: kubeconfig, services: map[string]*harness.Process{}, NetDevs: map[string]string{}}
-	for _, step := range []func() error{connect, func() error { return n.install(b.plugins, b.programs) }, n.makeDevices} {
+	n := &Node{
+		machine: own{b.node}, logs: dir, dir: dir, bin: b.node, archives: b.archives, address: nodeAddress,
+		services: map[string]service{}, devices: map[string][]device{}, NetDevs: map[string]string{},
+	}
+	install := func() error { return n.install(b.plugins, b.programs, kubeconfig) }
+	runtime := func() error { return n.startRuntime(ctx) }
+	image := func() error { return n.Import(ctx, boxFile) }
+	for _, step := range []func() error{connect, n.makeDevices, install, runtime, image, n.startKubelet} {
 		if err := step(); err != nil {
 			return nil, err
 		}
 	}
+	return n, nil
+}
+
+// startRuntime starts the container runtime and waits until it answers.
+func (n *Node) startRuntime(ctx context.Context) error {
 	if err := n.StartService(Containerd); err != nil {
-		return nil, err
+		return err
 	}
-	if err := eventually(ctx, "containerd", func(ctx context.Context) error { return n.ctr(ctx, "version") }); err != nil {
-		return nil, err
-	}
-	if err := n.Import(ctx, b.box); err != nil {
-		return nil, err
-	}
-	return n, errors.Join(n.StartService(Kubelet), n.StartService(DevicePlugin))
+	return eventually(ctx, "containerd", func(ctx context.Context) error { return n.ctr(ctx, "version") })
+}
+
+// startKubelet starts the kubelet and the device plugin.
+func (n *Node) startKubelet() error {
+	return errors.Join(n.StartService(Kubelet), n.StartService(DevicePlugin))
 }
 
 // Import imports an image archive.
 func (n *Node) Import(ctx context.Context, archive string) error {
-	return n.ctr(ctx, "--namespace", "k8s.io", "images", "import", "--local", archive)
+	return n.ctr(ctx, "--namespace", "k8s.io", "images", "import", "--local", filepath.Join(n.archives, archive))
 }
 
 func (n *Node) ctr(ctx context.Context, args ...string) error {
-	text, err := exec.CommandContext(ctx, filepath.Join(n.bin, "ctr"), append([]string{"--address", socket}, args...)...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("ctr %v: %w: %s", args, err, text)
-	}
-	return nil
+	_, err := n.run(ctx, append([]string{filepath.Join(n.bin, "ctr"), "--address", socket}, args...)...)
+	return err
 }
 
 // patience is how long the cluster may take to reach a state; nothing is measured

@@ -1,4 +1,4 @@
-//go:build clusterlab
+//go:build clusterlab || nodelab
 
 package cluster
 
@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -34,7 +32,8 @@ func annotation(key, value string) option {
 // networks selects networks, in either form.
 func networks(selection string) option { return annotation(netattach.NetworksAnnotation, selection) }
 
-// container adds a container that requests one device of each resource.
+// container adds a container that requests a device of each resource, of one that
+// is named twice two.
 func container(name string, resources ...corev1.ResourceName) option {
 	return func(p *corev1.Pod) { p.Spec.Containers = append(p.Spec.Containers, box(name, resources...)) }
 }
@@ -60,7 +59,9 @@ func box(name string, resources ...corev1.ResourceName) corev1.Container {
 		if c.Resources.Limits == nil {
 			c.Resources.Limits = corev1.ResourceList{}
 		}
-		c.Resources.Limits[r] = *resource.NewQuantity(1, resource.DecimalSI)
+		n := c.Resources.Limits[r]
+		n.Add(*resource.NewQuantity(1, resource.DecimalSI))
+		c.Resources.Limits[r] = n
 	}
 	return c
 }
@@ -161,22 +162,29 @@ func (f *fixture) remove(names ...string) {
 
 // onNode is a pod as it stands on the node.
 type onNode struct {
+	pod        string                         // namespace/name
 	links      map[string]nodestate.Link      // by name in the sandbox
 	containers map[string]nodestate.Container // by name
+}
+
+// ask runs program probe on the node and reads its answer.
+func (f *fixture) ask(answer any, args ...string) {
+	f.Helper()
+	raw, err := lab.Node.run(f.ctx, append([]string{lab.Node.path("bin/probe")}, args...)...)
+	f.must(err)
+	f.must(json.Unmarshal(raw, answer))
 }
 
 // probe returns what is on the node, by pod UID.
 func (f *fixture) probe() map[string]*onNode {
 	f.Helper()
-	raw, err := exec.Command(filepath.Join(buildDir(lab.dir), "probe")).Output()
-	f.must(err)
 	var all []nodestate.Container
-	f.must(json.Unmarshal(raw, &all))
+	f.ask(&all, "containers")
 	out := map[string]*onNode{}
 	for _, c := range all {
 		p := out[c.UID]
 		if p == nil {
-			p = &onNode{links: map[string]nodestate.Link{}, containers: map[string]nodestate.Container{}}
+			p = &onNode{pod: c.Pod, links: map[string]nodestate.Link{}, containers: map[string]nodestate.Container{}}
 			out[c.UID] = p
 		}
 		if c.Kind != "sandbox" {
@@ -245,4 +253,37 @@ func statusOf(pod *corev1.Pod) (status []netattach.Status, err error) {
 		return nil, fmt.Errorf("pod %s: network-status: %w", pod.Name, err)
 	}
 	return status, nil
+}
+
+// devices returns the devices of a resource that a container was given by the
+// device plugin, from its environment.
+func (f *fixture) devices(here *onNode, container string, resource corev1.ResourceName) []string {
+	f.Helper()
+	variable := "PCIDEVICE_" + strings.ToUpper(strings.NewReplacer(".", "_", "/", "_").Replace(string(resource)))
+	ids := strings.Split(here.containers[container].Env[variable], ",")
+	for _, id := range ids {
+		if _, ok := lab.Node.NetDevs[id]; !ok {
+			f.Errorf("container %s has %s=%v, of which %q is no device", container, variable, ids, id)
+		}
+	}
+	return ids
+}
+
+// device is devices for a container that was given one.
+func (f *fixture) device(here *onNode, container string, resource corev1.ResourceName) string {
+	f.Helper()
+	ids := f.devices(here, container, resource)
+	if len(ids) != 1 {
+		f.Errorf("container %s has devices %v, want one", container, ids)
+	}
+	return ids[0]
+}
+
+// isDevice fails unless an interface is the network device of a device.
+func (f *fixture) isDevice(here *onNode, ifName, id string) {
+	f.Helper()
+	// The delegate that moves a device keeps its name on the host as the alias.
+	if got := here.links[ifName].Alias; got != lab.Node.NetDevs[id] {
+		f.Errorf("%s is %q, and must be %q of device %s", ifName, got, lab.Node.NetDevs[id], id)
+	}
 }

@@ -17,8 +17,29 @@ import (
 // package's pitfalls.
 const MaxMemory = 2560
 
+// Addresses on the network of [Config].Uplink.
+const (
+	GuestAddress = "10.0.2.15"
+	GuestsHost   = "10.0.2.2"
+)
+
 // VFsPerPF is how many VFs the emulated igb has.
 const VFsPerPF = 7
+
+// Functions returns the PCI addresses of a PF, the first is 0, and of its VFs. They
+// follow from the guest's configuration, see [Config.arguments]: the bus behind the
+// root port, and the igb's VF offset and stride.
+func Functions(index int) (pf string, vfs []string) {
+	bus := fmt.Sprintf("0000:%02x", bridgeBus(index)+1)
+	for i := range VFsPerPF {
+		vfs = append(vfs, fmt.Sprintf("%s:%02x.%d", bus, 0x10+i/4, i%4*2))
+	}
+	return bus + ":00.0", vfs
+}
+
+// bridgeBus is the bus number of a PF's host bridge; the next one is behind the
+// root port.
+func bridgeBus(pf int) int { return 32 * (pf + 1) }
 
 // Files in a guest's directory that tell what went wrong.
 const (
@@ -46,6 +67,13 @@ type Config struct {
 	// booted again with its disk is the same machine after a reset, and one that is
 	// booted again after [Machine.Kill] one after a power failure.
 	Disk string
+	// Root makes the disk the guest's root file system, so that all but the usual
+	// memory file systems outlives a reset. Files are put onto it when it is made.
+	Root bool
+	// Uplink is the name of a network device by which the guest reaches, as
+	// [GuestsHost], the loopback of the network namespace at hand; its own address
+	// there is [GuestAddress]. Empty for none.
+	Uplink string
 	// Modules are kernel modules to load, by name; those that they depend on and
 	// those of the hardware above come by themselves.
 	Modules []string
@@ -64,6 +92,9 @@ func (c *Config) check() error {
 	}
 	if strings.Contains(c.Disk, ",") {
 		return fmt.Errorf("path of the disk %q has a comma, which separates QEMU's options", c.Disk)
+	}
+	if c.Root && c.Disk == "" {
+		return errors.New("no disk to be the root file system")
 	}
 	if c.PFs < 0 || c.PFs > 2 {
 		return fmt.Errorf("%d PFs, at most 2", c.PFs)
@@ -89,8 +120,14 @@ func (c *Config) modules() []string {
 		// crc32c is what ext4 asks for by name and not as a symbol.
 		names = append(names, "virtio_blk", "crc32c_generic", "ext4")
 	}
+	if c.Uplink != "" {
+		names = append(names, "virtio_net")
+	}
 	return append(names, c.Modules...)
 }
+
+// directories are those that every guest's root file system has.
+var directories = []string{"/proc", "/sys", "/dev", "/run", "/tmp", "/root", "/var/lib"}
 
 // image builds the guest's initramfs and returns its path.
 func (c *Config) image(s *Software) (name string, err error) {
@@ -109,7 +146,7 @@ func (c *Config) image(s *Software) (name string, err error) {
 			return "", err
 		}
 	}
-	for _, dir := range []string{"/proc", "/sys", "/dev", "/run", "/tmp", "/root", "/var/lib"} {
+	for _, dir := range directories {
 		if err := w.dir(dir); err != nil {
 			return "", err
 		}
@@ -117,9 +154,11 @@ func (c *Config) image(s *Software) (name string, err error) {
 	if err := c.addModules(w, s); err != nil {
 		return "", err
 	}
-	for to, from := range c.Files {
-		if err := w.copy(to, from); err != nil {
-			return "", err
+	if !c.Root {
+		for to, from := range c.Files {
+			if err := w.copy(to, from); err != nil {
+				return "", err
+			}
 		}
 	}
 	return name, w.close()
@@ -132,7 +171,10 @@ func (c *Config) addModules(w *cpio, s *Software) error {
 	if err != nil {
 		return err
 	}
-	setup := wire.Configuration{Disk: c.Disk != ""}
+	setup := wire.Configuration{Disk: c.Disk != "", Root: c.Root}
+	if c.Uplink != "" {
+		setup.Uplink, setup.Address, setup.Gateway = c.Uplink, GuestAddress+"/24", GuestsHost
+	}
 	if c.PFs > 0 {
 		setup.VFs = VFsPerPF
 	}
@@ -183,11 +225,14 @@ func (c *Config) arguments(s *Software, image, socket string) []string {
 		"-device", "virtio-serial-pci,bus=pcie.0", "-chardev", "socket,id=port,path="+socket,
 		"-device", "virtserialport,chardev=port,name="+wire.PortName)
 	if c.Disk != "" {
-		args = append(args, "-drive", "if=none,id=disk,format=raw,file="+c.Disk, "-device", "virtio-blk-pci,bus=pcie.0,drive=disk")
+		args = append(args, "-drive", "if=none,id=disk,format=raw,cache=unsafe,file="+c.Disk, "-device", "virtio-blk-pci,bus=pcie.0,drive=disk")
+	}
+	if c.Uplink != "" {
+		args = append(args, "-netdev", "user,id=uplink", "-device", "virtio-net-pci,bus=pcie.0,netdev=uplink,romfile=")
 	}
 	for i := range c.PFs {
 		args = append(args,
-			"-device", fmt.Sprintf("pxb-pcie,id=bridge%d,bus=pcie.0,bus_nr=%d,numa_node=%d", i, 32*(i+1), i),
+			"-device", fmt.Sprintf("pxb-pcie,id=bridge%d,bus=pcie.0,bus_nr=%d,numa_node=%d", i, bridgeBus(i), i),
 			"-device", fmt.Sprintf("pcie-root-port,id=port%d,bus=bridge%d,chassis=%d", i, i, i+1),
 			"-netdev", fmt.Sprintf("user,id=net%d,restrict=on", i),
 			"-device", fmt.Sprintf("igb,bus=port%d,netdev=net%d,mac=52:54:00:00:%02x:00,romfile=", i, i, i+1))

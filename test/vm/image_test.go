@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -47,7 +48,33 @@ func readCPIO(t *testing.T, b []byte) map[string]string {
 	}
 }
 
-func TestCPIOHoldsFilesAndDirectories(t *testing.T) {
+// readTree reads a directory as readCPIO does an archive.
+func readTree(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	err := filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
+		name := strings.TrimPrefix(strings.TrimPrefix(file, dir), "/")
+		if err != nil || name == "" {
+			return err
+		}
+		if d.IsDir() {
+			out[name+"/"] = ""
+			return nil
+		}
+		content, err := os.ReadFile(file)
+		out[name] = string(content)
+		if info, e := d.Info(); e != nil || info.Mode() != 0o755 {
+			t.Errorf("%s has mode %v, %v", name, info.Mode(), e)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestFilesAndDirectoriesAreInTheImage(t *testing.T) {
 	dir := t.TempDir()
 	for name, content := range map[string]string{"a": "", "bb": "12345", "sub/ccc": "123", ".lock": "x"} {
 		file := filepath.Join(dir, name)
@@ -60,6 +87,12 @@ func TestCPIOHoldsFilesAndDirectories(t *testing.T) {
 	}
 	if err := os.Symlink(filepath.Join(dir, "bb"), filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
+	}
+	tree := filepath.Join(t.TempDir(), "tree")
+	for to, from := range map[string]string{"/opt/dir": dir, "/init": filepath.Join(dir, "bb")} {
+		if err := stageFile(filepath.Join(tree, to), from); err != nil {
+			t.Fatal(err)
+		}
 	}
 	var b bytes.Buffer
 	w := newCPIO(&b)
@@ -74,6 +107,10 @@ func TestCPIOHoldsFilesAndDirectories(t *testing.T) {
 	}
 	if got := readCPIO(t, b.Bytes()); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	delete(want, "opt/dir/made")
+	if got := readTree(t, tree); !reflect.DeepEqual(got, want) {
+		t.Errorf("on a disk %v\nwant %v", got, want)
 	}
 }
 
@@ -133,6 +170,7 @@ func TestConfigurationsThatCannotWorkAreRefused(t *testing.T) {
 		"three PFs":            {PFs: 3},
 		"a path that is not":   {Files: map[string]string{"opt/x": "/x"}},
 		"a comma in a path":    {Disk: "/tmp/a,readonly=on"},
+		"a root nowhere":       {Root: true},
 		"a path with a detour": {Files: map[string]string{"/opt/../x": "/x"}},
 	} {
 		if err := c.check(); err == nil {
@@ -151,7 +189,7 @@ func TestDiskThatExistsIsKept(t *testing.T) {
 	if err := os.WriteFile(disk, []byte("full"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := makeDisk(t.Context(), disk); err != nil {
+	if err := (&Config{Disk: disk}).makeDisk(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if content, err := os.ReadFile(disk); string(content) != "full" || err != nil {

@@ -63,7 +63,7 @@ func Boot(ctx context.Context, s *Software, c Config) (*Machine, error) {
 	}
 	image, err := c.image(s)
 	if err == nil && c.Disk != "" {
-		err = makeDisk(ctx, c.Disk)
+		err = c.makeDisk(ctx, s)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("make the guest's image: %w", err)
@@ -171,10 +171,15 @@ type Command struct {
 	Stdout, Stderr io.Writer
 }
 
-// Run runs a program to its end and returns its exit status, 128 + signal for one
-// that was killed by a signal. When the context ends, so does the program, with
-// all of its process group.
-func (m *Machine) Run(ctx context.Context, c Command) (status int, err error) {
+// Process is a program that runs in the guest.
+type Process struct {
+	m   *Machine
+	id  int
+	run *command
+}
+
+// Start starts a program. Whether the guest could start it, its end tells.
+func (m *Machine) Start(c Command) (*Process, error) {
 	run := &command{stdout: c.Stdout, stderr: c.Stderr, exit: make(chan wire.Message, 1)}
 	if run.stdout == nil {
 		run.stdout = io.Discard
@@ -184,30 +189,57 @@ func (m *Machine) Run(ctx context.Context, c Command) (status int, err error) {
 	}
 	m.mu.Lock()
 	m.last++
-	id := m.last
-	m.running[id] = run
+	p := &Process{m: m, id: m.last, run: run}
+	m.running[p.id] = run
 	m.mu.Unlock()
-	defer func() {
-		m.mu.Lock()
-		delete(m.running, id)
-		m.mu.Unlock()
-	}()
-	if err := m.send(wire.Message{Kind: wire.Start, ID: id, Command: &c.Command}); err != nil {
-		return 0, err
+	if err := m.send(wire.Message{Kind: wire.Start, ID: p.id, Command: &c.Command}); err != nil {
+		p.forget()
+		return nil, err
 	}
-	go m.feed(id, c.Stdin)
+	go m.feed(p.id, c.Stdin)
+	return p, nil
+}
+
+func (p *Process) forget() {
+	p.m.mu.Lock()
+	defer p.m.mu.Unlock()
+	delete(p.m.running, p.id)
+}
+
+// Signal sends a signal to the program's process group; none is an error.
+func (p *Process) Signal(s syscall.Signal) error {
+	return p.m.send(wire.Message{Kind: wire.Signal, ID: p.id, Number: int(s)})
+}
+
+// Wait waits once for the program's end and returns its exit status, 128 + signal
+// for one that was killed by a signal. When the context ends, so does the program,
+// with all of its process group.
+func (p *Process) Wait(ctx context.Context) (status int, err error) {
+	defer p.forget()
 	select {
-	case exit := <-run.exit:
+	case exit := <-p.run.exit:
 		if exit.Text != "" {
-			return exit.Number, fmt.Errorf("run %q in the guest: %s", c.Args, exit.Text)
+			return exit.Number, fmt.Errorf("run in the guest: %s", exit.Text)
 		}
 		return exit.Number, nil
-	case <-m.done:
-		return 0, m.gone()
+	case <-p.m.done:
+		return 0, p.m.gone()
 	case <-ctx.Done():
-		go m.send(wire.Message{Kind: wire.Signal, ID: id, Number: int(syscall.SIGKILL)}) // a guest that hangs does not read
+		go p.Signal(syscall.SIGKILL) // a guest that hangs does not read
 		return 0, ctx.Err()
 	}
+}
+
+// Run starts a program and waits for its end, see [Process.Wait].
+func (m *Machine) Run(ctx context.Context, c Command) (status int, err error) {
+	p, err := m.Start(c)
+	if err != nil {
+		return 0, err
+	}
+	if status, err = p.Wait(ctx); err != nil {
+		err = fmt.Errorf("%q: %w", c.Args, err)
+	}
+	return status, err
 }
 
 // feed passes input to a command, and its end.

@@ -20,3 +20,11 @@ type Link struct {
 	Parent                 string // the device that it is on, where the kernel says so
 	Addresses              []string
 }
+
+// Allocation are devices that the kubelet has given to a container.
+type Allocation struct {
+	Pod       string // namespace/name
+	Container string
+	Resource  string
+	IDs       []string
+}

@@ -1,35 +1,102 @@
-// Command probe tells what is on a node, as JSON: the containers that run, with
-// their environment and the interfaces in their network namespace, as the
-// container runtime's files and the kernel have it, not as the API server says.
+// Command probe tells what is on a node, as JSON, as the kernel, the container
+// runtime's files and the kubelet have it, not as the API server says.
+//
+//	probe containers   # what runs, with environment and interfaces: [nodestate.Container]
+//	probe state        # what must be as before when pods have gone: [harness.HostState]
+//	probe devices      # what the kubelet has given away: [nodestate.Allocation]
 //
 // The labs run it on the node, which may be another machine than the test's.
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	podresourcesv1 "k8s.io/kubelet/pkg/apis/podresources/v1"
 
 	"github.com/manifold-cni/manifold/test/cluster/nodestate"
+	"github.com/manifold-cni/manifold/test/harness"
 )
 
 func main() {
-	containers, err := containers()
+	answer, err := answer(os.Args[1:])
 	if err == nil {
-		err = json.NewEncoder(os.Stdout).Encode(containers)
+		err = json.NewEncoder(os.Stdout).Encode(answer)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "probe:", err)
 		os.Exit(1)
 	}
+}
+
+func answer(args []string) (any, error) {
+	switch {
+	case len(args) == 1 && args[0] == "containers":
+		return containers()
+	case len(args) == 1 && args[0] == "state":
+		return state()
+	case len(args) == 1 && args[0] == "devices":
+		return devices(context.Background())
+	}
+	return nil, errors.New("usage: probe containers | state | devices")
+}
+
+// netnsDir is where the runtime keeps sandboxes' network namespaces.
+const netnsDir = "/run/netns"
+
+// state is the host's network, the plugins' files and the network namespaces.
+func state() (harness.HostState, error) {
+	s, err := harness.Capture("/var/lib/cni", netnsDir)
+	return slices.DeleteFunc(s, func(line string) bool {
+		path, isFile := strings.CutPrefix(line, "file ")
+		return isFile && filepath.Dir(path) == netnsDir && untouched(path)
+	}), err
+}
+
+// untouched tells whether no plugin was ever called for a network namespace: it
+// has its loopback alone, which is down. A runtime that is killed before it has
+// recorded the namespace it made forgets it.
+func untouched(path string) bool {
+	var links []netlink.Link
+	err := (&harness.NetNS{Path: path}).Do(func() (err error) {
+		links, err = netlinksafe.LinkList()
+		return err
+	})
+	return err == nil && len(links) == 1 && links[0].Attrs().Flags&net.FlagUp == 0
+}
+
+// devices asks the kubelet for the devices of all containers.
+func devices(ctx context.Context) (out []nodestate.Allocation, err error) {
+	conn, err := grpc.NewClient("unix:///var/lib/kubelet/pod-resources/kubelet.sock", grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	list, err := podresourcesv1.NewPodResourcesListerClient(conn).List(ctx, &podresourcesv1.ListPodResourcesRequest{})
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range list.GetPodResources() {
+		for _, c := range p.GetContainers() {
+			for _, d := range c.GetDevices() {
+				out = append(out, nodestate.Allocation{Pod: p.GetNamespace() + "/" + p.GetName(), Container: c.GetName(), Resource: d.GetResourceName(), IDs: d.GetDeviceIds()})
+			}
+		}
+	}
+	return out, nil
 }
 
 // tasks is where containerd keeps the bundles of what runs.

@@ -11,25 +11,22 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
+
+	"github.com/manifold-cni/manifold/test/vm"
 )
 
-// pf is a PF of the guest; its place in pfs is its NUMA node. The addresses
-// follow from the guest's configuration: the bus behind the root port, and the
-// igb's VF offset and stride.
+// pf is a PF of the guest; its place in pfs is its NUMA node.
 type pf struct {
 	address  string
 	resource string // under which its VFs are advertised
 	vfs      []string
 }
 
-var pfs = []pf{newPF("0000:21", "lab.example/left"), newPF("0000:41", "lab.example/right")}
+var pfs = []pf{newPF(0, "lab.example/left"), newPF(1, "lab.example/right")}
 
-func newPF(bus, resource string) pf {
-	p := pf{address: bus + ":00.0", resource: resource}
-	for i := range 7 {
-		p.vfs = append(p.vfs, fmt.Sprintf("%s:%02x.%d", bus, 0x10+i/4, i%4*2))
-	}
-	return p
+func newPF(index int, resource string) pf {
+	address, vfs := vm.Functions(index)
+	return pf{address, resource, vfs}
 }
 
 // renew makes the PF's VFs anew, with new MACs, and brings PF and VFs to rest. Their

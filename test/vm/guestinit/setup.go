@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -30,6 +31,11 @@ func setUp(c wire.Configuration) error {
 			return err
 		}
 	}
+	if c.Root {
+		if err := switchRoot(); err != nil {
+			return err
+		}
+	}
 	if err := unix.Sethostname([]byte("guest")); err != nil {
 		return err
 	}
@@ -40,7 +46,62 @@ func setUp(c wire.Configuration) error {
 	if err := netlink.LinkSetUp(lo); err != nil {
 		return err
 	}
+	if c.Uplink != "" {
+		if err := connect(c); err != nil {
+			return fmt.Errorf("connect %s: %w", c.Uplink, err)
+		}
+	}
 	return enableVFs(c.VFs)
+}
+
+// switchRoot makes the disk the root file system of this process and of all that
+// it starts, with the file systems that are in memory where they are, and shares
+// its mounts, as is usual on a machine that runs containers. The first process
+// stays where it is, and needs nothing there.
+func switchRoot() error {
+	for _, dir := range []string{"/proc", "/sys", "/dev", "/run", "/tmp"} {
+		if err := unix.Mount(dir, wire.Disk+dir, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("move %s to the disk: %w", dir, err)
+		}
+	}
+	if err := unix.Chdir(wire.Disk); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("make the disk the root: %w", err)
+	}
+	if err := errors.Join(unix.Chroot("."), unix.Chdir("/")); err != nil {
+		return err
+	}
+	return unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, "")
+}
+
+// connect gives the virtio network device its name, address and default route.
+func connect(c wire.Configuration) error {
+	var devices []string
+	for end := time.Now().Add(patience); len(devices) == 0; time.Sleep(10 * time.Millisecond) {
+		var err error
+		if devices, err = filepath.Glob("/sys/bus/virtio/drivers/virtio_net/virtio*/net/*"); err != nil {
+			return err
+		}
+		if time.Now().After(end) {
+			return errors.New("there is no virtio network device")
+		}
+	}
+	link, err := netlink.LinkByName(filepath.Base(devices[0]))
+	if err != nil {
+		return err
+	}
+	addr, err := netlink.ParseAddr(c.Address)
+	if err != nil {
+		return err
+	}
+	for _, err := range []error{netlink.LinkSetName(link, c.Uplink), netlink.LinkSetUp(link), netlink.AddrAdd(link, addr)} {
+		if err != nil {
+			return err
+		}
+	}
+	return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.ParseIP(c.Gateway)})
 }
 
 // mountDisk mounts the guest's disk; the kernel replays its journal.

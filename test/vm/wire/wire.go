@@ -28,6 +28,13 @@ type Configuration struct {
 	Modules []string `json:"modules"`
 	// Disk says that there is a disk to be mounted.
 	Disk bool `json:"disk"`
+	// Root says that the disk becomes the root file system.
+	Root bool `json:"root"`
+	// Uplink is the name that the virtio network device is to have, with an address
+	// and the gateway of the default route; empty where there is none.
+	Uplink  string `json:"uplink"`
+	Address string `json:"address"`
+	Gateway string `json:"gateway"`
 	// VFs is the number of VFs to enable on every PF.
 	VFs int `json:"vfs"`
 }

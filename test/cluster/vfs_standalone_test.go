@@ -1,0 +1,93 @@
+//go:build nodelab
+
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"slices"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/manifold-cni/manifold/netattach"
+)
+
+// definitionDir is where definitions are on a node without an API server.
+const definitionDir = "/etc/manifold/definitions"
+
+// A kubelet without an API server: a static pod gets its VF, with Manifold installed
+// as docs/install.md has it for one node.
+func TestStandalone(t *testing.T) {
+	f := begin(t)
+	f.Cleanup(f.rejoin)
+	f.must(errors.Join(lab.API.Kill(), lab.Node.KillService(Kubelet), lab.Node.StartService(Standalone)))
+	f.eventually("the cluster's agent to be ended", func() error {
+		if f.agentRuns() {
+			return errors.New("it runs")
+		}
+		return nil
+	})
+	f.installAlone()
+	f.must(lab.Node.StartService(Agent))
+	remove := f.manifest("alone", networks(red), container("main", Red))
+	var here *onNode
+	f.eventually("the static pod to run", func() error {
+		if here = f.sandbox("alone"); here == nil || here.containers["main"].PID == 0 {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	vf := f.device(here, "main", Red)
+	if kubelets := f.allocated("alone-" + NodeName); !slices.Equal(kubelets, []string{vf}) {
+		t.Errorf("the container has %s, and the kubelet has given it %v", vf, kubelets)
+	}
+	if got := here.links["net1"].Parent; got != vf || len(here.links) != 2 {
+		t.Errorf("net1 of %v stands on %s, and must on %s", here.links, got, vf)
+	}
+	f.isDevice(here, "net1", vf)
+	f.inOrder()
+	remove()
+	f.inOrder()
+}
+
+// agentRuns tells whether the cluster's agent runs on the node.
+func (f *fixture) agentRuns() bool {
+	f.Helper()
+	for _, p := range f.probe() {
+		if _, ok := p.containers["agent"]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// installAlone installs Manifold on a node without an API server, with the
+// definition of network red.
+func (f *fixture) installAlone() {
+	f.Helper()
+	definition, err1 := json.Marshal(netattach.Definition{
+		TypeMeta:   metav1.TypeMeta{APIVersion: netattach.GroupVersion.String(), Kind: "NetworkAttachmentDefinition"},
+		ObjectMeta: metav1.ObjectMeta{Name: red, Namespace: namespace, Annotations: map[string]string{netattach.ResourceNameAnnotation: Red}},
+		Spec:       netattach.DefinitionSpec{Config: deviceConfig},
+	})
+	config, err2 := json.Marshal(map[string]any{"node": NodeName, "definitionManifests": definitionDir})
+	f.must(errors.Join(err1, err2))
+	f.write(definitionDir+"/red.json", definition)
+	f.write("/etc/manifold/agent.json", config)
+	_, err := lab.Node.run(f.ctx, pluginDir+"/manifold-agent", "install", "--cluster-network", "cluster-net", "--agent-config", "/etc/manifold/agent.json")
+	f.must(err)
+}
+
+// rejoin makes the node one of the cluster again, with the cluster's agent.
+func (f *fixture) rejoin() {
+	f.Helper()
+	f.must(errors.Join(lab.Node.KillService(Agent), lab.Node.KillService(Standalone), lab.API.Restart(), lab.Node.StartService(Kubelet)))
+	f.must(eventually(f.ctx, "the node to be ready with its devices", lab.nodeReady))
+	f.eventually("the cluster's agent", func() error {
+		if !f.agentRuns() {
+			return errors.New("it does not run")
+		}
+		return nil
+	})
+}

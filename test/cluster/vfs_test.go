@@ -1,0 +1,161 @@
+//go:build nodelab
+
+package cluster
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/test/cluster/nodestate"
+	"github.com/manifold-cni/manifold/test/vm"
+)
+
+// isVF fails unless an interface of a running pod is a VF: that it stands on, of a
+// container's devices, in the kernel's words and in the pod's network-status.
+func (f *fixture) isVF(pod *corev1.Pod, here *onNode, ifName, vf string) {
+	f.Helper()
+	if got := here.links[ifName].Parent; got != vf {
+		f.Errorf("pod %s: %s stands on %s, and must on %s", pod.Name, ifName, got, vf)
+	}
+	f.isDevice(here, ifName, vf)
+	status := f.status(pod)
+	i := slices.IndexFunc(status, func(s netattach.Status) bool { return s.Interface == ifName })
+	if i < 0 {
+		f.Fatalf("pod %s: network-status %+v has no %s", pod.Name, status, ifName)
+	}
+	f.isInfo(pod, status[i], vf)
+}
+
+// isInfo fails unless the device information of one network's status is of a VF.
+func (f *fixture) isInfo(pod *corev1.Pod, s netattach.Status, vf string) {
+	f.Helper()
+	var info netattach.DeviceInfo
+	f.must(json.Unmarshal(s.DeviceInfo, &info))
+	if info.Type != "pci" || info.PCI == nil || info.PCI.Address != vf || info.PCI.PFAddress != pfOf(vf) {
+		f.Errorf("pod %s: device-info of %s is %s, want VF %s of PF %s", pod.Name, s.Name, s.DeviceInfo, vf, pfOf(vf))
+	}
+}
+
+// pfOf returns the PF of a VF.
+func pfOf(vf string) string {
+	for i := range 2 {
+		if pf, vfs := vm.Functions(i); slices.Contains(vfs, vf) {
+			return pf
+		}
+	}
+	return ""
+}
+
+// given returns the devices of a resource that a pod's container has, as its
+// environment and the kubelet say, which must be the same.
+func (f *fixture) given(pod *corev1.Pod, here *onNode, container string, resource corev1.ResourceName) []string {
+	f.Helper()
+	ids := slices.Sorted(slices.Values(f.devices(here, container, resource)))
+	var all []nodestate.Allocation
+	f.ask(&all, "devices")
+	var kubelets []string
+	for _, a := range all {
+		if a.Pod == pod.Namespace+"/"+pod.Name && a.Container == container && a.Resource == string(resource) {
+			kubelets = append(kubelets, a.IDs...)
+		}
+	}
+	if slices.Sort(kubelets); !slices.Equal(ids, kubelets) {
+		f.Errorf("pod %s: container %s has %v, and the kubelet has given it %v", pod.Name, container, ids, kubelets)
+	}
+	return ids
+}
+
+// place is where devices are given to a pod: to a container, of a resource.
+type place struct {
+	container string
+	resource  corev1.ResourceName
+}
+
+// stands fails unless net1, net2 and so on of a running pod are the VFs given at
+// places, those of one place in the order of their addresses.
+func (f *fixture) stands(pod *corev1.Pod, networks []string, places ...place) {
+	f.Helper()
+	want := map[string]string{"eth0": "cluster-net"}
+	for i, name := range networks {
+		want[fmt.Sprintf("net%d", i+1)] = name
+	}
+	here := f.check(pod, want)
+	left := map[place][]string{}
+	for i, at := range places {
+		if left[at] == nil {
+			left[at] = f.given(pod, here, at.container, at.resource)
+		}
+		if len(left[at]) == 0 {
+			f.Fatalf("pod %s: no VF of %v is left for net%d", pod.Name, at, i+1)
+		}
+		f.isVF(pod, here, fmt.Sprintf("net%d", i+1), left[at][0])
+		left[at] = left[at][1:]
+	}
+}
+
+// A pod's VFs are the same for the kubelet, which gave them away, for its
+// containers, for the kernel in its sandbox, and in its network-status.
+func TestVFs(t *testing.T) {
+	f := begin(t)
+	pods := []struct {
+		name       string
+		networks   []string
+		containers []option
+		places     []place
+	}{
+		{"one", []string{red}, []option{container("main", Red)}, []place{{"main", Red}}},
+		{"two", []string{red, red}, []option{container("main", Red, Red)}, []place{{"main", Red}, {"main", Red}}},
+		{"each", []string{red, red}, []option{container("first", Red), container("second", Red)}, []place{{"first", Red}, {"second", Red}}},
+		{"both", []string{blue, red}, []option{container("main", Red, Blue)}, []place{{"main", Blue}, {"main", Red}}},
+	}
+	for _, p := range pods {
+		f.create(p.name, append(p.containers, networks(strings.Join(p.networks, ",")))...)
+	}
+	for _, p := range pods {
+		f.stands(f.running(p.name), p.networks, p.places...)
+	}
+	f.inOrder()
+}
+
+// isInOrder returns nil when the agent's program finds every VF as it should be.
+func (f *fixture) isInOrder() error {
+	findings, err := lab.Node.run(f.ctx, pluginDir+"/manifold-agent", "reconcile")
+	if len(findings) > 0 {
+		err = fmt.Errorf("found: %s", findings)
+	}
+	return err
+}
+
+func (f *fixture) inOrder() {
+	f.Helper()
+	f.must(f.isInOrder())
+}
+
+// A VF of a userspace driver has no interface; the pod is told its address.
+func TestUserspaceVF(t *testing.T) {
+	f := begin(t)
+	f.network("userspace", Userspace, deviceConfig)
+	pod := f.run("userspace", networks("userspace, red"), container("main", Userspace, Red))
+	here := f.interfaces(pod, map[string]string{"eth0": "cluster-net", "net2": red})
+	f.isVF(pod, here, "net2", f.given(pod, here, "main", Red)[0])
+	vf := f.given(pod, here, "main", Userspace)[0]
+	f.isInfo(pod, f.status(pod)[1], vf)
+}
+
+// network defines a network until the test ends.
+func (f *fixture) network(name, resource, config string) {
+	f.Helper()
+	f.must(lab.Define(name, resource, config))
+	f.Cleanup(func() {
+		definitions, err := lab.API.Definitions(namespace)
+		f.must(err)
+		f.must(definitions.Delete(f.ctx, name, metav1.DeleteOptions{}))
+	})
+}
