@@ -265,10 +265,8 @@ func readDeviceInfo(dir, resource, id string) json.RawMessage {
 
 // Status implements plan.Planner. It asks nobody, so that a runtime may ask it
 // every few seconds: a definition is looked for in what is known on this node.
-func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (config json.RawMessage, err error) {
+func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (json.RawMessage, error) {
 	const op = "status"
-	began := time.Now()
-	defer func() { a.src.Metrics.Status(time.Since(began), err) }()
 	if a.src.Ready != nil {
 		if err := a.src.Ready(); err != nil {
 			return nil, cnierr.New(op, cnierr.NotReady, "%w", err).
@@ -349,7 +347,9 @@ func (a *Agent) tell(ctx context.Context, r plan.Report) error {
 // Observe implements plan.Observer.
 func (a *Agent) Observe(_ context.Context, op plan.Operation) {
 	a.src.Metrics.Operation(&op)
-	a.src.Traces.Operation(&op, nil)
+	if op.Verb != "STATUS" { // runtimes ask every few seconds, and nobody waits for it
+		a.src.Traces.Operation(&op, nil)
+	}
 }
 
 // publish writes network-status.

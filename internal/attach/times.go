@@ -56,11 +56,10 @@ func (t *Times) end(err error) plan.Operation {
 
 func micros(d time.Duration) plan.Micros { return plan.Micros(d.Microseconds()) }
 
-// Done tells the agent how the call went that ends with err, unless a report
-// did. Of a STATUS the agent knows itself: it is asked by each, and they are many.
+// Done tells the agent how the call went that ends with err, unless a report did.
 func (e *Engine) Done(err error) {
 	t := e.Times
-	if t == nil || t.told || t.op.Verb == "STATUS" {
+	if t == nil || t.told {
 		return
 	}
 	if o, ok := e.Planner.(plan.Observer); ok {

@@ -47,7 +47,7 @@ var may = map[string][]string{
 	// It tells podresources what a claim's device is.
 	"internal/kube":          {"netattach", "podresources"},
 	"internal/kube/kubetest": {"netattach"},
-	"internal/metrics":       {"internal/cnierr", "internal/plan"},
+	"internal/metrics":       {"internal/plan"},
 	"internal/logs":          {},
 	"internal/traces":        {"internal/plan"},
 	"internal/agent": {

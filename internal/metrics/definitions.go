@@ -27,7 +27,7 @@ func (d *Definition) desc() *prometheus.Desc {
 var (
 	operationDuration = Definition{
 		"manifold_operation_duration_seconds", Histogram,
-		"How long calls of the plugin took, by CNI verb and outcome, success or failure; of STATUS the agent's part alone.",
+		"How long calls of the plugin took, by CNI verb and outcome, success or failure.",
 		[]string{"verb", "outcome"},
 	}
 	operationFailures = Definition{

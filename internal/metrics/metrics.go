@@ -16,7 +16,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
@@ -119,11 +118,6 @@ func (m *Metrics) Operation(op *plan.Operation) {
 	for _, field := range op.Differed {
 		m.differences.WithLabelValues(verb, m.few("field", field)).Inc()
 	}
-}
-
-// Status counts one STATUS, which took that long and ended with err.
-func (m *Metrics) Status(took time.Duration, err error) {
-	m.Operation(&plan.Operation{Verb: "STATUS", Took: plan.Micros(took.Microseconds()), Failed: err != nil, Kind: cnierr.KindOf(err)})
 }
 
 // Planned counts one request for a plan, which took that long and ended with p

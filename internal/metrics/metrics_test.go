@@ -42,7 +42,7 @@ func failed() *plan.Operation {
 func used() *Metrics {
 	m := New("v1")
 	m.Operation(failed())
-	m.Status(time.Millisecond, nil)
+	m.Operation(&plan.Operation{Verb: "STATUS", Took: 1000})
 	m.Planned(time.Millisecond, nil, errors.New("no"))
 	m.Planned(time.Millisecond, &plan.Plan{Attachments: []plan.Attachment{{}, {Device: &plan.Device{Source: "checkpoint"}}}}, nil)
 	m.KubeletCall("Get", "rate-limited")
@@ -150,7 +150,6 @@ func TestLabelsAreBounded(t *testing.T) {
 func TestNilCountsNothing(*testing.T) {
 	var m *Metrics
 	m.Operation(failed())
-	m.Status(time.Second, nil)
 	m.Planned(time.Second, nil, nil)
 	m.KubeletCall("List", "success")
 	m.NotPublished(PublishStatus)

@@ -61,6 +61,18 @@ func (s *scraper) scrape() map[string]string {
 	return out
 }
 
+// askStatus has a STATUS succeed, and one fail by what the agent does not look for:
+// the default network's program.
+func (s *scraper) askStatus() {
+	s.t.Helper()
+	s.succeed("STATUS", &pod{})
+	s.must(os.Rename(s.path("bin/bridge"), s.path("bin/gone")))
+	if res := s.call("STATUS", &pod{}); res.Status == 0 {
+		s.t.Error("STATUS succeeds without the default network's program")
+	}
+	s.must(os.Rename(s.path("bin/gone"), s.path("bin/bridge")))
+}
+
 // Every verb is counted with its steps, what failed with its kind, and what was
 // not as planned with its field; an operation that nobody waits for a little
 // later.
@@ -74,7 +86,7 @@ func TestMetricsOfVerbs(t *testing.T) {
 	s.succeed("ADD", p)
 	s.succeed("CHECK", p)
 	s.succeed("DEL", p)
-	s.succeed("STATUS", &pod{})
+	s.askStatus()
 	s.collect()
 	for _, name := range []string{"lies", "fails", "absent", "nowhere"} {
 		if res := s.call("ADD", s.addPod("pod-"+name, name)); res.Status == 0 {
@@ -88,6 +100,7 @@ func TestMetricsOfVerbs(t *testing.T) {
 		`manifold_operation_duration_seconds_count{outcome="success",verb="DEL"}`:                  "1",
 		`manifold_operation_duration_seconds_count{outcome="success",verb="GC"}`:                   "1",
 		`manifold_operation_duration_seconds_count{outcome="success",verb="STATUS"}`:               "1",
+		`manifold_operation_duration_seconds_count{outcome="failure",verb="STATUS"}`:               "1",
 		`manifold_operation_failures_total{kind="verify-failed",verb="ADD"}`:                       "1",
 		`manifold_operation_failures_total{kind="delegate-failed",verb="ADD"}`:                     "1",
 		`manifold_operation_failures_total{kind="delegate-missing",verb="ADD"}`:                    "1",
