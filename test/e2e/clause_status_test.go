@@ -361,17 +361,17 @@ func devinfoInStatus(t *testing.T) {
 // that attaches it, which know nothing of it.
 func devinfoOfChain(t *testing.T) {
 	n := newStatusNode(t)
-	id := n.devices("nic0")[0]
+	id := n.devices("nic1")[0]
 	name, err := netattach.DPFileName(nicA, id)
 	n.must(err)
 	content := `{"type":"pci","version":"1.1.0","pci":{"pci-address":"` + userspacePF + `","rdma-device":"mlx5_0"}}`
-	for _, capability := range []string{"CNIDeviceInfoFile", "deviceID"} {
+	for network, capabilities := range map[string]string{"file": `{"CNIDeviceInfoFile":true,"deviceID":true}`, "none": `{"deviceID":true}`} {
 		n.file("devinfo/dp/"+name, content)
-		definition(n.api, strings.ToLower(capability), nicA, `{"cniVersion":"1.0.0","plugins":[{"type":"host-device","capabilities":{"`+capability+`":true}},
+		definition(n.api, network, nicA, `{"cniVersion":"1.0.0","plugins":[{"type":"host-device","capabilities":`+capabilities+`},
 			{"type":"tuning","mac":"02:00:00:00:05:07"}]}`)
-		got := n.entry("pod-"+strings.ToLower(capability), strings.ToLower(capability), container("c1", 1))
+		got := n.entry("pod-"+network, network, container("c1", 1))
 		if !sameJSON(string(got.DeviceInfo), content) || got.MAC != "02:00:00:00:05:07" {
-			t.Errorf("%s: device-info %s of %s, want %s", capability, got.DeviceInfo, got.MAC, content)
+			t.Errorf("%s: device-info %s of %s, want %s", capabilities, got.DeviceInfo, got.MAC, content)
 		}
 		n.must(n.kubelet.DeletePod(n.kubelet.Pods()[0].UID))
 		if left := n.cniFiles(); len(left) != 0 {
