@@ -57,13 +57,12 @@ func (k *kubelet) holders(ctx context.Context) (map[string]nodeview.Holder, erro
 	return held, err
 }
 
-// allocated returns, by device ID, the UID of the pod to which the kubelet has given
-// the device, empty where no source tells it or several pods have the device by one
-// claim; a VF that is not among them is nobody's. That is known by the checkpoint alone: for some
+// allocated returns the IDs of the devices that the kubelet has given to pods; a VF
+// that is not among them is nobody's. That is known by the checkpoint alone: for some
 // seconds after its start a kubelet lists no pod, or the first few, while others
 // hold devices. A claim's device of which nobody says what it is may be any VF:
 // then it is not known what is allocated either.
-func (k *kubelet) allocated(ctx context.Context) (map[string]string, error) {
+func (k *kubelet) allocated(ctx context.Context) (map[string]bool, error) {
 	if k.file == nil {
 		return nil, errors.New("the kubelet's checkpoint, which alone names every device that is allocated, is not configured")
 	}
@@ -77,9 +76,9 @@ func (k *kubelet) allocated(ctx context.Context) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make(map[string]string, len(held))
-	for id, h := range held {
-		out[id] = h.PodUID
+	out := make(map[string]bool, len(held))
+	for id := range held {
+		out[id] = true
 	}
 	return out, nil
 }

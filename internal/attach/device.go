@@ -61,6 +61,7 @@ func (r *run) claim(ctx context.Context, a *plan.Attachment) error {
 	}
 	switch holder {
 	case keyOf(r.inv):
+		killpoint.Here("device claimed")
 		return r.usable(ctx, a)
 	case journal.RepairKey(a.Device.PCIAddress):
 		return errBeingReset()
@@ -173,6 +174,7 @@ func (r *run) fence(ctx context.Context, a *plan.Attachment) (fenced bool, err e
 	case err != nil:
 		return false, err
 	case holder == keyOf(r.inv):
+		killpoint.Here("device claimed")
 		return false, nil
 	case holder == journal.RepairKey(device):
 		return false, errBeingReset()

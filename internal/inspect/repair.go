@@ -27,7 +27,7 @@ func (l Local) Repair(ctx context.Context, dryRun bool) ([]Repair, error) {
 	found, problem := r.Scan(ctx)
 	out := []Repair{}
 	for _, f := range found {
-		action, repairable := r.Proposal(f)
+		action, repairable := r.Proposal(ctx, f)
 		one := Repair{Finding: f, Action: action, Left: !repairable}
 		if repairable && !dryRun {
 			if err := r.Repair(ctx, f); err != nil {

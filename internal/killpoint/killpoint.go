@@ -2,8 +2,8 @@
 
 // Package killpoint marks the places where a test kills the program.
 //
-// Every journal record and every call of a delegate or of the agent is followed
-// by a named point. In an ordinary build [Here] is empty and inlined away. With
+// Every journal record, every claim of a device and every call of a delegate or of
+// the agent is followed by a named point. In an ordinary build [Here] is empty and inlined away. With
 // the build tag killpoints it appends the point's name to the file named by
 // MANIFOLD_KILL_LOG, and at the point whose ordinal is MANIFOLD_KILL_AT it kills
 // its own process with SIGKILL, or its whole process group when

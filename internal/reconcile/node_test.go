@@ -34,8 +34,8 @@ type node struct {
 	tree *sriovtest.Tree
 
 	mu        sync.Mutex
-	allocated map[string]string // to pods, by UID
-	unknown   error             // why it is not known what is allocated
+	allocated map[string]bool
+	unknown   error // why it is not known what is allocated
 }
 
 func newNode(t *testing.T) *node {
@@ -43,7 +43,7 @@ func newNode(t *testing.T) *node {
 	n.tree.AddIGB()
 	n.Reconciler = &Reconciler{
 		Journal: journal.Dir{Path: t.TempDir()}, Host: n.tree.Host(),
-		Allocated: func(context.Context) (map[string]string, error) {
+		Allocated: func(context.Context) (map[string]bool, error) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			return n.allocated, n.unknown
@@ -60,22 +60,14 @@ func (n *node) must(err error) {
 	}
 }
 
-// allocate makes the kubelet have given these devices to pods that it does not
-// name, and no others.
+// allocate makes the kubelet have given these devices to pods, and no others.
 func (n *node) allocate(ids ...string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.allocated = map[string]string{}
+	n.allocated = map[string]bool{}
 	for _, id := range ids {
-		n.allocated[id] = ""
+		n.allocated[id] = true
 	}
-}
-
-// allocateTo makes the kubelet have given the VF to the pod of that UID.
-func (n *node) allocateTo(uid string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.allocated = map[string]string{address: uid}
 }
 
 // vlan sets the VLAN that the PF keeps for the VF.
@@ -226,12 +218,6 @@ func TestStrandedVFsAreMadeAsTheirSandboxFoundThem(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 	n.finds(Stranded) // until its DEL
-	n.vlan(78)
-	n.allocateTo("dead-uid") // its own pod's still
-	n.must(n.Repair(t.Context(), f))
-	if left := before.Compare(n.state()); len(left) > 0 {
-		t.Errorf("left: %v", left)
-	}
 }
 
 // A VF that its driver does not let be reset is in quarantine until it is.
@@ -333,11 +319,7 @@ func TestRepairOfStrandedGivesWay(t *testing.T) {
 		n.spared(f, "an operation on its sandbox is under way")
 		n.must(lock.Unlock(false))
 	})
-	t.Run("the kubelet has given it to another pod", func(*testing.T) {
-		n.allocateTo("another-uid")
-		n.spared(f, "the kubelet has given it to a pod")
-	})
-	t.Run("the kubelet has given it to nobody knows whom", func(*testing.T) {
+	t.Run("the kubelet has given it to a pod, be it its own", func(*testing.T) {
 		n.allocate(address)
 		n.spared(f, "the kubelet has given it to a pod")
 	})
@@ -370,6 +352,57 @@ func TestRepairOfQuarantinedGivesWay(t *testing.T) {
 	n.must(n.Journal.Quarantine(journal.Quarantine{Device: address, To: to}))
 	n.allocate(address)
 	n.spared(n.finds(Quarantined)[0], "the kubelet has given it to a pod")
+}
+
+// What is said to be done is what is done, or why nothing is.
+func TestProposal(t *testing.T) {
+	for name, tc := range map[string]struct {
+		begin   func(n *node)
+		want    string
+		repairs bool
+	}{
+		"stranded":                   {func(n *node) { n.sandbox("dead", false) }, "make it as its sandbox found it", true},
+		"stranded, given to a pod":   {func(n *node) { n.sandbox("dead", false); n.allocate(address) }, "nothing: the kubelet has given it to a pod", false},
+		"stranded, nobody can tell":  {func(n *node) { n.sandbox("dead", false); n.unknown = errors.New("the kubelet is down") }, "nothing: whether the kubelet has given it to a pod is not known: the kubelet is down", false},
+		"leftover":                   {func(n *node) { n.vlan(77) }, "reset it: no VLAN, no rates, link state auto", true},
+		"leftover of an excluded PF": {func(n *node) { n.vlan(77); n.Exclude = []string{pf} }, "nothing: its PF is excluded", false},
+		"quarantined":                {func(n *node) { n.confine(true) }, "make it as its sandbox found it", true},
+		"quarantined, given away":    {func(n *node) { n.confine(true); n.allocate(address) }, "nothing: the kubelet has given it to a pod", false},
+		"quarantined, journal lost":  {func(n *node) { n.confine(false) }, "nothing: how it must stand is not known: see to it, and take it as it stands with 'manifold-agent reconcile --accept " + address + "'", false},
+		"orphaned":                   {func(n *node) { n.tree.RemoveNetDev(netDev) }, "nothing: orphaned VFs are only reported", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			tc.begin(n)
+			found, err := n.Scan(t.Context())
+			if len(found) != 1 || (err != nil) != (n.unknown != nil) {
+				t.Fatalf("found %v, %v", found, err)
+			}
+			action, repairs := n.Proposal(t.Context(), found[0])
+			if action != tc.want || repairs != tc.repairs {
+				t.Errorf("%q, %t, want %q, %t", action, repairs, tc.want, tc.repairs)
+			}
+			if !repairs {
+				n.spared(found[0], "")
+				return
+			}
+			n.must(n.Repair(t.Context(), found[0]))
+		})
+	}
+}
+
+// confine changes the VF and puts it into quarantine, until it is as it was or
+// nobody knows how.
+func (n *node) confine(known bool) {
+	n.t.Helper()
+	var to json.RawMessage
+	if known {
+		var err error
+		to, err = json.Marshal(n.state())
+		n.must(err)
+	}
+	n.vlan(77)
+	n.must(n.Journal.Quarantine(journal.Quarantine{Device: address, To: to}))
 }
 
 func TestDriftedAndOrphanedAreReportedAlone(t *testing.T) {

@@ -106,10 +106,9 @@ func (f Finding) of(o *owner) Finding {
 type Reconciler struct {
 	Journal journal.Dir
 	Host    sriov.Host
-	// Allocated returns, by device ID, the UID of the pod to which the kubelet has
-	// given the device, empty where that is not known of a device that is given. An
+	// Allocated returns the IDs of the devices that the kubelet has given to pods. An
 	// error means that it is not known which are.
-	Allocated func(context.Context) (map[string]string, error)
+	Allocated func(context.Context) (map[string]bool, error)
 	// Watch are directories in which something changes when the kubelet starts or
 	// allocates. They need not exist yet.
 	Watch []string
@@ -190,7 +189,7 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 			functions = append(functions, f.Function)
 		}
 	}
-	var allocated map[string]string
+	var allocated map[string]bool
 	if len(functions) > 0 { // else the kubelet, which limits how often it is asked, has pods to serve
 		if allocated, err = r.Allocated(ctx); err != nil {
 			problem = errors.Join(problem, fmt.Errorf("allocations: %w", err))
@@ -201,8 +200,7 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 	problem = errors.Join(problem, err)
 	var out []vf
 	for _, f := range functions {
-		_, given := allocated[f.Address]
-		v := vf{Function: f, owner: owners[f.Address], allocated: !known || given}
+		v := vf{Function: f, owner: owners[f.Address], allocated: !known || allocated[f.Address]}
 		delete(owners, f.Address)
 		if v.state = states[f.Address]; v.state != nil { // else the problem is in err
 			v.quarantine, v.unreadable = r.Journal.Quarantined(f.Address)

@@ -28,7 +28,9 @@ const repairTime = 10 * time.Second
 
 // Repair undoes a finding: a stranded or quarantined VF is made as its sandbox
 // found it, what is left over is reset. The journal of a dead sandbox stays for its
-// DEL. A VF with which this fails is in quarantine from then on.
+// DEL. A VF with which this fails is in quarantine from then on. What the kubelet has
+// given to a pod is never touched, also where the pod is the dead sandbox's own: the
+// ADD of its next one makes the VF as it was.
 func (r *Reconciler) Repair(ctx context.Context, f Finding) error {
 	ctx, cancel := context.WithTimeout(ctx, repairTime)
 	defer cancel()
@@ -54,17 +56,26 @@ func (r *Reconciler) Accept(ctx context.Context, device string) error {
 // Proposal says what [Reconciler.Repair] would do about a finding, and whether it
 // would do anything. Whether the VF is then still as it was found, only Repair
 // looks, under its claim.
-func (r *Reconciler) Proposal(f Finding) (action string, repairs bool) {
+func (r *Reconciler) Proposal(ctx context.Context, f Finding) (action string, repairs bool) {
 	why := r.excluded(f)
 	switch {
 	case why != "":
-		return "nothing: " + why, false
-	case f.Kind == Stranded, f.Kind == Quarantined:
-		return "make it as its sandbox found it", true
+	case f.Kind == Stranded:
+		action = "make it as its sandbox found it"
+	case f.Kind == Quarantined:
+		action, why = "make it as its sandbox found it", r.unknown(f.Device)
 	case f.Kind == Leftover:
-		return "reset it: no VLAN, no rates, link state auto", true
+		action = "reset it: no VLAN, no rates, link state auto"
+	default:
+		why = string(f.Kind) + " VFs are only reported"
 	}
-	return "nothing: " + string(f.Kind) + " VFs are only reported", false
+	if why == "" {
+		why = r.given(ctx, f.Device)
+	}
+	if why != "" {
+		return "nothing: " + why, false
+	}
+	return action, true
 }
 
 // excluded says why the configuration keeps the VF's PF from being touched, empty
@@ -85,6 +96,19 @@ func (r *Reconciler) excluded(f Finding) string {
 		return why
 	}
 	return ""
+}
+
+// unknown says what to do about a quarantine that does not say how the VF must stand,
+// empty where it does: there is nothing to make it as.
+func (r *Reconciler) unknown(device string) string {
+	q, err := r.Journal.Quarantined(device)
+	if err == nil && q != nil {
+		_, err = verify.Recorded(q.To)
+	}
+	if err == nil {
+		return ""
+	}
+	return "how it must stand is not known: see to it, and take it as it stands with 'manifold-agent reconcile --accept " + device + "'"
 }
 
 // repairStranded restores the VF of a dead sandbox, under that sandbox's lock: an
@@ -109,8 +133,8 @@ func (r *Reconciler) repairStranded(ctx context.Context, f Finding) (err error) 
 	if err != nil {
 		return err
 	}
-	if err := r.ungiven(ctx, f, o.entry.Plan.Pod.UID); err != nil {
-		return err
+	if why := r.given(ctx, f.Device); why != "" {
+		return fmt.Errorf("%w: %s", ErrNotRepaired, why)
 	}
 	return r.restore(ctx, f, journal.Quarantine{
 		Device: f.Device, Sandbox: f.Sandbox, Pod: o.entry.Plan.Pod, Network: f.Network, To: o.entry.Before(o.attachment),
@@ -142,17 +166,17 @@ func (r *Reconciler) dead(ctx context.Context, f Finding, key journal.Key) (*own
 	return o, nil
 }
 
-// ungiven returns nil when the kubelet has given the VF to nobody, or to the pod of
-// that UID still: a pod without a network on the VF claims nothing.
-func (r *Reconciler) ungiven(ctx context.Context, f Finding, uid string) error {
-	allocated, err := r.Allocated(ctx)
-	if err != nil {
-		return fmt.Errorf("%w: whether the kubelet has given it to a pod is not known: %w", ErrNotRepaired, err)
+// given says that the kubelet has given the VF to a pod, or may have, empty where it
+// has not. The pod may use the VF and claim nothing, having no network on it; and the
+// dead sandbox's own pod may be about to start anew.
+func (r *Reconciler) given(ctx context.Context, device string) string {
+	switch allocated, err := r.Allocated(ctx); {
+	case err != nil:
+		return "whether the kubelet has given it to a pod is not known: " + err.Error()
+	case allocated[device]:
+		return "the kubelet has given it to a pod"
 	}
-	if to, given := allocated[f.Device]; given && (to == "" || to != uid) {
-		return fmt.Errorf("%w: the kubelet has given it to a pod", ErrNotRepaired)
-	}
-	return nil
+	return ""
 }
 
 // claimed runs do on a VF that no sandbox has, under its claim. An ADD that comes
@@ -197,10 +221,10 @@ func (r *Reconciler) repairFree(ctx context.Context, f Finding) error {
 	if v.allocated {
 		return fmt.Errorf("%w: the kubelet has given it to a pod", ErrNotRepaired)
 	}
-	if v.unreadable != nil {
-		return v.unreadable
-	}
 	if f.Kind == Quarantined {
+		if why := r.unknown(f.Device); why != "" {
+			return fmt.Errorf("%w: %s", ErrNotRepaired, why)
+		}
 		return r.restore(ctx, f, *v.quarantine)
 	}
 	to, err := json.Marshal(v.state.Neutral())

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -59,7 +60,7 @@ func (n *node) path(elem string) string { return filepath.Join(n.dir, elem) }
 
 // Commands of the scripts.
 var commands = map[string]func(*testscript.TestScript, bool, []string){
-	"node": cmdNode, "cni": cmdCNI, "vfs": cmdVFs, "allocate": cmdAllocate, "agent": cmdAgent, "die": cmdDie, "damage": cmdDamage,
+	"node": cmdNode, "cni": cmdCNI, "vfs": cmdVFs, "allocate": cmdAllocate, "agent": cmdAgent, "die": cmdDie, "free": cmdFree, "damage": cmdDamage,
 	"exclude": cmdExclude, "logfile": cmdLogFile, "plugin": cmdPlugin,
 }
 
@@ -244,6 +245,14 @@ func cmdLogFile(ts *testscript.TestScript, _ bool, args []string) {
 // cmdDie ends a pod's sandbox without DEL: "die POD".
 func cmdDie(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(of(ts).netns[args[0]].Delete())
+}
+
+// cmdFree takes a pod's devices away, as when the kubelet gives others to another
+// after the pod's end: "free POD".
+func cmdFree(ts *testscript.TestScript, _ bool, args []string) {
+	n := of(ts)
+	n.entries = slices.DeleteFunc(n.entries, func(e checkpoint.Entry) bool { return e.PodUID == n.uid(args[0]) })
+	n.record(ts)
 }
 
 // cmdDamage damages the first line of a pod's journal: "damage POD".

@@ -54,7 +54,7 @@ func TestKilledAtEveryPointGivesTheVFBack(t *testing.T) {
 		points[verb] = names
 	}
 	n.release(learn)
-	if !slices.Contains(points["ADD"], "delegate added") || !slices.Contains(points["DEL"], "delegate released") {
+	if !slices.Contains(points["ADD"], "device claimed") || !slices.Contains(points["ADD"], "delegate added") || !slices.Contains(points["DEL"], "delegate released") {
 		t.Fatalf("the points that matter are not among them: %v", points)
 	}
 	round := 0

@@ -120,6 +120,12 @@ func TestReconcilerFindsAndRepairsStrandedVFs(t *testing.T) {
 		return err == nil && bytes.Contains(log, []byte(`"kind":"stranded","device":"`+vf))
 	})
 	n.found("--repair")
+	if _, now := vfOf(t, vf); now.Vlan != 100 {
+		t.Errorf("repaired while the pod has it, which may start anew: VLAN %d", now.Vlan)
+	}
+	n.must(n.kubelet.DeletePod(types.UID(p.UID)))
+	n.admit("next", "", fakekubelet.Pins{"c": pin(pfs[0].vfs[0])}, container("c", left)) // until then the checkpoint keeps the pod's device
+	n.found("--repair")
 	if got := linkOf(t, vf).Attrs().Name; got != name {
 		t.Errorf("%s is called %s, was %s", vf, got, name)
 	}
