@@ -5,10 +5,16 @@ package cluster
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/manifold-cni/manifold/internal/reconcile"
+	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/test/cluster/nodestate"
 )
 
@@ -24,6 +30,65 @@ func (f *fixture) allocated(pod string) (ids []string) {
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// A node loses its power while pods have VFs. After the boot the journals of before
+// are known as those of sandboxes that are no more; the pod that is still wanted
+// comes back with its devices, and of the one that is not nothing is left.
+func TestPowerFailure(t *testing.T) {
+	f := begin(t)
+	both := []string{red, blue}
+	places := []place{{"main", Red}, {"main", Blue}}
+	f.create("stays", networks(strings.Join(both, ",")), container("main", Red, Blue))
+	f.create("goes", networks(red), container("main", Red))
+	stays, goes := f.running("stays"), f.running("goes")
+	f.stands(stays, both, places...)
+	f.stands(goes, []string{red}, place{"main", Red})
+	had, stranded := f.allocated("stays"), map[string]string{}
+	for _, pod := range []string{"stays", "goes"} {
+		for _, id := range f.allocated(pod) {
+			stranded[id] = namespace + "/" + pod
+		}
+	}
+	_, err := lab.Node.run(f.ctx, "/bin/sync") // they have lived for some time
+	f.must(err)
+	f.must(lab.Node.powerOff())
+	f.must(lab.Client.CoreV1().Pods(namespace).Delete(f.ctx, "goes", metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}))
+	f.must(lab.Node.powerOn(f.ctx))
+	f.areStranded(stranded)
+	f.must(lab.Node.startKubelet())
+	f.eventually("the pod to be attached again", func() error {
+		now, err := f.get("stays")
+		if err == nil && (!ready(now) || now.Status.ContainerStatuses[0].RestartCount == 0 || now.Annotations[netattach.StatusAnnotation] == stays.Annotations[netattach.StatusAnnotation]) {
+			err = fmt.Errorf("it is %s: %s", now.Status.Phase, f.events("stays"))
+		}
+		return err
+	})
+	f.stands(f.running("stays"), both, places...)
+	if has := f.allocated("stays"); !slices.Equal(has, had) {
+		t.Errorf("the pod had %v, and now %v", had, has)
+	}
+	f.eventually("nothing to be left of the old sandboxes", f.isInOrder)
+	f.remove("stays")
+	f.bridges() // which a boot takes away
+}
+
+// areStranded fails unless the agent's program finds exactly these VFs to have been
+// left by dead sandboxes of pods.
+func (f *fixture) areStranded(pods map[string]string) {
+	f.Helper()
+	out, _ := lab.Node.run(f.ctx, pluginDir+"/manifold-agent", "reconcile") // its status says that it found some
+	for line := range strings.Lines(string(out)) {
+		var found reconcile.Finding
+		f.must(json.Unmarshal([]byte(line), &found))
+		if found.Kind != reconcile.Stranded || pods[found.Device] == "" || !strings.Contains(found.String(), pods[found.Device]) {
+			f.Errorf("found %s", found)
+		}
+		delete(pods, found.Device)
+	}
+	if len(pods) > 0 {
+		f.Errorf("not found: %v", pods)
+	}
 }
 
 // manifest makes a static pod, until the test ends or remove is called.
