@@ -171,7 +171,7 @@ func (f *fixture) restart(services ...string) {
 	for _, s := range services {
 		f.must(lab.Node.StartService(s))
 		if s == Containerd {
-			f.eventually(s, func() error { return lab.Node.ctr(f.ctx, "version") })
+			f.eventually(s, func() error { return lab.Node.runtimeServes(f.ctx) })
 		}
 	}
 }

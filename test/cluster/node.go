@@ -298,7 +298,13 @@ func (n *Node) startRuntime(ctx context.Context) error {
 	if err := n.StartService(Containerd); err != nil {
 		return err
 	}
-	return eventually(ctx, "containerd", func(ctx context.Context) error { return n.ctr(ctx, "version") })
+	return eventually(ctx, "containerd", n.runtimeServes)
+}
+
+// runtimeServes returns nil when a kubelet can be started.
+func (n *Node) runtimeServes(ctx context.Context) error {
+	_, err := n.run(ctx, n.path("bin/probe"), "runtime")
+	return err
 }
 
 // startKubelet starts the kubelet and the device plugin.

@@ -4,6 +4,7 @@
 //	probe containers   # what runs, with environment and interfaces: [nodestate.Container]
 //	probe state        # what must be as before when pods have gone: [harness.HostState]
 //	probe devices      # what the kubelet has given away: [nodestate.Allocation]
+//	probe runtime      # nothing: fails until the container runtime serves a kubelet
 //
 // The labs run it on the node, which may be another machine than the test's.
 package main
@@ -25,6 +26,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/emptypb"
 	podresourcesv1 "k8s.io/kubelet/pkg/apis/podresources/v1"
 
 	"github.com/manifold-cni/manifold/test/cluster/nodestate"
@@ -50,8 +52,22 @@ func answer(args []string) (any, error) {
 		return state()
 	case len(args) == 1 && args[0] == "devices":
 		return devices(context.Background())
+	case len(args) == 1 && args[0] == "runtime":
+		return nil, runtime(context.Background())
 	}
-	return nil, errors.New("usage: probe containers | state | devices")
+	return nil, errors.New("usage: probe containers | state | devices | runtime")
+}
+
+// runtime asks containerd what a kubelet asks first. It answers some time after
+// containerd's own API does, and a kubelet that is refused ends. Of question and
+// answer only matters that they come, so they are empty.
+func runtime(ctx context.Context) error {
+	conn, err := grpc.NewClient("unix:///run/containerd/containerd.sock", grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.Invoke(ctx, "/runtime.v1.RuntimeService/Version", &emptypb.Empty{}, &emptypb.Empty{})
 }
 
 // netnsDir is where the runtime keeps sandboxes' network namespaces.
