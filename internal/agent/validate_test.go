@@ -33,7 +33,7 @@ var broken = map[string][]string{
 	"capabilities":    {`{"portMappings":"yes"}`},
 	"confDir":         {`""`, `"net.d"`}, "cniDir": {`""`, `"./state"`}, "binDir": {`""`, `"bin"`}, "sysRoot": {`""`, `"sys"`}, "deviceInfoDir": {`""`, `"devinfo"`},
 	"agentProgram": {`""`, `"manifold-agent"`}, "agentConfig": {`""`, `"agent.json"`}, "agentSocket": {`""`, `"agent.sock"`, `"/` + strings.Repeat("s", 107) + `"`},
-	"logFile": {`"manifold.log"`}, "readinessindicatorfile": {`"ready"`}, "auxiliaryCNIChainName": {`"../chain"`, `"/chain"`, `"."`},
+	"logFile": {`"manifold.log"`}, "readinessindicatorfile": {`"ready"`}, "releaseOnly": {`"net.d/a.conflist"`}, "auxiliaryCNIChainName": {`"../chain"`, `"/chain"`, `"."`},
 	"multusNamespace": {`""`, `"Kube-System"`, `"a.b"`}, "systemNamespaces": {`[""]`, `["a","B"]`}, "globalNamespaces": {`"a,B"`, `"a/b"`},
 	"logOptions": {`{"maxSize":-1}`, `{"maxAge":"5"}`, `{"maxBackups":1.5}`, `{"compress":1}`},
 }
