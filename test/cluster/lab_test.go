@@ -37,6 +37,11 @@ func TestMain(m *testing.M) {
 func inside(m *testing.M) (code int, err error) {
 	began := time.Now()
 	tell := func(what string) { fmt.Printf("cluster: %5.1fs %s\n", time.Since(began).Seconds(), what) }
+	defer func() { // after the logs are kept, some of which are on the node
+		if lab != nil {
+			err = errors.Join(err, lab.Stop())
+		}
+	}()
 	defer func() {
 		if err != nil || code != 0 {
 			tell("the logs are kept in " + keepLogs(os.Getenv(dirEnv)))
@@ -46,7 +51,6 @@ func inside(m *testing.M) (code int, err error) {
 	if lab, err = start(ctx); err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, lab.Stop()) }()
 	tell("the node is ready")
 	if err := lab.Install(ctx); err != nil {
 		return 0, err

@@ -6,6 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -91,6 +94,54 @@ func (f *fixture) areStranded(pods map[string]string) {
 	}
 }
 
+// A kubelet that has just started answers for pods that hold devices as if there
+// were none, until it hears of them: here, without an API server, for as long as
+// the test likes. Meanwhile nothing is taken for free, and the ADDs of a static
+// pod, which the kubelet makes but tells nobody of, are refused and leave nothing.
+func TestKubeletThatKnowsNoPods(t *testing.T) {
+	f := begin(t)
+	holds := f.run("holds", networks(red), container("main", Red))
+	f.stands(holds, []string{red}, place{"main", Red})
+	id := f.allocated("holds")[0]
+	f.must(lab.API.Kill())
+	restart := sync.OnceFunc(func() { f.must(lab.API.Restart()) })
+	f.Cleanup(restart)
+	f.restart(Kubelet)
+	f.eventually("the kubelet to answer", func() error {
+		_, err := lab.Node.run(f.ctx, lab.Node.path("bin/probe"), "devices")
+		return err
+	})
+	if ids := f.allocated("holds"); len(ids) > 0 {
+		t.Fatalf("the kubelet knows of %v; then this test tests nothing", ids)
+	}
+	f.inOrder()
+	f.manifest("early", networks(red), container("main", Red))
+	f.refused("early", 2)
+	own := f.allocated("early-" + NodeName)
+	if len(own) != 1 || own[0] == id {
+		t.Fatalf("the kubelet has given the new pod %v, and %s is another's", own, id)
+	}
+	f.inOrder()
+	restart()
+	here := f.attached("early")
+	f.isVF(f.running("early-"+NodeName), here, "net1", own[0])
+	f.stands(f.running("holds"), []string{red}, place{"main", Red})
+	f.inOrder()
+}
+
+// refused waits until the plugin has refused ADDs of a static pod, as the runtime
+// says in its log.
+func (f *fixture) refused(static string, times int) {
+	f.Helper()
+	f.eventually("ADDs to be refused", func() error {
+		log, err := os.ReadFile(filepath.Join(lab.Node.logs, Containerd+".log"))
+		if n := strings.Count(string(log), "failed (add): pod "+namespace+"/"+static+"-"+NodeName); err == nil && n < times {
+			err = fmt.Errorf("%d were", n)
+		}
+		return err
+	})
+}
+
 // manifest makes a static pod, until the test ends or remove is called.
 func (f *fixture) manifest(name string, options ...option) (remove func()) {
 	f.Helper()
@@ -114,10 +165,11 @@ func (f *fixture) manifest(name string, options ...option) (remove func()) {
 	return remove
 }
 
-// write writes a file on the node, which nobody sees in part.
+// write writes a file on the node, which nobody sees in part: the kubelet takes
+// every file for a pod's whose name begins with no dot.
 func (f *fixture) write(file string, content []byte) {
 	f.Helper()
-	_, err := lab.Node.run(f.ctx, "/bin/sh", "-ec", `mkdir -p "$(dirname "$2")"; printf %s "$1" > "$2.new"; mv "$2.new" "$2"`, "sh", string(content), file)
+	_, err := lab.Node.run(f.ctx, "/bin/sh", "-ec", `mkdir -p "$2"; printf %s "$1" > "$2/.$3"; mv "$2/.$3" "$2/$3"`, "sh", string(content), path.Dir(file), path.Base(file))
 	f.must(err)
 }
 
