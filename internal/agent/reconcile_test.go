@@ -130,13 +130,20 @@ func TestKubeletRestartWindow(t *testing.T) {
 	n.spared("List of another pod alone")
 }
 
-// A dead sandbox's VF is repaired while the kubelet keeps it for that sandbox's own
-// pod, and not when another pod has it: the real sources tell by UID whose it is.
+// A dead sandbox's VF is repaired once the kubelet has given it to nobody. Whose it
+// is otherwise does not matter: the dead sandbox's own pod may be about to start anew.
 func TestStrandedVFsThatAreGivenOnAreLeftAlone(t *testing.T) {
-	for uid, repaired := range map[string]bool{"app": true, "before": false} {
-		t.Run(uid, func(t *testing.T) {
+	for name, c := range map[string]struct {
+		uid, given string
+		repaired   bool
+	}{
+		"own":     {"app", leftoverVF, false},
+		"another": {"before", leftoverVF, false},
+		"nobody":  {"before", otherVF, true},
+	} {
+		t.Run(name, func(t *testing.T) {
 			n := newVFNode(t)
-			n.admit("app", leftoverVF)
+			n.admit("app", c.given)
 			before, err := n.tree.Host().Snapshot(leftoverVF)
 			n.must(err)
 			before.VF.VLAN = 0
@@ -145,7 +152,7 @@ func TestStrandedVFsThatAreGivenOnAreLeftAlone(t *testing.T) {
 			r := n.reconciler()
 			key := journal.Key{ContainerID: "c", IfName: "eth0"}
 			entry, err := r.Journal.Begin(t.Context(), key, &plan.Plan{
-				Pod: plan.Pod{Namespace: "shop", Name: "app", UID: uid}, NetNS: filepath.Join(t.TempDir(), "gone"),
+				Pod: plan.Pod{Namespace: "shop", Name: "app", UID: c.uid}, NetNS: filepath.Join(t.TempDir(), "gone"),
 				Attachments: []plan.Attachment{{Name: "shop/fast", IfName: "net1", Device: &plan.Device{ID: leftoverVF, PCIAddress: leftoverVF, PF: "0000:21:00.0", VFIndex: before.VFIndex}}},
 			})
 			n.must(err)
@@ -157,10 +164,10 @@ func TestStrandedVFsThatAreGivenOnAreLeftAlone(t *testing.T) {
 			if len(found) != 1 || found[0].Kind != reconcile.Stranded {
 				t.Fatalf("found %v", found)
 			}
-			if err := r.Repair(t.Context(), found[0]); (err == nil) != repaired {
+			if err := r.Repair(t.Context(), found[0]); (err == nil) != c.repaired {
 				t.Errorf("repair: %v", err)
 			}
-			if s, err := n.tree.Host().Snapshot(leftoverVF); err != nil || (s.VF.VLAN == 0) != repaired {
+			if s, err := n.tree.Host().Snapshot(leftoverVF); err != nil || (s.VF.VLAN == 0) != c.repaired {
 				t.Errorf("%+v, %v", s.VF, err)
 			}
 		})
