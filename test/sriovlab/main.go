@@ -5,6 +5,7 @@
 //
 //	go run ./test/sriovlab               # all checks
 //	go run ./test/sriovlab -run Inventory
+//	go run ./test/sriovlab -full         # every way, not representative ones
 //	go run ./test/sriovlab -shell        # a shell in the same guest
 //
 // Then the guest is ended without warning and booted again with its disk, for the
@@ -44,14 +45,17 @@ var modules = []string{"veth", "bridge", "macvlan", "8021q", "dummy"}
 
 func main() {
 	run := flag.String("run", "", "run only the checks whose names match this regular expression")
-	timeout := flag.Duration("timeout", 15*time.Minute, "end the checks after this time")
+	timeout := flag.Duration("timeout", time.Hour, "end the checks after this time")
 	count := flag.Int("count", 1, "run every check this many times")
-	repeat := flag.Duration("repeat", time.Minute, "how long checks that repeat the same may do so")
+	repeat := flag.Duration("repeat", 30*time.Second, "how long checks that repeat the same may do so")
+	full := flag.Bool("full", false, "run every check in every way, not in representative ones")
 	inside := flag.Bool("shell", false, "open a shell in the guest instead of running the checks")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	l := &lab{start: time.Now(), flags: []string{"-test.v", "-test.timeout=" + timeout.String()}, env: []string{checks.BudgetVariable + "=" + repeat.String()}}
+	l := &lab{start: time.Now(), flags: []string{"-test.v", "-test.timeout=" + timeout.String()}, env: []string{
+		checks.BudgetVariable + "=" + repeat.String(), fmt.Sprintf("%s=%t", checks.FullVariable, *full),
+	}}
 	status, err := l.run(ctx, func() (int, error) {
 		if *inside {
 			return shell(ctx, l.machine)

@@ -83,6 +83,9 @@ func pin(devices ...string) map[string][]string {
 
 func TestPodGetsItsVFs(t *testing.T) {
 	l, r := pfs[0].vfs, pfs[1].vfs
+	n := newNode(t)
+	n.define("left", left, hostDevice(nil))
+	n.define("right", right, hostDevice(nil))
 	for name, tc := range map[string]struct {
 		networks   string
 		containers []corev1.Container
@@ -102,14 +105,14 @@ func TestPodGetsItsVFs(t *testing.T) {
 			fakekubelet.Pins{"c1": pin(r[5]), "c2": pin(r[6])}, []string{r[6], r[5]}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t)
-			n.define("left", left, hostDevice(nil))
-			n.define("right", right, hostDevice(nil))
+			n := n.of(t)
 			p := n.admit("app", tc.networks, tc.pins, tc.containers...)
+			defer n.release(p)
 			n.succeed("ADD", p)
 			n.stands(p, tc.want...)
 			n.succeed("CHECK", p)
 			n.succeed("DEL", p)
+			n.before.same(t)
 		})
 	}
 }

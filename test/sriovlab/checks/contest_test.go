@@ -101,7 +101,6 @@ func TestTwoSandboxesWantOneVF(t *testing.T) {
 func TestVFWithoutDriver(t *testing.T) {
 	n := newVolatile(t)
 	vf := pfs[1].vfs[1]
-	n.define("right", right, hostDevice(nil))
 	n.must(os.WriteFile("/sys/bus/pci/drivers/igbvf/unbind", []byte(vf), 0))
 	p := n.admit("app", "right", fakekubelet.Pins{"c": pin(vf)}, container("c", right))
 	n.refuse(p, 999, vf)

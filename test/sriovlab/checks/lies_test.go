@@ -3,6 +3,7 @@
 package checks
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -46,8 +47,7 @@ func TestLiesAboutVFsAreFoundOut(t *testing.T) {
 			n.define(lie, left, conf)
 			p := n.admit(lie, lie, fakekubelet.Pins{"c": pin(vf)}, container("c", left))
 			n.of(t).refuse(p, 111, append(tc.parts, vf)...)
-			n.of(t).succeed("DEL", p)
-			n.evict(lie)
+			n.release(p)
 		})
 	}
 }
@@ -70,14 +70,15 @@ func properties(keys map[string]any) []map[string]any {
 }
 
 // A delegate that leaves a property of the VF as it is on the PF, though its
-// configuration asks for another, is found out for each. The same configuration
-// is accepted of one that does as it is asked, where the driver can.
+// configuration asks for another, is found out for each; what the driver does not
+// have fails with the driver's error. All of the rest is accepted of a delegate that
+// does as it is asked.
 func propertiesOnThePF(t *testing.T) {
 	const index, mac = 5, "02:00:00:00:05:05"
 	vf := pfs[0].vfs[index]
+	pins := fakekubelet.Pins{"c": pin(vf)}
 	uplink := linkOf(t, pfs[0].address)
 	n := newNode(t)
-	n.conf(map[string]any{"carrier": "ignore"}) // which is another check's
 	for key, tc := range map[string]struct {
 		keys   map[string]any
 		field  string
@@ -106,22 +107,37 @@ func propertiesOnThePF(t *testing.T) {
 				n.must(tc.before(true))
 				defer func() { n.must(tc.before(false)) }()
 			}
-			pins := fakekubelet.Pins{"c": pin(vf)}
 			p := n.admit("lied-to", "no-"+name, pins, container("c", left))
 			n.refuse(p, 111, tc.field, vf)
-			n.succeed("DEL", p)
 			n.release(p)
-			p = n.admit("served", name, pins, container("c", left))
-			defer n.release(p)
 			if tc.lacks {
+				p = n.admit("failed", name, pins, container("c", left))
 				n.refuse(p, 999, vf, "of VF 5")
-				n.succeed("DEL", p)
-				return
+				n.release(p)
 			}
-			n.succeed("ADD", p)
-			n.stands(p, vf)
-			n.succeed("CHECK", p)
-			n.succeed("DEL", p)
 		})
 	}
+	t.Run("as asked", func(t *testing.T) {
+		n := n.of(t)
+		n.served(vf, map[string]any{"vlan": 100, "vlanQoS": 3, "spoofchk": "off", "trust": "on", "max_tx_rate": 200, "mac": mac})
+		n.must(netlink.LinkSetVfTrust(uplink, index, true))
+		n.served(vf, map[string]any{"vlan": 7, "trust": "off"})
+		n.must(netlink.LinkSetVfTrust(uplink, index, false))
+	})
+}
+
+// served fails unless a pod gets a VF with these properties, and gives it back as it
+// was.
+func (n *node) served(vf string, keys map[string]any) {
+	n.t.Helper()
+	before := hardware(n.t)
+	name := fmt.Sprintf("served-%d", *n.count)
+	n.define(name, left, properties(keys)...)
+	p := n.admit(name, name, fakekubelet.Pins{"c": pin(vf)}, container("c", left))
+	n.succeed("ADD", p)
+	n.stands(p, vf)
+	n.succeed("CHECK", p)
+	n.succeed("DEL", p)
+	n.release(p)
+	before.same(n.t)
 }

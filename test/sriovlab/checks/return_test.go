@@ -45,19 +45,22 @@ func change(t *testing.T, vf string) {
 // returnsAsItWas: whatever was set on the PF while the pod had the VF.
 func returnsAsItWas(t *testing.T) {
 	vf := pfs[0].vfs[3]
+	n := newNode(t)
+	n.define("left", left, hostDevice(nil))
 	for name, end := range map[string]func(n *node, p *pod){
 		"namespace alive": func(*node, *pod) {},
 		"namespace gone":  func(n *node, p *pod) { n.must(p.ns.Delete()) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t)
-			n.define("left", left, hostDevice(nil))
+			n := n.of(t)
 			p := n.admit("app", "left", fakekubelet.Pins{"c": pin(vf)}, container("c", left))
+			defer n.release(p)
 			n.succeed("ADD", p)
 			change(t, vf)
 			end(n, p)
-			n.succeed("DEL", p) // newNode compares the hardware with before
 			n.succeed("DEL", p)
+			n.succeed("DEL", p)
+			n.before.same(t)
 		})
 	}
 }
@@ -76,7 +79,6 @@ func (n *node) warm(network, vf string) {
 // once it is out of the sandbox; it is the pod's, untouched, until then.
 func TestReturnsWhileADelegateFails(t *testing.T) {
 	n := newNode(t)
-	n.conf(map[string]any{"carrier": "ignore"}) // nothing to wait for
 	refuse := n.path("refuse")
 	set := map[string]any{"type": "vfprops", "vlan": 100, "vlanQoS": 3, "spoofchk": "off", "trust": "on", "mac": "02:00:00:00:06:01", "refuse": refuse}
 	mover := hostDevice(map[string]any{"ipam": n.ipam("10.62.0.0/24")})

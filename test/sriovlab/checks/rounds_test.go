@@ -31,7 +31,6 @@ func budget(t *testing.T) time.Duration {
 func TestManyRounds(t *testing.T) {
 	end := time.Now().Add(budget(t))
 	n := newNode(t)
-	n.conf(map[string]any{"carrier": "ignore"}) // nothing to wait for
 	n.define("left", left, hostDevice(map[string]any{"ipam": n.ipam("10.62.0.0/24")}))
 	n.define("right", right, properties(map[string]any{"vlan": 100, "trust": "on"})...)
 	perTime := len(pfs[0].vfs) + len(pfs[1].vfs)
@@ -53,7 +52,9 @@ func TestManyRounds(t *testing.T) {
 			t.Logf("the agent's files at first %q, at last %q", open, n.agentFiles())
 		}
 	}()
-	n.eventually("the agent to have no more files open than at first", func() bool { return len(n.agentFiles()) <= len(open) })
+	// A second connection is no leak, which would be of a file for each of two pods at
+	// least; it stands for a minute and a half.
+	n.eventually("the agent to have no more files open than at first", func() bool { return len(n.agentFiles()) <= len(open)+1 })
 	n.inOrder()
 }
 

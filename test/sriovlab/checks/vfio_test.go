@@ -185,6 +185,14 @@ func TestDriverThatChangesUnderwayIsRefused(t *testing.T) {
 // each is what it was when the pod was planned, or the pod is refused.
 func TestVFIODeviceIsWhatThePodWasGiven(t *testing.T) {
 	vf := pfs[1].vfs[5]
+	deviceNode := toVFIO(t, vf)
+	var was unix.Stat_t
+	if err := unix.Stat(deviceNode, &was); err != nil {
+		t.Fatal(err)
+	}
+	n := newNode(t)
+	slow, gate := n.gated()
+	n.define("slow", right, slow)
 	for lie, tc := range map[string]struct {
 		tell  func(n *node, deviceNode string) error
 		found string
@@ -196,19 +204,13 @@ func TestVFIODeviceIsWhatThePodWasGiven(t *testing.T) {
 		}, "character device 1:3, not "},
 	} {
 		t.Run(lie, func(t *testing.T) {
-			deviceNode := toVFIO(t, vf)
-			var was unix.Stat_t
-			if err := unix.Stat(deviceNode, &was); err != nil {
-				t.Fatal(err)
-			}
-			n := newNode(t)
+			n := n.of(t)
 			defer func() {
 				n.must(os.RemoveAll(deviceNode))
 				n.must(unix.Mknod(deviceNode, was.Mode, int(was.Rdev)))
 			}()
-			slow, gate := n.gated()
-			n.define("slow", right, slow)
 			p := n.admit("app", "slow", fakekubelet.Pins{"c": pin(vf)}, container("c", right))
+			defer n.release(p)
 			n.says(n.during(p, gate, func() { n.must(tc.tell(n, deviceNode)) }), 111, "device node: wanted "+deviceNode+", found "+tc.found, vf)
 			n.succeed("DEL", p)
 		})
