@@ -106,6 +106,50 @@ func TestReleaseOfADamagedJournal(t *testing.T) {
 	}
 }
 
+// A journal with one damaged line is still read. Where that line is the record of
+// how the VF stood, the VF is nobody's, whoever comes next.
+func TestReleaseWithOneLineDamaged(t *testing.T) {
+	const trying, attached, verified = 1, 2, 3
+	only := func(l []string) { l[trying] = damaged; clear(l[attached:]) }
+	line := func(i int) func([]string) { return func(l []string) { l[i] = damaged } }
+	for name, tc := range map[string]struct {
+		damage   func(lines []string)
+		confined bool
+	}{
+		"the record of the device":               {line(trying), true},
+		"the record of the device, and no other": {only, true},
+		"the result":                             {line(attached), false},
+		"the last":                               {line(verified), false},
+	} {
+		for verb, next := range map[string]func(*hardware) error{
+			"DEL": func(h *hardware) error { return h.del("old") }, "GC": (*hardware).collect,
+			"ADD": func(h *hardware) error { return h.claim("next") },
+		} {
+			t.Run(name+"/"+verb, func(t *testing.T) {
+				h := newHardware(t, "exit 0")
+				before := h.attach("old")
+				used := h.vf()
+				h.damage("old", tc.damage)
+				err := next(h)
+				if refused := verb == "ADD" && tc.confined; refused != cnierr.Is(err, cnierr.Quarantined) || !refused && err != nil {
+					t.Fatalf("%v, want it refused: %v", err, refused)
+				}
+				h.must(h.del("next"))
+				h.must(h.del("old"))
+				if !tc.confined {
+					h.stands(before)
+					h.nothingLeft()
+					return
+				}
+				if q, err := h.Journal.Quarantined(vfAddress); err != nil || q == nil || q.Sandbox != "old@eth0" || q.Pod.Name != "old" {
+					t.Fatalf("quarantine %+v, %v", q, err)
+				}
+				h.confined(used)
+			})
+		}
+	}
+}
+
 // confined fails unless the next pod is refused the VF until somebody has accepted
 // it as it stands.
 func (h *hardware) confined(used *sriov.Snapshot) {

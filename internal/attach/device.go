@@ -88,8 +88,8 @@ func (r *run) takeOver(a *plan.Attachment, last *journal.Entry) error {
 	i := slices.IndexFunc(last.Plan.Attachments, func(b plan.Attachment) bool {
 		return b.Device != nil && b.Device.PCIAddress == a.Device.PCIAddress
 	})
-	if i < 0 || last.Before(i) == nil {
-		return nil
+	if i < 0 || last.Before(i) == nil && !slices.Contains(last.Unreleased(), i) {
+		return nil // it died before it tried anything
 	}
 	return r.Journal.Quarantine(quarantineOf(last, i, "its sandbox is dead, and its DEL has not come"))
 }
@@ -232,7 +232,7 @@ func (r *run) standAsBefore(ctx context.Context, i int) error {
 		return nil
 	}
 	a := &r.entry.Plan.Attachments[i]
-	before, err := r.before(i)
+	before, err := verify.Recorded(r.entry.Before(i)) // which may be the damaged line
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -159,6 +160,32 @@ func TestAfterAnotherBootAllThatThePlanNamesIsReleased(t *testing.T) {
 	}
 	if u := got.Unreleased(); !reflect.DeepEqual(u, []int{3, 0}) {
 		t.Errorf("after another boot %v, want all but what is recorded as released or untouched", u)
+	}
+}
+
+// A damaged line that is dropped may have been the only one of the attachment that
+// was tried last, and not of those after it.
+func TestADroppedLineMayBeTheOnlyOne(t *testing.T) {
+	d, e := begun(t, 3)
+	appendAll(t, e, Step{Attachment: 0, Phase: Trying}, Step{Attachment: 1, Phase: Trying})
+	content, err := os.ReadFile(e.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.SplitAfter(string(content), "\n")
+	for damaged, want := range map[int][]int{1: {1, 0}, 2: {1, 0}} {
+		changed := slices.Clone(lines)
+		changed[damaged] = "damaged\n"
+		if err := os.WriteFile(e.path, []byte(strings.Join(changed, "")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := d.Open(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if u := got.Unreleased(); !reflect.DeepEqual(u, want) {
+			t.Errorf("without line %d: unreleased %v, want %v", damaged, u, want)
+		}
 	}
 }
 

@@ -118,8 +118,10 @@ type Entry struct {
 	Steps   []Step
 	// Torn says that the last line was incomplete and has been dropped.
 	Torn bool
-	path string
-	file *os.File // for appending, once something was
+	// dropped says that a damaged line was dropped, whichever step it was.
+	dropped bool
+	path    string
+	file    *os.File // for appending, once something was
 }
 
 // Begin writes the first record, durably, and returns the entry. An existing
@@ -323,18 +325,29 @@ func (e *Entry) Gone() string {
 
 // Unreleased returns the indexes of the attachments that a tear-down must
 // release, in reverse order of attachment: all that were tried and whose DEL has
-// not succeeded. After another boot an attachment without a step may have been
-// tried as well, since a power failure can lose steps: it is released too.
+// not succeeded. An attachment without a step may have been tried as well, and is
+// released too, where steps can be lost: after another boot, since a power failure
+// loses the last ones, and where a damaged line was dropped, the first such one.
 func (e *Entry) Unreleased() []int {
-	sameBoot := e.SameBoot()
+	lost := 0
+	switch {
+	case !e.SameBoot():
+		lost = len(e.Plan.Attachments)
+	case e.dropped:
+		lost = 1
+	}
 	var out []int
-	for i := len(e.Plan.Attachments) - 1; i >= 0; i-- {
+	for i := range e.Plan.Attachments {
 		p, _ := e.Phase(i)
-		if p == Untouched || p == Released || p == "" && sameBoot {
+		if p == "" {
+			lost--
+		}
+		if p == Untouched || p == Released || p == "" && lost < 0 {
 			continue
 		}
 		out = append(out, i)
 	}
+	slices.Reverse(out)
 	return out
 }
 
@@ -383,12 +396,13 @@ func decode(data []byte) (*Entry, error) {
 		if n == 0 || cnierr.Is(err, cnierr.JournalVersion) {
 			return nil, err
 		}
-		// Only the last line can be torn, by a power failure. Behind it stands at
-		// most the end that Append gives it.
+		// Only the last line can be torn, by a power failure. Behind it stands the
+		// end that Append gives it, and the steps of those who went on. What it was
+		// is not known, and nobody may take it as never written.
 		if len(bytes.TrimSpace(data)) > 0 && !tornBefore(data) {
 			return nil, fmt.Errorf("line %d: %w", n+1, err)
 		}
-		e.Torn = len(data) == 0
+		e.Torn, e.dropped = len(data) == 0, true
 	}
 	if e.Plan == nil {
 		return nil, errors.New("no record")
