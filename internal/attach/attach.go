@@ -256,7 +256,7 @@ func (r *run) attachAll(ctx context.Context) (types.Result, []plan.Outcome, erro
 		return nil, nil, err
 	}
 	result, err := inVersion(outcomes[0].Result, r.inv.Conf.CNIVersion)
-	return result, outcomes, err
+	return result, outcomes, cnierr.Annotate(err, r.subject(0))
 }
 
 // subject names attachment i for errors.

@@ -2,12 +2,14 @@ package attach
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
@@ -72,8 +74,9 @@ func setDefaultRoutes(netns string, attachments []plan.Attachment) error {
 	return nil
 }
 
-// removeDefaultRoutes removes the interface's default routes of both families.
-// An interface that does not exist has none.
+// removeDefaultRoutes removes the interface's default routes of both families, and
+// looks whether they are gone: the runtime is told so. An interface that does not
+// exist has none.
 func removeDefaultRoutes(ifName string) error {
 	link, err := netlinksafe.LinkByName(ifName)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
@@ -82,21 +85,59 @@ func removeDefaultRoutes(ifName string) error {
 	if err != nil {
 		return err
 	}
+	index := link.Attrs().Index
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlinksafe.RouteList(link, family)
+		routes, err := defaultRoutesOf(index, family)
 		if err != nil {
 			return err
 		}
 		for _, r := range routes {
-			if !isDefault(r.Dst) {
-				continue
+			if err := removeRoute(r, index); err != nil {
+				return fmt.Errorf("remove %s: %w", r, err)
 			}
-			if err := netlink.RouteDel(&r); err != nil {
-				return err
-			}
+		}
+		left, err := defaultRoutesOf(index, family)
+		if err != nil {
+			return err
+		}
+		if len(left) > 0 {
+			return fmt.Errorf("interface %s has the default route %s still", ifName, left[0])
 		}
 	}
 	return nil
+}
+
+// defaultRoutesOf returns the main table's default routes through an interface. A
+// route of several next hops, as the kernel makes of two IPv6 routes of one metric,
+// names its interfaces in them alone, and is left out where routes are listed by
+// interface.
+func defaultRoutesOf(index, family int) ([]netlink.Route, error) {
+	routes, err := netlinksafe.RouteList(nil, family)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(routes, func(r netlink.Route) bool {
+		through := r.LinkIndex == index || slices.ContainsFunc(r.MultiPath, func(h *netlink.NexthopInfo) bool { return h.LinkIndex == index })
+		return !through || !isDefault(r.Dst)
+	}), nil
+}
+
+// removeRoute removes a route through an interface; its next hops through others
+// stay.
+func removeRoute(r netlink.Route, index int) error {
+	if err := netlink.RouteDel(&r); err != nil {
+		return err
+	}
+	r.MultiPath = slices.DeleteFunc(r.MultiPath, func(h *netlink.NexthopInfo) bool { return h.LinkIndex == index })
+	if len(r.MultiPath) == 0 {
+		return nil
+	}
+	// What the kernel says of the state of a route and its hops it does not take back.
+	r.Flags &= unix.RTNH_F_ONLINK
+	for _, h := range r.MultiPath {
+		h.Flags &= unix.RTNH_F_ONLINK
+	}
+	return netlink.RouteAdd(&r)
 }
 
 // isDefault reports whether a route's destination is everything: netlink gives

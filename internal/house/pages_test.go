@@ -66,6 +66,7 @@ const configurationDifferences = `
 | a configuration on disk has the name and is both a list and a single one | the first by file name | the list, as the specification says |
 | a directory is named as a network | its first file must be right | what is no configuration, and Manifold's own, is passed over |
 | keys of the configuration | in any case | as in the table above; ` + "`" + `config convert` + "`" + ` writes them so, ` + "`" + `config validate` + "`" + ` says so |
+| ` + "`" + `binDir` + "`" + `, ` + "`" + `cniDir` + "`" + `, ` + "`" + `confDir` + "`" + ` or ` + "`" + `multusNamespace` + "`" + ` is the empty string | taken as it is: a path below whatever directory the runtime is in, no namespace | refused, with the key's name; empty ` + "`" + `globalNamespaces` + "`" + ` and ` + "`" + `logLevel` + "`" + ` stand for their defaults |
 | options of the DaemonSet's entrypoint | ` + "`" + `--multus-conf-file` + "`" + `, ` + "`" + `--namespace-isolation` + "`" + ` and others write the configuration | ` + "`" + `manifold-agent install` + "`" + ` writes it, see [installing](install.md) |
 `
 

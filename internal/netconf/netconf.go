@@ -28,7 +28,8 @@ import (
 )
 
 // Conf is the plugin's configuration. The tags name the key, its default, its form
-// (see forms) and its meaning; the reference page is made from them. Durations are Go durations in a
+// (see forms) and its meaning, and whether an empty string stands for the default, as
+// it does for every enum; the reference page is made from them. Durations are Go durations in a
 // string, "30s"; directories are absolute paths.
 type Conf struct {
 	CNIVersion string          `json:"cniVersion" form:"version" default:"0.1.0" doc:"CNI version that the runtime speaks, 0.1.0 to 1.1.0"`
@@ -43,7 +44,7 @@ type Conf struct {
 	SystemNamespaces   []string `json:"systemNamespaces" form:"namespaces" default:"[\"kube-system\"]" doc:"namespaces whose pods get the cluster default network alone of defaultNetworks"`
 	MultusNamespace    string   `json:"multusNamespace" form:"namespace" default:"kube-system" doc:"namespace of the definitions that clusterNetwork, defaultNetworks and the annotation v1.multus-cni.io/default-network name without one"`
 	NamespaceIsolation bool     `json:"namespaceIsolation" doc:"refuse definitions of other namespaces than the pod's, in both annotations; what the configuration names is not the pod's choice, and is not isolated" multus:"does not isolate the annotation v1.multus-cni.io/default-network: where pods use it, list multusNamespace in globalNamespaces"`
-	GlobalNamespaces   string   `json:"globalNamespaces" form:"namespaces" default:"default" doc:"comma list of namespaces whose definitions every pod may use in spite of namespaceIsolation; default itself is one only where the list names it"`
+	GlobalNamespaces   string   `json:"globalNamespaces" form:"namespaces" default:"default" empty:"default" doc:"comma list of namespaces whose definitions every pod may use in spite of namespaceIsolation; default itself is one only where the list names it, or is empty"`
 
 	ConfDir        string     `json:"confDir" form:"path" default:"/etc/cni/multus/net.d" doc:"directory of the node's network configurations"`
 	CNIDir         string     `json:"cniDir" form:"path" default:"/var/lib/cni/multus" doc:"directory of the journal and of libcni's results" multus:"keeps other files in it, see [switching](switching.md)"`
@@ -297,12 +298,13 @@ func decodeKey(field reflect.StructField, raw json.RawMessage) (reflect.Value, e
 		return value, wrong(mistyped(err, field.Type))
 	}
 	value = value.Elem()
-	if enum := field.Tag.Get("enum"); enum != "" {
-		// As Multus reads its logLevel: in any case, and empty as if it were not set.
-		word := strings.ToLower(value.String())
-		if word == "" {
-			word = field.Tag.Get("default")
-		}
+	enum := field.Tag.Get("enum")
+	// As Multus reads its logLevel and its globalNamespaces.
+	if (enum != "" || field.Tag.Get("empty") == "default") && value.String() == "" {
+		value.SetString(field.Tag.Get("default"))
+	}
+	if enum != "" {
+		word := strings.ToLower(value.String()) // as Multus reads its logLevel, too
 		value.SetString(word)
 		if !slices.Contains(strings.Fields(enum), word) {
 			return value, wrong(fmt.Errorf("%.64q is unknown", word)).WithFix("choose one of: %s", enum)

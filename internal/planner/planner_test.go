@@ -159,6 +159,9 @@ func TestPlans(t *testing.T) {
 		"global namespace": {
 			world{conf: map[string]any{"namespaceIsolation": true, "globalNamespaces": "a, infra"}, networks: "infra/net", definitions: map[string]string{"infra/net": `{"type":"ptp"}`}},
 			"eth0=cluster net1=infra/net"},
+		"global namespace where the list is empty, as for Multus": {
+			world{conf: map[string]any{"namespaceIsolation": true, "globalNamespaces": ""}, networks: "default/net", definitions: map[string]string{"default/net": `{"type":"ptp"}`}},
+			"eth0=cluster net1=default/net"},
 	})
 }
 

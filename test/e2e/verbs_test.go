@@ -208,6 +208,20 @@ func TestResultInTheVersionAskedFor(t *testing.T) {
 	}
 }
 
+// TestResultThatTheVersionAskedForCannotSay: the form before 0.3.0 has addresses in
+// any case.
+func TestResultThatTheVersionAskedForCannotSay(t *testing.T) {
+	n := newNode(t, map[string]any{"cniVersion": "0.2.0"})
+	n.serve()
+	n.warm()
+	n.file("net.d/10-default.conflist", `{"name":"cluster-net","cniVersion":"1.0.0","plugins":[{"type":"scripted","addresses":[]}]}`)
+	p := n.addPod("pod", "")
+	before := n.state()
+	n.refuse("ADD", p, 1, "pod default/pod", "network cluster-net", "interface eth0", "0.2.0", "no valid IP addresses")
+	n.succeed("DEL", p)
+	n.unchanged(before)
+}
+
 func TestDefaultRouteMoves(t *testing.T) {
 	n := newNode(t, nil)
 	n.warm()
@@ -228,7 +242,60 @@ func TestDefaultRouteMoves(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
-// wantDefaults compares the gateways of a pod's default routes.
+// TestDefaultRoutesOfSeveralHopsGo: what the kernel made one route of, of both
+// gateways of the default network and of an interface that is not Manifold's, loses
+// the pod's hops and keeps the other.
+func TestDefaultRoutesOfSeveralHopsGo(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.file("net.d/10-default.conflist", `{"cniVersion":"1.0.0","name":"cluster-net","plugins":[{"type":"bridge","bridge":"cni0",
+		"ipam":{"type":"host-local","dataDir":"`+n.path("ipam")+`","ranges":[[{"subnet":"fd00:88::/64"}],[{"subnet":"10.88.0.0/16"}]],
+		"routes":[{"dst":"::/0","gw":"fd00:88::1"},{"dst":"::/0","gw":"fd00:88::3"},{"dst":"0.0.0.0/0","gw":"10.88.0.1"}]}}]}`)
+	gate := n.path("gate")
+	n.define("scr", "", `{"cniVersion":"1.0.0","type":"scripted","addresses":["10.95.0.2/24"],"script":{"ADD":{"gate":"`+gate+`"}}}`)
+	p := n.addPod("pod", `[{"name":"scr","default-route":[]}]`)
+	added := make(chan *harness.Result)
+	go func() { added <- n.call("ADD", p) }()
+	n.eventually("the delegate", func() bool { return exists(gate + ".reached") })
+	n.must(p.ns.Do(func() error { return foreignHops("eth0") }))
+	n.wantDefaults(p, netlink.FAMILY_V4, "[10.88.0.3+192.0.2.1]") // or what follows proves nothing
+	n.wantDefaults(p, netlink.FAMILY_V6, "[fd00:88::1+fd00:88::3+fd00:2::1]")
+	n.file("gate", "")
+	if res := <-added; res.Status != 0 || strings.Contains(string(res.Stdout), "::/0") {
+		t.Fatalf("ADD: %s", res.Stdout)
+	}
+	n.wantDefaults(p, netlink.FAMILY_V4, "[192.0.2.1]")
+	n.wantDefaults(p, netlink.FAMILY_V6, "[fd00:2::1]")
+	n.succeed("CHECK", p)
+	n.succeed("DEL", p)
+}
+
+// foreignHops makes an interface with addresses of both families, and joins its
+// gateways with those of another in one default route per family.
+func foreignHops(other string) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "mine"
+	mine := &netlink.Bridge{LinkAttrs: attrs}
+	err := errors.Join(netlink.LinkAdd(mine), netlink.LinkSetUp(mine))
+	for _, text := range []string{"192.0.2.2/24", "fd00:2::2/64"} {
+		addr, parsed := netlink.ParseAddr(text)
+		err = errors.Join(err, parsed, netlink.AddrAdd(mine, addr))
+	}
+	theirs, found := netlinksafe.LinkByName(other)
+	if err := errors.Join(err, found); err != nil {
+		return err
+	}
+	all4, all6 := &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
+	return errors.Join(
+		netlink.RouteReplace(&netlink.Route{Dst: all4, MultiPath: []*netlink.NexthopInfo{
+			{LinkIndex: theirs.Attrs().Index, Gw: net.IPv4(10, 88, 0, 3)}, {LinkIndex: mine.Index, Gw: net.IPv4(192, 0, 2, 1)},
+		}}),
+		netlink.RouteAppend(&netlink.Route{LinkIndex: mine.Index, Dst: all6, Gw: net.ParseIP("fd00:2::1")}),
+	)
+}
+
+// wantDefaults compares the gateways of a pod's default routes, "a+b" for a route of
+// several hops.
 func (n *node) wantDefaults(p *pod, family int, want string) {
 	n.t.Helper()
 	n.must(p.ns.Do(func() error {
@@ -236,7 +303,11 @@ func (n *node) wantDefaults(p *pod, family int, want string) {
 		defaults := []string{}
 		for _, r := range routes {
 			if r.Dst == nil || r.Dst.String() == "0.0.0.0/0" || r.Dst.String() == "::/0" {
-				defaults = append(defaults, r.Gw.String())
+				hops := []string{r.Gw.String()}
+				for i, h := range r.MultiPath {
+					hops = append(hops[:i], h.Gw.String())
+				}
+				defaults = append(defaults, strings.Join(hops, "+"))
 			}
 		}
 		if fmt.Sprint(defaults) != want {
