@@ -142,6 +142,21 @@ func netDevOf(link netlink.Link) NetDev {
 	return NetDev{Name: a.Name, Index: a.Index, MAC: a.HardwareAddr.String(), MTU: a.MTU, Alias: a.Alias}
 }
 
+// OfLink is [FS.OfNetDev] for any name of the network device, also an alternative
+// one, which sysfs does not have. The error wraps [ErrNoLink] where the network
+// namespace has no device of that name.
+func (h Host) OfLink(name string) (string, error) {
+	addr, err := h.OfNetDev(name)
+	if err == nil || errors.Is(err, ErrNotPCI) {
+		return addr, err
+	}
+	link, err := h.links().Link(name)
+	if err != nil {
+		return "", fmt.Errorf("sriov: %w", err)
+	}
+	return h.OfNetDev(link.Name)
+}
+
 // SetVF implements [Links].
 func (Kernel) SetVF(pf string, index int, p Property, to VFState) error {
 	link, err := find(pf)

@@ -57,7 +57,8 @@ type Config struct {
 	CNIDir  string `json:"cniDir"`
 	SysRoot string `json:"sysRoot"`
 	// Reconcile is one of the Reconcile constants; ReconcileExclude are PFs, by PCI
-	// address or network device, whose VFs are never repaired.
+	// address or network device, whose VFs are never repaired; see
+	// [reconcile.ParseExclude].
 	Reconcile        string   `json:"reconcile"`
 	ReconcileExclude []string `json:"reconcileExclude"`
 
@@ -152,7 +153,8 @@ func (c *Config) complete() error {
 	return nil
 }
 
-// check refuses values that cannot be right.
+// check refuses values that cannot be right, and gives the excluded PFs the spelling
+// in which they are compared.
 func (c *Config) check() error {
 	const op = "read configuration"
 	if !slices.Contains([]string{ReconcileOff, ReconcileReport, ReconcileRepair}, c.Reconcile) {
@@ -170,6 +172,13 @@ func (c *Config) check() error {
 	if c.StartupTaint != "" && c.APIServer == "" {
 		return cnierr.New(op, cnierr.InvalidConfig, "key %q: there is no API server to remove it at", "startupTaint").
 			WithFix("set apiServer, or leave startupTaint out")
+	}
+	for i, entry := range c.ReconcileExclude {
+		var err error
+		if c.ReconcileExclude[i], err = reconcile.ParseExclude(entry); err != nil {
+			return cnierr.New(op, cnierr.InvalidConfig, "key %q: %w", "reconcileExclude", err).
+				WithFix("name each PF by its PCI address, as 0000:5e:00.0, or by its network device")
+		}
 	}
 	if c.ResourceSlices && c.APIServer == "" {
 		return cnierr.New(op, cnierr.InvalidConfig, "key %q: there is no API server to read them from", "resourceSlices").

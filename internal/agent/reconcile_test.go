@@ -174,6 +174,18 @@ func TestStrandedVFsThatAreGivenOnAreLeftAlone(t *testing.T) {
 	}
 }
 
+// PFs are excluded in any spelling, and what can be no PF is refused.
+func TestConfigOfExcludedPFs(t *testing.T) {
+	c := Config{ReconcileExclude: []string{"0000:5E:00.0", "5e:00.1", "enp33s0 "}}
+	if err := c.complete(); err != nil || !slices.Equal(c.ReconcileExclude, []string{"0000:5e:00.0", "0000:5e:00.1", "enp33s0"}) {
+		t.Errorf("%q, %v", c.ReconcileExclude, err)
+	}
+	c.ReconcileExclude = []string{"0000:5e:0.0"}
+	if err := c.complete(); err == nil || !strings.Contains(err.Error(), `"reconcileExclude": "0000:5e:0.0" is neither`) {
+		t.Error(err)
+	}
+}
+
 // TestKubeletsDirectoriesAreWatched: those whose change means that it started or
 // allocated.
 func TestKubeletsDirectoriesAreWatched(t *testing.T) {

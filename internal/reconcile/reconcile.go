@@ -112,8 +112,9 @@ type Reconciler struct {
 	// Watch are directories in which something changes when the kubelet starts or
 	// allocates. They need not exist yet.
 	Watch []string
-	// Exclude are PFs, by PCI address or network device, whose VFs are reported
-	// but never repaired.
+	// Exclude are PFs, by PCI address or network device, whose VFs are reported but
+	// never repaired; see [ParseExclude]. A name that the node does not have may be
+	// any PF's.
 	Exclude []string
 	// Tell is called when a finding comes and when one was repaired, with the
 	// [Reason] of its kind or [ReasonRepaired]; nil for nobody. The same finding is told once while it stands.

@@ -78,26 +78,6 @@ func (r *Reconciler) Proposal(ctx context.Context, f Finding) (action string, re
 	return action, true
 }
 
-// excluded says why the configuration keeps the VF's PF from being touched, empty
-// where it does not. Where it names network devices and the PF's cannot be told, the
-// PF may be one of them.
-func (r *Reconciler) excluded(f Finding) string {
-	const why = "its PF is excluded"
-	if slices.Contains(r.Exclude, f.PF) {
-		return why
-	}
-	if !slices.ContainsFunc(r.Exclude, func(s string) bool { return !sriov.IsAddress(s) }) {
-		return ""
-	}
-	switch name, _, err := r.Host.PFNetDev(f.Device); {
-	case err != nil:
-		return "its PF may be excluded, which cannot be told: " + err.Error()
-	case slices.Contains(r.Exclude, name):
-		return why
-	}
-	return ""
-}
-
 // unknown says what to do about a quarantine that does not say how the VF must stand,
 // empty where it does: there is nothing to make it as.
 func (r *Reconciler) unknown(device string) string {

@@ -160,7 +160,7 @@ func (w watched) concerns(files *fsnotify.Watcher, e fsnotify.Event) bool {
 // round is what the last scan said.
 type round struct {
 	found   []Finding
-	gaveWay []Finding // of these, those whose repair gave way to somebody
+	gaveWay map[Finding]string // of these, those whose repair gave way, and to what
 	problem string
 }
 
@@ -185,36 +185,41 @@ func (r *Reconciler) round(ctx context.Context, last *round, repair bool, log *s
 			log.Info("VF is in order again", "was", f)
 		}
 	}
-	var gaveWay []Finding
+	gaveWay := map[Finding]string{}
 	for _, f := range now {
-		untried := slices.Contains(last.gaveWay, f)
+		why, untried := last.gaveWay[f]
 		if !slices.Contains(last.found, f) {
 			untried = true
 			log.Warn("VF", "finding", f)
 			r.tell(ctx, Reason(f.Kind), f)
 		}
-		if repair && untried && !r.repair(ctx, f, log) {
-			gaveWay = append(gaveWay, f)
+		if !repair || !untried {
+			continue
+		}
+		if err := r.repair(ctx, f, log); err != nil {
+			if gaveWay[f] = err.Error(); gaveWay[f] != why {
+				log.Info("VF is left as it is", "finding", f, "why", err)
+			}
 		}
 	}
 	last.found, last.gaveWay = now, gaveWay
 	return true
 }
 
-// repair repairs one finding, says what became of it, and returns whether it was
-// tried.
-func (r *Reconciler) repair(ctx context.Context, f Finding, log *slog.Logger) (tried bool) {
+// repair repairs one finding, and says what became of it. The error is why it was
+// not tried.
+func (r *Reconciler) repair(ctx context.Context, f Finding, log *slog.Logger) (untried error) {
 	err := r.Repair(ctx, f)
-	if errors.Is(err, ErrNotRepaired) {
-		return false
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrNotRepaired):
+		return err
+	case err != nil:
 		log.Warn("VF cannot be repaired", "finding", f, "err", err)
-		return true
+	default:
+		log.Info("VF repaired", "was", f)
+		r.tell(ctx, ReasonRepaired, f)
 	}
-	log.Info("VF repaired", "was", f)
-	r.tell(ctx, ReasonRepaired, f)
-	return true
+	return nil
 }
 
 func (r *Reconciler) tell(ctx context.Context, reason string, f Finding) {

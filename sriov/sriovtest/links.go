@@ -1,6 +1,7 @@
 package sriovtest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,10 +26,18 @@ func (t *Tree) Refuse(addr string, p sriov.Property, err error) {
 	t.kernel.vf(addr).refused[p] = err
 }
 
+// AddAltName gives a network device an alternative name, which sysfs does not show.
+func (t *Tree) AddAltName(netDev, name string) {
+	t.kernel.mu.Lock()
+	defer t.kernel.mu.Unlock()
+	t.kernel.altNames[name] = netDev
+}
+
 // kernel is what the kernel and the PFs' drivers hold beside sysfs.
 type kernel struct {
 	mu        sync.Mutex
 	vfs       map[string]*vfState // by address
+	altNames  map[string]string   // network devices by alternative name
 	listeners map[chan struct{}]bool
 }
 
@@ -59,6 +68,13 @@ func (k *kernel) forget(addr string) {
 	delete(k.vfs, addr)
 }
 
+// named returns the name in sysfs of the network device of any name.
+func (k *kernel) named(name string) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return cmp.Or(k.altNames[name], name)
+}
+
 // tell tells all listeners that something changed.
 func (k *kernel) tell() {
 	k.mu.Lock()
@@ -77,6 +93,7 @@ type links struct{ tree *Tree }
 
 // Link implements [sriov.Links].
 func (l links) Link(name string) (*sriov.Link, error) {
+	name = l.tree.kernel.named(name)
 	dir := l.tree.abs("sys/class/net/" + name)
 	if _, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("network device %s: %w: %v", name, sriov.ErrNoLink, err) //nolint:errorlint // netlink knows no files

@@ -1,0 +1,58 @@
+package reconcile
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/manifold-cni/manifold/sriov"
+)
+
+// maxAltName bounds the name of a network device, in bytes: an alternative one may
+// have as many, ALTIFNAMSIZ of the kernel's linux/if.h without the final NUL.
+const maxAltName = 127
+
+// shortDomain is what lspci leaves out where the machine has one PCI domain.
+const shortDomain = "0000:"
+
+// ParseExclude returns an entry of [Reconciler.Exclude] as it is compared: a PCI
+// address in the kernel's spelling, also of one as lspci prints it, or the name of a
+// network device. What can be neither is an error: it would exclude nothing.
+func ParseExclude(entry string) (string, error) {
+	s := strings.TrimSpace(entry)
+	for _, address := range []string{s, shortDomain + s} {
+		if a, err := sriov.ParseAddress(address); err == nil {
+			return a, nil
+		}
+	}
+	if s == "" || s == "." || s == ".." || len(s) > maxAltName || strings.ContainsAny(s, "/:\x00 \t\n\v\f\r") {
+		return "", fmt.Errorf("%.*q is neither a PCI address nor the name of a network device", maxAltName, entry)
+	}
+	return s, nil
+}
+
+// excluded says why the configuration keeps the VF's PF from being touched, empty
+// where it does not. The PF may be one of a name that says nothing here: it may have
+// been renamed, or its network device be with a pod or a program.
+func (r *Reconciler) excluded(f Finding) string {
+	why := ""
+	for _, entry := range r.Exclude {
+		address, err := r.excludedPF(entry)
+		switch {
+		case err != nil:
+			why = "its PF may be excluded, which cannot be told: " + err.Error()
+		case slices.Contains([]string{f.PF, f.Device}, address):
+			return "its PF is excluded"
+		}
+	}
+	return why
+}
+
+// excludedPF returns the address of the PCI function that an entry names.
+func (r *Reconciler) excludedPF(entry string) (string, error) {
+	name, err := ParseExclude(entry)
+	if err != nil || sriov.IsAddress(name) {
+		return name, err
+	}
+	return r.Host.OfLink(name)
+}
