@@ -32,6 +32,7 @@ type node struct {
 	*Reconciler
 	t    *testing.T
 	tree *sriovtest.Tree
+	want *plan.VF // what networks ask of their VF
 
 	mu        sync.Mutex
 	allocated map[string]bool
@@ -118,7 +119,7 @@ func (n *node) begin(id string, alive bool) *journal.Entry {
 	n.t.Helper()
 	p := &plan.Plan{
 		Pod: plan.Pod{Namespace: "shop", Name: id, UID: id + "-uid"}, NetNS: filepath.Join(n.t.TempDir(), "gone"),
-		Attachments: []plan.Attachment{{Name: "shop/fast", IfName: "net1", Device: &plan.Device{ID: address, PCIAddress: address, PF: pf, VFIndex: index, Driver: "igbvf"}}},
+		Attachments: []plan.Attachment{{Name: "shop/fast", IfName: "net1", Device: &plan.Device{ID: address, PCIAddress: address, PF: pf, VFIndex: index, Driver: "igbvf"}, Want: plan.Want{VF: n.want}}},
 	}
 	if alive {
 		p.NetNS = "/proc/self/ns/net"
@@ -451,6 +452,48 @@ func TestVFThatVanishesUnderAPod(t *testing.T) {
 			if n.quarantined() != nil {
 				t.Errorf("in quarantine: %+v", n.quarantined())
 			}
+		})
+	}
+}
+
+// A DEL resets the VF after a scan has read its pod's journal: what the journal said
+// is not held against the VF then. Each of its steps tells of it, also that the
+// journal is gone.
+func TestScanThatMeetsADEL(t *testing.T) {
+	const vlan = 5
+	for name, tc := range map[string]struct {
+		phases []journal.Phase
+		gone   bool
+		kinds  []Kind
+	}{
+		"no DEL":       {kinds: []Kind{Drifted}},
+		"releasing":    {phases: []journal.Phase{journal.Releasing}},
+		"released":     {phases: []journal.Phase{journal.Releasing, journal.Released}},
+		"journal gone": {gone: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			id := vlan
+			n.want = &plan.VF{VLAN: &id}
+			key := n.sandbox("app", true)
+			n.vlan(vlan)
+			n.tree.RemoveNetDev(netDev)
+			n.finds()
+			n.allocate(address)
+			kubelets := n.Allocated
+			n.Allocated = func(ctx context.Context) (map[string]bool, error) { // between the journals and the PFs
+				entry, err := n.Journal.Open(key)
+				n.must(err)
+				for _, p := range tc.phases {
+					n.must(entry.Append(journal.Step{Phase: p}))
+				}
+				if tc.gone {
+					n.must(entry.Close())
+				}
+				n.vlan(0)
+				return kubelets(ctx)
+			}
+			n.finds(tc.kinds...)
 		})
 	}
 }

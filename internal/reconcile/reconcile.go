@@ -171,10 +171,23 @@ func (r *Reconciler) Scan(ctx context.Context) ([]Finding, error) {
 	vfs, err := r.survey(ctx)
 	var out []Finding
 	for i := range vfs {
-		out = append(out, judge(&vfs[i])...)
+		for _, f := range judge(&vfs[i]) {
+			if !f.Kind.Living() || r.unchanged(vfs[i].owner) {
+				out = append(out, f)
+			}
+		}
 	}
 	slices.SortStableFunc(out, func(a, b Finding) int { return cmp.Compare(a.Device, b.Device) })
 	return out, err
+}
+
+// unchanged reports whether nothing has been done on a sandbox since its journal was
+// read. An ADD or a DEL that came meanwhile may have changed the VF before it was
+// looked at: what was read before says nothing of it then, and the journal's change
+// is the next scan's cause.
+func (r *Reconciler) unchanged(o *owner) bool {
+	now, err := r.Journal.Open(o.key)
+	return err == nil && len(now.Steps) == len(o.entry.Steps)
 }
 
 // survey gathers what is known of every VF that the node or a journal has.
