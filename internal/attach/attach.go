@@ -335,7 +335,7 @@ func (r *run) add(ctx context.Context, i int) (json.RawMessage, error) {
 	result, err := r.cni.AddNetworkList(ctx, r.lists[i], r.runtimeConf(a, r.inv.NetNS))
 	killpoint.Here("delegate added")
 	if err != nil {
-		return nil, explainUserspace(a, delegateError("add", err))
+		return nil, explainVersion(r.lists[i], explainUserspace(a, delegateError("add", err)))
 	}
 	raw, err := json.Marshal(result)
 	if err != nil {
@@ -494,4 +494,14 @@ func explainUserspace(a *plan.Attachment, err *cnierr.Error) *cnierr.Error {
 		return err
 	}
 	return err.WithFix("the device is bound to %s and has no interface: bind it to its kernel driver, or take out of the network what needs an interface", a.Device.Driver)
+}
+
+// explainVersion says what helps where a delegate does not speak the version of its
+// network.
+func explainVersion(list *libcni.NetworkConfigList, err *cnierr.Error) *cnierr.Error {
+	var own *types.Error
+	if err.Fix != "" || !errors.As(err, &own) || own.Code != types.ErrIncompatibleCNIVersion {
+		return err
+	}
+	return err.WithFix("write a cniVersion into the network that each of its plugins speaks, or install plugins that speak %s", list.CNIVersion)
 }

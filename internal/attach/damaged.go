@@ -171,6 +171,7 @@ func (r *run) releaseCached(ctx context.Context, c *libcni.NetworkAttachment) er
 		ContainerID: c.ContainerID, NetNS: r.liveNetNS(), IfName: c.IfName, Args: c.CniArgs, CapabilityArgs: c.CapabilityArgs,
 	}
 	a := r.ofRecord(c)
+	t := teardown{a: a, list: list, rt: rt, completed: true} // what is recorded was attached
 	fenced, err := r.fence(ctx, a)
 	if cnierr.Is(err, cnierr.JournalCorrupt) {
 		fenced, err = true, r.Journal.Quarantine(journal.Quarantine{
@@ -181,9 +182,9 @@ func (r *run) releaseCached(ctx context.Context, c *libcni.NetworkAttachment) er
 	case err != nil:
 		return err
 	case fenced:
-		err = r.releaseRest(ctx, list, rt)
+		err = r.releaseRest(ctx, t, nil)
 	default:
-		err = r.runDEL(ctx, list, rt, a, nil)
+		err = r.runDEL(ctx, t)
 	}
 	if err != nil {
 		return err

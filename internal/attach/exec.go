@@ -35,6 +35,9 @@ type executor struct {
 	stderr io.Writer     // where a delegate's stderr goes
 	// started counts the programs that were started.
 	started int
+	// sought counts the programs that were looked for: of a chain that failed, the
+	// plugins that were tried.
+	sought int
 	// times takes down each run, as step, of the attachment of that index.
 	times      *Times
 	step       string
@@ -58,6 +61,7 @@ func (e *executor) findAll(list *libcni.NetworkConfigList, paths []string) error
 
 // FindInPath implements invoke.Exec.
 func (e *executor) FindInPath(plugin string, paths []string) (string, error) {
+	e.sought++
 	path, err := invoke.FindInPath(plugin, paths)
 	if err != nil {
 		return "", cnierr.New("find delegate "+plugin, cnierr.DelegateMissing, "%w", err).

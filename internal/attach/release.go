@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"golang.org/x/sys/unix"
 
@@ -136,13 +138,13 @@ func (r *run) releaseOne(ctx context.Context, i int) error {
 		return err
 	}
 	netns := r.liveNetNS()
-	rt := r.runtimeConf(a, netns)
 	list, err := listOf(a)
+	t := teardown{a: a, list: list, rt: r.runtimeConf(a, netns), before: r.entry.Before(i), completed: r.entry.Result(i) != nil}
 	switch {
 	case err == nil && fenced:
-		err = r.releaseRest(ctx, list, rt)
+		err = r.releaseRest(ctx, t, nil)
 	case err == nil:
-		err = r.releaseChain(ctx, i, list, rt)
+		err = r.releaseChain(ctx, i, t)
 	}
 	if !fenced {
 		err = r.giveBack(ctx, i, netns, err)
@@ -155,46 +157,150 @@ func (r *run) releaseOne(ctx context.Context, i int) error {
 
 // releaseChain runs the delegate chain's DEL with the recorded configuration and
 // result, and checks that the device is out of the sandbox.
-func (r *run) releaseChain(ctx context.Context, i int, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
-	a := &r.entry.Plan.Attachments[i]
-	if err := r.seedCache(list, rt, r.entry.Result(i)); err != nil {
+func (r *run) releaseChain(ctx context.Context, i int, t teardown) error {
+	if err := r.seedCache(t.list, t.rt, r.entry.Result(i)); err != nil {
 		return err
 	}
-	if err := r.runDEL(ctx, list, rt, a, r.entry.Before(i)); err != nil {
+	if err := r.runDEL(ctx, t); err != nil {
 		return err
 	}
-	return r.left(a, rt.NetNS)
+	return r.left(t.a, t.rt.NetNS)
+}
+
+// teardown is what releases an attachment.
+type teardown struct {
+	a      *plan.Attachment
+	list   *libcni.NetworkConfigList
+	rt     *libcni.RuntimeConf
+	before json.RawMessage // what was recorded of the device before ADD, nil for nothing
+	// completed says that its ADD was. Of an ADD that was never completed the cause
+	// may be one that the DEL has as well, and will have for ever: a value that the
+	// delegate cannot read, a version that it does not speak. Then its failures do
+	// not keep the pod, once its interface is not there and every plugin was tried.
+	completed bool
 }
 
 // runDEL runs a delegate chain's DEL, and that of its addresses where the delegates
-// may not have. before is what was recorded of the device before ADD, nil for
-// nothing.
-func (r *run) runDEL(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, a *plan.Attachment, before json.RawMessage) error {
+// may not have. While the interface is in the sandbox its addresses are in use, and
+// only the delegates give them back.
+func (r *run) runDEL(ctx context.Context, t teardown) error {
+	failed, problems := r.delAll(ctx, t)
+	switch {
+	case !failed && t.rt.NetNS != "":
+		return nil
+	case !failed:
+		return r.outcome(t, r.releaseAddresses(ctx, t))
+	case !r.isOut(t.a, t.rt.NetNS):
+		return join(problems)
+	case !r.gone(t):
+		t.completed = true // its device is somewhere
+	}
+	return r.releaseRest(ctx, t, problems)
+}
+
+// delAll runs DEL of a chain's plugins, last first and past failures: libcni ends
+// at the first, and what the plugins before it made would stay. It reports whether
+// one failed, and returns the failures that count.
+func (r *run) delAll(ctx context.Context, t teardown) (failed bool, problems []error) {
+	sought := r.exec.sought
+	err := r.within(ctx, func(ctx context.Context) error { return r.cni.DelNetworkList(ctx, t.list, t.rt) })
+	killpoint.Here("delegate released")
+	if err == nil {
+		return false, nil
+	}
+	tried := r.exec.sought - sought
+	if tried == 0 { // libcni refuses the list
+		return true, []error{delegateError("del", err)}
+	}
+	for i := len(t.list.Plugins) - tried; ; {
+		if err != nil && !r.nothingLeft(t, i == 0, err) {
+			problems = append(problems, delegateError("del", err))
+		}
+		if i--; i < 0 {
+			return true, problems
+		}
+		err = r.within(ctx, func(ctx context.Context) error { return r.delPlugin(ctx, t, t.list.Plugins[i]) })
+	}
+}
+
+// within runs f within the time that delegates have.
+func (r *run) within(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
 	defer cancel()
-	err := r.cni.DelNetworkList(ctx, list, rt)
-	killpoint.Here("delegate released")
-	needless := err != nil && r.nothingLeft(a, before, rt.NetNS, err)
-	if err != nil && !needless {
-		return delegateError("del", err)
+	return f(ctx)
+}
+
+// delPlugin runs DEL of one plugin of a chain, with what libcni gives it.
+func (r *run) delPlugin(ctx context.Context, t teardown, p *libcni.PluginConfig) error {
+	more := map[string]any{}
+	if result, err := r.cni.GetNetworkListCachedResult(t.list, t.rt); err == nil && result != nil {
+		more["prevResult"] = result
 	}
-	switch {
-	case needless:
-		return r.releaseRest(ctx, list, rt)
-	case rt.NetNS == "":
-		return r.releaseAddresses(ctx, list, rt)
+	capabilities := map[string]any{}
+	for name, has := range p.Network.Capabilities {
+		if value, given := t.rt.CapabilityArgs[name]; has && given {
+			capabilities[name] = value
+		}
 	}
-	return nil
+	if len(capabilities) > 0 {
+		more["runtimeConfig"] = capabilities
+	}
+	return r.execDEL(ctx, t, p, p.Network.Type, t.rt.NetNS, more)
+}
+
+// execDEL runs DEL of a program with a plugin's configuration and more keys.
+func (r *run) execDEL(ctx context.Context, t teardown, p *libcni.PluginConfig, program, netns string, more map[string]any) error {
+	more["name"], more["cniVersion"] = t.list.Name, t.list.CNIVersion
+	conf, err := libcni.InjectConf(p, more)
+	if err != nil {
+		return cnierr.New("render configuration", cnierr.InvalidDefinition, "%w", err)
+	}
+	path, err := r.exec.FindInPath(program, r.inv.Path)
+	if err != nil {
+		return err
+	}
+	args := &invoke.Args{
+		Command: "DEL", ContainerID: t.rt.ContainerID, NetNS: netns, IfName: t.rt.IfName, PluginArgs: t.rt.Args,
+		Path: strings.Join(r.inv.Path, string(os.PathListSeparator)),
+	}
+	return invoke.ExecPluginWithoutResult(ctx, path, conf.Bytes, args, r.exec)
 }
 
 // releaseRest releases what an attachment has beside its device where the chain's DEL
 // did not run or did not succeed: its addresses, and libcni's record, which libcni
-// itself removes after a DEL that succeeded.
-func (r *run) releaseRest(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
-	if err := r.releaseAddresses(ctx, list, rt); err != nil {
+// itself removes after a DEL that succeeded. problems are the chain's failures.
+func (r *run) releaseRest(ctx context.Context, t teardown, problems []error) error {
+	if err := r.outcome(t, append(problems, r.releaseAddresses(ctx, t)...)); err != nil {
 		return err
 	}
-	return r.seedCache(list, rt, nil)
+	return r.seedCache(t.list, t.rt, nil)
+}
+
+// outcome is what the release of an attachment ends with whose interface is not in
+// the sandbox: problems, unless they are such as would keep the pod for ever.
+func (r *run) outcome(t teardown, problems []error) error {
+	if t.completed || slices.ContainsFunc(problems, passes) {
+		return join(problems)
+	}
+	for _, err := range problems {
+		r.about(t.a).Warn("ADD was never completed and the interface is not there, so the failure of DEL is passed over", "err", err)
+	}
+	return nil
+}
+
+// passes reports whether a delegate's failure is one that may pass: it did not end
+// in time, or asks to be tried again.
+func passes(err error) bool {
+	var own *types.Error
+	return cnierr.Is(err, cnierr.DelegateTimeout) || errors.As(err, &own) && own.Code == types.ErrTryAgainLater
+}
+
+// join makes one error of problems; one alone stays as it is.
+func join(problems []error) error {
+	if len(problems) == 1 {
+		return problems[0]
+	}
+	return errors.Join(problems...)
 }
 
 // liveNetNS returns the sandbox's network namespace, empty when it is gone:
@@ -215,26 +321,32 @@ func (r *run) liveNetNS() string {
 }
 
 // nothingLeft reports whether a delegate's DEL failed only because there was
-// nothing to do: its interface is not in the sandbox, and the device stands on
-// the host as before ADD. Some delegates do not know that DEL must succeed then
-// (host-device for one), and the pod could never be deleted.
-func (r *run) nothingLeft(a *plan.Attachment, raw json.RawMessage, netns string, cause error) bool {
-	if a.Device == nil || netns == "" || !cnierr.Is(cause, cnierr.DelegateFailed) {
+// nothing to do. Some delegates do not know that DEL must succeed then (host-device
+// for one), and the pod could never be deleted. Without a device this is said of
+// the chain's first plugin alone, which made the interface.
+func (r *run) nothingLeft(t teardown, first bool, cause error) bool {
+	if t.a.Device == nil && !first || t.rt.NetNS == "" || !cnierr.Is(cause, cnierr.DelegateFailed) || passes(cause) || !r.gone(t) {
 		return false
 	}
-	if there, err := r.inSandbox(netns, a.IfName); err != nil || there {
+	r.about(t.a).Warn("interface is gone and no device is missing, so the failure of DEL is passed over", "err", cause)
+	return true
+}
+
+// gone reports whether the attachment's interface is not in the sandbox, and its
+// device stands on the host as before ADD. A sandbox that is gone has none.
+func (r *run) gone(t teardown) bool {
+	if !r.isOut(t.a, t.rt.NetNS) {
 		return false
 	}
-	before, err := recorded(raw)
+	if t.a.Device == nil || t.rt.NetNS == "" {
+		return true
+	}
+	before, err := recorded(t.before)
 	if err != nil {
 		return false
 	}
-	back, err := verify.Returned(r.host(), a.Device, before)
-	if err != nil || !back {
-		return false
-	}
-	r.about(a).Warn("interface is gone and device is back, so the failure of DEL is passed over", "err", cause)
-	return true
+	back, err := verify.Returned(r.host(), t.a.Device, before)
+	return err == nil && back
 }
 
 // before returns what was recorded of attachment i's device before its ADD.
@@ -260,35 +372,22 @@ func (r *run) left(a *plan.Attachment, netns string) error {
 	return cnierr.New("release device", cnierr.TeardownIncomplete, "the delegate's DEL succeeded, but its interface is still in the sandbox")
 }
 
-// releaseAddresses runs DEL of the chain's IPAM plugins themselves. With the
-// network namespace gone some delegates return success before they release
+// releaseAddresses runs DEL of the chain's IPAM plugins themselves, past failures.
+// With the network namespace gone some delegates return success before they release
 // their addresses (host-device for one), which would then be lost for ever. An
 // IPAM plugin's DEL is repeatable, so that it may run twice is no harm.
-func (r *run) releaseAddresses(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
-	defer cancel()
-	for _, p := range list.Plugins {
+func (r *run) releaseAddresses(ctx context.Context, t teardown) (problems []error) {
+	for _, p := range t.list.Plugins {
 		ipam := p.Network.IPAM.Type
 		if ipam == "" {
 			continue
 		}
-		conf, err := libcni.InjectConf(p, map[string]any{"name": list.Name, "cniVersion": list.CNIVersion})
+		err := r.within(ctx, func(ctx context.Context) error { return r.execDEL(ctx, t, p, ipam, "", map[string]any{}) })
 		if err != nil {
-			return cnierr.New("release addresses", cnierr.InvalidDefinition, "%w", err)
-		}
-		path, err := r.exec.FindInPath(ipam, r.inv.Path)
-		if err != nil {
-			return err
-		}
-		args := &invoke.Args{
-			Command: "DEL", ContainerID: rt.ContainerID, IfName: rt.IfName, PluginArgs: rt.Args,
-			Path: strings.Join(r.inv.Path, string(os.PathListSeparator)),
-		}
-		if err := invoke.ExecPluginWithoutResult(ctx, path, conf.Bytes, args, r.exec); err != nil {
-			return delegateError("del of its addresses", err)
+			problems = append(problems, delegateError("del of its addresses", err))
 		}
 	}
-	return nil
+	return problems
 }
 
 // cacheFile is where libcni keeps its record of an attachment.
@@ -328,18 +427,21 @@ func (r *run) seedCache(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, 
 	return nil
 }
 
-// remove removes a file that may be absent.
+// remove removes a file that may be absent, as one is that no file can be called.
 func remove(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return cnierr.New("remove "+path, cnierr.IO, "%w", err)
+	err := os.Remove(path)
+	if err == nil || errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENAMETOOLONG) {
+		return nil
 	}
-	return nil
+	return cnierr.New("remove "+path, cnierr.IO, "%w", err)
 }
 
 // delUnknown serves a DEL of which there is no journal: nothing was attached, or
 // it was released before, or the pod is older than Manifold on this node. Then
 // what Multus and libcni recorded is released; without any record the default
-// network's DEL runs, which is repeatable.
+// network's DEL runs, which is repeatable. That network may be broken by now, or
+// have been when ADD was refused for it: what it refuses is passed over, unless the
+// interface is there.
 func (r *run) delUnknown(ctx context.Context) error {
 	attachments, err := r.foreign()
 	if err != nil {
@@ -351,24 +453,29 @@ func (r *run) delUnknown(ctx context.Context) error {
 	if r.inv.Conf.ReleaseOnly != "" {
 		return r.end(true, nil) // the runtime calls the default network itself
 	}
+	t, err := r.defaultAlone()
+	if err != nil {
+		r.warn("DEL of an unknown sandbox: %v", err)
+		return r.end(true, nil)
+	}
+	err = cnierr.Annotate(r.runDEL(ctx, t), cnierr.Subject{Pod: r.inv.Pod.String(), Network: t.list.Name})
+	return r.end(true, err)
+}
+
+// defaultAlone is the release of the default network of a sandbox of which nothing
+// is known. The error is what an ADD would be refused for.
+func (r *run) defaultAlone() (t teardown, err error) {
 	raw, err := r.inv.Conf.ClusterDefault()
 	if err != nil {
-		r.warn("DEL of an unknown sandbox: %v", err)
-		return r.end(true, nil)
+		return t, err
 	}
-	list, err := asList(raw)
-	if err != nil {
-		r.warn("DEL of an unknown sandbox: %v", err)
-		return r.end(true, nil)
+	if t.list, err = asList(raw); err != nil {
+		return t, err
 	}
-	rt := &libcni.RuntimeConf{ContainerID: r.inv.ContainerID, NetNS: r.liveNetNS(), IfName: r.inv.IfName, Args: r.inv.Args}
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
-	defer cancel()
-	if err := r.cni.DelNetworkList(ctx, list, rt); err != nil {
-		err = cnierr.Annotate(delegateError("del", err), cnierr.Subject{Pod: r.inv.Pod.String(), Network: list.Name})
-		return r.end(true, err)
-	}
-	return r.end(true, nil)
+	t.a = &plan.Attachment{Name: t.list.Name, IfName: r.inv.IfName, Args: r.inv.Args}
+	t.rt = r.runtimeConf(t.a, r.liveNetNS())
+	_, err = r.cacheFile(t.list, t.rt)
+	return t, err
 }
 
 // asList parses a network configuration as written, single or list.

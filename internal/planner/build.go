@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -392,10 +393,25 @@ func (b *builder) deviceInfo(a *plan.Attachment, c *netattach.Config) {
 		}
 	}
 	if c.HasCapability("CNIDeviceInfoFile") {
-		file := fmt.Sprintf("%s-%s_%s", strings.ReplaceAll(a.Name, "/", "-"), b.inv.ContainerID, a.IfName)
-		a.DeviceInfoFile = filepath.Join(b.inv.Conf.DeviceInfo, "cni", file)
+		a.DeviceInfoFile = filepath.Join(b.inv.Conf.DeviceInfo, "cni", infoFile(a.Name, b.inv.ContainerID, a.IfName))
 		a.Capabilities["CNIDeviceInfoFile"] = quote(a.DeviceInfoFile)
 	}
+}
+
+// infoFile names an attachment's device-information file. A definition's name may be
+// so long that no file could be called so: its end is then replaced by a digest.
+func infoFile(network, containerID, ifName string) string {
+	network, rest := strings.ReplaceAll(network, "/", "-"), "-"+containerID+"_"+ifName
+	file := network + rest
+	if len(file) <= maxFileName {
+		return file
+	}
+	sum := fmt.Sprintf("-%x", sha256.Sum256([]byte(file)))
+	kept := maxFileName - len(sum) - len(rest)
+	if kept < 0 { // by the container ID's length
+		return sum[1:]
+	}
+	return network[:kept] + sum + rest
 }
 
 // want says what verification compares.

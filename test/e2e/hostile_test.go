@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"reflect"
 	"strings"
@@ -119,6 +120,178 @@ func TestNoConfigurationMakesAPodUndeletable(t *testing.T) {
 	if left, err := os.ReadDir(n.path("state")); err != nil || len(left) > 2 { // gc.lock and libcni's directory
 		t.Errorf("left in the journal's directory: %v %v", left, err)
 	}
+}
+
+// goesWithoutTrace adds a pod that must be refused, and deletes it with its network
+// namespace and without: that succeeds and leaves nothing.
+func (n *node) goesWithoutTrace(p *pod) {
+	n.t.Helper()
+	before := n.state()
+	if res := n.call("ADD", p); res.Status == 0 {
+		n.t.Errorf("ADD succeeded: %s", res.Stdout)
+	}
+	n.succeed("DEL", p)
+	n.emptySandbox(p)
+	n.settles(func() string { return before.Diff(n.state()) })
+	n.must(p.ns.Delete())
+	p.NetNS = ""
+	n.succeed("DEL", p)
+}
+
+// oldDelegate is a plugin that speaks no version since 1.0.0.
+const oldDelegate = `#!/bin/sh
+version=$(sed -n 's/.*"cniVersion" *: *"\([^"]*\)".*/\1/p')
+case "$CNI_COMMAND $version" in
+VERSION*) echo '{"cniVersion":"0.4.0","supportedVersions":["0.3.1","0.4.0"]}' ;;
+*" 0."*) ;;
+*) echo '{"cniVersion":"0.4.0","code":1,"msg":"incompatible CNI versions"}'; exit 1 ;;
+esac
+`
+
+// TestNoDefinitionMakesAPodUndeletable: what a delegate refuses in ADD it refuses
+// in DEL as well, and will for ever.
+func TestNoDefinitionMakesAPodUndeletable(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	n.must(os.WriteFile(n.path("bin/oldone"), []byte(oldDelegate), 0o755))
+	n.must(os.WriteFile(n.path("bin/text"), []byte("not a program"), 0o755))
+	pool := `"ipam":{"type":"host-local","dataDir":"` + n.path("ipam") + `","subnet":"10.89.0.0/16"}`
+	list := func(last string) string {
+		return `{"cniVersion":"1.0.0","name":"plain","plugins":[{"type":"bridge","bridge":"br-plain",` + pool + `},` + last + `]}`
+	}
+	for name, config := range map[string]string{
+		"mtu":       `{"cniVersion":"1.0.0","type":"bridge","mtu":"abc"}`,
+		"vlan":      `{"cniVersion":"1.0.0","type":"bridge","bridge":"br-plain","vlan":99999}`,
+		"subnet":    `{"cniVersion":"1.0.0","type":"bridge","bridge":"br-plain","ipam":{"type":"host-local","subnet":"nonsense"}}`,
+		"master":    `{"cniVersion":"1.0.0","type":"macvlan","master":7}`,
+		"no-device": `{"cniVersion":"1.0.0","type":"host-device"}`,
+		"absent":    `{"cniVersion":"1.0.0","type":"host-device","device":"absent0"}`,
+		"tuning":    list(`{"type":"tuning","sysctl":7}`),
+		"text":      list(`{"type":"text"}`),
+		"crash":     list(`{"type":"scripted","script":{"ADD":{"signal":9},"DEL":{"signal":9}}}`),
+		"old-1-1":   `{"cniVersion":"1.1.0","type":"oldone"}`,
+		"old-1-0":   `{"cniVersion":"1.0.0","type":"oldone"}`,
+		"unknown":   `{"cniVersion":"9.9.9","type":"oldone"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := *n
+			n.t = t
+			n.define(name, "", config)
+			n.goesWithoutTrace(n.addPod(name+"-pod", "plain,"+name))
+			n.collect()
+			if left := n.leases("ipam/plain"); len(left) != 0 {
+				t.Errorf("addresses are left: %v", left)
+			}
+		})
+	}
+	t.Run("annotation", func(t *testing.T) {
+		n := *n
+		n.t = t
+		n.goesWithoutTrace(n.addPod("asks", `[{"name":"plain","cni-args":{"ips":5}}]`))
+	})
+	t.Run("what to do about a version", func(t *testing.T) {
+		n := *n
+		n.t = t
+		n.define("old", "", `{"cniVersion":"1.1.0","type":"oldone"}`)
+		n.refuse("ADD", n.addPod("old", "old"), 1, "network default/old", "plugins that speak 1.1.0")
+	})
+}
+
+// TestAFailureThatMayPassIsTriedAgain: a DEL that asks to be tried again is, though
+// its ADD was never completed.
+func TestAFailureThatMayPassIsTriedAgain(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	n.define("busy", "", `{"cniVersion":"1.0.0","type":"scripted","script":{"ADD":{"error":{"code":7,"msg":"no"}},"DEL":{"error":{"code":11,"msg":"not yet"}}}}`)
+	p := n.addPod("pod", "busy")
+	before := n.state()
+	n.refuse("ADD", p, 7)
+	n.refuse("DEL", p, 11, "not yet", "network default/busy")
+	n.patchJournal(p, `"code":11`, `"code":12`)
+	n.succeed("DEL", p)
+	n.unchanged(before)
+}
+
+// TestAPluginThatFailsInDELKeepsNoOtherFromIt: of a chain the plugins before it
+// are released, and the pod stays until it has succeeded as well.
+func TestAPluginThatFailsInDELKeepsNoOtherFromIt(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	quiet := `,"script":{"ADD":{"stdout":"{}"}}`
+	fails := `,"script":{"ADD":{"stdout":"{}"},"DEL":{"error":{"code":77,"msg":"switch is busy"}}}`
+	n.define("chain", "", `{"cniVersion":"1.0.0","name":"plain","plugins":[{"type":"bridge","bridge":"br-plain",
+		"ipam":{"type":"host-local","dataDir":"`+n.path("ipam")+`","subnet":"10.89.0.0/16"}},`+n.scripted(fails)+`,`+n.scripted(quiet)+`]}`)
+	p := n.addPod("pod", "chain")
+	before := n.state()
+	n.succeed("ADD", p)
+	n.must(os.Remove(n.path("calls")))
+	n.refuse("DEL", p, 77, "switch is busy")
+	n.emptySandbox(p)
+	if left := n.leases("ipam/plain"); len(left) != 0 {
+		t.Errorf("addresses are left: %v", left)
+	}
+	for _, c := range n.calls("DEL") {
+		if len(c.Stdin.PrevResult) == 0 {
+			t.Error("a plugin was not given the result of ADD")
+		}
+	}
+	n.refuse("DEL", p, 77, "switch is busy")
+	n.patchJournal(p, `"DEL":{"error":{"code":77,"msg":"switch is busy"}}`, `"DEL":{}`)
+	n.succeed("DEL", p)
+	n.unchanged(before)
+}
+
+// TestABrokenDefaultNetworkMakesNoPodUndeletable: nothing was attached, so that DEL
+// has nothing to do that the file would be needed for.
+func TestABrokenDefaultNetworkMakesNoPodUndeletable(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	n.must(os.WriteFile(n.path("bin/oldone"), []byte(oldDelegate), 0o755))
+	for name, plugins := range map[string]string{
+		"9.9.9":          `{"type":"bridge","bridge":"cni0"}`,
+		"1.0.0":          `{"type":"oldone"}`,
+		"1.0.0 missing":  `{"type":"nonesuch"}`,
+		"1.0.0 path":     `{"type":"../../bin/sh"}`,
+		"1.0.0 typeless": `{"bridge":"cni0"}`,
+		"1.0.0 mtu":      `{"type":"bridge","bridge":"cni0","mtu":"abc"}`,
+		"1.0.0 subnet":   `{"type":"bridge","bridge":"cni0","ipam":{"type":"host-local","subnet":"nonsense"}}`,
+		"1.0.0 itself":   `{"type":"manifold"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := *n
+			n.t = t
+			version, _, _ := strings.Cut(name, " ")
+			n.setDefault(version, plugins)
+			n.goesWithoutTrace(n.addPod("pod", ""))
+		})
+	}
+	// While the interface is there, something was attached.
+	n.setDefault("1.0.0", n.scripted(`,"script":{"DEL":{"error":{"code":77,"msg":"switch is busy"}}}`))
+	p := n.addPod("older", "")
+	n.succeed("ADD", p)
+	n.must(errors.Join(os.Remove(n.path("state/"+p.ID+"@eth0.journal")), os.RemoveAll(n.path("state/results"))))
+	n.refuse("DEL", p, 77, "switch is busy", "network cluster-net")
+}
+
+// TestTheLongestNameOfADefinition: the files that are called after it have names
+// that a file can have.
+func TestTheLongestNameOfADefinition(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	label := strings.Repeat("a", 60)
+	name := strings.Join([]string{label, label, label, label}, ".")
+	n.define(name, nicA, `{"cniVersion":"1.0.0","name":"short","type":"host-device","capabilities":{"deviceID":true,"CNIDeviceInfoFile":true}}`)
+	p := n.addPod("pod", name, "c1")
+	n.allocate(p, "c1", nicA, n.device("nic0"))
+	before := n.state()
+	n.succeed("ADD", p)
+	n.succeed("DEL", p)
+	n.unchanged(before)
 }
 
 // rawKey sets a key of the plugin's configuration to a value as it stands.
