@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/multus"
+	"github.com/manifold-cni/manifold/internal/plan"
 )
 
 // handOver writes for every sandbox of the journal the files from which Multus
@@ -54,7 +56,7 @@ func handOverOne(dir journal.Dir, k journal.Key, to string, aside bool) (err err
 		if p, _ := entry.Phase(i); p == journal.Released || p == journal.Untouched {
 			continue
 		}
-		d := multus.Delegate{Name: a.Name, IfName: a.IfName, Config: a.Config}
+		d := multus.Delegate{Name: a.Name, IfName: a.IfName, Config: a.Config, Requests: requestsOf(a)}
 		if a.Device != nil {
 			d.DeviceID, d.Resource = a.Device.ID, a.Device.Resource
 		}
@@ -68,6 +70,27 @@ func handOverOne(dir journal.Dir, k journal.Key, to string, aside bool) (err err
 	}
 	_, err = dir.SetAside(k, journal.AsideHanded)
 	return err
+}
+
+// requestsOf returns what was asked of an attachment, as far as a file of Multus can
+// say it.
+func requestsOf(a *plan.Attachment) multus.Requests {
+	return multus.Requests{
+		MAC:  asked[string](a.Capabilities["mac"]),
+		GUID: asked[string](a.Capabilities["infinibandGUID"]),
+		IPs:  asked[[]string](a.Capabilities["ips"]),
+	}
+}
+
+// asked decodes a capability's argument, absent or of another form as none: the
+// default network's are the runtime's, in whatever form, and Multus gets those from
+// the runtime as well.
+func asked[T any](raw json.RawMessage) (none T) {
+	var value T
+	if json.Unmarshal(raw, &value) != nil {
+		return none
+	}
+	return value
 }
 
 // copyRecord copies a record of libcni; one that is not there was never written.

@@ -3,6 +3,7 @@ package attach
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"time"
@@ -23,22 +24,31 @@ import (
 // capability data.
 
 // foreign returns the attachments of a foreign sandbox in order of attachment;
-// none when nothing is known of it.
+// none when nothing is known of it. What cannot be read does not keep the rest from
+// being released.
 func (r *run) foreign() ([]*libcni.NetworkAttachment, error) {
+	out, lost, err := r.recordedForeign()
+	if lost != nil {
+		r.warn("%v", lost)
+	}
+	return out, err
+}
+
+// recordedForeign returns what foreign does; lost says what of the sandbox's
+// attachments could not be read.
+func (r *run) recordedForeign() (out []*libcni.NetworkAttachment, lost, err error) {
 	records, err := r.cni.GetCachedAttachments(r.inv.ContainerID)
 	if err != nil && !errors.Is(err, unix.ENOTDIR) {
-		return nil, cnierr.New("read libcni's records", cnierr.IO, "%w", err)
+		return nil, nil, cnierr.New("read libcni's records", cnierr.IO, "%w", err)
 	}
 	delegates, err := multus.Read(r.Journal.Path, r.inv.ContainerID, r.inv.IfName)
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
-		// What libcni knows is still released.
-		r.warn("the sandbox's file of Multus is left out: %v", err)
+		lost = fmt.Errorf("the sandbox's file of Multus is left out: %w", err)
 	}
-	var out []*libcni.NetworkAttachment
 	for _, d := range delegates {
 		a, err := r.ofDelegate(d)
 		if err != nil {
-			r.warn("a delegate in the sandbox's file of Multus is left out: %v", err)
+			lost = errors.Join(lost, fmt.Errorf("a delegate in the sandbox's file of Multus is left out: %w", err))
 			continue
 		}
 		same := func(x *libcni.NetworkAttachment) bool { return x.Network == a.Network && x.IfName == a.IfName }
@@ -53,7 +63,16 @@ func (r *run) foreign() ([]*libcni.NetworkAttachment, error) {
 	slices.SortStableFunc(records, func(x, y *libcni.NetworkAttachment) int {
 		return rank(x.IfName == r.inv.IfName) - rank(y.IfName == r.inv.IfName)
 	})
-	return append(out, records...), nil
+	return append(out, records...), lost, nil
+}
+
+// planOf is what GC needs of a foreign sandbox's attachments, as a plan.
+func planOf(containerID string, attachments []*libcni.NetworkAttachment) *plan.Plan {
+	p := &plan.Plan{ContainerID: containerID}
+	for _, a := range attachments {
+		p.Attachments = append(p.Attachments, plan.Attachment{Name: a.Network, Network: a.Network, IfName: a.IfName, Config: a.Config})
+	}
+	return p
 }
 
 func rank(first bool) int {
@@ -73,8 +92,14 @@ func (r *run) ofDelegate(d multus.Delegate) (*libcni.NetworkAttachment, error) {
 	a := &libcni.NetworkAttachment{
 		ContainerID: r.inv.ContainerID, Network: list.Name, IfName: d.IfName, Config: d.Config, NetNS: r.inv.NetNS, CniArgs: r.inv.Args,
 	}
-	if d.DeviceID != "" {
-		a.CapabilityArgs = map[string]any{"deviceID": d.DeviceID}
+	a.CapabilityArgs = map[string]any{}
+	for capability, value := range map[string]string{"deviceID": d.DeviceID, "mac": d.MAC, "infinibandGUID": d.GUID} {
+		if value != "" {
+			a.CapabilityArgs[capability] = value
+		}
+	}
+	if len(d.IPs) > 0 {
+		a.CapabilityArgs["ips"] = d.IPs
 	}
 	return a, nil
 }
@@ -165,9 +190,7 @@ func (e *Engine) collectForeignOne(ctx context.Context, g *collection, a *libcni
 	if err == nil {
 		err = r.releaseForeign(ctx, attachments)
 	}
-	for _, a := range attachments {
-		g.networks.know(&plan.Plan{Attachments: []plan.Attachment{{Name: a.Network, Network: a.Network, Config: a.Config}}})
-	}
+	g.networks.know(planOf(a.ContainerID, attachments))
 	return r.end(true, err)
 }
 

@@ -19,7 +19,7 @@ import (
 
 // GC releases every sandbox that is not in the list of valid attachments, of the
 // journal and of those that Multus left, then passes GC on to the delegates. A sandbox that is being added
-// or deleted at this moment holds its lock and is left alone. With the key
+// or deleted at this moment holds its lock and is left alone, by the delegates too. With the key
 // disableGC nothing is collected: for several runtimes that share a directory,
 // each of which knows its own sandboxes only.
 func (e *Engine) GC(ctx context.Context, inv *netconf.Invocation) error {
@@ -153,6 +153,8 @@ func (n *networks) live(p *plan.Plan) {
 // A new sandbox would be missing from that list, so none may begin meanwhile;
 // that is why all of it must end within half of what an ADD would wait.
 func (e *Engine) passOn(ctx context.Context, g *collection) (err error) {
+	// Asked for before, so that a slow planner keeps nobody waiting.
+	def, _, noDefault := e.defaultNetwork(ctx, &g.inv)
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(g.inv.Conf.LockTime)/2)
 	defer cancel()
 	barrier, err := e.Journal.Barrier(ctx)
@@ -165,8 +167,14 @@ func (e *Engine) passOn(ctx context.Context, g *collection) (err error) {
 	if err != nil {
 		return err
 	}
+	if noDefault != nil {
+		r.warn("GC is not passed on to the default network: %v", noDefault)
+	}
+	if len(unknown) > 0 {
+		r.warn("GC is passed on to the default network alone: of %d sandboxes it is not known what they are attached to", len(unknown))
+	}
 	var problems []error
-	for _, n := range g.networks.withDefault(r, unknown) {
+	for _, n := range g.networks.withDefault(def, unknown) {
 		if err := r.passOnTo(ctx, n, g.networks.valid[n.name]); err != nil {
 			problems = append(problems, cnierr.Annotate(delegateError("gc", err), cnierr.Subject{Network: n.label}))
 		}
@@ -174,10 +182,11 @@ func (e *Engine) passOn(ctx context.Context, g *collection) (err error) {
 	return errors.Join(problems...)
 }
 
-// survey learns the attachments of all sandboxes that live: from the journals,
-// and of the runtime's others, which are older than Manifold on this node, from
-// libcni's records. It returns those of which there is neither. A journal that
-// cannot be read ends it: delegates must not release what it may hold.
+// survey learns the attachments of all sandboxes that hold any: from the journals,
+// and of the others, which are older than Manifold on this node, from what Multus
+// and libcni recorded. It returns those of the runtime's that this does not tell
+// all of. A journal that cannot be read ends it: delegates must not release what
+// it may hold.
 func (r *run) survey(nets *networks) (unknown []netconf.Attachment, err error) {
 	keys, err := r.Journal.List()
 	if err != nil {
@@ -193,51 +202,84 @@ func (r *run) survey(nets *networks) (unknown []netconf.Attachment, err error) {
 		}
 		nets.live(entry.Plan)
 	}
-	for _, a := range r.inv.Valid {
-		if slices.Contains(keys, journal.Key{ContainerID: a.ContainerID, IfName: a.IfName}) {
-			continue
-		}
-		records, err := r.cni.GetCachedAttachments(a.ContainerID)
+	others, err := r.others(keys)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range others {
+		inv := *r.inv
+		inv.ContainerID, inv.IfName, inv.NetNS = k.ContainerID, k.IfName, ""
+		attachments, lost, err := r.newRun(&inv, nil).recordedForeign()
 		if err != nil {
 			return nil, err
 		}
-		for _, c := range records {
-			nets.live(&plan.Plan{ContainerID: c.ContainerID, Attachments: []plan.Attachment{{Name: c.Network, Network: c.Network, IfName: c.IfName, Config: c.Config}}})
-		}
-		if len(records) == 0 {
+		nets.live(planOf(k.ContainerID, attachments))
+		a := netconf.Attachment{ContainerID: k.ContainerID, IfName: k.IfName}
+		if (lost != nil || len(attachments) == 0) && slices.Contains(r.inv.Valid, a) {
+			r.warn("what sandbox %s is attached to is not known: %v", k, lost)
 			unknown = append(unknown, a)
 		}
 	}
 	return unknown, nil
 }
 
-// withDefault returns the networks to pass GC on to: those that are known, and
-// the cluster default network even when no sandbox is left on it. Of unknown
-// sandboxes only the attachment to the default network is known. While there
-// are any, the other networks are left out, since the attachments that these
-// sandboxes have there would be taken for stale.
-func (n *networks) withDefault(r *run, unknown []netconf.Attachment) []network {
-	var def *libcni.NetworkConfigList
-	raw, err := r.inv.Conf.ClusterDefault()
-	if err == nil {
-		def, err = asList(raw)
-	}
-	out := n.all
+// others returns the sandboxes without a journal that may hold attachments, each
+// once: the runtime's, those that are worked on, which the runtime need not name any
+// more while it deletes them, and those that libcni has records of. The last were
+// collected just before, so what is left is being deleted or could not be, and
+// libcni would run a DEL beside another, or the same one again.
+func (r *run) others(journals []journal.Key) ([]journal.Key, error) {
+	locked, err := r.Journal.Locked()
 	if err != nil {
-		r.warn("GC is not passed on to the default network: %v", err)
-	} else {
+		return nil, err
+	}
+	records, err := r.cni.GetCachedAttachments("")
+	if err != nil {
+		return nil, cnierr.New("read libcni's records", cnierr.IO, "%w", err)
+	}
+	var all, out []journal.Key
+	for _, a := range r.inv.Valid {
+		all = append(all, journal.Key{ContainerID: a.ContainerID, IfName: a.IfName})
+	}
+	all = append(all, locked...)
+	for _, a := range records {
+		all = append(all, journal.Key{ContainerID: a.ContainerID, IfName: defaultIfName})
+	}
+	seen := map[string]bool{}
+	for _, k := range journals {
+		seen[k.ContainerID] = true
+	}
+	for _, k := range all {
+		if !seen[k.ContainerID] {
+			seen[k.ContainerID] = true
+			out = append(out, k)
+		}
+	}
+	return out, nil
+}
+
+// withDefault returns the networks to pass GC on to: those that are known, and
+// the cluster default network, nil for one that cannot be read, even when no
+// sandbox is left on it. Of unknown sandboxes only the attachment to the default
+// network is certain. While there are any, the other networks are left out, since
+// the attachments that these sandboxes have there would be taken for stale.
+func (n *networks) withDefault(def *libcni.NetworkConfigList, unknown []netconf.Attachment) []network {
+	out := n.all
+	if def != nil {
 		out = slices.DeleteFunc(out, func(o network) bool { return o.name == def.Name })
 		out = append([]network{{label: def.Name, name: def.Name, config: def.Bytes}}, out...)
 	}
 	if len(unknown) == 0 {
 		return out
 	}
-	r.warn("GC is passed on to the default network alone: of %d sandboxes it is not known what they are attached to", len(unknown))
-	if err != nil {
+	if def == nil {
 		return nil
 	}
 	for _, a := range unknown {
-		n.valid[def.Name] = append(n.valid[def.Name], types.GCAttachment{ContainerID: a.ContainerID, IfName: a.IfName})
+		valid := types.GCAttachment{ContainerID: a.ContainerID, IfName: a.IfName}
+		if !slices.Contains(n.valid[def.Name], valid) {
+			n.valid[def.Name] = append(n.valid[def.Name], valid)
+		}
 	}
 	return out[:1]
 }
@@ -251,5 +293,6 @@ func (r *run) passOnTo(ctx context.Context, n network, valid []types.GCAttachmen
 	if valid == nil {
 		valid = []types.GCAttachment{} // an empty list, not none
 	}
+	list.Name = n.name // which a definition's configuration need not say
 	return r.cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
@@ -95,27 +96,12 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 			return notReady(fmt.Errorf("the default network's readinessindicatorfile: %w", err))
 		}
 	}
-	raw, err := inv.Conf.ClusterDefault()
-	q := plan.StatusQuery{}
-	isDefinition := errors.Is(err, netconf.ErrNotOnDisk)
-	if isDefinition {
-		q.Namespace, q.Name = inv.Conf.DefaultDefinition()
-	} else if err != nil {
-		return notReady(err)
+	list, asked, err := e.defaultNetwork(ctx, inv)
+	if err == nil && !asked {
+		_, err = e.Planner.Status(ctx, plan.StatusQuery{})
 	}
-	config, err := e.Planner.Status(ctx, q)
 	if err != nil {
 		return notReady(err)
-	}
-	if isDefinition {
-		raw = config
-	}
-	list, err := asList(raw)
-	if err != nil {
-		return notReady(err)
-	}
-	if list.Name == "" {
-		list.Name = q.Name // as the planner names it
 	}
 	r := e.newRun(inv, nil)
 	if err := r.exec.findAll(list, inv.Path); err != nil {
@@ -125,4 +111,28 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 		return notReady(err)
 	}
 	return nil
+}
+
+// defaultNetwork returns the cluster default network as it is configured now: from
+// the node's disk or, where clusterNetwork names a definition, from the planner;
+// asked says which.
+func (e *Engine) defaultNetwork(ctx context.Context, inv *netconf.Invocation) (list *libcni.NetworkConfigList, asked bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(inv.Conf.PlanTime))
+	defer cancel()
+	var q plan.StatusQuery
+	raw, err := inv.Conf.ClusterDefault()
+	if asked = errors.Is(err, netconf.ErrNotOnDisk); asked {
+		q.Namespace, q.Name = inv.Conf.DefaultDefinition()
+		raw, err = e.Planner.Status(ctx, q)
+	}
+	if err != nil {
+		return nil, asked, err
+	}
+	if list, err = asList(raw); err != nil {
+		return nil, asked, err
+	}
+	if list.Name == "" {
+		list.Name = q.Name // as the planner names it
+	}
+	return list, asked, nil
 }

@@ -264,6 +264,9 @@ func TestLockIsExclusiveAndGoesWithItsFile(t *testing.T) {
 	if other, err := d.TryLock(key); other != nil || err != nil {
 		t.Fatalf("a second lock: %v %v", other, err)
 	}
+	if keys, err := d.Locked(); err != nil || !slices.Equal(keys, []Key{key}) {
+		t.Errorf("locked: %v %v", keys, err)
+	}
 	got := make(chan error, 1)
 	go func() {
 		l, err := d.Lock(context.Background(), key)

@@ -171,7 +171,15 @@ func (d Dir) Stat(k Key) (os.FileInfo, error) {
 
 // List returns the keys of all journals in the directory; a directory that does
 // not exist has none.
-func (d Dir) List() ([]Key, error) {
+func (d Dir) List() ([]Key, error) { return d.keys(suffix) }
+
+// Locked returns the keys of all sandboxes whose lock has a file: of all that are
+// worked on, with or without a journal, and of those that a journal or a killed
+// process keeps it for.
+func (d Dir) Locked() ([]Key, error) { return d.keys(lockSuffix) }
+
+// keys returns the keys that files of the directory are named by.
+func (d Dir) keys(suffix string) ([]Key, error) {
 	names, err := os.ReadDir(d.Path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil

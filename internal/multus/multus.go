@@ -12,8 +12,11 @@
 //	               runtime's for the first delegate and "net<position>" for the others
 //	deviceID       the allocated device
 //	resourceName   its resource
+//	macRequest, ipRequest, infinibandGUIDRequest
+//	               what the pod asked for, which is runtimeConfig's mac, ips and
+//	               infinibandGUID
 //
-// Beside these files, in "results", stand libcni's own records, with the result
+// Port mappings and bandwidth that a pod asked for are not in the file. Beside these files, in "results", stand libcni's own records, with the result
 // and the capability arguments of each attachment.
 package multus
 
@@ -37,6 +40,15 @@ type Delegate struct {
 	DeviceID string // empty for none
 	Resource string // empty for none
 	Config   json.RawMessage
+	Requests
+}
+
+// Requests is what a pod asked of an attachment and Multus keeps; each is empty for
+// nothing.
+type Requests struct {
+	MAC  string   `json:"macRequest,omitempty"`
+	GUID string   `json:"infinibandGUIDRequest,omitempty"`
+	IPs  []string `json:"ipRequest,omitempty"`
 }
 
 // wire is a delegate as Multus writes it.
@@ -47,7 +59,8 @@ type wire struct {
 	IfName   string `json:"ifnameRequest,omitempty"`
 	DeviceID string `json:"deviceID,omitempty"`
 	Resource string `json:"resourceName,omitempty"`
-	Bytes    []byte
+	Requests
+	Bytes []byte
 }
 
 // Read returns the delegates of a sandbox; ifName is the runtime's. A sandbox
@@ -74,7 +87,7 @@ func Read(dir, containerID, ifName string) ([]Delegate, error) {
 		if !json.Valid(w.Bytes) {
 			return nil, fmt.Errorf("%s: the configuration of delegate %d is not JSON", path, i+1)
 		}
-		d := Delegate{Name: w.Name, IfName: w.IfName, DeviceID: w.DeviceID, Resource: w.Resource, Config: w.Bytes}
+		d := Delegate{Name: w.Name, IfName: w.IfName, DeviceID: w.DeviceID, Resource: w.Resource, Config: w.Bytes, Requests: w.Requests}
 		switch {
 		case d.IfName != "":
 		case i == 0:
@@ -101,7 +114,7 @@ func Write(dir, containerID string, delegates []Delegate) error {
 	var list []wire
 	for _, d := range delegates {
 		list = append(list, wire{
-			ConfList: d.Config, Name: d.Name, IfName: d.IfName, DeviceID: d.DeviceID, Resource: d.Resource, Bytes: d.Config,
+			ConfList: d.Config, Name: d.Name, IfName: d.IfName, DeviceID: d.DeviceID, Resource: d.Resource, Bytes: d.Config, Requests: d.Requests,
 		})
 	}
 	raw, err := json.Marshal(list)

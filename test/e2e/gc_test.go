@@ -3,9 +3,12 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"os"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -135,31 +138,99 @@ func TestGCLeavesASandboxAloneThatIsBeingDeleted(t *testing.T) {
 }
 
 // TestGCLeavesAPodOfMultusAloneThatIsBeingDeleted: of such a pod there is no
-// journal, but the lock.
+// journal, but the lock, and the runtime does not name it any more. Its network is
+// one that GC is passed on to, or one that nobody else is on.
 func TestGCLeavesAPodOfMultusAloneThatIsBeingDeleted(t *testing.T) {
-	n := newNode(t, nil)
-	n.serve()
-	n.warm()
-	gate, p := n.path("gate"), n.addPod("pod", "")
-	conf, err := libcni.NetworkPluginConfFromBytes([]byte(n.scripted(`,"name":"logged-net","script":{"DEL":{"gate":"` + gate + `"}}`)))
-	n.must(err)
-	cni := libcni.NewCNIConfigWithCacheDir([]string{n.bin}, n.path("state"), nil)
-	_, err = cni.AddNetwork(context.Background(), conf, &libcni.RuntimeConf{ContainerID: p.ID, NetNS: p.NetNS, IfName: "eth0"})
-	n.must(err)
-	deleted := make(chan *harness.Result)
-	go func() { deleted <- n.call("DEL", p) }()
-	n.eventually("the delegate", func() bool { return exists(gate + ".reached") })
-	n.must(os.Remove(gate + ".reached"))
-	n.collect()
-	if exists(gate + ".reached") {
-		t.Error("GC called the delegate's DEL beside the runtime's")
+	for name, tc := range map[string]struct{ network, lose string }{
+		"default network":  {"cluster-net", "none"},
+		"without libcni's": {"cluster-net", "results"},
+		"own network":      {"logged-net", "none"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, nil)
+			n.serve()
+			n.setDefault("1.1.0", n.scripted(""))
+			gate, p := n.path("gate"), n.addPod("pod", "")
+			text := strings.Replace(n.scripted(`,"name":"`+tc.network+`","script":{"DEL":{"gate":"`+gate+`"}}`), "1.0.0", "1.1.0", 1)
+			conf, err := libcni.NetworkPluginConfFromBytes([]byte(text))
+			n.must(err)
+			if tc.network == "cluster-net" {
+				n.file("net.d/10-default.conflist", `{"cniVersion":"1.1.0","name":"cluster-net","plugins":[`+text+`]}`)
+			}
+			cni := libcni.NewCNIConfigWithCacheDir([]string{n.bin}, n.path("state"), nil)
+			_, err = cni.AddNetwork(context.Background(), conf, &libcni.RuntimeConf{ContainerID: p.ID, NetNS: p.NetNS, IfName: "eth0"})
+			n.must(err)
+			n.file("state/"+p.ID, fmt.Sprintf(`[{"Conf":%s,"Bytes":%q}]`, text, base64.StdEncoding.EncodeToString([]byte(text))))
+			n.must(os.RemoveAll(n.path("state/" + tc.lose)))
+			deleted := make(chan *harness.Result)
+			go func() { deleted <- n.call("DEL", p) }()
+			n.eventually("the delegate", func() bool { return exists(gate + ".reached") })
+			collected := make(chan struct{})
+			go func() { defer close(collected); n.collect() }()
+			n.eventually("the end of GC, or a second DEL", func() bool {
+				select {
+				case <-collected:
+					return true
+				default:
+					return len(n.calls("DEL")) > 1
+				}
+			})
+			n.file("gate", "")
+			<-collected
+			if res := <-deleted; res.Status != 0 {
+				t.Errorf("DEL: %s", res.Stdout)
+			}
+			if calls := n.calls("DEL"); len(calls) != 1 {
+				t.Errorf("the delegate's DEL was called %d times", len(calls))
+			}
+			for _, gc := range n.gcs(n.path("calls")) {
+				if want := []map[string]string{attachment(p, "eth0")}; gc.Name == tc.network && !reflect.DeepEqual(gc.Valid, want) {
+					t.Errorf("the delegate's GC was given %v, want %v", gc.Valid, want)
+				}
+			}
+		})
 	}
-	n.file("gate", "")
-	if res := <-deleted; res.Status != 0 {
-		t.Errorf("DEL: %s", res.Stdout)
-	}
-	if calls := n.calls("DEL"); len(calls) != 1 {
-		t.Errorf("the delegate's DEL was called %d times", len(calls))
+}
+
+// TestGCKnowsAPodOfMultusFromEitherRecord: what one of libcni's records does not
+// tell any more, the file of Multus does. Where that cannot be read, nobody knows
+// whether the records are all.
+func TestGCKnowsAPodOfMultusFromEitherRecord(t *testing.T) {
+	record := func(n *node, p *pod) string { return "state/results/logged-6-" + p.ID + "-net3" }
+	for name, tc := range map[string]struct {
+		lose   func(n *node, p *pod)
+		passed bool
+	}{
+		"both":              {func(*node, *pod) {}, true},
+		"one record lost":   {func(n *node, p *pod) { n.must(os.Remove(n.path(record(n, p)))) }, true},
+		"one record cut":    {func(n *node, p *pod) { n.file(record(n, p), n.read(record(n, p))[:99]) }, true},
+		"without libcni's":  {func(n *node, _ *pod) { n.must(os.RemoveAll(n.path("state/results"))) }, true},
+		"without its file":  {func(n *node, p *pod) { n.must(os.Remove(n.path("state/" + p.ID))) }, true},
+		"its file broken":   {func(n *node, p *pod) { n.file("state/"+p.ID, "[{") }, false},
+		"a delegate broken": {func(n *node, p *pod) { n.file("state/"+p.ID, `[{"Bytes":"e30="}]`) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, nil)
+			n.serve()
+			n.warm()
+			n.define("logged", "", strings.Replace(n.scripted(`,"name":"logged-6"`), "1.0.0", "1.1.0", 1))
+			own, p := n.addPod("own", "logged"), n.addPod("pod", "")
+			n.succeed("ADD", own)
+			n.attachLogged(p)
+			tc.lose(n, p)
+			n.collect(own, p)
+			if calls := n.calls("DEL"); len(calls) != 0 {
+				t.Errorf("a delegate's DEL was called: %v", calls)
+			}
+			var want []collected
+			if tc.passed {
+				want = []collected{{"logged-6", []map[string]string{attachment(own, "net1"), attachment(p, "net3")}}}
+			}
+			if got := n.gcs(n.path("calls")); !reflect.DeepEqual(got, want) {
+				t.Errorf("delegates' GC was given %v, want %v", got, want)
+			}
+			n.succeed("DEL", own)
+		})
 	}
 }
 
@@ -218,6 +289,27 @@ func TestGCReachesTheDefaultNetwork(t *testing.T) {
 		t.Errorf("the default network's GC was given %v, want %v", got, want)
 	}
 	n.succeed("DEL", p)
+}
+
+// TestGCReachesADefaultNetworkThatIsADefinition: also when no sandbox is on it, and
+// under the name that its attachments have.
+func TestGCReachesADefaultNetworkThatIsADefinition(t *testing.T) {
+	for name, key := range map[string]string{"definition-net": `,"name":"definition-net"`, "kube-def": ""} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, map[string]any{"clusterNetwork": "kube-def", "multusNamespace": "default"})
+			n.serve()
+			n.define("kube-def", "", strings.Replace(n.scripted(key), "1.0.0", "1.1.0", 1))
+			p, older := n.addPod("pod", ""), n.addPod("older", "")
+			n.collect(older)
+			n.succeed("ADD", p)
+			n.collect(p)
+			want := []collected{{name, []map[string]string{attachment(older, "eth0")}}, {name, []map[string]string{attachment(p, "eth0")}}}
+			if got := n.gcs(n.path("calls")); !reflect.DeepEqual(got, want) {
+				t.Errorf("the default network's GC was given %v, want %v", got, want)
+			}
+			n.succeed("DEL", p)
+		})
+	}
 }
 
 func TestGCCanBeDisabled(t *testing.T) {

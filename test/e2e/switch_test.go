@@ -152,12 +152,85 @@ func TestPodsOfMultusAreReleasedInReverse(t *testing.T) {
 	}
 }
 
+// asking is a network whose plugin can do all that a file of Multus says of what a
+// pod asked for, and asked is that as runtimeConfig.
+const (
+	asking = `,"capabilities":{"ips":true,"mac":true,"infinibandGUID":true}`
+	asked  = `{"infinibandGUID":"c2:11:22:33:44:55:66:77","ips":["10.1.2.3/24"],"mac":"02:00:00:00:00:07"}`
+)
+
+// wantAsked fails unless the last DEL of a node's scripted delegates was given what
+// the pod asked for.
+func (n *node) wantAsked() {
+	n.t.Helper()
+	calls := n.calls("DEL")
+	if len(calls) == 0 {
+		n.t.Fatal("no DEL")
+	}
+	got, err := json.Marshal(calls[len(calls)-1].Stdin.RuntimeConfig)
+	n.must(err)
+	if string(got) != asked {
+		n.t.Errorf("DEL was given %s, want %s", got, asked)
+	}
+}
+
+// TestPodsOfMultusAreReleasedWithWhatTheyAskedFor: from its file alone.
+func TestPodsOfMultusAreReleasedWithWhatTheyAskedFor(t *testing.T) {
+	n := newNode(t, nil)
+	p, config := n.addPod("pod", ""), n.scripted(`,"name":"net"`+asking)
+	n.file("state/"+p.ID, fmt.Sprintf(`[{"Conf":%s,"macRequest":"02:00:00:00:00:07","infinibandGUIDRequest":"c2:11:22:33:44:55:66:77",
+		"ipRequest":["10.1.2.3/24"],"Bytes":%q}]`, config, base64.StdEncoding.EncodeToString([]byte(config))))
+	n.succeed("DEL", p)
+	n.wantAsked()
+}
+
+// TestSwitchingBackKeepsWhatPodsAskedFor: Multus runs DEL with it.
+func TestSwitchingBackKeepsWhatPodsAskedFor(t *testing.T) {
+	n := newNode(t, nil)
+	n.warm()
+	if out, err := n.install("install", "--agent-config", n.path("agent.json")); err != nil {
+		t.Fatalf("install: %v\n%s", err, out)
+	}
+	n.link2opt()
+	n.must(os.Symlink(filepath.Join(n.bin, "scripted"), n.path("opt/scripted")))
+	n.rt = n.installedRuntime()
+	n.define("asking", "", n.scripted(`,"name":"net","addresses":["10.1.2.3/24"],"mac":"02:00:00:00:00:07"`+asking))
+	p := n.addPod("pod", `[{"name":"asking","ips":["10.1.2.3/24"],"mac":"02:00:00:00:00:07","infiniband-guid":"c2:11:22:33:44:55:66:77"}]`)
+	n.succeed("ADD", p)
+	if out, err := n.install("uninstall", "--to-multus", n.path("multus")); err != nil {
+		t.Fatalf("uninstall: %v\n%s", err, out)
+	}
+	n.deleteAsMultus(n.path("multus"), p)
+	n.wantAsked()
+}
+
 func TestPodsOfMultusAreChecked(t *testing.T) {
 	n := warmMultus(t)
 	p := n.attachAsMultus("pod")
 	n.succeed("CHECK", p)
 	n.must(os.RemoveAll(n.path("ipam")))
 	n.refuse("CHECK", p, 999, "cluster-net", "default/pod")
+}
+
+// TestPodsOfMultusAreCheckedWhereTheNetworkKnowsCheck: which is from CNI 0.4.0 on.
+func TestPodsOfMultusAreCheckedWhereTheNetworkKnowsCheck(t *testing.T) {
+	n := newNode(t, nil)
+	p := n.addPod("pod", "")
+	cni := libcni.NewCNIConfigWithCacheDir([]string{n.bin}, n.path("state"), nil)
+	for ifName, version := range map[string]string{"eth0": "0.3.1", "net1": "0.4.0", "net2": "1.0.0"} {
+		conf, err := libcni.NetworkPluginConfFromBytes([]byte(strings.Replace(n.scripted(`,"name":"logged-net"`), "1.0.0", version, 1)))
+		n.must(err)
+		_, err = cni.AddNetwork(context.Background(), conf, &libcni.RuntimeConf{ContainerID: p.ID, NetNS: p.NetNS, IfName: ifName})
+		n.must(err)
+	}
+	n.succeed("CHECK", p)
+	var got []string
+	for _, c := range n.calls("CHECK") {
+		got = append(got, c.IfName)
+	}
+	if want := []string{"net1", "net2"}; !slices.Equal(got, want) {
+		t.Errorf("checked %q, want %q", got, want)
+	}
 }
 
 // TestPodsOfMultusWithoutRecords: of a sandbox whose results nobody knows CHECK
@@ -222,9 +295,12 @@ func (n *node) deleteAsMultus(dir string, p *pod) {
 	n.must(err)
 	var delegates []struct {
 		ConfList     struct{ Plugins []json.RawMessage }
-		IfName       string `json:"ifnameRequest"`
-		DeviceID     string `json:"deviceID"`
-		ResourceName string `json:"resourceName"`
+		IfName       string   `json:"ifnameRequest"`
+		DeviceID     string   `json:"deviceID"`
+		ResourceName string   `json:"resourceName"`
+		MAC          string   `json:"macRequest"`
+		GUID         string   `json:"infinibandGUIDRequest"`
+		IPs          []string `json:"ipRequest"`
 		Bytes        []byte
 	}
 	n.must(json.Unmarshal(raw, &delegates))
@@ -237,8 +313,13 @@ func (n *node) deleteAsMultus(dir string, p *pod) {
 		list, err := libcni.NetworkConfFromBytes(d.Bytes)
 		n.must(err)
 		rt := &libcni.RuntimeConf{ContainerID: p.ID, NetNS: p.NetNS, IfName: d.IfName, CapabilityArgs: map[string]any{}}
-		if d.DeviceID != "" {
-			rt.CapabilityArgs["deviceID"] = d.DeviceID
+		for key, value := range map[string]string{"deviceID": d.DeviceID, "mac": d.MAC, "infinibandGUID": d.GUID} {
+			if value != "" {
+				rt.CapabilityArgs[key] = value
+			}
+		}
+		if len(d.IPs) > 0 {
+			rt.CapabilityArgs["ips"] = d.IPs
 		}
 		if cached, err := cni.GetNetworkListCachedResult(list, rt); err != nil || cached == nil {
 			n.t.Errorf("no record of %s: %v", d.IfName, err)
