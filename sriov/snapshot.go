@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"strings"
 )
 
@@ -189,7 +190,8 @@ func Sentences(differences []Difference) string {
 // Compare names what now is not as in s, in a fixed order: what the PF keeps for a
 // VF, where both know it, then the network device: that it is there, its name,
 // alias, MTU and MAC. It is compared while the driver is the same, and where there
-// are not several; its index, which is another after each move, is not.
+// are not several; its index, which is another after each move, is not, nor is its
+// MAC where the PF gives the VF another.
 func (s *Snapshot) Compare(now *Snapshot) []Difference {
 	var out []Difference
 	expect := func(field string, want, found any) {
@@ -220,7 +222,7 @@ func (s *Snapshot) Compare(now *Snapshot) []Difference {
 		expect("network device", was.Name, is.Name)
 		expect("alias of "+was.Name, was.Alias, is.Alias)
 		expect("MTU of "+was.Name, was.MTU, is.MTU)
-		if s.VF != nil && s.VF.MAC == was.MAC {
+		if s.ownMAC(now) {
 			expect("MAC of "+was.Name, was.MAC, is.MAC)
 		}
 	}
@@ -244,8 +246,27 @@ func text(v any) string {
 // which it gave none draws its own, and tells the PF when it is first up.
 func (s *Snapshot) sameMAC(now *Snapshot) bool {
 	b, n := s.VF.MAC, now.VF.MAC
-	drawn := strings.Trim(b, "0:") == "" && len(s.NetDevs) == 1 && n == s.NetDevs[0].MAC
+	drawn := noMAC(b) && len(s.NetDevs) == 1 && n == s.NetDevs[0].MAC
 	return b == n || drawn
+}
+
+// noMAC reports whether a PF that keeps mac for a VF gives it none: all zeros.
+func noMAC(mac string) bool { return strings.Trim(mac, "0:") == "" }
+
+// ownMAC reports whether the one network device of s must have its MAC now: the PF
+// had given it that one, or has given it no other, neither in s nor now. A VF that
+// was given another may not choose its own. Ethernet alone is meant: the address of
+// an InfiniBand device has the number of a queue pair in it, which is not kept.
+func (s *Snapshot) ownMAC(now *Snapshot) bool {
+	own := s.NetDevs[0].MAC
+	if hw, err := net.ParseMAC(own); err != nil || len(hw) != 6 {
+		return false
+	}
+	if s.VF != nil && s.VF.MAC == own {
+		return true
+	}
+	free := func(v *VFState) bool { return v == nil || noMAC(v.MAC) || v.MAC == own }
+	return free(s.VF) && free(now.VF)
 }
 
 // single returns the one network device that a device has, in s and now; nil

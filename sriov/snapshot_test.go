@@ -158,6 +158,15 @@ func TestCompare(t *testing.T) {
 		"the PF's MAC is gone":           {func(b, n *sriov.Snapshot) { b.VF.MAC = given }, []string{"MAC of the VF: wanted " + given + ", found 00:00:00:00:00:00"}},
 		"the VF lost the PF's MAC": {func(b, n *sriov.Snapshot) { b.VF.MAC, n.VF.MAC = own, own; n.NetDevs[0].MAC = given },
 			[]string{"MAC of enp1: wanted " + own + ", found " + given}},
+		"the VF has another, the PF gave it none": {func(_, n *sriov.Snapshot) { n.NetDevs[0].MAC = given }, []string{"MAC of enp1: wanted " + own + ", found " + given}},
+		"the VF has another, the PF was told its own": {func(_, n *sriov.Snapshot) { n.VF.MAC, n.NetDevs[0].MAC = own, given },
+			[]string{"MAC of enp1: wanted " + own + ", found " + given}},
+		"the VF has another, the PF says nothing": {func(b, n *sriov.Snapshot) { b.VF, n.VF, n.NetDevs[0].MAC = nil, nil, given },
+			[]string{"MAC of enp1: wanted " + own + ", found " + given}},
+		"the VF took over the PF's MAC": {func(b, n *sriov.Snapshot) { b.VF.MAC, n.VF.MAC, n.NetDevs[0].MAC = given, given, given }, nil},
+		"an InfiniBand device's queue pair": {func(b, n *sriov.Snapshot) {
+			b.NetDevs[0].MAC, n.NetDevs[0].MAC = "80:00:02:08"+strings.Repeat(":00", 16), "80:00:02:09"+strings.Repeat(":00", 16)
+		}, nil},
 		"VLAN, QoS":               {func(_, n *sriov.Snapshot) { n.VF.VLAN, n.VF.VLANQoS = 5, 2 }, []string{"VLAN of the VF: wanted 0, found 5", "VLAN QoS of the VF: wanted 0, found 2"}},
 		"protocol without a VLAN": {func(_, n *sriov.Snapshot) { n.VF.VLANProto = "802.1ad" }, nil},
 		"protocol": {func(b, n *sriov.Snapshot) { b.VF.VLAN, n.VF.VLAN, n.VF.VLANProto = 5, 5, "802.1ad" },
@@ -166,7 +175,9 @@ func TestCompare(t *testing.T) {
 			[]string{"spoof check of the VF: wanted on, found off", "trust of the VF: wanted off, found on", "link state of the VF: wanted auto, found enable"}},
 		"rates": {func(_, n *sriov.Snapshot) { n.VF.MinTxRate, n.VF.MaxTxRate = 1, 2 },
 			[]string{"minimum rate of the VF: wanted 0, found 1", "maximum rate of the VF: wanted 0, found 2"}},
-		"network device": {func(_, n *sriov.Snapshot) { n.NetDevs[0] = sriov.NetDev{Name: "net1", MTU: 9000, Alias: "enp1"} },
+		"network device": {func(_, n *sriov.Snapshot) {
+			n.NetDevs[0] = sriov.NetDev{Name: "net1", MAC: own, MTU: 9000, Alias: "enp1"}
+		},
 			[]string{"network device: wanted enp1, found net1", "alias of enp1: wanted none, found enp1", "MTU of enp1: wanted 1500, found 9000"}},
 		"another driver": {func(_, n *sriov.Snapshot) { n.Driver, n.NetDevs = "vfio-pci", nil }, nil},
 		"away":           {func(_, n *sriov.Snapshot) { n.NetDevs = nil }, []string{"network device: wanted enp1, found none"}},
@@ -221,6 +232,34 @@ func TestReset(t *testing.T) {
 	}
 	if _, err := host.Reset("0000:99:00.0", before); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a device that is gone: %v", err)
+	}
+}
+
+// A VF to which its PF gives no MAC, or of which the PF says nothing, gets its own
+// back after a pod has changed it.
+func TestResetOfTheVFsOwnMAC(t *testing.T) {
+	for name, silent := range map[string]bool{"the PF gives none": false, "the PF says nothing": true} {
+		t.Run(name, func(t *testing.T) {
+			tree, host := machine(t)
+			if silent {
+				tree.RemoveNetDev("enp33s0")
+			}
+			before := must(host.Snapshot(igbVF))(t)
+			if silent != (before.VF == nil) {
+				t.Fatalf("%+v", before.VF)
+			}
+			changed := before.NetDevs[0]
+			changed.MAC = "02:00:00:00:00:99"
+			if err := host.Links.SetNetDev(changed.Name, changed); err != nil {
+				t.Fatal(err)
+			}
+			if changed := must(host.Reset(igbVF, before))(t); len(changed) != 1 {
+				t.Errorf("changed %v, want the MAC", changed)
+			}
+			if now := must(host.Snapshot(igbVF))(t); !reflect.DeepEqual(now, before) {
+				t.Errorf("reset to %+v, was %+v", now, before)
+			}
+		})
 	}
 }
 
