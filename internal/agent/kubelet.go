@@ -11,7 +11,9 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/nodeview"
+	"github.com/manifold-cni/manifold/internal/reconcile"
 	"github.com/manifold-cni/manifold/podresources"
+	"github.com/manifold-cni/manifold/sriov"
 )
 
 // kubelet is what tells of the devices that the kubelet has given to pods.
@@ -19,11 +21,12 @@ type kubelet struct {
 	file   *checkpoint.File     // nil for none
 	live   *podresources.Client // nil for none
 	claims podresources.Options // of resource claims
+	fs     sriov.FS
 }
 
 // kubelet connects to the sources of the configuration; published may be nil.
 func (c *Config) kubelet(published *kube.Slices) *kubelet {
-	k := &kubelet{}
+	k := &kubelet{fs: sriov.FS{Root: c.SysRoot}}
 	if c.Checkpoint != "" {
 		k.file = checkpoint.NewFile(c.Checkpoint)
 	}
@@ -50,23 +53,29 @@ func (k *kubelet) close() error {
 	return k.live.Close()
 }
 
-// holders returns to whom the kubelet has given devices, by device ID. A claim's
-// device that nobody can tell is left out.
+// holders returns to whom the kubelet has given devices, by device ID, and by PCI
+// address where that can be told. A claim's device that nobody can tell is left out.
 func (k *kubelet) holders(ctx context.Context) (map[string]nodeview.Holder, error) {
 	held, _, err := k.held(ctx)
+	for id, h := range maps.Clone(held) {
+		if address := k.function(id); address != "" {
+			held[address] = h
+		}
+	}
 	return held, err
 }
 
-// allocated returns the IDs of the devices that the kubelet has given to pods; a VF
-// that is not among them is nobody's. That is known by the checkpoint alone: for some
-// seconds after its start a kubelet lists no pod, or the first few, while others
-// hold devices. A claim's device of which nobody says what it is may be any VF:
-// then it is not known what is allocated either.
-func (k *kubelet) allocated(ctx context.Context) (map[string]bool, error) {
+// allocated returns what the kubelet has given to pods; a VF that is not among it is
+// nobody's. That is known by the checkpoint alone: for some seconds after its start a
+// kubelet lists no pod, or the first few, while others hold devices. A claim's device
+// of which nobody says what it is may be any VF: then it is not known what is
+// allocated either.
+func (k *kubelet) allocated(ctx context.Context) (*reconcile.Allocated, error) {
 	if k.file == nil {
 		return nil, errors.New("the kubelet's checkpoint, which alone names every device that is allocated, is not configured")
 	}
-	if _, err := k.file.Load(); err != nil {
+	c, err := k.file.Load()
+	if err != nil {
 		return nil, err
 	}
 	held, untold, err := k.held(ctx)
@@ -76,11 +85,39 @@ func (k *kubelet) allocated(ctx context.Context) (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make(map[string]bool, len(held))
-	for id := range held {
-		out[id] = true
+	out := &reconcile.Allocated{Given: map[string]bool{}, Advertised: map[string]bool{}}
+	for _, id := range slices.Sorted(maps.Keys(held)) {
+		out.Given[k.function(id)] = true
+		if out.Opaque == "" && k.opaque(id) {
+			out.Opaque = fmt.Sprintf("%q of %s", id, held[id].Resource)
+		}
+	}
+	for _, ids := range c.Registered {
+		for _, id := range ids {
+			out.Advertised[k.function(id)] = true
+		}
 	}
 	return out, nil
+}
+
+// function returns the address of the PCI function that a device's ID names, by
+// itself, as an auxiliary device on it or as its network device; empty for none.
+func (k *kubelet) function(id string) string {
+	if address, err := sriov.ParseAddress(id); err == nil {
+		return address
+	}
+	if a, err := k.fs.Auxiliary(id); err == nil {
+		return a.Parent
+	}
+	address, _ := k.fs.OfNetDev(id)
+	return address
+}
+
+// opaque reports whether a device's ID does not say for good which function it is:
+// the name of a network device goes with it into a pod, and another may have it then.
+func (k *kubelet) opaque(id string) bool {
+	_, err := k.fs.Auxiliary(id)
+	return err != nil && !sriov.IsAddress(id)
 }
 
 // held returns the holders of devices by either source: the checkpoints know pods

@@ -15,6 +15,7 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/podresources"
+	"github.com/manifold-cni/manifold/sriov/sriovtest"
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
@@ -76,8 +77,8 @@ func TestClaimsDevicesAreAllocated(t *testing.T) {
 		t.Run("without "+left, func(t *testing.T) {
 			k := kubeletOf(t, fake, left)
 			got, err := k.allocated(t.Context())
-			if ids := slices.Sorted(maps.Keys(got)); err != nil || !slices.Equal(ids, []string{pluginsVF, claimsVF}) {
-				t.Errorf("allocated %v, %v", ids, err)
+			if err != nil || !slices.Equal(slices.Sorted(maps.Keys(got.Given)), []string{pluginsVF, claimsVF}) || got.Opaque != "" || !got.Advertised[pluginsVF] {
+				t.Errorf("allocated %+v, %v", got, err)
 			}
 			held, err := k.holders(t.Context())
 			if h := held[claimsVF]; err != nil || h != want {
@@ -98,6 +99,27 @@ func TestClaimsDeviceThatCannotBeTold(t *testing.T) {
 	}
 	if held, err := k.holders(t.Context()); err != nil || len(held) != 2 {
 		t.Errorf("holders %v, %v", held, err)
+	}
+}
+
+// The functions of devices are compared, however device plugins spell them.
+func TestFunctionOfADevice(t *testing.T) {
+	tree := sriovtest.New(t.TempDir())
+	tree.AddSwitchdev()
+	if err := tree.Err(); err != nil {
+		t.Fatal(err)
+	}
+	k := &kubelet{fs: tree.FS()}
+	for id, want := range map[string]struct {
+		function string
+		opaque   bool
+	}{
+		"0000:AB:10.0": {"0000:ab:10.0", false}, "mlx5_core.sf.2": {"0000:08:00.0", false}, "enp8s0f0s88": {"0000:08:00.0", true},
+		"mlx5_core.sf.9": {"", true}, "vf-2": {"", true}, "0000:ab:10.0-0": {"", true}, "": {"", true},
+	} {
+		if got := k.function(id); got != want.function || k.opaque(id) != want.opaque {
+			t.Errorf("%q: %q, opaque %t, want %+v", id, got, k.opaque(id), want)
+		}
 	}
 }
 

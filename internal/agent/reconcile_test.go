@@ -43,7 +43,8 @@ type vfNode struct {
 func newVFNode(t *testing.T) *vfNode {
 	t.Helper()
 	dir := t.TempDir()
-	n := &vfNode{t: t, tree: sriovtest.New(t.TempDir()), conf: Config{KubeletDir: filepath.Join(dir, "kubelet"), CNIDir: filepath.Join(dir, "state"), Node: "node1"}}
+	tree := sriovtest.New(t.TempDir())
+	n := &vfNode{t: t, tree: tree, conf: Config{KubeletDir: filepath.Join(dir, "kubelet"), CNIDir: filepath.Join(dir, "state"), SysRoot: tree.Root(), Node: "node1"}}
 	n.must(n.conf.complete())
 	n.tree.AddIGB()
 	n.must(n.tree.Err())
@@ -128,6 +129,50 @@ func TestKubeletRestartWindow(t *testing.T) {
 	}
 	n.conf.Checkpoint = "" // then the pods that are listed may be the first of many
 	n.spared("List of another pod alone")
+}
+
+// A device plugin may name its VFs as it likes: one that a pod has is nobody's under
+// no name, and one that no ID names is not touched while it may be a pod's.
+func TestDevicesOfAnyName(t *testing.T) {
+	for name, tc := range map[string]struct {
+		id, away string
+		problem  string
+	}{
+		"plain":   {id: leftoverVF},
+		"netdev":  {id: "enp33s16f4"},
+		"away":    {id: "enp33s16f4", away: "enp33s16f4", problem: `"enp33s16f4" of example.com/vfs`},
+		"number":  {id: "vf-2", problem: `"vf-2" of example.com/vfs`},
+		"address": {id: "0000:21:10.4-0", problem: `"0000:21:10.4-0" of example.com/vfs`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newVFNode(t)
+			n.must(os.MkdirAll(n.conf.CNIDir, 0o700))
+			n.must(n.kubelet.SetDevices("example.com/vfs", fakekubelet.Device{ID: tc.id}, fakekubelet.Device{ID: otherVF}))
+			n.admit("app", tc.id)
+			if tc.away != "" {
+				n.tree.RemoveNetDev(tc.away)
+			}
+			r := n.reconciler()
+			found, err := r.Scan(t.Context())
+			if len(found) > 0 || (err != nil) != (tc.problem != "") || err != nil && !strings.Contains(err.Error(), tc.problem) {
+				t.Errorf("found %v, %v, want %q", found, err, tc.problem)
+			}
+			if err := r.Repair(t.Context(), reconcile.Finding{Kind: reconcile.Leftover, Device: leftoverVF}); !errors.Is(err, reconcile.ErrNotRepaired) {
+				t.Errorf("repair: %v", err)
+			}
+			// One that a device plugin advertises by its own address is not the pod's.
+			n.must(n.tree.Host().Links.SetVF("enp33s0", 3, sriov.PropertyVLAN, sriov.VFState{VLAN: 78}))
+			found, _ = r.Scan(t.Context())
+			if len(found) != 1 || found[0].Device != otherVF {
+				t.Fatalf("found %v", found)
+			}
+			n.must(r.Repair(t.Context(), found[0]))
+			held, err := r.Allocated(t.Context())
+			if n.must(err); held.Given[otherVF] {
+				t.Errorf("given %+v", held)
+			}
+		})
+	}
 }
 
 // A dead sandbox's VF is repaired once the kubelet has given it to nobody. Whose it

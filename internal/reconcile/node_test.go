@@ -35,7 +35,7 @@ type node struct {
 	want *plan.VF // what networks ask of their VF
 
 	mu        sync.Mutex
-	allocated map[string]bool
+	allocated Allocated
 	unknown   error // why it is not known what is allocated
 }
 
@@ -44,10 +44,11 @@ func newNode(t *testing.T) *node {
 	n.tree.AddIGB()
 	n.Reconciler = &Reconciler{
 		Journal: journal.Dir{Path: t.TempDir()}, Host: n.tree.Host(),
-		Allocated: func(context.Context) (map[string]bool, error) {
+		Allocated: func(context.Context) (*Allocated, error) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
-			return n.allocated, n.unknown
+			a := n.allocated
+			return &a, n.unknown
 		},
 	}
 	t.Cleanup(func() { n.must(n.tree.Err()) })
@@ -65,9 +66,9 @@ func (n *node) must(err error) {
 func (n *node) allocate(ids ...string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.allocated = map[string]bool{}
+	n.allocated.Given = map[string]bool{}
 	for _, id := range ids {
-		n.allocated[id] = true
+		n.allocated.Given[id] = true
 	}
 }
 
@@ -284,6 +285,7 @@ func TestRepairGivesWay(t *testing.T) {
 		"an ADD has claimed it":             {func(n *node) { n.sandbox("new", true) }, "sandbox new@eth0 has it by now"},
 		"the kubelet has given it to one":   {func(n *node) { n.allocate(address) }, "not as it was found"},
 		"allocations are not known":         {func(n *node) { n.unknown = errors.New("the kubelet is down") }, "the kubelet is down"},
+		"a pod's device may be it":          {func(n *node) { n.allocated.Opaque = `"vf-2" of x` }, "which may be it"},
 		"another repair is under way":       {func(n *node) { n.lock(journal.RepairKey(address)) }, "another repair"},
 		"somebody has reset it":             {func(n *node) { n.vlan(0) }, "not as it was found"},
 		"the configuration excludes its PF": {func(n *node) { n.Exclude = []string{pf} }, "excluded"},
@@ -330,6 +332,11 @@ func TestRepairOfStrandedGivesWay(t *testing.T) {
 		n.unknown = nil
 	})
 	n.allocate()
+	t.Run("a pod's device may be it", func(*testing.T) {
+		n.allocated.Opaque = `"vf-2" of x`
+		n.spared(f, `a pod has device "vf-2" of x, which may be it`)
+		n.allocated.Opaque = ""
+	})
 	t.Run("the next ADD has claimed it, and tries nothing yet", func(*testing.T) {
 		n.begin("next", true)
 		n.spared(f, "no claim to it")
@@ -343,6 +350,45 @@ func TestRepairOfStrandedGivesWay(t *testing.T) {
 		n.sandbox("new", true)
 		n.spared(f, "another owner")
 	})
+}
+
+// A device that no ID names may be any VF but those that device plugins advertise by
+// theirs, be it in the kubelet's lists or in a journal.
+func TestDevicesThatNoIDNames(t *testing.T) {
+	for name, begin := range map[string]func(n *node){
+		"allocated": func(n *node) { n.allocated.Opaque = `"vf-2" of x` },
+		"attached": func(n *node) {
+			entry, err := n.Journal.Begin(t.Context(), journal.Key{ContainerID: "app", IfName: "eth0"}, &plan.Plan{
+				NetNS: "/proc/self/ns/net", Attachments: []plan.Attachment{{IfName: "net1", Device: &plan.Device{ID: "vf-2", Resource: "x"}}},
+			})
+			n.must(err)
+			n.must(entry.Append(journal.Step{Phase: journal.Trying}))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.vlan(77)
+			f := n.finds(Leftover)[0]
+			begin(n)
+			found, err := n.Scan(t.Context())
+			if want := "VF " + address + ` may be leftover, which cannot be told: a pod has device "vf-2" of x`; len(found) > 0 || err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("found %v, %v, want %s", found, err, want)
+			}
+			n.spared(f, "which may be it")
+			if why := n.given(t.Context(), address); !strings.Contains(why, "which may be it") {
+				t.Errorf("given: %q", why)
+			}
+			n.vlan(0)
+			n.confine(true)
+			if found, err = n.Scan(t.Context()); len(found) != 1 || found[0].Kind != Quarantined || err != nil {
+				t.Fatalf("found %v, %v", found, err)
+			}
+			n.spared(found[0], "which may be it")
+			n.must(n.Accept(t.Context(), address))
+			n.allocated.Advertised = map[string]bool{address: true}
+			n.must(n.Repair(t.Context(), n.finds(Leftover)[0]))
+		})
+	}
 }
 
 func TestRepairOfQuarantinedGivesWay(t *testing.T) {
@@ -481,7 +527,7 @@ func TestScanThatMeetsADEL(t *testing.T) {
 			n.finds()
 			n.allocate(address)
 			kubelets := n.Allocated
-			n.Allocated = func(ctx context.Context) (map[string]bool, error) { // between the journals and the PFs
+			n.Allocated = func(ctx context.Context) (*Allocated, error) { // between the journals and the PFs
 				entry, err := n.Journal.Open(key)
 				n.must(err)
 				for _, p := range tc.phases {

@@ -18,7 +18,7 @@ func TestNodeWithoutVFsAsksNothing(t *testing.T) {
 	}
 	r := &Reconciler{
 		Journal: journal.Dir{Path: t.TempDir()}, Host: tree.Host(),
-		Allocated: func(context.Context) (map[string]bool, error) {
+		Allocated: func(context.Context) (*Allocated, error) {
 			t.Error("the kubelet was asked for devices")
 			return nil, nil
 		},

@@ -19,7 +19,9 @@
 //
 // A VF belongs to a sandbox when a journal names it, and to a pod when the
 // kubelet has allocated it. Where the kubelet's allocations cannot be read, every
-// VF belongs to somebody: an answer that is missing never means free.
+// VF belongs to somebody: an answer that is missing never means free. So does a VF
+// that a pod may have under an ID that does not say which device it is, see
+// [Allocated].
 //
 // [Reconciler.Run] scans at its start and when something changed, and tells what
 // comes and goes; [Reconciler.Findings] is what it found last.
@@ -69,6 +71,9 @@ func Kinds() []Kind {
 // wrong concerns its pod, and nothing is repaired below it.
 func (k Kind) Living() bool { return k == Vanished || k == Replaced || k == Drifted }
 
+// free reports whether the kind is of a VF that nobody has.
+func (k Kind) free() bool { return k == Orphaned || k == Leftover }
+
 // Finding is one VF that is not as it should be.
 type Finding struct {
 	Kind    Kind   `json:"kind"`
@@ -106,9 +111,9 @@ func (f Finding) of(o *owner) Finding {
 type Reconciler struct {
 	Journal journal.Dir
 	Host    sriov.Host
-	// Allocated returns the IDs of the devices that the kubelet has given to pods. An
-	// error means that it is not known which are.
-	Allocated func(context.Context) (map[string]bool, error)
+	// Allocated returns what the kubelet has given to pods. An error means that it is
+	// not known.
+	Allocated func(context.Context) (*Allocated, error)
 	// Watch are directories in which something changes when the kubelet starts or
 	// allocates. They need not exist yet.
 	Watch []string
@@ -150,6 +155,28 @@ type vf struct {
 	quarantine *journal.Quarantine // nil for none
 	unreadable error               // why it is not known whether there is one
 	allocated  bool
+	doubt      string // why a pod may have it all the same, empty for nothing
+}
+
+// Allocated is what the kubelet has given to pods.
+type Allocated struct {
+	Given map[string]bool // PCI addresses
+	// Opaque is a device, as messages name it, of which its ID does not say which
+	// function it is; empty for none. It may be any but those in Advertised.
+	Opaque string
+	// Advertised are the PCI addresses of what device plugins advertise: an ID that
+	// says nothing is none of theirs.
+	Advertised map[string]bool
+}
+
+// doubt says why a pod may have a device that is not among those given, empty where
+// none may; opaque is one that a journal has, as in a.
+func (a *Allocated) doubt(device, opaque string) string {
+	opaque = cmp.Or(a.Opaque, opaque)
+	if opaque == "" || a.Advertised[device] {
+		return ""
+	}
+	return "a pod has device " + opaque + ", which may be it: the ID does not say which device that is, and no device plugin advertises this one by an ID that does"
 }
 
 // owner is the sandbox whose journal has a VF.
@@ -165,14 +192,20 @@ type owner struct {
 var errUnseen = errors.New("the node's VFs cannot be seen")
 
 // Scan returns what is wrong, in order of PCI address. Journals that cannot be
-// read and PFs that cannot be asked are errors beside what was found; VFs that
-// an unreadable journal may own are not judged.
+// read and PFs that cannot be asked are errors beside what was found; VFs that an
+// unreadable journal may own are not judged. One that looks like nobody's, and that
+// a pod may have under an ID that does not name it, is an error too.
 func (r *Reconciler) Scan(ctx context.Context) ([]Finding, error) {
 	vfs, err := r.survey(ctx)
 	var out []Finding
 	for i := range vfs {
-		for _, f := range judge(&vfs[i]) {
-			if !f.Kind.Living() || r.unchanged(vfs[i].owner) {
+		v := &vfs[i]
+		for _, f := range judge(v) {
+			switch {
+			case f.Kind.Living() && !r.unchanged(v.owner):
+			case f.Kind.free() && v.doubt != "":
+				err = errors.Join(err, fmt.Errorf("VF %s may be %s, which cannot be told: %s", f.Device, f.Kind, v.doubt))
+			default:
 				out = append(out, f)
 			}
 		}
@@ -196,14 +229,14 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnseen, err)
 	}
-	owners, problem := r.owners()
+	owners, opaque, problem := r.owners()
 	var functions []sriov.Function
 	for _, f := range all.Functions {
 		if f.IsVF() {
 			functions = append(functions, f.Function)
 		}
 	}
-	var allocated map[string]bool
+	allocated := &Allocated{}
 	if len(functions) > 0 { // else the kubelet, which limits how often it is asked, has pods to serve
 		if allocated, err = r.Allocated(ctx); err != nil {
 			problem = errors.Join(problem, fmt.Errorf("allocations: %w", err))
@@ -214,7 +247,10 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 	problem = errors.Join(problem, err)
 	var out []vf
 	for _, f := range functions {
-		v := vf{Function: f, owner: owners[f.Address], allocated: !known || allocated[f.Address]}
+		v := vf{Function: f, owner: owners[f.Address], allocated: !known}
+		if known {
+			v.allocated, v.doubt = allocated.Given[f.Address], allocated.doubt(f.Address, opaque)
+		}
 		delete(owners, f.Address)
 		if v.state = states[f.Address]; v.state != nil { // else the problem is in err
 			v.quarantine, v.unreadable = r.Journal.Quarantined(f.Address)
@@ -246,13 +282,14 @@ func (r *Reconciler) missed(owners map[string]*owner) (out []vf, err error) {
 }
 
 // owners returns the sandboxes that have devices, by PCI address; of several the
-// one that claimed last.
-func (r *Reconciler) owners() (map[string]*owner, error) {
+// one that claimed last. Opaque is a device of one of which its journal does not say
+// which function it is, as in [Allocated].
+func (r *Reconciler) owners() (out map[string]*owner, opaque string, err error) {
 	keys, err := r.Journal.List()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	out := map[string]*owner{}
+	out = map[string]*owner{}
 	var problems []error
 	for _, k := range keys {
 		entry, err := r.Journal.Open(k)
@@ -265,7 +302,13 @@ func (r *Reconciler) owners() (map[string]*owner, error) {
 		}
 		for i, a := range entry.Plan.Attachments {
 			phase, _ := entry.Phase(i)
-			if a.Device == nil || a.Device.PCIAddress == "" || phase == "" || phase == journal.Released || phase == journal.Untouched {
+			if a.Device == nil || phase == "" || phase == journal.Released || phase == journal.Untouched {
+				continue
+			}
+			if a.Device.PCIAddress == "" {
+				if !sriov.IsAuxiliary(a.Device.ID) {
+					opaque = fmt.Sprintf("%q of %s", a.Device.ID, a.Device.Resource)
+				}
 				continue
 			}
 			o := &owner{key: k, entry: entry, attachment: i, alive: entry.Gone() == ""}
@@ -274,7 +317,7 @@ func (r *Reconciler) owners() (map[string]*owner, error) {
 			}
 		}
 	}
-	return out, errors.Join(problems...)
+	return out, opaque, errors.Join(problems...)
 }
 
 // judge says what is wrong with one VF.

@@ -125,7 +125,7 @@ func (r *Reconciler) repairStranded(ctx context.Context, f Finding) (err error) 
 // journal and by its claim: an ADD claims a VF before its journal says that it
 // tries. It is called under the sandbox's lock, without which nothing of this stays.
 func (r *Reconciler) dead(ctx context.Context, f Finding, key journal.Key) (*owner, error) {
-	owners, err := r.owners()
+	owners, _, err := r.owners()
 	if err != nil {
 		return nil, err
 	}
@@ -150,13 +150,19 @@ func (r *Reconciler) dead(ctx context.Context, f Finding, key journal.Key) (*own
 // has not. The pod may use the VF and claim nothing, having no network on it; and the
 // dead sandbox's own pod may be about to start anew.
 func (r *Reconciler) given(ctx context.Context, device string) string {
-	switch allocated, err := r.Allocated(ctx); {
-	case err != nil:
-		return "whether the kubelet has given it to a pod is not known: " + err.Error()
-	case allocated[device]:
+	const unknown = "whether the kubelet has given it to a pod is not known: "
+	allocated, err := r.Allocated(ctx)
+	if err != nil {
+		return unknown + err.Error()
+	}
+	if allocated.Given[device] {
 		return "the kubelet has given it to a pod"
 	}
-	return ""
+	_, opaque, err := r.owners()
+	if err != nil {
+		return unknown + err.Error()
+	}
+	return allocated.doubt(device, opaque)
 }
 
 // claimed runs do on a VF that no sandbox has, under its claim. An ADD that comes
@@ -200,6 +206,9 @@ func (r *Reconciler) repairFree(ctx context.Context, f Finding) error {
 	v := &vfs[i]
 	if v.allocated {
 		return fmt.Errorf("%w: the kubelet has given it to a pod", ErrNotRepaired)
+	}
+	if v.doubt != "" {
+		return fmt.Errorf("%w: %s", ErrNotRepaired, v.doubt)
 	}
 	if f.Kind == Quarantined {
 		if why := r.unknown(f.Device); why != "" {
