@@ -274,7 +274,10 @@ func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (json.RawMessage
 		}
 	}
 	if q.Name == "" {
-		return nil, nil
+		if q.Config == nil { // none is asked for
+			return nil, nil
+		}
+		return nil, planner.CheckConfig(q.Config, q.Type)
 	}
 	source := a.src.Local
 	if source == nil {

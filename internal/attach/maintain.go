@@ -2,6 +2,7 @@ package attach
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -83,7 +84,8 @@ func (r *run) checkOne(ctx context.Context, i int) (*plan.Outcome, error) {
 }
 
 // Status returns nil when an ADD can be served: the planner answers, the default
-// network is configured, its programs are there, and its own STATUS agrees.
+// network is configured and can be planned, its programs are there, and its own
+// STATUS agrees.
 func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 	if inv.Conf.ReleaseOnly != "" {
 		return nil
@@ -96,9 +98,9 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 			return notReady(fmt.Errorf("the default network's readinessindicatorfile: %w", err))
 		}
 	}
-	list, asked, err := e.defaultNetwork(ctx, inv)
-	if err == nil && !asked {
-		_, err = e.Planner.Status(ctx, plan.StatusQuery{})
+	list, raw, err := e.defaultNetwork(ctx, inv)
+	if err == nil {
+		_, err = e.Planner.Status(ctx, plan.StatusQuery{Config: raw, Type: inv.Conf.Type})
 	}
 	if err != nil {
 		return notReady(err)
@@ -114,25 +116,24 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 }
 
 // defaultNetwork returns the cluster default network as it is configured now: from
-// the node's disk or, where clusterNetwork names a definition, from the planner;
-// asked says which.
-func (e *Engine) defaultNetwork(ctx context.Context, inv *netconf.Invocation) (list *libcni.NetworkConfigList, asked bool, err error) {
+// the node's disk or, where clusterNetwork names a definition, from the planner.
+func (e *Engine) defaultNetwork(ctx context.Context, inv *netconf.Invocation) (list *libcni.NetworkConfigList, raw json.RawMessage, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(inv.Conf.PlanTime))
 	defer cancel()
 	var q plan.StatusQuery
-	raw, err := inv.Conf.ClusterDefault()
-	if asked = errors.Is(err, netconf.ErrNotOnDisk); asked {
+	raw, err = inv.Conf.ClusterDefault()
+	if errors.Is(err, netconf.ErrNotOnDisk) {
 		q.Namespace, q.Name = inv.Conf.DefaultDefinition()
 		raw, err = e.Planner.Status(ctx, q)
 	}
 	if err != nil {
-		return nil, asked, err
+		return nil, nil, err
 	}
 	if list, err = asList(raw); err != nil {
-		return nil, asked, err
+		return nil, nil, err
 	}
 	if list.Name == "" {
 		list.Name = q.Name // as the planner names it
 	}
-	return list, asked, nil
+	return list, raw, nil
 }

@@ -57,6 +57,12 @@ const (
 	kindEnd
 )
 
+// The codes of STATUS in the CNI specification.
+const (
+	codeNotAvailable = 50 // ADD cannot be served
+	codeLimited      = 51 // nor can it, and sandboxes that are attached may be without network
+)
+
 // kindInfo is the name and the CNI code of a kind. Codes below 100 are the CNI
 // specification's well-known ones; Manifold's own start at 100.
 type kindInfo struct {
@@ -72,7 +78,7 @@ var kinds = [kindEnd]kindInfo{
 	InvalidConfig:       {"invalid-config", types.ErrInvalidNetworkConfig},
 	IncompatibleVersion: {"incompatible-version", types.ErrIncompatibleCNIVersion},
 	TryAgain:            {"try-again", types.ErrTryAgainLater},
-	NotReady:            {"not-ready", 50},
+	NotReady:            {"not-ready", codeNotAvailable},
 	InvalidAnnotation:   {"invalid-annotation", 101},
 	DefinitionMissing:   {"definition-missing", 102},
 	InvalidDefinition:   {"invalid-definition", 103},
@@ -284,8 +290,8 @@ func Is(err error, k Kind) bool {
 
 // ToCNI returns the CNI error object for err: a delegate's own error keeps its
 // code, unless its device went under it, and every other error takes the code of its
-// kind. The message is the whole
-// rendered error. It returns nil for nil.
+// kind. What is not ready has a code of STATUS, whatever the delegate gave. The
+// message is the whole rendered error. It returns nil for nil.
 func ToCNI(err error) *types.Error {
 	if err == nil {
 		return nil
@@ -294,7 +300,9 @@ func ToCNI(err error) *types.Error {
 	code := kind.Code()
 	var delegate *types.Error
 	if errors.As(err, &delegate) && delegate.Code != 0 && Is(err, DelegateFailed) && kind != DeviceVanished {
-		code = delegate.Code
+		if kind != NotReady || delegate.Code == codeNotAvailable || delegate.Code == codeLimited {
+			code = delegate.Code
+		}
 	}
 	return types.NewError(code, err.Error(), "")
 }

@@ -70,6 +70,7 @@ func TestCodes(t *testing.T) {
 	}{
 		{own, 77}, {New("release", TeardownIncomplete, "%w", own), 77}, {New("x", NoDevice, "y"), 105}, {errors.New("plain"), 100},
 		{New("x", TryAgain, "y"), types.ErrTryAgainLater}, {&types.Error{Code: 5, Msg: "not a delegate's"}, 100}, {New("use device", DeviceVanished, "%w", own), 107},
+		{New("status", NotReady, "%w", own), 50}, {New("status", NotReady, "%w", New("run delegate", DelegateFailed, "%w", &types.Error{Code: 51})), 51},
 	} {
 		if got := ToCNI(tc.err); got.Code != tc.code || got.Msg != tc.err.Error() {
 			t.Errorf("%v: code %d, want %d", tc.err, got.Code, tc.code)

@@ -32,10 +32,13 @@ type Planner interface {
 }
 
 // StatusQuery is what a STATUS asks beyond whether the planner is ready: where
-// the cluster default network is on no disk, the definition that must be it.
+// the cluster default network is on no disk, the definition that must be it; or
+// whether a configuration could be planned, which an older agent does not look at.
 type StatusQuery struct {
-	Namespace string `json:"namespace,omitempty"`
-	Name      string `json:"name,omitempty"` // empty: none is asked for
+	Namespace string          `json:"namespace,omitempty"`
+	Name      string          `json:"name,omitempty"`   // empty: none is asked for
+	Config    json.RawMessage `json:"config,omitempty"` // the default network's; empty: not looked at
+	Type      string          `json:"type,omitempty"`   // Manifold's own, which is no default network
 }
 
 // Inspector answers the questions of people's programs. An agent is one beside

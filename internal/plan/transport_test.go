@@ -169,7 +169,7 @@ func exercise(t *testing.T, p Planner) {
 	if IsTransport(err) || cnierr.KindOf(err) != cnierr.NoDevice || err.Error() != "resource r/x: assign device: none; ask for one" {
 		t.Errorf("a refusal became %v", err)
 	}
-	if config, err := p.Status(t.Context(), StatusQuery{"a", "b"}); err != nil || string(config) != `{"name":"ab"}` {
+	if config, err := p.Status(t.Context(), StatusQuery{Namespace: "a", Name: "b"}); err != nil || string(config) != `{"name":"ab"}` {
 		t.Errorf("status: %s, %v", config, err)
 	}
 	if _, err := p.Status(t.Context(), StatusQuery{}); err == nil || IsTransport(err) {

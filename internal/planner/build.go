@@ -123,16 +123,9 @@ func (b *builder) resolve(i int) error {
 	if err := b.grow(len(raw)); err != nil {
 		return err
 	}
-	c, err := b.src.Parsed.config(raw)
+	c, err := b.src.Parsed.runnable(raw, b.inv.Conf.Type)
 	if err != nil {
-		return cnierr.New("read network configuration", cnierr.InvalidDefinition, "%w", err).
-			WithFix("correct the definition's spec.config")
-	}
-	for _, p := range c.Plugins() {
-		if p.Type == b.inv.Conf.Type || p.IPAMType == b.inv.Conf.Type {
-			return cnierr.New("read network configuration", cnierr.InvalidDefinition, "it delegates to %s itself, without end", b.inv.Conf.Type).
-				WithFix("name another plugin")
-		}
+		return err
 	}
 	b.configs = append(b.configs, c)
 	args := 0

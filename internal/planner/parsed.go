@@ -1,8 +1,12 @@
 package planner
 
 import (
+	"encoding/json"
 	"sync"
 
+	"github.com/containernetworking/cni/pkg/utils"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/netattach"
 )
 
@@ -39,4 +43,40 @@ func (p *Parsed) config(raw []byte) (*netattach.Config, error) {
 	p.known[string(raw)] = c
 	p.bytes += len(raw)
 	return c, nil
+}
+
+// runnable is config for a configuration that is to be run: one that delegates to
+// Manifold, whose type own is, is refused.
+func (p *Parsed) runnable(raw []byte, own string) (*netattach.Config, error) {
+	const op = "read network configuration"
+	c, err := p.config(raw)
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.InvalidDefinition, "%w", err).WithFix("correct the definition's spec.config")
+	}
+	for _, plugin := range c.Plugins() {
+		if plugin.Type == own || plugin.IPAMType == own {
+			return nil, cnierr.New(op, cnierr.InvalidDefinition, "it delegates to %s itself, without end", own).WithFix("name another plugin")
+		}
+	}
+	return c, nil
+}
+
+// CheckConfig returns why the cluster default network's configuration refuses every
+// pod, whatever the pod: it cannot be parsed, delegates to Manifold, whose type own
+// is, has a name that cannot be, or asks for what cannot be.
+func CheckConfig(raw json.RawMessage, own string) error {
+	const op = "read network configuration"
+	c, err := (*Parsed)(nil).runnable(raw, own)
+	if err != nil {
+		return err
+	}
+	if name := c.Name(); name != "" {
+		if err := utils.ValidateNetworkName(name); err != nil {
+			return cnierr.New(op, cnierr.InvalidDefinition, "name %.64q: %w", name, err)
+		}
+	}
+	if _, err := c.Asked(); err != nil {
+		return cnierr.New(op, cnierr.InvalidDefinition, "%w", err)
+	}
+	return nil
 }

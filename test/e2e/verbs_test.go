@@ -190,6 +190,38 @@ func TestStatus(t *testing.T) {
 	n.refuse("STATUS", none, 50, "nobody.sock", "fallback")
 }
 
+// TestStatusOfADefaultNetworkThatEveryPodIsRefusedFor: what ADD refuses whatever the
+// pod is, STATUS says beforehand, in a code of its own.
+func TestStatusOfADefaultNetworkThatEveryPodIsRefusedFor(t *testing.T) {
+	const head = `{"name":"cluster-net","cniVersion":"1.0.0","plugins":`
+	for name, tc := range map[string]struct{ config, part string }{
+		"itself":            {head + `[{"type":"manifold"}]}`, "delegates to manifold itself"},
+		"itself for IPAM":   {head + `[{"type":"bridge","ipam":{"type":"manifold"}}]}`, "delegates to manifold itself"},
+		"a value":           {head + `[{"type":"bridge","mtu":"abc"}]}`, "mtu"},
+		"no plugin":         {head + `[]}`, "plugin"},
+		"a program by path": {head + `[{"type":"../../bin/sh"}]}`, "type"},
+		"version":           {`{"name":"cluster-net","cniVersion":"9.9.9","plugins":[{"type":"bridge"}]}`, "9.9.9"},
+		"a code of its own": {`{"name":"cluster-net","cniVersion":"1.1.0","plugins":[{"type":"scripted","script":{
+			"ADD":{"error":{"code":11,"msg":"not yet"}},"STATUS":{"error":{"code":11,"msg":"not yet"}}}}]}`, "not yet"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, nil)
+			n.file("net.d/10-default.conflist", tc.config)
+			none := &pod{}
+			n.refuse("STATUS", none, 50, tc.part) // of the fallback
+			n.serve()
+			n.refuse("STATUS", none, 50, tc.part)
+			n.must(os.Rename(n.path("net.d/10-default.conflist"), n.path("as-definition")))
+			n.withConf(map[string]any{"multusNamespace": "default"})
+			n.define("cluster-net", "", tc.config)
+			n.refuse("STATUS", none, 50, tc.part)
+			if res := n.call("ADD", n.addPod("pod", "")); res.Status == 0 {
+				t.Error("ADD does not refuse it")
+			}
+		})
+	}
+}
+
 func TestResultInTheVersionAskedFor(t *testing.T) {
 	for _, v := range []string{"0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
 		t.Run(v, func(t *testing.T) {
