@@ -185,6 +185,9 @@ type teardown struct {
 // only the delegates give them back.
 func (r *run) runDEL(ctx context.Context, t teardown) error {
 	failed, problems := r.delAll(ctx, t)
+	if failed && !t.completed && !r.isOut(t.a, t.rt.NetNS) {
+		problems = append(problems, r.delBare(ctx, t)...)
+	}
 	switch {
 	case !failed && t.rt.NetNS != "":
 		return nil
@@ -219,8 +222,24 @@ func (r *run) delAll(ctx context.Context, t teardown) (failed bool, problems []e
 		if i--; i < 0 {
 			return true, problems
 		}
-		err = r.within(ctx, func(ctx context.Context) error { return r.delPlugin(ctx, t, t.list.Plugins[i]) })
+		err = r.within(ctx, func(ctx context.Context) error { return r.delPlugin(ctx, t, t.list.Plugins[i], map[string]any{}) })
 	}
+}
+
+// delBare runs DEL of a chain's plugins that have an IPAM without it. host-device
+// leaves its device in the sandbox when its IPAM refuses ADD, and gives it back
+// after its IPAM's DEL alone, which is refused as well.
+func (r *run) delBare(ctx context.Context, t teardown) (problems []error) {
+	for _, p := range slices.Backward(t.list.Plugins) {
+		if p.Network.IPAM.Type == "" {
+			continue
+		}
+		none := map[string]any{"ipam": map[string]any{}}
+		if err := r.within(ctx, func(ctx context.Context) error { return r.delPlugin(ctx, t, p, none) }); err != nil {
+			problems = append(problems, delegateError("del without addresses", err))
+		}
+	}
+	return problems
 }
 
 // within runs f within the time that delegates have.
@@ -230,9 +249,9 @@ func (r *run) within(ctx context.Context, f func(context.Context) error) error {
 	return f(ctx)
 }
 
-// delPlugin runs DEL of one plugin of a chain, with what libcni gives it.
-func (r *run) delPlugin(ctx context.Context, t teardown, p *libcni.PluginConfig) error {
-	more := map[string]any{}
+// delPlugin runs DEL of one plugin of a chain, with what libcni gives it and more
+// keys.
+func (r *run) delPlugin(ctx context.Context, t teardown, p *libcni.PluginConfig, more map[string]any) error {
 	if result, err := r.cni.GetNetworkListCachedResult(t.list, t.rt); err == nil && result != nil {
 		more["prevResult"] = result
 	}

@@ -156,6 +156,7 @@ func TestNoDefinitionMakesAPodUndeletable(t *testing.T) {
 	n.warm()
 	n.must(os.WriteFile(n.path("bin/oldone"), []byte(oldDelegate), 0o755))
 	n.must(os.WriteFile(n.path("bin/text"), []byte("not a program"), 0o755))
+	n.device("nic0")
 	pool := `"ipam":{"type":"host-local","dataDir":"` + n.path("ipam") + `","subnet":"10.89.0.0/16"}`
 	list := func(last string) string {
 		return `{"cniVersion":"1.0.0","name":"plain","plugins":[{"type":"bridge","bridge":"br-plain",` + pool + `},` + last + `]}`
@@ -167,6 +168,7 @@ func TestNoDefinitionMakesAPodUndeletable(t *testing.T) {
 		"master":    `{"cniVersion":"1.0.0","type":"macvlan","master":7}`,
 		"no-device": `{"cniVersion":"1.0.0","type":"host-device"}`,
 		"absent":    `{"cniVersion":"1.0.0","type":"host-device","device":"absent0"}`,
+		"moved":     `{"cniVersion":"1.0.0","type":"host-device","device":"nic0","ipam":{"type":"host-local","subnet":"nonsense"}}`,
 		"tuning":    list(`{"type":"tuning","sysctl":7}`),
 		"text":      list(`{"type":"text"}`),
 		"crash":     list(`{"type":"scripted","script":{"ADD":{"signal":9},"DEL":{"signal":9}}}`),
