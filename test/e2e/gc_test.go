@@ -192,6 +192,30 @@ func TestGCLeavesAPodOfMultusAloneThatIsBeingDeleted(t *testing.T) {
 	}
 }
 
+// TestGCTriesOnceAPodOfMultusThatCannotBeReleased: passed on, GC does not run the same
+// DEL again, and the delegate keeps what the sandbox may hold.
+func TestGCTriesOnceAPodOfMultusThatCannotBeReleased(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	text := strings.Replace(n.scripted(`,"name":"cluster-net","script":{"DEL":{"error":{"code":77,"msg":"switch is busy"}}}`), "1.0.0", "1.1.0", 1)
+	n.setDefault("1.1.0", text)
+	conf, err := libcni.NetworkPluginConfFromBytes([]byte(text))
+	n.must(err)
+	p := n.addPod("pod", "")
+	cni := libcni.NewCNIConfigWithCacheDir([]string{n.bin}, n.path("state"), nil)
+	_, err = cni.AddNetwork(context.Background(), conf, &libcni.RuntimeConf{ContainerID: p.ID, NetNS: p.NetNS, IfName: "eth0"})
+	n.must(err)
+	n.withConf(map[string]any{"cni.dev/valid-attachments": []any{}})
+	n.refuse("GC", &pod{}, 77, "switch is busy")
+	if calls := n.calls("DEL"); len(calls) != 1 {
+		t.Errorf("the delegate's DEL was called %d times", len(calls))
+	}
+	want := []collected{{"cluster-net", []map[string]string{attachment(p, "eth0")}}}
+	if got := n.gcs(n.path("calls")); !reflect.DeepEqual(got, want) {
+		t.Errorf("the delegate's GC was given %v, want %v", got, want)
+	}
+}
+
 // TestGCKnowsAPodOfMultusFromEitherRecord: what one of libcni's records does not
 // tell any more, the file of Multus does. Where that cannot be read, nobody knows
 // whether the records are all.

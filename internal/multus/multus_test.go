@@ -1,0 +1,72 @@
+package multus
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+)
+
+func delegates() []Delegate {
+	config := json.RawMessage(`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge"}]}`)
+	return []Delegate{
+		{IfName: "eth0", Config: config},
+		{
+			Name: "default/net", IfName: "net1", DeviceID: "0000:5e:01.0", Resource: "vendor.example/vfs", Config: config,
+			Requests: Requests{MAC: "02:00:00:00:00:07", GUID: "c2:11:22:33:44:55:66:77", IPs: []string{"10.1.2.3/24", "fd00::3/64"}},
+		},
+	}
+}
+
+func TestWhatIsWrittenIsRead(t *testing.T) {
+	dir := t.TempDir()
+	want := delegates()
+	if err := Write(dir, "id", want); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Read(dir, "id", "eth0"); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("read %+v, %v, want %+v", got, err, want)
+	}
+}
+
+// FuzzRead: whatever stands in a file, each delegate that is read has an interface
+// and a configuration that is JSON, and is read again as it was written.
+func FuzzRead(f *testing.F) {
+	for _, text := range []string{
+		``, `null`, `[null]`, `{}`, `[{"Bytes":"e30="}]`, `[{"Bytes":7}]`, `[{"Bytes":"e30=","ipRequest":["10.1.2.3/24"],"macRequest":7}]`,
+		`[{"Conf":{},"Bytes":"e30="},{"ConfList":{"plugins":[]},"ifnameRequest":"data","deviceID":"x","ipRequest":[],"Bytes":"bnVsbA=="}]`,
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "id"), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := Read(dir, "id", "eth0")
+		if err != nil {
+			return
+		}
+		for _, d := range got {
+			if d.IfName == "" || !json.Valid(d.Config) {
+				t.Errorf("read %+v", d)
+			}
+		}
+		if err := Write(dir, "id", got); err != nil {
+			t.Fatal(err)
+		}
+		again, err := Read(dir, "id", "eth0")
+		if err != nil || len(again) != len(got) {
+			t.Fatalf("read again %+v, %v, want %+v", again, err, got)
+		}
+		for i := range got {
+			if len(got[i].IPs) == 0 {
+				got[i].IPs = nil // no address is as none asked for
+			}
+			if !reflect.DeepEqual(again[i], got[i]) {
+				t.Errorf("read again %+v, want %+v", again[i], got[i])
+			}
+		}
+	})
+}
