@@ -155,7 +155,7 @@ func (a *Agent) pod(ctx context.Context, id plan.Pod) (*planner.Pod, error) {
 	}
 	if err != nil {
 		return nil, cnierr.New("find pod", cnierr.TryAgain, "%w", err).
-			WithFix("see whether the agent reaches the kubelet and the API server")
+			WithFix("see whether the agent reaches the kubelet and the API server; a static pod is found without either where podManifests of the agent's configuration names the directory of its manifest")
 	}
 	return podOf(found, id), nil
 }

@@ -199,7 +199,7 @@ func (v *converter) completed(out map[string]any, from map[string]json.RawMessag
 	if from["type"] != nil || len(from) == 0 || out["clusterNetwork"] != nil || out["delegates"] != nil {
 		return out
 	}
-	v.say("clusterNetwork: it is not set; 'manifold-agent install' pins the first configuration in its directory that is not a meta-plugin's")
+	v.say("clusterNetwork: it is not set; 'manifold-agent install' pins the first configuration in its directory that is not a meta-plugin's; until then 'config validate' says that it is missing")
 	out = maps.Clone(out)
 	out["clusterNetwork"] = "found-by-install"
 	return out

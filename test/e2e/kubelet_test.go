@@ -117,6 +117,30 @@ func TestKubeletRestartWindow(t *testing.T) {
 	}
 }
 
+// TestStaticPodsWhileNobodyAnswers: a kubelet that has just started, without an API
+// server, says nothing of its pods; the manifests alone do.
+func TestStaticPodsWhileNobodyAnswers(t *testing.T) {
+	for _, known := range []bool{false, true} {
+		t.Run(fmt.Sprintf("podManifests %t", known), func(t *testing.T) {
+			n := newKubeletNode(t)
+			if !known {
+				n = newKubeletNode(t, "podManifests")
+			}
+			n.define("plain", "", n.bridge("plain", "10.89.0.0/16"))
+			n.must(n.kubelet.SetPhase(fakekubelet.Empty))
+			n.serve()
+			p := n.node.addPod("static", "plain")
+			if !known {
+				n.refuse("ADD", p, 11, "pod default/static", "Kubelet is initializing", "podManifests")
+				return
+			}
+			n.succeed("ADD", p)
+			n.interfaceOf(p, "net1")
+			n.succeed("DEL", p)
+		})
+	}
+}
+
 // addPodManifest lets the pod be known while the kubelet's Pods API is down. Its
 // name lacks the node's, so the UID must tell that the manifest is this pod's.
 func (n *kubeletNode) addPodManifest(p *pod) {

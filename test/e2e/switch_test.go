@@ -410,6 +410,36 @@ func TestSwitchingPage(t *testing.T) {
 	n.settles(func() string { return withoutGone(before.Diff(n.state())) })
 }
 
+// TestSwitchingPageOfTheThickPlugin: its stock file names no default network, which
+// is all that is wrong with the conversion, and is right once that is installed.
+func TestSwitchingPageOfTheThickPlugin(t *testing.T) {
+	n := warmMultus(t)
+	config := func(args ...string) (string, string, error) {
+		cmd := exec.Command(filepath.Join(programDir, "manifold-agent"), append([]string{"config"}, args...)...)
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		return string(out), stderr.String(), err
+	}
+	n.file("daemon-config.json", `{"chrootDir":"/hostroot","cniVersion":"0.3.1","logLevel":"verbose","logToStderr":true,"cniConfigDir":"/host/etc/cni/net.d",
+		"multusAutoconfigDir":"/host/etc/cni/net.d","multusConfigFile":"auto","socketDir":"/host/run/multus/"}`)
+	out, said, err := config("convert", n.path("daemon-config.json"))
+	if err != nil || !strings.Contains(said, "clusterNetwork: it is not set;") || !strings.Contains(said, "until then 'config validate' says") {
+		t.Fatalf("convert: %v\n%s", err, said)
+	}
+	n.file("manifold.conflist", out)
+	out, _, err = config("validate", n.path("manifold.conflist"))
+	if err == nil || strings.Count(out, "\n") != 1 || !strings.Contains(out, "neither") {
+		t.Errorf("validate: %v, %s", err, out)
+	}
+	if out, err := n.install("install", "--config", n.path("manifold.conflist"), "--agent-config", n.path("agent.json")); err != nil {
+		t.Fatalf("install: %v\n%s", err, out)
+	}
+	if out, said, err := config("validate", n.path("net.d/00-manifold.conflist")); err != nil {
+		t.Errorf("validate of what is installed: %v\n%s%s", err, out, said)
+	}
+}
+
 // read returns a file's content.
 func (n *node) read(name string) string {
 	n.t.Helper()
