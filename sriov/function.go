@@ -71,6 +71,30 @@ func (f Function) Userspace() bool {
 	return f.VFIO()
 }
 
+// ethernet is the PCI class of network controllers that are Ethernet's, without
+// the programming interface.
+const ethernet = "0200"
+
+// NeedsNetDev reports whether the PCI function at addr is of use only through a
+// network device: an Ethernet function that no program drives, see
+// [Function.Userspace], and to which its driver gives no RDMA and no vDPA device,
+// by which it would serve without one. A function without a driver needs one too.
+// The error is that of [FS.Function].
+func (s FS) NeedsNetDev(addr string) (bool, error) {
+	f, err := s.Function(addr)
+	if err != nil || f.Userspace() || !strings.HasPrefix(f.Class, ethernet) {
+		return false, err
+	}
+	n, err := openNode(s.device(f.Address))
+	if err != nil {
+		return false, fmt.Errorf("sriov: PCI function %s: %w", f.Address, err)
+	}
+	serves := slices.ContainsFunc(n.names, func(name string) bool {
+		return name == "infiniband" || strings.HasPrefix(name, "vdpa")
+	})
+	return !serves, nil
+}
+
 // Function reads the PCI function at addr.
 //
 // The error wraps [ErrAddress] when addr is malformed and satisfies

@@ -337,3 +337,19 @@ func BenchmarkFunction(b *testing.B) {
 		})
 	}
 }
+
+// What is of use without a network device needs none.
+func TestNeedsNetDev(t *testing.T) {
+	const accelerator, noDriver, vfio = "0000:00:04.0", "0000:18:01.2", "0000:18:01.1"
+	tree := build(t, (*sriovtest.Tree).AddIGB, (*sriovtest.Tree).AddICE)
+	tree.AddFunction(sriovtest.Function{Address: accelerator, Device: "37c8", Class: "0b4000", Driver: "c6xx"})
+	check(t, tree)
+	for addr, want := range map[string]bool{igbVF: true, noDriver: true, vfio: false, accelerator: false} {
+		if got, err := tree.FS().NeedsNetDev(addr); err != nil || got != want {
+			t.Errorf("%s: %v, %v, want %v", addr, got, err, want)
+		}
+	}
+	if _, err := tree.FS().NeedsNetDev("0000:99:00.0"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a function that is gone: %v", err)
+	}
+}

@@ -70,6 +70,7 @@ func newHardware(t *testing.T, body string) *hardware {
 	}
 	h.delegate(body)
 	h.must(os.Mkdir(h.path("info"), 0o700))
+	h.prepare()
 	t.Cleanup(func() { h.must(tree.Err()) })
 	return h
 }
@@ -155,11 +156,23 @@ func (h *hardware) attach(id string) *sriov.Snapshot {
 	return before
 }
 
+// prepare gives the VF what an administrator may have set and what nobody's pod did:
+// as before is not as a VF is when it is made.
+func (h *hardware) prepare() {
+	h.t.Helper()
+	set := sriov.VFState{VLAN: 7, VLANQoS: 1, VLANProto: "802.1q", SpoofChk: false, Trust: true, LinkState: "disable", MaxTxRate: 50}
+	for _, p := range []sriov.Property{
+		sriov.PropertyVLAN, sriov.PropertySpoofChk, sriov.PropertyTrust, sriov.PropertyLinkState, sriov.PropertyRate,
+	} {
+		h.must(h.tree.Host().Links.SetVF(uplink, vfIndex, p, set))
+	}
+}
+
 // use changes all that a pod and its delegate can change of a VF.
 func (h *hardware) use(vlan int) {
 	h.t.Helper()
 	links, now := h.tree.Host().Links, h.vf()
-	dirty := sriov.VFState{MAC: "02:00:00:00:00:99", VLAN: vlan, VLANQoS: 3, VLANProto: "802.1q", Trust: true, LinkState: "enable", MaxTxRate: 200}
+	dirty := sriov.VFState{MAC: "02:00:00:00:00:99", VLAN: vlan, VLANQoS: 3, VLANProto: "802.1ad", SpoofChk: true, LinkState: "enable", MaxTxRate: 200}
 	for _, p := range []sriov.Property{
 		sriov.PropertyVLAN, sriov.PropertySpoofChk, sriov.PropertyTrust, sriov.PropertyLinkState, sriov.PropertyRate, sriov.PropertyMAC,
 	} {
@@ -280,7 +293,7 @@ func TestDELWithDelegateAndDriverRefusing(t *testing.T) {
 	before := h.attach("old")
 	h.tree.Refuse(vfAddress, sriov.PropertyTrust, unix.EBUSY)
 	err := h.del("old")
-	if !cnierr.Is(err, cnierr.TeardownIncomplete) || !strings.Contains(err.Error(), "exit status 1") || !strings.Contains(err.Error(), "trust of the VF: wanted off, found on") {
+	if !cnierr.Is(err, cnierr.TeardownIncomplete) || !strings.Contains(err.Error(), "exit status 1") || !strings.Contains(err.Error(), "trust of the VF: wanted on, found off") {
 		t.Errorf("%v, want what the delegate and the driver refused", err)
 	}
 	h.holds("old")

@@ -50,7 +50,7 @@ func good() (*plan.Attachment, Claim, *sriov.Snapshot, *Facts) {
 func TestAllAsItShouldBe(t *testing.T) {
 	a, c, before, f := good()
 	r := Compare(a, c, before, f)
-	if len(r.Findings) != 0 || len(r.Checked) != 19 {
+	if len(r.Findings) != 0 || len(r.Checked) != 20 {
 		t.Errorf("%d checked: %v; findings %v", len(r.Checked), r.Checked, r.Findings)
 	}
 }
@@ -83,6 +83,8 @@ func TestEveryLieIsFound(t *testing.T) {
 		"minimum rate":    {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.MinTxRate = 0 }, "minimum rate of the VF"},
 		"maximum rate":    {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.MaxTxRate = 0 }, "maximum rate of the VF"},
 		"made again":      {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.Instance++ }, "PCI function: wanted the one that was handed over, found another one"},
+		"its driver":      {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.Driver = "vfio-pci" }, "driver: wanted igbvf, found vfio-pci"},
+		"no driver":       {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.Driver = "" }, "driver: wanted igbvf, found none"},
 		"gone":            {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device = nil }, "allocated device 0000:21:10.4: wanted on the node, found gone"},
 		"left down":       {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Interface.Up = false }, "administrative state: wanted up, found down"},
 		"no VF on the PF": {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF = nil }, "virtual function"},
@@ -204,6 +206,58 @@ func TestUserspaceDevices(t *testing.T) {
 	}
 }
 
+// A VF that had no network device to begin with, and whose delegate claims nothing,
+// is no attachment, unless there is another use of it.
+func TestVFWithoutNetDev(t *testing.T) {
+	serves := func(by string) func(*sriovtest.Tree) {
+		return func(tree *sriovtest.Tree) {
+			if err := os.MkdirAll(filepath.Join(tree.Root(), "sys/bus/pci/devices", vf, by), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, tc := range map[string]struct {
+		change func(*sriovtest.Tree)
+		want   string
+	}{
+		"elsewhere":     {func(*sriovtest.Tree) {}, fieldNetDev + ": wanted one, found none"},
+		"bound to VFIO": {func(tree *sriovtest.Tree) { tree.Bind(vf, "vfio-pci") }, "driver: wanted igbvf, found vfio-pci"},
+		"without a driver": {func(tree *sriovtest.Tree) { tree.Bind(vf, "") },
+			"driver: wanted igbvf, found none, " + fieldNetDev + ": wanted one, found none"},
+		"serves by RDMA": {serves("infiniband/mlx5_0"), ""},
+		"serves by vDPA": {serves("vdpa0"), ""},
+		"gone":           {func(tree *sriovtest.Tree) { tree.Remove(vf) }, "allocated device " + vf + ": wanted on the node, found gone"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tree := sriovtest.New(t.TempDir())
+			tree.AddIGB()
+			tree.RemoveNetDev("enp33s16f4")
+			sandbox, err := OpenSandbox(filepath.Join(tree.Root(), "gone"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer sandbox.Close()
+			a := &plan.Attachment{IfName: "net1", Device: &plan.Device{ID: vf, PCIAddress: vf, PF: pf, Driver: "igbvf"}}
+			before, err := Capture(tree.Host(), a.Device)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tc.change(tree)
+			f, err := Look(tree.Host(), sandbox, a, nil, before)
+			if err != nil || tree.Err() != nil {
+				t.Fatal(err, tree.Err())
+			}
+			r := Compare(a, Claim{}, before, f)
+			if got := sriov.Sentences(r.Findings); got != tc.want {
+				t.Errorf("%q, want %q", got, tc.want)
+			}
+			if tc.want != "" && strings.Contains(r.Fix(), "delegate did not") {
+				t.Errorf("it is no delegate's fault: %s", r.Fix())
+			}
+		})
+	}
+}
+
 // What a living sandbox has lost of its device.
 func TestLost(t *testing.T) {
 	before := &sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15", Instance: 1, NetDevs: []sriov.NetDev{{Name: "ens1v2", Index: 7}}}
@@ -282,6 +336,33 @@ func TestRestoreLeavesAnotherFunctionAlone(t *testing.T) {
 	}
 	if _, err := host.Reset(vf, before); !errors.Is(err, sriov.ErrReplaced) {
 		t.Errorf("reset: %v", err)
+	}
+}
+
+// A VF is made as it was before, which need not be as one that nobody has set.
+func TestRestoreIsAsBefore(t *testing.T) {
+	tree := sriovtest.New(t.TempDir())
+	tree.AddIGB()
+	host, d := tree.Host(), &plan.Device{Resource: "r/x", ID: vf, PCIAddress: vf, PF: pf}
+	set := func(s sriov.VFState) {
+		t.Helper()
+		for _, p := range []sriov.Property{sriov.PropertyVLAN, sriov.PropertySpoofChk, sriov.PropertyTrust, sriov.PropertyLinkState, sriov.PropertyRate} {
+			if err := host.Links.SetVF("enp33s0", 2, p, s); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	set(sriov.VFState{VLAN: 7, VLANQoS: 1, VLANProto: "802.1ad", Trust: true, LinkState: "disable", MinTxRate: 5, MaxTxRate: 50})
+	before, err := Capture(host, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set(sriov.VFState{VLAN: 100, VLANProto: "802.1q", SpoofChk: true, LinkState: "auto"})
+	if changed, err := Restore(t.Context(), host, d, before); err != nil || len(changed) != 8 {
+		t.Errorf("changed %v, %v, want all eight", changed, err)
+	}
+	if now, err := host.Snapshot(vf); err != nil || *now.VF != *before.VF {
+		t.Errorf("%+v, %v, was %+v", now.VF, err, before.VF)
 	}
 }
 

@@ -15,6 +15,7 @@
 package verify
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,6 +57,9 @@ type Facts struct {
 	// what is wrong with it; empty for other devices.
 	Node        string
 	NodeProblem *sriov.NodeError
+	// NoNetDev says that nothing stands for a VF that is of use only through a
+	// network device: none was on the host before, and no interface is in the sandbox.
+	NoNetDev bool
 }
 
 // Capture records the device of an attachment before its delegate runs; nil
@@ -159,17 +163,26 @@ func Look(host sriov.Host, sandbox *Sandbox, a *plan.Attachment, claimed []strin
 			f.LeftOnHost = append(f.LeftOnHost, d)
 		}
 	}
-	f.Device, err = snapshot(host, a.Device)
-	if errors.Is(err, os.ErrNotExist) {
-		return f, nil
-	}
-	if err == nil && a.Device.PCIAddress != "" && a.Device.Userspace {
-		err = f.lookAtNode(host, a.Device.PCIAddress)
-	}
-	if err != nil {
+	if err = f.lookAtDevice(host, a.Device, before); err != nil {
 		return nil, cnierr.New("inspect device", cnierr.IO, "%w", err)
 	}
 	return f, nil
+}
+
+// lookAtDevice gathers how the device itself stands, if it is there still.
+func (f *Facts) lookAtDevice(host sriov.Host, d *plan.Device, before *sriov.Snapshot) (err error) {
+	f.Device, err = snapshot(host, d)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil || d.PCIAddress == "":
+		return err
+	case d.Userspace:
+		return f.lookAtNode(host, d.PCIAddress)
+	case d.PF != "" && len(before.NetDevs) == 0 && !f.Interface.Exists:
+		return f.lookForNetDev(host, d.PCIAddress)
+	}
+	return nil
 }
 
 // lookAtNode looks for the device node of a function that may be bound to VFIO.
@@ -184,6 +197,15 @@ func (f *Facts) lookAtNode(host sriov.Host, address string) error {
 	f.Node, err = host.VFIONode(*fn)
 	if errors.As(err, &f.NodeProblem) {
 		return nil
+	}
+	return err
+}
+
+// lookForNetDev finds out whether a VF without a network device lacks one.
+func (f *Facts) lookForNetDev(host sriov.Host, address string) (err error) {
+	f.NoNetDev, err = host.NeedsNetDev(address)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // it went, which is found
 	}
 	return err
 }
@@ -230,7 +252,7 @@ type Report struct {
 // Fix says what to do about the findings.
 func (r Report) Fix() string {
 	for _, d := range r.Findings {
-		if fix := fixes[Class(d)]; fix != "" {
+		if fix := cmp.Or(fixes[d.Field], fixes[Class(d)]); fix != "" {
 			return fix
 		}
 	}
@@ -255,8 +277,14 @@ const (
 	classNode     = "device node"
 )
 
+// fieldNetDev is that the allocated device had a network device to begin with.
+const fieldNetDev = "network device of the allocated device"
+
+// netDevFix says what to do about a VF without a network device.
+const netDevFix = "see which network namespace has the VF's network device, and why its driver gives it none; for a program bind it to vfio-pci before it is allocated"
+
 var fixes = map[string]string{
-	classDevice: vanishedFix, classFunction: vanishedFix, classDriver: hostFix, classGroup: hostFix, classNode: hostFix,
+	fieldNetDev: netDevFix, classDevice: vanishedFix, classFunction: vanishedFix, classDriver: hostFix, classGroup: hostFix, classNode: hostFix,
 }
 
 // Class is a difference's field without the names in it: of classes there are
@@ -456,9 +484,15 @@ func compareUserspace(r *Report, d *plan.Device, before *sriov.Snapshot, f *Fact
 	}
 }
 
-// compareNetDev proves that the interface is the allocated device, or stands on
-// it as a macvlan does.
+// compareNetDev proves that the interface is the allocated device, at the driver
+// with which it was planned, or stands on it as a macvlan does.
 func compareNetDev(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) {
+	if d.PCIAddress != "" && d.Driver != "" && f.Device != nil {
+		r.expect(classDriver, d.Driver, f.Device.Driver)
+	}
+	if f.NoNetDev {
+		r.expect(fieldNetDev, "one", "")
+	}
 	for _, left := range f.LeftOnHost {
 		if f.Interface.Exists && f.Interface.Lower == left.Index {
 			r.Checked = append(r.Checked, stacked+left.Name+" of the allocated device")

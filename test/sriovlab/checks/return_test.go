@@ -42,9 +42,27 @@ func change(t *testing.T, vf string) {
 	}
 }
 
-// returnsAsItWas: whatever was set on the PF while the pod had the VF.
+// prepare gives a VF settings that one just made does not have, until the test ends:
+// as before is not as new.
+func prepare(t *testing.T, vf string) {
+	t.Helper()
+	link, was := vfOf(t, vf)
+	set := func(vlan, qos int, spoofChk, trust bool) {
+		t.Helper()
+		if err := errors.Join(
+			netlink.LinkSetVfVlanQos(link, was.ID, vlan, qos), netlink.LinkSetVfSpoofchk(link, was.ID, spoofChk), netlink.LinkSetVfTrust(link, was.ID, trust),
+		); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(7, 1, false, true)
+	t.Cleanup(func() { set(was.Vlan, was.Qos, was.Spoofchk, was.Trust == 1) })
+}
+
+// returnsAsItWas: whatever was set on the PF before, and while the pod had the VF.
 func returnsAsItWas(t *testing.T) {
 	vf := pfs[0].vfs[3]
+	prepare(t, vf)
 	n := newNode(t)
 	n.define("left", left, hostDevice(nil))
 	for name, end := range map[string]func(n *node, p *pod){
