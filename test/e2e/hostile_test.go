@@ -157,6 +157,9 @@ func TestNoDefinitionMakesAPodUndeletable(t *testing.T) {
 	n.must(os.WriteFile(n.path("bin/oldone"), []byte(oldDelegate), 0o755))
 	n.must(os.WriteFile(n.path("bin/text"), []byte("not a program"), 0o755))
 	n.device("nic0")
+	first := n.addPod("first", "plain") // makes the pool's directory
+	n.succeed("ADD", first)
+	n.succeed("DEL", first)
 	pool := `"ipam":{"type":"host-local","dataDir":"` + n.path("ipam") + `","subnet":"10.89.0.0/16"}`
 	list := func(last string) string {
 		return `{"cniVersion":"1.0.0","name":"plain","plugins":[{"type":"bridge","bridge":"br-plain",` + pool + `},` + last + `]}`
