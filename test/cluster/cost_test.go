@@ -13,7 +13,7 @@ import (
 )
 
 // agentAccount is the agent's name in the audit log.
-const agentAccount = "system:serviceaccount:" + systemNamespace + ":manifold"
+const agentAccount = "system:serviceaccount:kube-system:manifold"
 
 // A pod's life costs the API server two requests of ours, the status and an Event,
 // and the kubelet one question for devices: none for a pod without any.

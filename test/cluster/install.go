@@ -15,9 +15,6 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// systemNamespace is where Manifold is installed.
-const systemNamespace = "kube-system"
-
 // Install installs Manifold as docs/install.md says, its image from an archive;
 // and defines the lab's networks.
 func (c *Cluster) Install(ctx context.Context) error {
