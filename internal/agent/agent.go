@@ -277,7 +277,7 @@ func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (json.RawMessage
 		if q.Config == nil { // none is asked for
 			return nil, nil
 		}
-		return nil, planner.CheckConfig(q.Config, q.Type)
+		return nil, a.parsed.Check(q.Config, q.Type)
 	}
 	source := a.src.Local
 	if source == nil {

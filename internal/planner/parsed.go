@@ -61,12 +61,12 @@ func (p *Parsed) runnable(raw []byte, own string) (*netattach.Config, error) {
 	return c, nil
 }
 
-// CheckConfig returns why the cluster default network's configuration refuses every
+// Check returns why the cluster default network's configuration refuses every
 // pod, whatever the pod: it cannot be parsed, delegates to Manifold, whose type own
 // is, has a name that cannot be, or asks for what cannot be.
-func CheckConfig(raw json.RawMessage, own string) error {
+func (p *Parsed) Check(raw json.RawMessage, own string) error {
 	const op = "read network configuration"
-	c, err := (*Parsed)(nil).runnable(raw, own)
+	c, err := p.runnable(raw, own)
 	if err != nil {
 		return err
 	}
