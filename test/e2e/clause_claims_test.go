@@ -89,30 +89,37 @@ func devicesOfClaims(t *testing.T) {
 // withoutSources are nodes that lack sources of claims, by what is left.
 var withoutSources = map[string][]string{"all": nil, "the checkpoint of claims alone": {"podResources", "checkpoint"}, "PodResources alone": {"claimCheckpoint"}, "no agent": nil}
 
-// claimSources: a template's claim, with a request named, by each source.
-func claimSources(t *testing.T) {
+// withEachSource runs a check on each of these nodes, with its agent where it has one.
+func withEachSource(t *testing.T, check func(*testing.T, *kubeletNode)) {
 	for name, without := range withoutSources {
 		t.Run(name, func(t *testing.T) {
 			n := newKubeletNode(t, without...)
 			if name != "no agent" {
 				n.serve()
 			}
-			a, b := n.device("nic0"), n.device("nic1")
-			n.warm()
-			n.kubelet.SetClaim(fakekubelet.Claim{Name: "app-nics-x2b4c", UID: "c1", Devices: []fakekubelet.ClaimDevice{
-				claimed("dev-0", "data", is(a)), claimed("dev-1", "control/slow", is(b)),
-			}})
-			p := n.claimPod("app", `[{"name":"nic-a"},{"name":"nic-a","manifold.dev/claim":"nics","manifold.dev/request":"data"}]`, corev1.PodSpec{
-				Containers:     []corev1.Container{claiming("c1", nics)},
-				ResourceClaims: []corev1.PodResourceClaim{{Name: "nics", ResourceClaimTemplateName: new("two")}},
-			}, corev1.PodStatus{ResourceClaimStatuses: []corev1.PodResourceClaimStatus{{Name: "nics", ResourceClaimName: new("app-nics-x2b4c")}}})
-			before := n.state()
-			n.wantDevices(p, map[string]string{"net1": "nic1", "net2": "nic0"})
-			n.succeed("CHECK", p)
-			n.succeed("DEL", p)
-			n.unchanged(before)
+			check(t, n)
 		})
 	}
+}
+
+// claimSources: a template's claim, with a request named, by each source.
+func claimSources(t *testing.T) {
+	withEachSource(t, func(t *testing.T, n *kubeletNode) {
+		a, b := n.device("nic0"), n.device("nic1")
+		n.warm()
+		n.kubelet.SetClaim(fakekubelet.Claim{Name: "app-nics-x2b4c", UID: "c1", Devices: []fakekubelet.ClaimDevice{
+			claimed("dev-0", "data", is(a)), claimed("dev-1", "control/slow", is(b)),
+		}})
+		p := n.claimPod("app", `[{"name":"nic-a"},{"name":"nic-a","manifold.dev/claim":"nics","manifold.dev/request":"data"}]`, corev1.PodSpec{
+			Containers:     []corev1.Container{claiming("c1", nics)},
+			ResourceClaims: []corev1.PodResourceClaim{{Name: "nics", ResourceClaimTemplateName: new("two")}},
+		}, corev1.PodStatus{ResourceClaimStatuses: []corev1.PodResourceClaimStatus{{Name: "nics", ResourceClaimName: new("app-nics-x2b4c")}}})
+		before := n.state()
+		n.wantDevices(p, map[string]string{"net1": "nic1", "net2": "nic0"})
+		n.succeed("CHECK", p)
+		n.succeed("DEL", p)
+		n.unchanged(before)
+	})
 }
 
 // claimKinds: what else can stand behind a network.
@@ -169,28 +176,22 @@ func claimKinds(t *testing.T, without ...string) {
 // claimPartitions: parts of one PCI function, which all bear its address, are
 // devices of their own, each told by its ID.
 func claimPartitions(t *testing.T) {
-	for name, without := range withoutSources {
-		t.Run(name, func(t *testing.T) {
-			n := newKubeletNode(t, without...)
-			if name != "no agent" {
-				n.serve()
-			}
-			n.warm()
-			var parts []fakekubelet.ClaimDevice
-			for i := range 2 {
-				part := is(n.device(fmt.Sprintf("nic%d", i)))
-				part[podresources.AttributePCIBusID] = userspacePF
-				parts = append(parts, claimed(fmt.Sprintf("nic-half-%d", i), "halves", part))
-			}
-			n.kubelet.SetClaim(fakekubelet.Claim{Name: "shared-nics", UID: "c1", Devices: parts})
-			p := n.claimPod("app", "nic-a,nic-a", corev1.PodSpec{ResourceClaims: byName, Containers: []corev1.Container{claiming("c1", nics)}}, corev1.PodStatus{})
-			before := n.state()
-			n.wantDevices(p, map[string]string{"net1": "nic0", "net2": "nic1"})
-			n.succeed("CHECK", p)
-			n.succeed("DEL", p)
-			n.unchanged(before)
-		})
-	}
+	withEachSource(t, func(t *testing.T, n *kubeletNode) {
+		n.warm()
+		var parts []fakekubelet.ClaimDevice
+		for i := range 2 {
+			part := is(n.device(fmt.Sprintf("nic%d", i)))
+			part[podresources.AttributePCIBusID] = userspacePF
+			parts = append(parts, claimed(fmt.Sprintf("nic-half-%d", i), "halves", part))
+		}
+		n.kubelet.SetClaim(fakekubelet.Claim{Name: "shared-nics", UID: "c1", Devices: parts})
+		p := n.claimPod("app", "nic-a,nic-a", corev1.PodSpec{ResourceClaims: byName, Containers: []corev1.Container{claiming("c1", nics)}}, corev1.PodStatus{})
+		before := n.state()
+		n.wantDevices(p, map[string]string{"net1": "nic0", "net2": "nic1"})
+		n.succeed("CHECK", p)
+		n.succeed("DEL", p)
+		n.unchanged(before)
+	})
 }
 
 // sharing admits a pod with a claim of its own, which has shares of one device.
@@ -211,36 +212,30 @@ func (n *kubeletNode) sharing(name, networks, id string, shares ...string) *pod 
 // claimShares: a device that is allocated several times serves one network for
 // each share, in one pod and in several at once, and no more.
 func claimShares(t *testing.T) {
-	for name, without := range withoutSources {
-		t.Run(name, func(t *testing.T) {
-			n := newKubeletNode(t, without...)
-			if name != "no agent" {
-				n.serve()
+	withEachSource(t, func(t *testing.T, n *kubeletNode) {
+		n.warm()
+		id := n.device("nic0")
+		lower, err := netlinksafe.LinkByName("nic0")
+		n.must(err)
+		n.must(netlink.LinkSetUp(lower))
+		n.define("stacked", nicA, `{"cniVersion":"1.0.0","type":"macvlan","master":"nic0"}`)
+		two, one := n.sharing("two", "stacked,stacked", id, "s-1", "s-2"), n.sharing("one", "stacked", id, "s-3")
+		more := n.sharing("more", "plain,stacked,stacked", id, "s-4")
+		before := n.state()
+		n.refusedWithoutTrace(more, 105, "resource "+nicA, "2 attachments ask", "allocated 1")
+		n.succeed("ADD", two)
+		n.succeed("ADD", one)
+		for _, got := range []*netlink.LinkAttrs{n.interfaceOf(two, "net1"), n.interfaceOf(two, "net2"), n.interfaceOf(one, "net1")} {
+			if got.ParentIndex != lower.Attrs().Index {
+				t.Errorf("%s stands on link %d, want nic0, which is %d", got.Name, got.ParentIndex, lower.Attrs().Index)
 			}
-			n.warm()
-			id := n.device("nic0")
-			lower, err := netlinksafe.LinkByName("nic0")
-			n.must(err)
-			n.must(netlink.LinkSetUp(lower))
-			n.define("stacked", nicA, `{"cniVersion":"1.0.0","type":"macvlan","master":"nic0"}`)
-			two, one := n.sharing("two", "stacked,stacked", id, "s-1", "s-2"), n.sharing("one", "stacked", id, "s-3")
-			more := n.sharing("more", "plain,stacked,stacked", id, "s-4")
-			before := n.state()
-			n.refusedWithoutTrace(more, 105, "resource "+nicA, "2 attachments ask", "allocated 1")
-			n.succeed("ADD", two)
-			n.succeed("ADD", one)
-			for _, got := range []*netlink.LinkAttrs{n.interfaceOf(two, "net1"), n.interfaceOf(two, "net2"), n.interfaceOf(one, "net1")} {
-				if got.ParentIndex != lower.Attrs().Index {
-					t.Errorf("%s stands on link %d, want nic0, which is %d", got.Name, got.ParentIndex, lower.Attrs().Index)
-				}
-			}
-			n.succeed("CHECK", two)
-			n.succeed("DEL", two)
-			n.succeed("CHECK", one)
-			n.succeed("DEL", one)
-			n.unchanged(before)
-		})
-	}
+		}
+		n.succeed("CHECK", two)
+		n.succeed("DEL", two)
+		n.succeed("CHECK", one)
+		n.succeed("DEL", one)
+		n.unchanged(before)
+	})
 }
 
 // claimSharedVF: a VF has one owner, whatever the scheduler thinks.
