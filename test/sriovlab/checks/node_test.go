@@ -168,8 +168,8 @@ func (n *node) json(name string, v any) {
 	n.must(os.WriteFile(n.path(name), raw, 0o600))
 }
 
-// patience is how long another process or the kernel may take: longer than the
-// agent keeps a connection to the API server that it does not use, 90 seconds.
+// patience is how long another process or the kernel may take, under emulation on
+// a busy machine.
 const patience = 3 * time.Minute
 
 // eventually waits for a condition of another process.
