@@ -27,7 +27,13 @@ func newScraper(t *testing.T, conf map[string]any) *scraper {
 	keys["listen"], keys["cniConfig"], keys["cniDir"] = "127.0.0.1:0", "-", n.path("state")
 	n.agentConfig(keys)
 	n.serve()
-	s := &scraper{node: n}
+	return &scraper{node: n, url: n.url()}
+}
+
+// url waits until the agent says where it serves HTTP.
+func (n *node) url() string {
+	n.t.Helper()
+	var url string
 	n.eventually("the agent's address", func() bool {
 		log, err := os.ReadFile(n.path("agent.log"))
 		n.must(err)
@@ -36,12 +42,12 @@ func newScraper(t *testing.T, conf map[string]any) *scraper {
 				Msg, Address string
 			}
 			if json.Unmarshal([]byte(line), &said) == nil && said.Msg == "serving HTTP" {
-				s.url = "http://" + said.Address
+				url = "http://" + said.Address
 			}
 		}
-		return s.url != ""
+		return url != ""
 	})
-	return s
+	return url
 }
 
 // scrape returns the exposition's samples, by name and labels.

@@ -85,7 +85,6 @@ func TestRealAPIBrokenDefinitions(t *testing.T) {
 func TestRealAPIPodsLife(t *testing.T) {
 	n := newRealNode(t)
 	n.plain()
-	n.serve()
 	p := n.create("app", "plain")
 	status := corev1.PodStatus{
 		Phase: corev1.PodPending, ResourceClaimStatuses: []corev1.PodResourceClaimStatus{{Name: "claim"}},
@@ -96,6 +95,9 @@ func TestRealAPIPodsLife(t *testing.T) {
 	_, err = n.client.CoreV1().Pods("default").Patch(context.Background(), "app", types.MergePatchType, patch, metav1.PatchOptions{}, "status")
 	n.must(err)
 	before := n.get("app")
+	// A pod of which the agent's watch has not heard yet is asked for once more.
+	n.serve()
+	n.ready()
 	n.succeed("ADD", p)
 	after := n.get("app")
 	var list []netattach.Status
@@ -123,6 +125,20 @@ func TestRealAPIPodsLife(t *testing.T) {
 	if got := n.asked()[known:]; len(got) != 0 {
 		t.Errorf("STATUS asked the API server: %q", got)
 	}
+}
+
+// ready waits until the agent knows pods and definitions.
+func (n *realNode) ready() {
+	n.t.Helper()
+	url := n.url() + "/readyz"
+	n.eventually("the agent to be ready", func() bool {
+		resp, err := http.Get(url)
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
 }
 
 // asked is what the agent has asked of the API server, but for watches, which

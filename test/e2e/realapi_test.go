@@ -78,7 +78,7 @@ func newRealNode(t *testing.T) *realNode {
 	n.must(err)
 	n.agentConfig(map[string]any{
 		"node": "node1", "socket": n.path("agent.sock"), "kubeletDir": n.path("kubelet"), "podsAPI": "-",
-		"snapshot": n.path("state/snapshot"), "apiServer": n.agent.Kubeconfig,
+		"snapshot": n.path("state/snapshot"), "apiServer": n.agent.Kubeconfig, "listen": "127.0.0.1:0", "cniConfig": "-",
 	})
 	return n
 }
