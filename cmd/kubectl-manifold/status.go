@@ -112,7 +112,7 @@ func statusText(w io.Writer, all *views, wide bool) error {
 		for i := range v.Attachments {
 			a := &v.Attachments[i]
 			text, good := inspect.Verdict(a)
-			if a.VerifiedAt != nil && good {
+			if a.VerifiedAt != nil && a.State == nodeview.StateAttached && a.Gone == "" {
 				text += ", " + duration.HumanDuration(time.Since(*a.VerifiedAt)) + " ago"
 			}
 			cells := append([]string{a.Pod.String(), a.Network}, deviceCells(a, wide)...)

@@ -241,19 +241,28 @@ func (r *run) preflight(p *plan.Plan) error {
 // for the carriers.
 func (r *run) attachAll(ctx context.Context) (types.Result, []plan.Outcome, error) {
 	var outcomes []plan.Outcome
+	var recorded []int // of each, how many differences the journal has
 	for i := range r.entry.Plan.Attachments {
 		r.exec.attachment = i
 		out, err := r.attach(ctx, i)
 		if err != nil {
 			return nil, nil, cnierr.Annotate(err, r.subject(i))
 		}
-		outcomes = append(outcomes, *out)
+		outcomes, recorded = append(outcomes, *out), append(recorded, len(out.Findings))
 	}
 	if err := r.route(outcomes); err != nil {
 		return nil, nil, cnierr.Annotate(err, cnierr.Subject{Pod: r.entry.Plan.Pod.String()})
 	}
 	if err := r.carriers(outcomes); err != nil {
 		return nil, nil, err
+	}
+	for i := range outcomes {
+		// A carrier that is missing came to light behind the comparison's record.
+		if len(outcomes[i].Findings) > recorded[i] {
+			if err := r.compared(i, &outcomes[i]); err != nil {
+				return nil, nil, cnierr.Annotate(err, r.subject(i))
+			}
+		}
 	}
 	result, err := inVersion(outcomes[0].Result, r.inv.Conf.CNIVersion)
 	return result, outcomes, cnierr.Annotate(err, r.subject(0))
@@ -321,7 +330,12 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 	}
 	out.DeviceInfo = plan.ReadDeviceInfo(a.DeviceInfoFile)
 	r.about(a).Debug("attached", "reason", a.Reason, "verified", out.Verified)
-	return out, r.entry.Append(journal.Step{Attachment: i, Phase: journal.Verified, Checked: out.Verified})
+	return out, r.compared(i, out)
+}
+
+// compared records what attachment i was compared in, and what differed.
+func (r *run) compared(i int, out *plan.Outcome) error {
+	return r.entry.Append(journal.Step{Attachment: i, Phase: journal.Verified, Checked: out.Verified, Differs: out.Findings})
 }
 
 // add runs the delegate chain's ADD and returns its result as JSON.

@@ -32,8 +32,7 @@ func Orphans(views []*nodeview.View) []Orphan {
 		for i := range v.Attachments {
 			a := &v.Attachments[i]
 			o := Orphan{Node: v.Node, What: "sandbox " + a.Sandbox, Kind: kindGone, Pod: a.Pod.String(), Network: a.Network}
-			var good bool
-			if o.Text, good = Verdict(a); good {
+			if o.Text = leftover(a); o.Text == "" {
 				continue
 			}
 			if a.Gone == "" {

@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -21,21 +22,33 @@ func Select(all []nodeview.Attachment, wanted func(*nodeview.Attachment) bool) [
 // Verdict words what is known of an attachment's health; good is false when
 // somebody should look at it.
 func Verdict(a *nodeview.Attachment) (text string, good bool) {
+	if text := leftover(a); text != "" {
+		return text, false
+	}
 	switch {
-	case a.Gone != "":
-		return "gone: " + a.Gone + ", and its DEL has not come", false
-	case a.State == nodeview.StateReleaseFailed:
-		return a.State + ": " + a.Error, false
 	case a.State != nodeview.StateAttached:
 		return a.State, true
 	case a.VerifyMode == plan.VerifyOff:
 		return "off", true
 	case a.VerifiedAt == nil:
 		return "not yet", true
+	case len(a.Differs) > 0:
+		return "no: " + strings.Join(a.Differs, "; "), false
 	case len(a.Verified) == 0:
 		return "nothing to compare", true
 	}
 	return "yes", true
+}
+
+// leftover says why an attachment is one that was left behind; empty for others.
+func leftover(a *nodeview.Attachment) string {
+	switch {
+	case a.Gone != "":
+		return "gone: " + a.Gone + ", and its DEL has not come"
+	case a.State == nodeview.StateReleaseFailed:
+		return a.State + ": " + a.Error
+	}
+	return ""
 }
 
 // AnyWrong reports whether the verdict on any attachment is not good.

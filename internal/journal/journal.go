@@ -73,6 +73,7 @@ type Step struct {
 	Before     json.RawMessage `json:"before,omitempty"`  // of Trying: the device as it was, see package verify
 	Error      string          `json:"error,omitempty"`   // of ReleaseFailed
 	Checked    []string        `json:"checked,omitempty"` // of Verified: what was compared and found equal
+	Differs    []string        `json:"differs,omitempty"` // of Verified: what differed and was let pass, one sentence each
 	Time       time.Time       `json:"time"`
 }
 

@@ -69,9 +69,11 @@ type Attachment struct {
 	Error     string       `json:"error,omitempty"`  // of StateReleaseFailed
 	Reason    string       `json:"reason,omitempty"` // how it came about
 	// VerifyMode is enforce, warn or off. Verified lists what was compared and
-	// found equal, at VerifiedAt; nil where the comparison has not happened.
+	// found equal, Differs what differed and was let pass, one sentence each, at
+	// VerifiedAt; nil where the comparison has not happened.
 	VerifyMode string     `json:"verifyMode"`
 	Verified   []string   `json:"verified,omitempty"`
+	Differs    []string   `json:"differs,omitempty"`
 	VerifiedAt *time.Time `json:"verifiedAt,omitempty"`
 	// Gone says why the sandbox does not live any more; empty while it does.
 	Gone string `json:"gone,omitempty"`

@@ -66,10 +66,12 @@ func TestStates(t *testing.T) {
 		steps []journal.Step
 		want  string
 	}{
-		"a-waiting":   {"/proc/self/ns/net", nil, "waiting"},
-		"b-trying":    {"/proc/self/ns/net", attached[:1], "trying"},
-		"c-attached":  {"/proc/self/ns/net", attached, "attached 10.0.0.2 9000"},
-		"d-verified":  {"/proc/self/ns/net", verified, "attached 10.0.0.2 9000 verified mac mtu"},
+		"a-waiting":  {"/proc/self/ns/net", nil, "waiting"},
+		"b-trying":   {"/proc/self/ns/net", attached[:1], "trying"},
+		"c-attached": {"/proc/self/ns/net", attached, "attached 10.0.0.2 9000"},
+		"d-verified": {"/proc/self/ns/net", verified, "attached 10.0.0.2 9000 verified mac mtu"},
+		"d-differs": {"/proc/self/ns/net", append(verified[:3:3], journal.Step{Phase: journal.Routed}, journal.Step{Phase: journal.Verified, Checked: []string{"mac"}, Differs: []string{"no mtu"}}),
+			"attached 10.0.0.2 9000 verified mac but no mtu"},
 		"e-releasing": {"/proc/self/ns/net", append(verified[:3:3], journal.Step{Phase: journal.Releasing}), "releasing 10.0.0.2 9000 verified mac mtu"},
 		"f-failed": {"/proc/self/ns/net", append(attached[:2:2], journal.Step{Phase: journal.ReleaseFailed, Error: "busy"}),
 			"release-failed 10.0.0.2 9000: busy"},
@@ -99,6 +101,9 @@ func render(a Attachment) string {
 	}
 	if a.VerifiedAt != nil {
 		out += " verified " + strings.Join(a.Verified, " ")
+	}
+	if len(a.Differs) > 0 {
+		out += " but " + strings.Join(a.Differs, " ")
 	}
 	if a.Error != "" {
 		out += ": " + a.Error

@@ -115,7 +115,7 @@ func (v *View) attachment(e *journal.Entry, i int) (a Attachment, shown bool) {
 		}
 		if s.Phase == journal.Verified {
 			at := s.Time
-			a.Verified, a.VerifiedAt = s.Checked, &at
+			a.Verified, a.Differs, a.VerifiedAt = s.Checked, s.Differs, &at
 		}
 	}
 	result := e.Result(i)

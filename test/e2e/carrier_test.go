@@ -1,13 +1,17 @@
 package e2e
 
 import (
+	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/manifold-cni/manifold/internal/journal"
 )
 
 // wire plugs in or pulls the other end of a device.
@@ -39,6 +43,23 @@ func (n *node) listeners(p *pod) (count int) {
 	return count
 }
 
+// differs returns what the journal says of attachment i that differed and was let
+// pass: the status of the pod is read from there.
+func (n *node) differs(p *pod, i int) (out []string) {
+	n.t.Helper()
+	entry, err := journal.Dir{Path: n.path("state")}.Open(journal.Key{ContainerID: p.ID, IfName: "eth0"})
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // it was refused
+	}
+	n.must(err)
+	for _, s := range entry.Steps {
+		if s.Attachment == i && s.Phase == journal.Verified {
+			out = s.Differs
+		}
+	}
+	return out
+}
+
 // The interface of a device that has no carrier is treated as configured.
 func TestCarrierPolicies(t *testing.T) {
 	const finding = "carrier: wanted one, found none, though the interface is up"
@@ -66,6 +87,9 @@ func TestCarrierPolicies(t *testing.T) {
 			ev := n.api.Events()[0]
 			if told := ev.Type == corev1.EventTypeWarning && strings.Contains(ev.Message, finding); told != tc.reported {
 				t.Errorf("event %s %q, want it reported: %v", ev.Type, ev.Message, tc.reported)
+			}
+			if recorded := slices.Contains(n.differs(p, 1), finding); recorded != (tc.attached && tc.reported) {
+				t.Errorf("recorded as differing: %v", recorded)
 			}
 			n.succeed("DEL", p)
 			n.onHost("nic0")
