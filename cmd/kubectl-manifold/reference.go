@@ -29,6 +29,14 @@ func newReference(streams genericiooptions.IOStreams) *cobra.Command {
 	return c
 }
 
+// picture shows what a command looks like on a terminal; help has none.
+func picture(c *cobra.Command) string {
+	if !c.HasParent() || c.Name() == "options" {
+		return ""
+	}
+	return fmt.Sprintf("\n![%s on a terminal](kubectl/%s.svg)\n", c.CommandPath(), c.Name())
+}
+
 // reference returns the chapters of a command and of those below it, each the
 // command's own help.
 func reference(root *cobra.Command) string {
@@ -39,7 +47,7 @@ func reference(root *cobra.Command) string {
 			text = c.Short
 		}
 		c.InitDefaultHelpFlag()
-		chapters = append(chapters, fmt.Sprintf("## %s\n\n%s\n\n```\n%s```\n", c.CommandPath(), text, c.UsageString()))
+		chapters = append(chapters, fmt.Sprintf("## %s\n\n%s\n\n```\n%s```\n", c.CommandPath(), text, c.UsageString())+picture(c))
 	}
 	return strings.Join(chapters, "\n")
 }

@@ -47,7 +47,7 @@ func init() {
 		kubectlDir, err = harness.Controllers()
 		return err
 	})
-	commands["bind"], commands["page"], commands["block"], commands["pass"] = cmdBind, cmdPage, cmdBlock, cmdPass
+	commands["bind"], commands["page"], commands["block"], commands["pass"], commands["picture"] = cmdBind, cmdPage, cmdBlock, cmdPass, cmdPicture
 	commands["cluster"], commands["user"], commands["ask"], commands["admission"] = cmdCluster, cmdUser, cmdAsk, cmdAdmission
 }
 

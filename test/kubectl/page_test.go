@@ -76,11 +76,7 @@ func cmdBlock(ts *testscript.TestScript, neg bool, _ []string) {
 	}
 	b := &p.blocks[p.next]
 	p.next++
-	// The node's directories stand for the usual ones.
-	config := ts.Getenv("CONFIG")
-	commands := strings.NewReplacer("--local", "--local --agent-config "+config, "manifold repair", "manifold repair --agent-config "+config,
-		"manifold-agent reconcile", "manifold-agent reconcile --config "+config, "/etc/cni/net.d", ts.Getenv("WORK")+"/net.d").Replace(b.commands)
-	if err := ts.Exec("sh", "-ec", commands); (err != nil) != neg {
+	if err := ts.Exec("sh", "-ec", here(ts, b.commands)); (err != nil) != neg {
 		ts.Fatalf("%s: %v:\n%s", p.file, err, b.commands)
 	}
 	if b.to == 0 {
@@ -91,6 +87,13 @@ func cmdBlock(ts *testscript.TestScript, neg bool, _ []string) {
 		ts.Fatalf("%s says that\n%s\nprints\n%s\nand it prints\n%s\nrun: go test -tags apiserver ./test/kubectl -update", p.file, b.commands, b.output, got)
 	}
 	b.output = got
+}
+
+// here returns commands of a page with the node's directories for the usual ones.
+func here(ts *testscript.TestScript, commands string) string {
+	config := ts.Getenv("CONFIG")
+	return strings.NewReplacer("--local", "--local --agent-config "+config, "manifold repair", "manifold repair --agent-config "+config,
+		"manifold-agent reconcile", "manifold-agent reconcile --config "+config, "/etc/cni/net.d", ts.Getenv("WORK")+"/net.d").Replace(commands)
 }
 
 // cmdPass goes past a block of commands that makes other tests run: "pass".
