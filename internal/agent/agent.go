@@ -10,6 +10,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -283,13 +284,31 @@ func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (json.RawMessage
 	if source == nil {
 		source = a.src.Definitions
 	}
-	def, err := source.Definition(ctx, q.Namespace, q.Name)
-	if err != nil {
-		return nil, cnierr.New(op, cnierr.NotReady, "the cluster default network is neither a file nor a definition: %w", err).
-			About(cnierr.Subject{Network: q.Namespace + "/" + q.Name}).
-			WithFix("the default network's plugin has not written its configuration yet, or clusterNetwork is wrong")
+	return configOf(ctx, source, q.Namespace, q.Name)
+}
+
+// configOf returns the configuration in the definition that is the cluster default
+// network, nil for one that leaves it to a file.
+func configOf(ctx context.Context, source kube.Definitions, namespace, name string) (json.RawMessage, error) {
+	def, err := source.Definition(ctx, namespace, name)
+	kind, fix := cnierr.NotReady, "the default network's plugin has not written its configuration yet, or clusterNetwork is wrong"
+	var config json.RawMessage
+	switch {
+	case errors.Is(err, kube.ErrInvalid) && !errors.Is(err, kube.ErrName):
+		kind, fix = cnierr.InvalidDefinition, "correct the definition"
+	case err != nil:
+		err = fmt.Errorf("the cluster default network is no definition: %w", err)
+	default:
+		config = json.RawMessage(strings.TrimSpace(def.Spec.Config))
+		if len(config) > 0 && !json.Valid(config) { // nor could it be sent
+			kind, fix, err = cnierr.InvalidDefinition, "correct the definition's spec.config", errors.New("spec.config is no JSON")
+		}
 	}
-	return json.RawMessage(def.Spec.Config), nil
+	if err != nil {
+		return nil, cnierr.New("find cluster default network", kind, "%w", err).
+			About(cnierr.Subject{Network: planner.Ref{Namespace: namespace, Name: name}.String()}).WithFix("%s", fix)
+	}
+	return config, nil
 }
 
 // laterTime bounds publishing network-status where nobody waits for it.

@@ -106,7 +106,7 @@ func (c *Config) kubeletReady(ctx context.Context) error {
 }
 
 // defaultNetworkReady reports whether the cluster default network that the
-// plugin's configuration names is there: on disk, or as a definition.
+// plugin's configuration names is there: as a definition, or on disk.
 func defaultNetworkReady(ctx context.Context, file string, definitions kube.Definitions) error {
 	raw, err := os.ReadFile(file)
 	if err != nil {
@@ -116,16 +116,10 @@ func defaultNetworkReady(ctx context.Context, file string, definitions kube.Defi
 	if err != nil {
 		return err
 	}
-	_, err = conf.ClusterDefault()
-	if !errors.Is(err, netconf.ErrNotOnDisk) {
-		return err
-	}
-	namespace, name := conf.DefaultDefinition()
-	_, missing := definitions.Definition(ctx, namespace, name)
-	if missing == nil {
-		return nil
-	}
-	return errors.Join(err, missing)
+	_, err = conf.ClusterDefault(func(namespace, name string) (json.RawMessage, error) {
+		return configOf(ctx, definitions, namespace, name)
+	})
+	return err
 }
 
 // pluginConf returns the configuration of the plugin in a file of the runtime's

@@ -170,6 +170,29 @@ func TestDefinitionGoesBeforeAFileOfItsName(t *testing.T) {
 	}
 }
 
+// Who asks which definition is the default network hears whether there is one, whether
+// it leaves its configuration to a file, and whether it is broken: a file serves after
+// the first two alone.
+func TestDefinitionOfTheDefaultNetwork(t *testing.T) {
+	n := newNode(t)
+	n.conf.APIServer = ""
+	for name, config := range map[string]string{"cl": config("cl", "from-definition"), "blank": " \n", "broken": "{"} {
+		n.manifest(name, config)
+	}
+	a := n.agent()
+	for name, want := range map[string]cnierr.Kind{
+		"cl": cnierr.Other, "blank": cnierr.Other, "broken": cnierr.InvalidDefinition, "missing": cnierr.NotReady, "my_net": cnierr.NotReady,
+	} {
+		raw, err := a.Status(context.Background(), plan.StatusQuery{Namespace: "kube-system", Name: name})
+		switch {
+		case want != cnierr.Other && (cnierr.KindOf(err) != want || !strings.Contains(err.Error(), "kube-system/"+name)):
+			t.Errorf("%s: %s, %v, want %v", name, raw, err, want)
+		case want == cnierr.Other && (err != nil || strings.Contains(string(raw), "from-definition") != (name == "cl")):
+			t.Errorf("%s: %s, %v", name, raw, err)
+		}
+	}
+}
+
 // The one-shot mode runs on the host, where the credential of the agent's pod is
 // not: it goes by the snapshot alone, and what that cannot tell is asked again.
 func TestOneShotWithoutTheAgentsCredential(t *testing.T) {

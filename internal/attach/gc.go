@@ -154,7 +154,7 @@ func (n *networks) live(p *plan.Plan) {
 // that is why all of it must end within half of what an ADD would wait.
 func (e *Engine) passOn(ctx context.Context, g *collection) (err error) {
 	// Asked for before, so that a slow planner keeps nobody waiting.
-	def, _, noDefault := e.defaultNetwork(ctx, &g.inv)
+	def, noDefault := e.knownDefault(ctx, &g.inv)
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(g.inv.Conf.LockTime)/2)
 	defer cancel()
 	barrier, err := e.Journal.Barrier(ctx)

@@ -115,25 +115,28 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 	return nil
 }
 
-// defaultNetwork returns the cluster default network as it is configured now: from
-// the node's disk or, where clusterNetwork names a definition, from the planner.
+// defaultNetwork returns the cluster default network as an ADD would take it now.
 func (e *Engine) defaultNetwork(ctx context.Context, inv *netconf.Invocation) (list *libcni.NetworkConfigList, raw json.RawMessage, err error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(inv.Conf.PlanTime))
-	defer cancel()
-	var q plan.StatusQuery
-	raw, err = inv.Conf.ClusterDefault()
-	if errors.Is(err, netconf.ErrNotOnDisk) {
-		q.Namespace, q.Name = inv.Conf.DefaultDefinition()
-		raw, err = e.Planner.Status(ctx, q)
-	}
+	raw, err = inv.Conf.ClusterDefault(func(namespace, name string) (json.RawMessage, error) {
+		return e.Planner.Status(ctx, plan.StatusQuery{Namespace: namespace, Name: name})
+	})
 	if err != nil {
 		return nil, nil, err
 	}
-	if list, err = asList(raw); err != nil {
-		return nil, nil, err
-	}
-	if list.Name == "" {
-		list.Name = q.Name // as the planner names it
-	}
-	return list, raw, nil
+	list, err = asList(raw)
+	return list, raw, err
+}
+
+// knownTime bounds the question which definition is the default network where what
+// is to be released cannot wait for the answer, nor depends on it: the planner asks
+// nobody else.
+const knownTime = 10 * time.Second
+
+// knownDefault is defaultNetwork for GC and DEL: after a planner that does not
+// answer soon the file serves.
+func (e *Engine) knownDefault(ctx context.Context, inv *netconf.Invocation) (*libcni.NetworkConfigList, error) {
+	ctx, cancel := context.WithTimeout(ctx, min(knownTime, time.Duration(inv.Conf.PlanTime)))
+	defer cancel()
+	list, _, err := e.defaultNetwork(ctx, inv)
+	return list, err
 }

@@ -472,7 +472,7 @@ func (r *run) delUnknown(ctx context.Context) error {
 	if r.inv.Conf.ReleaseOnly != "" {
 		return r.end(true, nil) // the runtime calls the default network itself
 	}
-	t, err := r.defaultAlone()
+	t, err := r.defaultAlone(ctx)
 	if err != nil {
 		r.warn("DEL of an unknown sandbox: %v", err)
 		return r.end(true, nil)
@@ -483,12 +483,8 @@ func (r *run) delUnknown(ctx context.Context) error {
 
 // defaultAlone is the release of the default network of a sandbox of which nothing
 // is known. The error is what an ADD would be refused for.
-func (r *run) defaultAlone() (t teardown, err error) {
-	raw, err := r.inv.Conf.ClusterDefault()
-	if err != nil {
-		return t, err
-	}
-	if t.list, err = asList(raw); err != nil {
+func (r *run) defaultAlone(ctx context.Context) (t teardown, err error) {
+	if t.list, err = r.knownDefault(ctx, r.inv); err != nil {
 		return t, err
 	}
 	t.a = &plan.Attachment{Name: t.list.Name, IfName: r.inv.IfName, Args: r.inv.Args}

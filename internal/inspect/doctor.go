@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -114,13 +115,21 @@ func (d *doctor) defaultNetwork() {
 		d.add(name, nodeview.CheckSkipped, "", "there is no configuration of the plugin")
 		return
 	}
-	raw, err := d.plugin.ClusterDefault()
-	if errors.Is(err, netconf.ErrNotOnDisk) {
-		d.definedNetwork(name, err)
-		return
-	}
+	found := ""
+	raw, err := d.plugin.ClusterDefault(func(namespace, network string) (json.RawMessage, error) {
+		s, err := kube.OpenSnapshot(d.conf.Snapshot)
+		if err != nil {
+			return nil, err
+		}
+		def, err := s.Definition(d.ctx, namespace, network)
+		if err != nil {
+			return nil, err
+		}
+		found = fmt.Sprintf("definition %s/%s", namespace, network)
+		return json.RawMessage(def.Spec.Config), nil
+	})
 	if err != nil {
-		d.failed(name, "see whether the default network's own pods run: they write its configuration", "%v", err)
+		d.failed(name, "see whether the default network's own pods run: they write its configuration, or correct clusterNetwork", "%v", err)
 		return
 	}
 	var conf struct {
@@ -130,22 +139,8 @@ func (d *doctor) defaultNetwork() {
 		d.failed(name, "correct the default network's configuration", "%v", err)
 		return
 	}
-	d.ok(name, "%s", conf.Name)
+	d.ok(name, "%s", cmp.Or(found, conf.Name))
 	d.programsOf(name, raw)
-}
-
-// definedNetwork looks for a default network that is a definition.
-func (d *doctor) definedNetwork(name string, missing error) {
-	namespace, network := d.plugin.DefaultDefinition()
-	s, err := kube.OpenSnapshot(d.conf.Snapshot)
-	if err == nil {
-		_, err = s.Definition(d.ctx, namespace, network)
-	}
-	if err != nil {
-		d.failed(name, "see whether the default network's own pods run, or correct clusterNetwork", "neither a file nor a definition: %v; %v", missing, err)
-		return
-	}
-	d.ok(name, "definition %s/%s", namespace, network)
 }
 
 // programsOf looks for the programs of a configuration.

@@ -56,9 +56,9 @@ func parseNetwork(text string) (n Network, err error) {
 	return Network{Namespace: namespace, Name: name, Interface: ifName}, nil
 }
 
-// ErrNotOnDisk says that a network has no configuration on the node's disk; it
+// errNotOnDisk says that a network has no configuration on the node's disk; it
 // may still be a definition.
-var ErrNotOnDisk = errors.New("no such network configuration on disk")
+var errNotOnDisk = errors.New("no such network configuration on disk")
 
 // Find returns the configuration on the node's disk that serves for a network;
 // files are those of confDir. The look-up is that of clusterNetwork and
@@ -76,7 +76,7 @@ func (c *Conf) find(op string, n Network, files []File, problems []error) (*File
 		if f := ByName(files, n.Name); f != nil && n.OnDisk {
 			return f, nil
 		}
-		return nil, cnierr.New(op, cnierr.NotReady, "%w", errors.Join(append(problems, ErrNotOnDisk)...)).About(cnierr.Subject{Network: n.Name}).
+		return nil, cnierr.New(op, cnierr.NotReady, "%w", errors.Join(append(problems, errNotOnDisk)...)).About(cnierr.Subject{Network: n.Name}).
 			WithFix("put a configuration of that name into %s", c.ConfDir)
 	}
 	fi, err := os.Stat(n.Path)
@@ -95,46 +95,83 @@ func (c *Conf) find(op string, n Network, files []File, problems []error) (*File
 	return first, nil
 }
 
-// ClusterDefault returns the cluster default network's configuration where it is
-// no definition, with the plugins of [Conf.Chained].
-func (c *Conf) ClusterDefault() (json.RawMessage, error) {
-	raw, err := c.writtenDefault()
+// Definition returns the configuration in a definition, empty for a definition
+// that has none and leaves it to a file. An [cnierr.InvalidDefinition] says that
+// there is one and that it serves nobody; after any other error a file serves.
+type Definition func(namespace, name string) (json.RawMessage, error)
+
+// ClusterDefault returns the cluster default network's configuration as a plan
+// has it: of the definition of its name or, where there is none, from disk, with
+// the plugins of [Conf.Chained], and with a name and a CNI version. Every verb
+// takes it from here but ADD, whose planner looks up all networks of a pod.
+func (c *Conf) ClusterDefault(definition Definition) (json.RawMessage, error) {
+	name, raw, err := c.writtenDefault(definition)
 	if err != nil {
 		return nil, err
 	}
-	return c.Chained(raw)
+	if raw, err = c.Chained(raw); err != nil {
+		return nil, err
+	}
+	return completed(raw, name, c.CNIVersion)
 }
 
-// writtenDefault returns the cluster default network's configuration as written:
-// from delegates, or from disk.
-func (c *Conf) writtenDefault() (json.RawMessage, error) {
+// writtenDefault returns the cluster default network's configuration as written,
+// and the name that it has where it says none.
+func (c *Conf) writtenDefault(definition Definition) (name string, raw json.RawMessage, err error) {
 	if c.ClusterNetwork == "" && len(c.Delegates) > 0 {
-		return c.Delegates[0], nil
+		return c.Name, c.Delegates[0], nil
 	}
 	n, err := c.Network(c.ClusterNetwork)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	var files []File
 	var problems []error
-	if n.OnDisk {
+	name = c.Name
+	if n.Path == "" {
+		name = n.Name
+		raw, err = definition(n.Namespace, n.Name)
+		if len(raw) > 0 || cnierr.Is(err, cnierr.InvalidDefinition) {
+			return name, raw, err
+		}
+		n.OnDisk = n.OnDisk || err == nil
 		files, problems = ReadDir(c.ConfDir)
+		problems = append(problems, err)
 	}
 	f, err := c.find("find cluster default network", n, files, problems)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	return f.Raw, nil
+	return name, f.Raw, nil
 }
 
-// DefaultDefinition returns which definition the cluster default network may be,
-// empty names where clusterNetwork names none.
-func (c *Conf) DefaultDefinition() (namespace, name string) {
-	n, err := c.Network(c.ClusterNetwork)
-	if err != nil {
-		return "", ""
+// completed returns a configuration with a name and a CNI version, which it need
+// not say itself.
+func completed(raw json.RawMessage, name, version string) (json.RawMessage, error) {
+	const op = "read network configuration"
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &keys); err != nil {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
 	}
-	return n.Namespace, n.Name
+	missing := false
+	for key, value := range map[string]string{"name": name, "cniVersion": version} {
+		if text := string(keys[key]); text != "" && text != `""` && text != "null" {
+			continue
+		}
+		quoted, err := json.Marshal(value)
+		if err != nil {
+			return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
+		}
+		keys[key], missing = quoted, true
+	}
+	if !missing {
+		return raw, nil
+	}
+	out, err := json.Marshal(keys)
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
+	}
+	return out, nil
 }
 
 // Chained returns the cluster default network's configuration with the plugins

@@ -3,6 +3,7 @@ package netconf
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -143,21 +144,61 @@ func TestNetworksOnDiskOrder(t *testing.T) {
 		}
 		c := conf
 		c.ClusterNetwork = text
-		if raw, err := c.ClusterDefault(); err != nil || !strings.Contains(string(raw), want) {
+		if raw, err := c.ClusterDefault(noDefinition); err != nil || !strings.Contains(string(raw), want) {
 			t.Errorf("%s as default network: %s, %v", text, raw, err)
 		}
 	}
 	inline := Conf{Delegates: []json.RawMessage{json.RawMessage(`{"type":"inline"}`)}, ConfDir: dir}
-	if raw, err := inline.ClusterDefault(); err != nil || !strings.Contains(string(raw), "inline") {
+	if raw, err := inline.ClusterDefault(noDefinition); err != nil || !strings.Contains(string(raw), "inline") {
 		t.Errorf("%s, %v", raw, err)
 	}
 	// A namespace says that a definition is meant: no file of its name serves.
 	for _, absent := range []string{"nothing", "team/net", "/nonexistent/x", t.TempDir()} {
 		c := conf
 		c.ClusterNetwork = absent
-		if raw, err := c.ClusterDefault(); !cnierr.Is(err, cnierr.NotReady) || errors.Is(err, ErrNotOnDisk) == filepath.IsAbs(absent) {
+		if raw, err := c.ClusterDefault(noDefinition); !cnierr.Is(err, cnierr.NotReady) || errors.Is(err, errNotOnDisk) == filepath.IsAbs(absent) {
 			t.Errorf("%s: %s, %v", absent, raw, err)
 		}
+	}
+}
+
+// noDefinition is a planner that knows none, or cannot be asked.
+func noDefinition(string, string) (json.RawMessage, error) {
+	return nil, cnierr.New("status", cnierr.NotReady, "no such definition")
+}
+
+// TestClusterDefaultOfTwo: of a definition and a file of one name the definition is
+// taken, as by a plan, and with the name and the version that a plan gives it.
+func TestClusterDefaultOfTwo(t *testing.T) {
+	dir := write(t, map[string]string{"50-net.conflist": `{"name":"net","cniVersion":"1.0.0","plugins":[{"type":"of-file"}]}`})
+	const ofFile, broken = `{"name":"net","cniVersion":"1.0.0","plugins":[{"type":"of-file"}]}`, "it is broken"
+	for name, tc := range map[string]struct {
+		network, definition string
+		err                 error
+		want                string
+	}{
+		"both":                  {"net", `{"name":"x","cniVersion":"0.4.0","plugins":[]}`, nil, `{"name":"x","cniVersion":"0.4.0","plugins":[]}`},
+		"without name, version": {"net", `{"plugins":[]}`, nil, `{"cniVersion":"1.1.0","name":"net","plugins":[]}`},
+		"empty name":            {"team/other", `{"type":"t","name":"","cniVersion":null}`, nil, `{"cniVersion":"1.1.0","name":"other","type":"t"}`},
+		"no such definition":    {"net", "", cnierr.New("status", cnierr.NotReady, "none"), ofFile},
+		"nobody answers":        {"net", "", errors.New("socket"), ofFile},
+		"leaves it to a file":   {"net", "", nil, ofFile},
+		"of another namespace":  {"team/net", "", nil, ofFile},
+		"broken":                {"net", "", cnierr.New("status", cnierr.InvalidDefinition, broken), ""},
+		"no object":             {"net", `[]`, nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := Conf{ConfDir: dir, Name: "manifold", CNIVersion: "1.1.0", MultusNamespace: "kube-system", ClusterNetwork: tc.network}
+			raw, err := c.ClusterDefault(func(namespace, name string) (json.RawMessage, error) {
+				if namespace == "kube-system" && name == "net" || namespace == "team" {
+					return json.RawMessage(tc.definition), tc.err
+				}
+				return nil, fmt.Errorf("asked for %s/%s", namespace, name)
+			})
+			if string(raw) != tc.want || (err == nil) != (tc.want != "") {
+				t.Errorf("%s, %v, want %s", raw, err, tc.want)
+			}
+		})
 	}
 }
 

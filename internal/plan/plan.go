@@ -31,12 +31,14 @@ type Planner interface {
 	Status(ctx context.Context, q StatusQuery) (json.RawMessage, error)
 }
 
-// StatusQuery is what a STATUS asks beyond whether the planner is ready: where
-// the cluster default network is on no disk, the definition that must be it; or
-// whether a configuration could be planned, which an older agent does not look at.
+// StatusQuery is what is asked beyond whether the planner is ready: the definition
+// that is the cluster default network, which is answered with its configuration, or
+// with none where it leaves that to a file; or whether a configuration could be
+// planned, which an older agent does not look at. That a definition is broken is a
+// [cnierr.InvalidDefinition]; an older agent says it as if there were none.
 type StatusQuery struct {
 	Namespace string          `json:"namespace,omitempty"`
-	Name      string          `json:"name,omitempty"`   // empty: none is asked for
+	Name      string          `json:"name,omitempty"`   // of the definition; empty: none is asked for
 	Config    json.RawMessage `json:"config,omitempty"` // the default network's; empty: not looked at
 	Type      string          `json:"type,omitempty"`   // Manifold's own, which is no default network
 }

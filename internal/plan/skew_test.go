@@ -92,6 +92,7 @@ func answerAsFirst(t *testing.T, conn net.Conn) error {
 	var in struct {
 		Op      string
 		Request struct{ PodName string }
+		Status  struct{ Name string }
 		Report  struct {
 			Version int
 			Plan    struct{ ContainerID string }
@@ -106,6 +107,8 @@ func answerAsFirst(t *testing.T, conn net.Conn) error {
 		out = first(t, "answer-refused")
 	case in.Op == "plan":
 		out = first(t, "answer-plan")
+	case in.Op == "status" && in.Status.Name == "missing":
+		out = first(t, "answer-status-missing")
 	case in.Op == "status":
 		out = first(t, "answer-status")
 	case in.Op == "report" && in.Report.Version == 1 && in.Report.Plan.ContainerID != "":
@@ -130,6 +133,11 @@ func TestThisPluginUnderstandsTheFirstAgent(t *testing.T) {
 	}
 	if config, err := c.Status(ctx, StatusQuery{Name: "cluster-net"}); err != nil || string(config) == "" {
 		t.Errorf("status: %s, %v", config, err)
+	}
+	// After this a file serves: it is neither taken for a definition that is broken,
+	// nor for an agent that is not there.
+	if _, err := c.Status(ctx, StatusQuery{Name: "missing"}); !cnierr.Is(err, cnierr.NotReady) || cnierr.Is(err, cnierr.InvalidDefinition) || IsTransport(err) {
+		t.Errorf("status without a definition: %v", err)
 	}
 	if err := c.Report(ctx, Report{Version: Version, Plan: p.Digest(), Verb: "ADD", Later: true, Operation: &Operation{Verb: "ADD"}}); err != nil {
 		t.Errorf("report: %v", err)

@@ -57,11 +57,14 @@ func newScriptedNode(t *testing.T, conf map[string]any) *node {
 }
 
 // sequence returns the calls of scripted delegates, as "VERB interface".
-func (n *node) sequence() string {
+func (n *node) sequence() string { n.t.Helper(); return n.sequenceIn("calls") }
+
+// sequenceIn is sequence of another log.
+func (n *node) sequenceIn(log string) string {
 	n.t.Helper()
 	var out []string
-	for _, c := range n.calls() {
-		out = append(out, c.Verb+" "+c.IfName)
+	for _, c := range n.callsIn(log) {
+		out = append(out, strings.TrimSpace(c.Verb+" "+c.IfName))
 	}
 	return strings.Join(out, ", ")
 }

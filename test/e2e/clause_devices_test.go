@@ -57,7 +57,13 @@ func (c *delegateCall) runtimeConfig(key string) string {
 // calls returns what scripted delegates logged, of these verbs or of all.
 func (n *node) calls(verbs ...string) []delegateCall {
 	n.t.Helper()
-	text, err := os.ReadFile(n.path("calls"))
+	return n.callsIn("calls", verbs...)
+}
+
+// callsIn is calls of another log.
+func (n *node) callsIn(log string, verbs ...string) []delegateCall {
+	n.t.Helper()
+	text, err := os.ReadFile(n.path(log))
 	if !os.IsNotExist(err) {
 		n.must(err)
 	}

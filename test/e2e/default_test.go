@@ -1,0 +1,85 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"testing"
+)
+
+// TestEveryVerbTakesTheSameDefaultNetwork: what ADD attaches a pod to is what STATUS
+// asks, what GC reaches, and what DEL of a sandbox that nobody knows releases, with an
+// agent and without one.
+func TestEveryVerbTakesTheSameDefaultNetwork(t *testing.T) {
+	plugin := func(n *node, log string) string { return fmt.Sprintf(`{"type":"scripted","log":%q}`, n.path(log)) }
+	list := func(n *node, log string) string {
+		return `{"cniVersion":"1.1.0","name":"cluster-net","plugins":[` + plugin(n, log) + `]}`
+	}
+	for name, tc := range map[string]struct {
+		definition func(*node) string // nil for none
+		file       bool
+		want       string // the log of the network that is taken; empty: none is
+	}{
+		"definition and file":           {func(n *node) string { return list(n, "of-definition") }, true, "of-definition"},
+		"definition alone":              {func(n *node) string { return list(n, "of-definition") }, false, "of-definition"},
+		"definition that says no name":  {func(n *node) string { return `{"plugins":[` + plugin(n, "of-definition") + `]}` }, true, "of-definition"},
+		"single, that says no name":     {func(n *node) string { return plugin(n, "of-definition") }, true, "of-definition"},
+		"definition that names a file":  {func(*node) string { return " " }, true, "of-file"},
+		"file alone":                    {nil, true, "of-file"},
+		"broken definition beside file": {func(*node) string { return "{" }, true, ""},
+	} {
+		for mode, served := range map[string]bool{"agent": true, "no agent": false} {
+			t.Run(name+", "+mode, func(t *testing.T) {
+				n := newNode(t, map[string]any{"multusNamespace": "default"})
+				n.must(os.Remove(n.path("net.d/10-default.conflist")))
+				if tc.file {
+					n.file("net.d/10-default.conflist", list(n, "of-file"))
+				}
+				if tc.definition != nil {
+					n.define("cluster-net", "", tc.definition(n))
+				}
+				if served {
+					n.serve()
+				}
+				p, unknown := n.addPod("pod", ""), n.addPod("unknown", "")
+				if tc.want == "" {
+					n.refuse("STATUS", &pod{}, 50, "default/cluster-net")
+					n.refuse("ADD", p, 103, "network default/cluster-net")
+				} else {
+					n.succeed("STATUS", &pod{})
+					n.succeed("ADD", p)
+					n.succeed("CHECK", p)
+				}
+				n.collect(p, unknown)
+				n.succeed("DEL", p)
+				n.succeed("DEL", unknown)
+				for _, log := range []string{"of-definition", "of-file"} {
+					want := ""
+					if log == tc.want {
+						want = "STATUS, ADD eth0, CHECK eth0, GC, DEL eth0, DEL eth0"
+					}
+					if got := n.sequenceIn(log); got != want {
+						t.Errorf("%s: calls %q, want %q", log, got, want)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestChainOfADefaultNetworkThatIsADefinition: the plugins of auxiliaryCNIChainName
+// are asked and collect with it.
+func TestChainOfADefaultNetworkThatIsADefinition(t *testing.T) {
+	n := newNode(t, map[string]any{"multusNamespace": "default", "auxiliaryCNIChainName": "more"})
+	n.serve()
+	n.define("cluster-net", "", `{"cniVersion":"1.1.0","plugins":[{"type":"scripted"}]}`)
+	n.must(os.Mkdir(n.path("net.d/more"), 0o755))
+	n.file("net.d/more/10-last.conf", fmt.Sprintf(`{"type":"scripted","log":%q,"script":{"ADD":{"stdout":"{\"cniVersion\":\"1.1.0\"}"},"DEL":{"stdout":"\n"}}}`, n.path("chained")))
+	p := n.addPod("pod", "")
+	n.succeed("STATUS", &pod{})
+	n.succeed("ADD", p)
+	n.collect(p)
+	n.succeed("DEL", p)
+	if got, want := n.sequenceIn("chained"), "STATUS, ADD eth0, GC, DEL eth0"; got != want {
+		t.Errorf("calls %q, want %q", got, want)
+	}
+}
