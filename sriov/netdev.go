@@ -241,6 +241,27 @@ func (s FS) OfNetDev(name string) (string, error) {
 	return addr, nil
 }
 
+// VFOfNetDev returns the VF whose network device has this name.
+//
+// The error wraps [ErrNotVF] where the network device is that of another PCI
+// function, or stands on a part of one as a subfunction's does; else it is that of
+// [FS.OfNetDev]. A network device that is in another network namespace is not there,
+// and its name may be another's meanwhile.
+func (s FS) VFOfNetDev(name string) (*Function, error) {
+	addr, err := s.OfNetDev(name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := s.Function(addr)
+	if err != nil {
+		return nil, err
+	}
+	if !f.IsVF() || !slices.Contains(f.NetDevs, name) {
+		return nil, fmt.Errorf("sriov: network device %s of PCI function %s: %w", name, addr, ErrNotVF)
+	}
+	return f, nil
+}
+
 // pciAncestor returns the address of the PCI function that dir, a device directory
 // below sys/devices, is or stands on. Only virtio and auxiliary devices are
 // climbed: they are the function under another name.

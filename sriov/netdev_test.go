@@ -173,6 +173,26 @@ func TestOfNetDev(t *testing.T) {
 	}
 }
 
+func TestVFOfNetDev(t *testing.T) {
+	tree := build(t, (*sriovtest.Tree).AddIGB, (*sriovtest.Tree).AddSwitchdev, addOthers)
+	for _, c := range []struct {
+		name, addr string
+		err        error
+	}{
+		{"enp65s16f2", "0000:41:10.2", nil},
+		{"enp33s0", "", sriov.ErrNotVF},     // a PF's
+		{"enp8s0f0_1", "", sriov.ErrNotVF},  // a representor
+		{"enp8s0f0s88", "", sriov.ErrNotVF}, // a subfunction's
+		{"eth7", "", fs.ErrNotExist},
+		{"0000:41:10.2", "", fs.ErrInvalid},
+	} {
+		f, err := tree.FS().VFOfNetDev(c.name)
+		if !errors.Is(err, c.err) || err == nil && (f.Address != c.addr || f.PF != "0000:41:00.0") {
+			t.Errorf("VFOfNetDev(%q) = %+v, %v, want %q, %v", c.name, f, err, c.addr, c.err)
+		}
+	}
+}
+
 func TestAuxiliary(t *testing.T) {
 	tree := build(t, (*sriovtest.Tree).AddSwitchdev)
 	tree.AddAuxiliary(sriovtest.Auxiliary{ID: "mlx5_core.sf.3", Parent: "0000:08:00.0", SFNum: 89})

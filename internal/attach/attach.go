@@ -121,7 +121,7 @@ func (r *run) end(clean bool, err error) error {
 func (r *run) about(a *plan.Attachment) *slog.Logger {
 	log := r.Log.With("network", a.Name, "interface", a.IfName)
 	if a.Device != nil {
-		log = log.With("resource", a.Device.Resource, "device", a.Device.ID)
+		log = log.With("resource", a.Device.Resource, "device", a.Device.Name())
 	}
 	return log
 }
@@ -148,7 +148,10 @@ func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result
 	if err != nil {
 		return nil, r.end(true, err)
 	}
-	if err := r.preflight(p); err != nil {
+	if err = r.preflight(p); err == nil {
+		err = r.nameVFs(p)
+	}
+	if err != nil {
 		r.report(plan.Report{Verb: "ADD", Plan: p}, err)
 		return nil, r.end(true, err)
 	}
@@ -276,7 +279,7 @@ func (r *run) subject(i int) cnierr.Subject {
 func subjectOf(p *plan.Plan, a *plan.Attachment) cnierr.Subject {
 	s := cnierr.Subject{Pod: p.Pod.String(), Network: a.Name, Interface: a.IfName}
 	if a.Device != nil {
-		s.Resource, s.Device = a.Device.Resource, a.Device.ID
+		s.Resource, s.Device = a.Device.Resource, a.Device.Name()
 	}
 	return s
 }

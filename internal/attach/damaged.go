@@ -119,16 +119,27 @@ func (r *run) recordOf(device string, remains journal.Remains) (json.RawMessage,
 	return nil, nil
 }
 
-// function returns a PCI function as a plan has it, nil when there is none.
-func (r *run) function(address string) *plan.Device {
-	if !sriov.IsAddress(address) {
-		return nil
+// function returns the device of an ID as a plan has it, by its PCI address or as the
+// network device of a VF, nil when there is none.
+func (r *run) function(id string) *plan.Device {
+	f, err := r.host().Function(id)
+	if errors.Is(err, sriov.ErrAddress) {
+		f, err = r.host().VFOfNetDev(id)
 	}
-	f, err := r.host().Function(address)
 	if err != nil {
 		return nil
 	}
-	return &plan.Device{ID: address, PCIAddress: f.Address, PF: f.PF, VFIndex: f.VFIndex, Driver: f.Driver, Userspace: f.Userspace()}
+	return &plan.Device{ID: id, PCIAddress: f.Address, PF: f.PF, VFIndex: f.VFIndex, Driver: f.Driver, Userspace: f.Userspace()}
+}
+
+// hadBy returns the VF that another sandbox has under the name of its network device,
+// by its journal; nil for none.
+func (r *run) hadBy(name string) *plan.Device {
+	had, err := r.Journal.Had(keyOf(r.inv), &plan.Device{ID: name})
+	if err != nil || had == nil {
+		return nil
+	}
+	return had.Device
 }
 
 // ofRecord makes an attachment of a record of libcni: its name, and the PCI function
@@ -149,8 +160,12 @@ func (r *run) ofRecord(c *libcni.NetworkAttachment) *plan.Attachment {
 	for _, p := range append(conf.Plugins, conf.ids) {
 		all = append(all, p.DeviceID, p.PCIBusID)
 	}
+	all = slices.DeleteFunc(all, func(id string) bool { return id == "" })
 	for _, id := range all {
-		if a.Device = r.function(id); a.Device != nil {
+		if a.Device = r.function(id); a.Device == nil {
+			a.Device = r.hadBy(id)
+		}
+		if a.Device != nil {
 			break
 		}
 	}

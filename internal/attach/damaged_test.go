@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/sriov"
 )
@@ -233,22 +234,38 @@ func TestDELWithClaimAndJournalDamaged(t *testing.T) {
 	h.nothingLeft()
 }
 
+// CHECK does not call a device as planned of which the journal does not say what it
+// was: less would be compared than the caller believes.
+func TestCHECKNeedsToKnowTheDeviceOfBefore(t *testing.T) {
+	h := newHardware(t, "")
+	r := h.begin("old")
+	h.must(r.entry.Append(journal.Step{Phase: journal.Trying}))
+	h.must(r.entry.Append(journal.Step{Phase: journal.Attached, Result: json.RawMessage(`{"cniVersion":"1.0.0"}`)}))
+	h.must(r.end(false, nil))
+	err := h.Check(t.Context(), h.invocation("old"))
+	if !cnierr.Is(err, cnierr.JournalCorrupt) || !strings.Contains(err.Error(), "is not known") || !strings.Contains(err.Error(), vfAddress) {
+		t.Errorf("%v, want that it is not known", err)
+	}
+}
+
+// record writes libcni's record of a sandbox with a device.
+func (h *hardware) record(id, device string) {
+	h.t.Helper()
+	config := `{"cniVersion":"1.0.0","name":"fast","type":"mover","deviceID":"` + device + `"}`
+	raw, err := json.Marshal(map[string]any{
+		"kind": "cniCacheV1", "containerId": id, "config": []byte(config), "ifName": "net1", "networkName": "fast",
+		"netns": h.path("gone"), "result": map[string]any{"cniVersion": "1.0.0"},
+	})
+	h.must(err)
+	h.must(os.MkdirAll(h.path("state/results"), 0o700))
+	h.must(os.WriteFile(h.path("state/results/fast-"+id+"-net1"), raw, 0o600))
+}
+
 // A sandbox that another meta-plugin attached has no journal; its late DEL is fenced
 // off all the same.
 func TestForeignSandboxIsFencedOff(t *testing.T) {
 	h := newHardware(t, `touch "$dir/ran"`)
-	record := func() {
-		t.Helper()
-		config := `{"cniVersion":"1.0.0","name":"fast","type":"mover","deviceID":"` + vfAddress + `"}`
-		raw, err := json.Marshal(map[string]any{
-			"kind": "cniCacheV1", "containerId": "foreign", "config": []byte(config), "ifName": "net1", "networkName": "fast",
-			"netns": h.path("gone"), "result": map[string]any{"cniVersion": "1.0.0"},
-		})
-		h.must(err)
-		h.must(os.MkdirAll(h.path("state/results"), 0o700))
-		h.must(os.WriteFile(h.path("state/results/fast-foreign-net1"), raw, 0o600))
-	}
-	record()
+	h.record("foreign", vfAddress)
 	h.attach("new")
 	used := h.vf()
 	h.must(h.del("foreign"))
@@ -262,7 +279,7 @@ func TestForeignSandboxIsFencedOff(t *testing.T) {
 	}
 	h.must(h.del("new"))
 	h.must(os.Remove(h.path("ran")))
-	record()
+	h.record("foreign", vfAddress)
 	h.must(h.del("foreign"))
 	if _, err := os.Stat(h.path("ran")); err != nil {
 		t.Errorf("the delegate was not run on what nobody else has: %v", err)

@@ -53,6 +53,9 @@ type hardware struct {
 	tree *sriovtest.Tree
 	dir  string
 	conf map[string]any
+	id   string          // by which the VF is allocated, and known if it is the address
+	ns   string          // network namespace of the sandboxes
+	info json.RawMessage // that plans have of the VF
 }
 
 // newHardware returns a node whose delegate runs body.
@@ -60,7 +63,8 @@ func newHardware(t *testing.T, body string) *hardware {
 	t.Helper()
 	tree := sriovtest.New(t.TempDir())
 	tree.AddIGB()
-	h := &hardware{t: t, tree: tree, dir: t.TempDir()}
+	h := &hardware{t: t, tree: tree, dir: t.TempDir(), id: vfAddress}
+	h.ns = h.path("gone")
 	h.Engine = &Engine{
 		Planner: silent{}, Journal: journal.Dir{Path: h.path("state")}, Links: tree.Host().Links, Log: slog.New(slog.DiscardHandler), Stderr: io.Discard,
 	}
@@ -103,15 +107,20 @@ func (h *hardware) invocation(id string) *netconf.Invocation {
 
 func key(id string) journal.Key { return journal.Key{ContainerID: id, IfName: "eth0"} }
 
-// plan is that of a pod with the VF whose network namespace is gone.
+// plan is that of a pod with the VF.
 func (h *hardware) plan(id string) *plan.Plan {
+	device := &plan.Device{Resource: "lab.example/vfs", ID: h.id}
+	if h.id == vfAddress {
+		device.PCIAddress, device.PF, device.VFIndex, device.Driver = vfAddress, pfAddress, vfIndex, "igbvf"
+	}
 	return &plan.Plan{
-		Version: plan.Version, Pod: plan.Pod{Namespace: "shop", Name: id}, ContainerID: id, NetNS: h.path("gone"),
+		Version: plan.Version, Pod: plan.Pod{Namespace: "shop", Name: id}, ContainerID: id, NetNS: h.ns,
 		Attachments: []plan.Attachment{{
 			Name: "shop/fast", Network: "fast", IfName: "net1", DeviceInfoFile: h.path("info/" + id),
 			Capabilities: map[string]json.RawMessage{"CNIDeviceInfoFile": json.RawMessage(strconv.Quote(h.path("info/" + id)))},
 			Config:       json.RawMessage(`{"cniVersion":"1.0.0","name":"fast","plugins":[{"type":"mover"}]}`),
-			Device:       &plan.Device{Resource: "lab.example/vfs", ID: vfAddress, PCIAddress: vfAddress, PF: pfAddress, VFIndex: vfIndex, Driver: "igbvf"},
+			Device:       device,
+			DeviceInfo:   h.info,
 		}},
 	}
 }
@@ -121,7 +130,9 @@ func (h *hardware) begin(id string) *run {
 	h.t.Helper()
 	r, err := h.Engine.begin(h.t.Context(), h.invocation(id))
 	h.must(err)
-	h.must(r.beginJournal(h.t.Context(), h.plan(id)))
+	p := h.plan(id)
+	h.must(r.nameVFs(p))
+	h.must(r.beginJournal(h.t.Context(), p))
 	return r
 }
 

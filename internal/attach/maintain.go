@@ -15,6 +15,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/verify"
+	"github.com/manifold-cni/manifold/sriov"
 )
 
 // Check runs every delegate's CHECK with the recorded configuration and result,
@@ -62,9 +63,12 @@ func (r *run) checkOne(ctx context.Context, i int) (*plan.Outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	before, err := r.before(i)
-	if err != nil {
-		return nil, err
+	// Without what the device was before, less would be compared than is said to be.
+	var before *sriov.Snapshot
+	if a.Device != nil {
+		if before, err = verify.Recorded(r.entry.Before(i)); err != nil {
+			return nil, err
+		}
 	}
 	rt := r.runtimeConf(a, r.inv.NetNS)
 	if err := r.seedCache(list, rt, result); err != nil {

@@ -368,9 +368,6 @@ func (r *run) gone(t teardown) bool {
 	return err == nil && back
 }
 
-// before returns what was recorded of attachment i's device before its ADD.
-func (r *run) before(i int) (*sriov.Snapshot, error) { return recorded(r.entry.Before(i)) }
-
 // recorded decodes what was recorded of a device, nil for nothing.
 func recorded(raw json.RawMessage) (*sriov.Snapshot, error) {
 	if raw == nil {

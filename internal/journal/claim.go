@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
 )
 
 // Claims say which sandbox a device serves: one file per device in the directory
@@ -98,6 +99,56 @@ func (d Dir) user(device string, k Key) (user Key, err error) {
 		}
 	}
 	return user, nil
+}
+
+// Had returns the attachment by which a sandbox of this boot, other than k, has or had
+// a device of this ID, and resource if device has one, whose PCI function is known; of
+// several the one that was begun last, and nil for none. What the ID names may have
+// left the host with the device, and such a journal alone says what that is. A journal
+// that cannot be read is an error where no other tells, since it may be that one's.
+func (d Dir) Had(k Key, device *plan.Device) (*plan.Attachment, error) {
+	keys, err := d.List()
+	if err != nil {
+		return nil, err
+	}
+	var out *plan.Attachment
+	var begun time.Time
+	var unread error
+	for _, other := range keys {
+		if other == k {
+			continue
+		}
+		e, err := d.Open(other)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // released meanwhile
+		}
+		if err != nil {
+			unread = errors.Join(unread, err)
+			continue
+		}
+		if a := e.had(device); a != nil && e.Created.After(begun) {
+			out, begun = a, e.Created
+		}
+	}
+	if out != nil {
+		return out, nil
+	}
+	return nil, unread
+}
+
+// had returns the unreleased attachment of a device of this ID whose PCI function is
+// known, nil for none, and where the node has been booted since.
+func (e *Entry) had(device *plan.Device) *plan.Attachment {
+	if !e.SameBoot() {
+		return nil
+	}
+	for _, i := range e.Unreleased() {
+		a := &e.Plan.Attachments[i]
+		if on := a.Device; on != nil && on.PCIAddress != "" && on.ID == device.ID && (device.Resource == "" || on.Resource == device.Resource) {
+			return a
+		}
+	}
+	return nil
 }
 
 // tried returns when the device was last about to be given to the sandbox, the zero

@@ -161,7 +161,7 @@ type Attachment struct {
 type Device struct {
 	Resource   string  `json:"resource"`             // for example vendor.example/vfs
 	ID         string  `json:"id"`                   // the device plugin's ID, verbatim
-	PCIAddress string  `json:"pciAddress,omitempty"` // dddd:bb:dd.f when the ID is one; else empty
+	PCIAddress string  `json:"pciAddress,omitempty"` // dddd:bb:dd.f when the ID is one, or the network device of a VF; else empty
 	Container  string  `json:"container,omitempty"`  // the container that it is allocated to
 	NUMANodes  []int64 `json:"numaNodes,omitempty"`
 	Driver     string  `json:"driver,omitempty"` // bound driver when planned
@@ -172,6 +172,15 @@ type Device struct {
 	Source     string  `json:"source"`               // which sources agreed on it
 	Reason     string  `json:"reason,omitempty"`     // why this device for this attachment
 	Claim      *Claim  `json:"claim,omitempty"`      // the resource claim that it is of; nil for a device plugin's
+}
+
+// Name is how messages call the device: by its ID, and by its PCI address where that
+// is known and written otherwise.
+func (d *Device) Name() string {
+	if d.PCIAddress == "" || d.PCIAddress == d.ID {
+		return d.ID
+	}
+	return d.ID + " (" + d.PCIAddress + ")"
 }
 
 // Claim is the resource claim that a device is of, and the device as its driver

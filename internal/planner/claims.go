@@ -91,7 +91,7 @@ func (l *ledger) refuseAmong(of []*podresources.Device, r *request, resource str
 		if !r.wants(d, resource) {
 			continue
 		}
-		if by, used := l.taken[key(d)]; used {
+		if by, used := l.taken[l.key(d)]; used {
 			return cnierr.New(op, cnierr.DeviceConflict, "%s already serves network %s", d.Claim, by.network).
 				About(cnierr.Subject{Resource: resource, Device: d.ID}).
 				WithFix("let the claim request a device more, or select one network less of it")

@@ -16,20 +16,24 @@ import (
 // ledger hands out the pod's devices, each at most once, over the default and
 // all other networks.
 type ledger struct {
-	devices []podresources.Device // in order of assignment
-	keys    []string              // theirs
-	taken   map[string]taken      // by key of the device
+	devices   []podresources.Device      // in order of assignment
+	functions map[string]*sriov.Function // by device ID, see [Sources]
+	keys      []string                   // of the devices
+	taken     map[string]taken           // by key of the device
 }
 
 // taken says who has a device.
 type taken struct{ network, resource string }
 
 // key names a device over all resources: a PCI function is one device, however
-// many resources it is advertised under, by device plugins and DRA drivers. Other
-// IDs mean something to their own plugin alone. Shares of one device are devices
-// of their own.
-func key(d *podresources.Device) string {
+// many resources it is advertised under, by device plugins and DRA drivers, and also
+// where one of them calls it by its network device. Other IDs mean something to their
+// own plugin alone. Shares of one device are devices of their own.
+func (l *ledger) key(d *podresources.Device) string {
 	k := pciAddress(d.ID)
+	if f := l.functions[d.ID]; f != nil {
+		k = f.Address
+	}
 	switch {
 	case k != "":
 	case d.ID == "" && d.Claim != nil:
@@ -47,8 +51,8 @@ func key(d *podresources.Device) string {
 // container ascending by device ID (PCI addresses by number), or as the device
 // plugin's own answer lists them. Sorting over the whole pod would give one
 // container's network the device of another.
-func newLedger(pod *Pod, a *podresources.Allocation, order string) *ledger {
-	l := &ledger{taken: map[string]taken{}}
+func newLedger(pod *Pod, a *podresources.Allocation, functions map[string]*sriov.Function, order string) *ledger {
+	l := &ledger{functions: functions, taken: map[string]taken{}}
 	if a == nil {
 		return l
 	}
@@ -76,7 +80,7 @@ func newLedger(pod *Pod, a *podresources.Allocation, order string) *ledger {
 	})
 	l.keys = make([]string, len(l.devices))
 	for i := range l.devices {
-		l.keys[i] = key(&l.devices[i])
+		l.keys[i] = l.key(&l.devices[i])
 	}
 	return l
 }
@@ -135,7 +139,7 @@ func (r *request) names() bool { return r.DeviceID != "" || r.Claim != "" }
 // it names to one that takes any.
 func (b *builder) assignDevices() error {
 	b.devices = make([]*plan.Device, len(b.requests))
-	l := newLedger(b.pod, b.src.Allocation, b.inv.Conf.DeviceOrder)
+	l := newLedger(b.pod, b.src.Allocation, b.src.Functions, b.inv.Conf.DeviceOrder)
 	for class := range anyDevice + 1 {
 		for i := range b.requests {
 			r := &b.requests[i]
@@ -192,6 +196,7 @@ func (b *builder) assign(l *ledger, i int, resource string) error {
 		out.Claim = &plan.Claim{Name: c.Claim, PodClaim: c.PodClaim, Requests: c.Requests, Driver: c.Driver, Pool: c.Pool, Device: c.Name, ShareID: c.ShareID}
 	}
 	if f := b.src.Functions[d.ID]; f != nil {
+		out.PCIAddress = f.Address
 		out.Driver, out.PF, out.Userspace, out.IOMMUGroup = f.Driver, f.PF, f.Userspace(), f.IOMMUGroup
 		if f.IsVF() {
 			out.VFIndex = f.VFIndex
@@ -266,7 +271,7 @@ func (b *builder) refuse(l *ledger, i int, resource string) error {
 	}
 	for _, d := range l.devices {
 		if d.Resource == resource && (r.Container == "" || slices.Contains(d.Containers, r.Container)) {
-			given[key(&d)] = true
+			given[l.key(&d)] = true
 		}
 	}
 	where := "the pod"
@@ -286,7 +291,7 @@ func (b *builder) refuse(l *ledger, i int, resource string) error {
 // overlap is the error of a device that serves another resource's network.
 func (l *ledger) overlap(resource string) error {
 	for _, d := range l.devices {
-		if by, used := l.taken[key(&d)]; used && d.Resource == resource && by.resource != resource {
+		if by, used := l.taken[l.key(&d)]; used && d.Resource == resource && by.resource != resource {
 			return cnierr.New("assign device", cnierr.DeviceConflict, "it is advertised as %s and as %s, and serves network %s", resource, by.resource, by.network).
 				About(cnierr.Subject{Resource: resource, Device: d.ID}).
 				WithFix("correct the device plugin's configuration: its resources must not share devices")
@@ -298,7 +303,7 @@ func (l *ledger) overlap(resource string) error {
 // takenBy says which network has the device of that ID.
 func (b *builder) takenBy(l *ledger, id string) (string, bool) {
 	for i := range l.devices {
-		if by, ok := l.taken[key(&l.devices[i])]; ok && l.devices[i].ID == id {
+		if by, ok := l.taken[l.key(&l.devices[i])]; ok && l.devices[i].ID == id {
 			return by.network, true
 		}
 	}

@@ -45,7 +45,7 @@ type Sources struct {
 	Definitions map[Ref]*netattach.Definition // those that exist
 	Files       []netconf.File                // the configurations in confDir, in order of look-up
 	Allocation  *podresources.Allocation      // nil when no device is needed
-	Functions   map[string]*sriov.Function    // by device ID, those that are PCI functions of this node
+	Functions   map[string]*sriov.Function    // by device ID, those that are PCI functions of this node, or VFs' network devices
 	DeviceInfo  map[DeviceKey]json.RawMessage // what the device plugin wrote
 	Parsed      *Parsed                       // configurations that were parsed before; nil remembers none
 }

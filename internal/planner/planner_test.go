@@ -344,3 +344,32 @@ func BenchmarkPlan(b *testing.B) {
 		}
 	}
 }
+
+// A VF that a device plugin calls by its network device is that VF: its address is
+// known, and it serves one network, whoever else advertises it. The delegate is given
+// what the plugin calls it.
+func TestVFCalledByItsNetworkDevice(t *testing.T) {
+	const address, pf = "0000:21:10.4", "0000:21:00.0"
+	w := world{
+		networks: "fast", definitions: map[string]string{"fast": `{"cniVersion":"1.0.0","type":"mover","capabilities":{"deviceID":true}}`, "other": `{"cniVersion":"1.0.0","type":"mover"}`},
+		resources: map[string]string{"fast": vfs, "other": "another.example/vfs"},
+		devices:   []podresources.Device{dev("", "eth3"), ofB("", address)},
+	}
+	src := w.sources()
+	src.Functions["eth3"] = &sriov.Function{Address: address, PF: pf, VFIndex: 2, Driver: "igbvf"}
+	p, err := w.planWith(t, src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := p.Attachments[1]
+	if d := a.Device; d.ID != "eth3" || d.PCIAddress != address || d.PF != pf || d.VFIndex != 2 || d.Driver != "igbvf" {
+		t.Errorf("device %+v", d)
+	}
+	if string(a.Capabilities["deviceID"]) != `"eth3"` || !strings.Contains(string(a.DeviceInfo), address) {
+		t.Errorf("deviceID %s, device-info %s", a.Capabilities["deviceID"], a.DeviceInfo)
+	}
+	w.networks = "fast,other"
+	if _, err := w.planWith(t, src); !cnierr.Is(err, cnierr.DeviceConflict) || !strings.Contains(err.Error(), "another.example/vfs") {
+		t.Errorf("%v, want that it serves another network", err)
+	}
+}

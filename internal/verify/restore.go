@@ -42,6 +42,6 @@ func Restore(ctx context.Context, host sriov.Host, d *plan.Device, before *sriov
 
 func incomplete(d *plan.Device, format string, err error) error {
 	return cnierr.New("restore device", cnierr.TeardownIncomplete, format, err).
-		About(cnierr.Subject{Resource: d.Resource, Device: d.ID}).
+		About(cnierr.Subject{Resource: d.Resource, Device: d.Name()}).
 		WithFix("see what holds the device or what its driver refuses, or reset it by hand")
 }

@@ -75,7 +75,7 @@ func Capture(host sriov.Host, d *plan.Device) (*sriov.Snapshot, error) {
 	}
 	if err != nil {
 		return nil, cnierr.New("look up device", cnierr.IO, "%w", err).
-			About(cnierr.Subject{Resource: d.Resource, Device: d.ID})
+			About(cnierr.Subject{Resource: d.Resource, Device: d.Name()})
 	}
 	return out, nil
 }
@@ -106,7 +106,7 @@ func Vanished(host sriov.Host, d *plan.Device, before *sriov.Snapshot, cause err
 // vanished is the error of a device that is not on the node.
 func vanished(d *plan.Device, op, format string, err error) error {
 	return cnierr.New(op, cnierr.DeviceVanished, format, err).
-		About(cnierr.Subject{Resource: d.Resource, Device: d.ID}).WithFix(vanishedFix)
+		About(cnierr.Subject{Resource: d.Resource, Device: d.Name()}).WithFix(vanishedFix)
 }
 
 // Recorded decodes a device as the journal keeps it: what [Capture] returned. That
@@ -451,7 +451,7 @@ func Lost(before, now *sriov.Snapshot, checked []string) []sriov.Difference {
 // stands on it.
 func compareDevice(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) {
 	if before != nil && f.Device == nil {
-		r.expect(classDevice+" "+d.ID, "on the node", "gone")
+		r.expect(classDevice+" "+d.Name(), "on the node", "gone")
 		return
 	}
 	if before != nil {

@@ -1,0 +1,50 @@
+//go:build sriovlab
+
+package checks
+
+import (
+	"testing"
+
+	"github.com/manifold-cni/manifold/test/fakekubelet"
+)
+
+// TestVFCalledByItsNetworkDevice: a device plugin may advertise a VF by its network
+// device's name, which goes with it into the pod, and comes back as another.
+func TestVFCalledByItsNetworkDevice(t *testing.T) {
+	const resource = "lab.example/named"
+	vf := pfs[0].vfs[6]
+	name := linkOf(t, vf).Attrs().Name
+	_, was := vfOf(t, vf)
+	n := newNode(t)
+	n.must(n.kubelet.SetDevices(resource, fakekubelet.Device{ID: name}))
+	deviceID := map[string]any{"deviceID": true}
+	n.define("named", resource, mover(t, vf, map[string]any{"capabilities": deviceID}))
+	n.define("tagged", resource, mover(t, vf, map[string]any{"type": "sriov", "capabilities": deviceID, "vlan": 100}))
+	pins := fakekubelet.Pins{"c": {resource: {name}}}
+	p := n.admit("tagged", "tagged", pins, container("c", resource))
+	n.refuse(p, 111, "VLAN of the VF: wanted 100, found 0", name, vf)
+	n.succeed("DEL", p)
+	n.release(p)
+
+	p = n.admit("app", "named", pins, container("c", resource))
+	n.succeed("ADD", p)
+	n.stands(p, vf)
+	n.succeed("CHECK", p)
+	next := n.again(p)
+	n.refuse(next, 11, "still has it", name, vf, "default/app", "default/named")
+	change(t, vf)
+	n.must(p.ns.Delete())
+	n.eventually("the kernel to give "+vf+" back", func() bool { return len(readFunction(t, vf).NetDevs) == 1 })
+	if got := linkOf(t, vf).Attrs().Name; got == name {
+		t.Fatalf("%s is called %s as before: nothing is proven", vf, got)
+	}
+	n.succeed("ADD", next) // the delegate finds it by its name
+	if _, now := vfOf(t, vf); now.Vlan != was.Vlan || now.Spoofchk != was.Spoofchk || now.Trust != was.Trust {
+		t.Errorf("its next owner got %+v, was %+v", now, was)
+	}
+	n.succeed("DEL", p)
+	n.stands(next, vf)
+	n.succeed("CHECK", next)
+	change(t, vf)
+	n.succeed("DEL", next)
+}
