@@ -194,11 +194,23 @@ func (r *run) runDEL(ctx context.Context, t teardown) error {
 	case !failed:
 		return r.outcome(t, r.releaseAddresses(ctx, t))
 	case !r.isOut(t.a, t.rt.NetNS):
-		return join(problems)
+		return held(t, join(problems))
 	case !r.gone(t):
 		t.completed = true // its device is somewhere
 	}
 	return r.releaseRest(ctx, t, problems)
+}
+
+// held is the failure of a DEL whose interface is still in the sandbox. That it is
+// there says that a delegate made or moved it, and may hold more outside of the
+// sandbox, which nobody else gives back. Nor is it deleted: nothing tells one that was
+// made from one that was moved in from the host, with which the host's own would go.
+func held(t teardown, err error) error {
+	if t.completed {
+		return err
+	}
+	return cnierr.New("release", cnierr.TeardownIncomplete, "%w; its ADD was refused, and what it made or moved is still in the sandbox", err).
+		WithFix("correct the delegate, and the next DEL succeeds; or take the interface away by hand (nsenter --net=%s ip link, delete %s or move it back to the host), then no failure of the delegate keeps the pod", t.rt.NetNS, t.rt.IfName)
 }
 
 // delAll runs DEL of a chain's plugins, last first and past failures: libcni ends

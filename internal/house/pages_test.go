@@ -134,7 +134,7 @@ var remedies = map[cnierr.Kind][2]string{
 	cnierr.InterfaceConflict:   {"an interface of that name exists, or two attachments ask for it", "choose another interface name"},
 	cnierr.JournalVersion:      {"the journal was written by a newer release", "run that release or a newer one"},
 	cnierr.JournalCorrupt:      {"the journal cannot be read; what libcni's records and the claims of VFs know was released", "look for what is left; the file was set aside"},
-	cnierr.TeardownIncomplete:  {"something is left behind", "the runtime tries again; the journal keeps what is left"},
+	cnierr.TeardownIncomplete:  {"something is left behind", "the runtime tries again; the journal keeps what is left. Of a network whose ADD was refused, and whose plugin refuses every DEL, an interface that is in the sandbox is never deleted, since it may be one that was moved in from the host: correct the plugin, or take the interface away by hand"},
 	cnierr.Busy:                {"another operation on the sandbox still runs", "nothing; the runtime tries again"},
 	cnierr.Quarantined:         {"a VF could not be made as it was before its last use", "see what the driver refuses, reset the VF by hand, or take it as it is with manifold-agent reconcile --accept"},
 	cnierr.UnknownContainer:    {"CHECK of a sandbox that is not attached", "the runtime must ADD it first"},

@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/vishvananda/netlink"
+
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
 
@@ -217,6 +220,54 @@ func TestAFailureThatMayPassIsTriedAgain(t *testing.T) {
 	n.patchJournal(p, `"code":11`, `"code":12`)
 	n.succeed("DEL", p)
 	n.unchanged(before)
+}
+
+// TestWhatAPluginMadeAndKeepsIsNotDeleted: of an ADD that was refused the interface
+// is in the sandbox, and every DEL is refused as well. It may be the host's own, so it
+// stays, and the pod with it, until somebody takes it away or the sandbox goes.
+func TestWhatAPluginMadeAndKeepsIsNotDeleted(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	const refuses = `"DEL":{"error":{"code":77,"msg":"switch is busy"}}`
+	takeAway := func(p *pod) {
+		n.must(p.ns.Do(func() error {
+			l, err := netlinksafe.LinkByName("net1")
+			if err != nil {
+				return err
+			}
+			return netlink.LinkDel(l)
+		}))
+	}
+	for name, tc := range map[string]struct {
+		first   string // the plugin that brings the interface
+		release func(*pod)
+	}{
+		"made, taken away":      {"", takeAway},
+		"made, sandbox gone":    {"", func(p *pod) { n.must(p.ns.Delete()) }},
+		"of the host's devices": {`"device":"nic0",`, takeAway},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := *n
+			n.t = t
+			n.define("keeps", "", `{"cniVersion":"1.0.0","name":"keeps","plugins":[{"type":"scripted",`+tc.first+`"script":{`+refuses+`}},
+				{"type":"scripted","script":{"ADD":{"error":{"code":7,"msg":"no"}},`+refuses+`}}]}`)
+			n.must(os.RemoveAll(n.path("calls")))
+			p := n.addPod("pod", "keeps")
+			before := n.state()
+			if tc.first != "" {
+				n.device("nic0")
+			}
+			n.refuse("ADD", p, 7, "network default/keeps")
+			for range 2 {
+				n.refuse("DEL", p, 77, "network default/keeps", "still in the sandbox", "nsenter --net="+p.NetNS, "net1")
+				n.interfaceOf(p, "net1")
+			}
+			tc.release(p)
+			n.succeed("DEL", p)
+			n.settles(func() string { return withoutGone(before.Diff(n.state())) })
+		})
+	}
 }
 
 // TestAPluginThatFailsInDELKeepsNoOtherFromIt: of a chain the plugins before it
