@@ -56,7 +56,7 @@ func (o *devicesOptions) run(ctx context.Context, streams genericiooptions.IOStr
 	}
 	wrong := all.problems(streams.ErrOut)
 	for _, v := range all.Nodes {
-		v.Attachments = nil // they are what status shows
+		v.Attachments, v.Proposals = nil, nil // they are what status and repair show
 		wrong = wrong || len(v.Findings) > 0
 	}
 	if err := o.out.print(streams.Out, all, func(w io.Writer, wide bool) error { return devicesText(w, all, wide) }); err != nil {

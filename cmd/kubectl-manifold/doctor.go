@@ -21,13 +21,6 @@ sandboxes; and whether admission answers. Each with what to do. It changes nothi
 For admission also: list validatingwebhookconfigurations. Where an agent is dead,
 look on its node, as root, with --local.`
 
-// localFlags are those of commands that work on the node itself alone.
-type localFlags struct{ config string }
-
-func (l *localFlags) bind(c *cobra.Command) {
-	c.Flags().StringVar(&l.config, "agent-config", defaultConfig, "the agent's configuration `file`")
-}
-
 // diagnoses are what doctor prints as JSON and YAML.
 type diagnoses struct {
 	Nodes []*nodeview.Diagnosis `json:"nodes"` // what is the cluster's has no node

@@ -14,7 +14,9 @@ Exit status: 0 when all is well, 1 when the command found something wrong, 2 whe
 it could not look.`
 
 // needs says what the commands that ask nodes must be allowed to.
-const needs = `Nodes are asked through the API server, which needs in the agents' namespace: list
+const needs = "Nodes are asked through the API server, which needs " + needsRest
+
+const needsRest = `in the agents' namespace: list
 pods, get pods/proxy, and create serviceaccounts/token for the agents' viewer
 account, with whose tokens, good for one agent and ten minutes, the agent is asked.`
 
@@ -52,7 +54,7 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	kube.CacheDir = nil // nothing is discovered
 	kube.AddFlags(root.PersistentFlags())
 	root.AddCommand(newStatus(streams, kube), newDevices(streams, kube), newExplain(streams, kube), newLint(streams, kube),
-		newDoctor(streams, kube), newOrphans(streams, kube), newRepair(streams), newBundle(streams, kube), newOptions(streams), newReference(streams))
+		newDoctor(streams, kube), newOrphans(streams, kube), newRepair(streams, kube), newBundle(streams, kube), newOptions(streams), newReference(streams))
 	return root
 }
 

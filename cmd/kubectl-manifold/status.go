@@ -75,7 +75,7 @@ func (o *statusOptions) run(ctx context.Context, streams genericiooptions.IOStre
 		v.Attachments = inspect.Select(v.Attachments, func(a *nodeview.Attachment) bool {
 			return (o.all || a.Pod.Namespace == namespace) && (pod == "" || a.Pod.Name == pod)
 		})
-		v.Devices, v.Findings = nil, nil // other pods' devices are no part of the answer
+		v.Devices, v.Findings, v.Proposals = nil, nil, nil // other pods' devices are no part of the answer
 		some, wrong = some || len(v.Attachments) > 0, wrong || inspect.AnyWrong(v.Attachments)
 	}
 	wrong = all.problems(streams.ErrOut) || wrong

@@ -10,7 +10,6 @@ import (
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
-	"github.com/manifold-cni/manifold/internal/reconcile"
 )
 
 // Inspect implements plan.Inspector.
@@ -39,10 +38,10 @@ func (a *Agent) Inspect(ctx context.Context, q plan.Question) (json.RawMessage, 
 
 // view reads the node.
 func (c *Config) view(ctx context.Context, k *kubelet) *nodeview.View {
+	r := c.reconciler(k)
 	return nodeview.Read(ctx, nodeview.Sources{
 		Node: c.Node, Journal: journal.Dir{Path: c.CNIDir}, SysRoot: c.SysRoot,
-		Holders:  k.holders,
-		Findings: func(ctx context.Context) ([]reconcile.Finding, error) { return c.reconciler(k).Scan(ctx) },
+		Holders: k.holders, Findings: r.Scan, Proposals: r.Proposals,
 	})
 }
 

@@ -14,8 +14,8 @@
 //	[Orphans]  what of them was left behind
 //
 // A node is [Local], or [Remote] through the API server. [Local.Bundle] and
-// [Remote.Bundle] are all of it in one archive without its secrets. Of the local
-// one alone [Local.Repair] says what would be undone.
+// [Remote.Bundle] are all of it in one archive without its secrets. [Proposed] says
+// what a repair would undo; the local one alone is repaired, by [Local.Repair].
 //
 // Nothing here changes a node but Local.Repair, where that is asked for.
 package inspect

@@ -36,7 +36,9 @@ type View struct {
 	Attachments []Attachment        `json:"attachments,omitempty"` // by pod, then in order of attachment
 	Devices     []Device            `json:"devices,omitempty"`     // every VF, by PCI address
 	Findings    []reconcile.Finding `json:"findings,omitempty"`    // what is wrong with VFs
-	Problems    []string            `json:"problems,omitempty"`    // what could not be read
+	// Proposals has each of the findings with what a repair would do about it.
+	Proposals []reconcile.Proposal `json:"proposals,omitempty"`
+	Problems  []string             `json:"problems,omitempty"` // what could not be read
 }
 
 // States of an [Attachment].

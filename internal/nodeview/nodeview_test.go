@@ -52,9 +52,18 @@ func read(t *testing.T, dir journal.Dir, holders map[string]Holder, err error, f
 	}
 	return Read(t.Context(), Sources{
 		Node: "node1", Journal: dir, SysRoot: tree.Root(),
-		Holders:  func(context.Context) (map[string]Holder, error) { return holders, err },
-		Findings: func(context.Context) ([]reconcile.Finding, error) { return found, nil },
+		Holders:   func(context.Context) (map[string]Holder, error) { return holders, err },
+		Findings:  func(context.Context) ([]reconcile.Finding, error) { return found, nil },
+		Proposals: propose,
 	})
+}
+
+// propose proposes to leave everything.
+func propose(_ context.Context, found []reconcile.Finding) (out []reconcile.Proposal) {
+	for _, f := range found {
+		out = append(out, reconcile.Proposal{Finding: f, Left: true})
+	}
+	return out
 }
 
 func TestStates(t *testing.T) {
@@ -160,7 +169,7 @@ func TestSourcesThatFail(t *testing.T) {
 	}
 	v = Read(t.Context(), Sources{
 		SysRoot: "/nonexistent", Holders: func(context.Context) (map[string]Holder, error) { return nil, nil },
-		Findings: func(context.Context) ([]reconcile.Finding, error) { return nil, errors.New("no netlink") },
+		Findings: func(context.Context) ([]reconcile.Finding, error) { return nil, errors.New("no netlink") }, Proposals: propose,
 	})
 	if len(v.Problems) != 2 {
 		t.Errorf("%q", v.Problems)

@@ -26,6 +26,8 @@ type Sources struct {
 	Holders func(context.Context) (map[string]Holder, error)
 	// Findings returns what is wrong with the node's VFs.
 	Findings func(context.Context) ([]reconcile.Finding, error)
+	// Proposals returns what a repair would do about findings.
+	Proposals func(context.Context, []reconcile.Finding) []reconcile.Proposal
 }
 
 // Read reads the node once.
@@ -38,6 +40,7 @@ func Read(ctx context.Context, s Sources) *View {
 	found, err := s.Findings(ctx)
 	v.problem("the reconciler", err)
 	v.findings(found)
+	v.Proposals = s.Proposals(ctx, found)
 	return v
 }
 

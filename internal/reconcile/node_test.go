@@ -425,7 +425,8 @@ func TestProposal(t *testing.T) {
 			if len(found) != 1 || (err != nil) != (n.unknown != nil) {
 				t.Fatalf("found %v, %v", found, err)
 			}
-			action, repairs := n.Proposal(t.Context(), found[0])
+			p := n.Proposals(t.Context(), found)[0]
+			action, repairs := p.Action, !p.Left
 			if action != tc.want || repairs != tc.repairs {
 				t.Errorf("%q, %t, want %q, %t", action, repairs, tc.want, tc.repairs)
 			}

@@ -53,29 +53,50 @@ func (r *Reconciler) Accept(ctx context.Context, device string) error {
 	return r.claimed(ctx, Finding{Device: device}, func() error { return r.Journal.Release(device) })
 }
 
-// Proposal says what [Reconciler.Repair] would do about a finding, and whether it
-// would do anything. Whether the VF is then still as it was found, only Repair
-// looks, under its claim.
-func (r *Reconciler) Proposal(ctx context.Context, f Finding) (action string, repairs bool) {
-	why := r.excluded(f)
-	switch {
-	case why != "":
-	case f.Kind == Stranded:
-		action = "make it as its sandbox found it"
-	case f.Kind == Quarantined:
-		action, why = "make it as its sandbox found it", r.unknown(f.Device)
-	case f.Kind == Leftover:
-		action = "reset it: no VLAN, no rates, link state auto"
-	default:
-		why = string(f.Kind) + " VFs are only reported"
+// Proposal is a finding with what [Reconciler.Repair] would do about it.
+type Proposal struct {
+	Finding
+	Action string `json:"action"` // what would be done, or has been
+	Left   bool   `json:"left"`   // it stays as it is, for the reason that Action gives
+}
+
+// Proposals says of each finding what [Reconciler.Repair] would do, and changes
+// nothing. Whether the VF is then still as it was found, only Repair looks, under
+// its claim.
+func (r *Reconciler) Proposals(ctx context.Context, found []Finding) []Proposal {
+	out := []Proposal{}
+	if len(found) == 0 {
+		return out // the kubelet need not be asked
 	}
-	if why == "" {
-		why = r.given(ctx, f.Device)
+	given := r.allGiven(ctx)
+	for _, f := range found {
+		action, why := r.remedy(f)
+		if why == "" {
+			why = given(f.Device)
+		}
+		if why != "" {
+			action = "nothing: " + why
+		}
+		out = append(out, Proposal{Finding: f, Action: action, Left: why != ""})
 	}
-	if why != "" {
-		return "nothing: " + why, false
+	return out
+}
+
+// remedy returns what undoes a finding, and why it is not to be done, empty where
+// nothing of the finding itself is against it.
+func (r *Reconciler) remedy(f Finding) (action, why string) {
+	if why := r.excluded(f); why != "" {
+		return "", why
 	}
-	return action, true
+	switch f.Kind {
+	case Stranded:
+		return "make it as its sandbox found it", ""
+	case Quarantined:
+		return "make it as its sandbox found it", r.unknown(f.Device)
+	case Leftover:
+		return "reset it: no VLAN, no rates, link state auto", ""
+	}
+	return "", string(f.Kind) + " VFs are only reported"
 }
 
 // unknown says what to do about a quarantine that does not say how the VF must stand,
@@ -150,19 +171,25 @@ func (r *Reconciler) dead(ctx context.Context, f Finding, key journal.Key) (*own
 // has not. The pod may use the VF and claim nothing, having no network on it; and the
 // dead sandbox's own pod may be about to start anew.
 func (r *Reconciler) given(ctx context.Context, device string) string {
-	const unknown = "whether the kubelet has given it to a pod is not known: "
+	return r.allGiven(ctx)(device)
+}
+
+// allGiven asks the kubelet once, for given of any number of VFs.
+func (r *Reconciler) allGiven(ctx context.Context) func(device string) string {
 	allocated, err := r.Allocated(ctx)
-	if err != nil {
-		return unknown + err.Error()
+	var opaque string
+	if err == nil {
+		_, opaque, err = r.owners()
 	}
-	if allocated.Given[device] {
-		return "the kubelet has given it to a pod"
+	return func(device string) string {
+		switch {
+		case err != nil:
+			return "whether the kubelet has given it to a pod is not known: " + err.Error()
+		case allocated.Given[device]:
+			return "the kubelet has given it to a pod"
+		}
+		return allocated.doubt(device, opaque)
 	}
-	_, opaque, err := r.owners()
-	if err != nil {
-		return unknown + err.Error()
-	}
-	return allocated.doubt(device, opaque)
 }
 
 // claimed runs do on a VF that no sandbox has, under its claim. An ADD that comes

@@ -92,7 +92,7 @@ func cmdBlock(ts *testscript.TestScript, neg bool, _ []string) {
 // here returns commands of a page with the node's directories for the usual ones.
 func here(ts *testscript.TestScript, commands string) string {
 	config := ts.Getenv("CONFIG")
-	return strings.NewReplacer("--local", "--local --agent-config "+config, "manifold repair", "manifold repair --agent-config "+config,
+	return strings.NewReplacer("--local", "--local --agent-config "+config,
 		"manifold-agent reconcile", "manifold-agent reconcile --config "+config, "/etc/cni/net.d", ts.Getenv("WORK")+"/net.d").Replace(commands)
 }
 
