@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -228,8 +229,8 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 		}
 		// Where the kubelet serves its Pods API, no pod is watched at the API server.
 		if !once && (c.PodsAPI == "" || !exists(c.PodsAPI)) {
-			watched, a.run = p, append(a.run, p.Run)
-			a.followed = append(a.followed, source{"pods", p.Failing})
+			watched = p
+			a.follow(p, log)
 		}
 		pods, defs = append(pods, p), append(defs, d)
 	case c.Snapshot != "" && exists(c.Snapshot):
@@ -250,6 +251,23 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 	a.guard(c, once, log)
 	a.checks(c, podsReady(c, podsAPI, watched))
 	return a, nil
+}
+
+// follow follows the node's pods at the API server. Where that is forbidden, since
+// whoever gave the permissions took every kubelet to serve its Pods API, each is
+// asked for when it is needed: nothing that is known is old then.
+func (a *Assembly) follow(pods *kube.PodInformer, log *slog.Logger) {
+	pods.OnForbidden(func(err error) {
+		log.Warn("pods are asked for one by one: the kubelet serves no Pods API, and they may not be watched",
+			"err", err, "fix", "let the agent list and watch pods, with podsAPI: false among the chart's values")
+	})
+	a.run = append(a.run, pods.Run)
+	a.followed = append(a.followed, source{"pods", func() (time.Time, error) {
+		if pods.Forbidden() != nil {
+			return time.Time{}, nil
+		}
+		return pods.Failing()
+	}})
 }
 
 // metrics returns what counts, nil where nobody could read it.

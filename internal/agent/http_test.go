@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -31,8 +33,9 @@ type running struct {
 	socket  func() // ends the serving of the socket alone
 }
 
-// runNode starts an agent whose default network is cl.
-func runNode(t *testing.T) *running {
+// runNode starts an agent whose default network is cl, on a node that is changed
+// before.
+func runNode(t *testing.T, changes ...func(*running)) *running {
 	t.Helper()
 	r := &running{node: newNode(t, "cl")}
 	// Not the test's own directory, whose name can be longer than a socket's may be.
@@ -47,6 +50,9 @@ func runNode(t *testing.T) *running {
 	r.conf.PodManifests, r.conf.Reconcile = "", ReconcileOff
 	r.conf.Socket, r.conf.KubeletDir, r.conf.CNIConfig = filepath.Join(dir, "agent.sock"), r.kubelet.Dir(), r.path("00-manifold.conflist")
 	r.conf.Listen, r.conf.Release = "127.0.0.1:0", "v1"
+	for _, change := range changes {
+		change(r)
+	}
 	r.must(r.conf.complete())
 	a, err := Assemble(&r.conf, false, slog.New(slog.DiscardHandler))
 	r.must(err)
@@ -150,6 +156,23 @@ func TestReadiness(t *testing.T) {
 		r.define("cl", config("cl", "from-definition"))
 		r.await("/readyz", http.StatusOK, all)
 	})
+}
+
+// Whose permissions are those for kubelets with a Pods API, on a node whose kubelet
+// has none, asks for each pod: it is ready, and nothing that it knows is old.
+func TestReadyWherePodsMayNotBeFollowed(t *testing.T) {
+	r := runNode(t, func(r *running) {
+		r.conf.PodsAPI = r.path("none")
+		r.api.ForbidFollowing("pods")
+	})
+	r.await("/readyz", http.StatusOK, "ok pods\n")
+	r.await("/metrics", http.StatusOK, `manifold_source_failing_seconds{source="pods"} 0`)
+	r.api.AddPod(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "u1"}})
+	req := r.request("cl")
+	req.PodNamespace, req.PodName, req.PodUID = "shop", "web", "u1"
+	if p, err := (plan.Client{Socket: r.conf.Socket}).Plan(t.Context(), req); err != nil || p.Pod.Name != "web" {
+		t.Errorf("%+v, %v", p, err)
+	}
 }
 
 // A process whose socket nobody serves is unhealthy, whatever its sources say.

@@ -57,7 +57,7 @@ func podsReady(c *Config, kubelet *podresources.Pods, watched *kube.PodInformer)
 			problems = append(problems, fmt.Errorf("the kubelet's Pods API at %s is not heard from", c.PodsAPI))
 		}
 		if watched != nil {
-			if watched.HasSynced() {
+			if watched.HasSynced() || watched.Forbidden() != nil { // then each is asked for
 				return nil
 			}
 			_, err := watched.Failing()

@@ -18,6 +18,9 @@ import (
 
 // PodInformer keeps the pods of one node in memory by one list and one watch,
 // both restricted to the node by the API server. It implements [Pods].
+//
+// Where the API server forbids to list or watch them, each pod is asked for when it
+// is needed, and now and then whether they may be followed by now.
 type PodInformer struct {
 	client   *Client
 	informer cache.SharedIndexInformer
@@ -50,6 +53,20 @@ func (p *PodInformer) HasSynced() bool { return p.informer.HasSynced() }
 // success; nil while the informer hears from the API server. What is in memory is
 // as of then.
 func (p *PodInformer) Failing() (since time.Time, err error) { return p.watch.failing() }
+
+// Forbidden returns how the API server forbids to follow pods; nil where it does
+// not, or did not at first: then what is in memory is answered from.
+func (p *PodInformer) Forbidden() error {
+	_, err := p.watch.failing()
+	if p.HasSynced() || !apierrors.IsForbidden(err) {
+		return nil
+	}
+	return err
+}
+
+// OnForbidden has f called, once, when the API server forbids to follow pods before
+// any was seen. It must be called before [PodInformer.Run].
+func (p *PodInformer) OnForbidden(f func(error)) { p.watch.onForbidden = f }
 
 // Pod implements [Pods] from memory. The informer may lag behind the runtime, so
 // a pod that it does not have, or has with another UID, is asked for once with a
@@ -118,7 +135,10 @@ func trimAnnotations(a map[string]string) map[string]string {
 
 // watchState is whether an informer hears from the API server.
 type watchState struct {
+	onForbidden func(error) // called once, if that is how it begins; nil for nobody
+
 	mu    sync.Mutex
+	begun bool      // there was an answer: a success, or a refusal that was told
 	since time.Time // of the first failure after the latest success
 	err   error     // the latest failure; nil after a success
 }
@@ -159,6 +179,12 @@ func (w *watchState) record(err error) {
 		w.since = time.Now()
 	}
 	w.err = err
+	if forbidden := apierrors.IsForbidden(err); !w.begun && (err == nil || forbidden) {
+		w.begun = true
+		if forbidden && w.onForbidden != nil {
+			w.onForbidden(err)
+		}
+	}
 }
 
 func (w *watchState) failing() (time.Time, error) {

@@ -122,6 +122,36 @@ func TestPodInformerErrors(t *testing.T) {
 	}
 }
 
+// Who may not follow pods may ask for each, and hears of it once that it is so; when
+// it is allowed later, they are followed.
+func TestPodInformerMayNotFollow(t *testing.T) {
+	srv, client := startServer(t)
+	srv.AddPod(newPod("web", uidA, "node1"))
+	srv.ForbidFollowing(resourcePods)
+	p, told := NewPodInformer(client, "node1"), make(chan error, 10)
+	p.OnForbidden(func(err error) { told <- err })
+	if err := p.Forbidden(); err != nil {
+		t.Errorf("before anybody was asked: %v", err)
+	}
+	run(t, p)
+	eventually(t, "refused again", func() bool { return p.Forbidden() != nil && len(srv.Requests()) > 1 })
+	if pod, err := p.Pod(context.Background(), "default", "web", uidA); err != nil || pod.Name != "web" {
+		t.Errorf("%v, %v", pod, err)
+	}
+	srv.ForbidFollowing("")
+	eventually(t, "synced", p.HasSynced)
+	if err := p.Forbidden(); err != nil || len(told) != 1 {
+		t.Errorf("told %d times, and now %v", len(told), err)
+	}
+	srv.ForbidFollowing(resourcePods)
+	srv.CloseWatches()
+	srv.Expire()
+	eventually(t, "failing", func() bool { _, err := p.Failing(); return err != nil })
+	if err := p.Forbidden(); err != nil || len(told) != 1 { // what is in memory is answered from
+		t.Errorf("told %d times, and now %v", len(told), err)
+	}
+}
+
 // wantError requires err to be one sentinel, not another, and to contain text.
 func wantError(t *testing.T, err, want error, text ...string) {
 	t.Helper()

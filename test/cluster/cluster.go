@@ -144,7 +144,10 @@ const (
 // startControlPlane starts a cluster that its node is yet to join, on this
 // machine's loopback.
 func startControlPlane() (c *Cluster, b *builds, err error) {
-	c = &Cluster{dir: os.Getenv(dirEnv)}
+	c = &Cluster{dir: os.Getenv(dirEnv), values: map[string]any{}}
+	if !hasPodsAPI() {
+		c.values["podsAPI"] = false
+	}
 	if c.root, err = harness.ModuleRoot(); err != nil {
 		return nil, nil, err
 	}

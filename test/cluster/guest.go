@@ -59,7 +59,7 @@ func StartGuest(ctx context.Context) (c *Cluster, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c.releases, c.values = guestReleases, map[string]any{"apiServer": map[string]any{"host": vm.GuestsHost, "port": port}}
+	c.releases, c.values["apiServer"] = guestReleases, map[string]any{"host": vm.GuestsHost, "port": port}
 	if c.Node, err = bootNode(ctx, c.dir, kubeconfig, b); err != nil {
 		return nil, err
 	}

@@ -12,11 +12,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/manifold-cni/manifold/test/harness"
@@ -130,6 +132,29 @@ func TestUpgradeDuringChurn(t *testing.T) {
 			t.Errorf("pod %s: %s: %s", e.InvolvedObject.Name, e.Reason, e.Message)
 		}
 	}
+}
+
+// The chart goes by the API server's version where nobody says what kubelets serve:
+// the agent of an older one may not watch pods then, asks for each, and is ready.
+func TestKubeletOlderThanTheAPIServer(t *testing.T) {
+	if hasPodsAPI() {
+		t.Skip("this node's kubelet is as new as its API server; " + kubeletEnv + "=" + harness.OlderKubelet + " makes it an older one")
+	}
+	f := begin(t)
+	f.Cleanup(func() {
+		lab.values["podsAPI"] = false
+		f.upgrade(release)
+	})
+	delete(lab.values, "podsAPI")
+	f.upgrade(release)
+	agent, err := lab.Client.RbacV1().ClusterRoles().Get(f.ctx, "manifold", metav1.GetOptions{})
+	f.must(err)
+	if slices.ContainsFunc(agent.Rules, func(r rbacv1.PolicyRule) bool {
+		return slices.Contains(r.Resources, "pods") && slices.Contains(r.Verbs, "watch")
+	}) {
+		t.Fatal("the agent may watch pods; then this test tests nothing")
+	}
+	f.check(f.run("undecided", networks("storage, red"), container("main", Red)), map[string]string{"eth0": "cluster-net", "net1": storage, "net2": red})
 }
 
 // upgrade brings another release onto the node.

@@ -46,9 +46,6 @@ func (c *Cluster) userDir() string { return filepath.Join(c.dir, "user") }
 func (c *Cluster) Choose(release string) error {
 	values := map[string]any{"image": map[string]any{"tag": release, "pullPolicy": "Never"}}
 	maps.Copy(values, c.values)
-	if !hasPodsAPI() {
-		values["podsAPI"] = false
-	}
 	raw, err := json.Marshal(values) // which is YAML as well
 	if err != nil {
 		return err

@@ -108,6 +108,8 @@ func (s *Server) route(w *recorder, r *http.Request, body []byte) {
 	switch {
 	case r.Method == http.MethodGet && t.name != "":
 		s.get(w, t)
+	case r.Method == http.MethodGet && s.mayNotFollow(t.resource):
+		w.status(http.StatusForbidden, metav1.StatusReasonForbidden, t.resource+" may not be listed or watched", nil)
 	case r.Method == http.MethodGet && q.Get("watch") == "true":
 		s.watch(r.Context(), w, t, q)
 	case r.Method == http.MethodGet:
@@ -119,6 +121,12 @@ func (s *Server) route(w *recorder, r *http.Request, body []byte) {
 	default:
 		w.status(http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed, r.Method+" "+r.URL.Path, nil)
 	}
+}
+
+func (s *Server) mayNotFollow(resource string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.noFollow == resource
 }
 
 // parsePath understands <prefix>/<resource> and

@@ -83,6 +83,7 @@ type Server struct {
 	failAll  int
 	failNext []int
 	noStream bool
+	noFollow string // resource that is neither listed nor watched
 }
 
 // Start starts a server on a free port of the loopback interface. Like
@@ -176,6 +177,14 @@ func (s *Server) DisableStreaming() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.noStream = true
+}
+
+// ForbidFollowing refuses from now on to list or watch a resource, as for an account
+// that may only get its objects; an empty one ends it.
+func (s *Server) ForbidFollowing(resource string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.noFollow = resource
 }
 
 // CloseWatches ends every open watch, as API servers do every few minutes.

@@ -200,6 +200,13 @@ func TestFailures(t *testing.T) {
 		}
 	}
 	srv.FailWith(0)
+	srv.ForbidFollowing(netattach.Resource)
+	for target, want := range map[string]int{path: 200, strings.TrimSuffix(path, "/net"): 403, strings.TrimSuffix(path, "/net") + "?watch=true": 403, "/api/v1/pods": 200} {
+		if code, _ := call(t, srv, "GET", target, "", ""); code != want {
+			t.Errorf("GET %s: %d, want %d", target, code, want)
+		}
+	}
+	srv.ForbidFollowing("")
 	srv.DeleteDefinition("default", "net")
 	if code, _ := call(t, srv, "GET", path, "", ""); code != 404 {
 		t.Errorf("%d after the deletion", code)

@@ -20,7 +20,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end }}
 
-{{/* "true" where every kubelet serves the Pods API. */}}
+{{/* "true" where kubelets serve the Pods API, so that pods need not be watched; of an
+older one's pods the agent asks the API server for each. */}}
 {{- define "manifold.podsAPI" -}}
 {{- if eq (toString .Values.podsAPI) "auto" -}}
 {{ semverCompare ">=1.37.0-0" .Capabilities.KubeVersion.Version }}
@@ -39,10 +40,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{/* "true" where the agent is in the host's network namespace: to see the host's
-links, which reconciling wants, and where the plugin can know no pod without a
-running agent, so that the agent's own pod must start without the plugin. */}}
+links, which reconciling wants, and where the plugin may know no pod without a
+running agent, so that the agent's own pod must start without the plugin: a node's
+kubelet may be older than the API server. */}}
 {{- define "manifold.hostNetwork" -}}
-{{ or (ne .Values.reconcile "off") (ne (include "manifold.podsAPI" .) "true") }}
+{{ or (ne .Values.reconcile "off") (ne (toString .Values.podsAPI) "true") }}
 {{- end }}
 
 {{- define "manifold.env" -}}

@@ -1,0 +1,157 @@
+package manifests_test
+
+import (
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+
+	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/test/manifests"
+)
+
+// moved are directories of which none is a default one.
+var moved = []string{
+	"--set", "host.cniBinDir=/m/bin,host.cniConfDir=/m/conf,host.cniConfName=05-m.conflist,host.stateDir=/m/state,host.kubeletDir=/m/kubelet,host.deviceInfoDir=/m/info",
+	"--set", "dra=true",
+}
+
+// A path means the same to the runtime, the plugin and the agent: each directory of
+// the host is mounted at its own path, and each path that a container is told, or
+// that the agent takes by default, is in one of its mounts, which it can write to
+// where it must.
+func TestPathsAreMountedWhereTheyAreUsed(t *testing.T) {
+	all := values()
+	all["moved"] = moved
+	for name, args := range all {
+		t.Run(name, func(t *testing.T) {
+			objects := render(t, args...)
+			conf := agentConfig(t, objects)
+			for _, ds := range []string{"DaemonSet/manifold", "DaemonSet/manifold-uninstall"} {
+				pod := as[appsv1.DaemonSet](t, objects, ds).Spec.Template.Spec
+				mountedAtTheirOwnPaths(t, &pod)
+				for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+					used := told(&c)
+					if c.Name == "agent" {
+						maps.Copy(used, served(t, objects, conf))
+					}
+					for path, write := range used {
+						mounted(t, &c, path, write)
+					}
+				}
+			}
+		})
+	}
+}
+
+// agentConfig is the agent's configuration, with its defaults.
+func agentConfig(t *testing.T, objects map[string]*unstructured.Unstructured) *agent.Config {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "agent.json")
+	if err := os.WriteFile(file, []byte(as[corev1.ConfigMap](t, objects, "ConfigMap/manifold").Data["agent.json"]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	conf, err := agent.ReadConfig(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conf
+}
+
+// told are the paths among a container's arguments, all of which are written to,
+// but for its own configuration.
+func told(c *corev1.Container) map[string]bool {
+	out := map[string]bool{}
+	for _, a := range c.Args {
+		if flag, value, _ := strings.Cut(a, "="); strings.HasPrefix(value, "/") {
+			out[value] = !strings.HasSuffix(flag, "config")
+		}
+	}
+	return out
+}
+
+// served are the paths that a running agent uses, and whether it writes to them.
+func served(t *testing.T, objects map[string]*unstructured.Unstructured, conf *agent.Config) map[string]bool {
+	t.Helper()
+	var plugin struct{ DeviceInfoDir string }
+	if err := json.Unmarshal([]byte(as[corev1.ConfigMap](t, objects, "ConfigMap/manifold").Data["plugin.json"]), &plugin); err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]bool{conf.Socket: true, conf.Snapshot: true, conf.CNIDir: true, conf.CNIConfig: true, plugin.DeviceInfoDir: false}
+	for _, source := range []string{conf.PodResources, conf.Checkpoint, conf.PodsAPI, conf.ClaimCheckpoint, conf.DeviceMetadata} {
+		if source != "" { // left out
+			out[source] = false
+		}
+	}
+	return out
+}
+
+// mountedAtTheirOwnPaths fails for a directory of the host that a container sees
+// elsewhere, or that none sees.
+func mountedAtTheirOwnPaths(t *testing.T, pod *corev1.PodSpec) {
+	t.Helper()
+	for _, v := range pod.Volumes {
+		seen := false
+		for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+			for _, m := range c.VolumeMounts {
+				if m.Name != v.Name {
+					continue
+				}
+				seen = true
+				if v.HostPath != nil && v.HostPath.Path != m.MountPath {
+					t.Errorf("container %s sees %s of the host as %s", c.Name, v.HostPath.Path, m.MountPath)
+				}
+			}
+		}
+		if !seen {
+			t.Errorf("no container sees volume %s", v.Name)
+		}
+	}
+}
+
+// mounted fails unless a path is in one of a container's mounts.
+func mounted(t *testing.T, c *corev1.Container, path string, write bool) {
+	t.Helper()
+	for _, m := range c.VolumeMounts {
+		if path == m.MountPath || strings.HasPrefix(path, m.MountPath+"/") {
+			if write && m.ReadOnly {
+				t.Errorf("container %s cannot write to %s", c.Name, path)
+			}
+			return
+		}
+	}
+	t.Errorf("container %s uses %s, which it does not see", c.Name, path)
+}
+
+// Each directory that a preset sets is mounted.
+func TestPresetsAreUsed(t *testing.T) {
+	for _, preset := range manifests.Presets {
+		raw, err := os.ReadFile(filepath.Join(root, manifests.Preset(preset)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var set struct{ Host map[string]string }
+		if err := yaml.Unmarshal(raw, &set); err != nil || len(set.Host) == 0 {
+			t.Fatalf("%s: %v: %s", preset, err, raw)
+		}
+		var directories []string
+		for _, v := range as[appsv1.DaemonSet](t, render(t, values()[preset]...), "DaemonSet/manifold").Spec.Template.Spec.Volumes {
+			if v.HostPath != nil {
+				directories = append(directories, v.HostPath.Path)
+			}
+		}
+		for key, dir := range set.Host {
+			if !slices.Contains(directories, dir) {
+				t.Errorf("%s: nothing of the host is mounted for %s: %s", preset, key, dir)
+			}
+		}
+	}
+}
