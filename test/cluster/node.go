@@ -326,11 +326,14 @@ func (n *Node) ctr(ctx context.Context, args ...string) error {
 // by it.
 const patience = 4 * time.Minute
 
-// eventually waits until ok returns nil.
+// eventually waits until ok returns nil. It looks half of the time at most: on a
+// guest, where a program starts slowly, looking would keep from coming what is
+// waited for.
 func eventually(ctx context.Context, what string, ok func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
+		began := time.Now()
 		err := ok(ctx)
 		if err == nil {
 			return nil
@@ -338,7 +341,7 @@ func eventually(ctx context.Context, what string, ok func(context.Context) error
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("waited in vain for %s: %w", what, err)
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(max(100*time.Millisecond, time.Since(began))):
 		}
 	}
 }
