@@ -18,6 +18,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/manifold-cni/manifold/internal/logs"
 	"github.com/manifold-cni/manifold/internal/webhook"
 )
 
@@ -44,6 +45,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var o webhook.Options
 	bind(flags, &o)
 	plugin := flags.String("plugin-config", "", "`file` with the plugin's configuration on the nodes, JSON, for its rules on networks; by default those of a node that nothing is known of")
+	format := flags.String("log-format", logs.JSON, "`form` of the lines of the log: json or text")
 	version := flags.Bool("version", false, "print the release")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -52,6 +54,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		_, err := fmt.Fprintln(stdout, release)
 		return err
 	}
+	if *format != logs.JSON && *format != logs.Text {
+		return fmt.Errorf("--log-format=%q is unknown: choose one of json text", *format)
+	}
 	if *plugin != "" {
 		raw, err := os.ReadFile(*plugin)
 		if err != nil {
@@ -59,7 +64,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		}
 		o.PluginConfig = raw
 	}
-	log := slog.New(slog.NewJSONHandler(stderr, nil))
+	log := logs.New(stderr, *format, slog.LevelInfo)
 	klog.SetSlogLogger(log) // what client-go says of its watch
 	log.Info("serving", "release", release, "port", o.Port)
 	if err := webhook.Run(ctx, o, log); err != nil {

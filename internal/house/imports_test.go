@@ -62,7 +62,7 @@ var may = map[string][]string{
 	"cmd/manifold-agent":   {"internal/agent", "internal/inspect", "internal/logs", "internal/plan"},
 	"cmd/kubectl-manifold": {"internal/inspect", "internal/nodeview", "internal/reconcile"},
 	"internal/webhook":     {"internal/cnierr", "internal/kube", "internal/planner", "internal/rules", "netattach"},
-	"cmd/manifold-webhook": {"internal/webhook"},
+	"cmd/manifold-webhook": {"internal/logs", "internal/webhook"},
 	"internal/inspect": {
 		"checkpoint", "internal/agent", "internal/cnierr", "internal/journal", "internal/kube", "internal/netconf", "internal/nodeview", "internal/plan",
 		"internal/planner", "internal/reconcile", "internal/rules", "netattach", "podresources", "sriov", "sriov/inventory",

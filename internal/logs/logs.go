@@ -1,5 +1,5 @@
-// Package logs makes the loggers of both programs, so that a line of either looks
-// the same: as text or JSON, errors as their message, durations in units, and
+// Package logs makes the loggers of the programs, so that a line of each looks the
+// same: as text or JSON, errors as their message, durations in units, and
 // bytes, which are configurations, as the text that they are and not as numbers.
 package logs
 
