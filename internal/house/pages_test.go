@@ -163,7 +163,7 @@ Made from the code by ` + "`make golden`" + `. With the key ` + "`listen`" + ` o
 | ` + "`/readyz`" + ` | 200 when plans can be made, else 503; a line for each part: pods and definitions are known, the kubelet's PodResources socket accepts connections, ResourceSlices are watched where they are to be, the cluster default network exists |
 | ` + "`/metrics`" + ` | the metrics below, those of the Go runtime and of the process |
 
-Alert rules for Prometheus and a dashboard for Grafana on these metrics are in ` + "`deploy/monitoring`" + `; the chart's value ` + "`prometheusRule.enabled`" + ` hands the rules to Prometheus's operator. What to do about an alert is in [troubleshooting](troubleshooting.md). The counters that other exporters have by PCI address get their pods by a join: ` + "`… * on (instance, pciAddr) group_left (namespace, pod, interface) manifold_attached_device_info`" + `.
+Alert rules for Prometheus and a dashboard for Grafana on these metrics are in ` + "`deploy/monitoring`" + `; the chart's value ` + "`prometheusRule.enabled`" + ` hands the rules to Prometheus's operator, ` + "`podMonitor.enabled`" + ` lets that scrape agents and admission (` + "`instance`" + ` is then the node, and for agents on the hosts' network ` + "`http.public`" + ` must be set), and ` + "`dashboard.enabled`" + ` has a ConfigMap for the sidecar of Grafana. What to do about an alert is in [troubleshooting](troubleshooting.md). The counters that other exporters have by PCI address get their pods by a join: ` + "`… * on (instance, pciAddr) group_left (namespace, pod, interface) manifold_attached_device_info`" + `.
 
 | metric | type | labels | meaning |
 |---|---|---|---|

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -390,6 +391,7 @@ func TestRealAPIKindsOfOthers(t *testing.T) {
 	for _, crds := range []struct{ module, files string }{
 		{harness.CertManager, "deploy/crds/cert-manager.io_*.yaml"},
 		{harness.PrometheusOperator, "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml"},
+		{harness.PrometheusOperator, "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml"},
 	} {
 		dir, err := harness.ModuleDir(crds.module)
 		c.must(err)
@@ -403,9 +405,10 @@ func TestRealAPIKindsOfOthers(t *testing.T) {
 		}
 	}
 	c.shell("kubectl wait --for=condition=Established --timeout=3m crd --all")
-	const chart = "helm template manifold deploy/helm/manifold -n kube-system --set webhook.enabled=true,webhook.certificates=cert-manager,prometheusRule.enabled=true "
+	const chart = "helm template manifold deploy/helm/manifold -n kube-system --set webhook.enabled=true,webhook.certificates=cert-manager,prometheusRule.enabled=true,podMonitor.enabled=true,http.public=true,dashboard.enabled=true "
 	for set, want := range map[string][]string{
-		"":          {"issuer.cert-manager.io/manifold-webhook created", "certificate.cert-manager.io/manifold-webhook created", "prometheusrule.monitoring.coreos.com/manifold created"},
+		"": {"issuer.cert-manager.io/manifold-webhook created", "certificate.cert-manager.io/manifold-webhook created", "prometheusrule.monitoring.coreos.com/manifold created",
+			"podmonitor.monitoring.coreos.com/manifold created", "podmonitor.monitoring.coreos.com/manifold-webhook created", "configmap/manifold-dashboard created"},
 		"-with-own": {"certificate.cert-manager.io/manifold-webhook created", "prometheusrule.monitoring.coreos.com/manifold created"},
 	} {
 		args := ""
@@ -421,6 +424,27 @@ func TestRealAPIKindsOfOthers(t *testing.T) {
 	}
 	if out := c.shell("if " + chart + "| sed 's/issuerRef/issuerReference/' | kubectl create --validate=strict --dry-run=server -f - 2>&1; then exit 1; fi"); !strings.Contains(out, "issuerRef") {
 		t.Errorf("a field that nobody knows is taken: %s", out)
+	}
+}
+
+// TestRealAPILogFormat: all that a replica says, the libraries too, has the form that
+// the chart's value names.
+func TestRealAPILogFormat(t *testing.T) {
+	c := newCluster(t)
+	c.install("--set logFormat=text")
+	text, def := c.run(), c.run("--log-format=json")
+	for _, r := range []*replica{text, def} {
+		r.stop()
+		raw, err := os.ReadFile(r.log)
+		c.must(err)
+		if !bytes.Contains(raw, []byte("serving")) {
+			t.Errorf("it says nothing:\n%s", raw)
+		}
+		for line := range bytes.Lines(raw) {
+			if isJSON := json.Valid(line); isJSON != (r == def) || !isJSON && !bytes.HasPrefix(line, []byte("time=")) {
+				t.Errorf("JSON: %v, and should be %v: %s", isJSON, r == def, line)
+			}
+		}
 	}
 }
 

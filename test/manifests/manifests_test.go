@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -80,7 +81,7 @@ func values() map[string][]string {
 		"taint":        {"--set", "startupTaint=manifold.dev/not-ready"},
 		"admission":    {"--set", "webhook.enabled=true"},
 		"cert-manager": {"--set", "webhook.enabled=true,webhook.certificates=cert-manager"},
-		"observed":     {"--set", "logFormat=text,traces=http://collector:4318,prometheusRule.enabled=true"},
+		"observed":     {"--set", "logFormat=text,traces=http://collector:4318,prometheusRule.enabled=true,podMonitor.enabled=true,http.public=true,dashboard.enabled=true,webhook.enabled=true"},
 		"own registry": {"--set", "image.repository=registry.example/manifold", "--set", "image.pullSecrets={one,two}"},
 	}
 	for _, p := range manifests.Presets {
@@ -230,7 +231,7 @@ func TestSchemaRefuses(t *testing.T) {
 	for _, bad := range []string{
 		"reconcile=perhaps", "host.cniBinDir=opt/cni/bin", "host.cniConfName=00-manifold.json", "image.digest=latest",
 		"podsAPI=yes", "maxUnavailable=0", "nosuchvalue=1", "host.cniBinDri=/opt", "apiServer.port=https", "http.port=70000",
-		"logFormat=xml", "traces=collector:4318",
+		"logFormat=xml", "traces=collector:4318", "podMonitor.interval=often", "dashboard.label=x",
 	} {
 		if out, err := manifests.Render(root, "--set", bad); err == nil {
 			t.Errorf("--set %s is taken:\n%.200s", bad, out)
@@ -286,8 +287,64 @@ func TestWhatIsSeenFromOutsideIsAValue(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(rule.Object["spec"], any(want)) {
 		t.Errorf("%v: the rules are not those of deploy/monitoring: %v", err, rule.Object["spec"])
 	}
-	if render(t)["PrometheusRule/manifold"] != nil {
-		t.Error("rules that nobody asked for")
+	for _, unasked := range []string{"PrometheusRule/manifold", "PodMonitor/manifold", "ConfigMap/manifold-dashboard"} {
+		if render(t)[unasked] != nil {
+			t.Errorf("nobody asked for %s", unasked)
+		}
+	}
+	if args := as[appsv1.Deployment](t, render(t, observed...), "Deployment/manifold-webhook").Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, "--log-format=text") {
+		t.Errorf("admission: %v", args)
+	}
+}
+
+// Each PodMonitor selects the pods of its program, at a port that those have.
+func TestMonitorsReachThePods(t *testing.T) {
+	objects := render(t, append(values()["observed"], "--set", "podMonitor.labels.release=prometheus,podMonitor.interval=15s")...)
+	for name, pod := range map[string]corev1.PodTemplateSpec{
+		"manifold":         as[appsv1.DaemonSet](t, objects, "DaemonSet/manifold").Spec.Template,
+		"manifold-webhook": as[appsv1.Deployment](t, objects, "Deployment/manifold-webhook").Spec.Template,
+	} {
+		o := objects["PodMonitor/"+name]
+		if o == nil || o.GetLabels()["release"] != "prometheus" {
+			t.Fatalf("%s: %+v", name, o)
+		}
+		var spec struct {
+			Selector            metav1.LabelSelector `json:"selector"`
+			PodMetricsEndpoints []struct {
+				Port, Interval string
+			} `json:"podMetricsEndpoints"`
+		}
+		raw, err := json.Marshal(o.Object["spec"])
+		if err == nil {
+			err = json.Unmarshal(raw, &spec)
+		}
+		if err != nil || len(spec.PodMetricsEndpoints) != 1 || spec.PodMetricsEndpoints[0].Interval != "15s" {
+			t.Fatalf("%s: %v: %s", name, err, raw)
+		}
+		if s, err := metav1.LabelSelectorAsSelector(&spec.Selector); err != nil || s.Empty() || !s.Matches(labels.Set(pod.Labels)) {
+			t.Errorf("%s: %v does not select pods with %v: %v", name, s, pod.Labels, err)
+		}
+		if !slices.ContainsFunc(pod.Spec.Containers[0].Ports, func(p corev1.ContainerPort) bool { return p.Name == spec.PodMetricsEndpoints[0].Port }) {
+			t.Errorf("%s: the container has no port %s", name, spec.PodMetricsEndpoints[0].Port)
+		}
+	}
+	for _, unreached := range []string{"http.public=false", "http.port=0"} {
+		if _, err := manifests.Render(root, append(values()["observed"], "--set", unreached)...); err == nil || !strings.Contains(err.Error(), "podMonitor.enabled") {
+			t.Errorf("%s: %v", unreached, err)
+		}
+	}
+}
+
+// Grafana's sidecar gets the dashboard that is tested, by the label that it looks for.
+func TestDashboardIsAConfigMap(t *testing.T) {
+	args := append(values()["observed"], "--set", "dashboard.annotations.grafana_folder=Networking")
+	m := as[corev1.ConfigMap](t, render(t, args...), "ConfigMap/manifold-dashboard")
+	raw, err := os.ReadFile(filepath.Join(root, "deploy/monitoring/dashboard.json"))
+	if err != nil || strings.TrimSpace(m.Data["manifold.json"]) != strings.TrimSpace(string(raw)) {
+		t.Errorf("%v: the dashboard is not that of deploy/monitoring", err)
+	}
+	if m.Labels["grafana_dashboard"] != "1" || m.Annotations["grafana_folder"] != "Networking" {
+		t.Errorf("labels %v, annotations %v", m.Labels, m.Annotations)
 	}
 }
 
