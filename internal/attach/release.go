@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -428,10 +429,25 @@ func (r *run) cacheFile(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) 
 	return name, nil
 }
 
-// seedCache writes libcni's record of the attachment from the journal, so that
-// delegates get the recorded result as prevResult even if libcni's own file was
-// cut in mid-write or lost. Its form is libcni's "cniCacheV1". An attachment
-// without a result was never attached: what stands there was cut in mid-write.
+// record is libcni's of an attachment, in its form "cniCacheV1": the same fields in
+// the same order, so that what libcni wrote itself is byte for byte the same.
+type record struct {
+	Kind           string         `json:"kind"`
+	ContainerID    string         `json:"containerId"`
+	Config         []byte         `json:"config"`
+	IfName         string         `json:"ifName"`
+	NetworkName    string         `json:"networkName"`
+	NetNS          string         `json:"netns,omitempty"`
+	CNIArgs        [][2]string    `json:"cniArgs,omitempty"`
+	CapabilityArgs map[string]any `json:"capabilityArgs,omitempty"`
+	Result         map[string]any `json:"result,omitempty"`
+}
+
+// seedCache makes libcni's record of the attachment what the journal says, so that
+// delegates get the recorded result as prevResult even if libcni's own file was cut
+// in mid-write or lost. As a rule it stands there as ADD left it, and is not written
+// again. An attachment without a result was never attached: what stands there was
+// cut in mid-write.
 func (r *run) seedCache(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, result json.RawMessage) error {
 	name, err := r.cacheFile(list, rt)
 	if err != nil {
@@ -440,11 +456,19 @@ func (r *run) seedCache(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, 
 	if result == nil {
 		return remove(name)
 	}
-	body, err := json.Marshal(map[string]any{
-		"kind": libcni.CNICacheV1, "containerId": rt.ContainerID, "config": []byte(list.Bytes), "ifName": rt.IfName,
-		"networkName": list.Name, "netns": rt.NetNS, "cniArgs": rt.Args, "capabilityArgs": rt.CapabilityArgs, "result": result,
-	})
+	rec := record{
+		Kind: libcni.CNICacheV1, ContainerID: rt.ContainerID, Config: list.Bytes, IfName: rt.IfName,
+		NetworkName: list.Name, NetNS: rt.NetNS, CNIArgs: rt.Args, CapabilityArgs: rt.CapabilityArgs,
+	}
+	err = json.Unmarshal(result, &rec.Result)
+	var body []byte
 	if err == nil {
+		body, err = json.Marshal(rec)
+	}
+	if err == nil {
+		if stands, e := os.ReadFile(name); e == nil && bytes.Equal(stands, body) {
+			return nil
+		}
 		err = errors.Join(os.MkdirAll(filepath.Dir(name), 0o700), os.WriteFile(name, body, 0o600))
 	}
 	if err != nil {

@@ -28,13 +28,21 @@ func (p *Parsed) config(raw []byte) (*netattach.Config, error) {
 		return netattach.ParseConfig(raw)
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if c := p.known[string(raw)]; c != nil {
+	c := p.known[string(raw)]
+	p.mu.Unlock()
+	if c != nil {
 		return c, nil
 	}
+	// Without the lock: nobody waits while another's large configuration is parsed.
+	// What two parse at once is the same.
 	c, err := netattach.ParseConfig(raw)
 	if err != nil {
 		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if known := p.known[string(raw)]; known != nil {
+		return known, nil
 	}
 	// Forgetting all is as good as forgetting the oldest where so little is used.
 	if p.known == nil || p.bytes+len(raw) > maxParsed {

@@ -3,7 +3,10 @@ package planner
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
+
+	"github.com/manifold-cni/manifold/netattach"
 )
 
 // TestParsed: the same bytes are parsed once, what is wrong is not remembered, and
@@ -39,5 +42,25 @@ func TestParsed(t *testing.T) {
 	var none *Parsed
 	if _, err := none.config([]byte(`{"type":"x"}`)); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestParsedAtOnce: pods that select a network at once share what it is parsed to,
+// whoever was first.
+func TestParsedAtOnce(t *testing.T) {
+	var p Parsed
+	got := make([]*netattach.Config, 16)
+	var wg sync.WaitGroup
+	for i := range got {
+		wg.Go(func() { got[i], _ = p.config([]byte(`{"name":"a","type":"x"}`)) })
+	}
+	wg.Wait()
+	for i, c := range got {
+		if c == nil || c != got[0] {
+			t.Errorf("%d has %p, the first %p", i, c, got[0])
+		}
+	}
+	if want := len(`{"name":"a","type":"x"}`); p.bytes != want {
+		t.Errorf("%d bytes are counted, of one configuration of %d", p.bytes, want)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -147,10 +148,12 @@ func (w watched) add(files *fsnotify.Watcher) {
 // concerns reports whether something changed in one of the directories, or one of
 // them came or went.
 func (w watched) concerns(files *fsnotify.Watcher, e fsnotify.Event) bool {
-	if e.Has(fsnotify.Create) {
+	name := filepath.Clean(e.Name)
+	// As a rule what is new is a lock or a journal, with every pod, and not on the way
+	// to a directory.
+	if e.Has(fsnotify.Create) && slices.ContainsFunc(w, func(dir string) bool { return dir == name || strings.HasPrefix(dir, name+"/") }) {
 		w.add(files)
 	}
-	name := filepath.Clean(e.Name)
 	if journal.IsRepairLock(filepath.Base(name)) {
 		return false // a repair that gives way would be its own next cause
 	}

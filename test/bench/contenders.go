@@ -44,7 +44,17 @@ func (n *node) contenders(d delegates) []contender {
 			agent: n.agentCPU,
 		})
 	}
-	return out
+	if n.beside == "" {
+		return out
+	}
+	other := func(verb string) func(pod, sandbox int) error {
+		return func(pod, sandbox int) error {
+			rt := n.runtime(d, statusSync)
+			rt.Plugin = n.beside
+			return n.run(rt, verb, n.sandbox(d, pod, sandbox))
+		}
+	}
+	return append(out, contender{name: besideName, add: other("ADD"), del: other("DEL"), cpu: n.manifoldCPU, agent: n.agentCPU})
 }
 
 // Values of the plugin's key status, which are also the names of Manifold's
@@ -54,8 +64,12 @@ const (
 	statusAsync = "async" // published after
 )
 
-// floorName is the floor's as a contender.
-const floorName = "floor"
+// floorName is the floor's as a contender, and besideName that of another plugin
+// with the same agent, published as with sync.
+const (
+	floorName  = "floor"
+	besideName = "beside"
+)
 
 // manifoldCPU is the plugin's with its delegates, and the agent's.
 func (n *node) manifoldCPU() (time.Duration, error) {

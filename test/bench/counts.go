@@ -23,8 +23,12 @@ var counted = []string{
 	"process",
 }
 
-// agentBytes is the key of the bytes exchanged with the agent.
-const agentBytes = "bytes with the agent"
+// Keys beside system calls: the bytes exchanged with the agent, and the files that
+// are opened to be written from their beginning.
+const (
+	agentBytes   = "bytes with the agent"
+	writtenFiles = "files written"
+)
 
 // Lines of strace -f: a call, or the rest of one that another thread's interrupted.
 var (
@@ -98,6 +102,9 @@ func (c counts) add(name, text string) {
 	}
 	if slices.Contains(counted, name) {
 		c[name]++
+	}
+	if name == "openat" && strings.Contains(text, "O_TRUNC") {
+		c[writtenFiles]++
 	}
 }
 
