@@ -88,8 +88,9 @@ func (k *kubelet) allocated(ctx context.Context) (*reconcile.Allocated, error) {
 	out := &reconcile.Allocated{Given: map[string]bool{}, Advertised: map[string]bool{}}
 	for _, id := range slices.Sorted(maps.Keys(held)) {
 		out.Given[k.function(id)] = true
-		if out.Opaque == "" && k.opaque(id) {
-			out.Opaque = fmt.Sprintf("%q of %s", id, held[id].Resource)
+		if k.opaque(id) {
+			h := held[id]
+			out.Opaque = append(out.Opaque, reconcile.Opaque{Resource: h.Resource, ID: id, Pod: h.Pod, PodUID: h.PodUID})
 		}
 	}
 	for _, ids := range c.Registered {

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,6 +34,7 @@ type node struct {
 	t    *testing.T
 	tree *sriovtest.Tree
 	want *plan.VF // what networks ask of their VF
+	id   string   // by which the VF is allocated, empty for its address
 
 	mu        sync.Mutex
 	allocated Allocated
@@ -120,7 +122,7 @@ func (n *node) begin(id string, alive bool) *journal.Entry {
 	n.t.Helper()
 	p := &plan.Plan{
 		Pod: plan.Pod{Namespace: "shop", Name: id, UID: id + "-uid"}, NetNS: filepath.Join(n.t.TempDir(), "gone"),
-		Attachments: []plan.Attachment{{Name: "shop/fast", IfName: "net1", Device: &plan.Device{ID: address, PCIAddress: address, PF: pf, VFIndex: index, Driver: "igbvf"}, Want: plan.Want{VF: n.want}}},
+		Attachments: []plan.Attachment{{Name: "shop/fast", IfName: "net1", Device: &plan.Device{Resource: "x", ID: cmp.Or(n.id, address), PCIAddress: address, PF: pf, VFIndex: index, Driver: "igbvf"}, Want: plan.Want{VF: n.want}}},
 	}
 	if alive {
 		p.NetNS = "/proc/self/ns/net"
@@ -285,7 +287,7 @@ func TestRepairGivesWay(t *testing.T) {
 		"an ADD has claimed it":             {func(n *node) { n.sandbox("new", true) }, "sandbox new@eth0 has it by now"},
 		"the kubelet has given it to one":   {func(n *node) { n.allocate(address) }, "not as it was found"},
 		"allocations are not known":         {func(n *node) { n.unknown = errors.New("the kubelet is down") }, "the kubelet is down"},
-		"a pod's device may be it":          {func(n *node) { n.allocated.Opaque = `"vf-2" of x` }, "which may be it"},
+		"a pod's device may be it":          {func(n *node) { n.allocated.Opaque = []Opaque{{Resource: "x", ID: "vf-2"}} }, "which may be it"},
 		"another repair is under way":       {func(n *node) { n.lock(journal.RepairKey(address)) }, "another repair"},
 		"somebody has reset it":             {func(n *node) { n.vlan(0) }, "not as it was found"},
 		"the configuration excludes its PF": {func(n *node) { n.Exclude = []string{pf} }, "excluded"},
@@ -333,9 +335,9 @@ func TestRepairOfStrandedGivesWay(t *testing.T) {
 	})
 	n.allocate()
 	t.Run("a pod's device may be it", func(*testing.T) {
-		n.allocated.Opaque = `"vf-2" of x`
+		n.allocated.Opaque = []Opaque{{Resource: "x", ID: "vf-2"}}
 		n.spared(f, `a pod has device "vf-2" of x, which may be it`)
-		n.allocated.Opaque = ""
+		n.allocated.Opaque = nil
 	})
 	t.Run("the next ADD has claimed it, and tries nothing yet", func(*testing.T) {
 		n.begin("next", true)
@@ -356,7 +358,7 @@ func TestRepairOfStrandedGivesWay(t *testing.T) {
 // theirs, be it in the kubelet's lists or in a journal.
 func TestDevicesThatNoIDNames(t *testing.T) {
 	for name, begin := range map[string]func(n *node){
-		"allocated": func(n *node) { n.allocated.Opaque = `"vf-2" of x` },
+		"allocated": func(n *node) { n.allocated.Opaque = []Opaque{{Resource: "x", ID: "vf-2"}} },
 		"attached": func(n *node) {
 			entry, err := n.Journal.Begin(t.Context(), journal.Key{ContainerID: "app", IfName: "eth0"}, &plan.Plan{
 				NetNS: "/proc/self/ns/net", Attachments: []plan.Attachment{{IfName: "net1", Device: &plan.Device{ID: "vf-2", Resource: "x"}}},
@@ -387,6 +389,35 @@ func TestDevicesThatNoIDNames(t *testing.T) {
 			n.must(n.Accept(t.Context(), address))
 			n.allocated.Advertised = map[string]bool{address: true}
 			n.must(n.Repair(t.Context(), n.finds(Leftover)[0]))
+		})
+	}
+}
+
+// A VF that is called by its network device is given to whoever has the name, also
+// after that went with it; the journal of the pod that has the name says that it is no
+// other VF.
+func TestDevicesThatJournalsName(t *testing.T) {
+	for holder, tc := range map[string]struct {
+		pod   Opaque
+		other bool // whether another VF may be the pod's
+	}{
+		"its own pod":              {Opaque{PodUID: "app-uid"}, false},
+		"its own pod, by its name": {Opaque{Pod: "shop/app"}, false},
+		"the next pod":             {Opaque{PodUID: "next-uid", Pod: "shop/app"}, true},
+	} {
+		t.Run(holder, func(t *testing.T) {
+			n := newNode(t)
+			n.id = netDev
+			n.sandbox("app", false)
+			tc.pod.Resource, tc.pod.ID = "x", netDev
+			n.allocated.Opaque = []Opaque{tc.pod}
+			n.spared(n.finds(Stranded)[0], "the kubelet has given it to a pod")
+			const other = "0000:21:10.2"
+			if why := n.given(t.Context(), other); (why != "") != tc.other {
+				t.Errorf("another VF is given: %q", why)
+			}
+			n.allocated.Opaque = nil
+			n.must(n.Repair(t.Context(), n.finds(Stranded)[0]))
 		})
 	}
 }

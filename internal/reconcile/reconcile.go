@@ -36,6 +36,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -161,22 +162,56 @@ type vf struct {
 // Allocated is what the kubelet has given to pods.
 type Allocated struct {
 	Given map[string]bool // PCI addresses
-	// Opaque is a device, as messages name it, of which its ID does not say which
-	// function it is; empty for none. It may be any but those in Advertised.
-	Opaque string
+	// Opaque are devices of which their IDs do not say for good which function they
+	// are. Where no journal does either, one may be any function but those in Advertised.
+	Opaque []Opaque
 	// Advertised are the PCI addresses of what device plugins advertise: an ID that
 	// says nothing is none of theirs.
 	Advertised map[string]bool
 }
 
+// Opaque is a device by a device plugin's own word: vf-2, or the name of a network
+// device, which goes with that into a pod.
+type Opaque struct {
+	Resource, ID string
+	Pod, PodUID  string // who has it, namespace/name; either may be empty
+}
+
+// String is how messages name the device.
+func (o Opaque) String() string { return fmt.Sprintf("%q of %s", o.ID, o.Resource) }
+
+// isOf reports whether the pod is the one that has the device.
+func (o Opaque) isOf(p plan.Pod) bool {
+	return o.PodUID != "" && o.PodUID == p.UID || o.PodUID == "" && o.Pod == p.String()
+}
+
+// with adds what journals know: which functions opaque devices are, and devices that
+// are opaque to them too. What a journal has under a device's ID is given to whoever
+// has the device, also where that is a dead sandbox's: it may be the pod's own. But
+// only a journal of the same pod says for good what the pod has.
+func (a *Allocated) with(known *owners) *Allocated {
+	out := &Allocated{Given: map[string]bool{}, Opaque: slices.Clone(known.opaque), Advertised: a.Advertised}
+	maps.Copy(out.Given, a.Given)
+	for _, o := range a.Opaque {
+		told := false
+		for _, had := range known.named[name{o.Resource, o.ID}] {
+			out.Given[had.entry.Plan.Attachments[had.attachment].Device.PCIAddress] = true
+			told = told || o.isOf(had.entry.Plan.Pod)
+		}
+		if !told {
+			out.Opaque = append(out.Opaque, o)
+		}
+	}
+	return out
+}
+
 // doubt says why a pod may have a device that is not among those given, empty where
-// none may; opaque is one that a journal has, as in a.
-func (a *Allocated) doubt(device, opaque string) string {
-	opaque = cmp.Or(a.Opaque, opaque)
-	if opaque == "" || a.Advertised[device] {
+// none may.
+func (a *Allocated) doubt(device string) string {
+	if len(a.Opaque) == 0 || a.Advertised[device] {
 		return ""
 	}
-	return "a pod has device " + opaque + ", which may be it: the ID does not say which device that is, and no device plugin advertises this one by an ID that does"
+	return "a pod has device " + a.Opaque[0].String() + ", which may be it: the ID does not say which device that is, and no device plugin advertises this one by an ID that does"
 }
 
 // owner is the sandbox whose journal has a VF.
@@ -229,7 +264,7 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnseen, err)
 	}
-	owners, opaque, problem := r.owners()
+	known, problem := r.owners()
 	var functions []sriov.Function
 	for _, f := range all.Functions {
 		if f.IsVF() {
@@ -242,22 +277,25 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 			problem = errors.Join(problem, fmt.Errorf("allocations: %w", err))
 		}
 	}
-	known := problem == nil
+	told := problem == nil
+	if told {
+		allocated = allocated.with(known)
+	}
 	states, err := r.Host.Snapshots(functions)
 	problem = errors.Join(problem, err)
 	var out []vf
 	for _, f := range functions {
-		v := vf{Function: f, owner: owners[f.Address], allocated: !known}
-		if known {
-			v.allocated, v.doubt = allocated.Given[f.Address], allocated.doubt(f.Address, opaque)
+		v := vf{Function: f, owner: known.of[f.Address], allocated: !told}
+		if told {
+			v.allocated, v.doubt = allocated.Given[f.Address], allocated.doubt(f.Address)
 		}
-		delete(owners, f.Address)
+		delete(known.of, f.Address)
 		if v.state = states[f.Address]; v.state != nil { // else the problem is in err
 			v.quarantine, v.unreadable = r.Journal.Quarantined(f.Address)
 			out = append(out, v)
 		}
 	}
-	missed, err := r.missed(owners)
+	missed, err := r.missed(known.of)
 	return append(out, missed...), errors.Join(problem, err)
 }
 
@@ -281,15 +319,23 @@ func (r *Reconciler) missed(owners map[string]*owner) (out []vf, err error) {
 	return out, err
 }
 
-// owners returns the sandboxes that have devices, by PCI address; of several the
-// one that claimed last. Opaque is a device of one of which its journal does not say
-// which function it is, as in [Allocated].
-func (r *Reconciler) owners() (out map[string]*owner, opaque string, err error) {
+// owners is what journals know of devices.
+type owners struct {
+	of     map[string]*owner // by PCI address; of several the one that claimed last
+	named  map[name][]*owner // of this boot, by what device plugins call their devices
+	opaque []Opaque          // devices of which the journal does not say which function they are
+}
+
+// name is what a device plugin calls a device.
+type name struct{ resource, id string }
+
+// owners reads the journals of all sandboxes.
+func (r *Reconciler) owners() (*owners, error) {
 	keys, err := r.Journal.List()
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	out = map[string]*owner{}
+	out := &owners{of: map[string]*owner{}, named: map[name][]*owner{}}
 	var problems []error
 	for _, k := range keys {
 		entry, err := r.Journal.Open(k)
@@ -300,24 +346,33 @@ func (r *Reconciler) owners() (out map[string]*owner, opaque string, err error) 
 			problems = append(problems, fmt.Errorf("journal %s: %w", k, err))
 			continue
 		}
-		for i, a := range entry.Plan.Attachments {
-			phase, _ := entry.Phase(i)
-			if a.Device == nil || phase == "" || phase == journal.Released || phase == journal.Untouched {
-				continue
+		out.add(k, entry)
+	}
+	return out, errors.Join(problems...)
+}
+
+// add adds what one journal knows.
+func (o *owners) add(k journal.Key, entry *journal.Entry) {
+	for i, a := range entry.Plan.Attachments {
+		phase, _ := entry.Phase(i)
+		if a.Device == nil || phase == "" || phase == journal.Released || phase == journal.Untouched {
+			continue
+		}
+		address := a.Device.PCIAddress
+		if address == "" {
+			if !sriov.IsAuxiliary(a.Device.ID) {
+				o.opaque = append(o.opaque, Opaque{Resource: a.Device.Resource, ID: a.Device.ID})
 			}
-			if a.Device.PCIAddress == "" {
-				if !sriov.IsAuxiliary(a.Device.ID) {
-					opaque = fmt.Sprintf("%q of %s", a.Device.ID, a.Device.Resource)
-				}
-				continue
-			}
-			o := &owner{key: k, entry: entry, attachment: i, alive: entry.Gone() == ""}
-			if last := out[a.Device.PCIAddress]; last == nil || last.entry.Created.Before(entry.Created) {
-				out[a.Device.PCIAddress] = o
-			}
+			continue
+		}
+		had := &owner{key: k, entry: entry, attachment: i, alive: entry.Gone() == ""}
+		if last := o.of[address]; last == nil || last.entry.Created.Before(entry.Created) {
+			o.of[address] = had
+		}
+		if called := (name{a.Device.Resource, a.Device.ID}); entry.SameBoot() {
+			o.named[called] = append(o.named[called], had)
 		}
 	}
-	return out, opaque, errors.Join(problems...)
 }
 
 // judge says what is wrong with one VF.

@@ -146,11 +146,11 @@ func (r *Reconciler) repairStranded(ctx context.Context, f Finding) (err error) 
 // journal and by its claim: an ADD claims a VF before its journal says that it
 // tries. It is called under the sandbox's lock, without which nothing of this stays.
 func (r *Reconciler) dead(ctx context.Context, f Finding, key journal.Key) (*owner, error) {
-	owners, _, err := r.owners()
+	known, err := r.owners()
 	if err != nil {
 		return nil, err
 	}
-	o := owners[f.Device]
+	o := known.of[f.Device]
 	if o == nil || o.alive || o.key != key {
 		return nil, fmt.Errorf("%w: it has another owner by now", ErrNotRepaired)
 	}
@@ -177,9 +177,11 @@ func (r *Reconciler) given(ctx context.Context, device string) string {
 // allGiven asks the kubelet once, for given of any number of VFs.
 func (r *Reconciler) allGiven(ctx context.Context) func(device string) string {
 	allocated, err := r.Allocated(ctx)
-	var opaque string
 	if err == nil {
-		_, opaque, err = r.owners()
+		var known *owners
+		if known, err = r.owners(); err == nil {
+			allocated = allocated.with(known)
+		}
 	}
 	return func(device string) string {
 		switch {
@@ -188,7 +190,7 @@ func (r *Reconciler) allGiven(ctx context.Context) func(device string) string {
 		case allocated.Given[device]:
 			return "the kubelet has given it to a pod"
 		}
-		return allocated.doubt(device, opaque)
+		return allocated.doubt(device)
 	}
 }
 
