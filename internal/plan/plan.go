@@ -2,7 +2,9 @@
 // interface that makes plans, and its transports.
 //
 // A plan is complete: whoever executes, stores, prints or undoes it looks
-// nothing up again. The agent makes plans; the shim journals and executes them.
+// nothing up again, but for what the name of a network device means: that is known
+// in the host's network namespace alone, and the shim completes it before it journals
+// the plan. The agent makes plans; the shim journals and executes them.
 // The same Planner is reached over the agent's unix socket ([Client], [Serve]),
 // by running the agent's program with the request on stdin ([Command]), or in
 // process.
