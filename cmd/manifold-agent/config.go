@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -10,7 +11,7 @@ import (
 )
 
 const configUsage = `usage: manifold-agent config convert [--agent-config FILE] FILE
-       manifold-agent config validate FILE
+       manifold-agent config validate [--agent-config FILE] [FILE]
 `
 
 // config serves the commands on configuration files.
@@ -21,23 +22,24 @@ func config(args []string, stdout, stderr io.Writer) error {
 	}
 	flags := flag.NewFlagSet("manifold-agent config "+args[0], flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	agentFile := ""
-	if args[0] == "convert" {
-		flags.StringVar(&agentFile, "agent-config", "", "`file` to write the agent's configuration to")
-	}
-	if err := flags.Parse(args[1:]); err != nil || flags.NArg() != 1 {
+	what := map[string]string{"convert": "`file` to write the agent's configuration to", "validate": "the agent's configuration `file`, to be validated as well"}
+	agentFile := flags.String("agent-config", "", what[args[0]])
+	err := flags.Parse(args[1:])
+	alone := args[0] == "validate" && *agentFile != "" && flags.NArg() == 0
+	if err != nil || flags.NArg() != 1 && !alone {
 		fmt.Fprint(stderr, configUsage)
 		return flag.ErrHelp
 	}
-	path := flags.Arg(0)
-	raw, err := os.ReadFile(path)
+	if args[0] == "validate" {
+		return errors.Join(
+			validate(flags.Arg(0), agent.ValidateConfig, stdout),
+			validate(*agentFile, agent.ValidateAgentConfig, stdout))
+	}
+	raw, err := os.ReadFile(flags.Arg(0))
 	if err != nil {
 		return err
 	}
-	if args[0] == "validate" {
-		return validate(path, raw, stdout)
-	}
-	return convert(raw, agentFile, stdout, stderr)
+	return convert(raw, *agentFile, stdout, stderr)
 }
 
 // convert prints the plugin's configuration, and on stderr what was changed.
@@ -59,11 +61,18 @@ func convert(raw []byte, agentFile string, stdout, stderr io.Writer) error {
 	return err
 }
 
-// validate prints what is wrong, one line each, and fails unless all of it is
-// harmless.
-func validate(path string, raw []byte, stdout io.Writer) error {
+// validate prints what is wrong in a file, one line each, and fails unless all of it
+// is harmless. An empty path is no file.
+func validate(path string, look func([]byte) []agent.Finding, stdout io.Writer) error {
+	if path == "" {
+		return nil
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
 	wrong := 0
-	for _, f := range agent.ValidateConfig(raw) {
+	for _, f := range look(raw) {
 		fmt.Fprintf(stdout, "%s:%s\n", path, f)
 		if !f.Warning {
 			wrong++

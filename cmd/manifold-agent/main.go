@@ -64,7 +64,8 @@ const usage = `usage: manifold-agent COMMAND [flags]
   await      wait until a DaemonSet's pods are ready on every node, or for a signal
   reconcile  look once at the node's VFs, print what is wrong, with --repair undo it
   config     'convert FILE' turns a configuration of Multus into Manifold's,
-             'validate FILE' says what is wrong with one, by line and key
+             'validate FILE' says what is wrong with one, by line and key, and
+             with '--agent-config FILE' with the agent's
   version    print the release
 `
 

@@ -7,9 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
+
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -111,6 +110,11 @@ func ReadConfig(path string) (*Config, error) {
 	if err != nil {
 		return nil, cnierr.New(op, cnierr.IO, "%w", err)
 	}
+	return decodeConfig(op, raw)
+}
+
+// decodeConfig decodes and completes a configuration.
+func decodeConfig(op string, raw []byte) (*Config, error) {
 	c := &Config{}
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.DisallowUnknownFields()
@@ -120,8 +124,33 @@ func ReadConfig(path string) (*Config, error) {
 	return c, c.complete()
 }
 
-// complete fills in defaults.
+// complete fills in defaults, and refuses what cannot be right.
 func (c *Config) complete() error {
+	const op = "read configuration"
+	c.defaults()
+	if wrong := c.wrong(); len(wrong) > 0 {
+		w := wrong[0]
+		return cnierr.New(op, cnierr.InvalidConfig, "key %q: %w", w.key, w.err).WithFix("%s", w.fix)
+	}
+	for i, entry := range c.ReconcileExclude { // in the spelling in which they are compared
+		var err error
+		if c.ReconcileExclude[i], err = reconcile.ParseExclude(entry); err != nil {
+			return cnierr.New(op, cnierr.InvalidConfig, "%w", err)
+		}
+	}
+	if c.Node != "" {
+		return nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return cnierr.New(op, cnierr.InvalidConfig, "node: %w", err).WithFix("set node to this node's name")
+	}
+	c.Node = name
+	return nil
+}
+
+// defaults fills in what is empty.
+func (c *Config) defaults() {
 	def := func(field *string, value string) {
 		switch *field {
 		case "":
@@ -143,49 +172,6 @@ func (c *Config) complete() error {
 	def(&c.CNIConfig, "/etc/cni/net.d/00-manifold.conflist")
 	def(&c.Reconcile, ReconcileReport)
 	def(&c.LogFormat, logs.JSON)
-	if err := c.check(); err != nil || c.Node != "" {
-		return err
-	}
-	name, err := os.Hostname()
-	if err != nil {
-		return cnierr.New("read configuration", cnierr.InvalidConfig, "node: %w", err).WithFix("set node to this node's name")
-	}
-	c.Node = name
-	return nil
-}
-
-// check refuses values that cannot be right, and gives the excluded PFs the spelling
-// in which they are compared.
-func (c *Config) check() error {
-	const op = "read configuration"
-	if !slices.Contains([]string{ReconcileOff, ReconcileReport, ReconcileRepair}, c.Reconcile) {
-		return cnierr.New(op, cnierr.InvalidConfig, "key %q: %q is unknown", "reconcile", c.Reconcile).
-			WithFix("choose one of: off report repair")
-	}
-	if c.LogFormat != logs.JSON && c.LogFormat != logs.Text {
-		return cnierr.New(op, cnierr.InvalidConfig, "key %q: %q is unknown", "logFormat", c.LogFormat).WithFix("choose one of: json text")
-	}
-	if c.Listen != "" {
-		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
-			return cnierr.New(op, cnierr.InvalidConfig, "key %q: %w", "listen", err).WithFix("give host:port, or :port for all addresses")
-		}
-	}
-	if c.StartupTaint != "" && c.APIServer == "" {
-		return cnierr.New(op, cnierr.InvalidConfig, "key %q: there is no API server to remove it at", "startupTaint").
-			WithFix("set apiServer, or leave startupTaint out")
-	}
-	for i, entry := range c.ReconcileExclude {
-		var err error
-		if c.ReconcileExclude[i], err = reconcile.ParseExclude(entry); err != nil {
-			return cnierr.New(op, cnierr.InvalidConfig, "key %q: %w", "reconcileExclude", err).
-				WithFix("name each PF by its PCI address, as 0000:5e:00.0, or by its network device")
-		}
-	}
-	if c.ResourceSlices && c.APIServer == "" {
-		return cnierr.New(op, cnierr.InvalidConfig, "key %q: there is no API server to read them from", "resourceSlices").
-			WithFix("set apiServer, or leave resourceSlices out")
-	}
-	return nil
 }
 
 // Assembly is an agent with the things that it runs on.

@@ -53,17 +53,22 @@ func ValidateConfig(raw []byte) []Finding {
 	default:
 		v.document(doc)
 	}
-	for _, path := range v.twice {
-		v.warn(path, path[strings.LastIndex(path, "/")+1:], "it is given twice, the last counts")
-	}
-	slices.SortStableFunc(v.found, func(a, b Finding) int { return a.Line - b.Line })
-	return v.found
+	return v.inOrder()
 }
 
 // validator collects what is wrong with one file.
 type validator struct {
 	positions
 	found []Finding
+}
+
+// inOrder returns what was found, and the keys that are given twice, in order of line.
+func (v *validator) inOrder() []Finding {
+	for _, path := range v.twice {
+		v.warn(path, path[strings.LastIndex(path, "/")+1:], "it is given twice, the last counts")
+	}
+	slices.SortStableFunc(v.found, func(a, b Finding) int { return a.Line - b.Line })
+	return v.found
 }
 
 // add records what is wrong with the value at a path. A key that is not there is
@@ -283,15 +288,16 @@ type lineWalker struct {
 	d   *json.Decoder
 }
 
-// value walks one value; it ends where the document is not valid.
-func (w *lineWalker) value(path string) {
+// value walks one value, and reports whether it is valid: behind what is not the
+// decoder always has more.
+func (w *lineWalker) value(path string) bool {
 	token, err := w.d.Token()
 	if err != nil {
-		return
+		return false
 	}
 	delim, ok := token.(json.Delim)
 	if !ok {
-		return
+		return true
 	}
 	for i := 0; w.d.More(); i++ {
 		element := fmt.Sprintf("%s/%d", path, i)
@@ -299,7 +305,7 @@ func (w *lineWalker) value(path string) {
 		if delim == '{' {
 			key, err := w.d.Token()
 			if err != nil {
-				return
+				return false
 			}
 			element = path + "/" + fmt.Sprint(key)
 			if w.lines[element] > 0 {
@@ -307,9 +313,12 @@ func (w *lineWalker) value(path string) {
 			}
 		}
 		w.lines[element] = line
-		w.value(element)
+		if !w.value(element) {
+			return false
+		}
 	}
-	_, _ = w.d.Token() // the closing delimiter
+	_, err = w.d.Token() // the closing delimiter
+	return err == nil
 }
 
 // next returns the line of the next key or element.

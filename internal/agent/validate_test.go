@@ -137,6 +137,7 @@ func TestValidateConfigLooksAtTheWholeFile(t *testing.T) {
 	named := func(keys string) string { return list(`"name": "m",` + "\n" + keys) }
 	for in, want := range map[string][]string{
 		"{\n\"type\": \"manifold\",\n}": {"3:error "},
+		"{\"plugins\": [\nx]}":          {"2:error "},
 		"[]":                            {"1:error "},
 		"3":                             {"1:error "},
 		"null":                          {"1:error type"},
@@ -203,6 +204,7 @@ func FuzzValidateConfig(f *testing.F) {
 	for _, in := range []string{
 		`{"type":"manifold","name":"m","clusterNetwork":"a"}`, `{"name":"m","plugins":[null,{"type":"manifold","delegates":[null,3],"logOptions":{"a":1}}]}`,
 		`{"plugins":3,"":{"":[]}}`, "{\n\"a/b\": 1,\n\"a/b\": [2]}", `{"type":"manifold","defaultNetworks":["a@","/"]`, "null",
+		`{"plugins":[x]}`, `[tru`, `{"a":{"b":[1 2]}}`,
 	} {
 		f.Add(in)
 	}

@@ -22,7 +22,7 @@ const configurationIntro = `# Configuration keys
 
 The plugin's configuration, made from the code by ` + "`" + `make golden` + "`" + `. Durations are strings such as ` + "`" + `"30s"` + "`" + `, paths are absolute. A key whose value cannot be is refused; an unknown key is warned of. The last column says what differs from Multus, which has the key or something like it; ` + "`" + `own` + "`" + ` marks keys that Multus does not have. What differs beside the keys is [below](#differences-in-behaviour): this page has every difference to Multus.
 
-` + "`" + `manifold-agent config convert` + "`" + ` makes this configuration of one of Multus, see [switching](switching.md); ` + "`" + `manifold-agent config validate FILE` + "`" + ` names line and key of whatever is wrong.
+` + "`" + `manifold-agent config convert` + "`" + ` makes this configuration of one of Multus, see [switching](switching.md); ` + "`" + `manifold-agent config validate FILE` + "`" + ` names line and key of whatever is wrong, with ` + "`" + `--agent-config FILE` + "`" + ` in [the agent's](install.md#the-agents-configuration) as well.
 
 | key | type | default | meaning | Multus |
 |---|---|---|---|---|

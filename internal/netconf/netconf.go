@@ -295,7 +295,7 @@ func decodeKey(field reflect.StructField, raw json.RawMessage) (reflect.Value, e
 	}
 	value := reflect.New(field.Type)
 	if err := json.Unmarshal(raw, value.Interface()); err != nil {
-		return value, wrong(mistyped(err, field.Type))
+		return value, wrong(Mistyped(err, field.Type))
 	}
 	value = value.Elem()
 	enum := field.Tag.Get("enum")
@@ -318,9 +318,9 @@ func decodeKey(field reflect.StructField, raw json.RawMessage) (reflect.Value, e
 	return value, nil
 }
 
-// mistyped says in words that JSON of another type was given than a key takes, or a
-// field of its object.
-func mistyped(err error, takes reflect.Type) error {
+// Mistyped returns an error of decoding JSON in words: what was given, and what a key,
+// or a field of its object, takes.
+func Mistyped(err error, takes reflect.Type) error {
 	var typed *json.UnmarshalTypeError
 	if !errors.As(err, &typed) {
 		return fmt.Errorf("%w; give it %s", err, typeName(takes))

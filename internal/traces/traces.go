@@ -42,15 +42,9 @@ type Exporter struct {
 // example "http://collector:4318". It does not connect before there is something
 // to send.
 func New(ctx context.Context, endpoint, release, node string) (*Exporter, error) {
-	u, err := url.Parse(endpoint)
-	if err == nil && (u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
-		err = errors.New("it is no http or https URL")
-	}
+	u, err := Endpoint(endpoint)
 	if err != nil {
 		return nil, fmt.Errorf("export traces to %q: %w", endpoint, err)
-	}
-	if u.Path == "" || u.Path == "/" {
-		u.Path = "/v1/traces"
 	}
 	client, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(u.String()), otlptracehttp.WithTimeout(sendTime))
 	if err != nil {
@@ -63,6 +57,21 @@ func New(ctx context.Context, endpoint, release, node string) (*Exporter, error)
 			attribute.String("service.name", "manifold"), attribute.String("service.version", release), attribute.String("k8s.node.name", node))),
 	)
 	return &Exporter{provider: p, tracer: p.Tracer("github.com/manifold-cni/manifold")}, nil
+}
+
+// Endpoint returns where traces are sent to for a collector's URL as configured.
+func Endpoint(text string) (*url.URL, error) {
+	u, err := url.Parse(text)
+	if err == nil && (u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+		err = errors.New("it is no http or https URL")
+	}
+	if err != nil {
+		return nil, err
+	}
+	if u.Path == "" || u.Path == "/" {
+		u.Path = "/v1/traces"
+	}
+	return u, nil
 }
 
 // Close sends what waits, and ends.

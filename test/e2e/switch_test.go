@@ -435,8 +435,16 @@ func TestSwitchingPageOfTheThickPlugin(t *testing.T) {
 	if out, err := n.install("install", "--config", n.path("manifold.conflist"), "--agent-config", n.path("agent.json")); err != nil {
 		t.Fatalf("install: %v\n%s", err, out)
 	}
-	if out, said, err := config("validate", n.path("net.d/00-manifold.conflist")); err != nil {
+	installed := []string{"validate", "--agent-config", n.path("net.d/manifold.d/agent.json"), n.path("net.d/00-manifold.conflist")}
+	if out, said, err := config(installed...); err != nil {
 		t.Errorf("validate of what is installed: %v\n%s%s", err, out, said)
+	}
+	n.file("agent.json", "{\n\"socket\": 7,\n\"podManifests\": \"/absent\"}")
+	out, said, err = config("validate", "--agent-config", n.path("agent.json"))
+	want := n.path("agent.json") + ":2: error: socket: a number is given; give it a string\n" +
+		n.path("agent.json") + ":3: warning: podManifests: /absent does not exist on this machine\n"
+	if err == nil || out != want || !strings.Contains(said, "1 errors") {
+		t.Errorf("validate of a broken one: %v\n%s%s, want\n%s", err, out, said, want)
 	}
 }
 
