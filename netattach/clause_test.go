@@ -90,6 +90,8 @@ func TestClauseSelectionRefused(t *testing.T) {
 		"MN-4.1.2-interface/dots":        {`[{"name":"a","interface":".."}]`, []string{"interface"}},
 		"MN-4.1.2-interface/long":        {"a@a234567890123456", []string{"interface", "15"}},
 		"MN-4.1.2-interface/blank":       {`[{"name":"a","interface":"a b"}]`, []string{"interface"}},
+		"MN-4.1.2-interface/pattern":     {"a@net%d", []string{"interface", "net%d"}},
+		"MN-4.1.2-interface/setting":     {"a@default", []string{"interface", "default"}},
 		"MN-4.1.2-interface/twice":       {"a@x,b@x", []string{"entry 2", "entry 1"}},
 		"MN-4.1.2-ips/empty":             {`[{"name":"a","ips":[]}]`, []string{"ips", "empty"}},
 		"MN-4.1.2-ips/bad":               {`[{"name":"a","ips":["10.0.0.300"]}]`, []string{"ips", "10.0.0.300"}},

@@ -66,16 +66,18 @@ func checkLabel(field, s string) error {
 }
 
 // checkInterface refuses what the kernel does not take as an interface's name
-// (dev_valid_name in net/core/dev.c), and control characters.
+// (dev_valid_name in net/core/dev.c), or not as it is written: "net%d" would become
+// the next free name, which nobody would find again. Control characters are none
+// either, and all and default are the names of settings beside interfaces.
 func checkInterface(field, s string) error {
 	if len(s) == 0 || len(s) > 15 {
 		return fieldError(field, "%s is not 1 to 15 bytes long", clip(s))
 	}
-	if s == "." || s == ".." {
+	if s == "." || s == ".." || s == "all" || s == "default" {
 		return fieldError(field, "%s is not allowed", clip(s))
 	}
 	for _, c := range []byte(s) {
-		if c <= ' ' || c >= 0x7f || c == '/' || c == ':' {
+		if c <= ' ' || c >= 0x7f || c == '/' || c == ':' || c == '%' {
 			return fieldError(field, "%s has a character that interface names cannot have", clip(s))
 		}
 	}

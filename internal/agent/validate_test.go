@@ -28,7 +28,7 @@ func places(in string) []string {
 var broken = map[string][]string{
 	"cniVersion": {`"9.9.9"`, `"1.0"`, `""`}, "name": {`""`, `"a/b"`, `"-a"`}, "type": {`""`, `"manifoldd"`},
 	"clusterNetwork":  {`"a b"`, `"a@eth0"`, `"a/b/c"`, `"../net.d"`},
-	"defaultNetworks": {`[""]`, `["a","[{"]`, `["a,b"]`, `["a@"]`, `["a@x/y"]`, `["Upper/a"]`, `["a/b/c"]`, `[{"name":"a"}]`},
+	"defaultNetworks": {`[""]`, `["a","[{"]`, `["a,b"]`, `["a@"]`, `["a@x/y"]`, `["a@net%d"]`, `["Upper/a"]`, `["a/b/c"]`, `[{"name":"a"}]`},
 	"delegates":       {`[null,3]`, `[{"type":"a"},3]`, `[{}]`, `[{"type":7}]`, `[{"plugins":[]}]`, `[{"plugins":[{}]}]`, `[{"plugins":3}]`, `[]`},
 	"capabilities":    {`{"portMappings":"yes"}`},
 	"confDir":         {`""`, `"net.d"`}, "cniDir": {`""`, `"./state"`}, "binDir": {`""`, `"bin"`}, "sysRoot": {`""`, `"sys"`}, "deviceInfoDir": {`""`, `"devinfo"`},

@@ -50,8 +50,8 @@ func parseNetwork(text string) (n Network, err error) {
 	switch {
 	case checkNetworkName(name) != nil, spaced && !isLabel(namespace):
 		return n, fmt.Errorf("%.64q names no network; write the name of a definition or of a configuration in confDir, namespace/name of a definition, or an absolute path", text)
-	case named && utils.ValidateInterfaceName(ifName) != nil:
-		return n, fmt.Errorf("%.64q names an interface that cannot be; write at most 15 bytes without blank, colon and slash behind the @", text)
+	case named && !isInterface(ifName):
+		return n, fmt.Errorf("%.64q names an interface that cannot be; write at most 15 bytes without blank, colon, slash and %% behind the @", text)
 	}
 	return Network{Namespace: namespace, Name: name, Interface: ifName}, nil
 }
@@ -189,6 +189,12 @@ func (c *Conf) Chained(raw json.RawMessage) (json.RawMessage, error) {
 		}
 	}
 	return appendPlugins(raw, dir, c.AuxChain)
+}
+
+// isInterface reports whether s can name an interface as it is written: the kernel
+// makes another name of one with a %, and has settings called all and default.
+func isInterface(s string) bool {
+	return utils.ValidateInterfaceName(s) == nil && !strings.Contains(s, "%") && s != "all" && s != "default"
 }
 
 // maxLabel is the length of a DNS-1123 label, in bytes.

@@ -222,6 +222,8 @@ func TestNetworkNames(t *testing.T) {
 		"team/":                          {},
 		"net@":                           {},
 		"net@a b":                        {},
+		"net@net%d":                      {},
+		"net@all":                        {},
 		"net@a@b":                        {Namespace: "kube-system", Name: "net", OnDisk: true, Interface: "a@b"}, // as the kernel allows
 		`[{"name":"net"}]`:               {},
 		strings.Repeat("n", 64) + "/net": {},

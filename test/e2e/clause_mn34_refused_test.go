@@ -49,6 +49,8 @@ var refusedClauses = map[string][]struct {
 		{"16 bytes", `[{"name":"net","interface":"a234567890123456"}]`, wrongAnnotation, []string{"interface", "15"}},
 		{"slash", `[{"name":"net","interface":"../x"}]`, wrongAnnotation, []string{"interface", "../x"}},
 		{"blank", `[{"name":"net","interface":"a b"}]`, wrongAnnotation, []string{"interface", "a b"}},
+		{"pattern of the kernel", "net@net%d", wrongAnnotation, []string{"interface", "net%d"}},
+		{"setting of the kernel", "net@all", wrongAnnotation, []string{"interface", "all"}},
 		{"dot", "net@.", wrongAnnotation, []string{"interface"}},
 		{"dots", "net@..", wrongAnnotation, []string{"interface"}},
 		{"empty", "net@", wrongAnnotation, []string{"net@"}},
