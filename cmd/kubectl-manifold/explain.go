@@ -22,7 +22,8 @@ refused, and what to do. So it says of a running pod why it got what it got, and
 a pod that hangs why it hangs.
 
 ` + needs + `
-Also: get pods in the pod's namespace.
+Also: get pods in the pod's namespace. For a pod that is not there, since admission
+does not answer: list validatingwebhookconfigurations.
 
 With -f the pods are those of manifests, their definitions too, and no node is
 asked: each container is taken to get what its limits ask for.`

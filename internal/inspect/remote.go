@@ -122,7 +122,7 @@ func (r *Remote) ask(ctx context.Context, agents map[string]kube.Agent, node, pa
 func (r *Remote) of(ctx context.Context, namespace, name string) (string, map[string]kube.Agent, error) {
 	node, err := r.agents.NodeOf(ctx, namespace, name)
 	if errors.Is(err, kube.ErrNotFound) { // it may have been refused, by whom nobody else tells
-		if c := r.admission(ctx); c.State == nodeview.CheckFailed {
+		if c := r.admission(ctx); c.State == nodeview.CheckFailed || c.State == nodeview.CheckSkipped && c.Fix != "" {
 			err = fmt.Errorf("%w; admission: %s; what to do: %s", err, c.Text, c.Fix)
 		}
 	}
@@ -183,7 +183,8 @@ func (r *Remote) admission(ctx context.Context) nodeview.Check {
 	a, err := r.agents.Admission(ctx)
 	switch {
 	case err != nil:
-		return nodeview.Check{Name: name, State: nodeview.CheckSkipped, Text: err.Error()}
+		return nodeview.Check{Name: name, State: nodeview.CheckSkipped, Text: "whether it answers is not known: " + err.Error(),
+			Fix: "see as one to whom the ClusterRole manifold-view is bound"}
 	case a == nil:
 		return nodeview.Check{Name: name, State: nodeview.CheckSkipped, Text: "not installed"}
 	case a.Ready > 0:

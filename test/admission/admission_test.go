@@ -469,6 +469,19 @@ func TestRealAPIUpgrade(t *testing.T) {
 	}
 }
 
+// TestRealAPIKustomizeBase installs without Helm, as docs/install.md has it: the API
+// server takes all of the base.
+func TestRealAPIKustomizeBase(t *testing.T) {
+	blocks, err := harness.Commands("install.md")
+	if err != nil || len(blocks) != 3 || !strings.Contains(blocks[1], "--kustomize") {
+		t.Fatalf("%q, %v", blocks, err)
+	}
+	c := newCluster(t)
+	if out := c.shell(blocks[1]); !strings.Contains(out, "daemonset.apps/manifold created") {
+		t.Errorf("it installs:\n%s", out)
+	}
+}
+
 // TestRealAPIAdmissionPage runs the commands of docs/admission.md in order.
 func TestRealAPIAdmissionPage(t *testing.T) {
 	blocks, err := harness.Commands("admission.md")

@@ -77,7 +77,7 @@ func (f *fixture) onOneNode(do func()) {
 	config, err := json.Marshal(map[string]string{"apiServer": lab.Kubeconfig, "node": NodeName})
 	f.must(err)
 	f.must(os.WriteFile(filepath.Join(lab.userDir(), "agent.json"), config, 0o600))
-	install, err := lab.commands(f.ctx, "install.md", 1)
+	install, err := lab.commands(f.ctx, "install.md", 2)
 	f.must(err)
 	_, err = harness.StartProcess(lab.Node.path("agent.log"), install) // whose last command serves
 	f.must(err)
