@@ -329,13 +329,14 @@ type owners struct {
 // name is what a device plugin calls a device.
 type name struct{ resource, id string }
 
-// owners reads the journals of all sandboxes.
+// owners reads the journals of all sandboxes. Beside an error it returns what it could
+// read.
 func (r *Reconciler) owners() (*owners, error) {
+	out := &owners{of: map[string]*owner{}, named: map[name][]*owner{}}
 	keys, err := r.Journal.List()
 	if err != nil {
-		return nil, err
+		return out, err
 	}
-	out := &owners{of: map[string]*owner{}, named: map[name][]*owner{}}
 	var problems []error
 	for _, k := range keys {
 		entry, err := r.Journal.Open(k)
