@@ -174,12 +174,23 @@ func (e *Engine) passOn(ctx context.Context, g *collection) (err error) {
 		r.warn("GC is passed on to the default network alone: of %d sandboxes it is not known what they are attached to", len(unknown))
 	}
 	var problems []error
-	for _, n := range g.networks.withDefault(def, unknown) {
-		if err := r.passOnTo(ctx, n, g.networks.valid[n.name]); err != nil {
-			problems = append(problems, cnierr.Annotate(delegateError("gc", err), cnierr.Subject{Network: n.label}))
-		}
+	all := g.networks.withDefault(def, unknown)
+	for i, n := range all {
+		problems = append(problems, r.passOnTo(ctx, n, g.networks.valid[n.name], len(all)-i)...)
 	}
 	return errors.Join(problems...)
+}
+
+// partsOf returns the failures of a network's plugins, which libcni joins.
+func partsOf(err error) []error {
+	var joined interface{ Unwrap() []error }
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &joined):
+		return joined.Unwrap()
+	}
+	return []error{err}
 }
 
 // survey learns the attachments of all sandboxes that hold any: from the journals,
@@ -284,15 +295,27 @@ func (n *networks) withDefault(def *libcni.NetworkConfigList, unknown []netconf.
 	return out[:1]
 }
 
-// passOnTo runs one network's GC.
-func (r *run) passOnTo(ctx context.Context, n network, valid []types.GCAttachment) error {
+// passOnTo runs the GC of one network, with its part of the time that it and the
+// others behind it have: a delegate that hangs keeps none of theirs. It returns the
+// failures of its plugins.
+func (r *run) passOnTo(ctx context.Context, n network, valid []types.GCAttachment, left int) (problems []error) {
+	if end, bounded := ctx.Deadline(); bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/time.Duration(left))
+		defer cancel()
+	}
+	about := cnierr.Subject{Network: n.label}
 	list, err := asList(n.config)
 	if err != nil {
-		return err
+		return []error{cnierr.Annotate(err, about)}
 	}
 	if valid == nil {
 		valid = []types.GCAttachment{} // an empty list, not none
 	}
 	list.Name = n.name // which a definition's configuration need not say
-	return r.cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
+	err = r.cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
+	for _, err := range partsOf(err) {
+		problems = append(problems, cnierr.Annotate(explainVersion(list, delegateError("gc", err)), about))
+	}
+	return problems
 }

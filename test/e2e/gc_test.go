@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -332,6 +334,52 @@ func TestGCReachesADefaultNetworkThatIsADefinition(t *testing.T) {
 				t.Errorf("the default network's GC was given %v, want %v", got, want)
 			}
 			n.succeed("DEL", p)
+		})
+	}
+}
+
+// TestGCGoesPastDelegatesThatFail: whatever the default network and a chain's first
+// plugin do, the others collect, what is stale is released, and every failure is told.
+func TestGCGoesPastDelegatesThatFail(t *testing.T) {
+	const refuses = `,"script":{"GC":{"error":{"code":77,"msg":"switch is busy"}}}`
+	for name, tc := range map[string]struct {
+		version, plugin string // the default network, by the time of GC
+		code            uint
+		parts           []string
+	}{
+		"refuses":             {"1.1.0", `{"type":"scripted"` + refuses + `}`, 77, []string{"network cluster-net"}},
+		"unsupported version": {"9.9.9", `{"type":"scripted"}`, 1, []string{"network cluster-net", "9.9.9"}},
+		"no such program":     {"1.1.0", `{"type":"nonesuch"}`, 115, []string{"network cluster-net", "nonesuch"}},
+		"dies":                {"1.1.0", `{"type":"scripted","script":{"GC":{"signal":9}}}`, 77, []string{"network cluster-net"}},
+		"hangs":               {"1.1.0", `{"type":"scripted","script":{"GC":{"hang":true}}}`, 115, []string{"network cluster-net"}},
+		"broken file":         {"1.1.0", `{`, 77, nil}, // GC does not reach it
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, map[string]any{"lockTimeout": "1m"}) // of which all GCs together have half
+			n.serve()
+			n.warm()
+			chain := func(first string) string {
+				return `{"cniVersion":"1.1.0","name":"logged-net","plugins":[` + first + `,{"type":"scripted","log":"` + n.path("calls") + `","script":{
+					"ADD":{"stdout":"{\"cniVersion\":\"1.1.0\"}"},"DEL":{"stdout":"\n"}}}]}`
+			}
+			n.define("chain", "", chain(`{"type":"scripted"`+refuses+`}`))
+			n.define("gone", "", strings.Replace(chain(`{"type":"quits"}`), "logged-net", "gone-net", 1))
+			n.must(os.Symlink(filepath.Join(n.bin, "scripted"), filepath.Join(n.bin, "quits")))
+			keep, stale := n.addPod("keep", "chain,gone"), n.addPod("stale", "chain")
+			n.succeed("ADD", keep)
+			n.succeed("ADD", stale)
+			n.must(errors.Join(os.Remove(n.path("calls")), os.Remove(filepath.Join(n.bin, "quits"))))
+			n.setDefault(tc.version, tc.plugin)
+			gc := *n
+			gc.withConf(map[string]any{"cni.dev/valid-attachments": []map[string]string{attachment(keep, "eth0")}})
+			gc.refuse("GC", &pod{}, tc.code, append(tc.parts, "network default/chain", "switch is busy", "network default/gone", "quits")...)
+			want := []collected{{"logged-net", []map[string]string{attachment(keep, "net1")}}, {"gone-net", []map[string]string{attachment(keep, "net2")}}}
+			if got := n.gcs(n.path("calls")); !reflect.DeepEqual(got, want) {
+				t.Errorf("delegates' GC was given %v, want %v", got, want)
+			}
+			n.refuse("CHECK", stale, 3, "not attached")
+			n.must(os.Symlink(filepath.Join(n.bin, "scripted"), filepath.Join(n.bin, "quits")))
+			n.succeed("DEL", keep)
 		})
 	}
 }
