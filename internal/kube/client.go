@@ -26,11 +26,12 @@ import (
 )
 
 // What one node may ask of the API server. The agent sends at most a PATCH and an
-// Event per pod; the limits let a node start all its pods at once after a reboot
-// and still keep it from becoming a burden should something loop.
+// Event per pod. The burst lets a node of 500 pods attach them all at once after a
+// reboot, when every pod waits for its PATCH; behind it as much a second as the
+// kubelet may ask, which keeps the node from becoming a burden should something loop.
 const (
 	defaultQPS     = 50
-	defaultBurst   = 100
+	defaultBurst   = 1000
 	defaultTimeout = 5 * time.Second // of one request; a watch has none
 	dialTimeout    = 3 * time.Second
 	keepAlive      = 15 * time.Second

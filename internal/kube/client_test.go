@@ -27,6 +27,30 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+// TestBurst: what a node asks that comes back with 500 pods, a PATCH and an Event
+// for each, no limit of its own delays.
+func TestBurst(t *testing.T) {
+	srv, _ := startServer(t)
+	path, err := srv.Kubeconfig(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := Config(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := NewClient(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	for i := range 2 * 500 {
+		if !client.core.GetRateLimiter().TryAccept() {
+			t.Fatalf("request %d would wait", i)
+		}
+	}
+}
+
 func TestConfigErrors(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	if _, err := Config(""); !errors.Is(err, rest.ErrNotInCluster) {

@@ -218,6 +218,13 @@ func (s *Server) Restart() (err error) {
 	}
 }
 
+// CPU returns the processor time that API server and etcd have used so far.
+func (s *Server) CPU() (time.Duration, error) {
+	api, err := harness.ProcessCPU(s.api.PID())
+	etcd, err2 := harness.ProcessCPU(s.etcd.PID())
+	return api + etcd, errors.Join(err, err2)
+}
+
 // PID is the API server's process, which must run.
 func (s *Server) PID() int { return s.api.PID() }
 

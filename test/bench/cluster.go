@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/manifold-cni/manifold/internal/kube/kubetest"
@@ -22,6 +25,10 @@ type cluster interface {
 	// asked counts what the agent has asked, by verb and resource; nil where that
 	// is not recorded.
 	asked() (map[string]int, error)
+	// cpu is what it has used of the processor so far; 0 where it is this process.
+	cpu() (time.Duration, error)
+	// publish sets a pod's network-status as the agent does, where that is measured.
+	publish(p *corev1.Pod, status string) (measured bool, err error)
 	stop() error
 }
 
@@ -47,7 +54,11 @@ func (c *fakeCluster) create(p *corev1.Pod) (*corev1.Pod, error) {
 }
 func (c *fakeCluster) kubeconfig() string             { return c.path }
 func (c *fakeCluster) asked() (map[string]int, error) { return nil, nil }
-func (c *fakeCluster) stop() error                    { c.server.Stop(); return nil }
+func (c *fakeCluster) cpu() (time.Duration, error)    { return 0, nil }
+func (c *fakeCluster) publish(*corev1.Pod, string) (bool, error) {
+	return false, nil
+}
+func (c *fakeCluster) stop() error { c.server.Stop(); return nil }
 
 // realCluster is a real API server with its audit log.
 type realCluster struct {
@@ -94,6 +105,17 @@ func (c *realCluster) asked() (map[string]int, error) {
 		counts[r.Verb+" "+r.Resource]++
 	}
 	return counts, err
+}
+
+func (c *realCluster) cpu() (time.Duration, error) { return c.server.CPU() }
+
+func (c *realCluster) publish(p *corev1.Pod, status string) (bool, error) {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.UID, "annotations": map[string]string{netattach.StatusAnnotation: status}}})
+	if err != nil {
+		return false, err
+	}
+	_, err = c.client.CoreV1().Pods(p.Namespace).Patch(context.Background(), p.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	return true, err
 }
 
 func (c *realCluster) stop() error { return c.server.Stop() }

@@ -20,28 +20,37 @@ import (
 type contender struct {
 	name     string
 	add, del func(pod, sandbox int) error
-	cpu      func() (time.Duration, error) // used so far by all that it runs
-	agent    func() (time.Duration, error) // used so far by the agent alone, part of the above
+	used     func() (usage, error) // so far
+}
+
+// usage is processor time: of all that a contender runs on the node, of the agent as
+// a part of it, and of the API server with its etcd.
+type usage struct{ node, agent, api time.Duration }
+
+// since returns what was used after before.
+func (u usage) since(before usage) usage {
+	return usage{u.node - before.node, u.agent - before.agent, u.api - before.api}
 }
 
 // contenders returns those for a set of delegates, the floor first.
 func (n *node) contenders(d delegates) []contender {
 	cni := n.floorCNI()
 	floor := contender{
-		name:  floorName,
-		add:   func(pod, sandbox int) error { return n.floorAdd(cni, d, pod, sandbox) },
-		del:   func(pod, sandbox int) error { return n.floorDel(cni, d, pod, sandbox) },
-		cpu:   func() (time.Duration, error) { return rusage(unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN) },
-		agent: func() (time.Duration, error) { return 0, nil },
+		name: floorName,
+		add:  func(pod, sandbox int) error { return n.floorAdd(cni, d, pod, sandbox) },
+		del:  func(pod, sandbox int) error { return n.floorDel(cni, d, pod, sandbox) },
+		used: func() (usage, error) {
+			own, err := rusage(unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN)
+			return usage{node: own}, err
+		},
 	}
 	out := []contender{floor}
 	for _, status := range []string{statusSync, statusAsync} {
 		out = append(out, contender{
-			name:  status,
-			add:   func(pod, sandbox int) error { return n.call("ADD", d, status, pod, sandbox) },
-			del:   func(pod, sandbox int) error { return n.call("DEL", d, status, pod, sandbox) },
-			cpu:   n.manifoldCPU,
-			agent: n.agentCPU,
+			name: status,
+			add:  func(pod, sandbox int) error { return n.call("ADD", d, status, pod, sandbox) },
+			del:  func(pod, sandbox int) error { return n.call("DEL", d, status, pod, sandbox) },
+			used: n.used,
 		})
 	}
 	if n.beside == "" {
@@ -54,7 +63,7 @@ func (n *node) contenders(d delegates) []contender {
 			return n.run(rt, verb, n.sandbox(d, pod, sandbox))
 		}
 	}
-	return append(out, contender{name: besideName, add: other("ADD"), del: other("DEL"), cpu: n.manifoldCPU, agent: n.agentCPU})
+	return append(out, contender{name: besideName, add: other("ADD"), del: other("DEL"), used: n.used})
 }
 
 // Values of the plugin's key status, which are also the names of Manifold's
@@ -71,11 +80,12 @@ const (
 	besideName = "beside"
 )
 
-// manifoldCPU is the plugin's with its delegates, and the agent's.
-func (n *node) manifoldCPU() (time.Duration, error) {
+// used is the plugin's with its delegates, the agent's, and the API server's.
+func (n *node) used() (usage, error) {
 	children, err := rusage(unix.RUSAGE_CHILDREN)
 	agent, err2 := n.agentCPU()
-	return children + agent, errors.Join(err, err2)
+	api, err3 := n.cluster.cpu()
+	return usage{children + agent, agent, api}, errors.Join(err, err2, err3)
 }
 
 // agentCPU is the agent's, where it runs.
@@ -201,9 +211,8 @@ func (n *node) level(r *report, d delegates, atOnce int) error {
 // measure runs a verb for pods first to first+count-1 at once, and adds each
 // one's time.
 func (s *series) measure(who contender, verb func(pod, sandbox int) error, first, count int) error {
-	before, err := who.cpu()
-	agentBefore, err2 := who.agent()
-	if err := errors.Join(err, err2); err != nil {
+	before, err := who.used()
+	if err != nil {
 		return err
 	}
 	times, errs := make([]float64, count), make([]error, count)
@@ -216,14 +225,11 @@ func (s *series) measure(who contender, verb func(pod, sandbox int) error, first
 		})
 	}
 	wg.Wait()
-	after, err := who.cpu()
-	agentAfter, err2 := who.agent()
-	if err := errors.Join(append(errs, err, err2)...); err != nil {
+	after, err := who.used()
+	if err := errors.Join(append(errs, err)...); err != nil {
 		return fmt.Errorf("%s %s: %w", s.Contender, s.Verb, err)
 	}
-	total, agent := s.CPUMillis*float64(len(s.Millis))+millis(after-before), s.AgentMillis*float64(len(s.Millis))+millis(agentAfter-agentBefore)
-	s.Millis = append(s.Millis, times...)
-	s.CPUMillis, s.AgentMillis = total/float64(len(s.Millis)), agent/float64(len(s.Millis))
+	s.add(times, after.since(before))
 	return nil
 }
 

@@ -28,8 +28,9 @@ func (n *node) restart(r *report) error {
 	d := n.sets[0]
 	contenders := n.contenders(d)[:2] // the floor and the default
 	wall := make([]float64, len(contenders))
-	for range rounds {
+	for round := range rounds {
 		for c, who := range contenders {
+			progress(fmt.Sprintf("restart of the node, %s: %d of %d", who.name, round+1, rounds))
 			began := time.Now()
 			if err := n.all(who.add); err != nil {
 				return err
@@ -40,6 +41,7 @@ func (n *node) restart(r *report) error {
 			}
 		}
 	}
+	progress("")
 	fmt.Fprintln(r.out)
 	for c, who := range contenders {
 		r.figure(fmt.Sprintf("%d pods after a node's restart, %d at once: %s", n.options.restart, restartAtOnce, who.name), wall[c], "ms")
@@ -99,7 +101,7 @@ func (n *node) starts(r *report) error {
 	for _, name := range []string{"noop", "manifold"} {
 		rt := harness.Runtime{Plugin: n.path("bin/" + name), Path: n.path("bin")}
 		s := &series{Delegates: "no", AtOnce: 1, Verb: "VERSION", Contender: name}
-		who := contender{cpu: n.manifoldCPU, agent: n.agentCPU}
+		who := contender{used: n.used}
 		for range n.pods {
 			if err := s.measure(who, func(int, int) error { _, err := rt.Call("VERSION", harness.Sandbox{}); return err }, 0, 1); err != nil {
 				return err
@@ -159,7 +161,9 @@ func (n *node) footprint(r *report) error {
 	if err != nil {
 		return err
 	}
+	progress(fmt.Sprintf("nothing happens for %v", n.idle))
 	time.Sleep(n.idle)
+	progress("")
 	after, err := harness.ProcessCPU(n.agent.Process.Pid)
 	if err != nil {
 		return err
@@ -223,6 +227,31 @@ func (n *node) requests(r *report) error {
 		r.figure(requestsPerPod+what, float64(asked[what])/float64(n.attached.Load()), "")
 	}
 	return nil
+}
+
+// published measures what publishing a pod's network-status takes alone: the same
+// PATCH, one after another, from a process that does nothing else.
+func (n *node) published(r *report) error {
+	before, err := n.cluster.cpu()
+	if err != nil {
+		return err
+	}
+	var took []float64
+	pods := n.podsOf[noopName][:n.pods]
+	for i, pod := range pods {
+		began := time.Now()
+		measured, err := n.cluster.publish(pod, fmt.Sprintf("[%d]", i))
+		if err != nil || !measured {
+			return err
+		}
+		took = append(took, millis(time.Since(began)))
+	}
+	after, err := n.cluster.cpu()
+	fmt.Fprintln(r.out)
+	r.figure("a PATCH of network-status alone, p50", quantile(took, 50), "ms")
+	r.figure("the same, p99", quantile(took, 99), "ms")
+	r.figure("the same, CPU of API server and etcd", millis(after-before)/float64(len(pods)), "ms")
+	return err
 }
 
 // traced writes the system calls of one ADD and one DEL, by strace.

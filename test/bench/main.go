@@ -146,7 +146,7 @@ func measure(o options, dir string) (err error) {
 			}
 		}
 	}
-	for _, more := range []func(*report) error{n.restart, n.allHeld, n.starts, n.readiness, n.soaked, n.footprint, n.requests, n.fallback, pure} {
+	for _, more := range []func(*report) error{n.published, n.restart, n.allHeld, n.starts, n.readiness, n.soaked, n.footprint, n.requests, n.fallback, pure} {
 		if err := more(r); err != nil {
 			return err
 		}

@@ -29,10 +29,9 @@ func (n *node) soaked(r *report) error {
 		if part == parts-1 {
 			name = agentResident
 		}
+		progress("")
 		r.figure(name, resident(), "MiB")
-		progress(name)
 	}
-	progress("")
 	return nil
 }
 
@@ -48,6 +47,9 @@ func (n *node) churn(times int) error {
 		wg.Go(func() {
 			pod := worker
 			for i := worker; i < times && errs[worker] == nil; i += workers {
+				if worker == 0 {
+					progress(fmt.Sprintf("memory: %d of %d ADDs and DELs", i, times))
+				}
 				if errs[worker] = n.call("ADD", d, statusSync, pod, worker); errs[worker] == nil {
 					errs[worker] = n.call("DEL", d, statusSync, pod, worker)
 				}

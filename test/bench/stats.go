@@ -23,6 +23,18 @@ type series struct {
 	Millis      []float64 `json:"ms"`
 	CPUMillis   float64   `json:"cpuMsPerCall"`      // of the contender's processes and the delegates
 	AgentMillis float64   `json:"agentCPUMsPerCall"` // the agent's part of it
+	APIMillis   float64   `json:"apiCPUMsPerCall"`   // of API server and etcd, beside it
+}
+
+// add adds calls, and what they used together.
+func (s *series) add(times []float64, u usage) {
+	mean := func(of *float64, more time.Duration) {
+		*of = (*of*float64(len(s.Millis)) + millis(more)) / float64(len(s.Millis)+len(times))
+	}
+	mean(&s.CPUMillis, u.node)
+	mean(&s.AgentMillis, u.agent)
+	mean(&s.APIMillis, u.api)
+	s.Millis = append(s.Millis, times...)
 }
 
 // figure is a single number.
@@ -63,14 +75,14 @@ func (r *report) compared(all []*series) {
 	r.Series = append(r.Series, all...)
 	floor := all[0]
 	fmt.Fprintf(r.out, "\n%s, %s delegates, %d at once, %d calls each\n", floor.Verb, floor.Delegates, floor.AtOnce, len(floor.Millis))
-	fmt.Fprintf(r.out, "  %-10s %8s %17s %8s %8s %8s %8s %9s %7s\n", "", "p50 ms", "95 % of p50", "p90", "p99", "CPU ms", "agent's", "p50 over", "ratio")
+	fmt.Fprintf(r.out, "  %-10s %8s %17s %8s %8s %8s %8s %8s %9s %7s %7s\n", "", "p50 ms", "95 % of p50", "p90", "p99", "CPU ms", "agent's", "+ API's", "p50 over", "ratio", "of CPU")
 	for _, s := range all {
 		sample := benchmath.NewSample(slices.Clone(s.Millis), &benchmath.DefaultThresholds)
 		p50 := benchmath.AssumeNothing.Summary(sample, confidence)
-		fmt.Fprintf(r.out, "  %-10s %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f", s.Contender, p50.Center, p50.Lo, p50.Hi, quantile(s.Millis, 90), quantile(s.Millis, 99), s.CPUMillis, s.AgentMillis)
+		fmt.Fprintf(r.out, "  %-10s %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f", s.Contender, p50.Center, p50.Lo, p50.Hi, quantile(s.Millis, 90), quantile(s.Millis, 99), s.CPUMillis, s.AgentMillis, s.APIMillis)
 		if s != floor {
 			base := quantile(floor.Millis, 50)
-			fmt.Fprintf(r.out, " %+9.2f %7.2f", p50.Center-base, p50.Center/base)
+			fmt.Fprintf(r.out, " %+9.2f %7.2f %7.2f", p50.Center-base, p50.Center/base, (s.CPUMillis+s.APIMillis)/floor.CPUMillis)
 			floorSample := benchmath.NewSample(slices.Clone(floor.Millis), &benchmath.DefaultThresholds)
 			if c := benchmath.AssumeNothing.Compare(floorSample, sample); c.P > c.Alpha {
 				fmt.Fprintf(r.out, "  (not told apart: p=%.2f)", c.P)
