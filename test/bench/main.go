@@ -88,7 +88,7 @@ func build(o options) error {
 	if err := harness.CProgram(bin, "test/delegates/noop"); err != nil {
 		return err
 	}
-	if err := install(bin); err != nil {
+	if err := install(filepath.Join(bin, "manifold"), filepath.Join(bin, "noop")); err != nil {
 		return err
 	}
 	if o.real {
@@ -104,13 +104,10 @@ func build(o options) error {
 	return os.Setenv(dirEnv, dir)
 }
 
-// install writes each program of a directory anew, at once, as the agent installs
-// them: as a linker leaves them, page by page, the kernel takes longer to start them.
-func install(bin string) error {
-	programs, err := filepath.Glob(filepath.Join(bin, "*"))
-	if err != nil {
-		return err
-	}
+// install writes programs anew, at once, as the agent installs the plugin: as a
+// linker leaves them, page by page, the kernel takes longer to start them. The agent
+// runs where its image is.
+func install(programs ...string) error {
 	for _, name := range programs {
 		raw, err := os.ReadFile(name)
 		if err == nil {
