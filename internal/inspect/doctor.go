@@ -54,8 +54,10 @@ func (l Local) Diagnose(ctx context.Context) *nodeview.Diagnosis {
 	return d.out
 }
 
+// add adds a check, whose text is one line, also that of errors that have several.
 func (d *doctor) add(name, state, fix, format string, args ...any) {
-	d.out.Checks = append(d.out.Checks, nodeview.Check{Name: name, State: state, Text: fmt.Sprintf(format, args...), Fix: fix})
+	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")
+	d.out.Checks = append(d.out.Checks, nodeview.Check{Name: name, State: state, Text: text, Fix: fix})
 }
 
 func (d *doctor) ok(name, format string, args ...any) {
@@ -117,6 +119,9 @@ func (d *doctor) defaultNetwork() {
 	}
 	found := ""
 	raw, err := d.plugin.ClusterDefault(func(namespace, network string) (json.RawMessage, error) {
+		if d.conf.Snapshot == "" {
+			return nil, errors.New("there are no definitions on disk")
+		}
 		s, err := kube.OpenSnapshot(d.conf.Snapshot)
 		if err != nil {
 			return nil, err
