@@ -18,7 +18,8 @@ var programs = []string{"./cmd/manifold", "./cmd/manifold-agent", "./cmd/manifol
 // bomFile is the list of what the programs are made of.
 const bomFile = "manifold.cdx.json"
 
-// root builds the image's files for one architecture into dir.
+// root builds the image's files for one architecture into dir. They are of the time
+// that is given, not of that when they were built: a builder copies their times.
 func (b *build) root(dir, arch string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -33,7 +34,19 @@ func (b *build) root(dir, arch string) error {
 			return fmt.Errorf("build %s for %s: %w", p, arch, err)
 		}
 	}
-	return b.writeBOM(dir)
+	if err := b.writeBOM(dir); err != nil {
+		return err
+	}
+	files := []string{bomFile}
+	for _, p := range programs {
+		files = append(files, filepath.Base(p))
+	}
+	for _, name := range files {
+		if err := os.Chtimes(filepath.Join(dir, name), b.created, b.created); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writeBOM writes, in CycloneDX, which modules the programs in dir are linked

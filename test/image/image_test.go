@@ -116,11 +116,17 @@ func TestArchive(t *testing.T) {
 	if len(index.Manifests) != 1 || index.Manifests[0].Platform.Architecture != runtime.GOARCH {
 		t.Fatalf("%+v", index)
 	}
+	imageIsRight(t, layout, index.Manifests[0])
+}
+
+// imageIsRight looks at an image of one layer, of a layout.
+func imageIsRight(t *testing.T, layout map[string][]byte, d descriptor) {
+	t.Helper()
 	var manifest struct {
 		Config descriptor
 		Layers []descriptor
 	}
-	blob(t, layout, index.Manifests[0], &manifest)
+	blob(t, layout, d, &manifest)
 	var conf config
 	blob(t, layout, manifest.Config, &conf)
 	asTheDockerfile(t, &conf)
