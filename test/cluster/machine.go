@@ -236,6 +236,9 @@ func mountAll(mounts ...mount) error {
 // network devices and cgroups of this machine, and the PCI and auxiliary buses
 // that tests build.
 func furnish(dir string) error {
+	if err := uncover("/opt", "/run", "/var/lib", "/var/log"); err != nil {
+		return err
+	}
 	var mounts []mount
 	for _, d := range []string{"/opt", "/var/lib", "/var/log"} {
 		source := filepath.Join(dir, "root", d)
@@ -262,6 +265,30 @@ func furnish(dir string) error {
 	}
 	return errors.Join(os.MkdirAll("/run/netns", 0o755), os.MkdirAll(builtSys, 0o755))
 }
+
+// uncover takes away what is mounted at or below directories that will be covered.
+// It would still be in the list of mounts, where the container runtime looks up how
+// a directory is mounted: /run/netns often is one of the machine at hand.
+func uncover(dirs ...string) error {
+	list, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	for _, line := range slices.Backward(strings.Split(strings.TrimSpace(string(list)), "\n")) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 || !slices.ContainsFunc(dirs, func(d string) bool { return fields[4] == d || strings.HasPrefix(fields[4], d+"/") }) {
+			continue
+		}
+		point := octal.Replace(fields[4])
+		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", point, err)
+		}
+	}
+	return nil
+}
+
+// octal reads what the kernel writes of mount points that have such characters.
+var octal = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 const (
 	realSys  = "/run/sysfs"    // the kernel's
