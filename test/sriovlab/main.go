@@ -1,5 +1,5 @@
 // Command sriovlab runs the checks of package checks on real SR-IOV functions: it
-// builds our programs and the checks, boots a guest with two PFs and fourteen VFs
+// builds our programs and the checks, boots guests with two PFs and fourteen VFs each
 // (package vm), runs the checks inside with their output streamed, and ends with
 // their exit status and the number of them.
 //
@@ -8,13 +8,16 @@
 //	go run ./test/sriovlab -full         # every way, not representative ones
 //	go run ./test/sriovlab -shell        # a shell in the same guest
 //
-// Then the guest is ended without warning and booted again with its disk, for the
+// A check waits for one program after another most of its time, and uses one processor
+// of two. So two guests share the checks: each takes the next few when it is done.
+// A guest is also ended without warning and booted again with its disk, for the
 // checks of what a power failure leaves.
 //
-// When anything fails, the guest's console is kept and its path printed.
+// When anything fails, the guests' consoles are kept and their paths printed.
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -23,7 +26,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -33,11 +36,10 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 	"github.com/manifold-cni/manifold/test/sriovlab/checks"
 	"github.com/manifold-cni/manifold/test/vm"
-	"github.com/manifold-cni/manifold/test/vm/wire"
 )
 
-// bootLimit is how long the guest may take to boot.
-const bootLimit = 3 * time.Minute
+// bootLimit is how long a guest may take to boot, on a machine that is busy otherwise.
+const bootLimit = 10 * time.Minute
 
 // modules are the kernel modules that the checks need beside the hardware's: what
 // delegates make, and what they send.
@@ -49,18 +51,19 @@ func main() {
 	count := flag.Int("count", 1, "run every check this many times")
 	repeat := flag.Duration("repeat", 30*time.Second, "how long checks that repeat the same may do so")
 	full := flag.Bool("full", false, "run every check in every way, not in representative ones")
-	inside := flag.Bool("shell", false, "open a shell in the guest instead of running the checks")
+	guests := flag.Int("guests", min(2, runtime.NumCPU()), "let so many guests share the checks")
+	inside := flag.Bool("shell", false, "open a shell in a guest instead of running the checks")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	l := &lab{start: time.Now(), flags: []string{"-test.v", "-test.timeout=" + timeout.String()}, env: []string{
+	l := &lab{start: time.Now(), flags: []string{"-test.v", "-test.timeout=" + timeout.String(), fmt.Sprintf("-test.count=%d", *count)}, env: []string{
 		checks.BudgetVariable + "=" + repeat.String(), fmt.Sprintf("%s=%t", checks.FullVariable, *full),
 	}}
 	status, err := l.run(ctx, func() (int, error) {
 		if *inside {
-			return shell(ctx, l.machine)
+			return l.shell(ctx)
 		}
-		return l.all(ctx, *run, *count)
+		return l.all(ctx, *run, *guests)
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "sriovlab:", err)
@@ -74,15 +77,16 @@ type lab struct {
 	start    time.Time
 	dir      string
 	software *vm.Software
-	config   vm.Config
-	machine  *vm.Machine
-	flags    []string // of the checks' program
+	files    map[string]string // of a guest
+	flags    []string          // of the checks' program
 	env      []string
-	counts   counter
+	guests   []*guest
 }
 
 // tell says how far the run has come.
 func (l *lab) tell(format string, args ...any) {
+	output.Lock()
+	defer output.Unlock()
 	fmt.Printf("sriovlab: %5.1fs %s\n", time.Since(l.start).Seconds(), fmt.Sprintf(format, args...))
 }
 
@@ -91,20 +95,25 @@ func (l *lab) clean(well bool) error {
 	if well {
 		return os.RemoveAll(l.dir)
 	}
-	entries, err := os.ReadDir(l.dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.Name() != vm.ConsoleFile && e.Name() != vm.LogFile {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(l.dir, e.Name())))
+	var problems []error
+	for _, g := range l.guests {
+		for _, file := range []string{vm.ConsoleFile, vm.LogFile} {
+			to := fmt.Sprintf("%s-%d", filepath.Join(l.dir, file), g.number)
+			if err := os.Rename(filepath.Join(g.config.Dir, file), to); err != nil && !errors.Is(err, os.ErrNotExist) {
+				problems = append(problems, err)
+			}
 		}
+		problems = append(problems, os.RemoveAll(g.config.Dir))
 	}
-	l.tell("kept the guest's console %s and QEMU's messages beside it", filepath.Join(l.dir, vm.ConsoleFile))
-	return err
+	l.tell("kept the guests' consoles and QEMU's messages in %s", l.dir)
+	return errors.Join(append(problems, os.RemoveAll(l.programs()), os.RemoveAll(l.checks()))...)
 }
 
-// run prepares, boots, uses and ends the guest.
+// programs and checks are where what goes into the guests is built.
+func (l *lab) programs() string { return filepath.Join(l.dir, "programs") }
+func (l *lab) checks() string   { return filepath.Join(l.dir, "checks.test") }
+
+// run prepares guests, and ends them after their use.
 func (l *lab) run(ctx context.Context, use func() (int, error)) (status int, err error) {
 	if l.dir, err = os.MkdirTemp("", "sriovlab-"); err != nil {
 		return 0, err
@@ -113,143 +122,133 @@ func (l *lab) run(ctx context.Context, use func() (int, error)) (status int, err
 	if l.software, err = vm.Install(ctx, os.Stdout); err != nil {
 		return 0, err
 	}
-	files, err := build(l.dir)
-	if err != nil {
+	if err := l.build(); err != nil {
 		return 0, err
 	}
-	l.config = vm.Config{Dir: l.dir, PFs: 2, IOMMU: true, Modules: modules, Files: files, Disk: filepath.Join(l.dir, "disk")}
 	l.tell("programs built; booting Linux %s", l.software.Release)
-	if err := l.boot(ctx); err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, l.machine.Close()) }()
+	defer func() {
+		for _, g := range l.guests {
+			err = errors.Join(err, g.close())
+		}
+	}()
 	return use()
 }
 
-// boot boots the guest.
-func (l *lab) boot(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, bootLimit)
-	defer cancel()
-	m, err := vm.Boot(ctx, l.software, l.config)
+// build builds what goes into the guests.
+func (l *lab) build() error {
+	plugins, err := harness.PluginDir()
 	if err != nil {
 		return err
 	}
-	l.machine = m
-	l.tell("the guest booted in %.1f s", l.machine.BootTime.Seconds())
+	if err := os.Mkdir(l.programs(), 0o755); err != nil {
+		return err
+	}
+	if err := harness.Programs(l.programs(), true); err != nil {
+		return err
+	}
+	cmd := exec.Command("go", "test", "-c", "-tags", "sriovlab", "-ldflags", "-s -w", "-o", l.checks(), "github.com/manifold-cni/manifold/test/sriovlab/checks")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the checks: %w\n%s", err, text)
+	}
+	l.files = map[string]string{
+		"/opt/cni/bin": plugins, "/opt/manifold": l.programs(), "/opt/checks": l.checks(),
+		// Stands in for the SR-IOV CNI, whose configuration keys are understood by its name.
+		"/opt/manifold/sriov": filepath.Join(l.programs(), "scripted"),
+	}
 	return nil
 }
 
-// build builds what goes into the guest and returns it by the path there.
-func build(dir string) (map[string]string, error) {
-	plugins, err := harness.PluginDir()
-	if err != nil {
-		return nil, err
-	}
-	programs := filepath.Join(dir, "programs")
-	if err := os.Mkdir(programs, 0o755); err != nil {
-		return nil, err
-	}
-	if err := harness.Programs(programs, true); err != nil {
-		return nil, err
-	}
-	checks := filepath.Join(dir, "checks.test")
-	cmd := exec.Command("go", "test", "-c", "-tags", "sriovlab", "-ldflags", "-s -w", "-o", checks, "github.com/manifold-cni/manifold/test/sriovlab/checks")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build the checks: %w\n%s", err, text)
-	}
-	return map[string]string{
-		"/opt/cni/bin": plugins, "/opt/manifold": programs, "/opt/checks": checks,
-		// Stands in for the SR-IOV CNI, whose configuration keys are understood by its name.
-		"/opt/manifold/sriov": filepath.Join(programs, "scripted"),
-	}, nil
-}
-
-// The checks between which the guest is reset, see the package checks.
+// The checks between which a guest is reset, see the package checks.
 const beforeReset, afterReset = "TestBeforeReset", "TestAfterReset"
 
-// all runs the checks that match a pattern, those of a reset last, and prints how
-// many there were.
-func (l *lab) all(ctx context.Context, pattern string, count int) (int, error) {
-	selected, err := regexp.Compile(pattern)
+// list returns the names of the checks that a pattern selects, those of a reset apart.
+func (l *lab) list(ctx context.Context, pattern string) (names []string, reset bool, err error) {
+	top, _, _ := strings.Cut(pattern, "/") // the rest selects parts of them
+	out, err := exec.CommandContext(ctx, l.checks(), "-test.list="+cmp.Or(top, ".")).Output()
 	if err != nil {
+		return nil, false, fmt.Errorf("list the checks: %w", err)
+	}
+	for _, name := range strings.Fields(string(out)) {
+		if name == beforeReset || name == afterReset {
+			reset = true
+		} else if strings.HasPrefix(name, "Test") {
+			names = append(names, name)
+		}
+	}
+	return names, reset, nil
+}
+
+// all runs the checks that match a pattern in so many guests at most, and prints how
+// many there were.
+func (l *lab) all(ctx context.Context, pattern string, guests int) (status int, err error) {
+	q := &queue{}
+	if q.checks, q.reset, err = l.list(ctx, pattern); err != nil {
 		return 0, err
 	}
-	status, err := l.checks(ctx, func() {}, "-test.run="+pattern, "-test.skip=^("+beforeReset+"|"+afterReset+")$", fmt.Sprintf("-test.count=%d", count))
-	if err == nil && (selected.MatchString(beforeReset) || selected.MatchString(afterReset)) {
-		var after int
-		after, err = l.reset(ctx)
-		status = max(status, after)
+	if _, parts, ok := strings.Cut(pattern, "/"); ok {
+		q.parts = "/" + parts
 	}
-	fmt.Printf("%d passed, %d failed, %d skipped\n", l.counts.passed, l.counts.failed, l.counts.skipped)
-	if err == nil && status == 0 && l.counts.passed == 0 {
+	q.guests = max(1, min(guests, q.jobs()))
+	statuses, errs := make([]int, q.guests), make([]error, q.guests)
+	var wg sync.WaitGroup
+	for i := range q.guests {
+		g, err := l.guest()
+		if err != nil {
+			return 0, err
+		}
+		g.several = q.guests > 1
+		wg.Go(func() { statuses[i], errs[i] = g.work(ctx, q) })
+	}
+	wg.Wait()
+	var total counter
+	for _, g := range l.guests {
+		total.add(&g.counts)
+	}
+	fmt.Printf("%d passed, %d failed, %d skipped\n", total.passed, total.failed, total.skipped)
+	err = errors.Join(errs...)
+	if status = slices.Max(statuses); err == nil && status == 0 && total.passed == 0 {
 		err = errors.New("no check ran")
 	}
 	return status, err
 }
 
-// reset runs the first half of the checks of a reset, ends the guest when that
-// says so, boots it again with its disk, and runs the second half.
-func (l *lab) reset(ctx context.Context) (int, error) {
-	type ending struct {
-		status int
-		err    error
-	}
-	ready, ended := make(chan struct{}), make(chan ending, 1)
-	go func() {
-		status, err := l.checks(ctx, sync.OnceFunc(func() { close(ready) }), "-test.run=^"+beforeReset+"$")
-		ended <- ending{status, err}
-	}()
-	select {
-	case <-ready:
-	case e := <-ended: // it failed
-		return max(e.status, 1), e.err
-	}
-	if err := l.machine.Kill(); err != nil {
-		return 0, err
-	}
-	<-ended // for the reason that the guest is gone
-	l.tell("the guest's power has failed")
-	if err := l.boot(ctx); err != nil {
-		return 0, err
-	}
-	return l.checks(ctx, func() {}, "-test.run=^"+afterReset+"$")
+// queue is what is to be run.
+type queue struct {
+	guests int
+	parts  string // of checks, as a pattern with its slash
+
+	mu     sync.Mutex // guards the fields below
+	reset  bool
+	checks []string
 }
 
-// checks runs the checks' program with its arguments. resettable is called when a
-// check says that the guest may be reset.
-func (l *lab) checks(ctx context.Context, resettable func(), args ...string) (int, error) {
-	l.counts.resettable, l.counts.rest = resettable, ""
-	program := wire.Command{Args: slices.Concat([]string{"/opt/checks"}, l.flags, args), Env: l.env}
-	status, err := l.machine.Run(ctx, vm.Command{Command: program, Stdout: &l.counts, Stderr: os.Stderr})
-	if err == nil {
-		l.tell("the checks ended with status %d", status)
+// jobs is how many guests can have something to do.
+func (q *queue) jobs() int {
+	n := len(q.checks)
+	if q.reset {
+		n++
 	}
-	return status, err
+	return n
 }
 
-// counter prints what tests print and counts them by the lines that tell their
-// ends; a test with parts counts like one of its parts.
-type counter struct {
-	resettable              func() // called for checks.ResetNow
-	rest                    string // of a line that has not ended
-	passed, failed, skipped int
-}
+// atOnce is how many checks a guest takes at most: each start of their program takes
+// a second there.
+const atOnce = 4
 
-func (c *counter) Write(b []byte) (int, error) {
-	lines := strings.SplitAfter(c.rest+string(b), "\n")
-	c.rest = lines[len(lines)-1]
-	for _, line := range lines[:len(lines)-1] {
-		switch line = strings.TrimSpace(line); {
-		case line == checks.ResetNow:
-			c.resettable()
-		case strings.HasPrefix(line, "--- PASS:"):
-			c.passed++
-		case strings.HasPrefix(line, "--- FAIL:"):
-			c.failed++
-		case strings.HasPrefix(line, "--- SKIP:"):
-			c.skipped++
-		}
+// next takes what a guest does next: the checks of a reset, which are waited for
+// longest, or some others, fewer towards the end, so that all guests end together.
+func (q *queue) next() (reset bool, names []string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.reset {
+		q.reset = false
+		return true, nil
 	}
-	return os.Stdout.Write(b)
+	n := len(q.checks)
+	if q.guests > 1 {
+		n = min(n, max(1, min(atOnce, n/(4*q.guests))))
+	}
+	names, q.checks = q.checks[:n], q.checks[n:]
+	return false, names
 }

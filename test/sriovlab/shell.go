@@ -19,7 +19,15 @@ exec /bin/sh -l`
 
 // shell opens a shell in the guest, on a terminal of its own where there is one
 // at hand.
-func shell(ctx context.Context, m *vm.Machine) (int, error) {
+func (l *lab) shell(ctx context.Context) (int, error) {
+	g, err := l.guest()
+	if err == nil {
+		err = g.boot(ctx)
+	}
+	if err != nil {
+		return 0, err
+	}
+	m := g.machine
 	c := vm.Command{Command: wire.Command{Args: []string{"/bin/busybox", "sh", "-c", login}, Dir: "/root"}, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 	fd := int(os.Stdin.Fd())
 	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)

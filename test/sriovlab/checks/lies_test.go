@@ -126,8 +126,8 @@ func propertiesOnThePF(t *testing.T) {
 	})
 }
 
-// served fails unless a pod gets a VF with these properties, and gives it back as it
-// was.
+// served fails unless a pod gets a VF with these properties, in the kernel's own
+// words, and gives it back as it was.
 func (n *node) served(vf string, keys map[string]any) {
 	n.t.Helper()
 	before := hardware(n.t)
@@ -136,8 +136,24 @@ func (n *node) served(vf string, keys map[string]any) {
 	p := n.admit(name, name, fakekubelet.Pins{"c": pin(vf)}, container("c", left))
 	n.succeed("ADD", p)
 	n.stands(p, vf)
+	_, v := vfOf(n.t, vf)
+	found := map[string]any{
+		"vlan": v.Vlan, "vlanQoS": v.Qos, "spoofchk": onOff(v.Spoofchk), "trust": onOff(v.Trust == 1), "max_tx_rate": int(v.MaxTxRate), "mac": v.Mac.String(),
+	}
+	for key, want := range keys {
+		if found[key] != want {
+			n.t.Errorf("the PF says %s %v, want %v", key, found[key], want)
+		}
+	}
 	n.succeed("CHECK", p)
 	n.succeed("DEL", p)
 	n.release(p)
 	before.same(n.t)
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
 }

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/manifold-cni/manifold/test/sriovlab/checks"
+	"github.com/manifold-cni/manifold/test/vm"
+	"github.com/manifold-cni/manifold/test/vm/wire"
+)
+
+// guest is one of the lab's machines.
+type guest struct {
+	*lab
+	number  int
+	several bool // it is one of several, so that its lines need its number
+	config  vm.Config
+	machine *vm.Machine // nil before it was booted
+	counts  counter
+}
+
+// guest adds a guest, which is not booted yet.
+func (l *lab) guest() (*guest, error) {
+	g := &guest{lab: l, number: len(l.guests) + 1}
+	dir := filepath.Join(l.dir, fmt.Sprint(g.number))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	g.config = vm.Config{Dir: dir, PFs: 2, IOMMU: true, Modules: modules, Files: l.files, Disk: filepath.Join(dir, "disk")}
+	l.guests = append(l.guests, g)
+	return g, nil
+}
+
+// boot boots the guest.
+func (g *guest) boot(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	m, err := vm.Boot(ctx, g.software, g.config)
+	if err != nil {
+		return fmt.Errorf("guest %d: %w", g.number, err)
+	}
+	g.machine = m
+	g.tell("guest %d booted in %.1f s", g.number, m.BootTime.Seconds())
+	return nil
+}
+
+// close ends the guest.
+func (g *guest) close() error {
+	if g.machine == nil {
+		return nil
+	}
+	return g.machine.Close()
+}
+
+// work boots the guest and does what is next until nothing is left.
+func (g *guest) work(ctx context.Context, q *queue) (status int, err error) {
+	if err := g.boot(ctx); err != nil {
+		return 0, err
+	}
+	for err == nil {
+		reset, names := q.next()
+		var ended int
+		switch {
+		case reset:
+			ended, err = g.reset(ctx)
+		case len(names) > 0:
+			ended, err = g.checks(ctx, func() {}, "^("+strings.Join(names, "|")+")$"+q.parts)
+		default:
+			return status, nil
+		}
+		status = max(status, ended)
+	}
+	return status, fmt.Errorf("guest %d: %w", g.number, err)
+}
+
+// reset runs the first half of the checks of a reset, ends the guest when that
+// says so, boots it again with its disk, and runs the second half.
+func (g *guest) reset(ctx context.Context) (int, error) {
+	type ending struct {
+		status int
+		err    error
+	}
+	ready, ended := make(chan struct{}), make(chan ending, 1)
+	go func() {
+		status, err := g.checks(ctx, sync.OnceFunc(func() { close(ready) }), "^"+beforeReset+"$")
+		ended <- ending{status, err}
+	}()
+	select {
+	case <-ready:
+	case e := <-ended: // it failed
+		return max(e.status, 1), e.err
+	}
+	if err := g.machine.Kill(); err != nil {
+		return 0, err
+	}
+	<-ended // for the reason that the guest is gone
+	g.tell("the power of guest %d has failed", g.number)
+	if err := g.boot(ctx); err != nil {
+		return 0, err
+	}
+	return g.checks(ctx, func() {}, "^"+afterReset+"$")
+}
+
+// checks runs the checks that match a pattern. resettable is called when one says that
+// the guest may be reset.
+func (g *guest) checks(ctx context.Context, resettable func(), pattern string) (int, error) {
+	g.counts.resettable, g.counts.rest, g.counts.prefix = resettable, "", ""
+	if g.several {
+		g.counts.prefix = fmt.Sprintf("%d| ", g.number)
+	}
+	program := wire.Command{Args: slices.Concat([]string{"/opt/checks"}, g.flags, []string{"-test.run=" + pattern}), Env: g.env}
+	status, err := g.machine.Run(ctx, vm.Command{Command: program, Stdout: &g.counts, Stderr: os.Stderr})
+	if err == nil && status != 0 {
+		g.tell("guest %d: the checks %s ended with status %d", g.number, pattern, status)
+	}
+	return status, err
+}
+
+// output is held by whoever prints, so that lines of several guests stay whole.
+var output sync.Mutex
+
+// counter prints what tests print and counts them by the lines that tell their
+// ends; a test with parts counts like one of its parts.
+type counter struct {
+	resettable              func() // called for checks.ResetNow
+	prefix                  string // of every line
+	rest                    string // of a line that has not ended
+	passed, failed, skipped int
+}
+
+// add adds what another has counted.
+func (c *counter) add(o *counter) {
+	c.passed, c.failed, c.skipped = c.passed+o.passed, c.failed+o.failed, c.skipped+o.skipped
+}
+
+// Write implements io.Writer.
+func (c *counter) Write(b []byte) (int, error) {
+	lines := strings.SplitAfter(c.rest+string(b), "\n")
+	c.rest = lines[len(lines)-1]
+	output.Lock()
+	defer output.Unlock()
+	for _, whole := range lines[:len(lines)-1] {
+		switch line := strings.TrimSpace(whole); {
+		case line == checks.ResetNow:
+			c.resettable()
+		case strings.HasPrefix(line, "--- PASS:"):
+			c.passed++
+		case strings.HasPrefix(line, "--- FAIL:"):
+			c.failed++
+		case strings.HasPrefix(line, "--- SKIP:"):
+			c.skipped++
+		}
+		if _, err := os.Stdout.WriteString(c.prefix + whole); err != nil {
+			return 0, err
+		}
+	}
+	return len(b), nil
+}
