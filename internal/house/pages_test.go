@@ -38,7 +38,7 @@ const configurationDifferences = `
 3. an absolute path of a directory: its first configuration by file name
 4. an absolute path of a file
 
-` + "`" + `namespace/name` + "`" + ` is a definition of another namespace, and no file serves in its place. A pod's annotations name definitions alone, never a file of the node. What is found when a pod is added is recorded, and serves its CHECK and DEL; STATUS and GC look the default network up the same way. A definition without ` + "`" + `spec.config` + "`" + ` is the file of its name; one that is broken refuses the pod, whatever files there are. A network that is found nowhere refuses the pod, retryably: a default network's plugin may not have written its configuration yet. The agent reads these files: a path outside ` + "`" + `confDir` + "`" + ` must be mounted into its container.
+` + "`" + `namespace/name` + "`" + ` is a definition of another namespace, and no file serves in its place. A pod's annotations name definitions alone, never a file of the node. What is found when a pod is added is recorded, and serves its CHECK and DEL; STATUS and GC look the default network up the same way. A definition without ` + "`" + `spec.config` + "`" + ` is the file of its name; one that is broken refuses the pod, whatever files there are. A network that is found nowhere refuses the pod, retryably: a default network's plugin may not have written its configuration yet. The agent reads these files: a path outside the runtime's directory of configurations must be mounted into its container, which the chart's value ` + "`" + `host.networkDirs` + "`" + ` does.
 
 ## Differences in behaviour
 

@@ -82,6 +82,7 @@ func values() map[string][]string {
 		"admission":    {"--set", "webhook.enabled=true"},
 		"cert-manager": {"--set", "webhook.enabled=true,webhook.certificates=cert-manager"},
 		"observed":     {"--set", "logFormat=text,traces=http://collector:4318,prometheusRule.enabled=true,podMonitor.enabled=true,http.public=true,dashboard.enabled=true,webhook.enabled=true"},
+		"networks":     {"--set", "host.networkDirs={/etc/cni/multus/net.d}"},
 		"own registry": {"--set", "image.repository=registry.example/manifold", "--set", "image.pullSecrets={one,two}"},
 	}
 	for _, p := range manifests.Presets {
@@ -232,6 +233,7 @@ func TestSchemaRefuses(t *testing.T) {
 		"reconcile=perhaps", "host.cniBinDir=opt/cni/bin", "host.cniConfName=00-manifold.json", "image.digest=latest",
 		"podsAPI=yes", "maxUnavailable=0", "nosuchvalue=1", "host.cniBinDri=/opt", "apiServer.port=https", "http.port=70000",
 		"logFormat=xml", "traces=collector:4318", "podMonitor.interval=often", "dashboard.label=x",
+		"host.networkDirs={nets}", "host.networkDirs={/}", "host.networkDirs={/etc}", "host.networkDirs={/srv/a,/srv/a}", "host.networkDirs=/srv/a",
 	} {
 		if out, err := manifests.Render(root, "--set", bad); err == nil {
 			t.Errorf("--set %s is taken:\n%.200s", bad, out)

@@ -21,7 +21,8 @@ import (
 // moved are directories of which none is a default one.
 var moved = []string{
 	"--set", "host.cniBinDir=/m/bin,host.cniConfDir=/m/conf,host.cniConfName=05-m.conflist,host.stateDir=/m/state,host.kubeletDir=/m/kubelet,host.deviceInfoDir=/m/info",
-	"--set", "dra=true",
+	"--set", "dra=true", "--set", "host.networkDirs={/m/nets,/m/more},clusterNetwork=/m/nets/10-a.conflist",
+	"--set", "config.confDir=/m/more,config.defaultNetworks={team/net,/m/nets/sub}",
 }
 
 // A path means the same to the runtime, the plugin and the agent: each directory of
@@ -67,12 +68,12 @@ func agentConfig(t *testing.T, objects map[string]*unstructured.Unstructured) *a
 }
 
 // told are the paths among a container's arguments, all of which are written to,
-// but for its own configuration.
+// but for its own configuration and what names a network.
 func told(c *corev1.Container) map[string]bool {
 	out := map[string]bool{}
 	for _, a := range c.Args {
 		if flag, value, _ := strings.Cut(a, "="); strings.HasPrefix(value, "/") {
-			out[value] = !strings.HasSuffix(flag, "config")
+			out[value] = !strings.HasSuffix(flag, "config") && flag != "--cluster-network"
 		}
 	}
 	return out
@@ -81,11 +82,19 @@ func told(c *corev1.Container) map[string]bool {
 // served are the paths that a running agent uses, and whether it writes to them.
 func served(t *testing.T, objects map[string]*unstructured.Unstructured, conf *agent.Config) map[string]bool {
 	t.Helper()
-	var plugin struct{ DeviceInfoDir string }
+	var plugin struct {
+		DeviceInfoDir, ConfDir string
+		DefaultNetworks        []string
+	}
 	if err := json.Unmarshal([]byte(as[corev1.ConfigMap](t, objects, "ConfigMap/manifold").Data["plugin.json"]), &plugin); err != nil {
 		t.Fatal(err)
 	}
 	out := map[string]bool{conf.Socket: true, conf.Snapshot: true, conf.CNIDir: true, conf.CNIConfig: true, plugin.DeviceInfoDir: false}
+	for _, network := range append(plugin.DefaultNetworks, plugin.ConfDir) {
+		if strings.HasPrefix(network, "/") {
+			out[network] = false
+		}
+	}
 	for _, source := range []string{conf.PodResources, conf.Checkpoint, conf.PodsAPI, conf.ClaimCheckpoint, conf.DeviceMetadata} {
 		if source != "" { // left out
 			out[source] = false
