@@ -18,7 +18,8 @@ import (
 )
 
 const statusLong = `Shows what is attached: pod, network, resource, container, device, interface,
-addresses, and whether the interface was compared with what was planned.
+addresses, and whether the interface was compared with what was planned: what
+differed, and was let pass by verify or carrier, is named, and is exit status 1.
 
 ` + needs + `
 For one pod also: get pods in its namespace. With --local the journals of this
