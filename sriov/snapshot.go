@@ -1,12 +1,14 @@
 package sriov
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"strings"
+	"time"
 )
 
 // Host is a node's functions as they are and as they can be set: a sysfs tree,
@@ -52,15 +54,13 @@ func (s *Snapshot) SameFunction(now *Snapshot) bool {
 
 // Snapshot takes down how a device stands. id is the address of a PCI function,
 // the name of an auxiliary device, or that of a network device itself. The error
-// satisfies errors.Is(err, [io/fs.ErrNotExist]) when there is no such device.
+// satisfies errors.Is(err, [io/fs.ErrNotExist]) when there is no such device, and
+// wraps [ErrOmitted] when its PF, asked again for moments, does not say how it keeps
+// this VF.
 func (h Host) Snapshot(id string) (*Snapshot, error) {
 	switch {
 	case IsAddress(id):
-		f, err := h.Function(id)
-		if err != nil {
-			return nil, err
-		}
-		return h.snapshot(f, h.askPF)
+		return h.patiently(id)
 	case IsAuxiliary(id):
 		aux, err := h.Auxiliary(id)
 		if err != nil {
@@ -74,6 +74,45 @@ func (h Host) Snapshot(id string) (*Snapshot, error) {
 		return nil, fmt.Errorf("sriov: %s is neither a PCI function nor an auxiliary device: %w: %w", quote(id), fs.ErrNotExist, err)
 	}
 	return &Snapshot{VFIndex: -1, NetDevs: []NetDev{link.NetDev}}, nil
+}
+
+// ErrOmitted is wrapped by errors about a VF that its PF leaves out of an answer which
+// it gives for others, as drivers do while they reset it. It is no VF of which nothing
+// is kept.
+var ErrOmitted = errors.New("its PF does not say how it keeps this VF")
+
+// errMute is ErrOmitted where the PF leaves out every VF: they are all being reset, or
+// another host has the card's switch and this one's driver never knows.
+var errMute = errors.New("its PF does not say how it keeps any VF")
+
+// How often a PF is asked that leaves a VF out, and how long it is given in between;
+// a reset takes a driver a part of a second. What may never come is not waited for as
+// long.
+const (
+	omittedTries = 40
+	muteTries    = 5
+	answerPause  = 25 * time.Millisecond
+)
+
+// patiently takes down a PCI function, and asks a PF again that leaves the VF out.
+func (h Host) patiently(addr string) (*Snapshot, error) {
+	for try := 1; ; try++ {
+		f, err := h.Function(addr)
+		if err != nil {
+			return nil, err
+		}
+		s, err := h.snapshot(f, h.askPF)
+		switch {
+		case errors.Is(err, errMute) && try == muteTries:
+			return s, nil
+		case errors.Is(err, errMute), errors.Is(err, ErrOmitted) && try < omittedTries:
+			time.Sleep(answerPause)
+		case err != nil:
+			return nil, err
+		default:
+			return s, nil
+		}
+	}
 }
 
 // Snapshots takes down how functions stand that were read just now, by address.
@@ -98,7 +137,7 @@ func (h Host) Snapshots(functions []Function) (map[string]*Snapshot, error) {
 	var problems []error
 	for i := range functions {
 		s, err := h.snapshot(&functions[i], ask)
-		if err != nil {
+		if err != nil && !errors.Is(err, errMute) {
 			problems = append(problems, fmt.Errorf("%s: %w", functions[i].Address, err))
 			continue
 		}
@@ -124,7 +163,24 @@ func (h Host) askPF(pf string) (*Link, error) {
 	return link, nil
 }
 
-// snapshot takes down a PCI function, whose PF is asked by ask.
+// of returns what a PF's uplink keeps for one of its VFs; nil where there is none to
+// ask, and where its driver has no answers about VFs at all.
+func (l *Link) of(vfIndex int) (*VFState, error) {
+	if l == nil || l.VFs == nil {
+		return nil, nil
+	}
+	if state, ok := l.VFs[vfIndex]; ok {
+		return &state, nil
+	}
+	err := ErrOmitted
+	if len(l.VFs) == 0 {
+		err = errMute
+	}
+	return nil, fmt.Errorf("sriov: VF %d of %s: %w", vfIndex, l.Name, err)
+}
+
+// snapshot takes down a PCI function, whose PF is asked by ask. It is complete but for
+// what the PF keeps also where the error is errMute.
 func (h Host) snapshot(f *Function, ask func(pf string) (*Link, error)) (*Snapshot, error) {
 	s := &Snapshot{VFIndex: f.VFIndex, Driver: f.Driver, IOMMUGroup: f.IOMMUGroup, Instance: f.Instance}
 	if f.IsVF() {
@@ -134,10 +190,11 @@ func (h Host) snapshot(f *Function, ask func(pf string) (*Link, error)) (*Snapsh
 		}
 		if uplink != nil {
 			s.PF = uplink.Name
-			if state, ok := uplink.VFs[f.VFIndex]; ok {
-				s.VF = &state
-			}
 		}
+		if s.VF, err = uplink.of(f.VFIndex); err != nil && !errors.Is(err, errMute) {
+			return nil, err
+		}
+		return s, cmp.Or(h.addNetDevs(s, f.NetDevs), err)
 	}
 	return s, h.addNetDevs(s, f.NetDevs)
 }
@@ -188,8 +245,9 @@ func Sentences(differences []Difference) string {
 }
 
 // Compare names what now is not as in s, in a fixed order: what the PF keeps for a
-// VF, where both know it, then the network device: that it is there, its name,
-// alias, MTU and MAC. It is compared while the driver is the same, and where there
+// VF, where s knows it, then the network device: that it is there, its name, alias,
+// MTU and MAC. That the PF cannot be asked now, or has no answer, is a difference:
+// nothing that was set is gone for that. The network device is compared while the driver is the same, and where there
 // are not several; its index, which is another after each move, is not, nor is its
 // MAC where the PF gives the VF another.
 func (s *Snapshot) Compare(now *Snapshot) []Difference {
@@ -199,7 +257,11 @@ func (s *Snapshot) Compare(now *Snapshot) []Difference {
 			out = append(out, Difference{field, text(want), text(found)})
 		}
 	}
-	if s.VF != nil && now.VF != nil {
+	switch {
+	case s.VF == nil:
+	case now.VF == nil:
+		out = append(out, Difference{fieldPF, "known", now.silence()})
+	default:
 		b, n := s.VF, now.VF
 		if !s.sameMAC(now) {
 			expect("MAC of the VF", b.MAC, n.MAC)
@@ -227,6 +289,17 @@ func (s *Snapshot) Compare(now *Snapshot) []Difference {
 		}
 	}
 	return out
+}
+
+// fieldPF is the difference that what a PF keeps for a VF cannot be compared.
+const fieldPF = "what the PF keeps for the VF"
+
+// silence says why it is not known what the PF keeps for the VF.
+func (s *Snapshot) silence() string {
+	if s.PF == "" {
+		return "unknown, since the PF has no network device here"
+	}
+	return "unknown, since " + s.PF + " does not say it"
 }
 
 // text words a value for people.

@@ -139,6 +139,38 @@ func TestSnapshotOfTwoNamespaces(t *testing.T) {
 	}
 }
 
+// A VF that its PF leaves out of its answers is asked for again, and is no VF of which
+// the PF keeps nothing.
+func TestOmittedVF(t *testing.T) {
+	tree, host := machine(t)
+	want := must(host.Snapshot(igbVF))(t)
+	tree.Omit(igbVF, 2)
+	if got := must(host.Snapshot(igbVF))(t); !reflect.DeepEqual(got, want) {
+		t.Errorf("left out twice: %+v, want %+v", got, want)
+	}
+	tree.Omit(igbVF, -1)
+	if got, err := host.Snapshot(igbVF); !errors.Is(err, sriov.ErrOmitted) {
+		t.Errorf("left out for ever: %+v, %v", got, err)
+	}
+	f, other := *must(host.Function(igbVF))(t), *must(host.Function("0000:21:10.2"))(t)
+	got, err := host.Snapshots([]sriov.Function{f, other})
+	if !errors.Is(err, sriov.ErrOmitted) || got[igbVF] != nil || got[other.Address].VF == nil {
+		t.Errorf("among others: %v, %v", got, err)
+	}
+	// A driver that says nothing of any VF may never do: it has no VF's state.
+	for _, vf := range must(host.Function("0000:21:00.0"))(t).VFs {
+		tree.Omit(vf, -1)
+	}
+	for id, got := range map[string]*sriov.Snapshot{"alone": must(host.Snapshot(igbVF))(t), "among others": must(host.Snapshots([]sriov.Function{f}))(t)[igbVF]} {
+		if got.PF != "enp33s0" || got.VF != nil || len(got.NetDevs) != 1 {
+			t.Errorf("%s, of a PF that says nothing: %+v", id, got)
+		}
+		if left := want.Compare(got); len(left) != 1 {
+			t.Errorf("%s: differs in %v, want what the PF keeps", id, left)
+		}
+	}
+}
+
 func TestCompare(t *testing.T) {
 	const own, given = "02:00:00:00:00:01", "02:00:00:00:00:02"
 	was := func() *sriov.Snapshot {
@@ -181,7 +213,11 @@ func TestCompare(t *testing.T) {
 			[]string{"network device: wanted enp1, found net1", "alias of enp1: wanted none, found enp1", "MTU of enp1: wanted 1500, found 9000"}},
 		"another driver": {func(_, n *sriov.Snapshot) { n.Driver, n.NetDevs = "vfio-pci", nil }, nil},
 		"away":           {func(_, n *sriov.Snapshot) { n.NetDevs = nil }, []string{"network device: wanted enp1, found none"}},
-		"no PF view":     {func(_, n *sriov.Snapshot) { n.VF = nil }, nil},
+		"no PF to ask": {func(_, n *sriov.Snapshot) { n.VF = nil },
+			[]string{"what the PF keeps for the VF: wanted known, found unknown, since the PF has no network device here"}},
+		"no answer of the PF": {func(_, n *sriov.Snapshot) { n.VF, n.PF = nil, "enp1s0" },
+			[]string{"what the PF keeps for the VF: wanted known, found unknown, since enp1s0 does not say it"}},
+		"nothing was known of the PF": {func(b, _ *sriov.Snapshot) { b.VF = nil }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before, now := was(), was()

@@ -326,6 +326,49 @@ func TestDELWithDelegateAndDriverRefusing(t *testing.T) {
 	h.nothingLeft()
 }
 
+// A PF that cannot be asked, or does not answer, says nothing of what is set on its VF:
+// no pod gets the VF before it has.
+func TestSilentPFIsNoCleanVF(t *testing.T) {
+	away := func(h *hardware) { h.tree.RemoveNetDev(uplink) } // in another network namespace
+	back := func(h *hardware) { h.tree.AddNetDev(pfAddress, sriovtest.NetDev{Name: uplink}) }
+	omit := func(answers int) func(*hardware) { return func(h *hardware) { h.tree.Omit(vfAddress, answers) } }
+	for name, tc := range map[string]struct {
+		silence, end func(*hardware)
+		fault        string
+	}{
+		"it is away":                {away, back, "no network device here"},
+		"it leaves the VF out":      {omit(-1), omit(0), "does not say"},
+		"it leaves it out at first": {omit(3), omit(0), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHardware(t, "exit 0")
+			before := h.attach("old")
+			tc.silence(h)
+			h.must(h.del("old"))
+			q, err := h.Journal.Quarantined(vfAddress)
+			h.must(err)
+			if (q != nil) != (tc.fault != "") || q != nil && !strings.Contains(q.Reason, tc.fault) {
+				t.Fatalf("after DEL: quarantine %+v, want one for %q", q, tc.fault)
+			}
+			if q == nil {
+				h.stands(before)
+				return
+			}
+			if err := h.claim("new"); !cnierr.Is(err, cnierr.Quarantined) || !strings.Contains(err.Error(), tc.fault) {
+				t.Errorf("the next pod: %v", err)
+			}
+			tc.end(h)
+			h.must(h.claim("newer"))
+			h.stands(before)
+			h.attach("dead")
+			tc.silence(h)
+			if err := h.claim("heir"); !cnierr.Is(err, cnierr.Quarantined) || !strings.Contains(err.Error(), tc.fault) {
+				t.Errorf("a pod that takes the VF over: %v", err)
+			}
+		})
+	}
+}
+
 // Claims of VFs that no delegate was run on go with their sandbox.
 func TestUntriedClaimsAreGivenBack(t *testing.T) {
 	for name, phase := range map[string]journal.Phase{"killed after its claim": "", "no program could be started": journal.Untouched} {

@@ -408,6 +408,11 @@ func TestVanishedDevice(t *testing.T) {
 	if !cnierr.Is(err, cnierr.DeviceVanished) || !strings.Contains(err.Error(), vf) || !strings.Contains(err.Error(), "r/x") {
 		t.Errorf("vanished device: %v", err)
 	}
+	other := &plan.Device{Resource: "r/x", ID: "0000:21:10.6", PCIAddress: "0000:21:10.6"}
+	tree.Omit(other.ID, -1)
+	if out, err := Capture(tree.Host(), other); !cnierr.Is(err, cnierr.TryAgain) || !errors.Is(err, sriov.ErrOmitted) || !strings.Contains(err.Error(), other.ID) {
+		t.Errorf("a VF that its PF leaves out: %+v, %v", out, err)
+	}
 	if out, err := Capture(tree.Host(), nil); out != nil || err != nil {
 		t.Errorf("no device: %v %v", out, err)
 	}

@@ -64,7 +64,8 @@ type Facts struct {
 
 // Capture records the device of an attachment before its delegate runs; nil
 // when the attachment has none. A device that is not on this node is
-// [cnierr.DeviceVanished].
+// [cnierr.DeviceVanished]; of a VF that its PF leaves out of its answer it is not
+// known what its DEL had to make good: [cnierr.TryAgain].
 func Capture(host sriov.Host, d *plan.Device) (*sriov.Snapshot, error) {
 	if d == nil {
 		return nil, nil
@@ -74,7 +75,11 @@ func Capture(host sriov.Host, d *plan.Device) (*sriov.Snapshot, error) {
 		return nil, vanished(d, "look up device", "the kubelet allocated it, but this node has no such device: %w", err)
 	}
 	if err != nil {
-		return nil, cnierr.New("look up device", cnierr.IO, "%w", err).
+		kind := cnierr.IO
+		if errors.Is(err, sriov.ErrOmitted) {
+			kind = cnierr.TryAgain
+		}
+		return nil, cnierr.New("look up device", kind, "%w", err).
 			About(cnierr.Subject{Resource: d.Resource, Device: d.Name()})
 	}
 	return out, nil

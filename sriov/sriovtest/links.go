@@ -26,6 +26,15 @@ func (t *Tree) Refuse(addr string, p sriov.Property, err error) {
 	t.kernel.vf(addr).refused[p] = err
 }
 
+// Omit makes the PF leave the VF at addr out of its next answers, as drivers do while
+// they reset it. A negative number is for ever.
+func (t *Tree) Omit(addr string, answers int) {
+	addr = t.address(addr)
+	t.kernel.mu.Lock()
+	defer t.kernel.mu.Unlock()
+	t.kernel.vf(addr).omitted = answers
+}
+
 // AddAltName gives a network device an alternative name, which sysfs does not show.
 func (t *Tree) AddAltName(netDev, name string) {
 	t.kernel.mu.Lock()
@@ -45,6 +54,7 @@ type kernel struct {
 type vfState struct {
 	sriov.VFState
 	refused map[sriov.Property]error
+	omitted int // from so many answers to come
 }
 
 // vf returns the state of a VF, at first that of one just made: no VLAN, no MAC of
@@ -128,7 +138,12 @@ func (l links) Link(name string) (*sriov.Link, error) {
 		if out.VFs == nil {
 			out.VFs = map[int]sriov.VFState{}
 		}
-		out.VFs[i] = l.tree.kernel.vf(addr).VFState
+		v := l.tree.kernel.vf(addr)
+		if v.omitted != 0 {
+			v.omitted--
+			continue
+		}
+		out.VFs[i] = v.VFState
 	}
 	return out, nil
 }
