@@ -28,9 +28,9 @@ func (e *ResetError) Unwrap() error { return e.Err }
 // got the address since the snapshot, see [Snapshot.SameFunction].
 var ErrReplaced = errors.New("another function has its address by now")
 
-// Reset makes a device stand as in to, a snapshot of it: what the PF keeps for a
-// VF, then its network device's name, alias, MTU and MAC. What is so already is
-// not touched. It looks again afterwards, and returns what it changed; what is
+// Reset makes a device stand as in to, a snapshot of it: its network device's name,
+// alias, MTU and MAC, then what the PF keeps for a VF. What is so already is not
+// touched. It looks again afterwards, and returns what it changed; what is
 // still different then is a [*ResetError]. Nobody else must use the device
 // meanwhile. Where it has no network device on the host it cannot be given one:
 // see [Host.Wait]. A function that came after the snapshot is left as it is, with
@@ -47,9 +47,19 @@ func (h Host) Reset(id string, to *Snapshot) ([]Difference, error) {
 	if len(differences) == 0 {
 		return nil, nil
 	}
-	refused := errors.Join(h.resetVF(to, now), h.resetNetDev(to, now))
+	refused := errors.Join(h.resetNetDev(to, now), h.resetVF(to, now))
 	if now, err = h.Snapshot(id); err != nil {
 		return nil, errors.Join(refused, err)
+	}
+	if to.VF != nil && now.VF != nil && !to.sameMAC(now) {
+		// Last, and where nothing else helps: a MAC that the PF was told by its VF is
+		// told anew by then, and one that is set through the PF is the VF's for good
+		// with some drivers, which let it choose no other ever after. No message of
+		// the kernel's shows which it is.
+		refused = errors.Join(refused, h.setVF(now, PropertyMAC, *to.VF), h.resetNetDev(to, now))
+		if now, err = h.Snapshot(id); err != nil {
+			return nil, errors.Join(refused, err)
+		}
 	}
 	if left := to.Compare(now); len(left) > 0 {
 		return nil, &ResetError{Left: left, Err: refused}
@@ -57,7 +67,7 @@ func (h Host) Reset(id string, to *Snapshot) ([]Difference, error) {
 	return differences, nil
 }
 
-// resetVF sets what differs of what the PF keeps for the VF.
+// resetVF sets what differs of what the PF keeps for the VF, but its MAC.
 func (h Host) resetVF(to, now *Snapshot) error {
 	b, n := to.VF, now.VF
 	if b == nil || n == nil {
@@ -73,16 +83,20 @@ func (h Host) resetVF(to, now *Snapshot) error {
 		{PropertyTrust, b.Trust != n.Trust},
 		{PropertyLinkState, b.LinkState != n.LinkState},
 		{PropertyRate, b.MinTxRate != n.MinTxRate || b.MaxTxRate != n.MaxTxRate},
-		{PropertyMAC, !to.sameMAC(now)},
 	} {
-		if !p.differs {
-			continue
-		}
-		if err := h.links().SetVF(now.PF, now.VFIndex, p.Property, *b); err != nil {
-			problems = append(problems, fmt.Errorf("%s of VF %d on %s: %w", p.Property, now.VFIndex, now.PF, err))
+		if p.differs {
+			problems = append(problems, h.setVF(now, p.Property, *b))
 		}
 	}
 	return errors.Join(problems...)
+}
+
+// setVF sets one property of the VF that stands as in now.
+func (h Host) setVF(now *Snapshot, p Property, to VFState) error {
+	if err := h.links().SetVF(now.PF, now.VFIndex, p, to); err != nil {
+		return fmt.Errorf("%s of VF %d on %s: %w", p, now.VFIndex, now.PF, err)
+	}
+	return nil
 }
 
 // resetNetDev gives the device's network device its name, alias, MTU and MAC.

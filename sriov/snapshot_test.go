@@ -299,6 +299,43 @@ func TestResetOfTheVFsOwnMAC(t *testing.T) {
 	}
 }
 
+// A VF whose driver tells its PF of its MAC gets its own back through the driver: set by
+// the PF, it were one that no later pod's plugin can change.
+func TestResetLeavesTheVFTheChoiceOfItsMAC(t *testing.T) {
+	tree, host := machine(t)
+	tree.Tell(igbVF)
+	own := must(host.Snapshot(igbVF))(t).NetDevs[0]
+	choose := func(mac string) *sriov.Snapshot {
+		t.Helper()
+		to := own
+		to.MAC = mac
+		if err := host.Links.SetNetDev(own.Name, to); err != nil {
+			t.Fatal(err)
+		}
+		s := must(host.Snapshot(igbVF))(t)
+		if s.NetDevs[0].MAC != mac || s.VF.MAC != mac {
+			t.Errorf("chose %s: %+v, %+v", mac, s.NetDevs[0], s.VF)
+		}
+		return s
+	}
+	before := choose(own.MAC) // it was up once
+	for _, mac := range []string{"02:00:00:00:07:01", "02:00:00:00:07:02"} {
+		choose(mac)
+		must(host.Reset(igbVF, before))(t)
+		if now := must(host.Snapshot(igbVF))(t); !reflect.DeepEqual(now, before) {
+			t.Errorf("reset to %+v %+v", now, now.VF)
+		}
+	}
+	// What the PF was set to is the PF's to take back.
+	if err := host.Links.SetVF("enp33s0", vfIndex, sriov.PropertyMAC, sriov.VFState{MAC: "02:00:00:00:07:03"}); err != nil {
+		t.Fatal(err)
+	}
+	must(host.Reset(igbVF, before))(t)
+	if now := must(host.Snapshot(igbVF))(t); !reflect.DeepEqual(now, before) {
+		t.Errorf("reset to %+v %+v", now, now.VF)
+	}
+}
+
 // What a driver refuses keeps nothing else from being reset.
 func TestResetPastARefusal(t *testing.T) {
 	tree, host := machine(t)

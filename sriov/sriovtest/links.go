@@ -35,6 +35,16 @@ func (t *Tree) Omit(addr string, answers int) {
 	t.kernel.vf(addr).omitted = answers
 }
 
+// Tell makes the driver of the VF at addr tell its PF which MAC its network device has,
+// and the PF's refuse any other once it was itself set to one, until that is all zeros:
+// so do igbvf and igb. A trusted VF may choose all the same.
+func (t *Tree) Tell(addr string) {
+	addr = t.address(addr)
+	t.kernel.mu.Lock()
+	defer t.kernel.mu.Unlock()
+	t.kernel.vf(addr).tells = true
+}
+
 // AddAltName gives a network device an alternative name, which sysfs does not show.
 func (t *Tree) AddAltName(netDev, name string) {
 	t.kernel.mu.Lock()
@@ -55,6 +65,8 @@ type vfState struct {
 	sriov.VFState
 	refused map[sriov.Property]error
 	omitted int // from so many answers to come
+	tells   bool
+	given   bool // its MAC, by the PF
 }
 
 // vf returns the state of a VF, at first that of one just made: no VLAN, no MAC of
@@ -201,9 +213,24 @@ func (l links) SetVF(pf string, index int, p sriov.Property, to sriov.VFState) e
 	case sriov.PropertyRate:
 		v.MinTxRate, v.MaxTxRate = to.MinTxRate, to.MaxTxRate
 	case sriov.PropertyMAC:
-		v.MAC = to.MAC
+		v.MAC, v.given = to.MAC, strings.Trim(to.MAC, "0:") != ""
 	}
 	return nil
+}
+
+// chooses returns the MAC that the network device of the function at addr gets when it
+// is to get mac, see [Tree.Tell].
+func (k *kernel) chooses(addr, mac string) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	v := k.vfs[addr]
+	if v == nil || !v.tells {
+		return mac
+	}
+	if !v.given || v.Trust {
+		v.MAC = mac
+	}
+	return v.MAC
 }
 
 // SetNetDev implements [sriov.Links]. It changes the tree, like the tree's methods.
@@ -213,8 +240,12 @@ func (l links) SetNetDev(name string, to sriov.NetDev) error {
 	if dir == "" {
 		return fmt.Errorf("network device %s: %w", name, sriov.ErrNoLink)
 	}
+	mac := to.MAC
+	if addr, err := t.FS().OfNetDev(name); err == nil {
+		mac = t.kernel.chooses(addr, mac)
+	}
 	t.write(dir, attr("mtu", to.MTU))
-	t.write(dir, attr("address", to.MAC))
+	t.write(dir, attr("address", mac))
 	t.write(dir, attr("ifalias", to.Alias))
 	if to.Name != name {
 		t.RenameNetDev(name, to.Name)
