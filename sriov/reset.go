@@ -30,7 +30,7 @@ var ErrReplaced = errors.New("another function has its address by now")
 
 // Reset makes a device stand as in to, a snapshot of it: its network device's name,
 // alias, MTU and MAC, then what the PF keeps for a VF. What is so already is not
-// touched. It looks again afterwards, and returns what it changed; what is
+// touched, and a device that has another driver by now is not bound anew. It looks again afterwards, and returns what it changed; what is
 // still different then is a [*ResetError]. Nobody else must use the device
 // meanwhile. Where it has no network device on the host it cannot be given one:
 // see [Host.Wait]. A function that came after the snapshot is left as it is, with

@@ -245,8 +245,8 @@ func Sentences(differences []Difference) string {
 }
 
 // Compare names what now is not as in s, in a fixed order: what the PF keeps for a
-// VF, where s knows it, then the network device: that it is there, its name, alias,
-// MTU and MAC. That the PF cannot be asked now, or has no answer, is a difference:
+// VF, where s knows it, the driver, then the network device: that it is there, its
+// name, alias, MTU and MAC. That the PF cannot be asked now, or has no answer, is a difference:
 // nothing that was set is gone for that. The network device is compared while the driver is the same, and where there
 // are not several; its index, which is another after each move, is not, nor is its
 // MAC where the PF gives the VF another.
@@ -277,6 +277,7 @@ func (s *Snapshot) Compare(now *Snapshot) []Difference {
 		expect("minimum rate of the VF", b.MinTxRate, n.MinTxRate)
 		expect("maximum rate of the VF", b.MaxTxRate, n.MaxTxRate)
 	}
+	expect("driver", s.Driver, now.Driver)
 	if len(s.NetDevs) == 1 && len(now.NetDevs) == 0 && s.Driver == now.Driver {
 		expect("network device", s.NetDevs[0].Name, "")
 	}

@@ -211,7 +211,8 @@ func TestCompare(t *testing.T) {
 			n.NetDevs[0] = sriov.NetDev{Name: "net1", MAC: own, MTU: 9000, Alias: "enp1"}
 		},
 			[]string{"network device: wanted enp1, found net1", "alias of enp1: wanted none, found enp1", "MTU of enp1: wanted 1500, found 9000"}},
-		"another driver": {func(_, n *sriov.Snapshot) { n.Driver, n.NetDevs = "vfio-pci", nil }, nil},
+		"another driver": {func(_, n *sriov.Snapshot) { n.Driver, n.NetDevs = "vfio-pci", nil }, []string{"driver: wanted igbvf, found vfio-pci"}},
+		"no driver":      {func(_, n *sriov.Snapshot) { n.Driver, n.NetDevs = "", nil }, []string{"driver: wanted igbvf, found none"}},
 		"away":           {func(_, n *sriov.Snapshot) { n.NetDevs = nil }, []string{"network device: wanted enp1, found none"}},
 		"no PF to ask": {func(_, n *sriov.Snapshot) { n.VF = nil },
 			[]string{"what the PF keeps for the VF: wanted known, found unknown, since the PF has no network device here"}},

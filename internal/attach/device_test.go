@@ -369,6 +369,34 @@ func TestSilentPFIsNoCleanVF(t *testing.T) {
 	}
 }
 
+// A VF that was bound to another driver while its pod had it is not as it was, though
+// no network device can be compared. What its delegate's DEL does not find is passed
+// over.
+func TestVFWithAnotherDriverIsConfined(t *testing.T) {
+	for _, driver := range []string{"vfio-pci", ""} {
+		t.Run("driver "+driver, func(t *testing.T) {
+			h := newHardware(t, `test -z "$CNI_NETNS"`)
+			before := h.attach("old")
+			for _, d := range h.vf().NetDevs {
+				h.tree.RemoveNetDev(d.Name)
+			}
+			h.tree.Bind(vfAddress, driver)
+			h.must(h.del("old"))
+			q, err := h.Journal.Quarantined(vfAddress)
+			if err != nil || q == nil || !strings.Contains(q.Reason, "driver: wanted igbvf, found") {
+				t.Fatalf("quarantine %+v, %v", q, err)
+			}
+			if err := h.claim("new"); !cnierr.Is(err, cnierr.Quarantined) {
+				t.Errorf("the next pod: %v", err)
+			}
+			h.tree.Bind(vfAddress, "igbvf")
+			h.tree.AddNetDev(vfAddress, sriovtest.NetDev{Name: vfNetDev})
+			h.must(h.claim("newer"))
+			h.stands(before)
+		})
+	}
+}
+
 // Claims of VFs that no delegate was run on go with their sandbox.
 func TestUntriedClaimsAreGivenBack(t *testing.T) {
 	for name, phase := range map[string]journal.Phase{"killed after its claim": "", "no program could be started": journal.Untouched} {

@@ -403,6 +403,13 @@ func TestVanishedDevice(t *testing.T) {
 	if out, err := Capture(tree.Host(), d); cnierr.Is(err, cnierr.DeviceVanished) {
 		t.Fatalf("a present device: %+v, %v", out, err)
 	}
+	had := &sriov.Snapshot{Driver: "igbvf", NetDevs: []sriov.NetDev{{Name: "x"}, {Name: "y"}}}
+	for driver, want := range map[string]bool{"igbvf": false, "vfio-pci": true} {
+		tree.Bind(vf, driver)
+		if back, err := Returned(tree.Host(), d, had); back != want || err != nil {
+			t.Errorf("with driver %s: returned %v, %v", driver, back, err)
+		}
+	}
 	tree.Remove(vf)
 	_, err := Capture(tree.Host(), d)
 	if !cnierr.Is(err, cnierr.DeviceVanished) || !strings.Contains(err.Error(), vf) || !strings.Contains(err.Error(), "r/x") {

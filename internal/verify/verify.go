@@ -216,7 +216,8 @@ func (f *Facts) lookForNetDev(host sriov.Host, address string) (err error) {
 }
 
 // Returned reports whether the network devices that a device had before are on
-// the host again. A device that left the node has none to return.
+// the host again. A device that left the node has none to return, nor has one that has
+// another driver by now: what becomes of that [Restore] says.
 func Returned(host sriov.Host, d *plan.Device, before *sriov.Snapshot) (bool, error) {
 	if before == nil {
 		return true, nil
@@ -229,7 +230,7 @@ func Returned(host sriov.Host, d *plan.Device, before *sriov.Snapshot) (bool, er
 		return false, cnierr.New("inspect device", cnierr.IO, "%w", err)
 	}
 	if d.PCIAddress != "" { // under which name, [Restore] sees to
-		return len(now.NetDevs) >= len(before.NetDevs), nil
+		return len(now.NetDevs) >= len(before.NetDevs) || now.Driver != before.Driver, nil
 	}
 	for _, was := range before.NetDevs {
 		if !slices.ContainsFunc(now.NetDevs, func(n sriov.NetDev) bool { return n.Name == was.Name }) {
