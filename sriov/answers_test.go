@@ -71,10 +71,14 @@ func FuzzDecodeVFs(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(make([]byte, 16))
 	f.Add(append(make([]byte, 16), 8, 0, 22, 0, 4, 0, 1, 0))
+	f.Add(append(make([]byte, 16), 12, 0, 43, 0, 8, 0, 6, 0, 12, 0, 0, 0)) // IFLA_XDP
 	f.Fuzz(func(t *testing.T, body []byte) {
 		vfs, err := decodeVFs(body)
 		if err != nil && vfs != nil {
 			t.Errorf("both %v and %v", vfs, err)
+		}
+		if programs, err := decodeXDP(body); err != nil && programs != nil {
+			t.Errorf("both %v and %v", programs, err)
 		}
 	})
 }

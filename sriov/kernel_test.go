@@ -3,9 +3,13 @@ package sriov_test
 import (
 	"context"
 	"errors"
+	"reflect"
+	"runtime"
 	"testing"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/sriov"
 	"github.com/manifold-cni/manifold/test/harness"
@@ -43,7 +47,7 @@ func TestKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := must(links.Link("eth1"))(t)
-	want.Index = got.Index
+	want.Index, want.Settings = got.Index, got.Settings // which another test compares
 	if got.NetDev != want || got.VFs != nil {
 		t.Errorf("%+v, want %+v", got, want)
 	}
@@ -54,11 +58,75 @@ func TestKernel(t *testing.T) {
 		t.Error("a VF was set on a device that has none")
 	}
 	s := must(sriov.Host{FS: sriov.FS{Root: t.TempDir()}}.Snapshot("eth1"))(t)
-	if len(s.NetDevs) != 1 || s.NetDevs[0] != want {
+	if len(s.NetDevs) != 1 || !reflect.DeepEqual(s.NetDevs[0], want) {
 		t.Errorf("snapshot %+v", s)
 	}
 	cancel()
 	for range events { // until it is closed
+	}
+}
+
+// loadXDP loads a program that lets each packet pass, and returns its descriptor.
+func loadXDP(t *testing.T) int {
+	t.Helper()
+	const progLoad, typeXDP = 5, 6
+	code := []uint64{0x2_0000_00b7, 0x95} // r0 = XDP_PASS; exit
+	license := []byte("GPL\x00")
+	attr := struct {
+		kind, count   uint32
+		code, license uint64
+		_             [48]byte
+	}{kind: typeXDP, count: uint32(len(code)), code: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0])))}
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, progLoad, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	runtime.KeepAlive(code)
+	runtime.KeepAlive(license)
+	if errno != 0 {
+		t.Fatalf("load an XDP program: %v", errno)
+	}
+	return int(fd)
+}
+
+// What a pod with NET_ADMIN can leave on a network device is seen, and undone.
+func TestKernelUndoesSettings(t *testing.T) {
+	if !harness.Alone(t) {
+		return
+	}
+	var links sriov.Kernel
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "veth7"
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer"}); err != nil {
+		t.Fatal(err)
+	}
+	link := must(netlink.LinkByName("veth7"))(t)
+	before := must(links.Link("veth7"))(t).NetDev
+	fd := loadXDP(t)
+	const generic = 1 << 1 // XDP_FLAGS_SKB_MODE
+	if err := errors.Join(
+		netlink.LinkSetUp(link), netlink.SetPromiscOn(link), netlink.LinkSetAllmulticastOn(link), netlink.LinkSetTxQLen(link, 7), netlink.LinkSetARPOff(link),
+		netlink.LinkSetGroup(link, 9), netlink.LinkSetXdpFdWithFlags(link, fd, generic), unix.Close(fd),
+		netlink.LinkSetDown(link), netlink.LinkSetName(link, "x0"), netlink.LinkAddAltName(link, "veth7"), netlink.LinkAddAltName(link, "evil0"),
+	); err != nil {
+		t.Fatal(err)
+	}
+	now := must(links.Link("x0"))(t).NetDev
+	left := (&sriov.Snapshot{NetDevs: []sriov.NetDev{before}}).Compare(&sriov.Snapshot{NetDevs: []sriov.NetDev{now}})
+	if len(left) != 8 || len(now.Settings.XDP) != 1 {
+		t.Errorf("settings %+v: differ in %v, want eight", now.Settings, left)
+	}
+	if err := links.SetNetDev("x0", before); err != nil {
+		t.Fatal(err)
+	}
+	if now := must(links.Link("veth7"))(t).NetDev; !reflect.DeepEqual(now, before) {
+		t.Errorf("made %+v %+v, was %+v %+v", now, now.Settings, before, before.Settings)
+	}
+	// And what was there before, and is not now.
+	has := before
+	has.Settings = &sriov.Settings{AltNames: []string{"wan"}, Flags: unix.IFF_MULTICAST | unix.IFF_ALLMULTI, TxQueue: 500, Group: 3}
+	if err := links.SetNetDev("veth7", has); err != nil {
+		t.Fatal(err)
+	}
+	if now := must(links.Link("wan"))(t).NetDev; !reflect.DeepEqual(now, has) {
+		t.Errorf("made %+v, want %+v", now.Settings, has.Settings)
 	}
 }
 

@@ -26,7 +26,8 @@ type Links interface {
 	// SetVF sets one property of the VF at index of the PF whose network device is
 	// pf, to what it is in to.
 	SetVF(pf string, index int, p Property, to VFState) error
-	// SetNetDev gives the named network device the name, alias, MTU and MAC of to.
+	// SetNetDev gives the named network device the name, alias, MTU and MAC of to, and
+	// its settings where it has them.
 	SetNetDev(name string, to NetDev) error
 	// Events returns a channel that gets a value after network devices or drivers
 	// of the node changed; changes in quick succession give one. When ctx ends, or
@@ -47,6 +48,8 @@ type NetDev struct {
 	MAC   string `json:"mac,omitempty"`
 	MTU   int    `json:"mtu,omitempty"`
 	Alias string `json:"alias,omitempty"` // where the plugin host-device keeps the name that it had on the host
+	// Settings are nil where they were not taken down, as before they were known of.
+	Settings *Settings `json:"settings,omitempty"`
 }
 
 // VFState is what a PF keeps for one of its VFs, and forces on whoever has it.
@@ -89,7 +92,10 @@ func (Kernel) Link(name string) (*Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &Link{NetDev: netDevOf(link)}
+	out := &Link{}
+	if out.NetDev, err = netDevOf(link, body); err != nil {
+		return nil, err
+	}
 	if out.VFs, err = decodeVFs(body); err != nil {
 		return nil, fmt.Errorf("VFs of network device %s: %w", name, err)
 	}
@@ -137,9 +143,14 @@ func find(name string) (netlink.Link, error) {
 	return link, err
 }
 
-func netDevOf(link netlink.Link) NetDev {
+// netDevOf reads a network device; body is the message that link was read of.
+func netDevOf(link netlink.Link, body []byte) (NetDev, error) {
 	a := link.Attrs()
-	return NetDev{Name: a.Name, Index: a.Index, MAC: a.HardwareAddr.String(), MTU: a.MTU, Alias: a.Alias}
+	settings, err := settingsOf(a, body)
+	if err != nil {
+		return NetDev{}, fmt.Errorf("network device %s: %w", a.Name, err)
+	}
+	return NetDev{Name: a.Name, Index: a.Index, MAC: a.HardwareAddr.String(), MTU: a.MTU, Alias: a.Alias, Settings: settings}, nil
 }
 
 // OfLink is [FS.OfNetDev] for any name of the network device, also an alternative
@@ -202,16 +213,22 @@ func setMAC(link netlink.Link, mac net.HardwareAddr) error {
 // SetNetDev implements [Links]. A device that is up is down meanwhile, since the
 // kernel renames no other.
 func (Kernel) SetNetDev(name string, to NetDev) error {
-	link, err := find(name)
+	link, body, err := ask(name)
 	if err != nil {
 		return err
 	}
-	is := netDevOf(link)
+	is, err := netDevOf(link, body)
+	if err != nil {
+		return err
+	}
 	up := link.Attrs().Flags&net.FlagUp != 0
 	if err := netlink.LinkSetDown(link); err != nil {
 		return fmt.Errorf("set %s down: %w", name, err)
 	}
 	var problems []error
+	if to.Settings != nil { // first: an alternative name may be the one that is to be given
+		problems = append(problems, setSettings(link, is.Settings, to.Settings))
+	}
 	if to.Name != is.Name {
 		problems = append(problems, netlink.LinkSetName(link, to.Name))
 	}

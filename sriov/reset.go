@@ -29,7 +29,7 @@ func (e *ResetError) Unwrap() error { return e.Err }
 var ErrReplaced = errors.New("another function has its address by now")
 
 // Reset makes a device stand as in to, a snapshot of it: its network device's name,
-// alias, MTU and MAC, then what the PF keeps for a VF. What is so already is not
+// alias, MTU, settings and MAC, then what the PF keeps for a VF. What is so already is not
 // touched, and a device that has another driver by now is not bound anew. It looks again afterwards, and returns what it changed; what is
 // still different then is a [*ResetError]. Nobody else must use the device
 // meanwhile. Where it has no network device on the host it cannot be given one:
@@ -99,13 +99,19 @@ func (h Host) setVF(now *Snapshot, p Property, to VFState) error {
 	return nil
 }
 
-// resetNetDev gives the device's network device its name, alias, MTU and MAC.
+// resetNetDev gives the device's network device its name, alias, MTU, settings
+// and MAC.
 func (h Host) resetNetDev(to, now *Snapshot) error {
 	was, is := to.single(now)
-	if was == nil || *was == *is {
+	if was == nil || was.stands(*is) {
 		return nil
 	}
 	return h.links().SetNetDev(is.Name, *was)
+}
+
+// stands reports whether the network device is as now, but for its index.
+func (d NetDev) stands(now NetDev) bool {
+	return d.Name == now.Name && d.Alias == now.Alias && d.MTU == now.MTU && d.MAC == now.MAC && len(d.Settings.differences(d.Name, now.Settings)) == 0
 }
 
 // errDeaf ends a wait that nothing would ever end.

@@ -246,7 +246,7 @@ func Sentences(differences []Difference) string {
 
 // Compare names what now is not as in s, in a fixed order: what the PF keeps for a
 // VF, where s knows it, the driver, then the network device: that it is there, its
-// name, alias, MTU and MAC. That the PF cannot be asked now, or has no answer, is a difference:
+// name, alias, MTU, settings and MAC. That the PF cannot be asked now, or has no answer, is a difference:
 // nothing that was set is gone for that. The network device is compared while the driver is the same, and where there
 // are not several; its index, which is another after each move, is not, nor is its
 // MAC where the PF gives the VF another.
@@ -285,6 +285,7 @@ func (s *Snapshot) Compare(now *Snapshot) []Difference {
 		expect("network device", was.Name, is.Name)
 		expect("alias of "+was.Name, was.Alias, is.Alias)
 		expect("MTU of "+was.Name, was.MTU, is.MTU)
+		out = append(out, was.Settings.differences(was.Name, is.Settings)...)
 		if s.ownMAC(now) {
 			expect("MAC of "+was.Name, was.MAC, is.MAC)
 		}

@@ -49,10 +49,10 @@ func stands(t *testing.T, host sriov.Host, id string, want sriov.Snapshot) {
 	t.Helper()
 	got := must(host.Snapshot(id))(t)
 	for i, d := range got.NetDevs {
-		if d.Index == 0 || d.MAC == "" {
+		if d.Index == 0 || d.MAC == "" || d.Settings == nil {
 			t.Errorf("%s: %+v", id, d)
 		}
-		got.NetDevs[i].Index, got.NetDevs[i].MAC = 0, ""
+		got.NetDevs[i].Index, got.NetDevs[i].MAC, got.NetDevs[i].Settings = 0, "", nil
 	}
 	if sriov.IsAddress(id) != (got.Instance != 0) {
 		t.Errorf("%s: instance %d", id, got.Instance)
@@ -171,18 +171,41 @@ func TestOmittedVF(t *testing.T) {
 	}
 }
 
-func TestCompare(t *testing.T) {
-	const own, given = "02:00:00:00:00:01", "02:00:00:00:00:02"
+// own is the MAC of the VF's network device in comparisons, given another.
+const own, given = "02:00:00:00:00:01", "02:00:00:00:00:02"
+
+// comparison is a change of a VF, and the differences that it makes.
+type comparison struct {
+	change func(before, now *sriov.Snapshot)
+	want   []string
+}
+
+// compare makes each change to a VF that has a network device and a PF's answer.
+func compare(t *testing.T, cases map[string]comparison) {
+	t.Helper()
 	was := func() *sriov.Snapshot {
 		return &sriov.Snapshot{
 			Driver: "igbvf", NetDevs: []sriov.NetDev{{Name: "enp1", Index: 7, MAC: own, MTU: 1500}},
 			VF: &sriov.VFState{MAC: "00:00:00:00:00:00", SpoofChk: true, LinkState: "auto", VLANProto: "802.1q"},
 		}
 	}
-	for name, tc := range map[string]struct {
-		change func(before, now *sriov.Snapshot)
-		want   []string
-	}{
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			before, now := was(), was()
+			tc.change(before, now)
+			var got []string
+			for _, d := range before.Compare(now) {
+				got = append(got, d.String())
+			}
+			if !reflect.DeepEqual(got, tc.want) {
+				t.Errorf("%q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestCompare(t *testing.T) {
+	compare(t, map[string]comparison{
 		"nothing":                        {func(_, _ *sriov.Snapshot) {}, nil},
 		"another index, which is normal": {func(_, n *sriov.Snapshot) { n.NetDevs[0].Index = 9 }, nil},
 		"the VF told the PF its MAC":     {func(_, n *sriov.Snapshot) { n.VF.MAC = own }, nil},
@@ -207,31 +230,33 @@ func TestCompare(t *testing.T) {
 			[]string{"spoof check of the VF: wanted on, found off", "trust of the VF: wanted off, found on", "link state of the VF: wanted auto, found enable"}},
 		"rates": {func(_, n *sriov.Snapshot) { n.VF.MinTxRate, n.VF.MaxTxRate = 1, 2 },
 			[]string{"minimum rate of the VF: wanted 0, found 1", "maximum rate of the VF: wanted 0, found 2"}},
-		"network device": {func(_, n *sriov.Snapshot) {
-			n.NetDevs[0] = sriov.NetDev{Name: "net1", MAC: own, MTU: 9000, Alias: "enp1"}
-		},
-			[]string{"network device: wanted enp1, found net1", "alias of enp1: wanted none, found enp1", "MTU of enp1: wanted 1500, found 9000"}},
-		"another driver": {func(_, n *sriov.Snapshot) { n.Driver, n.NetDevs = "vfio-pci", nil }, []string{"driver: wanted igbvf, found vfio-pci"}},
-		"no driver":      {func(_, n *sriov.Snapshot) { n.Driver, n.NetDevs = "", nil }, []string{"driver: wanted igbvf, found none"}},
-		"away":           {func(_, n *sriov.Snapshot) { n.NetDevs = nil }, []string{"network device: wanted enp1, found none"}},
 		"no PF to ask": {func(_, n *sriov.Snapshot) { n.VF = nil },
 			[]string{"what the PF keeps for the VF: wanted known, found unknown, since the PF has no network device here"}},
 		"no answer of the PF": {func(_, n *sriov.Snapshot) { n.VF, n.PF = nil, "enp1s0" },
 			[]string{"what the PF keeps for the VF: wanted known, found unknown, since enp1s0 does not say it"}},
 		"nothing was known of the PF": {func(b, _ *sriov.Snapshot) { b.VF = nil }, nil},
-	} {
-		t.Run(name, func(t *testing.T) {
-			before, now := was(), was()
-			tc.change(before, now)
-			var got []string
-			for _, d := range before.Compare(now) {
-				got = append(got, d.String())
-			}
-			if !reflect.DeepEqual(got, tc.want) {
-				t.Errorf("%q, want %q", got, tc.want)
-			}
-		})
-	}
+	})
+}
+
+func TestCompareNetDevs(t *testing.T) {
+	compare(t, map[string]comparison{
+		"network device": {func(_, n *sriov.Snapshot) {
+			n.NetDevs[0] = sriov.NetDev{Name: "net1", MAC: own, MTU: 9000, Alias: "enp1"}
+		},
+			[]string{"network device: wanted enp1, found net1", "alias of enp1: wanted none, found enp1", "MTU of enp1: wanted 1500, found 9000"}},
+		"settings": {func(b, n *sriov.Snapshot) {
+			b.NetDevs[0].Settings = &sriov.Settings{Flags: unix.IFF_MULTICAST, TxQueue: 1000}
+			n.NetDevs[0].Settings = &sriov.Settings{AltNames: []string{"a", "b"}, Flags: unix.IFF_PROMISC | unix.IFF_NOARP, TxQueue: 7, Group: 9, XDP: []uint32{12}}
+		}, []string{
+			"alternative names of enp1: wanted none, found a b", "flag PROMISC of enp1: wanted off, found on", "flag NOARP of enp1: wanted off, found on",
+			"flag MULTICAST of enp1: wanted on, found off", "transmit queue of enp1: wanted 1000, found 7", "group of enp1: wanted 0, found 9",
+			"XDP program of enp1: wanted none, found 12",
+		}},
+		"settings that were not taken down": {func(_, n *sriov.Snapshot) { n.NetDevs[0].Settings = &sriov.Settings{Group: 9} }, nil},
+		"another driver":                    {func(_, n *sriov.Snapshot) { n.Driver, n.NetDevs = "vfio-pci", nil }, []string{"driver: wanted igbvf, found vfio-pci"}},
+		"no driver":                         {func(_, n *sriov.Snapshot) { n.Driver, n.NetDevs = "", nil }, []string{"driver: wanted igbvf, found none"}},
+		"away":                              {func(_, n *sriov.Snapshot) { n.NetDevs = nil }, []string{"network device: wanted enp1, found none"}},
+	})
 }
 
 // use does to a VF what a pod and its delegate may leave.
@@ -247,7 +272,8 @@ func use(t *testing.T, host sriov.Host) {
 			t.Fatal(err)
 		}
 	}
-	if err := host.Links.SetNetDev("enp33s16f4", sriov.NetDev{Name: "eth7", MAC: "02:00:00:00:00:99", MTU: 9000, Alias: "enp33s16f4"}); err != nil {
+	left := &sriov.Settings{AltNames: []string{"evil0"}, Flags: unix.IFF_PROMISC, TxQueue: 7, Group: 9, XDP: []uint32{1}}
+	if err := host.Links.SetNetDev("enp33s16f4", sriov.NetDev{Name: "eth7", MAC: "02:00:00:00:00:99", MTU: 9000, Alias: "enp33s16f4", Settings: left}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -260,7 +286,7 @@ func TestReset(t *testing.T) {
 	}
 	use(t, host)
 	changed := must(host.Reset(igbVF, before))(t)
-	if len(changed) != 11 {
+	if len(changed) != 17 {
 		t.Errorf("%d changed: %v", len(changed), changed)
 	}
 	now := must(host.Snapshot(igbVF))(t)

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -403,6 +404,33 @@ func TestVanishedDevice(t *testing.T) {
 	if out, err := Capture(tree.Host(), d); cnierr.Is(err, cnierr.DeviceVanished) {
 		t.Fatalf("a present device: %+v, %v", out, err)
 	}
+	tree.Remove(vf)
+	_, err := Capture(tree.Host(), d)
+	if !cnierr.Is(err, cnierr.DeviceVanished) || !strings.Contains(err.Error(), vf) || !strings.Contains(err.Error(), "r/x") {
+		t.Errorf("vanished device: %v", err)
+	}
+	if out, err := Capture(tree.Host(), nil); out != nil || err != nil {
+		t.Errorf("no device: %v %v", out, err)
+	}
+	if back, err := Returned(tree.Host(), d, &sriov.Snapshot{NetDevs: []sriov.NetDev{{Name: "x"}}}); !back || err != nil {
+		t.Errorf("a device that left the node has none to return: %v %v", back, err)
+	}
+}
+
+func TestCaptureOfAnOmittedVF(t *testing.T) {
+	tree := sriovtest.New(t.TempDir())
+	tree.AddIGB()
+	d := &plan.Device{Resource: "r/x", ID: vf, PCIAddress: vf}
+	tree.Omit(vf, -1)
+	if out, err := Capture(tree.Host(), d); !cnierr.Is(err, cnierr.TryAgain) || !errors.Is(err, sriov.ErrOmitted) || !strings.Contains(err.Error(), vf) {
+		t.Errorf("%+v, %v", out, err)
+	}
+}
+
+func TestReturnedAtAnotherDriver(t *testing.T) {
+	tree := sriovtest.New(t.TempDir())
+	tree.AddIGB()
+	d := &plan.Device{Resource: "r/x", ID: vf, PCIAddress: vf}
 	had := &sriov.Snapshot{Driver: "igbvf", NetDevs: []sriov.NetDev{{Name: "x"}, {Name: "y"}}}
 	for driver, want := range map[string]bool{"igbvf": false, "vfio-pci": true} {
 		tree.Bind(vf, driver)
@@ -410,20 +438,34 @@ func TestVanishedDevice(t *testing.T) {
 			t.Errorf("with driver %s: returned %v, %v", driver, back, err)
 		}
 	}
-	tree.Remove(vf)
-	_, err := Capture(tree.Host(), d)
-	if !cnierr.Is(err, cnierr.DeviceVanished) || !strings.Contains(err.Error(), vf) || !strings.Contains(err.Error(), "r/x") {
-		t.Errorf("vanished device: %v", err)
+}
+
+// What an older Manifold recorded of a network device says nothing of its settings:
+// they are left as they are.
+func TestOlderRecordHasNoSettings(t *testing.T) {
+	tree := sriovtest.New(t.TempDir())
+	tree.AddIGB()
+	host, d := tree.Host(), &plan.Device{Resource: "r/x", ID: vf, PCIAddress: vf, PF: pf}
+	now, err := host.Snapshot(vf)
+	if err != nil {
+		t.Fatal(err)
 	}
-	other := &plan.Device{Resource: "r/x", ID: "0000:21:10.6", PCIAddress: "0000:21:10.6"}
-	tree.Omit(other.ID, -1)
-	if out, err := Capture(tree.Host(), other); !cnierr.Is(err, cnierr.TryAgain) || !errors.Is(err, sriov.ErrOmitted) || !strings.Contains(err.Error(), other.ID) {
-		t.Errorf("a VF that its PF leaves out: %+v, %v", out, err)
+	dev := now.NetDevs[0]
+	before, err := Recorded(json.RawMessage(fmt.Sprintf(`{"netDevs":[{"name":%q,"index":%d,"mac":%q,"mtu":1500}],"driver":"igbvf","pf":"enp33s0","vfIndex":2,
+		"vf":{"mac":"00:00:00:00:00:00","vlan":0,"vlanQoS":0,"vlanProto":"802.1q","spoofchk":true,"trust":false,"linkState":"auto","minTxRate":0,"maxTxRate":0}}`,
+		dev.Name, dev.Index, dev.MAC)))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if out, err := Capture(tree.Host(), nil); out != nil || err != nil {
-		t.Errorf("no device: %v %v", out, err)
+	dev.MTU, dev.Settings = 9000, &sriov.Settings{Group: 9}
+	if err := host.Links.SetNetDev(dev.Name, dev); err != nil {
+		t.Fatal(err)
 	}
-	if back, err := Returned(tree.Host(), d, &sriov.Snapshot{NetDevs: []sriov.NetDev{{Name: "x"}}}); !back || err != nil {
-		t.Errorf("a device that left the node has none to return: %v %v", back, err)
+	changed, err := Restore(t.Context(), host, d, before)
+	if err != nil || len(changed) != 1 || !strings.HasPrefix(changed[0].Field, "MTU") {
+		t.Errorf("changed %v, %v, want the MTU", changed, err)
+	}
+	if now, err = host.Snapshot(vf); err != nil || now.NetDevs[0].Settings.Group != 9 {
+		t.Errorf("%+v, %v", now.NetDevs, err)
 	}
 }

@@ -6,10 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/sriov"
 )
@@ -55,8 +59,9 @@ func (t *Tree) AddAltName(netDev, name string) {
 // kernel is what the kernel and the PFs' drivers hold beside sysfs.
 type kernel struct {
 	mu        sync.Mutex
-	vfs       map[string]*vfState // by address
-	altNames  map[string]string   // network devices by alternative name
+	vfs       map[string]*vfState       // by address
+	altNames  map[string]string         // network devices by alternative name
+	settings  map[string]sriov.Settings // of network devices by name, but alternative names
 	listeners map[chan struct{}]bool
 }
 
@@ -109,6 +114,40 @@ func (k *kernel) tell() {
 	}
 }
 
+// settingsOf returns a network device's settings, at first those of one just made.
+func (k *kernel) settingsOf(netDev string) sriov.Settings {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s, known := k.settings[netDev]
+	if !known {
+		s = sriov.Settings{Flags: unix.IFF_MULTICAST, TxQueue: 1000}
+	}
+	for alt, of := range k.altNames {
+		if of == netDev {
+			s.AltNames = append(s.AltNames, alt)
+		}
+	}
+	slices.Sort(s.AltNames)
+	return s
+}
+
+// set gives a network device its name and settings; nil leaves these.
+func (k *kernel) set(netDev string, to sriov.NetDev) {
+	s := k.settingsOf(netDev)
+	if to.Settings != nil {
+		s = *to.Settings
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	maps.DeleteFunc(k.altNames, func(_, of string) bool { return of == netDev })
+	for _, alt := range s.AltNames {
+		k.altNames[alt] = to.Name
+	}
+	s.AltNames = nil
+	delete(k.settings, netDev)
+	k.settings[to.Name] = s
+}
+
 // links is the tree's network side. It reads what the tree shows, as the kernel's
 // own answers and sysfs agree.
 type links struct{ tree *Tree }
@@ -137,6 +176,8 @@ func (l links) Link(name string) (*sriov.Link, error) {
 	out := &sriov.Link{NetDev: sriov.NetDev{
 		Name: name, Index: number("ifindex"), MAC: attribute("address"), MTU: number("mtu"), Alias: attribute("ifalias"),
 	}}
+	settings := l.tree.kernel.settingsOf(name)
+	out.Settings = &settings
 	vfs, err := l.vfs(name)
 	if err != nil {
 		return nil, err
@@ -247,6 +288,7 @@ func (l links) SetNetDev(name string, to sriov.NetDev) error {
 	t.write(dir, attr("mtu", to.MTU))
 	t.write(dir, attr("address", mac))
 	t.write(dir, attr("ifalias", to.Alias))
+	t.kernel.set(name, to)
 	if to.Name != name {
 		t.RenameNetDev(name, to.Name)
 	}

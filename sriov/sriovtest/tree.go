@@ -54,7 +54,7 @@ type Tree struct {
 // New returns an empty tree in root, which must exist. There is no PCI device and
 // no NUMA node in it yet, and not even a PCI bus.
 func New(root string) *Tree {
-	t := &Tree{root: root, kernel: kernel{vfs: map[string]*vfState{}, altNames: map[string]string{}, listeners: map[chan struct{}]bool{}}}
+	t := &Tree{root: root, kernel: kernel{vfs: map[string]*vfState{}, altNames: map[string]string{}, settings: map[string]sriov.Settings{}, listeners: map[chan struct{}]bool{}}}
 	t.mkdir("sys/class/net")
 	return t
 }

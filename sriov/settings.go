@@ -1,0 +1,175 @@
+package sriov
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Settings is what of a network device whoever may administer it can change, a pod with
+// NET_ADMIN for one, which goes with it from one network namespace to the next, and
+// which no delegate looks at.
+type Settings struct {
+	AltNames []string `json:"altNames,omitempty"` // in alphabetical order
+	Flags    uint32   `json:"flags,omitempty"`    // IFF_*, those that can be set
+	TxQueue  int      `json:"txQueue,omitempty"`  // its length, in packets
+	Group    uint32   `json:"group,omitempty"`
+	XDP      []uint32 `json:"xdp,omitempty"` // IDs of the programs that see its packets first
+}
+
+// linkFlags are the flags that can be set, by the names that 'ip link' has for them;
+// that the device is up is not among them.
+var linkFlags = []struct {
+	bit  uint32
+	name string
+}{
+	{unix.IFF_PROMISC, "PROMISC"},
+	{unix.IFF_ALLMULTI, "ALLMULTI"},
+	{unix.IFF_NOARP, "NOARP"},
+	{unix.IFF_MULTICAST, "MULTICAST"},
+	{unix.IFF_DYNAMIC, "DYNAMIC"},
+	{unix.IFF_DEBUG, "DEBUG"},
+}
+
+// settable are the flags of linkFlags.
+func settable() (mask uint32) {
+	for _, f := range linkFlags {
+		mask |= f.bit
+	}
+	return mask
+}
+
+// differences names what of the settings of the network device name is another now.
+// Where one side was not taken down nothing is.
+func (s *Settings) differences(name string, now *Settings) (out []Difference) {
+	if s == nil || now == nil {
+		return nil
+	}
+	expect := func(field, want, found string) {
+		if want != found {
+			out = append(out, Difference{field + " of " + name, text(want), text(found)})
+		}
+	}
+	expect("alternative names", strings.Join(s.AltNames, " "), strings.Join(now.AltNames, " "))
+	for _, f := range linkFlags {
+		expect("flag "+f.name, text(s.Flags&f.bit != 0), text(now.Flags&f.bit != 0))
+	}
+	expect("transmit queue", fmt.Sprint(s.TxQueue), fmt.Sprint(now.TxQueue))
+	expect("group", fmt.Sprint(s.Group), fmt.Sprint(now.Group))
+	expect("XDP program", numbers(s.XDP), numbers(now.XDP))
+	return out
+}
+
+func numbers(of []uint32) string { return strings.Trim(fmt.Sprint(of), "[]") }
+
+// settingsOf reads the settings of a network device; body is the message about it.
+func settingsOf(a *netlink.LinkAttrs, body []byte) (*Settings, error) {
+	programs, err := decodeXDP(body)
+	if err != nil {
+		return nil, err
+	}
+	s := &Settings{AltNames: slices.Sorted(slices.Values(a.AltNames)), Flags: a.RawFlags & settable(), TxQueue: a.TxQLen, Group: a.Group}
+	for _, p := range programs {
+		s.XDP = append(s.XDP, p.id)
+	}
+	return s, nil
+}
+
+// program is an XDP program of a network device.
+type program struct {
+	id   uint32
+	mode int // the flag with which it is taken off
+}
+
+// decodeXDP reads the XDP programs of a network device from the body of an
+// RTM_NEWLINK message, in the order in which they see a packet. The netlink library
+// does not know of several.
+func decodeXDP(body []byte) (out []program, err error) {
+	if len(body) < unix.SizeofIfInfomsg {
+		return nil, fmt.Errorf("a message of %d bytes about a network device", len(body))
+	}
+	// IFLA_XDP_DRV_PROG_ID and its like of the kernel's linux/if_link.h, each with
+	// XDP_FLAGS_DRV_MODE and its like.
+	modes := map[uint16]int{5: 1 << 2, 6: 1 << 1, 7: 1 << 3}
+	attrs, err := attributes(body[unix.SizeofIfInfomsg:])
+	for _, a := range attrs {
+		if a.kind&^unix.NLA_F_NESTED != unix.IFLA_XDP {
+			continue
+		}
+		var programs []attribute
+		programs, err = attributes(a.value)
+		for _, p := range programs {
+			if mode := modes[p.kind]; mode != 0 && len(p.value) >= 4 {
+				out = append(out, program{binary.NativeEndian.Uint32(p.value), mode})
+			}
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// setSettings gives a network device the settings of to. A program that is gone cannot
+// be given back: only its ID is known.
+func setSettings(link netlink.Link, is, to *Settings) error {
+	var problems []error
+	for _, name := range is.AltNames {
+		if !slices.Contains(to.AltNames, name) {
+			problems = append(problems, netlink.LinkDelAltName(link, name))
+		}
+	}
+	for _, name := range to.AltNames {
+		if !slices.Contains(is.AltNames, name) {
+			problems = append(problems, netlink.LinkAddAltName(link, name))
+		}
+	}
+	if is.Flags != to.Flags {
+		problems = append(problems, setFlags(link, to.Flags))
+	}
+	if is.TxQueue != to.TxQueue {
+		problems = append(problems, netlink.LinkSetTxQLen(link, to.TxQueue))
+	}
+	if is.Group != to.Group {
+		problems = append(problems, netlink.LinkSetGroup(link, int(to.Group)))
+	}
+	return errors.Join(append(problems, dropXDP(link, to.XDP))...)
+}
+
+// setFlags sets the flags of linkFlags, in one request: the netlink library has one for
+// each.
+func setFlags(link netlink.Link, flags uint32) error {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index, msg.Flags, msg.Change = int32(link.Attrs().Index), flags, settable()
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	req.AddData(msg)
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("flags: %w", err)
+	}
+	return nil
+}
+
+// dropXDP takes the programs off a network device that are not among keep.
+func dropXDP(link netlink.Link, keep []uint32) error {
+	_, body, err := ask(link.Attrs().Name)
+	if err != nil {
+		return err
+	}
+	programs, err := decodeXDP(body)
+	problems := []error{err}
+	for _, p := range programs {
+		if slices.Contains(keep, p.id) {
+			continue
+		}
+		if err := netlink.LinkSetXdpFdWithFlags(link, -1, p.mode); err != nil {
+			problems = append(problems, fmt.Errorf("XDP program %d: %w", p.id, err))
+		}
+	}
+	return errors.Join(problems...)
+}
