@@ -93,7 +93,7 @@ func cmdBlock(ts *testscript.TestScript, neg bool, _ []string) {
 func here(ts *testscript.TestScript, commands string) string {
 	config := ts.Getenv("CONFIG")
 	return strings.NewReplacer("--local", "--local --agent-config "+config,
-		"manifold-agent reconcile", "manifold-agent reconcile --config "+config, "/etc/cni/net.d", ts.Getenv("WORK")+"/net.d").Replace(commands)
+		"manifold-agent reconcile", "manifold-agent reconcile --config "+config, "/etc/cni/net.d/manifold.d/agent.json", config, "/etc/cni/net.d", ts.Getenv("WORK")+"/net.d").Replace(commands)
 }
 
 // cmdPass goes past a block of commands that makes other tests run: "pass".
