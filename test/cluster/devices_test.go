@@ -160,9 +160,11 @@ func TestDeployment(t *testing.T) {
 	var pods []corev1.Pod
 	f.eventually("all replicas", func() error {
 		pods = f.list("app=many")
-		waiting := slices.IndexFunc(pods, func(p corev1.Pod) bool { return !ready(&p) })
-		if len(pods) < replicas || waiting >= 0 {
-			return fmt.Errorf("%d pods, one waits: %s", len(pods), f.events(pods[max(waiting, 0)].Name))
+		if waiting := slices.IndexFunc(pods, func(p corev1.Pod) bool { return !ready(&p) }); waiting >= 0 {
+			return fmt.Errorf("%d pods, one waits: %s", len(pods), f.events(pods[waiting].Name))
+		}
+		if len(pods) < replicas {
+			return fmt.Errorf("%d pods", len(pods))
 		}
 		return nil
 	})
