@@ -269,10 +269,9 @@ func (c *Config) HasCapability(name string) bool {
 
 // RenderOptions is what an attachment adds to a network's configuration.
 type RenderOptions struct {
-	Name       string // for a configuration without a name: the definition's (specification 3.4.2)
-	CNIVersion string // for a configuration without a version
-	DeviceID   string // the allocated device; empty for none
-	CNIArgs    map[string]json.RawMessage
+	Name     string // for a configuration without a name: the definition's (specification 3.4.2)
+	DeviceID string // the allocated device; empty for none
+	CNIArgs  map[string]json.RawMessage
 	// IPAMClaimReference names an IPAMClaim for the chain's IPAM; empty for none.
 	IPAMClaimReference string
 }
@@ -285,9 +284,6 @@ func (c *Config) Render(o RenderOptions) (out []byte, notes []string, err error)
 	list := maps.Clone(c.list)
 	if c.Name() == "" {
 		list["name"] = quote(o.Name)
-	}
-	if c.CNIVersion() == "" && o.CNIVersion != "" {
-		list["cniVersion"] = quote(o.CNIVersion)
 	}
 	plugins := make([]map[string]json.RawMessage, len(c.plugins))
 	for i := range c.plugins {

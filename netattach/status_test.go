@@ -163,7 +163,7 @@ func FuzzConfig(f *testing.F) {
 		if err != nil {
 			return
 		}
-		out, _, err := c.Render(RenderOptions{Name: "n", CNIVersion: "1.0.0", DeviceID: "d", CNIArgs: map[string]json.RawMessage{"k": json.RawMessage("1")}})
+		out, _, err := c.Render(RenderOptions{Name: "n", DeviceID: "d", CNIArgs: map[string]json.RawMessage{"k": json.RawMessage("1")}})
 		if err != nil {
 			return
 		}

@@ -219,6 +219,9 @@ func (v *converter) onNode(key, path, chroot string) string {
 
 // list completes the keys of the list.
 func (v *converter) list(list, plugin map[string]json.RawMessage) {
+	if list["cniVersion"] == nil && plugin["cniVersion"] == nil {
+		v.say("cniVersion: none is given; 1.1.0 is written, with which the runtime also asks for STATUS and GC; a delegate that gives none gets the highest that its plugins speak")
+	}
 	for key, def := range map[string]string{"name": "multus-cni-network", "cniVersion": "1.1.0"} {
 		if list[key] == nil {
 			list[key] = plugin[key]

@@ -77,7 +77,7 @@ var conversions = map[string]struct {
 	"default networks beside delegates": {
 		`{"type":"multus","delegates":[{"type":"x","name":"y"}],"defaultNetworks":["storage"]}`,
 		`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","delegates":[{"type":"x","name":"y"}]}`,
-		`{}`, "multus-cni-network 1.1.0", []string{"defaultNetworks: dropped; Multus passes over it beside delegates"},
+		`{}`, "multus-cni-network 1.1.0", []string{"defaultNetworks: dropped; Multus passes over it beside delegates", "cniVersion: none is given; 1.1.0 is written"},
 	},
 	"a list": {
 		`{"cniVersion":"1.1.0","name":"n","plugins":[{"type":"multus-shim","clusterNetwork":"flannel"},{"type":"tuning"}]}`,

@@ -148,7 +148,7 @@ func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result
 	if err != nil {
 		return nil, r.end(true, err)
 	}
-	if err = r.preflight(p); err == nil {
+	if err = r.preflight(ctx, p); err == nil {
 		err = r.nameVFs(p)
 	}
 	if err != nil {
@@ -224,13 +224,19 @@ func (r *run) plan(ctx context.Context) (*plan.Plan, error) {
 }
 
 // preflight finds every program of the plan, so that a pod whose delegates are
-// not installed is refused before anything is done.
-func (r *run) preflight(p *plan.Plan) error {
+// not installed is refused before anything is done, and gives each network its
+// version.
+func (r *run) preflight(ctx context.Context, p *plan.Plan) error {
 	for i := range p.Attachments {
 		a := &p.Attachments[i]
+		r.exec.attachment = i
 		list, err := listOf(a)
 		if err == nil {
 			err = r.exec.findAll(list, r.inv.Path)
+		}
+		if err == nil {
+			list, err = r.versioned(ctx, list)
+			a.Config = list.Bytes
 		}
 		r.lists = append(r.lists, list)
 		if err != nil {

@@ -46,17 +46,23 @@ type executor struct {
 
 // findAll finds the programs of a chain, those of its IPAM included.
 func (e *executor) findAll(list *libcni.NetworkConfigList, paths []string) error {
-	for _, p := range list.Plugins {
-		for _, program := range []string{p.Network.Type, p.Network.IPAM.Type} {
-			if program == "" {
-				continue
-			}
-			if _, err := e.FindInPath(program, paths); err != nil {
-				return err
-			}
+	for _, program := range programsOf(list) {
+		if _, err := e.FindInPath(program, paths); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// programsOf returns the programs of a chain, those of its IPAM included.
+func programsOf(list *libcni.NetworkConfigList) (programs []string) {
+	for _, p := range list.Plugins {
+		programs = append(programs, p.Network.Type)
+		if ipam := p.Network.IPAM.Type; ipam != "" {
+			programs = append(programs, ipam)
+		}
+	}
+	return programs
 }
 
 // FindInPath implements invoke.Exec.

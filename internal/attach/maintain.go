@@ -127,7 +127,10 @@ func (e *Engine) defaultNetwork(ctx context.Context, inv *netconf.Invocation) (l
 	if err != nil {
 		return nil, nil, err
 	}
-	list, err = asList(raw)
+	if list, err = asList(raw); err != nil {
+		return nil, nil, err
+	}
+	list, err = e.newRun(inv, nil).versioned(ctx, list)
 	return list, raw, err
 }
 

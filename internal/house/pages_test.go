@@ -64,6 +64,7 @@ const configurationDifferences = `
 | several ` + "`" + `default-route` + "`" + ` gateways | one route | one each, with metrics in order |
 | CHECK | of the networks of ` + "`" + `delegates` + "`" + ` alone, as configured now | of every attachment, as it was added |
 | a configuration on disk has the name and is both a list and a single one | the first by file name | the list, as the specification says |
+| a network has no ` + "`" + `cniVersion` + "`" + ` | 0.1.0, whose results have no interfaces and which has no CHECK | the highest that all its plugins and the runtime speak |
 | a directory is named as a network | its first file must be right | what is no configuration, and Manifold's own, is passed over |
 | keys of the configuration | in any case | as in the table above; ` + "`" + `config convert` + "`" + ` writes them so, ` + "`" + `config validate` + "`" + ` says so |
 | ` + "`" + `binDir` + "`" + `, ` + "`" + `cniDir` + "`" + `, ` + "`" + `confDir` + "`" + ` or ` + "`" + `multusNamespace` + "`" + ` is the empty string | taken as it is: a path below whatever directory the runtime is in, no namespace | refused, with the key's name; empty ` + "`" + `globalNamespaces` + "`" + ` and ` + "`" + `logLevel` + "`" + ` stand for their defaults |

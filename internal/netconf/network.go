@@ -102,7 +102,7 @@ type Definition func(namespace, name string) (json.RawMessage, error)
 
 // ClusterDefault returns the cluster default network's configuration as a plan
 // has it: of the definition of its name or, where there is none, from disk, with
-// the plugins of [Conf.Chained], and with a name and a CNI version. Every verb
+// the plugins of [Conf.Chained], and with a name. Every verb
 // takes it from here but ADD, whose planner looks up all networks of a pod.
 func (c *Conf) ClusterDefault(definition Definition) (json.RawMessage, error) {
 	name, raw, err := c.writtenDefault(definition)
@@ -112,7 +112,7 @@ func (c *Conf) ClusterDefault(definition Definition) (json.RawMessage, error) {
 	if raw, err = c.Chained(raw); err != nil {
 		return nil, err
 	}
-	return completed(raw, name, c.CNIVersion)
+	return completed(raw, name)
 }
 
 // writtenDefault returns the cluster default network's configuration as written,
@@ -145,28 +145,21 @@ func (c *Conf) writtenDefault(definition Definition) (name string, raw json.RawM
 	return name, f.Raw, nil
 }
 
-// completed returns a configuration with a name and a CNI version, which it need
-// not say itself.
-func completed(raw json.RawMessage, name, version string) (json.RawMessage, error) {
+// completed returns a configuration with a name, which it need not say itself.
+func completed(raw json.RawMessage, name string) (json.RawMessage, error) {
 	const op = "read network configuration"
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &keys); err != nil {
 		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
 	}
-	missing := false
-	for key, value := range map[string]string{"name": name, "cniVersion": version} {
-		if text := string(keys[key]); text != "" && text != `""` && text != "null" {
-			continue
-		}
-		quoted, err := json.Marshal(value)
-		if err != nil {
-			return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
-		}
-		keys[key], missing = quoted, true
-	}
-	if !missing {
+	if text := string(keys["name"]); text != "" && text != `""` && text != "null" {
 		return raw, nil
 	}
+	quoted, err := json.Marshal(name)
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
+	}
+	keys["name"] = quoted
 	out, err := json.Marshal(keys)
 	if err != nil {
 		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)

@@ -178,8 +178,8 @@ func TestClusterDefaultOfTwo(t *testing.T) {
 		want                string
 	}{
 		"both":                  {"net", `{"name":"x","cniVersion":"0.4.0","plugins":[]}`, nil, `{"name":"x","cniVersion":"0.4.0","plugins":[]}`},
-		"without name, version": {"net", `{"plugins":[]}`, nil, `{"cniVersion":"1.1.0","name":"net","plugins":[]}`},
-		"empty name":            {"team/other", `{"type":"t","name":"","cniVersion":null}`, nil, `{"cniVersion":"1.1.0","name":"other","type":"t"}`},
+		"without name, version": {"net", `{"plugins":[]}`, nil, `{"name":"net","plugins":[]}`},
+		"empty name":            {"team/other", `{"type":"t","name":"","cniVersion":null}`, nil, `{"cniVersion":null,"name":"other","type":"t"}`},
 		"no such definition":    {"net", "", cnierr.New("status", cnierr.NotReady, "none"), ofFile},
 		"nobody answers":        {"net", "", errors.New("socket"), ofFile},
 		"leaves it to a file":   {"net", "", nil, ofFile},
@@ -188,7 +188,7 @@ func TestClusterDefaultOfTwo(t *testing.T) {
 		"no object":             {"net", `[]`, nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := Conf{ConfDir: dir, Name: "manifold", CNIVersion: "1.1.0", MultusNamespace: "kube-system", ClusterNetwork: tc.network}
+			c := Conf{ConfDir: dir, Name: "manifold", MultusNamespace: "kube-system", ClusterNetwork: tc.network}
 			raw, err := c.ClusterDefault(func(namespace, name string) (json.RawMessage, error) {
 				if namespace == "kube-system" && name == "net" || namespace == "team" {
 					return json.RawMessage(tc.definition), tc.err

@@ -269,7 +269,7 @@ func (b *builder) attachment(i int) (*plan.Attachment, error) {
 		Reason: "selected by " + r.why,
 	}
 	opts := netattach.RenderOptions{
-		Name: r.Name, CNIVersion: b.inv.Conf.CNIVersion, CNIArgs: r.CNIArgs, IPAMClaimReference: r.IPAMClaimReference,
+		Name: r.Name, CNIArgs: r.CNIArgs, IPAMClaimReference: r.IPAMClaimReference,
 	}
 	if opts.Name == "" {
 		opts.Name = b.inv.Conf.Name

@@ -83,3 +83,51 @@ func TestChainOfADefaultNetworkThatIsADefinition(t *testing.T) {
 		t.Errorf("calls %q, want %q", got, want)
 	}
 }
+
+// wrapper is the scripted delegate behind another answer to VERSION; it refuses
+// versions since 1.0.0.
+const wrapper = `#!/bin/sh
+conf=$(cat)
+case "$CNI_COMMAND $conf" in
+VERSION*) echo '%s'; exit ;;
+*'"cniVersion":"1.'*) echo '{"code":1,"msg":"incompatible CNI versions"}'; exit 1 ;;
+esac
+printf %%s "$conf" | exec "${0%%/*}/scripted"
+`
+
+// TestNetworkWithoutVersion: it gets the highest version that its programs speak, in
+// every verb the same.
+func TestNetworkWithoutVersion(t *testing.T) {
+	n := newNode(t, map[string]any{"clusterNetwork": ""})
+	n.serve()
+	for program, says := range map[string]string{"until-04": `{"cniVersion":"0.4.0","supportedVersions":["0.2.0","0.4.0","0.3.1"]}`, "mute": "usage"} {
+		n.must(os.WriteFile(n.path("bin/"+program), fmt.Appendf(nil, wrapper, says), 0o755))
+	}
+	network := func(plugin, more string) string {
+		return fmt.Sprintf(`{"type":%q,"log":%q%s}`, plugin, n.path("calls"), more)
+	}
+	n.rawKey("delegates", `[`+network("until-04", `,"name":"first"`)+`]`)
+	n.define("mute", "", network("mute", `,"addresses":["10.1.2.3/24"]`)) // results of 0.1.0 must have one
+	n.define("latest", "", network("scripted", ""))
+	n.define("ipam", "", network("scripted", `,"ipam":{"type":"until-04"}`))
+	n.define("chain", "", `{"plugins":[`+network("scripted", "")+`,`+network("until-04", `,"script":{"ADD":{"stdout":"{}"}}`)+`]}`)
+	p := n.addPod("pod", "mute,latest,ipam,chain")
+	n.succeed("STATUS", &pod{})
+	n.succeed("ADD", p)
+	n.succeed("CHECK", p)
+	n.collect(p)
+	n.succeed("DEL", p)
+	want := map[string]string{"eth0": "0.4.0", "net1": "0.1.0", "net2": "1.1.0", "net3": "0.4.0", "net4": "0.4.0"}
+	seen := map[string]bool{}
+	for _, c := range n.calls("ADD", "CHECK", "DEL") {
+		seen[c.Verb+c.IfName] = true
+		if c.Stdin.CNIVersion != want[c.IfName] {
+			t.Errorf("%s of %s: version %q, want %s", c.Verb, c.IfName, c.Stdin.CNIVersion, want[c.IfName])
+		}
+	}
+	for ifName, version := range want {
+		if !seen["ADD"+ifName] || !seen["DEL"+ifName] || seen["CHECK"+ifName] != (version != "0.1.0") {
+			t.Errorf("%s: calls %v", ifName, seen)
+		}
+	}
+}

@@ -1,0 +1,67 @@
+package attach
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+)
+
+// oldest is the version that a configuration means which says none (CNI
+// specification).
+const oldest = "0.1.0"
+
+// versioned gives a network that says no CNI version the highest that the runtime
+// and all its programs speak. To stay with the oldest, as libcni does, would lose
+// what its results cannot say: interfaces, MACs, CHECK, STATUS and GC. What is
+// recorded has it, so that DEL and CHECK say the same.
+func (r *run) versioned(ctx context.Context, list *libcni.NetworkConfigList) (*libcni.NetworkConfigList, error) {
+	if list.CNIVersion != "" {
+		return list, nil
+	}
+	const op = "read network configuration"
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(list.Bytes, &keys); err != nil {
+		return list, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
+	}
+	chosen, err1 := json.Marshal(r.spoken(ctx, list))
+	keys["cniVersion"] = chosen
+	raw, err2 := json.Marshal(keys)
+	out, err3 := asList(raw)
+	for _, err := range []error{err1, err2, err3} {
+		if err != nil {
+			return list, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
+		}
+	}
+	return out, nil
+}
+
+// spoken returns the highest version that the runtime and all programs of a chain
+// speak, the IPAM's included. Where one does not say what it speaks, or they have
+// none in common, that is the oldest.
+func (r *run) spoken(ctx context.Context, list *libcni.NetworkConfigList) string {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
+	defer cancel()
+	common := version.All.SupportedVersions()
+	common = slices.DeleteFunc(slices.Clone(common), func(v string) bool {
+		newer, err := version.GreaterThan(v, r.inv.Conf.CNIVersion)
+		return err != nil || newer
+	})
+	for _, program := range programsOf(list) {
+		info, err := r.cni.GetVersionInfo(ctx, program)
+		if err != nil {
+			r.warn("network %s says no cniVersion, and its plugin %s not what it speaks; %s is taken: %v", list.Name, program, oldest, err)
+			return oldest
+		}
+		common = slices.DeleteFunc(common, func(v string) bool { return !slices.Contains(info.SupportedVersions(), v) })
+	}
+	if len(common) == 0 {
+		return oldest
+	}
+	return common[len(common)-1] // they are in order
+}
