@@ -26,7 +26,10 @@ import (
 // nothing is left the damaged file is set aside and the damage reported once, so
 // that the pod can go at the next DEL.
 func (r *run) delCorrupt(ctx context.Context, cause error) error {
-	attachments, err := r.cni.GetCachedAttachments(r.inv.ContainerID)
+	attachments, lost, err := r.records()
+	if lost != nil {
+		r.warn("%v", lost)
+	}
 	problems := []error{err}
 	if r.inv.NetNS == "" && len(attachments) > 0 {
 		r.inv.NetNS = attachments[0].NetNS // if that still is one
@@ -37,7 +40,10 @@ func (r *run) delCorrupt(ctx context.Context, cause error) error {
 		}
 	}
 	devices, err := r.giveBackClaimed(ctx, errors.Join(problems...) == nil)
-	if err := errors.Join(append(problems, err)...); err != nil {
+	if err = errors.Join(append(problems, err)...); err == nil {
+		err = r.forgetLost()
+	}
+	if err != nil {
 		return r.end(false, errors.Join(cause, err))
 	}
 	aside, err := r.Journal.SetAside(keyOf(r.inv), journal.AsideCorrupt)
@@ -186,7 +192,8 @@ func (r *run) releaseCached(ctx context.Context, c *libcni.NetworkAttachment) er
 		ContainerID: c.ContainerID, NetNS: r.liveNetNS(), IfName: c.IfName, Args: c.CniArgs, CapabilityArgs: c.CapabilityArgs,
 	}
 	a := r.ofRecord(c)
-	t := teardown{a: a, list: list, rt: rt, completed: true} // what is recorded was attached
+	// libcni records what was attached. Multus writes its file before any ADD.
+	t := teardown{a: a, list: list, rt: rt, completed: r.hasRecord(c)}
 	fenced, err := r.fence(ctx, a)
 	if cnierr.Is(err, cnierr.JournalCorrupt) {
 		fenced, err = true, r.Journal.Quarantine(journal.Quarantine{
@@ -205,4 +212,14 @@ func (r *run) releaseCached(ctx context.Context, c *libcni.NetworkAttachment) er
 		return err
 	}
 	return removeDeviceInfo(a)
+}
+
+// hasRecord reports whether libcni has a record of an attachment.
+func (r *run) hasRecord(c *libcni.NetworkAttachment) bool {
+	name, err := r.cacheFile(c.Network, c.ContainerID, c.IfName)
+	if err != nil {
+		return false // none can be called so
+	}
+	_, err = os.Lstat(name)
+	return err == nil
 }

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
 
@@ -37,13 +39,16 @@ func (r *run) foreign() ([]*libcni.NetworkAttachment, error) {
 // recordedForeign returns what foreign does; lost says what of the sandbox's
 // attachments could not be read.
 func (r *run) recordedForeign() (out []*libcni.NetworkAttachment, lost, err error) {
-	records, err := r.cni.GetCachedAttachments(r.inv.ContainerID)
-	if err != nil && !errors.Is(err, unix.ENOTDIR) {
-		return nil, nil, cnierr.New("read libcni's records", cnierr.IO, "%w", err)
+	records, lost, err := r.records()
+	if err != nil {
+		return nil, nil, err
 	}
-	delegates, err := multus.Read(r.Journal.Path, r.inv.ContainerID, r.inv.IfName)
+	delegates, bad, err := multus.Read(r.Journal.Path, r.inv.ContainerID, r.inv.IfName)
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
-		lost = fmt.Errorf("the sandbox's file of Multus is left out: %w", err)
+		lost = errors.Join(lost, fmt.Errorf("the sandbox's file of Multus is left out: %w", err))
+	}
+	if bad != nil {
+		lost = errors.Join(lost, fmt.Errorf("of the sandbox's file of Multus is left out: %w", bad))
 	}
 	for _, d := range delegates {
 		a, err := r.ofDelegate(d)
@@ -64,6 +69,62 @@ func (r *run) recordedForeign() (out []*libcni.NetworkAttachment, lost, err erro
 		return rank(x.IfName == r.inv.IfName) - rank(y.IfName == r.inv.IfName)
 	})
 	return append(out, records...), lost, nil
+}
+
+// records returns libcni's records of the sandbox. lost says which have no
+// configuration that could ever be run, so that nothing can be released by them.
+func (r *run) records() (out []*libcni.NetworkAttachment, lost, err error) {
+	all, err := r.cni.GetCachedAttachments(r.inv.ContainerID)
+	if err != nil && !errors.Is(err, unix.ENOTDIR) {
+		return nil, nil, cnierr.New("read libcni's records", cnierr.IO, "%w", err)
+	}
+	for _, a := range all {
+		if err := runnable(a); err != nil {
+			lost = errors.Join(lost, fmt.Errorf("libcni's record of network %q, interface %s, is left out: %w", a.Network, a.IfName, err))
+			continue
+		}
+		out = append(out, a)
+	}
+	return out, lost, nil
+}
+
+// runnable returns why what is known of an attachment can never be run, nor ever was.
+func runnable(a *libcni.NetworkAttachment) error {
+	list, err := asList(a.Config)
+	if err != nil {
+		return err
+	}
+	if err := utils.ValidateNetworkName(a.Network); err != nil {
+		return cnierr.New("read network configuration", cnierr.InvalidConfig, "name %.64q: %w", a.Network, err)
+	}
+	for _, program := range programsOf(list) {
+		if filepath.Base(program) != program {
+			return cnierr.New("read network configuration", cnierr.InvalidConfig, "%.64q is not the plain name of a program", program)
+		}
+	}
+	return nil
+}
+
+// forgetLost removes the sandbox's records that nothing can be released by, once all
+// else is: no DEL and no GC would ever get further with them.
+func (r *run) forgetLost() error {
+	all, err := r.cni.GetCachedAttachments(r.inv.ContainerID)
+	if err != nil && !errors.Is(err, unix.ENOTDIR) {
+		return cnierr.New("read libcni's records", cnierr.IO, "%w", err)
+	}
+	for _, a := range all {
+		if runnable(a) == nil {
+			continue
+		}
+		name, err := r.cacheFile(a.Network, a.ContainerID, a.IfName)
+		if err != nil {
+			continue // its file is called otherwise
+		}
+		if err := remove(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // planOf is what GC needs of a foreign sandbox's attachments, as a plan.
@@ -100,6 +161,9 @@ func (r *run) ofDelegate(d multus.Delegate) (*libcni.NetworkAttachment, error) {
 	}
 	if len(d.IPs) > 0 {
 		a.CapabilityArgs["ips"] = d.IPs
+	}
+	if err := runnable(a); err != nil {
+		return nil, cnierr.Annotate(err, cnierr.Subject{Network: d.Name, Interface: d.IfName, Device: d.DeviceID})
 	}
 	return a, nil
 }
@@ -189,6 +253,9 @@ func (e *Engine) collectForeignOne(ctx context.Context, g *collection, a *libcni
 	attachments, err := r.foreign()
 	if err == nil {
 		err = r.releaseForeign(ctx, attachments)
+	}
+	if err == nil {
+		err = r.forgetLost()
 	}
 	g.networks.know(planOf(a.ContainerID, attachments))
 	return r.end(true, err)

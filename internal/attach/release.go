@@ -420,11 +420,11 @@ func (r *run) releaseAddresses(ctx context.Context, t teardown) (problems []erro
 }
 
 // cacheFile is where libcni keeps its record of an attachment.
-func (r *run) cacheFile(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (string, error) {
+func (r *run) cacheFile(network, containerID, ifName string) (string, error) {
 	dir := filepath.Join(r.Journal.Path, "results")
-	name := filepath.Join(dir, fmt.Sprintf("%s-%s-%s", list.Name, rt.ContainerID, rt.IfName))
+	name := filepath.Join(dir, fmt.Sprintf("%s-%s-%s", network, containerID, ifName))
 	if filepath.Dir(name) != dir {
-		return "", cnierr.New("release", cnierr.InvalidDefinition, "network name %q is a path", list.Name)
+		return "", cnierr.New("release", cnierr.InvalidDefinition, "network name %q is a path", network)
 	}
 	return name, nil
 }
@@ -449,7 +449,7 @@ type record struct {
 // again. An attachment without a result was never attached: what stands there was
 // cut in mid-write.
 func (r *run) seedCache(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, result json.RawMessage) error {
-	name, err := r.cacheFile(list, rt)
+	name, err := r.cacheFile(list.Name, rt.ContainerID, rt.IfName)
 	if err != nil {
 		return err
 	}
@@ -496,11 +496,14 @@ func remove(path string) error {
 // interface is there.
 func (r *run) delUnknown(ctx context.Context) error {
 	attachments, err := r.foreign()
-	if err != nil {
-		return r.end(true, err)
+	if err == nil && len(attachments) > 0 {
+		err = r.releaseForeign(ctx, attachments)
 	}
-	if len(attachments) > 0 {
-		return r.end(true, r.releaseForeign(ctx, attachments))
+	if err == nil {
+		err = r.forgetLost()
+	}
+	if err != nil || len(attachments) > 0 {
+		return r.end(true, err)
 	}
 	if r.inv.Conf.ReleaseOnly != "" {
 		return r.end(true, nil) // the runtime calls the default network itself
@@ -522,7 +525,7 @@ func (r *run) defaultAlone(ctx context.Context) (t teardown, err error) {
 	}
 	t.a = &plan.Attachment{Name: t.list.Name, IfName: r.inv.IfName, Args: r.inv.Args}
 	t.rt = r.runtimeConf(t.a, r.liveNetNS())
-	_, err = r.cacheFile(t.list, t.rt)
+	_, err = r.cacheFile(t.list.Name, t.rt.ContainerID, t.rt.IfName)
 	return t, err
 }
 

@@ -63,31 +63,32 @@ type wire struct {
 	Bytes []byte
 }
 
-// Read returns the delegates of a sandbox; ifName is the runtime's. A sandbox
-// without a file is os.ErrNotExist.
-func Read(dir, containerID, ifName string) ([]Delegate, error) {
+// Read returns the delegates of a sandbox; ifName is the runtime's. A delegate
+// that cannot be read is left out, and lost says so: the others are to be released
+// all the same. A sandbox without a file is os.ErrNotExist.
+func Read(dir, containerID, ifName string) (out []Delegate, lost, err error) {
 	path := filepath.Join(dir, containerID)
 	fi, err := os.Stat(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if !fi.Mode().IsRegular() || fi.Size() > maxFile {
-		return nil, fmt.Errorf("%s is not a regular file of at most %d bytes", path, maxFile)
+		return nil, nil, fmt.Errorf("%s is not a regular file of at most %d bytes", path, maxFile)
 	}
 	raw, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var list []wire
+	var list []json.RawMessage
 	if err := json.Unmarshal(raw, &list); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
 	}
-	var out []Delegate
-	for i, w := range list {
-		if !json.Valid(w.Bytes) {
-			return nil, fmt.Errorf("%s: the configuration of delegate %d is not JSON", path, i+1)
+	for i, raw := range list {
+		d, err := read(raw)
+		if err != nil {
+			lost = errors.Join(lost, fmt.Errorf("%s: delegate %d: %w", path, i+1, err))
+			continue
 		}
-		d := Delegate{Name: w.Name, IfName: w.IfName, DeviceID: w.DeviceID, Resource: w.Resource, Config: w.Bytes, Requests: w.Requests}
 		switch {
 		case d.IfName != "":
 		case i == 0:
@@ -95,9 +96,21 @@ func Read(dir, containerID, ifName string) ([]Delegate, error) {
 		default:
 			d.IfName = fmt.Sprintf("net%d", i)
 		}
-		out = append(out, d)
+		out = append(out, *d)
 	}
-	return out, nil
+	return out, lost, nil
+}
+
+// read decodes one delegate; its interface is empty where the file names none.
+func read(raw json.RawMessage) (*Delegate, error) {
+	var w wire
+	if err := json.Unmarshal(raw, &w); err != nil {
+		return nil, err
+	}
+	if !json.Valid(w.Bytes) {
+		return nil, errors.New("its configuration is not JSON")
+	}
+	return &Delegate{Name: w.Name, IfName: w.IfName, DeviceID: w.DeviceID, Resource: w.Resource, Config: w.Bytes, Requests: w.Requests}, nil
 }
 
 // Remove removes a sandbox's file, which may be absent.

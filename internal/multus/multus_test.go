@@ -25,7 +25,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 	if err := Write(dir, "id", want); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := Read(dir, "id", "eth0"); err != nil || !reflect.DeepEqual(got, want) {
+	if got, lost, err := Read(dir, "id", "eth0"); lost != nil || err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("read %+v, %v, want %+v", got, err, want)
 	}
 }
@@ -34,7 +34,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 // and a configuration that is JSON, and is read again as it was written.
 func FuzzRead(f *testing.F) {
 	for _, text := range []string{
-		``, `null`, `[null]`, `{}`, `[{"Bytes":"e30="}]`, `[{"Bytes":7}]`, `[{"Bytes":"e30=","ipRequest":["10.1.2.3/24"],"macRequest":7}]`,
+		``, `null`, `[null]`, `[{"Bytes":"e30="},7]`, `{}`, `[{"Bytes":"e30="}]`, `[{"Bytes":7}]`, `[{"Bytes":"e30=","ipRequest":["10.1.2.3/24"],"macRequest":7}]`,
 		`[{"Conf":{},"Bytes":"e30="},{"ConfList":{"plugins":[]},"ifnameRequest":"data","deviceID":"x","ipRequest":[],"Bytes":"bnVsbA=="}]`,
 	} {
 		f.Add([]byte(text))
@@ -44,7 +44,7 @@ func FuzzRead(f *testing.F) {
 		if err := os.WriteFile(filepath.Join(dir, "id"), text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, err := Read(dir, "id", "eth0")
+		got, _, err := Read(dir, "id", "eth0")
 		if err != nil {
 			return
 		}
@@ -56,8 +56,8 @@ func FuzzRead(f *testing.F) {
 		if err := Write(dir, "id", got); err != nil {
 			t.Fatal(err)
 		}
-		again, err := Read(dir, "id", "eth0")
-		if err != nil || len(again) != len(got) {
+		again, lost, err := Read(dir, "id", "eth0")
+		if lost != nil || err != nil || len(again) != len(got) {
 			t.Fatalf("read again %+v, %v, want %+v", again, err, got)
 		}
 		for i := range got {

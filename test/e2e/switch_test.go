@@ -68,12 +68,23 @@ func warmMultus(t *testing.T) *node {
 
 func TestPodsOfMultusAreDeletedAfterTheSwitch(t *testing.T) {
 	for name, lose := range map[string]func(n *node, p *pod){
-		"both":             func(*node, *pod) {},
-		"without its file": func(n *node, p *pod) { n.must(os.Remove(n.path("state/" + p.ID))) },
-		"without libcni's": func(n *node, _ *pod) { n.must(os.RemoveAll(n.path("state/results"))) },
-		"its file broken":  func(n *node, p *pod) { n.file("state/"+p.ID, "[{") },
-		"netns gone":       func(n *node, p *pod) { n.must(p.ns.Delete()) },
-		"one of libcni's":  func(n *node, p *pod) { n.must(os.Remove(n.path("state/results/net-" + p.ID + "-data"))) },
+		"both":               func(*node, *pod) {},
+		"without its file":   func(n *node, p *pod) { n.must(os.Remove(n.path("state/" + p.ID))) },
+		"without libcni's":   func(n *node, _ *pod) { n.must(os.RemoveAll(n.path("state/results"))) },
+		"its file broken":    func(n *node, p *pod) { n.file("state/"+p.ID, "[{") },
+		"netns gone":         func(n *node, p *pod) { n.must(p.ns.Delete()) },
+		"one of libcni's":    func(n *node, p *pod) { n.must(os.Remove(n.path("state/results/net-" + p.ID + "-data"))) },
+		"one never attached": func(n *node, p *pod) { n.addDelegates(p, neverAttached) },
+		"never, netns gone":  func(n *node, p *pod) { n.addDelegates(p, neverAttached); n.must(p.ns.Delete()) },
+		"three cannot be read": func(n *node, p *pod) {
+			n.must(os.RemoveAll(n.path("state/results")))
+			n.addDelegates(p, `null`, `{"Bytes":"%%%"}`, `{"Bytes":"bm90IGpzb24="}`)
+		},
+		"records of nothing": func(n *node, p *pod) {
+			for i, config := range []string{``, `null`, `{"name":"x","plugins":[]}`, `{"name":"x"}`, `{"name":"x","type":"../../bin/sh"}`} {
+				n.record(p, fmt.Sprintf("lost%d", i), config)
+			}
+		},
 		"configuration new": func(n *node, _ *pod) {
 			n.file("net.d/10-default.conflist", `{"name":"cluster-net","cniVersion":"1.0.0","plugins":[{"type":"ptp"}]}`)
 		},
@@ -84,7 +95,7 @@ func TestPodsOfMultusAreDeletedAfterTheSwitch(t *testing.T) {
 			p := n.attachAsMultus("pod")
 			lose(n, p)
 			n.succeed("DEL", p)
-			if name != "netns gone" {
+			if !strings.HasSuffix(name, "netns gone") {
 				n.must(p.ns.Delete())
 			}
 			n.settles(func() string { return withoutGone(before.Diff(n.state())) })
@@ -93,6 +104,30 @@ func TestPodsOfMultusAreDeletedAfterTheSwitch(t *testing.T) {
 			}
 		})
 	}
+}
+
+// neverAttached is a delegate that Multus has in its file and that refused ADD, as it
+// will every DEL.
+var neverAttached = func() string {
+	config := `{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"bridge","bridge":"old"},{"type":"tuning","sysctl":7}]}`
+	return fmt.Sprintf(`{"ConfList":%s,"ifnameRequest":"net7","Bytes":%q}`, config, base64.StdEncoding.EncodeToString([]byte(config)))
+}()
+
+// addDelegates adds delegates to a sandbox's file of Multus.
+func (n *node) addDelegates(p *pod, delegates ...string) {
+	n.t.Helper()
+	file := "state/" + p.ID
+	n.file(file, strings.TrimSuffix(n.read(file), "]")+","+strings.Join(delegates, ",")+"]")
+}
+
+// record writes a record of libcni for a sandbox.
+func (n *node) record(p *pod, network, config string) {
+	n.t.Helper()
+	raw, err := json.Marshal(map[string]any{
+		"kind": libcni.CNICacheV1, "containerId": p.ID, "config": []byte(config), "ifName": "net9", "networkName": network, "netns": p.NetNS,
+	})
+	n.must(err)
+	n.file("state/results/"+network+"-"+p.ID+"-net9", string(raw))
 }
 
 // attachLogged attaches a pod to four networks that log, two of them on devices,
