@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"reflect"
-	"runtime"
 	"testing"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -66,26 +64,6 @@ func TestKernel(t *testing.T) {
 	}
 }
 
-// loadXDP loads a program that lets each packet pass, and returns its descriptor.
-func loadXDP(t *testing.T) int {
-	t.Helper()
-	const progLoad, typeXDP = 5, 6
-	code := []uint64{0x2_0000_00b7, 0x95} // r0 = XDP_PASS; exit
-	license := []byte("GPL\x00")
-	attr := struct {
-		kind, count   uint32
-		code, license uint64
-		_             [48]byte
-	}{kind: typeXDP, count: uint32(len(code)), code: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0])))}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, progLoad, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	runtime.KeepAlive(code)
-	runtime.KeepAlive(license)
-	if errno != 0 {
-		t.Fatalf("load an XDP program: %v", errno)
-	}
-	return int(fd)
-}
-
 // What a pod with NET_ADMIN can leave on a network device is seen, and undone.
 func TestKernelUndoesSettings(t *testing.T) {
 	if !harness.Alone(t) {
@@ -99,11 +77,10 @@ func TestKernelUndoesSettings(t *testing.T) {
 	}
 	link := must(netlink.LinkByName("veth7"))(t)
 	before := must(links.Link("veth7"))(t).NetDev
-	fd := loadXDP(t)
-	const generic = 1 << 1 // XDP_FLAGS_SKB_MODE
+	fd := must(harness.LoadXDP())(t)
 	if err := errors.Join(
 		netlink.LinkSetUp(link), netlink.SetPromiscOn(link), netlink.LinkSetAllmulticastOn(link), netlink.LinkSetTxQLen(link, 7), netlink.LinkSetARPOff(link),
-		netlink.LinkSetGroup(link, 9), netlink.LinkSetXdpFdWithFlags(link, fd, generic), unix.Close(fd),
+		netlink.LinkSetGroup(link, 9), netlink.LinkSetXdpFdWithFlags(link, fd, harness.XDPGeneric), unix.Close(fd),
 		netlink.LinkSetDown(link), netlink.LinkSetName(link, "x0"), netlink.LinkAddAltName(link, "veth7"), netlink.LinkAddAltName(link, "evil0"),
 	); err != nil {
 		t.Fatal(err)

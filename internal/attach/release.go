@@ -140,6 +140,11 @@ func (r *run) releaseOne(ctx context.Context, i int) error {
 	}
 	netns := r.liveNetNS()
 	list, err := listOf(a)
+	if err == nil && !fenced {
+		if netns, err = r.takeOut(i, netns, list); err != nil {
+			return err
+		}
+	}
 	t := teardown{a: a, list: list, rt: r.runtimeConf(a, netns), before: r.entry.Before(i), completed: r.entry.Result(i) != nil}
 	switch {
 	case err == nil && fenced:

@@ -78,7 +78,7 @@ var (
 	}
 	findings = Definition{
 		"manifold_device_findings", Gauge,
-		"VFs that are not as they should be, at the last look: stranded, vanished, replaced, drifted, orphaned, leftover, quarantined; absent where nobody looks.", []string{"kind"},
+		"VFs that are not as they should be, at the last look: stranded, vanished, replaced, drifted, unreleased, orphaned, leftover, quarantined; absent where nobody looks.", []string{"kind"},
 	}
 	ready = Definition{
 		"manifold_ready", Gauge, "1 where that part of the agent's readiness is given, as /readyz says.", []string{"check"},

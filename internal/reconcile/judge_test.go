@@ -83,6 +83,7 @@ func TestJudge(t *testing.T) {
 			v.state.Instance, v.state.VF.Trust = 2, true
 		}, nil},
 		"senseless quarantine": {func(v *vf) { confined(t, v, nil); v.quarantine.To = nil }, []Kind{Quarantined}},
+		"a DEL has failed":     {func(v *vf) { owned(v, true, journal.ReleaseFailed); v.state.VF.VLAN = 0 }, []Kind{Unreleased}},
 		"a DEL is under way":   {func(v *vf) { owned(v, true, journal.Releasing); v.state.VF.VLAN = 0 }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {

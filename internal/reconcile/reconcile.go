@@ -11,6 +11,8 @@
 //     another function, at another driver, or with its network device on the host;
 //   - drifted: the PF does not say of a sandbox's VF what the network's
 //     configuration asks;
+//   - unreleased: the DEL of a living sandbox that has the VF has failed, and the
+//     next is still to come;
 //   - orphaned: the VF belongs to nobody, but its network device is not on the
 //     host;
 //   - leftover: the VF belongs to nobody, but its PF still holds settings for it;
@@ -58,6 +60,7 @@ const (
 	Vanished    Kind = "vanished"
 	Replaced    Kind = "replaced"
 	Drifted     Kind = "drifted"
+	Unreleased  Kind = "unreleased"
 	Orphaned    Kind = "orphaned"
 	Leftover    Kind = "leftover"
 	Quarantined Kind = "quarantined"
@@ -65,12 +68,12 @@ const (
 
 // Kinds returns every kind.
 func Kinds() []Kind {
-	return []Kind{Stranded, Vanished, Replaced, Drifted, Orphaned, Leftover, Quarantined}
+	return []Kind{Stranded, Vanished, Replaced, Drifted, Unreleased, Orphaned, Leftover, Quarantined}
 }
 
 // Living reports whether the kind is of a VF that a living sandbox has: what is
 // wrong concerns its pod, and nothing is repaired below it.
-func (k Kind) Living() bool { return k == Vanished || k == Replaced || k == Drifted }
+func (k Kind) Living() bool { return k == Vanished || k == Replaced || k == Drifted || k == Unreleased }
 
 // free reports whether the kind is of a VF that nobody has.
 func (k Kind) free() bool { return k == Orphaned || k == Leftover }
@@ -446,7 +449,12 @@ func judgeAlive(v *vf, f Finding) []Finding {
 		f.Kind, f.Text = Vanished, "a living sandbox has it, and the node does not have it any more"
 		return []Finding{f}
 	}
-	if phase, _ := v.owner.entry.Phase(v.owner.attachment); phase != journal.Verified && phase != journal.Routed {
+	switch phase, problem := v.owner.entry.Phase(v.owner.attachment); phase {
+	case journal.Verified, journal.Routed:
+	case journal.ReleaseFailed:
+		f.Kind, f.Text = Unreleased, "the DEL of its sandbox, which lives, has failed: "+problem
+		return []Finding{f}
+	default:
 		return nil // an ADD or a DEL is under way
 	}
 	if lost := v.owner.lost(v.state); len(lost) > 0 {

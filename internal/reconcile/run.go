@@ -30,7 +30,7 @@ const ReasonRepaired = "VFRepaired"
 // CamelCase that stays the same: Events carry it.
 func Reason(k Kind) string {
 	return map[Kind]string{
-		Stranded: "VFStranded", Vanished: "VFVanished", Replaced: "VFReplaced", Drifted: "VFDrifted", Orphaned: "VFOrphaned", Leftover: "VFLeftover", Quarantined: "VFQuarantined",
+		Stranded: "VFStranded", Vanished: "VFVanished", Replaced: "VFReplaced", Drifted: "VFDrifted", Unreleased: "VFUnreleased", Orphaned: "VFOrphaned", Leftover: "VFLeftover", Quarantined: "VFQuarantined",
 	}[k]
 }
 

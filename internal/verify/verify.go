@@ -414,6 +414,10 @@ func parseAddr(s string) (net.IP, string) {
 	return ip, prefix.String()
 }
 
+// ParentDevice is the field of a comparison that the interface is the allocated device
+// itself, which was moved into the sandbox.
+const ParentDevice = "parent device"
+
 // stacked begins what is said of an interface that stands on a network device
 // which stays on the host.
 const stacked = "stacked on network device "
@@ -509,9 +513,9 @@ func compareNetDev(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) 
 	switch {
 	case len(f.LeftOnHost) > 0 || !f.Interface.Exists:
 	case d.PCIAddress != "":
-		r.expect("parent device", d.PCIAddress, f.Interface.Parent)
+		r.expect(ParentDevice, d.PCIAddress, f.Interface.Parent)
 	case f.Interface.Parent != "" && strings.Contains(d.ID, "."):
-		r.expect("parent device", d.ID, f.Interface.Parent)
+		r.expect(ParentDevice, d.ID, f.Interface.Parent)
 	case before != nil && len(before.NetDevs) > 0:
 		sameAsBefore(r, before, f.Interface)
 	}

@@ -1,0 +1,99 @@
+package verify
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/sriov"
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+func TestChanged(t *testing.T) {
+	before := sriov.NetDev{Name: "eth3", Settings: &sriov.Settings{AltNames: []string{"enp33s16f4"}}}
+	as := func(name, alias string, altNames ...string) *netlink.LinkAttrs {
+		return &netlink.LinkAttrs{Name: name, Alias: alias, AltNames: altNames}
+	}
+	for name, tc := range map[string]struct {
+		now   *netlink.LinkAttrs
+		alias string
+		want  string
+	}{
+		"as it was made":                   {as("net1", "eth3", "enp33s16f4"), "eth3", ""},
+		"another delegate's alias":         {as("net1", "whatever"), "", ""},
+		"renamed":                          {as("mine0", "eth3"), "eth3", "called mine0"},
+		"renamed, the name an alternative": {as("mine0", "eth3", "net1"), "eth3", "called mine0"},
+		"another alias":                    {as("net1", "eth0"), "eth3", `alias "eth0", not "eth3"`},
+		"no alias":                         {as("net1", ""), "eth3", `alias "", not "eth3"`},
+		"an alternative name of the host":  {as("net1", "eth3", "enp33s16f4", "cni0"), "eth3", "alternative name cni0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if why := changed(tc.now, "net1", tc.alias, before); !strings.Contains(why, tc.want) || (why == "") != (tc.want == "") {
+				t.Errorf("%q, want %q", why, tc.want)
+			}
+		})
+	}
+	older := sriov.NetDev{Name: "eth3"}
+	if why := changed(as("net1", "eth3", "enp33s16f4"), "net1", "eth3", older); why != "" {
+		t.Errorf("of a record without alternative names: %q", why)
+	}
+}
+
+// addLink adds a link to the network namespace of the calling thread.
+func addLink(name string, altNames ...string) error {
+	l := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "peer"}
+	err := netlink.LinkAdd(l)
+	for _, alt := range altNames {
+		err = errors.Join(err, netlink.LinkAddAltName(l, alt))
+	}
+	return err
+}
+
+// A link goes to the host under its name of before, whatever the pod calls it and its
+// other links; and what the pod calls as the VF was called stays where it is.
+func TestMoveOut(t *testing.T) {
+	if !harness.Alone(t) {
+		return
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	pod, err := harness.NewNetNS("pod")
+	must(err)
+	defer func() { must(pod.Delete()) }()
+	must(addLink("cni0"))
+	must(pod.Do(func() error {
+		return errors.Join(addLink("eth3"), addLink("net1", "decoy0"), addLink("cni0", "lo0", "wan"))
+	}))
+	box, err := OpenSandbox(pod.Path)
+	must(err)
+	defer box.Close()
+	own, err := box.link("cni0")
+	must(err)
+	before := sriov.NetDev{Name: "eth3", Settings: &sriov.Settings{}}
+	must(box.moveOut(own.Attrs(), before))
+	if l, err := netlink.LinkByName("eth3"); err != nil || len(l.Attrs().AltNames) != 0 {
+		t.Errorf("on the host: %+v, %v", l, err)
+	}
+	a := &plan.Attachment{IfName: "net1", Device: &plan.Device{ID: vf, PCIAddress: vf, PF: pf}}
+	for _, moved := range []bool{true, false} { // not: as a macvlan, that its delegate deletes
+		why, err := box.Evict(a, &sriov.Snapshot{NetDevs: []sriov.NetDev{before}}, "eth3", func() bool { return moved })
+		must(err)
+		if (why != "") != moved {
+			t.Errorf("a decoy, where the VF was moved in %v: %q", moved, why)
+		}
+	}
+	for _, name := range []string{"net1", "eth3"} {
+		there, err := box.Exists(name)
+		must(err)
+		if !there {
+			t.Errorf("the pod's own %s is gone", name)
+		}
+	}
+}
