@@ -87,6 +87,10 @@ func (r *run) checkOne(ctx context.Context, i int) (*plan.Outcome, error) {
 	return out, err
 }
 
+// statusTime bounds all of STATUS: the kubelet takes a runtime for dead that has
+// not said within 30 s how it is.
+const statusTime = 20 * time.Second
+
 // Status returns nil when an ADD can be served: the planner answers, the default
 // network is configured and can be planned, its programs are there, and its own
 // STATUS agrees.
@@ -94,7 +98,7 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 	if inv.Conf.ReleaseOnly != "" {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(inv.Conf.PlanTime))
+	ctx, cancel := context.WithTimeout(ctx, min(statusTime, time.Duration(inv.Conf.PlanTime)))
 	defer cancel()
 	notReady := func(err error) error { return cnierr.New("status", cnierr.NotReady, "%w", err) }
 	if file := inv.Conf.Readiness; file != "" {

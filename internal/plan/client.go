@@ -93,8 +93,8 @@ func (b bound) Close() error {
 }
 
 // Fallback is a Planner that asks First, and Then only when First could not be
-// reached, or hung for two thirds of the time that there is: a refusal is an
-// answer. Planning has no effect, so asking twice is
+// reached, or hung for two thirds of the time that there is, and for Status of no
+// more than [askTime]: a refusal is an answer. Planning has no effect, so asking twice is
 // safe; a report that was lost in transit is published at most once more.
 type Fallback struct {
 	First, Then Planner
@@ -132,10 +132,16 @@ func (f Fallback) Report(ctx context.Context, r Report) error {
 	return joinTransport(err, f.Then.Report(ctx, r))
 }
 
+// askTime is what First has for a question that it answers from its memory, at
+// once or not at all: the kubelet takes a runtime for dead after 30 s.
+const askTime = 2 * time.Second
+
 // Status implements [Planner].
 func (f Fallback) Status(ctx context.Context, q StatusQuery) (json.RawMessage, error) {
-	first, cancel := shareOf(ctx)
+	share, cancel := shareOf(ctx)
 	defer cancel()
+	first, cancelFirst := context.WithTimeout(share, askTime)
+	defer cancelFirst()
 	config, err := f.First.Status(first, q)
 	if !IsTransport(err) || ctx.Err() != nil {
 		return config, err

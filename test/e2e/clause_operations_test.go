@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -208,6 +209,19 @@ func operationStatus(t *testing.T) {
 		n.must(os.Remove(n.path("bin/manifold-agent")))
 		n.refuse("STATUS", none, 50, n.path("agent.sock"), "fallback")
 	})
+	t.Run("hangs", statusOfWhatHangs)
+}
+
+// statusOfWhatHangs: neither an agent nor a delegate that hangs keeps STATUS as long
+// as an ADD would wait for a plan, which is more than this test has.
+func statusOfWhatHangs(t *testing.T) {
+	n := newNode(t, map[string]any{"planTimeout": "1h"})
+	cmd := n.serve()
+	n.must(cmd.Process.Signal(syscall.SIGSTOP))
+	t.Cleanup(func() { n.must(cmd.Process.Signal(syscall.SIGCONT)) })
+	n.succeed("STATUS", &pod{}) // of the fallback
+	n.setDefault("1.1.0", `{"type":"scripted","script":{"STATUS":{"hang":true}}}`)
+	n.refuse("STATUS", &pod{}, 50, "scripted", "deadline")
 }
 
 // statusIsLocal: whatever the default network is, and whatever the API server
