@@ -91,9 +91,9 @@ func (r *run) checkOne(ctx context.Context, i int) (*plan.Outcome, error) {
 // not said within 30 s how it is.
 const statusTime = 20 * time.Second
 
-// Status returns nil when an ADD can be served: the planner answers, the default
-// network is configured and can be planned, its programs are there, and its own
-// STATUS agrees.
+// Status returns nil when an ADD can be served: a journal can be begun, the planner
+// answers, the default network is configured and can be planned, its programs are
+// there, and its own STATUS agrees.
 func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 	if inv.Conf.ReleaseOnly != "" {
 		return nil
@@ -105,6 +105,9 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 		if _, err := os.Stat(file); err != nil {
 			return notReady(fmt.Errorf("the default network's readinessindicatorfile: %w", err))
 		}
+	}
+	if err := e.Journal.Usable(); err != nil {
+		return notReady(err)
 	}
 	list, raw, err := e.defaultNetwork(ctx, inv)
 	if err == nil {

@@ -36,6 +36,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/killpoint"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -199,6 +201,19 @@ func (d Dir) keys(suffix string) ([]Key, error) {
 		}
 	}
 	return keys, nil
+}
+
+// Usable returns why no journal could be begun in the directory, which is made
+// where it does not exist: it is no directory, or not writable. Nothing is written.
+func (d Dir) Usable() error {
+	const op = "begin journal"
+	if err := os.MkdirAll(d.Path, 0o700); err != nil {
+		return ioError(op, err)
+	}
+	if err := unix.Access(d.Path, unix.W_OK|unix.X_OK); err != nil {
+		return ioError(op, &os.PathError{Op: "write into", Path: d.Path, Err: err})
+	}
+	return nil
 }
 
 // Holding reports whether a sandbox has, or is just being given, more than its

@@ -209,6 +209,16 @@ func operationStatus(t *testing.T) {
 		n.must(os.Remove(n.path("bin/manifold-agent")))
 		n.refuse("STATUS", none, 50, n.path("agent.sock"), "fallback")
 	})
+	t.Run("cniDir", func(t *testing.T) {
+		n := newNode(t, nil)
+		n.serve()
+		n.must(os.RemoveAll(n.path("state")))
+		n.succeed("STATUS", none) // the first ADD makes it
+		n.must(os.RemoveAll(n.path("state")))
+		n.file("state", "")
+		n.refuse("STATUS", none, 50, n.path("state"), "cniDir")
+		n.refuse("ADD", n.addPod("pod", ""), 5, n.path("state"), "cniDir")
+	})
 	t.Run("hangs", statusOfWhatHangs)
 }
 
