@@ -141,7 +141,14 @@ func (n *networks) live(p *plan.Plan) {
 	n.know(p)
 	for i := range p.Attachments {
 		a := &p.Attachments[i]
-		n.valid[a.Network] = append(n.valid[a.Network], types.GCAttachment{ContainerID: p.ContainerID, IfName: a.IfName})
+		n.lives(a.Network, types.GCAttachment{ContainerID: p.ContainerID, IfName: a.IfName})
+	}
+}
+
+// lives adds an attachment to those of a network that live, once.
+func (n *networks) lives(network string, a types.GCAttachment) {
+	if !slices.Contains(n.valid[network], a) {
+		n.valid[network] = append(n.valid[network], a)
 	}
 }
 
@@ -234,8 +241,9 @@ func (r *run) survey(nets *networks) (unknown []netconf.Attachment, err error) {
 	return unknown, nil
 }
 
-// others returns the sandboxes without a journal that may hold attachments, each
-// once: the runtime's, those that are worked on, which the runtime need not name any
+// others returns the sandboxes without a journal that may hold attachments: the
+// runtime's, by each interface that it names, of which the first need not be the
+// one that Multus was called for, and each once those that are worked on, which the runtime need not name any
 // more while it deletes them, and those that libcni has records of. The last were
 // collected just before, so what is left is being deleted or could not be, and
 // libcni would run a DEL beside another, or the same one again.
@@ -248,16 +256,21 @@ func (r *run) others(journals []journal.Key) ([]journal.Key, error) {
 	if err != nil {
 		return nil, cnierr.New("read libcni's records", cnierr.IO, "%w", err)
 	}
-	var all, out []journal.Key
-	for _, a := range r.inv.Valid {
-		all = append(all, journal.Key{ContainerID: a.ContainerID, IfName: a.IfName})
-	}
-	all = append(all, locked...)
+	all := locked
 	for _, a := range records {
 		all = append(all, journal.Key{ContainerID: a.ContainerID, IfName: defaultIfName})
 	}
 	seen := map[string]bool{}
 	for _, k := range journals {
+		seen[k.ContainerID] = true
+	}
+	var out []journal.Key
+	for _, a := range r.inv.Valid {
+		if !seen[a.ContainerID] {
+			out = append(out, journal.Key{ContainerID: a.ContainerID, IfName: a.IfName})
+		}
+	}
+	for _, k := range out {
 		seen[k.ContainerID] = true
 	}
 	for _, k := range all {
@@ -287,10 +300,7 @@ func (n *networks) withDefault(def *libcni.NetworkConfigList, unknown []netconf.
 		return nil
 	}
 	for _, a := range unknown {
-		valid := types.GCAttachment{ContainerID: a.ContainerID, IfName: a.IfName}
-		if !slices.Contains(n.valid[def.Name], valid) {
-			n.valid[def.Name] = append(n.valid[def.Name], valid)
-		}
+		n.lives(def.Name, types.GCAttachment{ContainerID: a.ContainerID, IfName: a.IfName})
 	}
 	return out[:1]
 }

@@ -317,6 +317,23 @@ func TestGCReachesTheDefaultNetwork(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
+// TestGCKnowsEveryInterfaceOfAPodOfMultus: of a sandbox that the runtime names by
+// several interfaces, the file of Multus does not say which one it was called for.
+func TestGCKnowsEveryInterfaceOfAPodOfMultus(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	text := strings.Replace(n.scripted(`,"name":"cluster-net"`), "1.0.0", "1.1.0", 1)
+	n.setDefault("1.1.0", text)
+	p := n.addPod("pod", "")
+	n.file("state/"+p.ID, fmt.Sprintf(`[{"Conf":%s,"Bytes":%q}]`, text, base64.StdEncoding.EncodeToString([]byte(text))))
+	valid := []map[string]string{attachment(p, "lo"), attachment(p, "eth0")}
+	n.withConf(map[string]any{"cni.dev/valid-attachments": valid})
+	n.succeed("GC", &pod{})
+	if got, want := n.gcs(n.path("calls")), []collected{{"cluster-net", valid}}; !reflect.DeepEqual(got, want) {
+		t.Errorf("the delegate's GC was given %v, want %v", got, want)
+	}
+}
+
 // TestGCReachesADefaultNetworkThatIsADefinition: also when no sandbox is on it, and
 // under the name that its attachments have.
 func TestGCReachesADefaultNetworkThatIsADefinition(t *testing.T) {
