@@ -34,12 +34,16 @@ var daemonKeys = map[string]string{
 	"socketDir":           "agentSocket has its place",
 	"metricsPort":         "the agent serves no metrics on a port of the plugin's configuration",
 	"multusConfigFile":    "'manifold-agent install' writes the configuration",
-	"multusAutoconfigDir": "'manifold-agent install' pins the default network by name",
+	autoconfigDir:         "'manifold-agent install' pins the default network by name",
 	"forceCNIVersion":     "cniVersion of the list has its place",
 	"overrideNetworkName": "name of the list has its place",
 	"cleanupConfigOnExit": "the configuration is never absent while installed; 'manifold-agent uninstall' removes it",
 	"perNodeCertificate":  "apiServer of the agent's configuration has its place",
 }
+
+// autoconfigDir is the key of the directory whose first configuration is the default
+// network of Multus's daemon, where nothing else names it.
+const autoconfigDir = "multusAutoconfigDir"
 
 // pathKeys are the keys whose values are files or directories of the node.
 var pathKeys = []string{"binDir", "clusterNetwork", "cniDir", "confDir", "logFile", "readinessindicatorfile"}
@@ -118,7 +122,7 @@ func (v *converter) plugin(keys map[string]json.RawMessage) (map[string]any, err
 			v.agent["apiServer"] = v.onNode(key, stringValue(value), chroot)
 			v.say("kubeconfig: it is apiServer in the agent's configuration")
 		case daemon:
-			v.say("%s: dropped; %s", key, instead)
+			v.daemonKey(out, keys, key, instead, chroot)
 		case !known:
 			v.say("%s: dropped; it is unknown", key)
 		case slices.Contains(pathKeys, key):
@@ -139,6 +143,34 @@ func (v *converter) plugin(keys map[string]json.RawMessage) (map[string]any, err
 		}
 	}
 	return out, netconf.Validate(v.completed(out, keys))
+}
+
+// daemonKey converts a key of the daemon or its installer, which instead has the place
+// of.
+func (v *converter) daemonKey(out map[string]any, keys map[string]json.RawMessage, key, instead, chroot string) {
+	if key != autoconfigDir || !v.autoconfig(out, keys, chroot) {
+		v.say("%s: dropped; %s", key, instead)
+	}
+}
+
+// autoconfig makes the directory in which Multus's daemon looks for the default network
+// clusterNetwork, where nothing else is and it is not the runtime's own, in which
+// 'manifold-agent install' looks; it reports whether it did. In the runtime's there
+// may be another network beside it, which no pod had.
+func (v *converter) autoconfig(out map[string]any, keys map[string]json.RawMessage, chroot string) bool {
+	if isSet(keys["clusterNetwork"]) || isSet(keys["delegates"]) || !isSet(keys[autoconfigDir]) {
+		return false
+	}
+	silent := &converter{}
+	runtimes := silent.onNode("", cmp.Or(stringValue(keys["cniConfigDir"]), "/host/etc/cni/net.d"), chroot)
+	dir := stringValue(keys[autoconfigDir])
+	if filepath.Clean(silent.onNode("", dir, chroot)) == filepath.Clean(runtimes) {
+		return false
+	}
+	dir = v.onNode(autoconfigDir, dir, chroot)
+	out["clusterNetwork"] = dir
+	v.say("%s: it is clusterNetwork, the first configuration in %s; mount that directory into the agent's container", autoconfigDir, dir)
+	return true
 }
 
 // inOurCase returns the keys as the reference writes them: Multus reads them in any

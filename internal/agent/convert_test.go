@@ -63,6 +63,13 @@ var conversions = map[string]struct {
 		`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","logLevel":"Verbose","logToStderr":true}`,
 		`{}`, "multus-cni-network 0.3.1", []string{"clusterNetwork: it is not set; 'manifold-agent install' pins"},
 	},
+	"daemon with a directory of its own": {
+		`{"chrootDir":"/hostroot","cniVersion":"0.3.1","cniConfigDir":"/host/etc/cni/net.d","multusAutoconfigDir":"/host/run/multus/cni/net.d","multusConfigFile":"auto"}`,
+		`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","clusterNetwork":"/run/multus/cni/net.d"}`,
+		`{}`, "multus-cni-network 0.3.1", []string{
+			"multusAutoconfigDir: /host/run/multus/cni/net.d is /run/multus/cni/net.d on the node", "multusAutoconfigDir: it is clusterNetwork, the first configuration in /run/multus/cni/net.d",
+		},
+	},
 	"default networks": {
 		`{"type":"multus","ClusterNetwork":"flannel","LOGLEVEL":"debug","namespaceIsolation":true,"delegates":[{"type":"x"}],
 			  "defaultNetworks":["storage","/host/etc/cni/multus/net.d/20-b.conf","/etc/cni/extra","team/net"]}`,
