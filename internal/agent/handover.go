@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
+	"github.com/containernetworking/cni/libcni"
 	"github.com/google/renameio/v2"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
@@ -24,52 +26,98 @@ func handOver(dir journal.Dir, to string, aside bool, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	var problems []error
 	for _, k := range keys {
-		if err := handOverOne(dir, k, to, aside); err != nil {
-			return cnierr.New("hand over sandbox "+k.String(), cnierr.IO, "%w", err).
-				WithFix("nothing is lost: the journal is kept; run uninstall again")
-		}
-		fmt.Fprintln(out, "handed over", k)
-	}
-	return nil
-}
-
-func handOverOne(dir journal.Dir, k journal.Key, to string, aside bool) (err error) {
-	lock, err := dir.TryLock(k)
-	if err != nil {
-		return err
-	}
-	if lock == nil {
-		return errors.New("an operation on it is under way")
-	}
-	defer func() { err = errors.Join(err, lock.Unlock(aside && err == nil)) }()
-	entry, err := dir.Open(k)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	var delegates []multus.Delegate
-	for i := range entry.Plan.Attachments {
-		a := &entry.Plan.Attachments[i]
-		if p, _ := entry.Phase(i); p == journal.Released || p == journal.Untouched {
+		done, err := handOverOne(dir, k, to, aside)
+		if err != nil {
+			problems = append(problems, cnierr.New("hand over sandbox "+k.String(), cnierr.IO, "%w", err).
+				WithFix("nothing is lost: the journal is kept; run uninstall again"))
 			continue
 		}
+		fmt.Fprintln(out, done, k)
+	}
+	return errors.Join(problems...)
+}
+
+// handOverOne hands one sandbox over, and says how.
+func handOverOne(dir journal.Dir, k journal.Key, to string, aside bool) (done string, err error) {
+	lock, err := dir.TryLock(k)
+	if err != nil {
+		return "", err
+	}
+	if lock == nil {
+		return "", errors.New("an operation on it is under way")
+	}
+	defer func() { err = errors.Join(err, lock.Unlock(aside && err == nil)) }()
+	done, as := "handed over", journal.AsideHanded
+	attachments, err := heldBy(dir, k)
+	if cnierr.Is(err, cnierr.JournalCorrupt) {
+		done, as = "handed over from libcni's records, since its journal is damaged,", journal.AsideCorrupt
+		attachments, err = recordedOf(dir, k)
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return "was released meanwhile:", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	var delegates []multus.Delegate
+	for i := range attachments {
+		a := &attachments[i]
 		d := multus.Delegate{Name: a.Name, IfName: a.IfName, Config: a.Config, Requests: requestsOf(a)}
 		if a.Device != nil {
 			d.DeviceID, d.Resource = a.Device.ID, a.Device.Resource
 		}
 		delegates = append(delegates, d)
 		if err := copyRecord(dir.Path, to, fmt.Sprintf("%s-%s-%s", a.Network, k.ContainerID, a.IfName)); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if err := multus.Write(to, k.ContainerID, delegates); err != nil || !aside {
-		return err
+		return done, err
 	}
-	_, err = dir.SetAside(k, journal.AsideHanded)
-	return err
+	_, err = dir.SetAside(k, as)
+	return done, err
+}
+
+// heldBy returns the attachments that a sandbox's journal says it holds.
+func heldBy(dir journal.Dir, k journal.Key) (held []plan.Attachment, err error) {
+	entry, err := dir.Open(k)
+	if err != nil {
+		return nil, err
+	}
+	for i, a := range entry.Plan.Attachments {
+		if p, _ := entry.Phase(i); p != journal.Released && p != journal.Untouched {
+			held = append(held, a)
+		}
+	}
+	return held, nil
+}
+
+// recordedOf returns the attachments of which libcni has records, the default
+// network's first: what is left of a sandbox whose journal is damaged.
+func recordedOf(dir journal.Dir, k journal.Key) (held []plan.Attachment, err error) {
+	records, err := libcni.NewCNIConfigWithCacheDir(nil, dir.Path, nil).GetCachedAttachments(k.ContainerID)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range records {
+		a := plan.Attachment{Name: c.Network, Network: c.Network, IfName: c.IfName, Config: c.Config, Capabilities: map[string]json.RawMessage{}}
+		for capability, value := range c.CapabilityArgs {
+			if a.Capabilities[capability], err = json.Marshal(value); err != nil {
+				return nil, err
+			}
+		}
+		if id := asked[string](a.Capabilities["deviceID"]); id != "" {
+			a.Device = &plan.Device{ID: id}
+		}
+		if c.IfName == k.IfName {
+			held = slices.Insert(held, 0, a)
+			continue
+		}
+		held = append(held, a)
+	}
+	return held, nil
 }
 
 // requestsOf returns what was asked of an attachment, as far as a file of Multus can

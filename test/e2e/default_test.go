@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 )
 
@@ -106,24 +107,27 @@ func TestNetworkWithoutVersion(t *testing.T) {
 	network := func(plugin, more string) string {
 		return fmt.Sprintf(`{"type":%q,"log":%q%s}`, plugin, n.path("calls"), more)
 	}
-	n.rawKey("delegates", `[`+network("until-04", `,"name":"first"`)+`]`)
+	n.rawKey("delegates", `[`+network("scripted", "")+`]`)
 	n.define("mute", "", network("mute", `,"addresses":["10.1.2.3/24"]`)) // results of 0.1.0 must have one
-	n.define("latest", "", network("scripted", ""))
+	n.define("old", "", network("until-04", ""))
 	n.define("ipam", "", network("scripted", `,"ipam":{"type":"until-04"}`))
 	n.define("chain", "", `{"plugins":[`+network("scripted", "")+`,`+network("until-04", `,"script":{"ADD":{"stdout":"{}"}}`)+`]}`)
-	p := n.addPod("pod", "mute,latest,ipam,chain")
+	p := n.addPod("pod", "mute,old,ipam,chain")
 	n.succeed("STATUS", &pod{})
 	n.succeed("ADD", p)
 	n.succeed("CHECK", p)
 	n.collect(p)
 	n.succeed("DEL", p)
-	want := map[string]string{"eth0": "0.4.0", "net1": "0.1.0", "net2": "1.1.0", "net3": "0.4.0", "net4": "0.4.0"}
+	want := map[string]string{"eth0": "1.1.0", "net1": "0.1.0", "net2": "0.4.0", "net3": "0.4.0", "net4": "0.4.0"}
 	seen := map[string]bool{}
 	for _, c := range n.calls("ADD", "CHECK", "DEL") {
 		seen[c.Verb+c.IfName] = true
 		if c.Stdin.CNIVersion != want[c.IfName] {
 			t.Errorf("%s of %s: version %q, want %s", c.Verb, c.IfName, c.Stdin.CNIVersion, want[c.IfName])
 		}
+	}
+	if got := n.calls("STATUS", "GC"); len(got) != 2 || got[0].Stdin.Name == "" || got[0].Stdin.Name != got[1].Stdin.Name || !strings.Contains(got[1].raw, p.ID) {
+		t.Errorf("the default network, which has no name either, is asked %v", got)
 	}
 	for ifName, version := range want {
 		if !seen["ADD"+ifName] || !seen["DEL"+ifName] || seen["CHECK"+ifName] != (version != "0.1.0") {

@@ -239,6 +239,29 @@ func TestSwitchingBackKeepsWhatPodsAskedFor(t *testing.T) {
 	n.wantAsked()
 }
 
+// TestSwitchingBackWithADamagedJournal: its sandbox is handed over from libcni's
+// records, and keeps no other back.
+func TestSwitchingBackWithADamagedJournal(t *testing.T) {
+	n := newNode(t, nil)
+	n.warm()
+	if out, err := n.install("install", "--agent-config", n.path("agent.json")); err != nil {
+		t.Fatalf("install: %v\n%s", err, out)
+	}
+	n.link2opt()
+	n.rt = n.installedRuntime()
+	bad, good := n.addPod("bad", "plain"), n.addPod("good", "plain")
+	n.succeed("ADD", bad)
+	n.succeed("ADD", good)
+	n.file("installed/"+bad.ID+"@eth0.journal", "00000000 {}\n")
+	if out, err := n.install("uninstall", "--to-multus", n.path("multus")); err != nil || !strings.Contains(out, "journal is damaged, "+bad.ID) {
+		t.Fatalf("uninstall: %v\n%s", err, out)
+	}
+	for _, p := range []*pod{bad, good} {
+		n.deleteAsMultus(n.path("multus"), p)
+		n.emptySandbox(p)
+	}
+}
+
 func TestPodsOfMultusAreChecked(t *testing.T) {
 	n := warmMultus(t)
 	p := n.attachAsMultus("pod")
