@@ -178,7 +178,8 @@ func parseList(text, podNamespace string) ([]Selection, error) {
 }
 
 // UnmarshalJSON reads one entry of the JSON form. Names of keys are exact; of a
-// key that is given twice the last counts, as everywhere in JSON.
+// key that is given twice the last counts, as everywhere in JSON. null is as if the
+// key were not there: there are libraries that write it so.
 func (s *Selection) UnmarshalJSON(data []byte) error {
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(data, &keys); err != nil {
@@ -198,13 +199,16 @@ func (s *Selection) UnmarshalJSON(data []byte) error {
 		if !ok {
 			continue
 		}
+		delete(keys, f.key)
+		if string(raw) == "null" {
+			continue
+		}
 		if err := json.Unmarshal(raw, f.into); err != nil {
 			return &Error{Field: f.key, Text: clip(string(raw)) + " is of the wrong type", Err: err}
 		}
 		if f.key == "ips" && len(s.IPs) == 0 {
 			return fieldError("ips", "it is empty; leave the key out or give an address")
 		}
-		delete(keys, f.key)
 	}
 	if len(keys) > 0 {
 		s.Unknown = keys
@@ -288,6 +292,8 @@ func (s *Selection) validateAddresses() error {
 	for _, gw := range *s.DefaultRoute {
 		if a, err := netip.ParseAddr(gw); err != nil || a.Zone() != "" {
 			return fieldError("default-route", "%s is not an IP address", clip(gw))
+		} else if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
+			return fieldError("default-route", "%s is no gateway's address", clip(gw))
 		}
 	}
 	return nil

@@ -52,10 +52,11 @@ func routed(a plan.Attachment) bool { return a.DropDefaultRoute || a.DefaultRout
 func setDefaultRoutes(netns string, attachments []plan.Attachment) error {
 	err := ns.WithNetNSPath(netns, func(ns.NetNS) error {
 		for _, a := range attachments {
-			if routed(a) {
-				if err := removeDefaultRoutes(a.IfName); err != nil {
-					return err
-				}
+			if !routed(a) {
+				continue
+			}
+			if err := removeDefaultRoutes(a.IfName); err != nil {
+				return routeError(&a, err)
 			}
 		}
 		for _, a := range attachments {
@@ -63,15 +64,21 @@ func setDefaultRoutes(netns string, attachments []plan.Attachment) error {
 				continue
 			}
 			if err := addDefaultRoutes(a.IfName, *a.DefaultRoute); err != nil {
-				return err
+				return routeError(&a, err).
+					WithFix("in default-route of the pod's annotation, name a gateway in a subnet that the pod has of this network")
 			}
 		}
 		return nil
 	})
-	if err != nil {
-		return cnierr.New("set default route", cnierr.IO, "%w", err)
+	if typed := (*cnierr.Error)(nil); err == nil || errors.As(err, &typed) {
+		return err
 	}
-	return nil
+	return cnierr.New("set default route", cnierr.IO, "%w", err)
+}
+
+// routeError is a failure at the default routes of an attachment.
+func routeError(a *plan.Attachment, err error) *cnierr.Error {
+	return cnierr.New("set default route", cnierr.IO, "%w", err).About(cnierr.Subject{Network: a.Name, Interface: a.IfName})
 }
 
 // removeDefaultRoutes removes the interface's default routes of both families, and
@@ -163,7 +170,7 @@ func addDefaultRoutes(ifName string, gateways []string) error {
 	for _, g := range gatewaysOf(gateways) {
 		r := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: g.dst, Gw: g.ip, Priority: g.metric}
 		if err := netlink.RouteAdd(r); err != nil {
-			return err
+			return fmt.Errorf("gateway %s: %w", g.ip, err)
 		}
 	}
 	return nil

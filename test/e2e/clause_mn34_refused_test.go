@@ -80,6 +80,8 @@ var refusedClauses = map[string][]struct {
 	},
 	"MN-4.1.2-default-route": {
 		{"prefix", `[{"name":"net","default-route":["10.95.0.1/24"]}]`, wrongAnnotation, []string{"default-route", "10.95.0.1/24"}},
+		{"no address", `[{"name":"net","default-route":["0.0.0.0"]}]`, wrongAnnotation, []string{"default-route", "0.0.0.0"}},
+		{"loopback", `[{"name":"net","default-route":["127.0.0.1"]}]`, wrongAnnotation, []string{"default-route", "127.0.0.1"}},
 		{"empty gateway", `[{"name":"net","default-route":[""]}]`, wrongAnnotation, []string{"default-route"}},
 		{"no list", `[{"name":"net","default-route":"10.95.0.1"}]`, wrongAnnotation, []string{"default-route", "wrong type"}},
 	},

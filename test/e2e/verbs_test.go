@@ -272,6 +272,9 @@ func TestDefaultRouteMoves(t *testing.T) {
 	n.wantDefaults(p, netlink.FAMILY_V4, "[10.95.0.1]")
 	n.wantDefaults(p, netlink.FAMILY_V6, "[]")
 	n.succeed("DEL", p)
+	far := n.addPod("far", `[{"name":"scr","default-route":["10.99.0.1"]}]`)
+	n.refuse("ADD", far, 5, "network default/scr", "interface net1", "gateway 10.99.0.1", "name a gateway in a subnet")
+	n.emptySandbox(far)
 }
 
 // TestDefaultRoutesOfSeveralHopsGo: what the kernel made one route of, of both
