@@ -241,6 +241,26 @@ func (s FS) OfNetDev(name string) (string, error) {
 	return addr, nil
 }
 
+// OfParent returns the address of the PCI function whose network device has that
+// parent device, as the kernel names it (IFLA_PARENT_DEV_NAME): of a virtio device,
+// which the kernel puts between, that of the function below. Any other name comes
+// back as it is.
+func (s FS) OfParent(name string) string {
+	if !strings.HasPrefix(name, "virtio") {
+		return name
+	}
+	devices := s.path("bus/virtio/devices")
+	target, err := os.Readlink(filepath.Join(devices, name))
+	if err != nil {
+		return name
+	}
+	addr, err := s.pciAncestor(filepath.Join(devices, target))
+	if err != nil {
+		return name // on another bus
+	}
+	return addr
+}
+
 // VFOfNetDev returns the VF whose network device has this name.
 //
 // The error wraps [ErrNotVF] where the network device is that of another PCI

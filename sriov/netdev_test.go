@@ -272,3 +272,15 @@ func BenchmarkPFNetDev(b *testing.B) {
 		}
 	}
 }
+
+func TestOfParent(t *testing.T) {
+	tree := build(t, (*sriovtest.Tree).AddIGB, addOthers)
+	for name, want := range map[string]string{
+		"virtio2": "0000:00:03.0", "virtio9": "virtio9",
+		"0000:21:10.4": "0000:21:10.4", "mlx5_core.sf.2": "mlx5_core.sf.2", "": "",
+	} {
+		if got := tree.FS().OfParent(name); got != want {
+			t.Errorf("OfParent(%q) = %q, want %q", name, got, want)
+		}
+	}
+}

@@ -50,7 +50,8 @@ func (s *Sandbox) Close() {
 	}
 }
 
-// Exists reports whether there is an interface of that name.
+// Exists reports whether there is an interface of that name, be it an alternative
+// one: no other can have it.
 func (s *Sandbox) Exists(name string) (bool, error) {
 	link, err := s.link(name)
 	if err != nil {
@@ -76,14 +77,45 @@ func (s *Sandbox) link(name string) (netlink.Link, error) {
 	return link, nil
 }
 
+// named returns the interface whose name it is, nil when there is none. An
+// alternative name is not enough: programs that list interfaces do not find it.
+func (s *Sandbox) named(name string) (netlink.Link, error) {
+	link, err := s.link(name)
+	if err != nil || link == nil || link.Attrs().Name != name {
+		return nil, err
+	}
+	return link, nil
+}
+
+// lower returns the index of the host's link that a link is stacked on, 0 for none.
+// The kernel tells an index, and in whose namespace if that is another one: the
+// sandbox's own link may well have the index that a device has on the host.
+func (s *Sandbox) lower(a *netlink.LinkAttrs) (int, error) {
+	if a.ParentIndex == 0 || a.NetNsID < 0 {
+		return 0, nil
+	}
+	host, err := ns.GetCurrentNS()
+	if err != nil {
+		return 0, err
+	}
+	id, err := s.handle.GetNetNsIdByFd(int(host.Fd()))
+	if err = errors.Join(err, host.Close()); err != nil || id != a.NetNsID {
+		return 0, err
+	}
+	return a.ParentIndex, nil
+}
+
 // look reads one interface; hardware says that it may stand on a device.
 func (s *Sandbox) look(name string, hardware bool) (Interface, error) {
-	link, err := s.link(name)
+	link, err := s.named(name)
 	if err != nil || link == nil {
 		return Interface{}, err
 	}
 	a := link.Attrs()
-	out := Interface{Exists: true, Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Up: a.Flags&net.FlagUp != 0, Parent: a.ParentDev, Lower: a.ParentIndex}
+	out := Interface{Exists: true, Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Up: a.Flags&net.FlagUp != 0, Parent: a.ParentDev}
+	if out.Lower, err = s.lower(a); err != nil {
+		return Interface{}, fmt.Errorf("link below %s: %w", name, err)
+	}
 	if out.Parent == "" && hardware {
 		err := ns.WithNetNSPath(s.path, func(ns.NetNS) error {
 			out.Parent = busInfo(name)

@@ -40,7 +40,7 @@ type Interface struct {
 	MTU       int
 	Up        bool   // set up, whether or not it has a carrier
 	Parent    string // parent device or bus-info; empty when the kernel tells none
-	Lower     int    // index of the link that it is stacked on or paired with, in that link's namespace; 0 for none
+	Lower     int    // index of the host's link that it is stacked on or paired with; 0 for none
 	Addresses []string
 }
 
@@ -146,14 +146,17 @@ func Look(host sriov.Host, sandbox *Sandbox, a *plan.Attachment, claimed []strin
 	f := &Facts{}
 	var err error
 	if f.Interface, err = sandbox.look(a.IfName, a.Device != nil); err != nil {
-		return nil, cnierr.New("inspect sandbox", cnierr.IO, "%w", err)
+		return nil, sandboxError(err)
 	}
+	f.Interface.Parent = host.OfParent(f.Interface.Parent)
 	for _, name := range claimed {
 		there := f.Interface.Exists
 		if name != a.IfName {
-			if there, err = sandbox.Exists(name); err != nil {
-				return nil, err
+			link, err := sandbox.named(name)
+			if err != nil {
+				return nil, sandboxError(err)
 			}
+			there = link != nil
 		}
 		if !there {
 			f.Missing = append(f.Missing, name)
@@ -478,6 +481,9 @@ func compareDevice(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) 
 // its IOMMU group, by which the container was given it, and its device node.
 func compareUserspace(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) {
 	r.expect(classDriver, d.Driver, f.Device.Driver)
+	if f.Interface.Parent != "" { // an interface made of software may serve it, another device's may not
+		r.expect(ParentDevice, d.PCIAddress, f.Interface.Parent)
+	}
 	if !(sriov.Function{Driver: d.Driver}).VFIO() {
 		return
 	}

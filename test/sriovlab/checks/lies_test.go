@@ -26,7 +26,8 @@ func mover(t *testing.T, vf string, more map[string]any) map[string]any {
 // A delegate that does another thing with a VF than it was told, or claims another
 // thing than it did, is found out, and what it did is undone.
 func TestLiesAboutVFsAreFoundOut(t *testing.T) {
-	vf, other := pfs[0].vfs[2], pfs[0].vfs[3]
+	vf, other, vfio := pfs[0].vfs[2], pfs[0].vfs[3], pfs[1].vfs[4]
+	toVFIO(t, vfio)
 	n := newNode(t)
 	address := map[string]any{"addresses": []string{"10.61.0.2/24"}}
 	for lie, tc := range map[string]struct {
@@ -50,6 +51,22 @@ func TestLiesAboutVFsAreFoundOut(t *testing.T) {
 			n.release(p)
 		})
 	}
+	t.Run("stacked on the pod's own", func(t *testing.T) {
+		n.define("stacked", left, map[string]any{"type": "macvlan", "master": "trunk0", "linkInContainer": true})
+		p := n.admit("stacked", "stacked", fakekubelet.Pins{"c": pin(vf)}, container("c", left))
+		link := linkOf(t, vf).Attrs()
+		n.must(p.ns.Do(func() error {
+			return netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "trunk0", Index: link.Index}})
+		}))
+		n.of(t).refuse(p, 111, "network device "+link.Name, "in the sandbox", "on the host", vf)
+		n.release(p)
+	})
+	t.Run("for a program's", func(t *testing.T) {
+		n.define("for-program", right, mover(t, other, nil))
+		p := n.admit("for-program", "for-program", fakekubelet.Pins{"c": pin(vfio)}, container("c", right))
+		n.of(t).refuse(p, 111, "parent device: wanted "+vfio+", found "+other)
+		n.release(p)
+	})
 }
 
 // of is the node in a part of a test.

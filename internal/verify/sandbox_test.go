@@ -1,0 +1,77 @@
+package verify
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/sriov"
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+// The kernel's answers, of a device on the host that stays there and a pod that has a
+// link of its own with the same index.
+func TestWhatStandsOnTheHostsDevice(t *testing.T) {
+	if !harness.Alone(t) {
+		return
+	}
+	const index = 77
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	bridge := func(name string) netlink.Link { return &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, Index: index}} }
+	pod, err := harness.NewNetNS("pod")
+	must(err)
+	must(netlink.LinkAdd(bridge("vf0")))
+	file, err := os.Open(pod.Path)
+	must(err)
+	defer file.Close()
+	stacked := netlink.LinkAttrs{Name: "net1", ParentIndex: index}
+	moved := stacked
+	moved.Name, moved.Namespace = "net2", netlink.NsFd(file.Fd())
+	must(netlink.LinkAdd(&netlink.Macvlan{LinkAttrs: moved, Mode: netlink.MACVLAN_MODE_BRIDGE}))
+	must(pod.Do(func() error {
+		err := errors.Join(netlink.LinkAdd(bridge("trunk0")), netlink.LinkAdd(&netlink.Macvlan{LinkAttrs: stacked, Mode: netlink.MACVLAN_MODE_BRIDGE}))
+		return errors.Join(err, netlink.LinkAddAltName(bridge("trunk0"), "net3"))
+	}))
+	box, err := OpenSandbox(pod.Path)
+	must(err)
+	defer box.Close()
+
+	d := &plan.Device{Resource: "r/x", ID: "vf0"}
+	before, err := Capture(sriov.Host{}, d)
+	must(err)
+	for ifName, want := range map[string]string{
+		"net1": "network device vf0 of the allocated device: wanted in the sandbox, found on the host",
+		"net2": "",
+		// A name that programs do not find in the list of interfaces.
+		"net3": "interface net3: wanted present, found absent, network device vf0 of the allocated device: wanted in the sandbox, found on the host",
+	} {
+		a := &plan.Attachment{IfName: ifName, Device: d}
+		f, err := Look(sriov.Host{}, box, a, []string{ifName}, before)
+		must(err)
+		if got := sriov.Sentences(Compare(a, Claim{Interface: true}, before, f).Findings); got != want {
+			t.Errorf("%s: %q, want %q", ifName, got, want)
+		}
+	}
+	f, err := Look(sriov.Host{}, box, &plan.Attachment{IfName: "net1"}, []string{"net2", "net3"}, nil)
+	if err != nil || !slices.Equal(f.Missing, []string{"net3"}) {
+		t.Errorf("of the claimed interfaces %q are missing, %v", f.Missing, err)
+	}
+	if taken, err := box.Exists("net3"); err != nil || !taken {
+		t.Errorf("the alternative name can be given away: %v", err)
+	}
+	// That an interface must be there is compared elsewhere.
+	r, err := box.Carrier(&plan.Attachment{IfName: "net4", Want: plan.Want{Carrier: plan.CarrierRequire}}, time.Now())
+	if err != nil || len(r.Findings)+len(r.Warnings)+len(r.Checked) > 0 {
+		t.Errorf("the carrier of no interface: %+v, %v", r, err)
+	}
+}
