@@ -174,7 +174,7 @@ func parsePlugin(raw json.RawMessage) (*plugin, error) {
 			return nil, err
 		}
 	}
-	for _, key := range []string{"pciBusID", "deviceID"} {
+	for _, key := range slices.Backward(deviceKeys) {
 		if v, err := stringOf(p.keys, key); err == nil && v != "" {
 			p.DeviceID = v
 		}
@@ -267,6 +267,43 @@ func (c *Config) HasCapability(name string) bool {
 	return slices.ContainsFunc(c.plugins, func(p plugin) bool { return p.Capabilities[name] })
 }
 
+// Devices returns the devices that the configuration names itself, as it writes
+// them and each once: PCI addresses or other IDs, and what the plugin host-device
+// goes by, the name of a network device, its MAC and its directory in sysfs. Those
+// that a rendered device replaces are left out where replaced says so. A network
+// device that another is stacked on, "master", stays where it is and is none. In the
+// eyes of most plugins the spelling of a key does not matter, in upper or lower case.
+func (c *Config) Devices(replaced bool) []string {
+	var out []string
+	add := func(keys map[string]json.RawMessage, names ...string) {
+		for key, raw := range keys {
+			var s string
+			named := slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, key) })
+			if named && json.Unmarshal(raw, &s) == nil && s != "" {
+				out = append(out, s)
+			}
+		}
+	}
+	for i := range c.plugins {
+		keys := c.plugins[i].keys
+		add(keys, "device", "hwaddr", "kernelpath")
+		if !replaced {
+			add(keys, deviceKeys...)
+		}
+		for key, raw := range keys {
+			var runtime map[string]json.RawMessage
+			if strings.EqualFold(key, "runtimeConfig") && json.Unmarshal(raw, &runtime) == nil {
+				add(runtime, "deviceID")
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// deviceKeys are those of a plugin that a rendered device goes in as.
+var deviceKeys = []string{"deviceID", "pciBusID"}
+
 // RenderOptions is what an attachment adds to a network's configuration.
 type RenderOptions struct {
 	Name     string // for a configuration without a name: the definition's (specification 3.4.2)
@@ -293,7 +330,7 @@ func (c *Config) Render(o RenderOptions) (out []byte, notes []string, err error)
 			if p.DeviceID != "" && p.DeviceID != o.DeviceID {
 				notes = append(notes, fmt.Sprintf("plugin %s names device %s itself; the allocated %s is used", p.Type, clip(p.DeviceID), clip(o.DeviceID)))
 			}
-			plugins[i]["deviceID"], plugins[i]["pciBusID"] = quote(o.DeviceID), quote(o.DeviceID)
+			injectDevice(plugins[i], quote(o.DeviceID))
 		}
 		if err := mergeArgs(plugins[i], o); err != nil {
 			return nil, nil, &Error{Entry: fmt.Sprintf("plugin %d", i+1), Err: err}
@@ -308,6 +345,15 @@ func (c *Config) Render(o RenderOptions) (out []byte, notes []string, err error)
 		return nil, nil, &Error{Text: "encode configuration", Err: err}
 	}
 	return out, notes, nil
+}
+
+// injectDevice gives a plugin its device, in place of every spelling of the keys that
+// the plugin might take for them.
+func injectDevice(keys map[string]json.RawMessage, id json.RawMessage) {
+	for _, name := range deviceKeys {
+		maps.DeleteFunc(keys, func(key string, _ json.RawMessage) bool { return strings.EqualFold(key, name) })
+		keys[name] = id
+	}
 }
 
 // mergeArgs puts the selection's arguments into args.cni; its value wins over

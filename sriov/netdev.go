@@ -282,6 +282,28 @@ func (s FS) VFOfNetDev(name string) (*Function, error) {
 	return f, nil
 }
 
+// VFWritten returns the VF that the configuration of a plugin names: by its PCI
+// address, by its network device, or by its directory below /sys/devices. It is nil
+// for a text that names none on this node.
+func (s FS) VFWritten(text string) (*Function, error) {
+	if strings.HasPrefix(text, "/sys/devices/") {
+		text = filepath.Base(text)
+	}
+	f, err := s.Function(text)
+	if errors.Is(err, ErrAddress) {
+		f, err = s.VFOfNetDev(text)
+	}
+	for _, none := range []error{fs.ErrNotExist, fs.ErrInvalid, ErrNotPCI, ErrNotVF} {
+		if errors.Is(err, none) {
+			return nil, nil
+		}
+	}
+	if err != nil || !f.IsVF() {
+		return nil, err
+	}
+	return f, nil
+}
+
 // pciAncestor returns the address of the PCI function that dir, a device directory
 // below sys/devices, is or stands on. Only virtio and auxiliary devices are
 // climbed: they are the function under another name.

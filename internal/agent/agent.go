@@ -51,8 +51,11 @@ type Sources struct {
 	Definitions kube.Definitions
 	// Local looks a definition up without asking the API server, for names that a
 	// file on the node answers to as well; nil asks Definitions.
-	Local     kube.Definitions
-	Devices   Devices   // nil: no device is known, and networks that need one are refused
+	Local   kube.Definitions
+	Devices Devices // nil: no device is known, and networks that need one are refused
+	// Holders returns to whom the kubelet has given devices, by ID and PCI address; nil
+	// for a planner that knows no kubelet.
+	Holders   func(context.Context) (map[string]nodeview.Holder, error)
 	Publisher Publisher // nil: nothing is published
 	Outbox    outbox    // where reports wait if there is no Publisher; empty: they do not
 	// Ready returns nil when definitions can be answered, asking nobody; nil when
@@ -141,7 +144,11 @@ func (a *Agent) plan(ctx context.Context, inv *netconf.Invocation, why *nodeview
 		}
 		explainDevices(why, resources, src.Allocation)
 	}
-	return sel.Plan(src)
+	p, err := sel.Plan(src)
+	if err != nil {
+		return nil, err
+	}
+	return p, a.notAnothers(ctx, p, sriov.FS{Root: inv.Conf.SysRoot})
 }
 
 // pod fetches the pod that the runtime named; nil outside Kubernetes.

@@ -298,6 +298,7 @@ func (a *Assembly) devices(c *Config, once bool, log *slog.Logger) {
 		a.run = append(a.run, func(ctx context.Context) { keepLoaded(ctx, k.file, log) })
 	}
 	a.Sources.Devices = podresources.NewReader(live, memory, k.claims)
+	a.Sources.Holders = k.holders
 	a.Sources.CNIConfig, a.Sources.Node = c.CNIConfig, c.Node
 	a.Sources.View = func(ctx context.Context) *nodeview.View { return c.view(ctx, k) }
 	if a.Sources.Metrics != nil {

@@ -151,6 +151,9 @@ func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result
 	if err = r.preflight(ctx, p); err == nil {
 		err = r.nameVFs(p)
 	}
+	if err == nil {
+		err = r.ownWritten(p)
+	}
 	if err != nil {
 		r.report(plan.Report{Verb: "ADD", Plan: p}, err)
 		return nil, r.end(true, err)

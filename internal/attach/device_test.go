@@ -56,6 +56,9 @@ type hardware struct {
 	id   string          // by which the VF is allocated, and known if it is the address
 	ns   string          // network namespace of the sandboxes
 	info json.RawMessage // that plans have of the VF
+	// written is how the network's configuration names the VF itself, where nobody
+	// has allocated it.
+	written string
 }
 
 // newHardware returns a node whose delegate runs body.
@@ -113,14 +116,18 @@ func (h *hardware) plan(id string) *plan.Plan {
 	if h.id == vfAddress {
 		device.PCIAddress, device.PF, device.VFIndex, device.Driver = vfAddress, pfAddress, vfIndex, "igbvf"
 	}
+	var written []string
+	if h.written != "" {
+		device, written = nil, []string{h.written}
+	}
 	return &plan.Plan{
 		Version: plan.Version, Pod: plan.Pod{Namespace: "shop", Name: id}, ContainerID: id, NetNS: h.ns,
 		Attachments: []plan.Attachment{{
 			Name: "shop/fast", Network: "fast", IfName: "net1", DeviceInfoFile: h.path("info/" + id),
 			Capabilities: map[string]json.RawMessage{"CNIDeviceInfoFile": json.RawMessage(strconv.Quote(h.path("info/" + id)))},
 			Config:       json.RawMessage(`{"cniVersion":"1.0.0","name":"fast","plugins":[{"type":"mover"}]}`),
-			Device:       device,
-			DeviceInfo:   h.info,
+			Device:       device, Written: written,
+			DeviceInfo: h.info,
 		}},
 	}
 }
@@ -132,6 +139,7 @@ func (h *hardware) begin(id string) *run {
 	h.must(err)
 	p := h.plan(id)
 	h.must(r.nameVFs(p))
+	h.must(r.ownWritten(p))
 	h.must(r.beginJournal(h.t.Context(), p))
 	return r
 }

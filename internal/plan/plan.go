@@ -142,6 +142,9 @@ type Attachment struct {
 	Args [][2]string `json:"args,omitempty"`
 	// Device is the hardware that the attachment stands on; nil for none.
 	Device *Device `json:"device,omitempty"`
+	// Written are the devices that the configuration names itself, beside Device and
+	// as it writes them. Which of them are VFs is for the node to say.
+	Written []string `json:"written,omitempty"`
 	// Want is what verification compares the interface with.
 	Want Want `json:"want"`
 	// DefaultRoute, when not nil, makes these gateways the pod's only default
@@ -174,6 +177,7 @@ type Device struct {
 	Source     string  `json:"source"`               // which sources agreed on it
 	Reason     string  `json:"reason,omitempty"`     // why this device for this attachment
 	Claim      *Claim  `json:"claim,omitempty"`      // the resource claim that it is of; nil for a device plugin's
+	Written    bool    `json:"written,omitempty"`    // nobody allocated it: the configuration names it itself
 }
 
 // Name is how messages call the device: by its ID, and by its PCI address where that

@@ -278,6 +278,7 @@ func (b *builder) attachment(i int) (*plan.Attachment, error) {
 		opts.DeviceID = d.ID
 		a.Reason += ", on " + d.Reason
 	}
+	a.Written = c.Devices(d != nil)
 	var notes []string
 	var err error
 	if a.Config, notes, err = c.Render(opts); err != nil {

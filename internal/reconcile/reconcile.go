@@ -480,8 +480,9 @@ func (o *owner) lost(now *sriov.Snapshot) []sriov.Difference {
 		return nil // it is not known what the owner got
 	}
 	var checked []string
+	written := o.entry.Plan.Attachments[o.attachment].Device.Written // which nothing was compared with
 	for _, s := range o.entry.Steps {
-		if s.Attachment == o.attachment && s.Phase == journal.Verified {
+		if s.Attachment == o.attachment && s.Phase == journal.Verified && !written {
 			checked = s.Checked
 		}
 	}

@@ -104,6 +104,21 @@ func TestEveryLieIsFound(t *testing.T) {
 	}
 }
 
+// What a configuration names itself serves an end that is not known; that it is there,
+// and the one that was handed over, is compared all the same.
+func TestDeviceThatTheConfigurationNames(t *testing.T) {
+	a, _, before, f := good()
+	a.Device.Written, a.Want = true, plan.Want{}
+	f.LeftOnHost, f.Interface = before.NetDevs, Interface{}
+	if r := Compare(a, Claim{}, before, f); len(r.Findings) > 0 {
+		t.Errorf("%v", r.Findings)
+	}
+	f.Device.Instance++
+	if r := Compare(a, Claim{}, before, f); len(r.Findings) != 1 || r.Findings[0].Field != classFunction {
+		t.Errorf("another function: %v", r.Findings)
+	}
+}
+
 // That an interface is down contradicts a plan that asks for its link alone.
 func TestInterfaceThatMayBeDown(t *testing.T) {
 	for _, state := range []string{"auto", "disable", ""} {

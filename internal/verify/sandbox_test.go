@@ -14,20 +14,24 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
+const index = 77 // of the device on the host, and of the pod's own link
+
+func bridge(name string) netlink.Link {
+	return &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, Index: index}}
+}
+
 // The kernel's answers, of a device on the host that stays there and a pod that has a
 // link of its own with the same index.
 func TestWhatStandsOnTheHostsDevice(t *testing.T) {
 	if !harness.Alone(t) {
 		return
 	}
-	const index = 77
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	bridge := func(name string) netlink.Link { return &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, Index: index}} }
 	pod, err := harness.NewNetNS("pod")
 	must(err)
 	must(netlink.LinkAdd(bridge("vf0")))

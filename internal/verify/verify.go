@@ -334,7 +334,8 @@ func Compare(a *plan.Attachment, c Claim, before *sriov.Snapshot, f *Facts) Repo
 	// A userspace device has no interface, whatever its delegate's result claims:
 	// host-device for one names one for every device.
 	userspace := a.Device != nil && a.Device.Userspace
-	needed := !userspace && (c.Interface || before != nil && len(before.NetDevs) > 0)
+	written := a.Device != nil && a.Device.Written
+	needed := !userspace && (c.Interface || before != nil && len(before.NetDevs) > 0 && !written)
 	if needed || i.Exists {
 		r.expect("interface "+a.IfName, "present", presence(i.Exists))
 	}
@@ -469,6 +470,9 @@ func compareDevice(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) 
 	}
 	if before != nil {
 		compareFunction(r, before, f.Device)
+	}
+	if d.Written { // to what end is not known
+		return
 	}
 	if !d.Userspace {
 		compareNetDev(r, d, before, f)

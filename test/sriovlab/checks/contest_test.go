@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 	"github.com/manifold-cni/manifold/test/harness"
 )
@@ -102,4 +104,36 @@ func TestVFWithoutDriver(t *testing.T) {
 	p := n.admit("app", "right", fakekubelet.Pins{"c": pin(vf)}, container("c", right))
 	n.refuse(p, 999, vf)
 	n.succeed("DEL", p)
+}
+
+// A definition that names a VF itself sets nobody's: while another pod has the VF it is
+// refused, and afterwards the VF is claimed, and given back as it was.
+func TestVFThatADefinitionNamesHasOneOwner(t *testing.T) {
+	vf := pfs[0].vfs[5]
+	n := newNode(t)
+	atRest := hardware(t)
+	n.define("left", left, hostDevice(nil))
+	n.define("static", "", map[string]any{"type": "vfprops", "vlan": 666, "trust": "on", "deviceID": vf}, map[string]any{"type": "host-device", "pciBusID": vf})
+	owner := n.admit("owner", "left", fakekubelet.Pins{"c": pin(vf)}, container("c", left))
+	n.succeed("ADD", owner)
+	other := n.admit("other", "static", nil, container("c"))
+	n.refuse(other, 106, "default/static", vf, "pod default/owner", "resourceName to "+left)
+	n.succeed("CHECK", owner)
+	n.must(n.kubelet.DeletePod(types.UID(owner.UID))) // before its DEL
+	// Until the next allocation the kubelet's checkpoint has a pod that is gone.
+	n.admit("next", "left", fakekubelet.Pins{"c": pin(pfs[0].vfs[4])}, container("c", left))
+	n.refuse(other, 11, "default/static", vf, "still has it")
+	n.succeed("CHECK", owner)
+	n.succeed("DEL", owner)
+	n.succeed("ADD", other)
+	if parent, _, _ := n.on(other, "net1"); parent != vf {
+		t.Errorf("net1 is %s, want %s", parent, vf)
+	}
+	if _, info := vfOf(t, vf); info.Vlan != 666 || info.Trust != 1 {
+		t.Errorf("the PF keeps %+v", info)
+	}
+	n.inOrder()
+	n.succeed("CHECK", other)
+	n.succeed("DEL", other)
+	atRest.same(t)
 }

@@ -62,7 +62,9 @@ func TestLiesAboutVFsAreFoundOut(t *testing.T) {
 		n.release(p)
 	})
 	t.Run("for a program's", func(t *testing.T) {
-		n.define("for-program", right, mover(t, other, nil))
+		n.define("for-program", right, map[string]any{
+			"type": "scripted", "other": linkOf(t, other).Attrs().Name, "script": map[string]any{"ADD": map[string]any{"lie": "device"}},
+		})
 		p := n.admit("for-program", "for-program", fakekubelet.Pins{"c": pin(vfio)}, container("c", right))
 		n.of(t).refuse(p, 111, "parent device: wanted "+vfio+", found "+other)
 		n.release(p)

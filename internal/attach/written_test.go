@@ -1,0 +1,65 @@
+package attach
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+// A VF that a configuration names itself, in whatever form, is its owner's; one that
+// nobody has is claimed, and given back as it was.
+func TestVFThatAConfigurationNamesHasOneOwner(t *testing.T) {
+	for _, written := range []string{vfAddress, strings.ToUpper(vfAddress), "/sys/devices/pci0000:00/0000:00:01.0/" + vfAddress} {
+		h := newHardware(t, "")
+		h.ns = "/proc/self/ns/net"
+		before := h.attach("owner")
+		used := h.vf()
+		h.written = written
+		if err := h.claim("thief"); !cnierr.Is(err, cnierr.TryAgain) || !strings.Contains(err.Error(), "sandbox owner@eth0 still has it") {
+			t.Errorf("%s: while its owner lives: %v", written, err)
+		}
+		h.must(h.del("thief"))
+		h.stands(used)
+		h.ends("owner")
+		h.must(h.del("owner"))
+		h.stands(before)
+		h.attach("next")
+		h.holds("next")
+		h.must(h.del("next"))
+		h.stands(before)
+		h.nothingLeft()
+	}
+}
+
+// The network device says which VF it is while it is on the host.
+func TestVFsThatAConfigurationNames(t *testing.T) {
+	h := newHardware(t, "")
+	r, err := h.Engine.begin(t.Context(), h.invocation("asks"))
+	h.must(err)
+	defer func() { h.must(r.end(true, nil)) }()
+	allocated := &plan.Device{ID: vfAddress, PCIAddress: vfAddress, PF: pfAddress}
+	for name, tc := range map[string]struct {
+		a    plan.Attachment
+		want string
+	}{
+		"by network device": {plan.Attachment{Written: []string{vfNetDev}}, vfAddress},
+		"the PF":            {plan.Attachment{Written: []string{uplink, pfAddress}}, ""},
+		"none of the node":  {plan.Attachment{Written: []string{"0000:99:00.1", "eth99", "02:00:00:00:00:99", "../../x", "/sys/devices/"}}, ""},
+		"its own":           {plan.Attachment{Device: allocated, Written: []string{vfNetDev}}, vfAddress},
+		"another beside":    {plan.Attachment{Device: allocated, Written: []string{"0000:21:10.0"}}, "names VF 0000:21:10.0"},
+		"two":               {plan.Attachment{Written: []string{vfAddress, "0000:21:10.0"}}, "names VF 0000:21:10.0"},
+	} {
+		p := &plan.Plan{Attachments: []plan.Attachment{tc.a}}
+		got := ""
+		if err := r.ownWritten(p); err != nil {
+			got = err.Error()
+		} else if d := p.Attachments[0].Device; d != nil {
+			got = d.PCIAddress
+		}
+		if tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}
