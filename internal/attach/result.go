@@ -96,10 +96,20 @@ func claimOf(raw json.RawMessage, ifName string) (verify.Claim, []string, error)
 	if own < 0 && len(names) > 0 {
 		c.Interface = true // it claims interfaces, so the planned one must be there
 	}
-	for _, ip := range r.IPs {
-		if ip != nil && own >= 0 && ip.Interface != nil && *ip.Interface == own {
-			c.Addresses = append(c.Addresses, ip.Address.String())
+	c.Addresses = addressesOf(r.IPs, own, len(names))
+	return c, names, nil
+}
+
+// addressesOf returns the addresses of the interface at index own, negative for none,
+// in a result of so many interfaces in the sandbox. An address need not say of which
+// interface it is, and before 0.3.0 cannot: it is the attachment's own where no other
+// could be meant.
+func addressesOf(ips []*types100.IPConfig, own, interfaces int) (out []string) {
+	alone := interfaces == 0 || own >= 0 && interfaces == 1
+	for _, ip := range ips {
+		if ip != nil && (ip.Interface == nil && alone || ip.Interface != nil && own >= 0 && *ip.Interface == own) {
+			out = append(out, ip.Address.String())
 		}
 	}
-	return c, names, nil
+	return out
 }

@@ -66,3 +66,20 @@ func TestResultSaysTheDefaultRoutesThatAreThere(t *testing.T) {
 		})
 	}
 }
+
+// An address belongs to the attachment's own interface where no other can be meant.
+func TestAddressesThatAResultClaims(t *testing.T) {
+	own, other := `{"name":"net1","sandbox":"/run/netns/x"}`, `{"name":"net2","sandbox":"/run/netns/x"}`
+	for result, want := range map[string][]string{
+		`{"cniVersion":"0.2.0","ip4":{"ip":"10.1.0.2/24"}}`:                                                               {"10.1.0.2/24"},
+		`{"cniVersion":"1.0.0","ips":[{"address":"10.1.0.2/24"}]}`:                                                        {"10.1.0.2/24"},
+		`{"cniVersion":"1.0.0","interfaces":[{"name":"br0"},` + own + `],"ips":[{"address":"10.1.0.2/24"}]}`:              {"10.1.0.2/24"},
+		`{"cniVersion":"1.0.0","interfaces":[` + own + `,` + other + `],"ips":[{"address":"10.1.0.2/24"}]}`:               nil,
+		`{"cniVersion":"1.0.0","interfaces":[` + other + `],"ips":[{"address":"10.1.0.2/24"}]}`:                           nil,
+		`{"cniVersion":"1.0.0","interfaces":[` + own + `,` + other + `],"ips":[{"address":"10.1.0.2/24","interface":0}]}`: {"10.1.0.2/24"},
+	} {
+		if c, _, err := claimOf(json.RawMessage(result), "net1"); err != nil || !slices.Equal(c.Addresses, want) {
+			t.Errorf("%s: %q, %v, want %q", result, c.Addresses, err, want)
+		}
+	}
+}
