@@ -51,8 +51,12 @@ func (r *Reconciler) excluded(f Finding) string {
 // excludedPF returns the address of the PCI function that an entry names.
 func (r *Reconciler) excludedPF(entry string) (string, error) {
 	name, err := ParseExclude(entry)
-	if err != nil || sriov.IsAddress(name) {
-		return name, err
+	if err != nil {
+		return "", err
 	}
-	return r.Host.OfLink(name)
+	if !sriov.IsAddress(name) {
+		return r.Host.OfLink(name)
+	}
+	_, err = r.Host.Function(name) // one that is none excludes nothing, and may be misspelt
+	return name, err
 }

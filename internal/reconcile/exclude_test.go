@@ -38,6 +38,7 @@ func TestExcludedPFs(t *testing.T) {
 		"another PF's address":   {"0000:41:00.0", ""},
 		"another network device": {"other", ""},
 		"no name of the node":    {"ens9", maybe},
+		"no address of the node": {"0000:ac:00.0", maybe},
 		"one on no function":     {"bond0", maybe},
 		"senseless":              {"0000:ab:00", maybe},
 	} {
