@@ -10,6 +10,10 @@ import (
 type Asked struct {
 	MTU int
 	MAC string
+	// VFMAC is the MAC that the PF is to keep for a VF, and SetsVFMAC that a plugin
+	// which sets one there takes it by the capability "mac".
+	VFMAC     string
+	SetsVFMAC bool
 	// The PF-side state of a VF, by the SR-IOV CNI's keys.
 	VLAN, VLANQoS, MinTxRate, MaxTxRate   *int // rates in Mbit/s
 	VLANProto, SpoofChk, Trust, LinkState string
@@ -25,20 +29,21 @@ var settles = map[string]bool{
 var sriovTypes = map[string]bool{"sriov": true, "ib-sriov": true, "accelerated-bridge": true, "vfprops": true}
 
 // Asked reads what the chain asks of its interface; a later plugin overrides an
-// earlier one. A key of the wrong type is an error: it could not be honoured
-// either.
-func (c *Config) Asked() (Asked, error) {
+// earlier one. cniArgs are the selection's, nil for none, which tuning heeds before
+// its own keys, as it does those of the definition. A key of the wrong type is an
+// error: it could not be honoured either.
+func (c *Config) Asked(cniArgs map[string]json.RawMessage) (Asked, error) {
 	var a Asked
 	for i := range c.plugins {
 		p := &c.plugins[i]
-		if err := p.ask(&a); err != nil {
+		if err := p.ask(&a, cniArgs); err != nil {
 			return Asked{}, &Error{Entry: fmt.Sprintf("plugin %d (%s)", i+1, p.Type), Err: err}
 		}
 	}
 	return a, nil
 }
 
-func (p *plugin) ask(a *Asked) error {
+func (p *plugin) ask(a *Asked, cniArgs map[string]json.RawMessage) error {
 	var mtu *int
 	if settles[p.Type] {
 		if err := p.read("mtu", &mtu); err != nil {
@@ -49,7 +54,10 @@ func (p *plugin) ask(a *Asked) error {
 		a.MTU = *mtu
 	}
 	if p.Type == "tuning" {
-		return p.read("mac", &a.MAC)
+		if err := p.read("mac", &a.MAC); err != nil {
+			return err
+		}
+		return p.askByArgs(a, cniArgs)
 	}
 	if !sriovTypes[p.Type] {
 		return nil
@@ -58,13 +66,45 @@ func (p *plugin) ask(a *Asked) error {
 		key  string
 		into any
 	}{
-		{"mac", &a.MAC}, {"vlan", &a.VLAN}, {"vlanQoS", &a.VLANQoS}, {"vlanProto", &a.VLANProto}, {"spoofchk", &a.SpoofChk},
+		{"mac", &a.VFMAC}, {"vlan", &a.VLAN}, {"vlanQoS", &a.VLANQoS}, {"vlanProto", &a.VLANProto}, {"spoofchk", &a.SpoofChk},
 		{"trust", &a.Trust}, {"link_state", &a.LinkState}, {"min_tx_rate", &a.MinTxRate}, {"max_tx_rate", &a.MaxTxRate},
 	}
 	for _, f := range fields {
 		if err := p.read(f.key, f.into); err != nil {
 			return err
 		}
+	}
+	if a.VFMAC != "" {
+		a.MAC = a.VFMAC
+	}
+	a.SetsVFMAC = a.SetsVFMAC || p.Capabilities["mac"]
+	return nil
+}
+
+// askByArgs reads what the arguments ask of tuning, the selection's before the
+// definition's.
+func (p *plugin) askByArgs(a *Asked, cniArgs map[string]json.RawMessage) error {
+	merged := map[string]json.RawMessage{"args": p.keys["args"]}
+	if merged["args"] == nil {
+		delete(merged, "args")
+	}
+	if err := mergeArgs(merged, RenderOptions{CNIArgs: cniArgs}); err != nil || merged["args"] == nil {
+		return err
+	}
+	var args struct {
+		CNI struct {
+			MAC *string `json:"mac"`
+			MTU *int    `json:"mtu"`
+		} `json:"cni"`
+	}
+	if err := json.Unmarshal(merged["args"], &args); err != nil {
+		return &Error{Field: "args", Text: clip(string(merged["args"])) + " is of the wrong type", Err: err}
+	}
+	if args.CNI.MAC != nil {
+		a.MAC = *args.CNI.MAC
+	}
+	if args.CNI.MTU != nil {
+		a.MTU = max(0, *args.CNI.MTU)
 	}
 	return nil
 }

@@ -110,7 +110,7 @@ func TestAsked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := c.Asked()
+	a, err := c.Asked(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,9 +122,34 @@ func TestAsked(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if a, err := c.Asked(); err == nil {
+		if a, err := c.Asked(nil); err == nil {
 			t.Errorf("%s gives %+v", bad, a)
 		}
+	}
+}
+
+// Arguments go before keys for tuning, and the selection's before the definition's;
+// what a PF keeps is told apart from what the interface has.
+func TestAskedOfTuningByArguments(t *testing.T) {
+	c, err := ParseConfig([]byte(`{"plugins":[{"type":"sriov","mac":"02:00:00:00:00:01","capabilities":{"mac":true}},
+		{"type":"tuning","mac":"02:00:00:00:00:02","mtu":1400,"args":{"cni":{"mtu":1350}}}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string]Asked{
+		`null`: {MTU: 1350, MAC: "02:00:00:00:00:02", VFMAC: "02:00:00:00:00:01", SetsVFMAC: true},
+		`{"mac":"02:00:00:00:00:03","mtu":1300,"x":[]}`: {MTU: 1300, MAC: "02:00:00:00:00:03", VFMAC: "02:00:00:00:00:01", SetsVFMAC: true},
+	} {
+		var cniArgs map[string]json.RawMessage
+		if err := json.Unmarshal([]byte(args), &cniArgs); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := c.Asked(cniArgs); err != nil || got != want {
+			t.Errorf("%s: %+v, %v, want %+v", args, got, err, want)
+		}
+	}
+	if a, err := c.Asked(map[string]json.RawMessage{"mtu": json.RawMessage(`"big"`)}); err == nil {
+		t.Errorf("an MTU that is none gives %+v", a)
 	}
 }
 

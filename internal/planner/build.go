@@ -411,7 +411,7 @@ func infoFile(network, containerID, ifName string) string {
 // want says what verification compares.
 func (b *builder) want(a *plan.Attachment, r *request, c *netattach.Config) error {
 	a.Want = plan.Want{Verify: b.inv.Conf.Verify, MAC: r.MAC, IPs: r.IPs}
-	asked, err := c.Asked()
+	asked, err := c.Asked(r.CNIArgs)
 	if err != nil {
 		return cnierr.New("read network configuration", cnierr.InvalidDefinition, "%w", err)
 	}
@@ -426,8 +426,11 @@ func (b *builder) want(a *plan.Attachment, r *request, c *netattach.Config) erro
 		VLAN: asked.VLAN, VLANQoS: asked.VLANQoS, VLANProto: asked.VLANProto, SpoofChk: asked.SpoofChk, Trust: asked.Trust,
 		LinkState: asked.LinkState, MinTxRate: asked.MinTxRate, MaxTxRate: asked.MaxTxRate,
 	}
-	if a.Device.Userspace { // it has no interface that could have the MAC
+	switch {
+	case a.Device.Userspace, r.MAC != "" && asked.SetsVFMAC: // the former has no interface that could have the MAC
 		vf.MAC = a.Want.MAC
+	default:
+		vf.MAC = asked.VFMAC
 	}
 	if vf != (plan.VF{}) {
 		a.Want.VF = &vf

@@ -83,7 +83,7 @@ func (p *Parsed) Check(raw json.RawMessage, own string) error {
 			return cnierr.New(op, cnierr.InvalidDefinition, "name %.64q: %w", name, err)
 		}
 	}
-	if _, err := c.Asked(); err != nil {
+	if _, err := c.Asked(nil); err != nil {
 		return cnierr.New(op, cnierr.InvalidDefinition, "%w", err)
 	}
 	return nil

@@ -283,6 +283,36 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// A MAC that is to be on the PF is told apart from one that the interface alone has.
+func TestMACThatThePFKeeps(t *testing.T) {
+	const setsVF, tunes = `{"type":"sriov","mac":"02:00:00:00:00:01","capabilities":{"mac":true}}`, `{"type":"tuning","capabilities":{"mac":true},"mac":"02:00:00:00:00:02"}`
+	for name, tc := range map[string]struct{ plugins, asked, mac, onPF string }{
+		"by the configuration": {setsVF, "", "02:00:00:00:00:01", "02:00:00:00:00:01"},
+		"by the annotation":    {setsVF, `,"mac":"02:00:00:00:00:03"`, "02:00:00:00:00:03", "02:00:00:00:00:03"},
+		"tuned afterwards":     {setsVF + "," + tunes, "", "02:00:00:00:00:02", "02:00:00:00:00:01"},
+		"tuned alone":          {tunes, `,"mac":"02:00:00:00:00:03"`, "02:00:00:00:00:03", ""},
+	} {
+		w := world{
+			networks:    `[{"name":"fast"` + tc.asked + `}]`,
+			definitions: map[string]string{"fast": `{"cniVersion":"1.0.0","plugins":[` + tc.plugins + `]}`}, resources: map[string]string{"fast": vfs},
+			devices: []podresources.Device{dev("rx", "0000:21:10.4")}, containers: []string{"rx"},
+		}
+		src := w.sources()
+		src.Functions["0000:21:10.4"] = &sriov.Function{Address: "0000:21:10.4", PF: "0000:21:00.0", VFIndex: 2}
+		p, err := w.planWith(t, src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, onPF := p.Attachments[1].Want, ""
+		if want.VF != nil {
+			onPF = want.VF.MAC
+		}
+		if want.MAC != tc.mac || onPF != tc.onPF {
+			t.Errorf("%s: the interface's %s, the PF's %s, want %s and %s", name, want.MAC, onPF, tc.mac, tc.onPF)
+		}
+	}
+}
+
 func TestRuntimeConfigAndWants(t *testing.T) {
 	w := world{
 		runtime:     map[string]any{"portMappings": []any{map[string]int{"hostPort": 80}}},

@@ -74,7 +74,7 @@ func (l *list) config(at *field.Path, def *netattach.Definition, c *netattach.Co
 			l.add(Error, at, "name %.64q: %v", name, err)
 		}
 	}
-	if _, err := c.Asked(); err != nil {
+	if _, err := c.Asked(nil); err != nil {
 		l.add(Error, at, "%v", err)
 	}
 	l.plugins(at, def.ResourceName(), c)
