@@ -24,7 +24,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// churn makes and deletes pods until it is stopped or has made what it may make.
+// churn makes and deletes pods until it is stopped.
 // Failures of the API server are part of what is tested, and tried again.
 type churn struct {
 	f       *fixture
@@ -50,19 +50,18 @@ var kinds = []struct {
 // on a small machine.
 const writers = 4
 
-// startChurn starts writers, each of which has two pods of its own at a time, and
-// makes a number of them at most.
-func (f *fixture) startChurn(label string, most int) *churn {
+// startChurn starts writers, each of which has two pods of its own at a time.
+func (f *fixture) startChurn(label string) *churn {
 	c := &churn{f: f, label: label}
-	c.start(most)
+	c.start()
 	return c
 }
 
-func (c *churn) start(most int) {
+func (c *churn) start() {
 	ctx, stop := context.WithCancel(c.f.ctx)
 	c.stop = stop
 	for w := range writers {
-		c.work.Go(func() { c.write(ctx, w, most) })
+		c.work.Go(func() { c.write(ctx, w) })
 	}
 	c.f.Cleanup(func() {
 		stop()
@@ -73,9 +72,9 @@ func (c *churn) start(most int) {
 }
 
 // write makes pods as one writer.
-func (c *churn) write(ctx context.Context, w, most int) {
+func (c *churn) write(ctx context.Context, w int) {
 	random, last := rand.New(rand.NewPCG(1, uint64(w))), ""
-	for i := 0; i < most && ctx.Err() == nil; i++ {
+	for i := 0; ctx.Err() == nil; i++ {
 		kind := (w + i) % len(kinds)
 		name := fmt.Sprintf("%s-%d-%d-%d", c.label, w, i, kind)
 		c.create(ctx, name, kind)
@@ -125,6 +124,19 @@ func (c *churn) goOn() {
 		}
 		return nil
 	})
+}
+
+// reach waits until so many pods have been made.
+func (c *churn) reach(pods int32) {
+	c.f.Helper()
+	for now := c.created.Load(); now < pods; now = c.created.Load() {
+		c.f.eventually("one more pod to be made", func() error {
+			if c.created.Load() == now {
+				return fmt.Errorf("%d have been made of %d", now, pods)
+			}
+			return nil
+		})
+	}
 }
 
 func (c *churn) selector() string { return "churn=" + c.label }
@@ -215,12 +227,29 @@ func (f *fixture) killAgent() error {
 	return errors.New("no agent runs")
 }
 
+// outages are how hard TestOutages is.
+type outages struct {
+	pods      int32         // that come and go in each outage, at least
+	kills     int           // of the agent, before each of which the kubelet waits twice as long to start it again
+	apiserver time.Duration // for which the API server is away
+}
+
+// howHard returns what an ordinary run does, or with the environment variable
+// OUTAGES=long what takes longer.
+func howHard() outages {
+	if os.Getenv("OUTAGES") == "long" {
+		return outages{pods: 200, kills: 4, apiserver: time.Minute}
+	}
+	return outages{pods: 16, kills: 2, apiserver: 15 * time.Second}
+}
+
 // While pods come and go, the kubelet, the runtime and the agent are killed, and
 // the API server is away: after it settles, every pod has exactly what it asked
 // for, and those that went left nothing.
 func TestOutages(t *testing.T) {
+	hard := howHard()
 	agent := func(f *fixture) {
-		for range 2 {
+		for range hard.kills {
 			f.eventually("an agent to kill", f.killAgent)
 			time.Sleep(time.Duration(rand.IntN(3000)) * time.Millisecond)
 		}
@@ -235,7 +264,7 @@ func TestOutages(t *testing.T) {
 	}
 	api := func(f *fixture) {
 		f.must(lab.API.Kill())
-		time.Sleep(15 * time.Second)
+		time.Sleep(hard.apiserver)
 		f.must(lab.API.Restart())
 	}
 	for _, c := range []struct {
@@ -255,9 +284,10 @@ func TestOutages(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := begin(t)
-			churn := f.startChurn("outage-"+c.name, 8)
+			churn := f.startChurn("outage-" + c.name)
 			time.Sleep(3 * time.Second) // the first pods are under way
 			c.outage(f)
+			churn.reach(hard.pods)
 			churn.settle()
 		})
 	}

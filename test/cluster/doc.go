@@ -18,6 +18,7 @@
 //
 //	make test-cluster                # tests of the node in namespaces, tag clusterlab
 //	KUBELET=1.34 make test-cluster   # with a kubelet that has no Pods API
+//	OUTAGES=long go test -tags clusterlab -timeout 40m ./test/cluster -run TestOutages -v
 //	make cluster-shell               # the same cluster, and a shell with kubectl
 //	make test-node                   # tests of the node in a guest, tag nodelab
 //

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"net/http"
 	"os"
@@ -112,7 +111,7 @@ func TestUpgradeDuringChurn(t *testing.T) {
 	})
 	failed := f.failedCalls()
 	c := &churn{f: f, label: "upgrade", patient: true}
-	c.start(math.MaxInt)
+	c.start()
 	c.goOn()
 	for _, to := range []string{nextRelease, release} {
 		f.upgrade(to)
