@@ -32,7 +32,7 @@ func (r *run) takeOut(i int, netns string, list *libcni.NetworkConfigList) (stri
 	if err != nil {
 		return "", err
 	}
-	why, err := box.Evict(a, before, aliasOf(list, before), func() bool { return r.movedIn(i, a) })
+	why, err := box.Evict(r.host().FS, a, before, aliasOf(list, before), func() bool { return r.movedIn(i, a) })
 	if err != nil || why == "" {
 		return netns, err
 	}

@@ -21,11 +21,11 @@ import (
 // with NET_ADMIN can change; the VF is known by its PCI function, which it cannot.
 // Nothing else in the sandbox is touched.
 //
-// alias is the one under which the delegate keeps the name on the host, empty where it
+// host is the node's. alias is the one under which the delegate keeps the name on the host, empty where it
 // keeps none; movedIn says whether the delegate had moved the VF's network device in,
 // and is asked only where that is not in the sandbox. Evict returns why the delegate
 // must not be given the sandbox, empty where it may.
-func (s *Sandbox) Evict(a *plan.Attachment, before *sriov.Snapshot, alias string, movedIn func() bool) (why string, err error) {
+func (s *Sandbox) Evict(host sriov.FS, a *plan.Attachment, before *sriov.Snapshot, alias string, movedIn func() bool) (why string, err error) {
 	d := a.Device
 	if s.handle.Handle == nil || d == nil || d.Userspace || d.PCIAddress == "" || before == nil || len(before.NetDevs) != 1 {
 		return "", nil
@@ -34,7 +34,7 @@ func (s *Sandbox) Evict(a *plan.Attachment, before *sriov.Snapshot, alias string
 	if err != nil {
 		return "", sandboxError(err)
 	}
-	own, err := s.standingOn(d.PCIAddress, links)
+	own, err := s.standingOn(host, d.PCIAddress, links)
 	switch {
 	case err != nil:
 		return "", sandboxError(err)
@@ -55,10 +55,10 @@ func (s *Sandbox) Evict(a *plan.Attachment, before *sriov.Snapshot, alias string
 	return "", nil
 }
 
-// standingOn returns the links of a PCI function.
-func (s *Sandbox) standingOn(address string, links []netlink.Link) (own []netlink.Link, err error) {
+// standingOn returns the links of a PCI function, be it by way of a virtio device.
+func (s *Sandbox) standingOn(host sriov.FS, address string, links []netlink.Link) (own []netlink.Link, err error) {
 	for _, l := range links {
-		if l.Attrs().ParentDev == address {
+		if host.OfParent(l.Attrs().ParentDev) == address {
 			own = append(own, l)
 		}
 	}
@@ -67,7 +67,7 @@ func (s *Sandbox) standingOn(address string, links []netlink.Link) (own []netlin
 	}
 	err = ns.WithNetNSPath(s.path, func(ns.NetNS) error {
 		for _, l := range links { // of an older kernel
-			if l.Attrs().ParentDev == "" && busInfo(l.Attrs().Name) == address {
+			if l.Attrs().ParentDev == "" && host.OfParent(busInfo(l.Attrs().Name)) == address {
 				own = append(own, l)
 			}
 		}

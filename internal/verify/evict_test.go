@@ -9,6 +9,7 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/sriov"
+	"github.com/manifold-cni/manifold/sriov/sriovtest"
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
@@ -83,7 +84,7 @@ func TestMoveOut(t *testing.T) {
 	}
 	a := &plan.Attachment{IfName: "net1", Device: &plan.Device{ID: vf, PCIAddress: vf, PF: pf}}
 	for _, moved := range []bool{true, false} { // not: as a macvlan, that its delegate deletes
-		why, err := box.Evict(a, &sriov.Snapshot{NetDevs: []sriov.NetDev{before}}, "eth3", func() bool { return moved })
+		why, err := box.Evict(sriov.FS{}, a, &sriov.Snapshot{NetDevs: []sriov.NetDev{before}}, "eth3", func() bool { return moved })
 		must(err)
 		if (why != "") != moved {
 			t.Errorf("a decoy, where the VF was moved in %v: %q", moved, why)
@@ -94,6 +95,27 @@ func TestMoveOut(t *testing.T) {
 		must(err)
 		if !there {
 			t.Errorf("the pod's own %s is gone", name)
+		}
+	}
+}
+
+// A VF is known by its PCI function, also where a virtio device stands between that and
+// the network device: the VF is not taken for one that the pod has hidden.
+func TestLinksOfAFunction(t *testing.T) {
+	tree := sriovtest.New(t.TempDir())
+	tree.AddIGB()
+	tree.AddFunction(sriovtest.Function{Address: "0000:00:03.1", Driver: "virtio-pci", Virtio: "virtio2", NetDev: "eth0"})
+	if err := tree.Err(); err != nil {
+		t.Fatal(err)
+	}
+	var links []netlink.Link
+	for name, parent := range map[string]string{"net1": "virtio2", "net2": vf, "net3": "virtio9"} {
+		links = append(links, &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: name, ParentDev: parent}})
+	}
+	for address, want := range map[string]string{"0000:00:03.1": "net1", vf: "net2"} {
+		own, err := (&Sandbox{}).standingOn(tree.FS(), address, links)
+		if err != nil || len(own) != 1 || own[0].Attrs().Name != want {
+			t.Errorf("%s: %v, %v", address, own, err)
 		}
 	}
 }

@@ -163,7 +163,7 @@ func busInfo(name string) string {
 		return ""
 	}
 	bus := unix.ByteSliceToString(info.Bus_info[:])
-	if !sriov.IsAddress(bus) && !strings.Contains(bus, ".") {
+	if !sriov.IsAddress(bus) && !strings.Contains(bus, ".") && !strings.HasPrefix(bus, "virtio") {
 		return "" // software drivers answer with words such as "N/A"
 	}
 	return bus
