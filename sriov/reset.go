@@ -47,9 +47,17 @@ func (h Host) Reset(id string, to *Snapshot) ([]Difference, error) {
 	if len(differences) == 0 {
 		return nil, nil
 	}
-	refused := errors.Join(h.resetNetDev(to, now), h.resetVF(to, now))
-	if now, err = h.Snapshot(id); err != nil {
-		return nil, errors.Join(refused, err)
+	var refused error
+	// Again after a refusal, since a network device that has just come is also udev's: it
+	// renames it, or takes the name that it is to get for an alternative one.
+	for range 2 {
+		refused = errors.Join(h.resetNetDev(to, now), h.resetVF(to, now))
+		if now, err = h.Snapshot(id); err != nil {
+			return nil, errors.Join(refused, err)
+		}
+		if refused == nil {
+			break
+		}
 	}
 	if to.VF != nil && now.VF != nil && !to.sameMAC(now) {
 		// Last, and where nothing else helps: a MAC that the PF was told by its VF is

@@ -385,6 +385,36 @@ func TestResetPastARefusal(t *testing.T) {
 	}
 }
 
+// hasty are network devices of which one gets an alternative name, as udev gives, and
+// refuses the first setting, since it is the name that is to be set.
+type hasty struct {
+	sriov.Links
+	tree    *sriovtest.Tree
+	settled bool
+}
+
+func (l *hasty) SetNetDev(name string, to sriov.NetDev) error {
+	if !l.settled {
+		l.settled = true
+		l.tree.AddAltName(name, to.Name)
+		return unix.EEXIST
+	}
+	return l.Links.SetNetDev(name, to)
+}
+
+// A network device that comes back under the name that it had in a pod gets its own also
+// where udev has just made that an alternative one.
+func TestResetBesideUdev(t *testing.T) {
+	tree, host := machine(t)
+	before := must(host.Snapshot(igbVF))(t)
+	tree.RenameNetDev(before.NetDevs[0].Name, "net1")
+	host.Links = &hasty{Links: host.Links, tree: tree}
+	must(host.Reset(igbVF, before))(t)
+	if now := must(host.Snapshot(igbVF))(t); !reflect.DeepEqual(now, before) {
+		t.Errorf("reset to %+v, was %+v", now, before)
+	}
+}
+
 func TestNeutral(t *testing.T) {
 	_, host := machine(t)
 	use(t, host)
