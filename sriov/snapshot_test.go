@@ -252,6 +252,12 @@ func TestCompareNetDevs(t *testing.T) {
 			"flag MULTICAST of enp1: wanted on, found off", "transmit queue of enp1: wanted 1000, found 7", "group of enp1: wanted 0, found 9",
 			"XDP program of enp1: wanted none, found 12",
 		}},
+		"an XDP program that is gone": {func(b, n *sriov.Snapshot) {
+			b.NetDevs[0].Settings, n.NetDevs[0].Settings = &sriov.Settings{XDP: []uint32{12, 13}}, &sriov.Settings{XDP: []uint32{13}}
+		}, nil},
+		"another XDP program": {func(b, n *sriov.Snapshot) {
+			b.NetDevs[0].Settings, n.NetDevs[0].Settings = &sriov.Settings{XDP: []uint32{12}}, &sriov.Settings{XDP: []uint32{14}}
+		}, []string{"XDP program of enp1: wanted 12, found 14"}},
 		"settings that were not taken down": {func(_, n *sriov.Snapshot) { n.NetDevs[0].Settings = &sriov.Settings{Group: 9} }, nil},
 		"another driver":                    {func(_, n *sriov.Snapshot) { n.Driver, n.NetDevs = "vfio-pci", nil }, []string{"driver: wanted igbvf, found vfio-pci"}},
 		"no driver":                         {func(_, n *sriov.Snapshot) { n.Driver, n.NetDevs = "", nil }, []string{"driver: wanted igbvf, found none"}},
