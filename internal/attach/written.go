@@ -3,6 +3,7 @@ package attach
 import (
 	"bytes"
 	"net"
+	"slices"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -51,18 +52,19 @@ func own(p *plan.Plan, a *plan.Attachment, text string, f *sriov.Function) error
 }
 
 // vfWritten returns the VF that a configuration names, also by the MAC of its network
-// device; nil for none.
+// device; nil for none. Of several with a MAC, as a VF and the VLANs on it, host-device
+// takes the first.
 func (r *run) vfWritten(text string) (*sriov.Function, error) {
 	if mac, err := net.ParseMAC(text); err == nil {
 		links, err := net.Interfaces()
 		if err != nil {
 			return nil, cnierr.New("look up device", cnierr.IO, "%w", err)
 		}
-		for _, link := range links {
-			if bytes.Equal(link.HardwareAddr, mac) {
-				text = link.Name
-			}
+		i := slices.IndexFunc(links, func(l net.Interface) bool { return bytes.Equal(l.HardwareAddr, mac) })
+		if i < 0 {
+			return nil, nil
 		}
+		text = links[i].Name
 	}
 	f, err := r.host().VFWritten(text)
 	if err != nil {

@@ -1,11 +1,15 @@
 package attach
 
 import (
+	"net"
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/test/harness"
 )
 
 // A VF that a configuration names itself, in whatever form, is its owner's; one that
@@ -60,6 +64,28 @@ func TestVFsThatAConfigurationNames(t *testing.T) {
 		}
 		if tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
 			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}
+
+// A VLAN on a VF has the VF's MAC, by which a configuration names the VF all the same.
+func TestVFByItsMAC(t *testing.T) {
+	if !harness.Alone(t) {
+		return
+	}
+	h := newHardware(t, "")
+	r, err := h.Engine.begin(t.Context(), h.invocation("asks"))
+	h.must(err)
+	defer func() { h.must(r.end(true, nil)) }()
+	mac, err := net.ParseMAC("02:00:00:00:00:01")
+	h.must(err)
+	own := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: vfNetDev, HardwareAddr: mac}, PeerName: "peer"}
+	h.must(netlink.LinkAdd(own))
+	h.must(netlink.LinkAdd(&netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: "upper", ParentIndex: own.Index, HardwareAddr: mac}, Mode: netlink.MACVLAN_MODE_BRIDGE}))
+	for written, want := range map[string]string{mac.String(): vfAddress, "02-00-00-00-00-01": vfAddress, "02:00:00:00:00:99": ""} {
+		f, err := r.vfWritten(written)
+		if err != nil || (f == nil) != (want == "") || f != nil && f.Address != want {
+			t.Errorf("%s: %+v, %v", written, f, err)
 		}
 	}
 }
