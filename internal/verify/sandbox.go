@@ -90,8 +90,15 @@ func (s *Sandbox) named(name string) (netlink.Link, error) {
 // lower returns the index of the host's link that a link is stacked on, 0 for none.
 // The kernel tells an index, and in whose namespace if that is another one: the
 // sandbox's own link may well have the index that a device has on the host.
-func (s *Sandbox) lower(a *netlink.LinkAttrs) (int, error) {
-	if a.ParentIndex == 0 || a.NetNsID < 0 {
+// Of an IPoIB child it tells the index alone, of which the parent is the host's.
+func (s *Sandbox) lower(link netlink.Link) (int, error) {
+	a := link.Attrs()
+	switch {
+	case a.ParentIndex == 0:
+		return 0, nil
+	case a.NetNsID < 0 && link.Type() == "ipoib":
+		return a.ParentIndex, nil
+	case a.NetNsID < 0:
 		return 0, nil
 	}
 	host, err := ns.GetCurrentNS()
@@ -113,7 +120,7 @@ func (s *Sandbox) look(name string, hardware bool) (Interface, error) {
 	}
 	a := link.Attrs()
 	out := Interface{Exists: true, Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Up: a.Flags&net.FlagUp != 0, Parent: a.ParentDev}
-	if out.Lower, err = s.lower(a); err != nil {
+	if out.Lower, err = s.lower(link); err != nil {
 		return Interface{}, fmt.Errorf("link below %s: %w", name, err)
 	}
 	if out.Parent == "" && hardware {

@@ -79,3 +79,20 @@ func TestWhatStandsOnTheHostsDevice(t *testing.T) {
 		t.Errorf("the carrier of no interface: %+v, %v", r, err)
 	}
 }
+
+// The kernel does not say in whose network namespace the parent of an IPoIB child is.
+func TestWhatAnIPoIBChildStandsOn(t *testing.T) {
+	on := netlink.LinkAttrs{ParentIndex: 7, NetNsID: -1}
+	for _, tc := range []struct {
+		link netlink.Link
+		want int
+	}{
+		{&netlink.IPoIB{LinkAttrs: on}, 7},
+		{&netlink.Macvlan{LinkAttrs: on}, 0},
+		{&netlink.IPoIB{LinkAttrs: netlink.LinkAttrs{NetNsID: -1}}, 0},
+	} {
+		if got, err := (&Sandbox{}).lower(tc.link); got != tc.want || err != nil {
+			t.Errorf("%T on %d: %d, %v", tc.link, tc.link.Attrs().ParentIndex, got, err)
+		}
+	}
+}
