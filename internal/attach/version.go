@@ -10,6 +10,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/plan"
 )
 
 // oldest is the version that a configuration means which says none (CNI
@@ -47,6 +48,8 @@ func (r *run) versioned(ctx context.Context, list *libcni.NetworkConfigList) (*l
 func (r *run) spoken(ctx context.Context, list *libcni.NetworkConfigList) string {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
 	defer cancel()
+	defer func(step string) { r.exec.step = step }(r.exec.step)
+	r.exec.step = plan.StepVersion
 	common := version.All.SupportedVersions()
 	common = slices.DeleteFunc(slices.Clone(common), func(v string) bool {
 		newer, err := version.GreaterThan(v, r.inv.Conf.CNIVersion)

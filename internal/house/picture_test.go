@@ -41,6 +41,7 @@ var add = []arrow{
 	{agents, kubelets, "pod; its devices (API and checkpoint, joined)", "", false},
 	{agents, apiServers, "definitions: from memory, asked only when unknown", "", false},
 	{agents, shim, "plan: interfaces, configurations, devices, what to verify", "", true},
+	{shim, delegates, "if a network says no cniVersion: VERSION of its plugins", plan.StepVersion, false},
 	{shim, disk, "the plan, synchronised, before anything runs", plan.StepJournal, false},
 	{shim, kernels, "the device as it stands: names, MAC, the PF's side", "", false},
 	{shim, delegates, "for each network: ADD, with its device injected", plan.StepDelegate, false},
@@ -97,7 +98,7 @@ func picture() string {
 // The picture has every step that the plugin measures, so that a trace can be read
 // beside it.
 func TestPictureOfAnADD(t *testing.T) {
-	for _, step := range []string{plan.StepLock, plan.StepPlan, plan.StepJournal, plan.StepDelegate, plan.StepVerify, plan.StepCarrier, plan.StepUndo} {
+	for _, step := range []string{plan.StepLock, plan.StepPlan, plan.StepVersion, plan.StepJournal, plan.StepDelegate, plan.StepVerify, plan.StepCarrier, plan.StepUndo} {
 		if !slices.ContainsFunc(add, func(m arrow) bool { return m.step == step }) {
 			t.Errorf("step %s is not in the picture", step)
 		}

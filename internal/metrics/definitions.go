@@ -35,7 +35,7 @@ var (
 	}
 	stepDuration = Definition{
 		"manifold_step_duration_seconds", Histogram,
-		"How long the steps of calls took: lock, plan, journal, delegate, verify, carrier, undo.", []string{"verb", "step"},
+		"How long the steps of calls took: lock, plan, version, journal, delegate, verify, carrier, undo.", []string{"verb", "step"},
 	}
 	delegateDuration = Definition{
 		"manifold_delegate_duration_seconds", Histogram,

@@ -109,8 +109,11 @@ func (m *Metrics) Operation(op *plan.Operation) {
 		m.steps.WithLabelValues(verb, m.few("step", s.Name)).Observe(took)
 		if s.Plugin != "" {
 			of := verb
-			if s.Name == plan.StepUndo {
+			switch s.Name {
+			case plan.StepUndo:
 				of = "DEL"
+			case plan.StepVersion:
+				of = "VERSION"
 			}
 			m.delegates.WithLabelValues(of, m.few("plugin", s.Plugin), outcome(s.Failed)).Observe(took)
 		}

@@ -32,7 +32,7 @@ func failed() *plan.Operation {
 	return &plan.Operation{
 		Verb: "ADD", Failed: true, Kind: cnierr.VerifyFailed, Took: 30_000, Differed: []string{"MTU (result)"},
 		Steps: []plan.Step{
-			{Name: plan.StepPlan, Took: 1000}, {Name: plan.StepDelegate, Plugin: "bridge", Took: 20_000},
+			{Name: plan.StepPlan, Took: 1000}, {Name: plan.StepVersion, Plugin: "bridge", Failed: true, Took: 3000}, {Name: plan.StepDelegate, Plugin: "bridge", Took: 20_000},
 			{Name: plan.StepVerify, Failed: true, Took: 100}, {Name: plan.StepUndo, Plugin: "bridge", Took: 9000},
 		},
 	}
@@ -68,6 +68,7 @@ func TestCounted(t *testing.T) {
 		`manifold_step_duration_seconds_count{step="plan",verb="ADD"} 1`,
 		`manifold_delegate_duration_seconds_sum{outcome="success",plugin="bridge",verb="ADD"} 0.02`,
 		`manifold_delegate_duration_seconds_sum{outcome="success",plugin="bridge",verb="DEL"} 0.009`,
+		`manifold_delegate_duration_seconds_sum{outcome="failure",plugin="bridge",verb="VERSION"} 0.003`,
 		`manifold_plan_duration_seconds_count{outcome="failure"} 1`,
 		`manifold_verification_failures_total{field="MTU (result)",verb="ADD"} 1`,
 		`manifold_publish_failures_total{what="event"} 1`,

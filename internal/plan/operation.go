@@ -31,6 +31,7 @@ const MaxSteps = 128
 const (
 	StepLock     = "lock"     // wait for another operation on the sandbox
 	StepPlan     = "plan"     // ask for the plan, wait for the default network included
+	StepVersion  = "version"  // ask one delegate which versions it speaks
 	StepJournal  = "journal"  // write the journal's first record
 	StepDelegate = "delegate" // one run of one delegate
 	StepVerify   = "verify"   // look at an attachment's interface and compare

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -124,7 +125,7 @@ func aboutStep(s *plan.Step, p *plan.Plan) []attribute.KeyValue {
 	if s.Plugin != "" {
 		out = append(out, attribute.String("manifold.plugin", s.Plugin))
 	}
-	ofOne := s.Name == plan.StepDelegate || s.Name == plan.StepVerify || s.Name == plan.StepUndo
+	ofOne := slices.Contains([]string{plan.StepVersion, plan.StepDelegate, plan.StepVerify, plan.StepUndo}, s.Name)
 	if p == nil || !ofOne || s.Attachment < 0 || s.Attachment >= len(p.Attachments) {
 		return out
 	}

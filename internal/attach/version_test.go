@@ -1,0 +1,34 @@
+package attach
+
+import (
+	"testing"
+
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+// What a plugin speaks is asked in a step of its own: it is no ADD, and one that does
+// not say has refused no pod.
+func TestAskingForVersionsIsNoRunOfTheVerb(t *testing.T) {
+	for body, want := range map[string]string{`echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","0.3.1"]}'`: "0.4.0", "exit 1": oldest} {
+		h := newHardware(t, body)
+		h.Times = NewTimes("ADD")
+		r, err := h.Engine.begin(t.Context(), h.invocation("asks"))
+		h.must(err)
+		p := h.plan("asks")
+		p.Attachments[0].Config = []byte(`{"name":"fast","plugins":[{"type":"mover"}]}`)
+		h.must(r.preflight(t.Context(), p))
+		if got := r.lists[0].CNIVersion; got != want {
+			t.Errorf("version %q, want %q", got, want)
+		}
+		var steps []plan.Step
+		for _, s := range h.Times.op.Steps {
+			if s.Plugin != "" {
+				steps = append(steps, s)
+			}
+		}
+		if len(steps) != 1 || steps[0].Name != plan.StepVersion || steps[0].Failed != (want == oldest) || r.exec.step != plan.StepDelegate {
+			t.Errorf("steps %+v, and then %s", steps, r.exec.step)
+		}
+		h.must(r.end(true, nil))
+	}
+}
