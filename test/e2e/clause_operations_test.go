@@ -228,8 +228,10 @@ func statusOfWhatHangs(t *testing.T) {
 	n := newNode(t, map[string]any{"planTimeout": "1h"})
 	cmd := n.serve()
 	n.must(cmd.Process.Signal(syscall.SIGSTOP))
-	t.Cleanup(func() { n.must(cmd.Process.Signal(syscall.SIGCONT)) })
+	goOn := func() { n.must(cmd.Process.Signal(syscall.SIGCONT)) }
+	t.Cleanup(goOn)
 	n.succeed("STATUS", &pod{}) // of the fallback
+	goOn()
 	n.setDefault("1.1.0", `{"type":"scripted","script":{"STATUS":{"hang":true}}}`)
 	n.refuse("STATUS", &pod{}, 50, "scripted", "deadline")
 }
