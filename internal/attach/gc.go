@@ -243,10 +243,11 @@ func (r *run) survey(nets *networks) (unknown []netconf.Attachment, err error) {
 
 // others returns the sandboxes without a journal that may hold attachments: the
 // runtime's, by each interface that it names, of which the first need not be the
-// one that Multus was called for, and each once those that are worked on, which the runtime need not name any
-// more while it deletes them, and those that libcni has records of. The last were
-// collected just before, so what is left is being deleted or could not be, and
-// libcni would run a DEL beside another, or the same one again.
+// one that Multus was called for; and, each once, those that are worked on, which
+// the runtime need not name any more while it deletes them, and those that libcni
+// has records of. The last were collected just before, so what is left is being
+// deleted or could not be, and libcni would run a DEL beside another, or the same
+// one again.
 func (r *run) others(journals []journal.Key) ([]journal.Key, error) {
 	locked, err := r.Journal.Locked()
 	if err != nil {

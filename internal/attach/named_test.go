@@ -48,8 +48,8 @@ func (h *hardware) ends(id string) {
 }
 
 // What a name means is told by the host, else by a journal, of which network-status has
-// its device information then; where one that may tell
-// cannot be read, the pod waits. What is no VF's name stays the device plugin's word.
+// its device information then; where one that may tell cannot be read, the pod waits.
+// What is no VF's name stays the device plugin's word.
 func TestWhatTheIDOfADeviceNames(t *testing.T) {
 	h := newHardware(t, "")
 	h.id = vfNetDev

@@ -96,14 +96,14 @@ func (c *Conf) find(op string, n Network, files []File, problems []error) (*File
 }
 
 // Definition returns the configuration in a definition, empty for a definition
-// that has none and leaves it to a file. An [cnierr.InvalidDefinition] says that
+// that has none and leaves it to a file. A [cnierr.InvalidDefinition] says that
 // there is one and that it serves nobody; after any other error a file serves.
 type Definition func(namespace, name string) (json.RawMessage, error)
 
 // ClusterDefault returns the cluster default network's configuration as a plan
 // has it: of the definition of its name or, where there is none, from disk, with
-// the plugins of [Conf.Chained], and with a name. Every verb
-// takes it from here but ADD, whose planner looks up all networks of a pod.
+// the plugins of [Conf.Chained], and with a name. Every verb takes it from here but
+// ADD, whose planner looks up all networks of a pod.
 func (c *Conf) ClusterDefault(definition Definition) (json.RawMessage, error) {
 	name, raw, err := c.writtenDefault(definition)
 	if err != nil {

@@ -168,7 +168,7 @@ func noDefinition(string, string) (json.RawMessage, error) {
 }
 
 // TestClusterDefaultOfTwo: of a definition and a file of one name the definition is
-// taken, as by a plan, and with the name and the version that a plan gives it.
+// taken, as by a plan, and with the name that a plan gives it.
 func TestClusterDefaultOfTwo(t *testing.T) {
 	dir := write(t, map[string]string{"50-net.conflist": `{"name":"net","cniVersion":"1.0.0","plugins":[{"type":"of-file"}]}`})
 	const ofFile, broken = `{"name":"net","cniVersion":"1.0.0","plugins":[{"type":"of-file"}]}`, "it is broken"
