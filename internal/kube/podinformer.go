@@ -173,18 +173,25 @@ func (w *watchState) install(i cache.SharedIndexInformer, transform cache.Transf
 }
 
 func (w *watchState) record(err error) {
+	if w.take(err) && w.onForbidden != nil { // without the lock: it may ask how the watch is
+		w.onForbidden(err)
+	}
+}
+
+// take takes an answer down, and reports whether it is a refusal to be told.
+func (w *watchState) take(err error) (tell bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil && w.err == nil {
 		w.since = time.Now()
 	}
 	w.err = err
-	if forbidden := apierrors.IsForbidden(err); !w.begun && (err == nil || forbidden) {
-		w.begun = true
-		if forbidden && w.onForbidden != nil {
-			w.onForbidden(err)
-		}
+	forbidden := apierrors.IsForbidden(err)
+	if w.begun || err != nil && !forbidden {
+		return false
 	}
+	w.begun = true
+	return forbidden
 }
 
 func (w *watchState) failing() (time.Time, error) {
