@@ -126,7 +126,8 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 	return nil
 }
 
-// defaultNetwork returns the cluster default network as an ADD would take it now.
+// defaultNetwork returns the cluster default network as an ADD would take it now;
+// beside an error, without its version.
 func (e *Engine) defaultNetwork(ctx context.Context, inv *netconf.Invocation) (list *libcni.NetworkConfigList, raw json.RawMessage, err error) {
 	raw, err = inv.Conf.ClusterDefault(func(namespace, name string) (json.RawMessage, error) {
 		return e.Planner.Status(ctx, plan.StatusQuery{Namespace: namespace, Name: name})
@@ -147,10 +148,14 @@ func (e *Engine) defaultNetwork(ctx context.Context, inv *netconf.Invocation) (l
 const knownTime = 10 * time.Second
 
 // knownDefault is defaultNetwork for GC and DEL: after a planner that does not
-// answer soon the file serves.
+// answer soon the file serves, and plugins that do not say in time what they speak
+// are called in the oldest version.
 func (e *Engine) knownDefault(ctx context.Context, inv *netconf.Invocation) (*libcni.NetworkConfigList, error) {
 	ctx, cancel := context.WithTimeout(ctx, min(knownTime, time.Duration(inv.Conf.PlanTime)))
 	defer cancel()
 	list, _, err := e.defaultNetwork(ctx, inv)
-	return list, err
+	if list != nil {
+		return list, nil
+	}
+	return nil, err
 }

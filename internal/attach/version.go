@@ -20,7 +20,8 @@ const oldest = "0.1.0"
 // versioned gives a network that says no CNI version the highest that the runtime
 // and all its programs speak. To stay with the oldest, as libcni does, would lose
 // what its results cannot say: interfaces, MACs, CHECK, STATUS and GC. What is
-// recorded has it, so that DEL and CHECK say the same.
+// recorded has it, so that DEL and CHECK say the same. Where ctx ends before all have
+// answered the list is returned as it is, with the error.
 func (r *run) versioned(ctx context.Context, list *libcni.NetworkConfigList) (*libcni.NetworkConfigList, error) {
 	if list.CNIVersion != "" {
 		return list, nil
@@ -30,7 +31,11 @@ func (r *run) versioned(ctx context.Context, list *libcni.NetworkConfigList) (*l
 	if err := json.Unmarshal(list.Bytes, &keys); err != nil {
 		return list, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
 	}
-	chosen, err1 := json.Marshal(r.spoken(ctx, list))
+	speaks, err := r.spoken(ctx, list)
+	if err != nil {
+		return list, err
+	}
+	chosen, err1 := json.Marshal(speaks)
 	keys["cniVersion"] = chosen
 	raw, err2 := json.Marshal(keys)
 	out, err3 := asList(raw)
@@ -44,9 +49,9 @@ func (r *run) versioned(ctx context.Context, list *libcni.NetworkConfigList) (*l
 
 // spoken returns the highest version that the runtime and all programs of a chain
 // speak, the IPAM's included. Where one does not say what it speaks, or they have
-// none in common, that is the oldest.
-func (r *run) spoken(ctx context.Context, list *libcni.NetworkConfigList) string {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
+// none in common, that is the oldest; one that hangs until ctx ends is an error.
+func (r *run) spoken(ctx context.Context, list *libcni.NetworkConfigList) (string, error) {
+	asking, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
 	defer cancel()
 	defer func(step string) { r.exec.step = step }(r.exec.step)
 	r.exec.step = plan.StepVersion
@@ -56,15 +61,18 @@ func (r *run) spoken(ctx context.Context, list *libcni.NetworkConfigList) string
 		return err != nil || newer
 	})
 	for _, program := range programsOf(list) {
-		info, err := r.cni.GetVersionInfo(ctx, program)
+		info, err := r.cni.GetVersionInfo(asking, program)
+		if err != nil && ctx.Err() != nil {
+			return "", err
+		}
 		if err != nil {
 			r.warn("network %s says no cniVersion, and its plugin %s not what it speaks; %s is taken: %v", list.Name, program, oldest, err)
-			return oldest
+			return oldest, nil
 		}
 		common = slices.DeleteFunc(common, func(v string) bool { return !slices.Contains(info.SupportedVersions(), v) })
 	}
 	if len(common) == 0 {
-		return oldest
+		return oldest, nil
 	}
-	return common[len(common)-1] // they are in order
+	return common[len(common)-1], nil // they are in order
 }

@@ -1,8 +1,12 @@
 package attach
 
 import (
+	"context"
+	"os"
+	"strings"
 	"testing"
 
+	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
@@ -30,5 +34,22 @@ func TestAskingForVersionsIsNoRunOfTheVerb(t *testing.T) {
 			t.Errorf("steps %+v, and then %s", steps, r.exec.step)
 		}
 		h.must(r.end(true, nil))
+	}
+}
+
+// A plugin of the default network that hangs before it says what it speaks is what
+// STATUS tells, and DEL and GC still call it.
+func TestPluginThatNeverSaysWhatItSpeaks(t *testing.T) {
+	h := newHardware(t, "exec sleep 1000")
+	h.must(os.WriteFile(h.path("default.conf"), []byte(`{"name":"cluster-net","type":"mover"}`), 0o600))
+	h.conf["clusterNetwork"] = h.path("default.conf")
+	inv := h.invocation("asks")
+	late, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := h.Engine.Status(late, inv); !cnierr.Is(err, cnierr.NotReady) || !strings.Contains(err.Error(), "run delegate mover: ended after its deadline") {
+		t.Errorf("STATUS: %v, want the plugin", err)
+	}
+	if list, err := h.Engine.knownDefault(late, inv); err != nil || list.Name != "cluster-net" || list.CNIVersion != "" {
+		t.Errorf("DEL: %+v, %v", list, err)
 	}
 }
