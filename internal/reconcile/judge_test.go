@@ -24,12 +24,14 @@ func idle() *vf {
 }
 
 // owned gives the VF to a sandbox whose attachment asks for VLAN 5.
-func owned(v *vf, alive bool, phase journal.Phase) {
+func owned(v *vf, alive bool, phases ...journal.Phase) {
 	vlan := 5
 	v.owner = &owner{key: journal.Key{ContainerID: "c", IfName: "eth0"}, alive: alive, entry: &journal.Entry{
-		Plan:  &plan.Plan{Pod: plan.Pod{Namespace: "shop", Name: "web"}, Attachments: []plan.Attachment{{Name: "shop/fast", Want: plan.Want{VF: &plan.VF{VLAN: &vlan}}}}},
-		Steps: []journal.Step{{Phase: phase}},
+		Plan: &plan.Plan{Pod: plan.Pod{Namespace: "shop", Name: "web"}, Attachments: []plan.Attachment{{Name: "shop/fast", Want: plan.Want{VF: &plan.VF{VLAN: &vlan}}}}},
 	}}
+	for _, phase := range phases {
+		v.owner.entry.Steps = append(v.owner.entry.Steps, journal.Step{Phase: phase})
+	}
 	v.state.VF.VLAN, v.state.NetDevs, v.allocated = 5, nil, true
 }
 
@@ -84,6 +86,7 @@ func TestJudge(t *testing.T) {
 		}, nil},
 		"senseless quarantine": {func(v *vf) { confined(t, v, nil); v.quarantine.To = nil }, []Kind{Quarantined}},
 		"a DEL has failed":     {func(v *vf) { owned(v, true, journal.ReleaseFailed); v.state.VF.VLAN = 0 }, []Kind{Unreleased}},
+		"a DEL is tried again": {func(v *vf) { owned(v, true, journal.ReleaseFailed, journal.Releasing) }, []Kind{Unreleased}},
 		"a DEL is under way":   {func(v *vf) { owned(v, true, journal.Releasing); v.state.VF.VLAN = 0 }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -449,7 +449,7 @@ func judgeAlive(v *vf, f Finding) []Finding {
 		f.Kind, f.Text = Vanished, "a living sandbox has it, and the node does not have it any more"
 		return []Finding{f}
 	}
-	switch phase, problem := v.owner.entry.Phase(v.owner.attachment); phase {
+	switch phase, problem := v.owner.phase(); phase {
 	case journal.Verified, journal.Routed:
 	case journal.ReleaseFailed:
 		f.Kind, f.Text = Unreleased, "the DEL of its sandbox, which lives, has failed: "+problem
@@ -471,6 +471,22 @@ func judgeAlive(v *vf, f Finding) []Finding {
 	}
 	f.Kind, f.Text = Drifted, sriov.Sentences(drift)
 	return []Finding{f}
+}
+
+// phase returns the last phase of the owner's attachment and its error. While a DEL is
+// tried again it is that of the one that failed: else what is found of it would go and
+// come with each.
+func (o *owner) phase() (journal.Phase, string) {
+	phase, problem := o.entry.Phase(o.attachment)
+	if phase != journal.Releasing {
+		return phase, problem
+	}
+	for _, s := range o.entry.Steps {
+		if s.Attachment == o.attachment && s.Phase == journal.ReleaseFailed {
+			phase, problem = s.Phase, s.Error
+		}
+	}
+	return phase, problem
 }
 
 // lost compares the VF with what its owner got.
