@@ -165,6 +165,8 @@ func (c *Config) defaults() {
 	def(&c.PodsAPI, c.KubeletDir+"/pods-api/pods-api.sock")
 	def(&c.ClaimCheckpoint, c.KubeletDir+"/dra_manager_state")
 	def(&c.DeviceMetadata, c.KubeletDir+"/plugins")
+	def(&c.PodManifests, "")
+	def(&c.DefinitionManifests, "")
 	def(&c.CNIDir, defaultStateDir)
 	def(&c.SysRoot, "/")
 	def(&c.Snapshot, "/var/lib/cni/manifold/definitions.snapshot")

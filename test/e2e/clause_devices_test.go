@@ -491,7 +491,7 @@ func verifyExists(t *testing.T) {
 	n.device("nic0")
 	// Another interface than the one named, one that was never made, one that
 	// stayed on the host.
-	n.define("other", "", answers("1.0.0", "10.61.0.2/24", `{"cniVersion":"1.0.0","interfaces":[{"name":"net1","sandbox":"/n"},{"name":"ghost0","sandbox":"/n"}]}`))
+	n.define("other", "", answers("1.0.0", `{"cniVersion":"1.0.0","interfaces":[{"name":"net1","sandbox":"/n"},{"name":"ghost0","sandbox":"/n"}]}`, "10.61.0.2/24"))
 	n.define("never", "", strings.Replace(silent, `"stdout":"\n"`, `"stdout":"{\"cniVersion\":\"1.0.0\",\"interfaces\":[{\"name\":\"net1\",\"sandbox\":\"/n\"}]}"`, 1))
 	n.define("left", "", liar("left", `,"device":"nic0"`))
 	for network, want := range map[string]string{"other": "interface ghost0", "never": "interface net1", "left": "interface net1"} {

@@ -74,11 +74,11 @@ func (n *statusNode) entry(name, networks string, containers ...corev1.Container
 	return list[1]
 }
 
-// answers is the configuration of a network that makes an interface with an
-// address, and whose result is what a last plugin of the chain prints.
-func answers(version, address, result string) string {
-	return fmt.Sprintf(`{"cniVersion":%q,"plugins":[{"type":"scripted","mac":"02:00:00:00:05:01","addresses":[%q]},
-		{"type":"scripted","script":{"ADD":{"stdout":%q},"DEL":{"stdout":"\n"}}}]}`, version, address, result)
+// answers is the configuration of a network that makes an interface with
+// addresses, and whose result is what a last plugin of the chain prints.
+func answers(version, result string, addresses ...string) string {
+	return fmt.Sprintf(`{"cniVersion":%q,"plugins":[{"type":"scripted","mac":"02:00:00:00:05:01","addresses":["%s"]},
+		{"type":"scripted","script":{"ADD":{"stdout":%q},"DEL":{"stdout":"\n"}}}]}`, version, strings.Join(addresses, `","`), result)
 }
 
 func statusSource(t *testing.T) {
@@ -88,7 +88,7 @@ func statusSource(t *testing.T) {
 		"after-the-host": {host + "," + own + "," + other, "net1", "02:00:00:00:05:01"},
 		"another-first":  {other + "," + own, "lo", "00:00:00:00:00:00"},
 	} {
-		definition(n.api, name, "", answers("1.0.0", "10.51.0.2/24", `{"cniVersion":"1.0.0","interfaces":[`+tc.interfaces+`]}`))
+		definition(n.api, name, "", answers("1.0.0", `{"cniVersion":"1.0.0","interfaces":[`+tc.interfaces+`]}`, "10.51.0.2/24"))
 		if s := n.entry(name, name); s.Interface != tc.ifName || s.MAC != tc.mac {
 			t.Errorf("%s: entry %+v, want interface %s with %s", name, s, tc.ifName, tc.mac)
 		}
@@ -138,7 +138,7 @@ func statusIPs(t *testing.T) {
 			[]string{"10.52.0.2"}},
 		"no-sandbox": {`[{"name":"host0"}]`, `{"interface":0,"address":"10.52.0.1/24"},{"address":"10.52.0.2/24"},{"address":"10.52.0.3/24"}`, []string{"10.52.0.2"}},
 	} {
-		definition(n.api, name, "", answers("1.0.0", "10.52.0.2/24", `{"cniVersion":"1.0.0","interfaces":`+tc.interfaces+`,"ips":[`+tc.ips+`]}`))
+		definition(n.api, name, "", answers("1.0.0", `{"cniVersion":"1.0.0","interfaces":`+tc.interfaces+`,"ips":[`+tc.ips+`]}`, "10.52.0.2/24", "10.52.0.3/24"))
 		if s := n.entry(name, name); !reflect.DeepEqual(s.IPs, tc.want) {
 			t.Errorf("%s: addresses %v, want %v", name, s.IPs, tc.want)
 		}
@@ -159,7 +159,7 @@ func statusLegacy(t *testing.T) {
 
 func statusDNS(t *testing.T) {
 	n := newStatusNode(t)
-	definition(n.api, "named", "", answers("1.0.0", "10.54.0.2/24", `{"cniVersion":"1.0.0","dns":{"nameservers":["10.54.0.53"],"domain":"lab.example","search":["a.example","b.example"]}}`))
+	definition(n.api, "named", "", answers("1.0.0", `{"cniVersion":"1.0.0","dns":{"nameservers":["10.54.0.53"],"domain":"lab.example","search":["a.example","b.example"]}}`, "10.54.0.2/24"))
 	got := n.entry("app", "named").DNS
 	if fmt.Sprintf("%v %s %v", got.Nameservers, got.Domain, got.Search) != "[10.54.0.53] lab.example [a.example b.example]" {
 		t.Errorf("dns %+v", got)
