@@ -284,10 +284,11 @@ func (s FS) VFOfNetDev(name string) (*Function, error) {
 
 // VFWritten returns the VF that the configuration of a plugin names: by its PCI
 // address, by its network device, or by its directory below /sys/devices. It is nil
-// for a text that names none on this node.
+// for a text that names none on this node. Plugins make a path of what they are given,
+// so that a path from /sys/bus/pci/devices is as good as an address.
 func (s FS) VFWritten(text string) (*Function, error) {
-	if strings.HasPrefix(text, "/sys/devices/") {
-		text = filepath.Base(text)
+	if strings.Contains(text, "/") {
+		text = s.written(text)
 	}
 	f, err := s.Function(text)
 	if errors.Is(err, ErrAddress) {
@@ -302,6 +303,22 @@ func (s FS) VFWritten(text string) (*Function, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// written returns the address of the PCI function that a path leads to, by whatever
+// detours and links: of a directory below /sys/devices, or from /sys/bus/pci/devices.
+// Where it leads to none it is its last element.
+func (s FS) written(path string) string {
+	dir := s.path("bus/pci/devices/" + path)
+	if below, ok := strings.CutPrefix(path, "/sys/devices/"); ok {
+		dir = s.path("devices/" + below)
+	}
+	if to, err := filepath.EvalSymlinks(dir); err == nil {
+		if addr, err := s.pciAncestor(to); err == nil {
+			return addr
+		}
+	}
+	return filepath.Base(filepath.Clean(path))
 }
 
 // pciAncestor returns the address of the PCI function that dir, a device directory
