@@ -79,7 +79,7 @@ the API server can change nothing there, and the agent has no right to change an
 interface unless its configuration lets it repair by itself. Each repair is written to
 repairs.log in the journals' directory before it is done.
 
-With --dry-run and without --local: ` + needsRest
+With --dry-run and without --local it needs ` + needsRest
 
 // repairOptions are the flags of repair.
 type repairOptions struct {

@@ -16,6 +16,7 @@ it could not look.`
 // needs says what the commands that ask nodes must be allowed to.
 const needs = "Nodes are asked through the API server, which needs " + needsRest
 
+// needsRest is needs behind its verb.
 const needsRest = `in the agents' namespace: list
 pods, get pods/proxy, and create serviceaccounts/token for the agents' viewer
 account, with whose tokens, good for one agent and ten minutes, the agent is asked.`

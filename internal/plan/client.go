@@ -93,9 +93,9 @@ func (b bound) Close() error {
 }
 
 // Fallback is a Planner that asks First, and Then only when First could not be
-// reached, or hung for two thirds of the time that there is, and for Status of no
-// more than [askTime]: a refusal is an answer. Planning has no effect, so asking twice is
-// safe; a report that was lost in transit is published at most once more.
+// reached, or hung for two thirds of the time that there is, in Status for askTime
+// at most: a refusal is an answer. Planning has no effect, so asking twice is safe;
+// a report that was lost in transit is published at most once more.
 type Fallback struct {
 	First, Then Planner
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -299,4 +300,32 @@ func FuzzFrame(f *testing.F) {
 			dispatch(t.Context(), call{Op: c.Op}, fake{})
 		}
 	})
+}
+
+// What a call carries is encoded as if encoding/json did it, a part that is added
+// later as well.
+func TestEveryPartOfACallIsEncoded(t *testing.T) {
+	type plain call
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[call]()) {
+		var c call
+		v := reflect.ValueOf(&c).Elem().FieldByIndex(f.Index)
+		if v.Kind() == reflect.Pointer {
+			v.Set(reflect.New(f.Type.Elem()))
+		} else {
+			v.SetString("x")
+		}
+		var got, want map[string]any
+		for into, in := range map[*map[string]any]any{&got: c, &want: plain(c)} {
+			raw, err := json.Marshal(in)
+			if err == nil {
+				err = json.Unmarshal(raw, into)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v, want %v", f.Name, got, want)
+		}
+	}
 }
