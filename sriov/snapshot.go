@@ -87,25 +87,29 @@ var errMute = errors.New("its PF does not say how it keeps any VF")
 
 // How often a PF is asked that leaves a VF out, and how long it is given in between;
 // a reset takes a driver a part of a second. What may never come is not waited for as
-// long.
+// long. Some drivers, ice for one, wait for the reset themselves in each answer, and
+// nobody can change a network device of the node meanwhile: then it is the time that counts.
 const (
 	omittedTries = 40
 	muteTries    = 5
 	answerPause  = 25 * time.Millisecond
+	answerTime   = 3 * time.Second
 )
 
 // patiently takes down a PCI function, and asks a PF again that leaves the VF out.
 func (h Host) patiently(addr string) (*Snapshot, error) {
+	start := time.Now()
 	for try := 1; ; try++ {
 		f, err := h.Function(addr)
 		if err != nil {
 			return nil, err
 		}
 		s, err := h.snapshot(f, h.askPF)
+		late := time.Since(start) > answerTime
 		switch {
-		case errors.Is(err, errMute) && try == muteTries:
+		case errors.Is(err, errMute) && (late || try == muteTries):
 			return s, nil
-		case errors.Is(err, errMute), errors.Is(err, ErrOmitted) && try < omittedTries:
+		case errors.Is(err, errMute), errors.Is(err, ErrOmitted) && !late && try < omittedTries:
 			time.Sleep(answerPause)
 		case err != nil:
 			return nil, err

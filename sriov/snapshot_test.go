@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -169,6 +171,27 @@ func TestOmittedVF(t *testing.T) {
 			t.Errorf("%s: differs in %v, want what the PF keeps", id, left)
 		}
 	}
+}
+
+// slow are network devices of a driver that waits before each answer.
+type slow struct{ sriov.Links }
+
+func (l slow) Link(name string) (*sriov.Link, error) {
+	time.Sleep(800 * time.Millisecond)
+	return l.Links.Link(name)
+}
+
+// A driver that waits itself is not asked as often.
+func TestOmittedVFOfASlowDriver(t *testing.T) {
+	tree, host := machine(t)
+	tree.Omit(igbVF, -1)
+	host.Links = slow{host.Links}
+	synctest.Test(t, func(t *testing.T) { // whose time passes in sleep alone
+		start := time.Now()
+		if _, err := host.Snapshot(igbVF); !errors.Is(err, sriov.ErrOmitted) || time.Since(start) > 5*time.Second {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+	})
 }
 
 // own is the MAC of the VF's network device in comparisons, given another.
