@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -166,6 +167,24 @@ func (h Host) OfLink(name string) (string, error) {
 		return "", fmt.Errorf("sriov: %w", err)
 	}
 	return h.OfNetDev(link.Name)
+}
+
+// VFWritten is [FS.VFWritten] for any name of the VF's network device, also an
+// alternative one, which sysfs does not have.
+func (h Host) VFWritten(text string) (*Function, error) {
+	const altNameSize = 128 // with the terminating NUL
+	f, err := h.FS.VFWritten(text)
+	if f != nil || err != nil || text == "" || len(text) >= altNameSize || strings.ContainsAny(text, "/:") {
+		return f, err
+	}
+	link, err := h.links().Link(text)
+	if errors.Is(err, ErrNoLink) || errors.Is(err, unix.EINVAL) { // the latter of a kernel without such names
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("sriov: %w", err)
+	}
+	return h.FS.VFWritten(link.Name)
 }
 
 // SetVF implements [Links].

@@ -195,14 +195,15 @@ func TestVFOfNetDev(t *testing.T) {
 
 func TestVFWritten(t *testing.T) {
 	tree := build(t, (*sriovtest.Tree).AddIGB, addOthers)
+	tree.AddAltName("enp65s16f2", "vf2-of-the-second-port")
 	dir := strings.TrimPrefix(must(filepath.EvalSymlinks(tree.FS().Root+"/sys/bus/pci/devices/0000:41:10.2"))(t), tree.FS().Root)
 	for text, want := range map[string]string{
-		"0000:41:10.2": "0000:41:10.2", "enp65s16f2": "0000:41:10.2", "0000:41:00.0": "", "enp33s0": "", "": "", "/": "", "../../../../..": "",
+		"0000:41:10.2": "0000:41:10.2", "enp65s16f2": "0000:41:10.2", "0000:41:00.0": "", "enp33s0": "", "": "", "vf2-of-the-second-port": "0000:41:10.2", strings.Repeat("x", 300): "", "/": "", "../../../../..": "",
 		dir: "0000:41:10.2", dir + "/": "0000:41:10.2", dir + "/net/..": "0000:41:10.2", filepath.Dir(dir) + "/0000:41:00.0/virtfn1": "0000:41:10.2",
 		"0000:41:10.2/.": "0000:41:10.2", "../devices/0000:41:10.2": "0000:41:10.2", "0000:41:00.0/virtfn1": "0000:41:10.2",
 		"0000:00:03.0/virtio2": "", "0000:41:10.2/net": "", "/sys/devices/x/0000:41:10.2": "0000:41:10.2",
 	} {
-		f, err := tree.FS().VFWritten(text)
+		f, err := tree.Host().VFWritten(text)
 		if err != nil || (f == nil) != (want == "") || f != nil && f.Address != want {
 			t.Errorf("VFWritten(%q) = %+v, %v, want %q", text, f, err, want)
 		}

@@ -148,7 +148,7 @@ func (a *Agent) plan(ctx context.Context, inv *netconf.Invocation, why *nodeview
 	if err != nil {
 		return nil, err
 	}
-	return p, a.notAnothers(ctx, p, sriov.FS{Root: inv.Conf.SysRoot})
+	return p, a.notAnothers(ctx, p, sriov.Host{FS: sriov.FS{Root: inv.Conf.SysRoot}})
 }
 
 // pod fetches the pod that the runtime named; nil outside Kubernetes.

@@ -13,7 +13,7 @@ import (
 // kubelet has given to another pod: whoever may write a definition could set that
 // pod's VF, or take it away. A VF that nobody has is left to the plugin, which claims
 // it.
-func (a *Agent) notAnothers(ctx context.Context, p *plan.Plan, fs sriov.FS) error {
+func (a *Agent) notAnothers(ctx context.Context, p *plan.Plan, host sriov.Host) error {
 	if a.src.Holders == nil {
 		return nil
 	}
@@ -21,7 +21,7 @@ func (a *Agent) notAnothers(ctx context.Context, p *plan.Plan, fs sriov.FS) erro
 	for i := range p.Attachments {
 		t := &p.Attachments[i]
 		for _, text := range t.Written {
-			f, err := fs.VFWritten(text)
+			f, err := host.VFWritten(text)
 			if err == nil && (f == nil || t.Device != nil && t.Device.PCIAddress == f.Address) {
 				continue
 			}

@@ -25,7 +25,7 @@ func TestVFThatADefinitionNamesIsAnotherPods(t *testing.T) {
 		"none of this node": {"thief", "0000:99:00.1", ""},
 	} {
 		p := &plan.Plan{Pod: plan.Pod{Namespace: "shop", Name: tc.pod, UID: tc.pod}, Attachments: []plan.Attachment{{Name: "shop/static", Written: []string{tc.written}}}}
-		err := a.notAnothers(t.Context(), p, n.tree.FS())
+		err := a.notAnothers(t.Context(), p, n.tree.Host())
 		if tc.want == "" {
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
