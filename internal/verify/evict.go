@@ -38,7 +38,7 @@ func (s *Sandbox) Evict(host sriov.FS, a *plan.Attachment, before *sriov.Snapsho
 	switch {
 	case err != nil:
 		return "", sandboxError(err)
-	case len(own) > 1: // as with a child of an IPoIB device
+	case len(own) > 1: // it is not told which of them the delegate moved in
 		return "", nil
 	case len(own) == 1:
 		if why = changed(own[0].Attrs(), a.IfName, alias, before.NetDevs[0]); why == "" {
@@ -55,8 +55,11 @@ func (s *Sandbox) Evict(host sriov.FS, a *plan.Attachment, before *sriov.Snapsho
 	return "", nil
 }
 
-// standingOn returns the links of a PCI function, be it by way of a virtio device.
+// standingOn returns the links of a PCI function, be it by way of a virtio device. A
+// child of an IPoIB device is none: its delegate made it, while the device itself stays
+// on the host.
 func (s *Sandbox) standingOn(host sriov.FS, address string, links []netlink.Link) (own []netlink.Link, err error) {
+	links = slices.DeleteFunc(slices.Clone(links), isChild)
 	for _, l := range links {
 		if host.OfParent(l.Attrs().ParentDev) == address {
 			own = append(own, l)

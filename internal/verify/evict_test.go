@@ -112,6 +112,7 @@ func TestLinksOfAFunction(t *testing.T) {
 	for name, parent := range map[string]string{"net1": "virtio2", "net2": vf, "net3": "virtio9"} {
 		links = append(links, &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: name, ParentDev: parent}})
 	}
+	links = append(links, &netlink.IPoIB{LinkAttrs: netlink.LinkAttrs{Name: "child", ParentDev: vf, ParentIndex: 7}})
 	for address, want := range map[string]string{"0000:00:03.1": "net1", vf: "net2"} {
 		own, err := (&Sandbox{}).standingOn(tree.FS(), address, links)
 		if err != nil || len(own) != 1 || own[0].Attrs().Name != want {

@@ -87,6 +87,10 @@ func (s *Sandbox) named(name string) (netlink.Link, error) {
 	return link, nil
 }
 
+// isChild reports whether a link is the child of an IPoIB device, which stands on the
+// same PCI function.
+func isChild(link netlink.Link) bool { return link.Type() == "ipoib" && link.Attrs().ParentIndex != 0 }
+
 // lower returns the index of the host's link that a link is stacked on, 0 for none.
 // The kernel tells an index, and in whose namespace if that is another one: the
 // sandbox's own link may well have the index that a device has on the host.
@@ -96,7 +100,7 @@ func (s *Sandbox) lower(link netlink.Link) (int, error) {
 	switch {
 	case a.ParentIndex == 0:
 		return 0, nil
-	case a.NetNsID < 0 && link.Type() == "ipoib":
+	case a.NetNsID < 0 && isChild(link):
 		return a.ParentIndex, nil
 	case a.NetNsID < 0:
 		return 0, nil
