@@ -20,8 +20,8 @@ const oldest = "0.1.0"
 // versioned gives a network that says no CNI version the highest that the runtime
 // and all its programs speak. To stay with the oldest, as libcni does, would lose
 // what its results cannot say: interfaces, MACs, CHECK, STATUS and GC. What is
-// recorded has it, so that DEL and CHECK say the same. Where ctx ends before all have
-// answered the list is returned as it is, with the error.
+// recorded has it, so that DEL and CHECK say the same. Where one does not answer in
+// time the list is returned as it is, with the error.
 func (r *run) versioned(ctx context.Context, list *libcni.NetworkConfigList) (*libcni.NetworkConfigList, error) {
 	if list.CNIVersion != "" {
 		return list, nil
@@ -49,7 +49,8 @@ func (r *run) versioned(ctx context.Context, list *libcni.NetworkConfigList) (*l
 
 // spoken returns the highest version that the runtime and all programs of a chain
 // speak, the IPAM's included. Where one does not say what it speaks, or they have
-// none in common, that is the oldest; one that hangs until ctx ends is an error.
+// none in common, that is the oldest. One that hangs is an error: what it would answer
+// another time nobody knows.
 func (r *run) spoken(ctx context.Context, list *libcni.NetworkConfigList) (string, error) {
 	asking, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
 	defer cancel()
@@ -62,7 +63,7 @@ func (r *run) spoken(ctx context.Context, list *libcni.NetworkConfigList) (strin
 	})
 	for _, program := range programsOf(list) {
 		info, err := r.cni.GetVersionInfo(asking, program)
-		if err != nil && ctx.Err() != nil {
+		if err != nil && asking.Err() != nil {
 			return "", err
 		}
 		if err != nil {

@@ -49,6 +49,10 @@ func TestPluginThatNeverSaysWhatItSpeaks(t *testing.T) {
 	if err := h.Engine.Status(late, inv); !cnierr.Is(err, cnierr.NotReady) || !strings.Contains(err.Error(), "run delegate mover: ended after its deadline") {
 		t.Errorf("STATUS: %v, want the plugin", err)
 	}
+	h.conf["delegateTimeout"] = "1s"
+	if err := h.Engine.Status(t.Context(), h.invocation("asks again")); !cnierr.Is(err, cnierr.NotReady) || !strings.Contains(err.Error(), "run delegate mover: ended after its deadline") {
+		t.Errorf("STATUS: %v, want the plugin, which is no old one", err)
+	}
 	if list, err := h.Engine.knownDefault(late, inv); err != nil || list.Name != "cluster-net" || list.CNIVersion != "" {
 		t.Errorf("DEL: %+v, %v", list, err)
 	}
