@@ -38,7 +38,7 @@ func TestClauseSelection(t *testing.T) {
 		"MN-4.1.2-json/unknown":    {`[{"name":"a","x.y/z":1,"new":2}]`, []Selection{{Namespace: "pod", Name: "a", Unknown: map[string]json.RawMessage{"x.y/z": json.RawMessage("1"), "new": json.RawMessage("2")}}}},
 		"MN-4.1.2-ips":             {`[{"name":"a","ips":["10.0.0.1","fd00::1/64"]}]`, []Selection{{Namespace: "pod", Name: "a", IPs: []string{"10.0.0.1", "fd00::1/64"}}}},
 		"MN-4.1.2-mac":             {`[{"name":"a","mac":"02:00:00:00:00:01"}]`, []Selection{{Namespace: "pod", Name: "a", MAC: "02:00:00:00:00:01"}}},
-		"MN-4.1-syntax/nulls":      {`[{"name":"a","namespace":null,"interface":null,"ips":null,"mac":null,"portMappings":null,"bandwidth":null,"cni-args":null,"default-route":null}]`, []Selection{{Namespace: "pod", Name: "a"}}},
+		"MN-4.1.2-json/nulls":      {`[{"name":"a","namespace":null,"interface":null,"ips":null,"mac":null,"portMappings":null,"bandwidth":null,"cni-args":null,"default-route":null}]`, []Selection{{Namespace: "pod", Name: "a"}}},
 		"MN-4.1.2-interface":       {`[{"name":"a","interface":"net-1.2_x"}]`, []Selection{{Namespace: "pod", Name: "a", Interface: "net-1.2_x"}}},
 		"MN-4.1.2-cni-args":        {`[{"name":"a","cni-args":{"k":[1]}}]`, []Selection{{Namespace: "pod", Name: "a", CNIArgs: map[string]json.RawMessage{"k": json.RawMessage("[1]")}}}},
 		"MN-4.1.2-portMappings":    {`[{"name":"a","portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"UDP"},{"hostPort":1,"containerPort":65535}]}]`, []Selection{{Namespace: "pod", Name: "a", Ports: []PortMapping{{HostPort: 80, ContainerPort: 8080, Protocol: "udp"}, {HostPort: 1, ContainerPort: 65535, Protocol: "tcp"}}}}},
