@@ -49,7 +49,7 @@ func main() {
 	run := flag.String("run", "", "run only the checks whose names match this regular expression")
 	timeout := flag.Duration("timeout", time.Hour, "end the checks after this time")
 	count := flag.Int("count", 1, "run every check this many times")
-	repeat := flag.Duration("repeat", 30*time.Second, "how long checks that repeat the same may do so")
+	repeat := flag.Duration("repeat", 10*time.Second, "how long checks that repeat the same may do so")
 	full := flag.Bool("full", false, "run every check in every way, not in representative ones")
 	guests := flag.Int("guests", min(2, runtime.NumCPU()), "let so many guests share the checks")
 	inside := flag.Bool("shell", false, "open a shell in a guest instead of running the checks")
