@@ -78,11 +78,29 @@ func (d Dir) Claim(ctx context.Context, device string, k Key, held func(Key) (bo
 // device; of several the one that tried it last, and the zero Key for none. A
 // journal that cannot be read is an error, since it may be that one's.
 func (d Dir) user(device string, k Key) (user Key, err error) {
-	keys, err := d.List()
+	var last time.Time
+	err = d.others(k, func(other Key, e *Entry, err error) error {
+		if err != nil {
+			return err
+		}
+		if tried := e.tried(device); tried.After(last) {
+			user, last = other, tried
+		}
+		return nil
+	})
 	if err != nil {
 		return Key{}, err
 	}
-	var last time.Time
+	return user, nil
+}
+
+// others visits the journals of all sandboxes but k, each with the error that keeps it
+// from being read, until one visit fails.
+func (d Dir) others(k Key, visit func(other Key, e *Entry, err error) error) error {
+	keys, err := d.List()
+	if err != nil {
+		return err
+	}
 	for _, other := range keys {
 		if other == k {
 			continue
@@ -91,14 +109,11 @@ func (d Dir) user(device string, k Key) (user Key, err error) {
 		if errors.Is(err, os.ErrNotExist) {
 			continue // released meanwhile
 		}
-		if err != nil {
-			return Key{}, err
-		}
-		if tried := e.tried(device); tried.After(last) {
-			user, last = other, tried
+		if err := visit(other, e, err); err != nil {
+			return err
 		}
 	}
-	return user, nil
+	return nil
 }
 
 // Had returns the attachment by which a sandbox of this boot, other than k, has or had
@@ -107,28 +122,19 @@ func (d Dir) user(device string, k Key) (user Key, err error) {
 // left the host with the device, and such a journal alone says what that is. A journal
 // that cannot be read is an error where no other tells, since it may be that one's.
 func (d Dir) Had(k Key, device *plan.Device) (*plan.Attachment, error) {
-	keys, err := d.List()
-	if err != nil {
-		return nil, err
-	}
 	var out *plan.Attachment
 	var begun time.Time
 	var unread error
-	for _, other := range keys {
-		if other == k {
-			continue
-		}
-		e, err := d.Open(other)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // released meanwhile
-		}
+	err := d.others(k, func(_ Key, e *Entry, err error) error {
 		if err != nil {
 			unread = errors.Join(unread, err)
-			continue
-		}
-		if a := e.had(device); a != nil && e.Created.After(begun) {
+		} else if a := e.had(device); a != nil && e.Created.After(begun) {
 			out, begun = a, e.Created
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	if out != nil {
 		return out, nil
