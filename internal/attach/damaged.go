@@ -135,7 +135,9 @@ func (r *run) function(id string) *plan.Device {
 	if err != nil {
 		return nil
 	}
-	return &plan.Device{ID: id, PCIAddress: f.Address, PF: f.PF, VFIndex: f.VFIndex, Driver: f.Driver, Userspace: f.Userspace()}
+	d := &plan.Device{ID: id}
+	standsOn(d, f)
+	return d
 }
 
 // hadBy returns the VF that another sandbox has under the name of its network device,

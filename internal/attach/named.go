@@ -39,8 +39,7 @@ func (r *run) nameVF(a *plan.Attachment) error {
 	for range 2 {
 		f, err := r.host().VFOfNetDev(a.Device.ID)
 		if err == nil {
-			d := a.Device
-			d.PCIAddress, d.PF, d.VFIndex, d.Driver, d.Userspace = f.Address, f.PF, f.VFIndex, f.Driver, f.Userspace()
+			standsOn(a.Device, f)
 			return nil
 		}
 		if errors.Is(err, os.ErrInvalid) || errors.Is(err, sriov.ErrNotPCI) || errors.Is(err, sriov.ErrNotVF) {
@@ -64,4 +63,9 @@ func (r *run) nameVF(a *plan.Attachment) error {
 		}
 	}
 	return nil
+}
+
+// standsOn completes a device by the PCI function that it is.
+func standsOn(d *plan.Device, f *sriov.Function) {
+	d.PCIAddress, d.PF, d.VFIndex, d.Driver, d.Userspace, d.IOMMUGroup = f.Address, f.PF, f.VFIndex, f.Driver, f.Userspace(), f.IOMMUGroup
 }

@@ -44,10 +44,8 @@ func own(p *plan.Plan, a *plan.Attachment, text string, f *sriov.Function) error
 		return cnierr.New("assign device", cnierr.DeviceConflict, "the configuration names VF %s (%.64q) beside it, which is not the pod's", f.Address, text).
 			WithFix("take the device out of the configuration")
 	}
-	a.Device = &plan.Device{
-		ID: text, PCIAddress: f.Address, Driver: f.Driver, PF: f.PF, VFIndex: f.VFIndex, Userspace: f.Userspace(), IOMMUGroup: f.IOMMUGroup,
-		Source: "the configuration", Reason: "named by the configuration itself", Written: true,
-	}
+	a.Device = &plan.Device{ID: text, Source: "the configuration", Reason: "named by the configuration itself", Written: true}
+	standsOn(a.Device, f)
 	return nil
 }
 
