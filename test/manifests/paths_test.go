@@ -140,19 +140,24 @@ func mounted(t *testing.T, c *corev1.Container, path string, write bool) {
 	t.Errorf("container %s uses %s, which it does not see", c.Name, path)
 }
 
-// Each directory that a preset sets is mounted.
+// Each directory that a preset sets is mounted, and its SELinux type is that of every
+// pod which uses the host's directories.
 func TestPresetsAreUsed(t *testing.T) {
 	for _, preset := range manifests.Presets {
 		raw, err := os.ReadFile(filepath.Join(root, manifests.Preset(preset)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		var set struct{ Host map[string]string }
+		var set struct {
+			Host        map[string]string
+			SELinuxType string `json:"seLinuxType"`
+		}
 		if err := yaml.Unmarshal(raw, &set); err != nil || len(set.Host) == 0 {
 			t.Fatalf("%s: %v: %s", preset, err, raw)
 		}
+		objects := render(t, values()[preset]...)
 		var directories []string
-		for _, v := range as[appsv1.DaemonSet](t, render(t, values()[preset]...), "DaemonSet/manifold").Spec.Template.Spec.Volumes {
+		for _, v := range as[appsv1.DaemonSet](t, objects, "DaemonSet/manifold").Spec.Template.Spec.Volumes {
 			if v.HostPath != nil {
 				directories = append(directories, v.HostPath.Path)
 			}
@@ -160,6 +165,15 @@ func TestPresetsAreUsed(t *testing.T) {
 		for key, dir := range set.Host {
 			if !slices.Contains(directories, dir) {
 				t.Errorf("%s: nothing of the host is mounted for %s: %s", preset, key, dir)
+			}
+		}
+		for _, name := range []string{"manifold", "manifold-uninstall"} {
+			options, got := as[appsv1.DaemonSet](t, objects, "DaemonSet/"+name).Spec.Template.Spec.SecurityContext.SELinuxOptions, ""
+			if options != nil {
+				got = options.Type
+			}
+			if got != set.SELinuxType {
+				t.Errorf("%s: the SELinux type of DaemonSet %s is %q, and must be %q", preset, name, got, set.SELinuxType)
 			}
 		}
 	}

@@ -132,9 +132,9 @@ securityContext:
   runAsGroup: 0
   seccompProfile:
     type: RuntimeDefault
-  {{- if .root.Values.openshift.securityContextConstraints }}
+  {{- with .root.Values.seLinuxType }}
   seLinuxOptions:
-    type: spc_t # files of the host are not relabelled
+    type: {{ . }}
   {{- end }}
 {{- end }}
 
