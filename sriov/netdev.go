@@ -282,6 +282,16 @@ func (s FS) VFOfNetDev(name string) (*Function, error) {
 	return f, nil
 }
 
+// FunctionNamed returns the PCI function that a device plugin's ID names: by its PCI
+// address, or, as some plugins call a VF, by its network device. The error is that of
+// [FS.Function] for an address, else that of [FS.VFOfNetDev].
+func (s FS) FunctionNamed(id string) (*Function, error) {
+	if !IsAddress(id) {
+		return s.VFOfNetDev(id)
+	}
+	return s.Function(id)
+}
+
 // VFWritten returns the VF that the configuration of a plugin names: by its PCI
 // address, by its network device, or by its directory below /sys/devices. It is nil
 // for a text that names none on this node. Plugins make a path of what they are given,
@@ -290,10 +300,7 @@ func (s FS) VFWritten(text string) (*Function, error) {
 	if strings.Contains(text, "/") {
 		text = s.written(text)
 	}
-	f, err := s.Function(text)
-	if errors.Is(err, ErrAddress) {
-		f, err = s.VFOfNetDev(text)
-	}
+	f, err := s.FunctionNamed(text)
 	for _, none := range []error{fs.ErrNotExist, fs.ErrInvalid, ErrNotPCI, ErrNotVF} {
 		if errors.Is(err, none) {
 			return nil, nil

@@ -193,6 +193,27 @@ func TestVFOfNetDev(t *testing.T) {
 	}
 }
 
+func TestFunctionNamed(t *testing.T) {
+	tree := build(t, (*sriovtest.Tree).AddIGB)
+	for _, c := range []struct {
+		id, addr string
+		err      error
+	}{
+		{"0000:41:10.2", "0000:41:10.2", nil},
+		{"0000:41:00.0", "0000:41:00.0", nil},
+		{"enp65s16f2", "0000:41:10.2", nil},
+		{"enp33s0", "", sriov.ErrNotVF},
+		{"0000:41:1f.7", "", fs.ErrNotExist},
+		{"eth7", "", fs.ErrNotExist},
+		{"41:10.2", "", fs.ErrInvalid}, // neither an address nor a name that a network device can have
+	} {
+		f, err := tree.FS().FunctionNamed(c.id)
+		if !errors.Is(err, c.err) || err == nil && f.Address != c.addr {
+			t.Errorf("FunctionNamed(%q) = %+v, %v, want %q, %v", c.id, f, err, c.addr, c.err)
+		}
+	}
+}
+
 func TestVFWritten(t *testing.T) {
 	tree := build(t, (*sriovtest.Tree).AddIGB, addOthers)
 	tree.AddAltName("enp65s16f2", "vf2-of-the-second-port")

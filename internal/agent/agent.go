@@ -251,11 +251,8 @@ func (a *Agent) allocation(ctx context.Context, pod *planner.Pod, resources []st
 	src.DeviceInfo = map[planner.DeviceKey]json.RawMessage{}
 	fs := sriov.FS{Root: inv.Conf.SysRoot}
 	for _, d := range alloc.Devices {
-		f, err := fs.Function(d.ID)
-		if errors.Is(err, sriov.ErrAddress) {
-			f, err = fs.VFOfNetDev(d.ID) // unless it is away, or this agent in another network namespace
-		}
-		if err == nil {
+		// A network device may be away, or this agent in another network namespace.
+		if f, err := fs.FunctionNamed(d.ID); err == nil {
 			src.Functions[d.ID] = f
 		}
 		if info := readDeviceInfo(inv.Conf.DeviceInfo, d.Resource, d.ID); info != nil {

@@ -128,15 +128,12 @@ func (r *run) recordOf(device string, remains journal.Remains) (json.RawMessage,
 // function returns the device of an ID as a plan has it, by its PCI address or as the
 // network device of a VF, nil when there is none.
 func (r *run) function(id string) *plan.Device {
-	f, err := r.host().Function(id)
-	if errors.Is(err, sriov.ErrAddress) {
-		f, err = r.host().VFOfNetDev(id)
-	}
+	f, err := r.host().FunctionNamed(id)
 	if err != nil {
 		return nil
 	}
 	d := &plan.Device{ID: id}
-	standsOn(d, f)
+	verify.StandsOn(d, f)
 	return d
 }
 

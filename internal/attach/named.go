@@ -6,6 +6,7 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/internal/verify"
 	"github.com/manifold-cni/manifold/sriov"
 )
 
@@ -39,7 +40,7 @@ func (r *run) nameVF(a *plan.Attachment) error {
 	for range 2 {
 		f, err := r.host().VFOfNetDev(a.Device.ID)
 		if err == nil {
-			standsOn(a.Device, f)
+			verify.StandsOn(a.Device, f)
 			return nil
 		}
 		if errors.Is(err, os.ErrInvalid) || errors.Is(err, sriov.ErrNotPCI) || errors.Is(err, sriov.ErrNotVF) {
@@ -63,9 +64,4 @@ func (r *run) nameVF(a *plan.Attachment) error {
 		}
 	}
 	return nil
-}
-
-// standsOn completes a device by the PCI function that it is.
-func standsOn(d *plan.Device, f *sriov.Function) {
-	d.PCIAddress, d.PF, d.VFIndex, d.Driver, d.Userspace, d.IOMMUGroup = f.Address, f.PF, f.VFIndex, f.Driver, f.Userspace(), f.IOMMUGroup
 }

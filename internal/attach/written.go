@@ -7,6 +7,7 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/internal/verify"
 	"github.com/manifold-cni/manifold/sriov"
 )
 
@@ -45,7 +46,7 @@ func own(p *plan.Plan, a *plan.Attachment, text string, f *sriov.Function) error
 			WithFix("take the device out of the configuration")
 	}
 	a.Device = &plan.Device{ID: text, Source: "the configuration", Reason: "named by the configuration itself", Written: true}
-	standsOn(a.Device, f)
+	verify.StandsOn(a.Device, f)
 	return nil
 }
 

@@ -272,7 +272,8 @@ func (r *Reconciler) restore(ctx context.Context, f Finding, q journal.Quarantin
 	if err := r.record(f, to); err != nil {
 		return err
 	}
-	d := &plan.Device{ID: fn.Address, PCIAddress: fn.Address, PF: fn.PF, VFIndex: fn.VFIndex, Driver: fn.Driver, Userspace: fn.Userspace()}
+	d := &plan.Device{ID: fn.Address}
+	verify.StandsOn(d, fn)
 	if _, err = verify.Restore(ctx, r.Host, d, to); err != nil {
 		q.Reason = err.Error()
 		return errors.Join(err, r.Journal.Quarantine(q))

@@ -62,6 +62,11 @@ type Facts struct {
 	NoNetDev bool
 }
 
+// StandsOn completes a device by the PCI function that it is.
+func StandsOn(d *plan.Device, f *sriov.Function) {
+	d.PCIAddress, d.PF, d.VFIndex, d.Driver, d.Userspace, d.IOMMUGroup = f.Address, f.PF, f.VFIndex, f.Driver, f.Userspace(), f.IOMMUGroup
+}
+
 // Capture records the device of an attachment before its delegate runs; nil
 // when the attachment has none. A device that is not on this node is
 // [cnierr.DeviceVanished]; of a VF that its PF leaves out of its answer it is not
