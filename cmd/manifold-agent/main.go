@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -155,19 +156,21 @@ func serve(ctx context.Context, conf *agent.Config, path string, stderr io.Write
 	if err := a.Trace(ctx, conf, log); err != nil {
 		return err
 	}
-	l, err := plan.Listen(filepath.Dir(conf.Socket), conf.Socket)
-	if err != nil {
-		return err
-	}
 	var sources, background sync.WaitGroup
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	planner := agent.New(a.Sources, log, background.Go)
+	// The ports before the socket: an agent that finds them taken, since another still
+	// runs, has not taken that one's socket.
 	err = errors.Join(serveHTTP(running, conf, a, &sources, log), serveView(running, conf, path, a, planner, &sources, log))
+	var l *net.UnixListener
+	if err == nil {
+		l, err = plan.Listen(filepath.Dir(conf.Socket), conf.Socket)
+	}
 	if err != nil {
 		stop()
 		sources.Wait()
-		return errors.Join(err, l.Close())
+		return err
 	}
 	sources.Go(func() { a.Run(running) })
 	log.Info("serving", "release", release, "socket", conf.Socket, "node", conf.Node)

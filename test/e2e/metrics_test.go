@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -20,14 +22,20 @@ type scraper struct {
 func newScraper(t *testing.T, conf map[string]any) *scraper {
 	t.Helper()
 	n := newNode(t, conf)
-	var keys map[string]any
-	raw, err := os.ReadFile(n.path("agent.json"))
-	n.must(err)
-	n.must(json.Unmarshal(raw, &keys))
+	keys := n.agentKeys()
 	keys["listen"], keys["cniConfig"], keys["cniDir"] = "127.0.0.1:0", "-", n.path("state")
 	n.agentConfig(keys)
 	n.serve()
 	return &scraper{node: n, url: n.url()}
+}
+
+// agentKeys returns the agent's configuration as it is.
+func (n *node) agentKeys() (keys map[string]any) {
+	n.t.Helper()
+	raw, err := os.ReadFile(n.path("agent.json"))
+	n.must(err)
+	n.must(json.Unmarshal(raw, &keys))
+	return keys
 }
 
 // url waits until the agent says where it serves HTTP.
@@ -48,6 +56,28 @@ func (n *node) url() string {
 		return url != ""
 	})
 	return url
+}
+
+// A pod that is deleted by force may still run when its successor starts: that one
+// finds the port taken, and leaves the socket to whom it belongs.
+func TestSecondAgentLeavesTheFirstItsSocket(t *testing.T) {
+	n := newNode(t, nil)
+	keys := n.agentKeys()
+	keys["listen"], keys["cniConfig"], keys["cniDir"] = "127.0.0.1:0", "-", n.path("state")
+	n.agentConfig(keys)
+	n.serve()
+	url := n.url()
+	keys["listen"] = strings.TrimPrefix(url, "http://")
+	n.agentConfig(keys)
+	if out, err := exec.Command(filepath.Join(n.bin, "manifold-agent"), "serve", "--config", n.path("agent.json")).CombinedOutput(); err == nil || !strings.Contains(string(out), keys["listen"].(string)) {
+		t.Errorf("the second: %v\n%s", err, out)
+	}
+	resp, err := http.Get(url + "/healthz")
+	n.must(err)
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("the first is %s", resp.Status)
+	}
 }
 
 // scrape returns the exposition's samples, by name and labels.
