@@ -112,6 +112,19 @@ func ReadConfig(path string) (*Config, error) {
 	return decodeConfig(op, raw)
 }
 
+// ReadableConfig returns of a configuration file that [ReadConfig] refuses what can
+// be read of it, else defaults, for whoever looks at a node that is broken.
+func ReadableConfig(path string) *Config {
+	c := &Config{}
+	if fi, err := os.Stat(path); err == nil && fi.Size() <= maxConfig {
+		if raw, err := os.ReadFile(path); err == nil {
+			_ = json.Unmarshal(raw, c) // what it refuses is known, the rest is filled in
+		}
+	}
+	c.defaults()
+	return c
+}
+
 // decodeConfig decodes and completes a configuration.
 func decodeConfig(op string, raw []byte) (*Config, error) {
 	c := &Config{}

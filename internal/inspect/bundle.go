@@ -60,19 +60,21 @@ func (l Local) Bundle(ctx context.Context, release string, w io.Writer) (err err
 		return err
 	}
 	conf, problem := agent.ReadConfig(l.Config)
-	b.problem(problem)
 	if problem == nil {
-		err = b.node(ctx, l, conf)
+		v, problem := l.view(ctx)
+		b.problem(problem)
+		err = b.json("view.json", v)
+	} else { // what is broken may be this file alone
+		b.problem(problem)
+		conf = agent.ReadableConfig(l.Config)
 	}
+	err = errors.Join(err, b.file("agent.json", l.Config), b.node(conf))
 	return errors.Join(err, b.add("problems.txt", b.problems.Bytes()))
 }
 
-// node adds what a node's configuration leads to.
-func (b *bundle) node(ctx context.Context, l Local, conf *agent.Config) error {
-	v, problem := l.view(ctx)
-	b.problem(problem)
-	err := b.json("view.json", v)
-	err = errors.Join(err, b.file("agent.json", l.Config))
+// node adds the files that a node's configuration leads to.
+func (b *bundle) node(conf *agent.Config) error {
+	var err error
 	files, problem := filepath.Glob(filepath.Join(filepath.Dir(conf.CNIConfig), "*.conf*"))
 	b.problem(problem)
 	for _, f := range files {
@@ -129,14 +131,19 @@ func (b *bundle) file(name, path string) error {
 		return nil
 	}
 	defer f.Close()
+	cut := false
 	if fi, err := f.Stat(); err == nil && fi.Mode().IsRegular() && fi.Size() > maxBundled {
 		_, err = f.Seek(-maxBundled, io.SeekEnd)
 		b.problem(err)
+		cut = true
 	}
 	raw, err := io.ReadAll(io.LimitReader(f, maxBundled))
 	if err != nil {
 		b.problem(err)
 		return nil
+	}
+	if cut { // of the first line nobody knows whether it is a secret's end
+		_, raw, _ = bytes.Cut(raw, []byte("\n"))
 	}
 	return b.add(name, raw)
 }

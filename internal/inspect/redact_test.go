@@ -28,6 +28,27 @@ var files = map[string]struct{ in, keeps string }{
 	"YAML":                 {"client-key-data: hunter2xyz\nserver: https://host\n", "https://host"},
 	"a document and more":  {`{"password": "hunter2xyz"} {"mtu": 9000}`, "9000"},
 	"a document that ends": {`{"password": "hunter2xyz", "mtu": 9000`, "9000"},
+
+	"a secret that ends":     {`{"mtu": 9000, "password": "hunter2xyz`, "9000"},
+	"keys of ciphers":        {`{"preSharedKey": "hunter2xyz", "ssh-key": "hunter2xyz", "cak": "hunter2xyz", "pkey": "0x8001"}`, "0x8001"},
+	"short names":            {`{"pass": "hunter2xyz", "pwd": "hunter2xyz", "bypassed": 1}`, "bypassed"},
+	"a name and its value":   {`{"env": [{"name": "DB_PASSWORD", "value": "hunter2xyz"}, {"name": "MTU", "value": "9000"}]}`, "9000"},
+	"the same in YAML":       {"env:\n- name: TOKEN\n  value: hunter2xyz\n- name: MTU\n  value: 9000\n", "9000"},
+	"no JSON any more":       {`{"authKey": "hunter2xyz", "community": "hunter2xyz",, "mtu": 9000}`, "9000"},
+	"an object in that":      {`{"secret": {"a": ["hunter2xyz"]},, "mtu": 9000}`, "9000"},
+	"a list in that":         {`{"tokens": ["]", "hunter2xyz"],, "mtu": 9000}`, "9000"},
+	"over two lines":         {"{\"password\":\n  \"hunter2xyz\",, \"mtu\": 9000}", "9000"},
+	"an escape":              {`{"level":"ERROR","err":"{\"password\":\"a\\u0026hunter2xyz\",\"mtu\":9000}"} and`, "9000"},
+	"a quote":                {`x {"password":"a\"hunter2xyz","mtu":9000} y`, "9000"},
+	"a quote in the quoted":  {`msg="{\"password\":\"a\\\"hunter2xyz\",\"mtu\":9000}"`, "9000"},
+	"a backslash at its end": {`x {"password":"hunter2xyz\\","mtu":9000} y`, "9000"},
+	"a quote in YAML":        {"password: 'it''s hunter2xyz'\nmtu: 9000\n", "9000"},
+	"a line of YAML":         {"  password: correct hunter2xyz\n  mtu: 9000\n", "9000"},
+	"a block of YAML":        {"token: |\n  hunter2xyz\n  hunter2xyz\nmtu: 9000\n", "9000"},
+	"a list of YAML":         {"- tokens:\n  - hunter2xyz\n- mtu: 9000\n", "9000"},
+	"a flag":                 {"exec plugin --auth-token hunter2xyz --mtu 9000: exit status 1", "--mtu 9000"},
+	"a token in a URL":       {"HTTPS://hunter2xyz@host/path", "host/path"},
+	"the end of a PEM block": {"hunter2xyz\n-----END PRIVATE KEY-----\nafter", "after"},
 }
 
 // What is said of a file's secret parts, and what must stay.
@@ -40,10 +61,45 @@ func TestRedact(t *testing.T) {
 			}
 		})
 	}
-	const harmless = `pod default/app network fast: VF 3 of 0000:21:00.0, key 5`
-	if out := string(Redact([]byte(harmless))); out != harmless {
-		t.Errorf("%q became %q", harmless, out)
+	for _, harmless := range []string{
+		`pod default/app network fast: VF 3 of 0000:21:00.0, key 5`,
+		`{"time":"2026-01-02T03:04:05Z","level":"ERROR","msg":"failed","pod":"default/app","error":"pod default/app: run delegate bridge: \"br0\": exists"}` + "\n",
+		"time=2026-01-02T03:04:05Z level=INFO msg=done verb=ADD took=1.5ms\n",
+	} {
+		if out := string(Redact([]byte("log: " + harmless))); out != "log: "+harmless {
+			t.Errorf("%q became %q", harmless, out)
+		}
 	}
+}
+
+// A number can be a secret; a switch is none.
+func TestRedactNumbers(t *testing.T) {
+	if out := string(Redact([]byte(`{"password": 12345678, "auth": true, "mtu": 9000}`))); strings.Contains(out, "12345678") || !strings.Contains(out, "true") || !strings.Contains(out, "9000") {
+		t.Error(out)
+	}
+}
+
+// FuzzRedactSecrets: whatever stands around a secret in its value, and however
+// often the document is quoted or broken, it is gone.
+func FuzzRedactSecrets(f *testing.F) {
+	f.Add("a&", `"`, uint8(0), "")
+	f.Add(`\`, `\`, uint8(1), ",}")
+	f.Add("'", "]\n", uint8(2), "x")
+	f.Fuzz(func(t *testing.T, before, after string, depth uint8, broken string) {
+		raw, err := json.Marshal(map[string]any{"mtu": 9000, "password": before + secret + after})
+		for range depth % 3 {
+			if err == nil {
+				raw, err = json.Marshal(map[string]any{"level": "ERROR", "err": "refused: " + string(raw)})
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := string(raw) + strings.ReplaceAll(broken, secret, "")
+		if out := string(Redact([]byte(in))); strings.Contains(out, secret) {
+			t.Errorf("%s\nbecame\n%s", in, out)
+		}
+	})
 }
 
 func FuzzRedact(f *testing.F) {
