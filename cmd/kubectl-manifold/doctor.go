@@ -13,9 +13,10 @@ import (
 )
 
 const doctorLong = `Looks at what nodes need so that pods get their networks: configuration files and
-their order, the default network, programs, the agent, the kubelet's sockets and
-checkpoint, the API server and certificates, the state directory, virtual functions,
-sandboxes; and whether admission answers. Each with what to do. It changes nothing.
+their order, the default network and further ones that every pod gets, programs, the
+agent, the kubelet's sockets and checkpoint, the API server and certificates, the
+state directory, virtual functions, sandboxes; and whether admission answers. Each
+with what to do. It changes nothing.
 
 ` + needs + `
 For admission also: list validatingwebhookconfigurations. Where an agent is dead,

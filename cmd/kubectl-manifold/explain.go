@@ -19,7 +19,8 @@ const explainLong = `Plans a pod as its node does for an ADD, executes nothing, 
 with its reason: the configuration, the annotations, the definitions, the devices
 that the kubelet has given, and which interface stands on which; or why the pod is
 refused, and what to do. So it says of a running pod why it got what it got, and of
-a pod that hangs why it hangs.
+a pod that hangs why it hangs. A program that the plan needs and the node lacks is
+wrong too, and exits 1 as a refusal does.
 
 ` + needs + `
 Also: get pods in the pod's namespace. For a pod that is not there, since admission
@@ -72,7 +73,7 @@ func (o *explainOptions) run(ctx context.Context, streams genericiooptions.IOStr
 	}
 	wrong := len(all.Problems) > 0
 	for _, e := range all.Pods {
-		wrong = wrong || e.Refusal != nil
+		wrong = wrong || e.Wrong()
 	}
 	return foundIf(wrong)
 }
@@ -118,7 +119,11 @@ func (all *explanations) text(w io.Writer) error {
 		}
 		t := table{header: []string{"ABOUT", "FOUND"}}
 		for _, s := range e.Steps {
-			t.add("", s.About, s.Text)
+			colour := ""
+			if s.Wrong {
+				colour = red
+			}
+			t.add(colour, s.About, s.Text)
 		}
 		if r := e.Refusal; r != nil {
 			t.add(red, fmt.Sprintf("refused, %d %s", r.Code, r.Kind), r.Subject.String()+": "+r.Text)

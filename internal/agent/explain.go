@@ -124,7 +124,7 @@ func explainPrograms(e *nodeview.Explanation, binDir string) {
 	for _, a := range e.Plan.Attachments {
 		c, err := netattach.ParseConfig(a.Config)
 		if err != nil {
-			e.Say("interface "+a.IfName, "%v", err)
+			e.Object("interface "+a.IfName, "%v", err)
 			continue
 		}
 		for _, p := range c.Plugins() {
@@ -132,7 +132,7 @@ func explainPrograms(e *nodeview.Explanation, binDir string) {
 				_, err := os.Stat(filepath.Join(binDir, filepath.Base(program)))
 				if program != "" && err != nil && !said[program] {
 					said[program] = true
-					e.Say("program "+program, "not in %s: install it there, unless the runtime looks elsewhere too", binDir)
+					e.Object("program "+program, "not in %s: install it there, unless the runtime looks elsewhere too", binDir)
 				}
 			}
 		}

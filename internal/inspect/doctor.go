@@ -22,6 +22,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/podresources"
 	"github.com/manifold-cni/manifold/sriov/inventory"
 )
@@ -32,12 +33,13 @@ type doctor struct {
 	conf   *agent.Config
 	plugin *netconf.Conf // nil when there is none that can be read
 	out    *nodeview.Diagnosis
+	looked map[string]bool // for these programs
 }
 
 // Diagnose looks at what the node needs, in the order in which a pod needs it. It
 // changes nothing, and asks no more of the kubelet than one call of each kind.
 func (l Local) Diagnose(ctx context.Context) *nodeview.Diagnosis {
-	d := &doctor{ctx: ctx, out: &nodeview.Diagnosis{Version: nodeview.Version}}
+	d := &doctor{ctx: ctx, out: &nodeview.Diagnosis{Version: nodeview.Version}, looked: map[string]bool{}}
 	var err error
 	if d.conf, err = agent.ReadConfig(l.Config); err != nil {
 		d.failed("agent's configuration", "write it, or run 'manifold-agent install'", "%v", err)
@@ -46,7 +48,7 @@ func (l Local) Diagnose(ctx context.Context) *nodeview.Diagnosis {
 	d.out.Node = d.conf.Node
 	d.ok("agent's configuration", "%s", l.Config)
 	for _, look := range []func(){
-		d.configuration, d.order, d.defaultNetwork, d.programs, d.agent, d.podResources, d.checkpoint, d.podsAPI, d.apiServer, d.snapshot, d.state, d.hardware,
+		d.configuration, d.order, d.networks, d.programs, d.agent, d.podResources, d.checkpoint, d.podsAPI, d.apiServer, d.snapshot, d.state, d.hardware,
 	} {
 		look()
 	}
@@ -103,6 +105,8 @@ func (d *doctor) order() {
 	switch {
 	case first == nil:
 		d.failed(name, "run 'manifold-agent install'", "%s has no network configuration", dir)
+	case !first.Runs("manifold") && d.plugin == nil:
+		d.failed(name, "see to the plugin's configuration above", "the runtime takes %s, which is not Manifold's", first.Path)
 	case !first.Runs("manifold"):
 		d.failed(name, "rename it, so that it sorts after "+filepath.Base(d.conf.CNIConfig), "the runtime takes %s, which is not Manifold's", first.Path)
 	default:
@@ -110,42 +114,67 @@ func (d *doctor) order() {
 	}
 }
 
-// defaultNetwork looks for the cluster default network.
-func (d *doctor) defaultNetwork() {
-	const name = "default network"
+// networks looks for the networks that the configuration names, which pods get
+// without asking.
+func (d *doctor) networks() {
+	const first = "default network"
 	if d.plugin == nil {
-		d.add(name, nodeview.CheckSkipped, "", "there is no configuration of the plugin")
+		d.add(first, nodeview.CheckSkipped, "", "there is no configuration of the plugin")
 		return
 	}
+	d.network(first, "see whether the default network's own pods run: they write its configuration, or correct clusterNetwork", d.plugin.ClusterDefault)
+	for _, raw := range d.plugin.Delegates[min(1, len(d.plugin.Delegates)):] {
+		d.programsOf("delegates", raw)
+	}
+	for _, network := range d.plugin.DefaultNets {
+		d.network("network "+network, "create it, or correct defaultNetworks: until then no pod outside systemNamespaces is attached",
+			func(def netconf.Definition) (json.RawMessage, error) { return d.plugin.Configured(network, def) })
+	}
+}
+
+// network looks for one network of the configuration, and for its programs.
+func (d *doctor) network(check, fix string, find func(netconf.Definition) (json.RawMessage, error)) {
 	found := ""
-	raw, err := d.plugin.ClusterDefault(func(namespace, network string) (json.RawMessage, error) {
-		if d.conf.Snapshot == "" {
-			return nil, errors.New("there are no definitions on disk")
-		}
-		s, err := kube.OpenSnapshot(d.conf.Snapshot)
+	raw, err := find(func(namespace, name string) (json.RawMessage, error) {
+		def, err := d.definition(namespace, name)
 		if err != nil {
 			return nil, err
 		}
-		def, err := s.Definition(d.ctx, namespace, network)
-		if err != nil {
-			return nil, err
-		}
-		found = fmt.Sprintf("definition %s/%s", namespace, network)
+		found = fmt.Sprintf("definition %s/%s", namespace, name)
 		return json.RawMessage(def.Spec.Config), nil
 	})
 	if err != nil {
-		d.failed(name, "see whether the default network's own pods run: they write its configuration, or correct clusterNetwork", "%v", err)
+		d.failed(check, fix, "%v", err)
 		return
 	}
 	var conf struct {
 		Name string `json:"name"`
 	}
 	if err := json.Unmarshal(raw, &conf); err != nil {
-		d.failed(name, "correct the default network's configuration", "%v", err)
+		d.failed(check, "correct the network's configuration", "%v", err)
 		return
 	}
-	d.ok(name, "%s", cmp.Or(found, conf.Name))
-	d.programsOf(name, raw)
+	d.ok(check, "%s", cmp.Or(found, conf.Name, "a configuration on disk"))
+	d.programsOf(check, raw)
+}
+
+// definition looks a definition up where the node keeps them.
+func (d *doctor) definition(namespace, name string) (*netattach.Definition, error) {
+	var sources []kube.Definitions
+	err := errors.New("there are no definitions on disk")
+	if d.conf.Snapshot != "" {
+		var s *kube.Snapshot
+		if s, err = kube.OpenSnapshot(d.conf.Snapshot); err == nil {
+			sources = append(sources, s)
+		}
+	}
+	if d.conf.DefinitionManifests != "" {
+		sources = append(sources, kube.NewManifestDefinitions(d.conf.DefinitionManifests))
+	}
+	if len(sources) == 0 {
+		return nil, err
+	}
+	return kube.FirstDefinitions(sources...).Definition(d.ctx, namespace, name)
 }
 
 // programsOf looks for the programs of a configuration.
@@ -161,7 +190,7 @@ func (d *doctor) programsOf(name string, raw json.RawMessage) {
 		Plugins []plugin `json:"plugins"`
 	}
 	if err := json.Unmarshal(raw, &conf); err != nil {
-		d.failed(name, "correct the default network's configuration", "%v", err)
+		d.failed(name, "correct the network's configuration", "%v", err)
 		return
 	}
 	for _, p := range append(conf.Plugins, conf.plugin) {
@@ -173,8 +202,12 @@ func (d *doctor) programsOf(name string, raw json.RawMessage) {
 	}
 }
 
-// program looks for one program.
+// program looks for one program, once.
 func (d *doctor) program(program, dir string) {
+	if d.looked[program] {
+		return
+	}
+	d.looked[program] = true
 	path, err := invoke.FindInPath(program, []string{dir})
 	if err == nil {
 		err = unix.Access(path, unix.X_OK)

@@ -121,7 +121,19 @@ func (c *Conf) writtenDefault(definition Definition) (name string, raw json.RawM
 	if c.ClusterNetwork == "" && len(c.Delegates) > 0 {
 		return c.Name, c.Delegates[0], nil
 	}
-	n, err := c.Network(c.ClusterNetwork)
+	return c.written("find cluster default network", c.ClusterNetwork, definition)
+}
+
+// Configured returns the configuration of an element of defaultNetworks as it is
+// written, looked up as [Conf.ClusterDefault] does.
+func (c *Conf) Configured(network string, definition Definition) (json.RawMessage, error) {
+	_, raw, err := c.written("find network", network, definition)
+	return raw, err
+}
+
+// written is [Conf.writtenDefault] for a network as a key names it.
+func (c *Conf) written(op, network string, definition Definition) (name string, raw json.RawMessage, err error) {
+	n, err := c.Network(network)
 	if err != nil {
 		return "", nil, err
 	}
@@ -138,7 +150,7 @@ func (c *Conf) writtenDefault(definition Definition) (name string, raw json.RawM
 		files, problems = ReadDir(c.ConfDir)
 		problems = append(problems, err)
 	}
-	f, err := c.find("find cluster default network", n, files, problems)
+	f, err := c.find(op, n, files, problems)
 	if err != nil {
 		return "", nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -33,14 +34,27 @@ type Refusal struct {
 type Step struct {
 	About string `json:"about"` // for example "definition default/fast"
 	Text  string `json:"text"`
+	Wrong bool   `json:"wrong,omitempty"` // there is a plan, and an ADD fails at this
 }
 
 // Say adds a step. A nil explanation takes none: so a plan is made whether
 // somebody listens or not.
 func (e *Explanation) Say(about, format string, args ...any) {
 	if e != nil {
-		e.Steps = append(e.Steps, Step{about, fmt.Sprintf(format, args...)})
+		e.Steps = append(e.Steps, Step{About: about, Text: fmt.Sprintf(format, args...)})
 	}
+}
+
+// Object adds a step that an ADD fails at, though there is a plan.
+func (e *Explanation) Object(about, format string, args ...any) {
+	e.Say(about, format, args...)
+	e.Steps[len(e.Steps)-1].Wrong = true
+}
+
+// Wrong reports whether an ADD fails: the pod is refused, or the node lacks what
+// its plan needs.
+func (e *Explanation) Wrong() bool {
+	return e.Refusal != nil || slices.ContainsFunc(e.Steps, func(s Step) bool { return s.Wrong })
 }
 
 // Conclude takes what planning ended with.

@@ -194,7 +194,7 @@ func TestExplanationSaysWhoDrivesADevice(t *testing.T) {
 		d := &plan.Device{ID: "0000:5e:01.3", PF: "0000:5e:00.0", VFIndex: 3, Driver: driver, Userspace: driver == "vfio-pci"}
 		e := &Explanation{}
 		e.Conclude(&plan.Plan{Attachments: []plan.Attachment{{Name: "ns/n", IfName: "net1", Reason: "selected", Device: d}}}, nil)
-		if diff := cmp.Diff([]Step{{"interface net1", "ns/n, selected"}, {"device 0000:5e:01.3", want}}, e.Steps); diff != "" {
+		if diff := cmp.Diff([]Step{{About: "interface net1", Text: "ns/n, selected"}, {About: "device 0000:5e:01.3", Text: want}}, e.Steps); diff != "" {
 			t.Errorf("driver %q: %s", driver, diff)
 		}
 	}

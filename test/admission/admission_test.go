@@ -384,6 +384,9 @@ func TestRealAPICertificatesOfSomebodyElse(t *testing.T) {
 	}
 }
 
+// chart prints the chart's objects; values follow.
+const chart = "helm template manifold deploy/helm/manifold -n kube-system --set "
+
 // TestRealAPIKindsOfOthers: the API server takes the objects of kinds that other
 // projects define, by their own CRDs, with no field that it does not know.
 func TestRealAPIKindsOfOthers(t *testing.T) {
@@ -405,7 +408,7 @@ func TestRealAPIKindsOfOthers(t *testing.T) {
 		}
 	}
 	c.shell("kubectl wait --for=condition=Established --timeout=3m crd --all")
-	const chart = "helm template manifold deploy/helm/manifold -n kube-system --set webhook.enabled=true,webhook.certificates=cert-manager,prometheusRule.enabled=true,podMonitor.enabled=true,http.public=true,dashboard.enabled=true "
+	const all = chart + "webhook.enabled=true,webhook.certificates=cert-manager,prometheusRule.enabled=true,podMonitor.enabled=true,http.public=true,dashboard.enabled=true "
 	for set, want := range map[string][]string{
 		"": {"issuer.cert-manager.io/manifold-webhook created", "certificate.cert-manager.io/manifold-webhook created", "prometheusrule.monitoring.coreos.com/manifold created",
 			"podmonitor.monitoring.coreos.com/manifold created", "podmonitor.monitoring.coreos.com/manifold-webhook created", "configmap/manifold-dashboard created"},
@@ -415,14 +418,14 @@ func TestRealAPIKindsOfOthers(t *testing.T) {
 		if set != "" {
 			args = "--set webhook.certManager.issuer.name=ours,webhook.certManager.issuer.kind=ClusterIssuer,webhook.certManager.issuer.group=cert-manager.io,prometheusRule.labels.release=prometheus "
 		}
-		out := c.shell(chart + args + "| kubectl create --validate=strict --dry-run=server -f -")
+		out := c.shell(all + args + "| kubectl create --validate=strict --dry-run=server -f -")
 		for _, line := range want {
 			if !strings.Contains(out, line) {
 				t.Errorf("no %q in:\n%s", line, out)
 			}
 		}
 	}
-	if out := c.shell("if " + chart + "| sed 's/issuerRef/issuerReference/' | kubectl create --validate=strict --dry-run=server -f - 2>&1; then exit 1; fi"); !strings.Contains(out, "issuerRef") {
+	if out := c.shell("if " + all + "| sed 's/issuerRef/issuerReference/' | kubectl create --validate=strict --dry-run=server -f - 2>&1; then exit 1; fi"); !strings.Contains(out, "issuerRef") {
 		t.Errorf("a field that nobody knows is taken: %s", out)
 	}
 }
@@ -479,6 +482,17 @@ func TestRealAPIKustomizeBase(t *testing.T) {
 	c := newCluster(t)
 	if out := c.shell(blocks[1]); !strings.Contains(out, "daemonset.apps/manifold created") {
 		t.Errorf("it installs:\n%s", out)
+	}
+	for _, again := range []string{
+		"kubectl apply -k deploy/kustomize/base",
+		chart + "webhook.enabled=true,startupTaint=manifold.dev/not-ready,http.public=true,dashboard.enabled=true | kubectl apply -f -",
+	} {
+		c.shell(again)
+		for line := range strings.Lines(c.shell(again)) { // kubectl replaces the selector of a disruption budget each time, by the same
+			if !strings.HasSuffix(line, " unchanged\n") && !strings.HasPrefix(line, "poddisruptionbudget") {
+				t.Errorf("%s, the second time: %s", again, line)
+			}
+		}
 	}
 }
 

@@ -61,7 +61,7 @@ func (n *node) path(elem string) string { return filepath.Join(n.dir, elem) }
 // Commands of the scripts.
 var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"node": cmdNode, "cni": cmdCNI, "vfs": cmdVFs, "allocate": cmdAllocate, "agent": cmdAgent, "die": cmdDie, "free": cmdFree, "damage": cmdDamage,
-	"exclude": cmdExclude, "logfile": cmdLogFile, "plugin": cmdPlugin,
+	"exclude": cmdExclude, "logfile": cmdLogFile, "networks": cmdNetworks, "plugin": cmdPlugin,
 }
 
 // of returns the node of a script.
@@ -237,8 +237,18 @@ func cmdPlugin(ts *testscript.TestScript, _ bool, args []string) {
 
 // cmdLogFile makes a file the plugin's log: "logfile FILE".
 func cmdLogFile(ts *testscript.TestScript, _ bool, args []string) {
+	changePlugin(ts, "logFile", ts.MkAbs(args[0]))
+}
+
+// cmdNetworks names networks that every pod gets: "networks [NETWORK...]".
+func cmdNetworks(ts *testscript.TestScript, _ bool, args []string) {
+	changePlugin(ts, "defaultNetworks", args)
+}
+
+// changePlugin sets a key of the plugin's configuration in the runtime's directory.
+func changePlugin(ts *testscript.TestScript, key string, value any) {
 	change(ts, of(ts).path("net.d/00-manifold.conflist"), func(list map[string]any) {
-		list["plugins"].([]any)[0].(map[string]any)["logFile"] = ts.MkAbs(args[0])
+		list["plugins"].([]any)[0].(map[string]any)[key] = value
 	})
 }
 
