@@ -170,6 +170,9 @@ func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result
 		return nil, r.undo(err)
 	}
 	r.report(plan.Report{Verb: "ADD", Plan: p, Outcomes: outcomes, Took: time.Since(began)}, nil)
+	if err := r.lock.MarkAdded(); err != nil {
+		r.warn("a GC that the runtime is about to begin may not spare the sandbox: %v", err)
+	}
 	return result, r.end(false, nil)
 }
 

@@ -236,9 +236,33 @@ func (e *Engine) collectForeign(ctx context.Context, g *collection) error {
 			continue
 		}
 		g.keep[a.ContainerID] = true // each once
+		if g.sparesForeign(probe, records, a) {
+			probe.spared(journal.Key{ContainerID: a.ContainerID, IfName: defaultIfName})
+			continue
+		}
 		problems = append(problems, e.collectForeignOne(ctx, g, a))
 	}
 	return errors.Join(problems...)
+}
+
+// sparesForeign is spares of a sandbox of which libcni has records, a among them: the
+// newest was written when its ADD ended. That is known by the clock alone; a time in
+// the future is no reason to spare a sandbox until then.
+func (g *collection) sparesForeign(r *run, records []*libcni.NetworkAttachment, a *libcni.NetworkAttachment) bool {
+	if _, err := os.Lstat(a.NetNS); err != nil {
+		return false
+	}
+	return slices.ContainsFunc(records, func(o *libcni.NetworkAttachment) bool {
+		if o.ContainerID != a.ContainerID {
+			return false
+		}
+		name, err := r.cacheFile(o.Network, o.ContainerID, o.IfName)
+		if err != nil {
+			return false // its file is called otherwise
+		}
+		fi, err := os.Stat(name)
+		return err == nil && g.clock.Sub(fi.ModTime()) < time.Duration(g.inv.Conf.GCGrace) && time.Since(fi.ModTime()) >= 0
+	})
 }
 
 // collectForeignOne releases one sandbox, which a is a record of.

@@ -18,10 +18,12 @@ import (
 )
 
 // GC releases every sandbox that is not in the list of valid attachments, of the
-// journal and of those that Multus left, then passes GC on to the delegates. A sandbox that is being added
-// or deleted at this moment holds its lock and is left alone, by the delegates too. With the key
-// disableGC nothing is collected: for several runtimes that share a directory,
-// each of which knows its own sandboxes only.
+// journal and of those that Multus left, then passes GC on to the delegates. A sandbox
+// that is being added or deleted at this moment holds its lock and is left alone, and
+// so is one that may have been added while the runtime made its list (see
+// collection.spares): by the delegates too. With the key disableGC nothing is
+// collected: for several runtimes that share a directory, each of which knows its own
+// sandboxes only.
 func (e *Engine) GC(ctx context.Context, inv *netconf.Invocation) error {
 	if inv.Conf.DisableGC {
 		return nil
@@ -30,13 +32,17 @@ func (e *Engine) GC(ctx context.Context, inv *netconf.Invocation) error {
 	if err := checkValid(inv); err != nil {
 		return err
 	}
-	g := &collection{inv: *inv, valid: map[journal.Key]bool{}, keep: map[string]bool{}}
+	began, err := journal.Uptime()
+	if err != nil {
+		return err
+	}
+	g := &collection{inv: *inv, began: began, clock: time.Now(), valid: map[journal.Key]bool{}, keep: map[string]bool{}}
 	g.networks.valid = map[string][]types.GCAttachment{}
 	for _, a := range inv.Valid {
 		g.valid[journal.Key{ContainerID: a.ContainerID, IfName: a.IfName}] = true
 		g.keep[a.ContainerID] = true
 	}
-	err := errors.Join(e.collectStale(ctx, g), e.collectForeign(ctx, g), e.passOn(ctx, g))
+	err = errors.Join(e.collectStale(ctx, g), e.collectForeign(ctx, g), e.passOn(ctx, g))
 	if err != nil {
 		return cnierr.New("collect", cnierr.TeardownIncomplete, "%w", err)
 	}
@@ -62,9 +68,23 @@ func checkValid(inv *netconf.Invocation) error {
 // collection is one GC.
 type collection struct {
 	inv      netconf.Invocation
+	began    time.Duration        // when it began, as journal.Uptime
+	clock    time.Time            // the same by the clock
 	valid    map[journal.Key]bool // the runtime's attachments that live
 	keep     map[string]bool      // container IDs that are not foreign and stale
 	networks networks
+}
+
+// spares reports whether a sandbox that the runtime does not name may be one that it
+// was adding when it made its list: its ADD ended within the key gcGrace before GC
+// began, or since. The runtime must not add while it collects (CNI specification,
+// lifecycle and ordering), but not each keeps to that, and a live pod would lose its
+// networks. CRI-O gives a GC 30 s from the making of the list, its wait for ADDs that
+// run included, so that its list is never older. What is spared is no pod's for ever:
+// the next GC collects it.
+func (g *collection) spares(lock *journal.Lock, e *journal.Entry) bool {
+	added, known := lock.Added()
+	return known && g.began-added < time.Duration(g.inv.Conf.GCGrace) && !e.Releasing() && e.Gone() == ""
 }
 
 // collectStale releases the sandboxes with a journal that the runtime does not
@@ -79,7 +99,7 @@ func (e *Engine) collectStale(ctx context.Context, g *collection) error {
 		if g.valid[k] {
 			continue
 		}
-		entry, err := e.collect(ctx, g.inv, k)
+		entry, err := e.collect(ctx, g, k)
 		if entry != nil {
 			g.networks.know(entry.Plan)
 		}
@@ -88,9 +108,10 @@ func (e *Engine) collectStale(ctx context.Context, g *collection) error {
 	return errors.Join(problems...)
 }
 
-// collect releases one stale sandbox unless somebody works on it, and returns
-// its journal's entry, nil when there is none, or it is damaged.
-func (e *Engine) collect(ctx context.Context, inv netconf.Invocation, k journal.Key) (*journal.Entry, error) {
+// collect releases one stale sandbox unless it is spared or somebody works on it, and
+// returns its journal's entry, nil when there is none, or it is damaged.
+func (e *Engine) collect(ctx context.Context, g *collection, k journal.Key) (*journal.Entry, error) {
+	inv := g.inv
 	inv.ContainerID, inv.IfName, inv.NetNS = k.ContainerID, k.IfName, ""
 	lock, err := e.Journal.TryLock(k)
 	if err != nil || lock == nil {
@@ -107,8 +128,18 @@ func (e *Engine) collect(ctx context.Context, inv netconf.Invocation, k journal.
 	if err != nil {
 		return nil, r.end(false, err)
 	}
+	if g.spares(lock, r.entry) {
+		r.spared(k)
+		return nil, r.end(false, nil)
+	}
 	err = errors.Join(r.releaseAll(ctx)...)
 	return r.entry, r.end(err == nil, err)
+}
+
+// spared says in the log that a sandbox was.
+func (r *run) spared(k journal.Key) {
+	r.warn("GC spares sandbox %s, which the runtime does not name: it was attached within %s (gcGrace), so that the runtime may not have known it yet; the next GC collects it",
+		k, time.Duration(r.inv.Conf.GCGrace))
 }
 
 // network is a delegate chain that GC is passed on to.

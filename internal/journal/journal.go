@@ -347,6 +347,11 @@ func (e *Entry) Gone() string {
 	return ""
 }
 
+// Releasing reports whether a tear-down of the sandbox has begun.
+func (e *Entry) Releasing() bool {
+	return slices.ContainsFunc(e.Steps, func(s Step) bool { return s.Phase == Releasing })
+}
+
 // Unreleased returns the indexes of the attachments that a tear-down must
 // release, in reverse order of attachment: all that were tried and whose DEL has
 // not succeeded. An attachment without a step may have been tried as well, and is

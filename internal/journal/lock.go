@@ -201,6 +201,48 @@ func (l *Lock) Unlock(remove bool) error {
 	return nil
 }
 
+// marks is the form of a lock's content: the boot's ID, and a time since boot. Its
+// length is always the same, so that a mark is written over another in one call.
+const marks = "%s %020d\n"
+
+// Uptime returns the time since boot that timeouts are measured in: no setting of the
+// clock changes it, and a suspended machine's does not pass.
+func Uptime() (time.Duration, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
+		return 0, ioError("read uptime", err)
+	}
+	return time.Duration(t.Nano()), nil
+}
+
+// MarkAdded writes into the lock's file that the ADD of its sandbox has succeeded now.
+// The journal's last step would be too early: an ADD still waits for carriers and for
+// its report to be published.
+func (l *Lock) MarkAdded() error {
+	now, err := Uptime()
+	if err != nil {
+		return err
+	}
+	if _, err := l.file.WriteAt(fmt.Appendf(nil, marks, bootID(), now), 0); err != nil {
+		return ioError("mark sandbox as added", err)
+	}
+	return nil
+}
+
+// Added returns the [Uptime] at which the ADD of the lock's sandbox succeeded, and
+// whether that is known: it was in this boot, marked, and is not still to come.
+func (l *Lock) Added() (time.Duration, bool) {
+	text := make([]byte, 128)
+	n, _ := l.file.ReadAt(text, 0) // no mark is shorter, and ends it
+	boot, at, _ := strings.Cut(strings.TrimSpace(string(text[:n])), " ")
+	v, err := strconv.ParseInt(at, 10, 64)
+	if err != nil || boot != bootID() {
+		return 0, false
+	}
+	now, err := Uptime()
+	return time.Duration(v), err == nil && time.Duration(v) <= now
+}
+
 // EndDescendants kills every process that inherited the lock, other than this
 // one: what a delegate that was ended leaves running, an IPAM plugin for
 // example.

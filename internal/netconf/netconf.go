@@ -72,6 +72,7 @@ type Conf struct {
 	LogOptions     LogOptions `json:"logOptions" form:"rotation" doc:"rotation of logFile: maxSize in MB, maxAge in days, maxBackups in files, compress"`
 	ReleaseOnly    string     `json:"releaseOnly" form:"file" doc:"absolute file of a configuration that [uninstalling](uninstall.md) leaves behind, in which this plugin comes after the primary network's own: nothing is attached any more, DEL and GC release what was, and with the last sandbox that has more than the default network the file goes" multus:"own"`
 	DisableGC      bool       `json:"disableGC" doc:"answer GC without collecting anything, for runtimes that share this directory and know only their own sandboxes" multus:"own"`
+	GCGrace        Duration   `json:"gcGrace" default:"30s" doc:"GC spares a sandbox that the runtime does not name and whose ADD ended within this time before it: the runtime may have made its list while that ran. The next GC collects it; one whose network namespace is gone is collected at once" multus:"own"`
 	DelegateTime   Duration   `json:"delegateTimeout" default:"90s" doc:"longest run of one delegate chain before it is ended" multus:"own"`
 	PlanTime       Duration   `json:"planTimeout" default:"60s" doc:"longest wait for a plan" multus:"own"`
 	LockTime       Duration   `json:"lockTimeout" default:"60s" doc:"longest wait for another operation on the same sandbox, or for a delegate that outlived a killed one" multus:"own"`

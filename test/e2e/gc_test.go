@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/test/harness"
 )
@@ -45,16 +46,23 @@ func (n *node) gcs(log string) []collected {
 	return out
 }
 
-// collect runs GC with these sandboxes as the runtime's valid attachments.
+// collect runs GC with these sandboxes as the runtime's valid attachments, in the list
+// of a runtime that adds none meanwhile: no ADD before it is spared.
 func (n *node) collect(valid ...*pod) {
+	n.t.Helper()
+	n.collectWithin("1ns", valid...)
+}
+
+// collectWithin is collect with another gcGrace, and returns what was logged.
+func (n *node) collectWithin(grace string, valid ...*pod) string {
 	n.t.Helper()
 	list := []map[string]string{}
 	for _, p := range valid {
 		list = append(list, attachment(p, "eth0"))
 	}
 	gc := *n // another call may be under way
-	gc.withConf(map[string]any{"cni.dev/valid-attachments": list})
-	gc.succeed("GC", &pod{})
+	gc.withConf(map[string]any{"cni.dev/valid-attachments": list, "gcGrace": grace})
+	return string(gc.succeed("GC", &pod{}).Stderr)
 }
 
 func attachment(p *pod, ifName string) map[string]string {
@@ -116,6 +124,100 @@ func TestGCLeavesASandboxAloneThatIsBeingAdded(t *testing.T) {
 	}
 	n.succeed("CHECK", p)
 	n.succeed("DEL", p)
+}
+
+// TestGCSparesASandboxThatWasAddedWhileItRan: an ADD that was under way when the runtime
+// made its list, and is done before GC comes to its sandbox.
+func TestGCSparesASandboxThatWasAddedWhileItRan(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	gate := func(verb string) string { return n.path("gate-" + verb) }
+	for _, verb := range []string{"ADD", "DEL"} {
+		n.define(strings.ToLower(verb), "", strings.Replace(n.scripted(`,"script":{"`+verb+`":{"gate":"`+gate(verb)+`"}}`), "1.0.0", "1.1.0", 1))
+	}
+	stale, young := n.addPod("stale", "del"), n.addPod("young", "add") // in the order of their IDs, by which GC goes
+	n.succeed("ADD", stale)
+	added, collected := make(chan *harness.Result), make(chan struct{})
+	go func() { added <- n.call("ADD", young) }()
+	n.eventually("the ADD", func() bool { return exists(gate("ADD") + ".reached") })
+	go func() { defer close(collected); n.collect() }()
+	n.eventually("the first sandbox's DEL", func() bool { return exists(gate("DEL") + ".reached") })
+	n.file("gate-ADD", "")
+	if res := <-added; res.Status != 0 {
+		t.Errorf("ADD: %s", res.Stdout)
+	}
+	n.file("gate-DEL", "")
+	<-collected
+	n.refuse("CHECK", stale, 3, "not attached")
+	n.succeed("CHECK", young)
+	for _, gc := range n.gcs(n.path("calls")) {
+		if want := []map[string]string{attachment(young, "net1")}; gc.Name == "add" && !reflect.DeepEqual(gc.Valid, want) {
+			t.Errorf("the delegate's GC was given %v, want %v", gc.Valid, want)
+		}
+	}
+	n.succeed("DEL", young)
+}
+
+// TestGCSparesASandboxThatTheRuntimeMayNotHaveKnownYet: its ADD ended before GC began,
+// and nobody knows when the runtime made its list. The next GC collects it.
+func TestGCSparesASandboxThatTheRuntimeMayNotHaveKnownYet(t *testing.T) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := strings.TrimSpace(string(boot))
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		t.Fatal(err)
+	}
+	mark := func(boot string, after time.Duration) func(*node, *pod) {
+		return func(n *node, p *pod) {
+			n.file("state/"+p.ID+"@eth0.lock", fmt.Sprintf("%s %020d\n", boot, now.Nano()+after.Nanoseconds()))
+		}
+	}
+	asIs := func(*node, *pod) {}
+	failedDEL := func(n *node, p *pod) {
+		program := filepath.Join(n.bin, "scripted")
+		n.must(os.Rename(program, program+".away"))
+		n.refuse("DEL", p, 115, "scripted")
+		n.must(os.Rename(program+".away", program))
+	}
+	const byDefault = "30s"
+	for name, tc := range map[string]struct {
+		grace  string
+		change func(*node, *pod)
+		spared bool
+	}{
+		"within the grace":       {"1h", asIs, true},
+		"before the grace":       {byDefault, mark(own, -time.Hour), false},
+		"in the future":          {byDefault, mark(own, 1000*time.Hour), false},
+		"in another boot":        {"1h", mark("another", 0), false},
+		"nobody knows when":      {"1h", func(n *node, p *pod) { n.file("state/"+p.ID+"@eth0.lock", "") }, false},
+		"its namespace is gone":  {"1h", func(n *node, p *pod) { n.must(p.ns.Delete()) }, false},
+		"its DEL failed already": {"1h", failedDEL, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n, log := gcNode(t, "")
+			p := n.addPod("pod", "logged")
+			n.succeed("ADD", p)
+			tc.change(n, p)
+			said := n.collectWithin(tc.grace)
+			if got := strings.Contains(said, "spares sandbox "+p.ID); got != tc.spared {
+				t.Errorf("said that the sandbox is spared: %v; %s", got, said)
+			}
+			if !tc.spared {
+				n.expect(log)
+				n.refuse("CHECK", p, 3, "not attached")
+				return
+			}
+			n.expect(log, attachment(p, "net1"))
+			n.succeed("CHECK", p)
+			n.collect()
+			n.expect(log)
+			n.refuse("CHECK", p, 3, "not attached")
+		})
+	}
 }
 
 func TestGCLeavesASandboxAloneThatIsBeingDeleted(t *testing.T) {
@@ -194,6 +296,52 @@ func TestGCLeavesAPodOfMultusAloneThatIsBeingDeleted(t *testing.T) {
 	}
 }
 
+// TestGCSparesAPodOfMultusThatTheRuntimeMayNotHaveKnownYet: when its ADD ended the
+// times of libcni's records say.
+func TestGCSparesAPodOfMultusThatTheRuntimeMayNotHaveKnownYet(t *testing.T) {
+	for name, tc := range map[string]struct {
+		written time.Duration // from now
+		gone    bool
+		spared  bool
+	}{
+		"within the grace":      {0, false, true},
+		"before the grace":      {-2 * time.Hour, false, false},
+		"in the future":         {2 * time.Hour, false, false},
+		"its namespace is gone": {0, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, nil)
+			n.serve()
+			n.warm()
+			n.define("logged", "", strings.Replace(n.scripted(`,"name":"logged-6"`), "1.0.0", "1.1.0", 1))
+			own, p := n.addPod("own", "logged"), n.addPod("pod", "")
+			n.succeed("ADD", own)
+			n.attachLogged(p)
+			records, err := filepath.Glob(n.path("state/results/*-" + p.ID + "-*"))
+			n.must(err)
+			for _, r := range records {
+				n.must(os.Chtimes(r, time.Time{}, time.Now().Add(tc.written)))
+			}
+			if tc.gone {
+				n.must(p.ns.Delete())
+			}
+			n.collectWithin("1h", own)
+			want := []map[string]string{attachment(own, "net1")}
+			if tc.spared {
+				want = append(want, attachment(p, "net3"))
+			}
+			calls := n.calls("DEL")
+			if released := len(calls) > 0; released == tc.spared {
+				t.Errorf("the delegate's DEL was called: %v", calls)
+			}
+			if got := n.gcs(n.path("calls")); len(got) != 1 || !reflect.DeepEqual(got[0].Valid, want) {
+				t.Errorf("delegates' GC was given %v, want %v", got, want)
+			}
+			n.succeed("DEL", own)
+		})
+	}
+}
+
 // TestGCTriesOnceAPodOfMultusThatCannotBeReleased: passed on, GC does not run the same
 // DEL again, and the delegate keeps what the sandbox may hold.
 func TestGCTriesOnceAPodOfMultusThatCannotBeReleased(t *testing.T) {
@@ -207,7 +355,7 @@ func TestGCTriesOnceAPodOfMultusThatCannotBeReleased(t *testing.T) {
 	cni := libcni.NewCNIConfigWithCacheDir([]string{n.bin}, n.path("state"), nil)
 	_, err = cni.AddNetwork(context.Background(), conf, &libcni.RuntimeConf{ContainerID: p.ID, NetNS: p.NetNS, IfName: "eth0"})
 	n.must(err)
-	n.withConf(map[string]any{"cni.dev/valid-attachments": []any{}})
+	n.withConf(map[string]any{"cni.dev/valid-attachments": []any{}, "gcGrace": "1ns"})
 	n.refuse("GC", &pod{}, 77, "switch is busy")
 	if calls := n.calls("DEL"); len(calls) != 1 {
 		t.Errorf("the delegate's DEL was called %d times", len(calls))
@@ -372,7 +520,7 @@ func TestGCGoesPastDelegatesThatFail(t *testing.T) {
 		"broken file":         {"1.1.0", `{`, 77, nil}, // GC does not reach it
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t, map[string]any{"lockTimeout": "1m"}) // of which all GCs together have half
+			n := newNode(t, map[string]any{"gcGrace": "1ns", "lockTimeout": "1m"}) // of which all GCs together have half
 			n.serve()
 			n.warm()
 			chain := func(first string) string {
