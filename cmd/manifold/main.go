@@ -20,6 +20,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/version"
 
+	_ "github.com/manifold-cni/manifold/internal/alone"
 	"github.com/manifold-cni/manifold/internal/attach"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
@@ -29,15 +30,15 @@ import (
 
 func main() {
 	// The process does one thing after another for some milliseconds, and holds a
-	// few megabytes: threads to share the work, and collecting garbage, cost more
-	// than they give. The limit keeps a hostile plan bounded.
-	runtime.GOMAXPROCS(1)
+	// few megabytes: collecting garbage, as threads to share the work, costs more than
+	// it gives. The limit keeps a hostile plan bounded.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(64 << 20)
 	if status, nested := answerNested(); nested {
 		os.Exit(status)
 	}
 	growStack(false)
+	letWatchSleep()
 	// No signal is handled. Runtimes that give up send SIGKILL, for which the
 	// journal is there; to be ready for others costs every verb a thread.
 	os.Exit(run(context.Background(), os.Stdout, os.Stderr))

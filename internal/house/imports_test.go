@@ -57,7 +57,9 @@ var may = map[string][]string{
 	"internal/reconcile": {"internal/cnierr", "internal/journal", "internal/plan", "internal/verify", "sriov", "sriov/inventory"},
 	// The node as data: written by the agent, and read by programs that need none of its sources.
 	"internal/nodeview": {"internal/cnierr", "internal/journal", "internal/plan", "internal/reconcile", "netattach", "sriov", "sriov/inventory"},
-	"cmd/manifold":      {"internal/attach", "internal/cnierr", "internal/journal", "internal/logs", "internal/netconf", "internal/plan"},
+	// It must import nothing, see there.
+	"internal/alone": {},
+	"cmd/manifold":   {"internal/alone", "internal/attach", "internal/cnierr", "internal/journal", "internal/logs", "internal/netconf", "internal/plan"},
 	// It shows its node to whoever may see it, as a person on the node is shown it.
 	"cmd/manifold-agent":   {"internal/agent", "internal/inspect", "internal/logs", "internal/plan"},
 	"cmd/kubectl-manifold": {"internal/inspect", "internal/nodeview", "internal/reconcile"},

@@ -1,0 +1,17 @@
+// Package alone makes the program that links it one that does one thing after
+// another, from the moment on that the Go runtime has started.
+//
+// A process of some milliseconds pays for what the runtime prepares for long ones:
+// processors of the scheduler, each with memory and threads of its own. In main it
+// would be too late: by then packages were initialised on two of them, and giving
+// one up costs what it has gathered. This package imports the runtime alone, so
+// that it is initialised before all that takes long.
+package alone
+
+import "runtime"
+
+func init() {
+	runtime.GOMAXPROCS(1)
+	// Nobody reads the profile, for which each half megabyte a stack is walked.
+	runtime.MemProfileRate = 0
+}
