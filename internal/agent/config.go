@@ -283,7 +283,7 @@ func (a *Assembly) guard(c *Config, once bool, log *slog.Logger) {
 	if once || c.CNIConfig == "" {
 		return
 	}
-	g := &guard{conf: c.CNIConfig, log: log, event: func(ctx context.Context, reason, message string) {
+	g := &guard{conf: c.CNIConfig, log: log, every: lookEvery, event: func(ctx context.Context, reason, message string) {
 		if a.writer == nil {
 			return
 		}

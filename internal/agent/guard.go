@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"github.com/google/renameio/v2"
 
 	"github.com/manifold-cni/manifold/internal/netconf"
@@ -58,11 +57,13 @@ type guard struct {
 	conf  string // path of the configuration
 	log   *slog.Logger
 	event func(ctx context.Context, reason, message string)
+	every time.Duration // between two looks while nothing tells of a change
 
 	saying sync.WaitGroup // events under way: an API server that is slow delays no repair
 
-	mu   sync.Mutex
-	last error // what is wrong now
+	mu     sync.Mutex
+	looked bool  // at least once
+	last   error // what is wrong now
 }
 
 // guardPause is the wait after the configuration was put back, so that another
@@ -76,14 +77,10 @@ const (
 // run watches until ctx ends.
 func (g *guard) run(ctx context.Context) {
 	defer g.saying.Wait()
-	w, err := fsnotify.NewWatcher()
-	if err == nil {
-		defer w.Close()
-		err = w.Add(filepath.Dir(g.conf))
-	}
+	w, err := watchDir(filepath.Dir(g.conf), g.every)
+	defer w.close()
 	if err != nil {
-		g.log.Warn("the CNI configuration is not watched", "file", g.conf, "err", err)
-		return
+		g.log.Warn("the CNI configuration is not watched, and only looked at now and then", "file", g.conf, "every", g.every.String(), "err", err)
 	}
 	pause := guardPause
 	for {
@@ -97,27 +94,8 @@ func (g *guard) run(ctx context.Context) {
 			return
 		case <-time.After(pause):
 		}
-		if !awaitChange(ctx, w) {
+		if !w.await(ctx) {
 			return
-		}
-	}
-}
-
-// awaitChange waits for a change in the watched directory and takes all that
-// there are; false when ctx has ended.
-func awaitChange(ctx context.Context, w *fsnotify.Watcher) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-w.Errors: // events may have been lost
-	case <-w.Events:
-	}
-	for {
-		select {
-		case <-w.Events:
-		case <-w.Errors:
-		default:
-			return ctx.Err() == nil
 		}
 	}
 }
@@ -130,7 +108,7 @@ func (g *guard) look(ctx context.Context) (restored bool) {
 	}
 	g.mu.Lock()
 	changed := what != "" || (err != nil) != (g.last != nil)
-	g.last = err
+	g.looked, g.last = true, err
 	g.mu.Unlock()
 	if !changed {
 		return false
@@ -152,6 +130,9 @@ func (g *guard) look(ctx context.Context) (restored bool) {
 func (g *guard) ready(context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if !g.looked {
+		return fmt.Errorf("%s is not looked at yet", g.conf)
+	}
 	return g.last
 }
 
@@ -226,13 +207,14 @@ func (g *guard) culprit(kept []byte) string {
 }
 
 // first returns nil when the runtime takes Manifold's configuration: of all in the
-// directory the first by name.
+// directory the first by name. That it is not there itself, taken away since
+// [guard.restore] saw it, is for the next look.
 func (g *guard) first() error {
 	if !exists(netconf.Kept(g.conf)) {
 		return nil
 	}
 	file, _ := netconf.First(filepath.Dir(g.conf))
-	if file == nil || file.Path == g.conf {
+	if file == nil || filepath.Base(file.Path) >= filepath.Base(g.conf) {
 		return nil
 	}
 	return fmt.Errorf("the runtime takes %s, whose name comes before %s: pods get that network alone; rename one of them", file.Path, filepath.Base(g.conf))

@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -32,7 +33,7 @@ func newGuarded(t *testing.T) *guarded {
 	d.must(d.installer(from).Install(new(bytes.Buffer)))
 	d.conf = d.read()
 	d.g = &guard{
-		conf: d.path("00-manifold.conflist"), log: slog.New(slog.DiscardHandler),
+		conf: d.path("00-manifold.conflist"), log: slog.New(slog.DiscardHandler), every: time.Hour,
 		event: func(_ context.Context, reason, message string) { d.said <- reason + ": " + message },
 	}
 	return d
@@ -106,6 +107,31 @@ func TestGuardPutsBack(t *testing.T) {
 	}
 }
 
+// There may be no watch to be had: the guard looks all the same.
+func TestGuardLooksWithoutAWatch(t *testing.T) {
+	d := newGuarded(t)
+	d.g.every = time.Millisecond
+	d.must(os.Rename(d.dir, d.dir+".away")) // nothing can be watched
+	if err := d.g.ready(context.Background()); err == nil {
+		t.Error("it is ready before it has looked")
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); d.g.run(ctx) }()
+	defer func() { stop(); <-done }()
+	for end := time.Now().Add(time.Minute); d.g.ready(ctx) != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not look")
+		}
+	}
+	conf := filepath.Join(d.dir+".away", "00-manifold.conflist")
+	d.must(errors.Join(os.Rename(conf, conf+".cilium_bak"), os.Rename(d.dir+".away", d.dir)))
+	d.wantSaid("CNIConfigurationRestored", ".cilium_bak")
+	if got := d.read(); !bytes.Equal(got, d.conf) {
+		t.Errorf("left:\n%s", got)
+	}
+}
+
 // What an administrator or another installation wrote is no theft.
 func TestGuardTakesWhatIsMeant(t *testing.T) {
 	d := newGuarded(t)
@@ -142,6 +168,10 @@ func TestGuardSaysWhoStandsBefore(t *testing.T) {
 	d.g.look(context.Background())
 	if err := d.g.ready(context.Background()); err != nil {
 		t.Error(err)
+	}
+	d.must(os.Remove(d.path("00-manifold.conflist"))) // which is another matter
+	if err := d.g.first(); err != nil {
+		t.Errorf("behind it: %v", err)
 	}
 	d.g.saying.Wait()
 	if len(d.said) != 0 {

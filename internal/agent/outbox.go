@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"github.com/google/renameio/v2"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
@@ -80,14 +79,11 @@ func (a *Agent) Deliver(ctx context.Context, cniDir string) {
 		return
 	}
 	box := outboxOf(cniDir)
-	w, err := fsnotify.NewWatcher()
-	if err == nil {
-		defer w.Close()
-		err = errors.Join(os.MkdirAll(string(box), 0o700), w.Add(string(box)))
-	}
-	if err != nil {
-		a.log.Warn("reports kept while no agent ran are not published", "dir", string(box), "err", err)
-		return
+	err := os.MkdirAll(string(box), 0o700)
+	w, watching := watchDir(string(box), lookEvery)
+	defer w.close()
+	if err = errors.Join(err, watching); err != nil {
+		a.log.Warn("reports kept while no agent ran are not watched for, and only looked for now and then", "dir", string(box), "every", lookEvery.String(), "err", err)
 	}
 	for {
 		err := a.deliver(ctx, box, journal.Dir{Path: cniDir})
@@ -102,7 +98,7 @@ func (a *Agent) Deliver(ctx context.Context, cniDir string) {
 				return
 			}
 		}
-		if !awaitChange(ctx, w) {
+		if !w.await(ctx) {
 			return
 		}
 	}

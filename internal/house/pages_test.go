@@ -161,7 +161,7 @@ Made from the code by ` + "`make golden`" + `. With the key ` + "`listen`" + ` o
 | path | answer |
 |---|---|
 | ` + "`/healthz`" + ` | 200 while the agent's socket accepts a call and answers it, else 503: the process must be restarted. A source that is missing does not make it unhealthy |
-| ` + "`/readyz`" + ` | 200 when plans can be made, else 503; a line for each part: pods and definitions are known, the kubelet's PodResources socket accepts connections, ResourceSlices are watched where they are to be, the cluster default network exists |
+| ` + "`/readyz`" + ` | 200 when plans can be made, else 503; a line for each part: pods and definitions are known, the kubelet's PodResources socket accepts connections, ResourceSlices are watched where they are to be, the cluster default network exists, the runtime takes Manifold's CNI configuration |
 | ` + "`/metrics`" + ` | the metrics below, those of the Go runtime and of the process |
 
 Alert rules for Prometheus and a dashboard for Grafana on these metrics are in ` + "`deploy/monitoring`" + `; the chart's value ` + "`prometheusRule.enabled`" + ` hands the rules to Prometheus's operator, ` + "`podMonitor.enabled`" + ` lets that scrape agents and admission (` + "`instance`" + ` is then the node, and for agents on the hosts' network ` + "`http.public`" + ` must be set), and ` + "`dashboard.enabled`" + ` has a ConfigMap for the sidecar of Grafana. What to do about an alert is in [troubleshooting](troubleshooting.md). The counters that other exporters have by PCI address get their pods by a join: ` + "`… * on (instance, pciAddr) group_left (namespace, pod, interface) manifold_attached_device_info`" + `.
