@@ -196,7 +196,7 @@ func serveHTTP(ctx context.Context, conf *agent.Config, a *agent.Assembly, runni
 	}
 	handler := a.Public(conf)
 	running.Go(func() {
-		if err := agent.ServeHTTP(ctx, l, handler); err != nil {
+		if err := agent.ServeHTTP(ctx, l, handler, log); err != nil {
 			log.Error("health and metrics are not served any more", "err", err)
 		}
 	})
@@ -218,7 +218,7 @@ func serveView(ctx context.Context, conf *agent.Config, path string, a *agent.As
 		return errors.Join(err, l.Close())
 	}
 	running.Go(func() {
-		if err := agent.ServeTLS(ctx, l, conf.Node, handler); err != nil {
+		if err := agent.ServeTLS(ctx, l, conf.Node, handler, log); err != nil {
 			log.Error("the node's view is not served any more", "err", err)
 		}
 	})

@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"time"
+
+	"golang.org/x/net/netutil"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -17,26 +20,32 @@ import (
 const (
 	headerTime = 5 * time.Second
 	answerTime = 30 * time.Second
-	idleTime   = 2 * time.Minute
-	maxHeader  = 64 << 10 // bytes
+	idleTime   = 10 * time.Second
+	maxHeader  = 32 << 10 // bytes
+	// maxConnections bounds what strangers can make an agent hold, which may run
+	// where every pod of the cluster reaches it: with the headers some megabytes.
+	maxConnections = 256
 	// finishTime is how long requests under way may take once the agent ends.
 	finishTime = 5 * time.Second
 )
 
-// ListenHTTP listens on an address of the configuration.
+// ListenHTTP listens on an address of the configuration. When there are
+// maxConnections further ones wait until one of them ends.
 func ListenHTTP(address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, cnierr.New("listen on "+address, cnierr.IO, "%w", err).WithFix("choose another address for the key listen")
 	}
-	return l, nil
+	return netutil.LimitListener(l, maxConnections), nil
 }
 
 // ServeHTTP answers requests on l, which may be a TLS listener, until ctx ends;
-// then it closes l and lets the requests under way finish.
-func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
+// then it closes l and lets the requests under way finish. What the server itself
+// has to say, of callers that speak no TLS for example, goes to log.
+func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: headerTime, ReadTimeout: answerTime, WriteTimeout: answerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()

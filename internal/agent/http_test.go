@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/logs"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
@@ -68,7 +70,7 @@ func runNode(t *testing.T, changes ...func(*running)) *running {
 	})
 	t.Cleanup(r.socket)
 	handler := a.Public(&r.conf)
-	t.Cleanup(r.start(func(ctx context.Context) error { return ServeHTTP(ctx, web, handler) }))
+	t.Cleanup(r.start(func(ctx context.Context) error { return ServeHTTP(ctx, web, handler, slog.New(slog.DiscardHandler)) }))
 	return r
 }
 
@@ -216,7 +218,7 @@ func TestServeHTTPEnds(t *testing.T) {
 			close(arrived)
 			<-ended
 			fmt.Fprint(w, "late")
-		}))
+		}), slog.New(slog.DiscardHandler))
 	}()
 	go func() { <-arrived; cancel(); awaitRefusal(l.Addr().String()); close(ended) }()
 	resp, err := http.Get("http://" + l.Addr().String())
@@ -243,6 +245,78 @@ func awaitRefusal(address string) {
 			return
 		}
 		_ = conn.Close() // nothing was sent
+	}
+}
+
+// Strangers can make the agent hold so many connections and no more: another waits
+// until one ends.
+func TestConnectionsAreBounded(t *testing.T) {
+	l, err := ListenHTTP("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	accepted := make(chan net.Conn)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- conn
+		}
+	}()
+	for range maxConnections + 1 {
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	held := <-accepted
+	for range maxConnections - 1 {
+		defer (<-accepted).Close()
+	}
+	select {
+	case <-accepted:
+		t.Fatal("one too many is accepted")
+	case <-time.After(100 * time.Millisecond): // it waits; a slow machine sees less, never more
+	}
+	if err := held.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_ = (<-accepted).Close() // only that it comes matters
+}
+
+// What the server has to say of a caller that speaks no TLS is a line like every
+// other of the log.
+func TestCallersWithoutTLSAreLogged(t *testing.T) {
+	l, err := ListenHTTP("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines, w := io.Pipe()
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() {
+		served <- ServeTLS(ctx, l, "node1", http.NotFoundHandler(), logs.New(w, logs.JSON, slog.LevelInfo))
+	}()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	var line struct{ Level, Msg string }
+	if err := json.NewDecoder(lines).Decode(&line); err != nil || line.Level != "WARN" || !strings.Contains(line.Msg, "TLS handshake error") {
+		t.Errorf("%+v, %v", line, err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, lines) }() // what else it says
+	cancel()
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -142,7 +142,7 @@ const certLife = 10 * 365 * 24 * time.Hour
 // itself: the API server's proxy, by which requests come, verifies none. So a
 // caller trusts the API server to reach the right pod, and sends a token that is
 // of no use to another one, see kube.Audience.
-func ServeTLS(ctx context.Context, l net.Listener, node string, h http.Handler) error {
+func ServeTLS(ctx context.Context, l net.Listener, node string, h http.Handler, log *slog.Logger) error {
 	const op = "make certificate"
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -160,7 +160,7 @@ func ServeTLS(ctx context.Context, l net.Listener, node string, h http.Handler) 
 	return ServeHTTP(ctx, tls.NewListener(l, &tls.Config{
 		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
 		NextProtos: []string{"http/1.1"},
-	}), h)
+	}), h, log)
 }
 
 // Private returns the handler of what people ask through the API server. Without
