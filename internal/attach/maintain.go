@@ -92,8 +92,8 @@ func (r *run) checkOne(ctx context.Context, i int) (*plan.Outcome, error) {
 const statusTime = 20 * time.Second
 
 // Status returns nil when an ADD can be served: a journal can be begun, the planner
-// answers, the default network is configured and can be planned, its programs are
-// there, and its own STATUS agrees.
+// answers, the default network is configured and can be planned, its programs and
+// those of the other networks that every pod gets are there, and its own STATUS agrees.
 func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 	if inv.Conf.ReleaseOnly != "" {
 		return nil
@@ -120,8 +120,26 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 	if err := r.exec.findAll(list, inv.Path); err != nil {
 		return notReady(err)
 	}
+	if err := r.findFurther(); err != nil {
+		return notReady(err)
+	}
 	if err := r.cni.GetStatusNetworkList(ctx, list); err != nil {
 		return notReady(err)
+	}
+	return nil
+}
+
+// findFurther finds the programs of what every pod gets behind the default network:
+// without them each ADD is refused.
+func (r *run) findFurther() error {
+	for _, raw := range r.inv.Conf.Further() {
+		list, err := asList(raw)
+		if err != nil {
+			return cnierr.New("read delegates", cnierr.InvalidConfig, "%w", err)
+		}
+		if err := r.exec.findAll(list, r.inv.Path); err != nil {
+			return cnierr.Annotate(err, cnierr.Subject{Network: list.Name})
+		}
 	}
 	return nil
 }

@@ -123,7 +123,7 @@ func (d *doctor) networks() {
 		return
 	}
 	d.network(first, "see whether the default network's own pods run: they write its configuration, or correct clusterNetwork", d.plugin.ClusterDefault)
-	for _, raw := range d.plugin.Delegates[min(1, len(d.plugin.Delegates)):] {
+	for _, raw := range d.plugin.Further() {
 		d.programsOf("delegates", raw)
 	}
 	for _, network := range d.plugin.DefaultNets {

@@ -122,9 +122,10 @@ func Remove(dir, containerID string) error {
 }
 
 // Write writes the file of a sandbox whose configurations are lists, replacing
-// one that is there.
+// one that is there. One of no delegates says that nothing is left of the sandbox:
+// where there is no file Multus releases what a pod would get now.
 func Write(dir, containerID string, delegates []Delegate) error {
-	var list []wire
+	list := []wire{}
 	for _, d := range delegates {
 		list = append(list, wire{
 			ConfList: d.Config, Name: d.Name, IfName: d.IfName, DeviceID: d.DeviceID, Resource: d.Resource, Bytes: d.Config, Requests: d.Requests,

@@ -30,6 +30,17 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 	}
 }
 
+// TestOfNothingLeftAListIsWritten: and not null, which is no list.
+func TestOfNothingLeftAListIsWritten(t *testing.T) {
+	dir := t.TempDir()
+	if err := Write(dir, "id", nil); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "id")); err != nil || string(text) != "[]" {
+		t.Errorf("written %q, %v", text, err)
+	}
+}
+
 // FuzzRead: whatever stands in a file, each delegate that is read has an interface
 // and a configuration that is JSON, and is read again as it was written.
 func FuzzRead(f *testing.F) {

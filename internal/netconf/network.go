@@ -124,6 +124,15 @@ func (c *Conf) writtenDefault(definition Definition) (name string, raw json.RawM
 	return c.written("find cluster default network", c.ClusterNetwork, definition)
 }
 
+// Further returns the configurations that every pod gets behind the cluster default
+// network: the other elements of delegates.
+func (c *Conf) Further() []json.RawMessage {
+	if c.ClusterNetwork != "" || len(c.Delegates) == 0 {
+		return nil
+	}
+	return c.Delegates[1:]
+}
+
 // Configured returns the configuration of an element of defaultNetworks as it is
 // written, looked up as [Conf.ClusterDefault] does.
 func (c *Conf) Configured(network string, definition Definition) (json.RawMessage, error) {

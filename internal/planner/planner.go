@@ -141,10 +141,8 @@ func (s *Selection) configured(key, text string) (request, error) {
 // selectConfigured adds what the configuration attaches to every pod.
 func (s *Selection) selectConfigured() error {
 	conf := &s.inv.Conf
-	if conf.ClusterNetwork == "" {
-		for _, raw := range conf.Delegates[1:] {
-			s.requests = append(s.requests, request{inline: raw, trusted: true, why: "delegates"})
-		}
+	for _, raw := range conf.Further() {
+		s.requests = append(s.requests, request{inline: raw, trusted: true, why: "delegates"})
 	}
 	if s.pod == nil || slices.Contains(conf.SystemNamespaces, s.pod.Namespace) {
 		return nil

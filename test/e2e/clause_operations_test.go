@@ -196,6 +196,18 @@ func operationStatus(t *testing.T) {
 			n.refuse("STATUS", none, 50, program, n.bin)
 		}
 	})
+	t.Run("programs of what every pod gets", func(t *testing.T) {
+		n := newNode(t, map[string]any{"clusterNetwork": ""})
+		n.serve()
+		n.rawKey("delegates", `[`+n.scripted("")+`,`+n.scripted(`,"name":"second","ipam":{"type":"later"}`)+`]`)
+		n.refuse("STATUS", none, 50, "network second", "later", n.bin)
+		p := n.addPod("pod", "")
+		n.refuse("ADD", p, 108, "network second", "later")
+		n.must(os.Symlink(n.path("bin/scripted"), n.path("bin/later")))
+		n.succeed("STATUS", none)
+		n.succeed("ADD", p)
+		n.succeed("DEL", p)
+	})
 	t.Run("sources", func(t *testing.T) {
 		n, api := newAPINode(t)
 		api.Stop()
