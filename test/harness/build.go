@@ -2,6 +2,7 @@ package harness
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -300,12 +302,14 @@ func Programs(dir string, killPoints bool) error {
 	if killPoints {
 		flags = []string{"-tags", "killpoints"}
 	}
-	for _, pkg := range []string{"./cmd/manifold", "./cmd/manifold-agent", "./test/delegates/scripted", "./test/delegates/vfprops", "./test/loop"} {
-		if err := Program(dir, pkg, flags...); err != nil {
-			return err
-		}
+	pkgs := []string{"./cmd/manifold", "./cmd/manifold-agent", "./test/delegates/scripted", "./test/delegates/vfprops", "./test/loop"}
+	errs := make([]error, len(pkgs))
+	var all sync.WaitGroup
+	for i, pkg := range pkgs { // at once, since a linker uses one processor most of its time
+		all.Go(func() { errs[i] = Program(dir, pkg, flags...) })
 	}
-	return nil
+	all.Wait()
+	return errors.Join(errs...)
 }
 
 // CProgram builds the C program of a directory of the module, which has one file

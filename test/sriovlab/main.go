@@ -143,18 +143,25 @@ func (l *lab) build() error {
 	if err := os.Mkdir(l.programs(), 0o755); err != nil {
 		return err
 	}
-	if err := harness.Programs(l.programs(), true); err != nil {
+	built := make(chan error, 1)
+	go func() { built <- l.buildChecks() }()
+	if err := errors.Join(harness.Programs(l.programs(), true), <-built); err != nil {
 		return err
-	}
-	cmd := exec.Command("go", "test", "-c", "-tags", "sriovlab", "-ldflags", "-s -w", "-o", l.checks(), "github.com/manifold-cni/manifold/test/sriovlab/checks")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the checks: %w\n%s", err, text)
 	}
 	l.files = map[string]string{
 		"/opt/cni/bin": plugins, "/opt/manifold": l.programs(), "/opt/checks": l.checks(),
 		// Stands in for the SR-IOV CNI, whose configuration keys are understood by its name.
 		"/opt/manifold/sriov": filepath.Join(l.programs(), "scripted"),
+	}
+	return nil
+}
+
+// buildChecks builds the checks' program.
+func (l *lab) buildChecks() error {
+	cmd := exec.Command("go", "test", "-c", "-tags", "sriovlab", "-ldflags", "-s -w", "-o", l.checks(), "github.com/manifold-cni/manifold/test/sriovlab/checks")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the checks: %w\n%s", err, text)
 	}
 	return nil
 }
@@ -176,7 +183,23 @@ func (l *lab) list(ctx context.Context, pattern string) (names []string, reset b
 			names = append(names, name)
 		}
 	}
+	slices.SortStableFunc(names, func(a, b string) int { return rank(a) - rank(b) })
 	return names, reset, nil
+}
+
+// long are the checks that take longest. They come first, in this order: what is left
+// at the end is short, so that no guest waits long for another.
+var long = []string{
+	"TestKilledAtEveryPointGivesTheVFBack", "TestClauseVF", "TestVFGoneDuringADD", "TestVFGoneAfterADD", "TestVFGoneBeforeADD",
+	"TestDamagedJournalGivesTheVFBack", "TestVFWithoutCarrier", "TestLiesAboutVFsAreFoundOut",
+}
+
+// rank is a check's place in the order.
+func rank(name string) int {
+	if i := slices.Index(long, name); i >= 0 {
+		return i
+	}
+	return len(long)
 }
 
 // all runs the checks that match a pattern in so many guests at most, and prints how

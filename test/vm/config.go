@@ -197,6 +197,12 @@ func (c *Config) addModules(w *cpio, s *Software) error {
 	return w.file(wire.Setup, raw)
 }
 
+// processor is all of one that QEMU can emulate, but for what is slow so. It copies a
+// byte at a time for the instructions that a kernel and Go's runtime take for the
+// fastest: without them these copy by words. And a fifth level of page tables is one
+// more to be walked.
+const processor = "max,erms=off,fsrm=off,la57=off"
+
 // arguments returns QEMU's, for an image and the socket that the serial port is
 // connected to.
 //
@@ -207,14 +213,16 @@ func (c *Config) arguments(s *Software, image, socket string) []string {
 	half := c.Memory / 2
 	args := []string{
 		"-nographic", "-nodefaults", "-no-user-config", "-no-reboot", "-M", "q35",
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", fmt.Sprint(2 * half),
+		"-accel", "tcg,thread=multi", "-cpu", processor, "-smp", "2", "-m", fmt.Sprint(2 * half),
 		"-object", fmt.Sprintf("memory-backend-ram,id=mem0,size=%dM", half), "-numa", "node,nodeid=0,memdev=mem0,cpus=0",
 		"-object", fmt.Sprintf("memory-backend-ram,id=mem1,size=%dM", half), "-numa", "node,nodeid=1,memdev=mem1,cpus=1",
 		"-chardev", "file,id=console,append=on,path=" + filepath.Join(c.Dir, ConsoleFile), "-serial", "chardev:console",
 		"-kernel", s.kernel(), "-initrd", image,
 	}
 	kernel := []string{"console=ttyS0", "loglevel=4", "panic=-1", "net.ifnames=0", "mitigations=off", "random.trust_cpu=on",
-		"no_timer_check", // a busy machine at hand emulates the timer too slowly for it
+		"no_timer_check",  // a busy machine at hand emulates the timer too slowly for it
+		"tsc=reliable",    // as it is; else each look at the clock is a system call that asks an emulated device
+		"init_on_alloc=0", // what programs get is cleared anyway, and the rest is not to be kept from anybody
 	}
 	if c.IOMMU {
 		args = append(args, "-device", "intel-iommu")

@@ -3,6 +3,7 @@
 package checks
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,14 +41,16 @@ func bind(addr, driver string) error {
 // toVFIO binds a VF to vfio-pci until the test ends, and returns its device node.
 func toVFIO(t *testing.T, addr string) string {
 	t.Helper()
-	name := linkOf(t, addr).Attrs().Name
+	was := linkOf(t, addr).Attrs()
 	deviceNode := toVFIOFor(t, addr)
-	t.Cleanup(func() { fromVFIO(t, addr, name) })
+	t.Cleanup(func() { fromVFIO(t, addr, was) })
 	return deviceNode
 }
 
-// fromVFIO gives a VF back to its kernel driver, at rest and under its name.
-func fromVFIO(t *testing.T, addr, name string) {
+// fromVFIO gives a VF back to its kernel driver, at rest and with the name and MAC that
+// it had. Where the PF's driver has no processor to answer in time, the VF's has drawn
+// a MAC meanwhile.
+func fromVFIO(t *testing.T, addr string, was *netlink.LinkAttrs) {
 	t.Helper()
 	if readFunction(t, addr).Driver == "vfio-pci" {
 		if err := bind(addr, "igbvf"); err != nil {
@@ -55,7 +58,14 @@ func fromVFIO(t *testing.T, addr, name string) {
 		}
 	}
 	link := linkOf(t, addr)
-	for _, err := range []error{netlink.LinkSetDown(link), netlink.LinkSetName(link, name), settle()} {
+	err := errors.Join(netlink.LinkSetDown(link), netlink.LinkSetName(link, was.Name))
+	if err == nil && !bytes.Equal(link.Attrs().HardwareAddr, was.HardwareAddr) {
+		err = netlink.LinkSetHardwareAddr(link, was.HardwareAddr)
+		for tries := 1; errors.Is(err, unix.EADDRNOTAVAIL) && tries < 10; tries++ {
+			err = netlink.LinkSetHardwareAddr(link, was.HardwareAddr)
+		}
+	}
+	for _, err := range []error{err, settle()} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -156,10 +166,10 @@ func (n *node) evict(name string) {
 // driver, or the other way round, is refused.
 func TestDriverThatChangesUnderwayIsRefused(t *testing.T) {
 	vf := pfs[1].vfs[3]
-	name := linkOf(t, vf).Attrs().Name
+	was := linkOf(t, vf).Attrs()
 	for from, to := range map[string]string{"vfio-pci": "igbvf", "igbvf": "vfio-pci"} {
 		t.Run("from "+from, func(t *testing.T) {
-			t.Cleanup(func() { fromVFIO(t, vf, name) })
+			t.Cleanup(func() { fromVFIO(t, vf, was) })
 			if from == "vfio-pci" {
 				toVFIO(t, vf)
 			}
@@ -173,7 +183,7 @@ func TestDriverThatChangesUnderwayIsRefused(t *testing.T) {
 			}
 			n.succeed("DEL", p)
 			if from == "igbvf" {
-				fromVFIO(t, vf, name)
+				fromVFIO(t, vf, was)
 			} else {
 				n.must(bind(vf, from))
 			}
@@ -245,7 +255,7 @@ func TestVFIODeviceOfAnotherGroupIsRefused(t *testing.T) {
 // nothing is repaired below a program.
 func TestVFIODeviceThatIsTakenAway(t *testing.T) {
 	vf := pfs[1].vfs[5]
-	name := linkOf(t, vf).Attrs().Name
+	was := linkOf(t, vf).Attrs()
 	toVFIO(t, vf)
 	n := newNode(t)
 	n.define("dpdk", right, idle(nil))
@@ -260,7 +270,7 @@ func TestVFIODeviceThatIsTakenAway(t *testing.T) {
 	n.says(n.call("CHECK", p), 111, "driver: wanted vfio-pci, found igbvf", vf)
 	n.succeed("DEL", p)
 	n.before = nil // the test began with the other driver
-	fromVFIO(t, vf, name)
+	fromVFIO(t, vf, was)
 }
 
 // A pod of a userspace pool whose VF stands at the kernel's driver: whoever does
