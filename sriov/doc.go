@@ -23,7 +23,7 @@
 // # Giving a VF back as it was
 //
 // What a PF keeps for a VF outlives whoever used it: VLAN, MAC, spoof check, trust,
-// link state and rates are forced on the next user. A [Host] is a sysfs tree with
+// link state, rates and GUIDs are forced on the next user. A [Host] is a sysfs tree with
 // its network devices. [Host.Snapshot] takes down how a device stands before it is
 // used, [Snapshot.Compare] says what is otherwise now, [Host.Reset] makes it so
 // again and looks whether it is, and [Host.Wait] waits without polling for what the

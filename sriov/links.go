@@ -64,6 +64,10 @@ type VFState struct {
 	LinkState string `json:"linkState"` // auto, enable or disable
 	MinTxRate int    `json:"minTxRate"` // Mbit/s, 0 for no limit
 	MaxTxRate int    `json:"maxTxRate"`
+	// NodeGUID and PortGUID are those of an InfiniBand VF: all zeros or all ones where
+	// it was given none, and empty where they are not told, as by a kernel before 5.5.
+	NodeGUID string `json:"nodeGUID,omitempty"`
+	PortGUID string `json:"portGUID,omitempty"`
 }
 
 // Property is a part of [VFState] that is set by itself: a driver refuses what it
@@ -77,6 +81,8 @@ const (
 	PropertyTrust     Property = "trust"
 	PropertyLinkState Property = "link state"
 	PropertyRate      Property = "rate" // both
+	PropertyNodeGUID  Property = "node GUID"
+	PropertyPortGUID  Property = "port GUID"
 	PropertyMAC       Property = "MAC"
 )
 
@@ -208,12 +214,28 @@ func (Kernel) SetVF(pf string, index int, p Property, to VFState) error {
 		return netlink.LinkSetVfState(link, index, uint32(max(0, slices.Index(linkStates, to.LinkState))))
 	case PropertyRate:
 		return netlink.LinkSetVfRate(link, index, to.MinTxRate, to.MaxTxRate)
-	case PropertyMAC:
-		mac, err := net.ParseMAC(to.MAC)
-		if err != nil {
-			return err
+	}
+	return setVFAddress(link, index, p, to)
+}
+
+// setVFAddress is SetVF for the properties that are addresses.
+func setVFAddress(link netlink.Link, index int, p Property, to VFState) error {
+	for _, a := range []struct {
+		Property
+		value string
+		set   func(netlink.Link, int, net.HardwareAddr) error
+	}{
+		{PropertyNodeGUID, to.NodeGUID, netlink.LinkSetVfNodeGUID},
+		{PropertyPortGUID, to.PortGUID, netlink.LinkSetVfPortGUID},
+		{PropertyMAC, to.MAC, netlink.LinkSetVfHardwareAddr},
+	} {
+		if a.Property == p {
+			value, err := net.ParseMAC(a.value) // which reads GUIDs as well
+			if err != nil {
+				return err
+			}
+			return a.set(link, index, value)
 		}
-		return netlink.LinkSetVfHardwareAddr(link, index, mac)
 	}
 	return fmt.Errorf("a VF has no property %q", string(p))
 }

@@ -91,6 +91,8 @@ func (h Host) resetVF(to, now *Snapshot) error {
 		{PropertyTrust, b.Trust != n.Trust},
 		{PropertyLinkState, b.LinkState != n.LinkState},
 		{PropertyRate, b.MinTxRate != n.MinTxRate || b.MaxTxRate != n.MaxTxRate},
+		{PropertyNodeGUID, !sameGUID(b.NodeGUID, n.NodeGUID)},
+		{PropertyPortGUID, !sameGUID(b.PortGUID, n.PortGUID)},
 	} {
 		if p.differs {
 			problems = append(problems, h.setVF(now, p.Property, *b))
@@ -129,7 +131,8 @@ var errDeaf = errors.New("the kernel's events cannot be heard any more")
 // ctx with the device as it last stood. It looks at once, and then whenever
 // network devices or drivers change: it does not poll. A device that is not there
 // is shown to ready as nil; where that is accepted, the error is that of
-// [Host.Snapshot].
+// [Host.Snapshot]. One that its PF leaves out, for all that Snapshot asks it again,
+// ends the wait with [ErrOmitted]: no event tells that a driver has done with a reset.
 //
 // [HasNetDev] and [HasDriver] are what is most often waited for.
 func (h Host) Wait(ctx context.Context, id string, ready func(*Snapshot) bool) (*Snapshot, error) {

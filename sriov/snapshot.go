@@ -219,13 +219,14 @@ func (h Host) addNetDevs(s *Snapshot, names []string) error {
 }
 
 // Neutral returns the snapshot as it would be of a VF that nobody uses: the PF
-// keeps no VLAN and no rates for it, and leaves it its link state. MAC, spoof check
-// and trust stay, since an administrator may have set them for all VFs.
+// keeps no VLAN and no rates for it, and leaves it its link state. MAC, GUIDs, spoof
+// check and trust stay, since an administrator may have set them for all VFs.
 func (s *Snapshot) Neutral() *Snapshot {
 	out := *s
 	if s.VF != nil {
 		out.VF = &VFState{
 			MAC: s.VF.MAC, SpoofChk: s.VF.SpoofChk, Trust: s.VF.Trust, VLANProto: s.VF.VLANProto, LinkState: linkStates[0],
+			NodeGUID: s.VF.NodeGUID, PortGUID: s.VF.PortGUID,
 		}
 	}
 	return &out
@@ -280,6 +281,12 @@ func (s *Snapshot) Compare(now *Snapshot) []Difference {
 		expect("link state of the VF", b.LinkState, n.LinkState)
 		expect("minimum rate of the VF", b.MinTxRate, n.MinTxRate)
 		expect("maximum rate of the VF", b.MaxTxRate, n.MaxTxRate)
+		if !sameGUID(b.NodeGUID, n.NodeGUID) {
+			expect("node GUID of the VF", b.NodeGUID, n.NodeGUID)
+		}
+		if !sameGUID(b.PortGUID, n.PortGUID) {
+			expect("port GUID of the VF", b.PortGUID, n.PortGUID)
+		}
 	}
 	expect("driver", s.Driver, now.Driver)
 	if len(s.NetDevs) == 1 && len(now.NetDevs) == 0 && s.Driver == now.Driver {
@@ -331,6 +338,14 @@ func (s *Snapshot) sameMAC(now *Snapshot) bool {
 
 // noMAC reports whether a PF that keeps mac for a VF gives it none: all zeros.
 func noMAC(mac string) bool { return strings.Trim(mac, "0:") == "" }
+
+// sameGUID reports whether the PF gives the VF the InfiniBand GUID that it gave it. One
+// of which nothing was told is not missed, and all zeros say the same as all ones, which
+// is what a VF that has no GUID any more is given.
+func sameGUID(was, is string) bool {
+	none := func(guid string) bool { return strings.Trim(guid, "0:") == "" || strings.Trim(guid, "f:") == "" }
+	return was == "" || was == is || is != "" && none(was) && none(is)
+}
 
 // ownMAC reports whether the one network device of s must have its MAC now: the PF
 // had given it that one, or has given it no other, neither in s nor now. A VF that

@@ -194,6 +194,9 @@ func TestOmittedVFOfASlowDriver(t *testing.T) {
 	})
 }
 
+// GUIDs of InfiniBand VFs in comparisons: one, and the want of one.
+const guid, noGUID = "c2:11:22:33:44:55:66:77", "00:00:00:00:00:00:00:00"
+
 // own is the MAC of the VF's network device in comparisons, given another.
 const own, given = "02:00:00:00:00:01", "02:00:00:00:00:02"
 
@@ -253,6 +256,14 @@ func TestCompare(t *testing.T) {
 			[]string{"spoof check of the VF: wanted on, found off", "trust of the VF: wanted off, found on", "link state of the VF: wanted auto, found enable"}},
 		"rates": {func(_, n *sriov.Snapshot) { n.VF.MinTxRate, n.VF.MaxTxRate = 1, 2 },
 			[]string{"minimum rate of the VF: wanted 0, found 1", "maximum rate of the VF: wanted 0, found 2"}},
+		"GUIDs": {func(b, n *sriov.Snapshot) {
+			b.VF.NodeGUID, b.VF.PortGUID, n.VF.NodeGUID, n.VF.PortGUID = guid, guid, noGUID, ""
+		},
+			[]string{"node GUID of the VF: wanted " + guid + ", found " + noGUID, "port GUID of the VF: wanted " + guid + ", found none"}},
+		"a GUID that was given": {func(b, n *sriov.Snapshot) { b.VF.PortGUID, n.VF.PortGUID = noGUID, guid },
+			[]string{"port GUID of the VF: wanted " + noGUID + ", found " + guid}},
+		"no GUID, in two ways":        {func(b, n *sriov.Snapshot) { b.VF.NodeGUID, n.VF.NodeGUID = noGUID, "ff:ff:ff:ff:ff:ff:ff:ff" }, nil},
+		"a GUID that was not told of": {func(_, n *sriov.Snapshot) { n.VF.NodeGUID = guid }, nil},
 		"no PF to ask": {func(_, n *sriov.Snapshot) { n.VF = nil },
 			[]string{"what the PF keeps for the VF: wanted known, found unknown, since the PF has no network device here"}},
 		"no answer of the PF": {func(_, n *sriov.Snapshot) { n.VF, n.PF = nil, "enp1s0" },
@@ -324,6 +335,35 @@ func TestReset(t *testing.T) {
 	}
 	if _, err := host.Reset("0000:99:00.0", before); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a device that is gone: %v", err)
+	}
+}
+
+// An InfiniBand VF gets its GUIDs back, and each by itself: one that its driver
+// refuses is named.
+func TestResetOfGUIDs(t *testing.T) {
+	tree, host := machine(t)
+	give := func(node, port string) {
+		t.Helper()
+		to := sriov.VFState{NodeGUID: node, PortGUID: port}
+		if err := errors.Join(host.Links.SetVF("enp33s0", vfIndex, sriov.PropertyNodeGUID, to), host.Links.SetVF("enp33s0", vfIndex, sriov.PropertyPortGUID, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	give(noGUID, guid)
+	before := must(host.Snapshot(igbVF))(t)
+	give(guid, noGUID)
+	if changed := must(host.Reset(igbVF, before))(t); len(changed) != 2 {
+		t.Errorf("changed %v", changed)
+	}
+	if now := must(host.Snapshot(igbVF))(t); !reflect.DeepEqual(now, before) {
+		t.Errorf("reset to %+v, was %+v", now.VF, before.VF)
+	}
+	give(guid, noGUID)
+	refusal := errors.New("operation not supported")
+	tree.Refuse(igbVF, sriov.PropertyNodeGUID, refusal)
+	var left *sriov.ResetError
+	if _, err := host.Reset(igbVF, before); !errors.As(err, &left) || !errors.Is(err, refusal) || len(left.Left) != 1 || left.Left[0].Field != "node GUID of the VF" {
+		t.Errorf("refused: %v", err)
 	}
 }
 

@@ -103,15 +103,26 @@ func decodeVF(info []byte) (index int, s VFState, err error) {
 		case nl.IFLA_VF_TRUST:
 			s.Trust = f[1] == 1
 		case nl.IFLA_VF_LINK_STATE:
-			if int(f[1]) < len(linkStates) {
-				s.LinkState = linkStates[f[1]]
-			}
+			s.LinkState = linkStates[min(int(f[1]), len(linkStates))%len(linkStates)] // auto, where it is unknown
+		case nl.IFLA_VF_IB_NODE_GUID:
+			s.NodeGUID = decodeGUID(a.value)
+		case nl.IFLA_VF_IB_PORT_GUID:
+			s.PortGUID = decodeGUID(a.value)
 		}
 	}
 	if err == nil && index < 0 {
 		err = errors.New("a VF without a number")
 	}
 	return index, s, err
+}
+
+// decodeGUID returns an InfiniBand GUID as it is written, empty where there is none.
+func decodeGUID(value []byte) string {
+	const at = 8 // behind the VF, aligned as a number of 64 bits
+	if len(value) < at+8 {
+		return ""
+	}
+	return net.HardwareAddr(binary.BigEndian.AppendUint64(nil, binary.NativeEndian.Uint64(value[at:]))).String()
 }
 
 // decodeProtocol returns the protocol of the first VLAN of a list, empty for one

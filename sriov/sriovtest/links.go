@@ -253,6 +253,10 @@ func (l links) SetVF(pf string, index int, p sriov.Property, to sriov.VFState) e
 		v.LinkState = to.LinkState
 	case sriov.PropertyRate:
 		v.MinTxRate, v.MaxTxRate = to.MinTxRate, to.MaxTxRate
+	case sriov.PropertyNodeGUID:
+		v.NodeGUID = to.NodeGUID
+	case sriov.PropertyPortGUID:
+		v.PortGUID = to.PortGUID
 	case sriov.PropertyMAC:
 		v.MAC, v.given = to.MAC, strings.Trim(to.MAC, "0:") != ""
 	}
