@@ -44,11 +44,17 @@ func Definition(def *netattach.Definition) []Finding {
 	return l
 }
 
+// quotas is what the names begin with under which a ResourceQuota counts requests.
+const quotas = "requests."
+
 // resourceName returns what is wrong with the name of a device plugin's resource.
 func resourceName(name string) []string {
 	domain, _, ok := strings.Cut(name, "/")
 	if !ok || domain == "kubernetes.io" || strings.HasSuffix(domain, ".kubernetes.io") {
 		return []string{"a device plugin's resource is domain/name, of a domain other than kubernetes.io"}
+	}
+	if strings.HasPrefix(domain, quotas) {
+		return []string{"no container can ask for a resource whose name begins with " + quotas}
 	}
 	return validation.IsQualifiedName(name)
 }

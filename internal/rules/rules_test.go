@@ -77,6 +77,7 @@ func TestDefinition(t *testing.T) {
 		"misspelt":           {"", `{"type":"x","capabilities":{"IPs":true,"portmappings":false}}`, [][]string{{"warning", at, `"IPs"`, "write ips"}}},
 		"resource":           {"vfs", `{"type":"host-device"}`, [][]string{{"error", "metadata.annotations[k8s.v1.cni.cncf.io/resourceName]", "domain/name"}}},
 		"Kubernetes's":       {"kubernetes.io/vfs", `{"type":"host-device"}`, [][]string{{"error", "other than kubernetes.io"}}},
+		"a quota's":          {"requests.vendor.example/vfs", `{"type":"host-device"}`, [][]string{{"error", "metadata.annotations[k8s.v1.cni.cncf.io/resourceName]", "begins with requests."}}},
 		"resource's letters": {"vendor.example/v f", `{"type":"host-device"}`, [][]string{{"error", "v f"}}},
 		"wrong type":         {"", `{"type":"bridge","mtu":"big"}`, [][]string{{"error", at, "mtu"}}},
 	} {

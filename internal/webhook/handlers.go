@@ -150,7 +150,7 @@ func (r *reviewer) validatePod(ctx context.Context, req admission.Request) admis
 			return failed(err)
 		}
 	}
-	return r.answer(&req, r.rules.Pod(pod, nil, defs))
+	return r.answer(&req, "Pod", r.rules.Pod(pod, nil, defs))
 }
 
 // validateDefinition refuses a definition that cannot work. One that was there
@@ -165,16 +165,18 @@ func (r *reviewer) validateDefinition(_ context.Context, req admission.Request) 
 			return admission.Allowed("")
 		}
 	}
-	return r.answer(&req, rules.Definition(def))
+	return r.answer(&req, "NetworkAttachmentDefinition", rules.Definition(def))
 }
 
 // answer turns findings into the answer of a review: errors refuse, as causes with
-// the paths of their fields, warnings are shown to the user.
-func (r *reviewer) answer(req *admission.Request, found []rules.Finding) admission.Response {
+// the paths of their fields, warnings are shown to the user. kind is what was looked
+// at: that of the request is whatever its sender wrote, and counting by it would
+// give strangers any number of series.
+func (r *reviewer) answer(req *admission.Request, kind string, found []rules.Finding) admission.Response {
 	var causes []metav1.StatusCause
 	var texts, warnings []string
 	for _, f := range found {
-		r.metrics.found(req.Kind.Kind, f.Severity)
+		r.metrics.found(kind, f.Severity)
 		if f.Severity == rules.Warning {
 			warnings = append(warnings, f.Field+": "+f.String())
 			continue
@@ -187,7 +189,7 @@ func (r *reviewer) answer(req *admission.Request, found []rules.Finding) admissi
 		resp = admission.Denied(strings.Join(texts, "\n"))
 		resp.Result = &metav1.Status{
 			Status: metav1.StatusFailure, Code: http.StatusUnprocessableEntity, Reason: metav1.StatusReasonInvalid, Message: strings.Join(texts, "\n"),
-			Details: &metav1.StatusDetails{Group: req.Kind.Group, Kind: req.Kind.Kind, Name: req.Name, Causes: causes},
+			Details: &metav1.StatusDetails{Group: req.Kind.Group, Kind: kind, Name: req.Name, Causes: causes},
 		}
 	}
 	resp.Warnings = clip(warnings)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
@@ -129,6 +130,15 @@ func TestReviewsOfDefinitions(t *testing.T) {
 		if resp := r.validateDefinition(context.Background(), tc.req); resp.Allowed != tc.allowed {
 			t.Errorf("%s: allowed %t: %+v", name, resp.Allowed, resp.Result)
 		}
+	}
+	for i := range 100 {
+		req := review(admissionv1.Create, bad, "")
+		req.Kind = metav1.GroupVersionKind{Kind: fmt.Sprintf("Invented%d", i)}
+		r.validateDefinition(context.Background(), req)
+	}
+	series := make(chan prometheus.Metric, 200)
+	if r.metrics.findings.Collect(series); len(series) != 1 {
+		t.Errorf("%d series, of kinds that somebody invented", len(series))
 	}
 	long := clip(append(make([]string, 20), strings.Repeat("é", 200))[10:])
 	if len(long) != maxWarnings {

@@ -169,14 +169,17 @@ func (in *injector) request(resource string, demands []planner.Demand, unsure bo
 	return nil
 }
 
-// raise raises a container's request and limit of a resource to what is wanted.
+// raise raises a container's request and limit of a resource to what is wanted, and
+// both to the request where that is more: the API server takes no other pair, and a
+// request that the limit does not reach would have to be lowered.
 func (in *injector) raise(s *slot, resource string) error {
 	has := s.has(resource)
 	if s.wanted <= has {
 		return nil
 	}
 	in.devices += s.wanted - has
-	value := strconv.FormatInt(s.wanted, 10)
+	request := s.Resources.Requests[corev1.ResourceName(resource)]
+	value := strconv.FormatInt(max(s.wanted, request.Value()), 10)
 	for _, list := range []string{"limits", "requests"} {
 		if err := in.add(value, append(s.path, "resources", list, resource)...); err != nil {
 			return err

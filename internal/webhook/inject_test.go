@@ -112,27 +112,29 @@ func TestInject(t *testing.T) {
 		ops      []string
 		warnings []string
 	}{
-		"nothing":             {spec("c", two), nil, nil},
-		"into the first":      {spec("b", two), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1)}, nil},
-		"counted":             {spec("b,a,b", two), []string{limits(0, "x.example/a", 1), requests(0, "x.example/a", 1), `{"op":"add","path":"/spec/containers/0/resources/limits/x.example~1b","value":"2"}`, `{"op":"add","path":"/spec/containers/0/resources/requests/x.example~1b","value":"2"}`, rack}, nil},
-		"container named":     {spec(`[{"name":"b","manifold.dev/container":"n"},{"name":"b"}]`, two), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1), limits(1, "x.example/b", 1), requests(1, "x.example/b", 1)}, nil},
-		"no such container":   {spec(`[{"name":"b","manifold.dev/container":"z"}]`, two), nil, nil},
-		"enough":              {spec("b,b", `"containers":[{"name":"m","resources":{"limits":{"x.example/b":"1"}}},{"name":"n","resources":{"limits":{"x.example/b":"1"}}}]`), nil, nil},
-		"more than enough":    {spec("b", `"containers":[{"name":"m","resources":{"limits":{"x.example/b":"7"}}}]`), nil, nil},
-		"raised, others kept": {spec("b,b,b", `"containers":[{"name":"m","resources":{"limits":{"cpu":"2","x.example/b":"1"},"requests":{"x.example/b":"1"}}}]`), []string{`{"op":"add","path":"/spec/containers/0/resources/limits/x.example~1b","value":"3"}`, `{"op":"add","path":"/spec/containers/0/resources/requests/x.example~1b","value":"3"}`}, nil},
-		"requests alone":      {spec("b", `"containers":[{"name":"m","resources":{"requests":{"cpu":"1"}}}]`), []string{`{"op":"add","path":"/spec/containers/0/resources/limits","value":{"x.example/b":"1"}}`, `{"op":"add","path":"/spec/containers/0/resources/requests/x.example~1b","value":"1"}`}, nil},
-		"named and has it":    {spec(`[{"name":"b","manifold.dev/container":"n"},{"name":"b"}]`, `"containers":[{"name":"m"},{"name":"n","resources":{"limits":{"x.example/b":2}}}]`), nil, nil},
-		"init is not enough":  {spec("b", `"initContainers":[{"name":"i","resources":{"limits":{"x.example/b":"1"}}}],"containers":[{"name":"m"}]`), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1)}, nil},
-		"sidecar is":          {spec("b", `"initContainers":[{"name":"i","restartPolicy":"Always","resources":{"limits":{"x.example/b":"1"}}}],"containers":[{"name":"m"}]`), nil, nil},
-		"init named":          {spec(`[{"name":"b","manifold.dev/container":"i"}]`, `"initContainers":[{"name":"i"}],"containers":[{"name":"m"}]`), []string{`{"op":"add","path":"/spec/initContainers/0/resources","value":{"limits":{"x.example/b":"1"}}}`, `{"op":"add","path":"/spec/initContainers/0/resources/requests","value":{"x.example/b":"1"}}`}, nil},
-		"claim named":         {spec(`[{"name":"b","manifold.dev/claim":"nic"},{"name":"b"}]`, claimed), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1)}, nil},
-		"claim not named":     {spec("b", claimed), nil, []string{"resource claims that no network names"}},
-		"claim, container":    {spec(`[{"name":"b","manifold.dev/container":"m"}]`, claimed), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1)}, nil},
-		"container's claims":  {spec(`[{"name":"b","manifold.dev/container":"m"}]`, `"resourceClaims":[{"name":"nic"}],"containers":[{"name":"m","resources":{"claims":[{"name":"nic"}]}}]`), []string{`{"op":"add","path":"/spec/containers/0/resources/limits","value":{"x.example/b":"1"}}`, `{"op":"add","path":"/spec/containers/0/resources/requests","value":{"x.example/b":"1"}}`}, nil},
-		"labels":              {spec("d", `"nodeSelector":{"row":"7"},`+two), []string{`{"op":"add","path":"/spec/nodeSelector/rack","value":"2"}`}, nil},
-		"labels differ":       {spec("d", `"nodeSelector":{"row":"7","rack":"1"},`+two), nil, []string{"shop/d is for nodes with rack=2, and the pod asks for rack=1"}},
-		"label that is none":  {spec("e", two), nil, []string{"left out"}},
-		"huge":                {spec("b", `"containers":[{"name":"m","resources":{"limits":{"x.example/b":"9E18"}}},{"name":"n","resources":{"limits":{"x.example/b":"9E18"}}}]`), nil, nil},
+		"nothing":               {spec("c", two), nil, nil},
+		"into the first":        {spec("b", two), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1)}, nil},
+		"counted":               {spec("b,a,b", two), []string{limits(0, "x.example/a", 1), requests(0, "x.example/a", 1), `{"op":"add","path":"/spec/containers/0/resources/limits/x.example~1b","value":"2"}`, `{"op":"add","path":"/spec/containers/0/resources/requests/x.example~1b","value":"2"}`, rack}, nil},
+		"container named":       {spec(`[{"name":"b","manifold.dev/container":"n"},{"name":"b"}]`, two), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1), limits(1, "x.example/b", 1), requests(1, "x.example/b", 1)}, nil},
+		"no such container":     {spec(`[{"name":"b","manifold.dev/container":"z"}]`, two), nil, nil},
+		"enough":                {spec("b,b", `"containers":[{"name":"m","resources":{"limits":{"x.example/b":"1"}}},{"name":"n","resources":{"limits":{"x.example/b":"1"}}}]`), nil, nil},
+		"more than enough":      {spec("b", `"containers":[{"name":"m","resources":{"limits":{"x.example/b":"7"}}}]`), nil, nil},
+		"raised, others kept":   {spec("b,b,b", `"containers":[{"name":"m","resources":{"limits":{"cpu":"2","x.example/b":"1"},"requests":{"x.example/b":"1"}}}]`), []string{`{"op":"add","path":"/spec/containers/0/resources/limits/x.example~1b","value":"3"}`, `{"op":"add","path":"/spec/containers/0/resources/requests/x.example~1b","value":"3"}`}, nil},
+		"requests alone":        {spec("b", `"containers":[{"name":"m","resources":{"requests":{"cpu":"1"}}}]`), []string{`{"op":"add","path":"/spec/containers/0/resources/limits","value":{"x.example/b":"1"}}`, `{"op":"add","path":"/spec/containers/0/resources/requests/x.example~1b","value":"1"}`}, nil},
+		"request without limit": {spec("b", `"containers":[{"name":"m","resources":{"requests":{"x.example/b":"5"}}}]`), []string{`{"op":"add","path":"/spec/containers/0/resources/limits","value":{"x.example/b":"5"}}`, `{"op":"add","path":"/spec/containers/0/resources/requests/x.example~1b","value":"5"}`}, nil},
+		"request above limit":   {spec("b,b", `"containers":[{"name":"m","resources":{"limits":{"x.example/b":"1"},"requests":{"x.example/b":"5"}}}]`), []string{`{"op":"add","path":"/spec/containers/0/resources/limits/x.example~1b","value":"5"}`, `{"op":"add","path":"/spec/containers/0/resources/requests/x.example~1b","value":"5"}`}, nil},
+		"named and has it":      {spec(`[{"name":"b","manifold.dev/container":"n"},{"name":"b"}]`, `"containers":[{"name":"m"},{"name":"n","resources":{"limits":{"x.example/b":2}}}]`), nil, nil},
+		"init is not enough":    {spec("b", `"initContainers":[{"name":"i","resources":{"limits":{"x.example/b":"1"}}}],"containers":[{"name":"m"}]`), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1)}, nil},
+		"sidecar is":            {spec("b", `"initContainers":[{"name":"i","restartPolicy":"Always","resources":{"limits":{"x.example/b":"1"}}}],"containers":[{"name":"m"}]`), nil, nil},
+		"init named":            {spec(`[{"name":"b","manifold.dev/container":"i"}]`, `"initContainers":[{"name":"i"}],"containers":[{"name":"m"}]`), []string{`{"op":"add","path":"/spec/initContainers/0/resources","value":{"limits":{"x.example/b":"1"}}}`, `{"op":"add","path":"/spec/initContainers/0/resources/requests","value":{"x.example/b":"1"}}`}, nil},
+		"claim named":           {spec(`[{"name":"b","manifold.dev/claim":"nic"},{"name":"b"}]`, claimed), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1)}, nil},
+		"claim not named":       {spec("b", claimed), nil, []string{"resource claims that no network names"}},
+		"claim, container":      {spec(`[{"name":"b","manifold.dev/container":"m"}]`, claimed), []string{limits(0, "x.example/b", 1), requests(0, "x.example/b", 1)}, nil},
+		"container's claims":    {spec(`[{"name":"b","manifold.dev/container":"m"}]`, `"resourceClaims":[{"name":"nic"}],"containers":[{"name":"m","resources":{"claims":[{"name":"nic"}]}}]`), []string{`{"op":"add","path":"/spec/containers/0/resources/limits","value":{"x.example/b":"1"}}`, `{"op":"add","path":"/spec/containers/0/resources/requests","value":{"x.example/b":"1"}}`}, nil},
+		"labels":                {spec("d", `"nodeSelector":{"row":"7"},`+two), []string{`{"op":"add","path":"/spec/nodeSelector/rack","value":"2"}`}, nil},
+		"labels differ":         {spec("d", `"nodeSelector":{"row":"7","rack":"1"},`+two), nil, []string{"shop/d is for nodes with rack=2, and the pod asks for rack=1"}},
+		"label that is none":    {spec("e", two), nil, []string{"left out"}},
+		"huge":                  {spec("b", `"containers":[{"name":"m","resources":{"limits":{"x.example/b":"9E18"}}},{"name":"n","resources":{"limits":{"x.example/b":"9E18"}}}]`), nil, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in, after, err := injected(t, tc.pod)
@@ -255,6 +257,11 @@ func keeps(t *testing.T, was, is []*slot) {
 		for name, limit := range was[i].Resources.Limits {
 			if now := is[i].Resources.Limits[name]; now.Cmp(limit) < 0 {
 				t.Errorf("container %d: limit of %s lowered from %s to %s", i, name, limit.String(), now.String())
+			}
+		}
+		for name, request := range was[i].Resources.Requests {
+			if now := is[i].Resources.Requests[name]; now.Cmp(request) < 0 {
+				t.Errorf("container %d: request of %s lowered from %s to %s", i, name, request.String(), now.String())
 			}
 		}
 	}
