@@ -1,8 +1,10 @@
 package rules
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -17,14 +19,28 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
+// anyNetwork is a configuration with which everything can be planned that can be
+// with one at least: it takes the place of one that is not known, so that the rest
+// of a pod is looked at.
+var anyNetwork = func() string {
+	capabilities := map[string]bool{}
+	for _, name := range capable {
+		capabilities[name] = true
+	}
+	raw, _ := json.Marshal(map[string]any{"cniVersion": "1.0.0", "name": "any", "type": "any", "capabilities": capabilities}) // strings and booleans
+	return string(raw)
+}()
+
 // checkedPod is a pod that is looked at, and what is found.
 type checkedPod struct {
 	list
-	rules *Rules
-	pod   *corev1.Pod
-	root  *field.Path
-	conf  *netconf.Conf
-	defs  map[planner.Ref]*netattach.Definition
+	rules   *Rules
+	pod     *corev1.Pod
+	root    *field.Path
+	conf    *netconf.Conf
+	defs    map[planner.Ref]*netattach.Definition
+	guessed bool // some of defs stand in for networks that are not known, nor are their devices
+	pins    bool // a network names its device, which may be one of another network's
 }
 
 // path returns the path of a field of the pod.
@@ -42,7 +58,7 @@ func (r *Rules) Pod(pod *corev1.Pod, root *field.Path, defs map[planner.Ref]*net
 	if defs == nil {
 		defs = map[planner.Ref]*netattach.Definition{}
 	}
-	c := &checkedPod{rules: r, pod: pod, root: root, defs: defs}
+	c := &checkedPod{rules: r, pod: pod, root: root, defs: maps.Clone(defs)}
 	inv, err := r.invocation(pod, defs)
 	if err != nil { // New has seen it pass
 		c.add(Error, c.path("metadata"), "%v", err)
@@ -62,7 +78,7 @@ func (r *Rules) Pod(pod *corev1.Pod, root *field.Path, defs map[planner.Ref]*net
 	}
 	whole = c.container() && whole
 	c.volume()
-	if whole && selects {
+	if whole && selects && !(c.guessed && c.pins) {
 		c.plan(inv)
 	}
 	return c.list
@@ -91,18 +107,13 @@ func (c *checkedPod) annotation(key string) bool {
 	return whole
 }
 
-// selection looks at what a plan does not tell of one entry, and reports whether
-// its definition is known, so that a plan can be made.
+// selection looks at what a plan does not tell of one entry, and reports whether a
+// plan can be made: of an entry whose configuration is not known only when nothing
+// is asked that depends on it.
 func (c *checkedPod) selection(at *field.Path, s *netattach.Selection) bool {
-	whole := true
-	switch def := c.defs[refOf(s)]; {
-	case def == nil:
-		c.add(Warning, at, "definition %s %s: what it asks of the pod is not checked", refOf(s), c.rules.absent)
-		whole = false
-	case strings.TrimSpace(def.Spec.Config) == "":
-		whole = false // a file on the node says what it asks
-	}
+	whole := c.configuration(at, s) || s.DeviceID == "" && s.Container == "" && s.Claim == ""
 	if s.DeviceID != "" {
+		c.pins = true
 		c.add(Warning, at, "network %s pins device %s: only the kubelet chooses devices, and a second pod of this kind is refused", s, s.DeviceID)
 	}
 	if s.Container != "" && !slices.Contains(containers(c.pod), s.Container) {
@@ -114,6 +125,23 @@ func (c *checkedPod) selection(at *field.Path, s *netattach.Selection) bool {
 		whole = false
 	}
 	return whole
+}
+
+// configuration reports whether it is known what a network asks of the pod; if not
+// anyNetwork stands in for it.
+func (c *checkedPod) configuration(at *field.Path, s *netattach.Selection) bool {
+	stands := &netattach.Definition{Spec: netattach.DefinitionSpec{Config: anyNetwork}}
+	stands.Namespace, stands.Name = s.Namespace, s.Name
+	switch def := c.defs[refOf(s)]; {
+	case def == nil || def.Spec.Config == anyNetwork:
+		c.add(Warning, at, "definition %s %s: what it asks of the pod is not checked", refOf(s), c.rules.absent)
+	case strings.TrimSpace(def.Spec.Config) == "": // a file on the node says
+		stands.Annotations = def.Annotations
+	default:
+		return true
+	}
+	c.defs[refOf(s)], c.guessed = stands, true
+	return false
 }
 
 // MountPath returns why a directory of [netattach.StatusVolumeAnnotation] cannot be
@@ -151,7 +179,10 @@ func (c *checkedPod) container() bool {
 func (c *checkedPod) plan(inv *netconf.Invocation) {
 	networks := annotation(c.path("metadata"), netattach.NetworksAnnotation)
 	made, err := planOf(inv, c.pod, c.defs)
-	if err != nil {
+	switch {
+	case c.guessed && cnierr.Is(err, cnierr.NoDevice):
+		return
+	case err != nil:
 		c.refused(networks, err)
 		return
 	}
@@ -169,13 +200,25 @@ func planOf(inv *netconf.Invocation, pod *corev1.Pod, defs map[planner.Ref]*neta
 	return sel.Plan(planner.Sources{Definitions: defs, Allocation: requested(pod, sel.Demands(defs))})
 }
 
+// defaultAlone returns what is wrong with the annotation of the default network,
+// whatever the other one says.
+func (c *checkedPod) defaultAlone() error {
+	alone := c.pod.DeepCopy()
+	delete(alone.Annotations, netattach.NetworksAnnotation)
+	_, err := c.rules.Select(alone)
+	return err
+}
+
 // refused records why no plan is made, without the pod, which the reader sees
 // beside it. Devices are corrected in the containers' limits, everything else in
 // the annotation.
 func (c *checkedPod) refused(networks *field.Path, err error) {
 	at := networks
-	if cnierr.Is(err, cnierr.NoDevice) {
+	switch {
+	case cnierr.Is(err, cnierr.NoDevice):
 		at = c.path("spec").Child("containers")
+	case cnierr.Is(err, cnierr.InvalidAnnotation) && c.defaultAlone() != nil:
+		at = annotation(c.path("metadata"), netattach.DefaultNetworkAnnotation)
 	}
 	var e *cnierr.Error
 	if !errors.As(err, &e) {
