@@ -173,6 +173,7 @@ func serve(ctx context.Context, conf *agent.Config, path string, stderr io.Write
 		return err
 	}
 	sources.Go(func() { a.Run(running) })
+	sources.Go(func() { settle(running) })
 	log.Info("serving", "release", release, "socket", conf.Socket, "node", conf.Node)
 	sources.Go(func() { planner.Deliver(running, conf.CNIDir) })
 	err = plan.Serve(ctx, l, planner)
