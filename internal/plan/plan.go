@@ -240,6 +240,7 @@ type VF struct {
 	LinkState string `json:"linkState,omitempty"` // auto, enable or disable
 	MinTxRate *int   `json:"minTxRate,omitempty"` // Mbit/s
 	MaxTxRate *int   `json:"maxTxRate,omitempty"` // Mbit/s
+	GUID      string `json:"guid,omitempty"`      // of an InfiniBand VF, of its node and port alike
 }
 
 // Outcome is what became of one attachment.

@@ -424,7 +424,7 @@ func (b *builder) want(a *plan.Attachment, r *request, c *netattach.Config) erro
 	}
 	vf := plan.VF{
 		VLAN: asked.VLAN, VLANQoS: asked.VLANQoS, VLANProto: asked.VLANProto, SpoofChk: asked.SpoofChk, Trust: asked.Trust,
-		LinkState: asked.LinkState, MinTxRate: asked.MinTxRate, MaxTxRate: asked.MaxTxRate,
+		LinkState: asked.LinkState, MinTxRate: asked.MinTxRate, MaxTxRate: asked.MaxTxRate, GUID: r.GUID,
 	}
 	switch {
 	case a.Device.Userspace, r.MAC != "" && asked.SetsVFMAC: // the former has no interface that could have the MAC

@@ -33,7 +33,7 @@ func good() (*plan.Attachment, Claim, *sriov.Snapshot, *Facts) {
 			Verify: plan.VerifyEnforce, MAC: "02:00:00:00:00:01", MTU: 1400, IPs: []string{"10.0.0.2"},
 			VF: &plan.VF{
 				VLAN: ptr(100), VLANQoS: ptr(3), VLANProto: "802.1Q", MAC: "02:00:00:00:00:01", SpoofChk: "off", Trust: "on",
-				LinkState: "enable", MinTxRate: ptr(10), MaxTxRate: ptr(200),
+				LinkState: "enable", MinTxRate: ptr(10), MaxTxRate: ptr(200), GUID: "02-00-00-00-00-00-00-07",
 			},
 		},
 	}
@@ -43,6 +43,7 @@ func good() (*plan.Attachment, Claim, *sriov.Snapshot, *Facts) {
 		Interface: Interface{Exists: true, Name: "net1", MAC: "02:00:00:00:00:01", MTU: 1400, Up: true, Parent: vf, Addresses: []string{"10.0.0.2/24", "fe80::1/64"}},
 		Device: &sriov.Snapshot{Driver: "igbvf", Instance: 4711, VF: &sriov.VFState{
 			MAC: "02:00:00:00:00:01", VLAN: 100, VLANQoS: 3, VLANProto: "802.1q", Trust: true, LinkState: "enable", MinTxRate: 10, MaxTxRate: 200,
+			NodeGUID: "02:00:00:00:00:00:00:07", PortGUID: "02:00:00:00:00:00:00:07",
 		}},
 	}
 	return a, c, before, f
@@ -51,7 +52,7 @@ func good() (*plan.Attachment, Claim, *sriov.Snapshot, *Facts) {
 func TestAllAsItShouldBe(t *testing.T) {
 	a, c, before, f := good()
 	r := Compare(a, c, before, f)
-	if len(r.Findings) != 0 || len(r.Checked) != 20 {
+	if len(r.Findings) != 0 || len(r.Checked) != 22 {
 		t.Errorf("%d checked: %v; findings %v", len(r.Checked), r.Checked, r.Findings)
 	}
 }
@@ -78,6 +79,8 @@ func TestEveryLieIsFound(t *testing.T) {
 		"QoS":             {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.VLANQoS = 0 }, "VLAN QoS of the VF"},
 		"VLAN protocol":   {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.VLANProto = "802.1ad" }, "VLAN protocol of the VF: wanted 802.1q, found 802.1ad"},
 		"VF MAC":          {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.MAC = "00:00:00:00:00:00" }, "MAC of the VF"},
+		"node GUID":       {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.NodeGUID = "00:00:00:00:00:00:00:00" }, "node GUID of the VF: wanted 02:00:00:00:00:00:00:07, found 00"},
+		"port GUID":       {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.PortGUID = "00:00:00:00:00:00:00:00" }, "port GUID of the VF: wanted 02:00:00:00:00:00:00:07, found 00"},
 		"spoof check":     {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.SpoofChk = true }, "spoof check of the VF: wanted off, found on"},
 		"trust":           {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.Trust = false }, "trust of the VF: wanted on, found off"},
 		"link state":      {func(_ *plan.Attachment, _ *Claim, f *Facts) { f.Device.VF.LinkState = "auto" }, "link state of the VF: wanted enable, found auto"},
@@ -116,6 +119,15 @@ func TestDeviceThatTheConfigurationNames(t *testing.T) {
 	f.Device.Instance++
 	if r := Compare(a, Claim{}, before, f); len(r.Findings) != 1 || r.Findings[0].Field != classFunction {
 		t.Errorf("another function: %v", r.Findings)
+	}
+}
+
+// A kernel that tells no GUIDs does not contradict one that was asked for.
+func TestGUIDsThatAreNotTold(t *testing.T) {
+	a, c, before, f := good()
+	f.Device.VF.NodeGUID, f.Device.VF.PortGUID = "", ""
+	if r := Compare(a, c, before, f); len(r.Findings) > 0 {
+		t.Errorf("%v", r.Findings)
 	}
 }
 

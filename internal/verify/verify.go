@@ -323,7 +323,7 @@ func (r *Report) expect(field, want, found string) {
 	r.Findings = append(r.Findings, sriov.Difference{Field: field, Want: want, Found: found})
 }
 
-// expectMAC compares hardware addresses whatever their spelling.
+// expectMAC compares hardware addresses, or GUIDs, whatever their spelling.
 func (r *Report) expectMAC(field, want, found string) {
 	if hw, err := net.ParseMAC(want); err == nil {
 		want = hw.String()
@@ -588,6 +588,10 @@ func compareVF(r *Report, w *plan.VF, d *sriov.Snapshot) {
 	word("link state of the VF", w.LinkState, d.VF.LinkState)
 	if w.MAC != "" {
 		r.expectMAC("MAC of the VF", w.MAC, d.VF.MAC)
+	}
+	if w.GUID != "" && d.VF.NodeGUID != "" { // else the kernel tells none
+		r.expectMAC("node GUID of the VF", w.GUID, d.VF.NodeGUID)
+		r.expectMAC("port GUID of the VF", w.GUID, d.VF.PortGUID)
 	}
 }
 
