@@ -1,6 +1,7 @@
 package monitoring
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,9 +53,16 @@ func TestAlertRules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	page, err := os.ReadFile(filepath.Join(root, "docs", "troubleshooting.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, r := range rules(t) {
 		if !regexp.MustCompile(`alertname: ` + r.Alert + "\n").Match(raw) {
 			t.Errorf("alert %s is not tested", r.Alert)
+		}
+		if !bytes.Contains(page, []byte("\n| `"+r.Alert+"` |")) {
+			t.Errorf("the troubleshooting page has no entry for alert %s", r.Alert)
 		}
 	}
 }
