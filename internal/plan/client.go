@@ -94,8 +94,9 @@ func (b bound) Close() error {
 
 // Fallback is a Planner that asks First, and Then only when First could not be
 // reached, or hung for two thirds of the time that there is, in Status for askTime
-// at most: a refusal is an answer. Planning has no effect, so asking twice is safe;
-// a report that was lost in transit is published at most once more.
+// at most: a refusal is an answer. One that can be pinged and does not even answer
+// that is given up sooner. Planning has no effect, so asking twice is safe; a report
+// that was lost in transit is published at most once more.
 type Fallback struct {
 	First, Then Planner
 }
@@ -109,10 +110,35 @@ func shareOf(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, time.Until(end)*2/3)
 }
 
+// pingTime is how long First may take for a plan before it is asked whether it
+// answers at all, and for that: many times what either takes on a node that is busy.
+const pingTime = 5 * time.Second
+
+// giveUpHung calls giveUp once First does not answer a ping: it hangs, where one that
+// waits for the API server answers. It ends with ctx.
+func (f Fallback) giveUpHung(ctx context.Context, giveUp context.CancelFunc) {
+	first, can := f.First.(interface{ Ping(context.Context) error })
+	for can {
+		select {
+		case <-time.After(pingTime):
+		case <-ctx.Done():
+			return
+		}
+		ping, cancel := context.WithTimeout(ctx, pingTime)
+		err := first.Ping(ping)
+		cancel()
+		if IsTransport(err) {
+			giveUp()
+			return
+		}
+	}
+}
+
 // Plan implements [Planner].
 func (f Fallback) Plan(ctx context.Context, req Request) (*Plan, error) {
 	first, cancel := shareOf(ctx)
 	defer cancel()
+	go f.giveUpHung(first, cancel)
 	p, err := f.First.Plan(first, req)
 	if !IsTransport(err) || ctx.Err() != nil {
 		return p, err

@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -175,6 +176,40 @@ func exercise(t *testing.T, p Planner) {
 	}
 	if _, err := p.Status(t.Context(), StatusQuery{}); err == nil || IsTransport(err) {
 		t.Errorf("status: %v", err)
+	}
+}
+
+// asleep is a planner that makes no plan, and answers a ping or does not.
+type asleep struct {
+	fake
+	answers bool
+}
+
+func (asleep) Plan(ctx context.Context, _ Request) (*Plan, error) {
+	<-ctx.Done()
+	return nil, transportError("ask", ctx.Err())
+}
+
+func (a asleep) Ping(ctx context.Context) error {
+	if a.answers {
+		return nil
+	}
+	<-ctx.Done()
+	return transportError("ping", ctx.Err())
+}
+
+// TestWhoHangsIsGivenUpSooner than who waits for somebody else.
+func TestWhoHangsIsGivenUpSooner(t *testing.T) {
+	for answers, after := range map[bool]time.Duration{true: 40 * time.Second, false: 10 * time.Second} {
+		synctest.Test(t, func(t *testing.T) { // whose time passes in sleep alone
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			began := time.Now()
+			p, err := Fallback{First: asleep{answers: answers}, Then: fake{}}.Plan(ctx, Request{PodName: "app"})
+			if took := time.Since(began); err != nil || p.Attachments[0].Name != "app" || took != after {
+				t.Errorf("answers %v: %+v, %v after %s, want %s", answers, p, err, took, after)
+			}
+		})
 	}
 }
 
