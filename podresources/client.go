@@ -156,5 +156,13 @@ func callError(method string, err error) error {
 			kind = ErrPodNotFound
 		}
 	}
-	return fmt.Errorf("%w: %s: %w", kind, method, err)
+	return fmt.Errorf("%w: %s: %w", kind, method, rpcError{err})
 }
+
+// rpcError is the error of a call, which says what went wrong without the frame that
+// gRPC puts around it.
+type rpcError struct{ err error }
+
+func (e rpcError) Error() string { return status.Convert(e.err).Message() }
+
+func (e rpcError) Unwrap() error { return e.err }

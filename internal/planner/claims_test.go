@@ -142,7 +142,7 @@ func TestRefusalsWithClaims(t *testing.T) {
 		"another resource":                {named, list(with(vf, func(d *podresources.Device) { d.Resource = "another.example/vfs" })), nil, cnierr.NoDevice, []string{"not of this resource", "another.example/vfs", vfs}},
 		"no attribute":                    {named, list(with(vf, unknown)), nil, cnierr.NoDevice, []string{"claim shop/nics-object request b", "no attribute is known", "resourceSlices"}},
 		"no attribute yet":                {named, list(with(vf, unavailable)), nil, cnierr.TryAgain, []string{"slices"}},
-		"no attribute, not named":         {"fast", list(with(vf, unknown)), nil, cnierr.NoDevice, []string{"1 attachments", "allocated 0", "whether this is one is not known", "device vf-1", "names its claim"}},
+		"no attribute, not named":         {"fast", list(with(vf, unknown)), nil, cnierr.NoDevice, []string{"1 attachment asks", "allocated 0", "whether this is one is not known", "device vf-1", "names its claim"}},
 		"one of them yet, not named":      {"fast", list(with(vf, unknown), with(claimed("vf-2", "", "b"), unavailable)), nil, cnierr.TryAgain, []string{"device vf-2"}},
 		"a device plugin has it as well":  {"fast,fast", list(vf, dev("rx", "0000:21:10.4")), nil, cnierr.NoDevice, []string{"2 attachments", "allocated 1"}},
 		"another resource has it as well": {"fast,other", list(ofB("rx", "0000:21:10.4"), vf), nil, cnierr.DeviceConflict, []string{"another.example/vfs", vfs, "0000:21:10.4"}},

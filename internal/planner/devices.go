@@ -3,6 +3,7 @@ package planner
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -263,22 +264,21 @@ func (b *builder) refuse(l *ledger, i int, resource string) error {
 	if err := l.overlap(resource); err != nil {
 		return err
 	}
-	asked, given := 0, map[string]bool{} // by key: a device is one, whoever advertises it
+	asked, where := 0, "the pod"
 	for j := range b.requests {
 		if b.resource(j) == resource && (r.Container == "" || b.requests[j].Container == r.Container) {
 			asked++
 		}
 	}
-	for _, d := range l.devices {
-		if d.Resource == resource && (r.Container == "" || slices.Contains(d.Containers, r.Container)) {
-			given[l.key(&d)] = true
-		}
-	}
-	where := "the pod"
 	if r.Container != "" {
 		where = "container " + r.Container
 	}
-	short := fmt.Sprintf("%d attachments ask for a device of it, the kubelet allocated %d to %s", asked, len(given), where)
+	ask := "attachments ask"
+	if asked == 1 {
+		ask = "attachment asks"
+	}
+	given, others := b.given(l, r.Container)
+	short := fmt.Sprintf("%d %s for a device of it, the kubelet allocated %d to %s%s", asked, ask, given[resource], where, others)
 	if d := l.unknown(resource); d != nil {
 		return cnierr.New("assign device", gapKind(d), "%s; whether this is one is not known: %s: %w", short, d.Claim, d.Claim.Gap).
 			About(cnierr.Subject{Resource: resource}).WithFix(publish)
@@ -286,6 +286,30 @@ func (b *builder) refuse(l *ledger, i int, resource string) error {
 	return cnierr.New("assign device", cnierr.NoDevice, "%s", short).
 		About(cnierr.Subject{Resource: resource}).
 		WithFix("request %d of %s in the resource limits of %s, or correct the definition's resourceName", asked, resource, where)
+}
+
+// given counts the devices of each resource that a container has, or the pod for "";
+// others says of which of them there are some that no network asks for, one of which
+// may be the resource that was meant.
+func (b *builder) given(l *ledger, container string) (counts map[string]int, others string) {
+	wanted := map[string]bool{}
+	for i := range b.requests {
+		wanted[b.resource(i)] = true
+	}
+	counts = map[string]int{}
+	seen := map[string]bool{} // a device is one, whoever advertises it
+	for _, d := range l.devices {
+		if id := d.Resource + " " + l.key(&d); !seen[id] && (container == "" || slices.Contains(d.Containers, container)) {
+			seen[id] = true
+			counts[d.Resource]++
+		}
+	}
+	for _, resource := range slices.Sorted(maps.Keys(counts)) {
+		if !wanted[resource] && resource != "" {
+			others += fmt.Sprintf("; it has %d of %s, which no network asks for", counts[resource], resource)
+		}
+	}
+	return counts, others
 }
 
 // overlap is the error of a device that serves another resource's network.

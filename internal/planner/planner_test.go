@@ -234,8 +234,9 @@ func TestRefusals(t *testing.T) {
 		kind  cnierr.Kind
 		parts []string
 	}{
-		"no device":   {world{networks: "fast", definitions: fast, resources: res}, cnierr.NoDevice, []string{vfs, "1 attachments", "allocated 0"}},
+		"no device":   {world{networks: "fast", definitions: fast, resources: res}, cnierr.NoDevice, []string{vfs, "1 attachment asks", "allocated 0"}},
 		"too few":     {world{networks: "fast,fast", definitions: fast, resources: res, devices: []podresources.Device{dev("rx", "a")}}, cnierr.NoDevice, []string{"2 attachments", "allocated 1"}},
+		"another":     {world{networks: "fast", definitions: fast, resources: res, devices: []podresources.Device{ofB("rx", "b"), ofB("tx", "c")}}, cnierr.NoDevice, []string{"allocated 0 to the pod; it has 2 of another.example/vfs, which no network asks for; request 1"}},
 		"container's": {world{networks: `[{"name":"fast","manifold.dev/container":"tx"}]`, definitions: fast, resources: res, devices: []podresources.Device{dev("rx", "a")}}, cnierr.NoDevice, []string{"container tx"}},
 		"two resources": {world{networks: "fast,other", definitions: map[string]string{"fast": hostDevice, "other": hostDevice}, resources: map[string]string{"fast": vfs, "other": "another.example/vfs"},
 			devices: []podresources.Device{dev("rx", "0000:21:10.4"), ofB("rx", "0000:21:10.4")}}, cnierr.DeviceConflict, []string{vfs, "another.example/vfs", "0000:21:10.4", "shop/fast"}},

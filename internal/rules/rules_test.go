@@ -177,8 +177,8 @@ func TestPodAsTheNodesAreConfigured(t *testing.T) {
 	}{
 		"isolated":        {`{"namespaceIsolation":true,"clusterNetwork":"elsewhere"}`, nil, [][]string{{"error", "namespaceIsolation is on"}}},
 		"global":          {`{"namespaceIsolation":true,"globalNamespaces":"x,other","clusterNetwork":"/etc/cni/net.d"}`, nil, nil},
-		"defaultNetworks": {`{"defaultNetworks":["shop/vf","on-disk"]}`, nil, [][]string{{"error", "spec.containers", "1 attachments"}}},
-		"cluster's":       {`{"clusterNetwork":"vf","multusNamespace":"shop"}`, nil, [][]string{{"error", "spec.containers", "1 attachments"}}},
+		"defaultNetworks": {`{"defaultNetworks":["shop/vf","on-disk"]}`, nil, [][]string{{"error", "spec.containers", "1 attachment asks"}}},
+		"cluster's":       {`{"clusterNetwork":"vf","multusNamespace":"shop"}`, nil, [][]string{{"error", "spec.containers", "1 attachment asks"}}},
 		"host network":    {`{}`, func(p *corev1.Pod) { p.Spec.HostNetwork = true }, [][]string{{"warning", "spec.hostNetwork"}}},
 		"container":       {`{}`, func(p *corev1.Pod) { p.Annotations[netattach.ContainerKey] = "z" }, [][]string{{"error", "[manifold.dev/container]"}}},
 		"volume":          {`{}`, func(p *corev1.Pod) { p.Annotations[netattach.StatusVolumeAnnotation] = "etc/net" }, [][]string{{"error", "[manifold.dev/network-status-volume]"}}},

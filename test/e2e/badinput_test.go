@@ -150,7 +150,7 @@ func TestDevicesAreRefusedNotGuessed(t *testing.T) {
 	n.define("nic-b", nicB, hostDevice)
 	none := n.addPod("none", "nic-b", "c1")
 	n.allocate(none, "c1", nicA, id)
-	n.refusedWithoutTrace(none, 105, "resource "+nicB, "1 attachments ask", "allocated 0", "resource limits")
+	n.refusedWithoutTrace(none, 105, "resource "+nicB, "1 attachment asks", "allocated 0", "it has 1 of "+nicA, "resource limits")
 	few := n.addPod("few", "nic-a,nic-a", "c1")
 	n.allocate(few, "c1", nicA, id)
 	n.refusedWithoutTrace(few, 105, "resource "+nicA, "2 attachments ask", "allocated 1")

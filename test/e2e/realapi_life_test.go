@@ -127,6 +127,36 @@ func TestRealAPIPodsLife(t *testing.T) {
 	}
 }
 
+// TestRealAPIRepeatedRefusals: a pod that the kubelet tries again and again has one
+// Event, which counts.
+func TestRealAPIRepeatedRefusals(t *testing.T) {
+	n := newRealNode(t)
+	p := n.create("lost", "nowhere")
+	n.serve()
+	n.ready()
+	for range 20 {
+		n.refuse("ADD", p, 102)
+	}
+	patch := []byte(`{"metadata":{"annotations":{"` + netattach.NetworksAnnotation + `":"elsewhere"}}}`)
+	_, err := n.client.CoreV1().Pods("default").Patch(context.Background(), "lost", types.MergePatchType, patch, metav1.PatchOptions{})
+	n.must(err)
+	var events []corev1.Event
+	n.eventually("the Event to say what is new", func() bool {
+		n.refuse("ADD", p, 102)
+		list, err := n.client.CoreV1().Events("default").List(context.Background(), metav1.ListOptions{FieldSelector: "involvedObject.name=lost"})
+		n.must(err)
+		events = list.Items
+		return len(events) != 1 || strings.Contains(events[0].Message, "default/elsewhere")
+	})
+	if len(events) != 1 || events[0].Reason != "NetworkNotFound" || events[0].Type != corev1.EventTypeWarning || events[0].Count < 20 {
+		t.Errorf("Events %+v", events)
+	}
+	written := slices.DeleteFunc(n.cost("lost"), func(r string) bool { return !strings.HasSuffix(r, " events") })
+	if !slices.Equal(written, []string{"create events", "patch events"}) { // with the news
+		t.Errorf("they cost %q", written)
+	}
+}
+
 // ready waits until the agent knows pods and definitions.
 func (n *realNode) ready() {
 	n.t.Helper()

@@ -1,0 +1,129 @@
+package e2e
+
+import (
+	"cmp"
+	"encoding/hex"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"sync"
+	"testing"
+
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// spans are those that a collector was sent.
+type spans struct {
+	mu  sync.Mutex
+	all []*tracev1.Span
+}
+
+// traced starts a collector, and has the node's agent send its traces there.
+func (n *node) traced() *spans {
+	n.t.Helper()
+	s := &spans{}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var in collector.ExportTraceServiceRequest
+		body, err := io.ReadAll(r.Body)
+		if err == nil {
+			err = proto.Unmarshal(body, &in)
+		}
+		if err != nil {
+			n.t.Errorf("%s: %v", r.URL, err)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, resource := range in.GetResourceSpans() {
+			for _, scope := range resource.GetScopeSpans() {
+				s.all = append(s.all, scope.GetSpans()...)
+			}
+		}
+	}))
+	n.t.Cleanup(srv.Close)
+	keys := n.agentKeys()
+	keys["traces"] = srv.URL
+	n.agentConfig(keys)
+	return s
+}
+
+// of returns the spans of the trace that a line of a log names.
+func (s *spans) of(line map[string]any) (out []*tracev1.Span) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, span := range s.all {
+		if hex.EncodeToString(span.GetTraceId()) == line["request"] {
+			out = append(out, span)
+		}
+	}
+	return out
+}
+
+// What the plugin has measured of a call reaches the collector, by the agent, as one
+// trace under the ID that the logs have: the call and, within its time, its steps.
+func TestTracesOfCalls(t *testing.T) {
+	n := newNode(t, nil)
+	got := n.traced()
+	n.serve()
+	n.withConf(map[string]any{"logFile": n.path("plugin.log"), "logLevel": "debug", "logFormat": "json"})
+	n.define("plain", "", `{"cniVersion":"1.0.0","type":"scripted"}`)
+	p, refused := n.addPod("pod", "plain"), n.addPod("refused", "nowhere")
+	n.succeed("ADD", p)
+	n.refuse("ADD", refused, 102)
+	n.succeed("DEL", p)
+	log := n.lines("plugin.log")
+	done, failed := said(log, "done", p), said(log, "failed", refused)
+	if len(done) != 2 || len(failed) != 1 {
+		t.Fatalf("the log has %v and %v", done, failed)
+	}
+	for _, tc := range []struct {
+		line      map[string]any
+		call      string
+		delegates []string
+		code      tracev1.Status_StatusCode
+	}{
+		{done[0], "CNI ADD", []string{"bridge", "scripted"}, tracev1.Status_STATUS_CODE_UNSET},
+		{failed[0], "CNI ADD", nil, tracev1.Status_STATUS_CODE_ERROR},
+		{done[1], "CNI DEL", []string{"scripted", "bridge"}, tracev1.Status_STATUS_CODE_UNSET},
+	} {
+		n.eventually("a trace of "+tc.call, func() bool { return len(got.of(tc.line)) > len(tc.delegates) })
+		trace := got.of(tc.line)
+		i := slices.IndexFunc(trace, func(s *tracev1.Span) bool { return s.GetName() == tc.call })
+		if i < 0 {
+			t.Errorf("no span %s in %v", tc.call, trace)
+			continue
+		}
+		call := trace[i]
+		if code := call.GetStatus().GetCode(); code != tc.code {
+			t.Errorf("%s ends with %v", tc.call, call.GetStatus())
+		}
+		if ran := within(t, call, trace); !slices.Equal(ran, tc.delegates) {
+			t.Errorf("%s ran %q, want %q", tc.call, ran, tc.delegates)
+		}
+	}
+}
+
+// within fails unless all other spans of a trace are steps of a call, in its time; it
+// returns the plugins that ran, in order.
+func within(t *testing.T, call *tracev1.Span, trace []*tracev1.Span) (ran []string) {
+	t.Helper()
+	slices.SortFunc(trace, func(a, b *tracev1.Span) int {
+		return cmp.Compare(a.GetStartTimeUnixNano(), b.GetStartTimeUnixNano())
+	})
+	for _, s := range trace {
+		if s == call {
+			continue
+		}
+		if string(s.GetParentSpanId()) != string(call.GetSpanId()) || s.GetStartTimeUnixNano() < call.GetStartTimeUnixNano() || s.GetEndTimeUnixNano() > call.GetEndTimeUnixNano() {
+			t.Errorf("%v is no step of %v", s, call)
+		}
+		for _, a := range s.GetAttributes() {
+			if s.GetName() == "delegate" && a.GetKey() == "manifold.plugin" {
+				ran = append(ran, a.GetValue().GetStringValue())
+			}
+		}
+	}
+	return ran
+}
