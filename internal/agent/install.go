@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -54,7 +55,7 @@ func (i *Installer) Install(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := i.checkAgentConfig(); err != nil {
+	if err := errors.Join(i.checkAgentConfig(), i.checkStateDir()); err != nil {
 		return err
 	}
 	from := i.From
@@ -83,7 +84,7 @@ func (i *Installer) Install(out io.Writer) error {
 		return cnierr.New(op, cnierr.IO, "%w", err)
 	}
 	fmt.Fprintln(out, "installed", i.confFile())
-	return nil
+	return i.withdrawEarlier(out)
 }
 
 // waitPause is the time between two looks for the cluster default network.
@@ -272,6 +273,26 @@ func (i *Installer) stateDir(configured string) string {
 	return defaultStateDir
 }
 
+// checkStateDir refuses another directory of journals than the one in place while that
+// one has any: nobody would find them to release their sandboxes by. In a pod a directory
+// that is not mounted has what nobody knows.
+func (i *Installer) checkStateDir() error {
+	was := i.inPlace().CNIDir
+	if i.Force || was == "" || filepath.Clean(was) == filepath.Clean(i.StateDir) {
+		return nil
+	}
+	if !exists(was) {
+		return cnierr.New("install", cnierr.InvalidConfig, "the journals are in %s, which cannot be looked into, and would not be found in %s", was, i.StateDir).
+			WithFix("keep that directory; to have another, uninstall, delete the node's pods that have secondary networks, and install again")
+	}
+	keys, err := journal.Dir{Path: was}.List()
+	if err != nil || len(keys) == 0 {
+		return err
+	}
+	return cnierr.New("install", cnierr.InvalidConfig, "the journals of %d sandboxes are in %s, and would not be found in %s", len(keys), was, i.StateDir).
+		WithFix("keep that directory until these pods are deleted, or give --force")
+}
+
 // quoted returns a string as JSON.
 func quoted(s string) json.RawMessage {
 	raw, err := json.Marshal(s)
@@ -304,24 +325,58 @@ func (i *Installer) primary() (string, error) {
 }
 
 // inPlace returns the plugin's configuration in place, an empty one when there is
-// none: an upgrade keeps its primary network and its directory.
+// none: an upgrade keeps its primary network and its directory, whatever the file is
+// to be called.
 func (i *Installer) inPlace() netconf.Conf {
-	raw, err := os.ReadFile(i.confFile())
-	if err != nil {
-		return netconf.Conf{}
-	}
-	var list struct {
-		Plugins []netconf.Conf `json:"plugins"`
-	}
-	if json.Unmarshal(raw, &list) != nil {
-		return netconf.Conf{}
-	}
-	for _, p := range list.Plugins {
-		if p.Type == "manifold" {
-			return p
+	for _, path := range append([]string{i.confFile()}, i.earlier()...) {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		var list struct {
+			Plugins []netconf.Conf `json:"plugins"`
+		}
+		if json.Unmarshal(raw, &list) != nil {
+			continue
+		}
+		for _, p := range list.Plugins {
+			if p.Type == "manifold" {
+				return p
+			}
 		}
 	}
 	return netconf.Conf{}
+}
+
+// earlier returns the files of ConfDir, in order of their names, that an installation
+// which was told another name has left: all that call Manifold, and those that are kept
+// though another plugin has taken them away.
+func (i *Installer) earlier() (paths []string) {
+	files, _ := netconf.ReadDir(i.ConfDir) // what cannot be read, no runtime takes
+	for _, f := range files {
+		if f.Runs("manifold") {
+			paths = append(paths, f.Path)
+		}
+	}
+	kept, _ := os.ReadDir(filepath.Dir(netconf.Kept(i.confFile()))) // none where nothing is installed
+	for _, e := range kept {
+		if filepath.Ext(e.Name()) == ".conflist" {
+			paths = append(paths, filepath.Join(i.ConfDir, e.Name()))
+		}
+	}
+	slices.Sort(paths)
+	return slices.DeleteFunc(slices.Compact(paths), func(path string) bool { return path == i.confFile() })
+}
+
+// withdrawEarlier takes those files away: the runtime would take them in the place of
+// the one that is to be, or once that is gone, when nobody keeps their programs.
+func (i *Installer) withdrawEarlier(out io.Writer) error {
+	for _, path := range i.earlier() {
+		if err := withdrawConf(path, func(path string) error { return remove(out, path) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Uninstall removes the CNI configuration first: from that moment the runtime
@@ -333,6 +388,9 @@ func (i *Installer) inPlace() netconf.Conf {
 // so and returns an error unless LeaveAttached is set, and can be run again.
 func (i *Installer) Uninstall(out io.Writer) error {
 	const op = "uninstall"
+	if earlier := i.earlier(); !exists(i.confFile()) && len(earlier) > 0 {
+		i.ConfName = filepath.Base(earlier[0])
+	}
 	if i.StateDir == "" {
 		i.StateDir = i.stateDir("")
 	}
@@ -341,6 +399,9 @@ func (i *Installer) Uninstall(out io.Writer) error {
 		err := fmt.Errorf("without %s there is no network configuration in %s", i.ConfName, i.ConfDir)
 		return cnierr.New(op, cnierr.NotReady, "%w", errors.Join(append([]error{err}, problems...)...)).
 			WithFix("put the default network's configuration there, or give --force")
+	}
+	if err := i.withdrawEarlier(out); err != nil {
+		return err
 	}
 	if err := i.withdraw(next, out); err != nil {
 		return err
@@ -428,7 +489,7 @@ func remove(out io.Writer, path string) error {
 		return nil
 	}
 	if err != nil {
-		return cnierr.New("uninstall", cnierr.IO, "%w", err)
+		return cnierr.New("remove "+path, cnierr.IO, "%w", err)
 	}
 	fmt.Fprintln(out, "removed", path)
 	return nil
