@@ -107,7 +107,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			return flag.ErrHelp
 		}
 		if args[0] == "install" {
-			return i.Install(stdout)
+			return i.Install(ctx, stdout)
 		}
 		return i.Uninstall(stdout)
 	case "await":

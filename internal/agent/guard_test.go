@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -30,7 +29,7 @@ func newGuarded(t *testing.T) *guarded {
 	for _, p := range programs {
 		d.must(os.WriteFile(filepath.Join(from, p), nil, 0o700))
 	}
-	d.must(d.installer(from).Install(new(bytes.Buffer)))
+	d.must(d.installer(from).Install(context.Background(), new(bytes.Buffer)))
 	d.conf = d.read()
 	d.g = &guard{
 		conf: d.path("00-manifold.conflist"), log: slog.New(slog.DiscardHandler), every: time.Hour,
@@ -176,29 +175,5 @@ func TestGuardSaysWhoStandsBefore(t *testing.T) {
 	d.g.saying.Wait()
 	if len(d.said) != 0 {
 		t.Errorf("said %q", <-d.said)
-	}
-}
-
-// On a new node the default network's plugin may come later.
-func TestInstallWaitsForADefaultNetwork(t *testing.T) {
-	d := newGuarded(t)
-	i := d.installer("")
-	i.ConfDir = d.path("new")
-	d.must(os.Mkdir(i.ConfDir, 0o700))
-	if _, err := i.awaitConfig(new(bytes.Buffer)); err == nil {
-		t.Error("there is no default network")
-	}
-	i.Wait = time.Minute
-	said := new(bytes.Buffer)
-	go func() {
-		time.Sleep(10 * time.Millisecond)
-		_ = os.WriteFile(filepath.Join(i.ConfDir, "10-late.conflist"), []byte(config("late-net", "ptp")), 0o600)
-	}()
-	raw, err := i.awaitConfig(said)
-	if err != nil || !strings.Contains(string(raw), `"late-net"`) {
-		t.Errorf("%v: %s", err, raw)
-	}
-	if !strings.Contains(said.String(), "waiting: ") {
-		t.Errorf("it says %q", fmt.Sprint(said))
 	}
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,11 +30,13 @@ type Installer struct {
 	ClusterNetwork string        // cluster default network; empty: the first in ConfDir
 	Config         string        // file with the plugin's configuration, or keys of it
 	AgentConfig    string        // file with the agent's configuration
-	Wait           time.Duration // how long Install waits for a cluster default network
+	Wait           time.Duration // how long Install waits for a cluster default network; 0: it looks for none that is named
 	Node           string        // this node's name in the agent's configuration; empty: as the file says
 	ToMultus       string        // Multus's cniDir, where it finds the sandboxes that are attached; empty: they are not handed over
 	LeaveAttached  bool          // Uninstall without error while sandboxes are attached
 	Force          bool          // also where the node would be left without pods or networks
+
+	askPause time.Duration // 0: askPause
 }
 
 // programs are the names of what is installed, in order: the plugin runs the agent's,
@@ -48,10 +51,11 @@ func (i *Installer) confFile() string { return filepath.Join(i.ConfDir, i.ConfNa
 
 // Install puts programs, the agent's configuration and last the plugin's
 // configuration in place: from that moment the runtime calls Manifold. What it
-// does is printed to out.
-func (i *Installer) Install(out io.Writer) error {
+// does is printed to out. While it waits for a cluster default network, the end of ctx
+// ends it; the rest is a moment.
+func (i *Installer) Install(ctx context.Context, out io.Writer) error {
 	const op = "install"
-	conf, err := i.awaitConfig(out)
+	conf, err := i.awaitConfig(ctx, out)
 	if err != nil {
 		return err
 	}
@@ -87,23 +91,6 @@ func (i *Installer) Install(out io.Writer) error {
 	return i.withdrawEarlier(out)
 }
 
-// waitPause is the time between two looks for the cluster default network.
-const waitPause = 500 * time.Millisecond
-
-// awaitConfig is pluginConfig, asked again until Wait is over while there is no
-// cluster default network: on a new node its plugin may come later, and a
-// configuration without one would fail every pod.
-func (i *Installer) awaitConfig(out io.Writer) ([]byte, error) {
-	conf, err := i.pluginConfig()
-	if i.Wait > 0 && cnierr.Is(err, cnierr.NotReady) {
-		fmt.Fprintln(out, "waiting:", err)
-	}
-	for end := time.Now().Add(i.Wait); cnierr.Is(err, cnierr.NotReady) && time.Now().Before(end); conf, err = i.pluginConfig() {
-		time.Sleep(waitPause)
-	}
-	return conf, err
-}
-
 // copyBuffer is how much of a program is written at once. The kernel keeps a file in
 // memory in pieces as large as it was written; a program in large ones is mapped with
 // fewer faults, which a plugin that starts for every call has a quarter less time from.
@@ -128,18 +115,23 @@ func installProgram(from, to string) error {
 	return w.CloseAtomicallyReplace()
 }
 
-// checkAgentConfig reads the agent's configuration as it will be, and refuses
-// one that names no source of pods: every pod would wait for ever to be known.
-func (i *Installer) checkAgentConfig() error {
-	c := &Config{}
+// agentConfig reads the agent's configuration as it will be.
+func (i *Installer) agentConfig() (*Config, error) {
 	file := i.AgentConfig
 	if file == "" && exists(i.agentFile()) {
 		file = i.agentFile()
 	}
-	err := c.complete()
 	if file != "" {
-		c, err = ReadConfig(file)
+		return ReadConfig(file)
 	}
+	c := &Config{}
+	return c, c.complete()
+}
+
+// checkAgentConfig refuses an agent's configuration that names no source of pods: every
+// pod would wait for ever to be known.
+func (i *Installer) checkAgentConfig() error {
+	c, err := i.agentConfig()
 	if err != nil || i.Force || c.APIServer != "" || c.PodManifests != "" || exists(c.PodsAPI) {
 		return err
 	}
@@ -302,9 +294,9 @@ func quoted(s string) json.RawMessage {
 	return raw
 }
 
-// others are the meta-plugins that are never the primary network: ourselves, and
-// those whose place Manifold takes.
-var others = append([]string{"manifold"}, multusTypes...)
+// others are the plugins that are never the primary network: ourselves, those whose
+// place Manifold takes, and the loopback that packages of runtimes bring.
+var others = append([]string{"manifold", "loopback"}, multusTypes...)
 
 // primary returns the cluster default network, pinned by name so that no file
 // that appears later can take its place.
@@ -388,12 +380,7 @@ func (i *Installer) withdrawEarlier(out io.Writer) error {
 // so and returns an error unless LeaveAttached is set, and can be run again.
 func (i *Installer) Uninstall(out io.Writer) error {
 	const op = "uninstall"
-	if earlier := i.earlier(); !exists(i.confFile()) && len(earlier) > 0 {
-		i.ConfName = filepath.Base(earlier[0])
-	}
-	if i.StateDir == "" {
-		i.StateDir = i.stateDir("")
-	}
+	i.settle()
 	next, problems := netconf.First(i.ConfDir, "manifold")
 	if next == nil && !i.Force && exists(i.confFile()) {
 		err := fmt.Errorf("without %s there is no network configuration in %s", i.ConfName, i.ConfDir)
@@ -430,6 +417,17 @@ func (i *Installer) Uninstall(out io.Writer) error {
 	// The directory may hold files of others.
 	_, _ = os.Remove(netconf.LockFile(i.confFile())), os.Remove(filepath.Dir(i.agentFile()))
 	return nil
+}
+
+// settle finds out for Uninstall what it has not been told: how the configuration is
+// called, and where the journals are.
+func (i *Installer) settle() {
+	if earlier := i.earlier(); !exists(i.confFile()) && len(earlier) > 0 {
+		i.ConfName = filepath.Base(earlier[0])
+	}
+	if i.StateDir == "" {
+		i.StateDir = i.stateDir("")
+	}
 }
 
 // withdraw takes the CNI configuration away; primary is the one that the runtime

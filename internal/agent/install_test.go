@@ -3,9 +3,11 @@ package agent
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/netconf"
@@ -17,7 +19,7 @@ func (d *guarded) again(change func(*Installer)) (string, error) {
 	i := d.installer(d.path("bin"))
 	change(i)
 	var out bytes.Buffer
-	err := i.Install(&out)
+	err := i.Install(context.Background(), &out)
 	return out.String(), err
 }
 
@@ -79,4 +81,92 @@ func TestAnotherDirectoryOfJournals(t *testing.T) {
 	d.must(os.RemoveAll(d.path("elsewhere")))
 	_, err = d.again(func(*Installer) {}) // forced
 	d.must(err)
+}
+
+// waiting is an installer for a new node's directory, which is empty, that waits for
+// its cluster default network.
+func (d *guarded) waiting(network string) *Installer {
+	i := d.installer(d.path("bin"))
+	i.ConfDir, i.ClusterNetwork, i.Wait = d.path("new"), network, time.Minute
+	d.must(os.RemoveAll(i.ConfDir))
+	d.must(os.Mkdir(i.ConfDir, 0o700))
+	return i
+}
+
+// told is what somebody is told, and does at the first word.
+type told struct {
+	bytes.Buffer
+	first func()
+}
+
+func (w *told) Write(p []byte) (int, error) {
+	if w.Len() == 0 {
+		w.first()
+	}
+	return w.Buffer.Write(p)
+}
+
+// On a new node the default network's plugin may come later, named or not: until then
+// the runtime finds nothing.
+func TestInstallWaitsForADefaultNetwork(t *testing.T) {
+	for name, tc := range map[string]struct {
+		network string
+		comes   func(*guarded, *node)
+		pinned  string
+	}{
+		"the first":         {"", func(d *guarded, _ *node) { d.file("new/10-late.conflist", config("late-net", "ptp")) }, "late-net"},
+		"behind a loopback": {"", func(d *guarded, _ *node) { d.file("new/50-late.conflist", config("late-net", "ptp")) }, "late-net"},
+		"named":             {"named-net", func(d *guarded, _ *node) { d.file("new/50-named.conflist", config("named-net", "ptp")) }, "named-net"},
+		"a definition":      {"defined", func(_ *guarded, n *node) { n.define("defined", config("defined", "ptp")) }, "defined"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, n := newGuarded(t), newNode(t)
+			i := d.waiting(tc.network)
+			d.file("new/20-lo.conf", `{"cniVersion":"1.0.0","name":"lo","type":"loopback"}`)
+			raw, err := json.Marshal(map[string]string{"apiServer": n.conf.APIServer, "snapshot": "-"})
+			d.must(err)
+			d.file("agent.json", string(raw))
+			i.AgentConfig, i.askPause = d.path("agent.json"), time.Millisecond
+			out := &told{first: func() {
+				if exists(i.confFile()) {
+					t.Error("it is there before the default network")
+				}
+				tc.comes(d, n)
+			}}
+			if err := i.Install(context.Background(), out); err != nil || !strings.HasPrefix(out.String(), "waiting: ") {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if had := i.inPlace(); had.ClusterNetwork != tc.pinned {
+				t.Errorf("its default network is %q", had.ClusterNetwork)
+			}
+			d.must(os.RemoveAll(d.path("new/50-named.conflist")))
+			n.api.Stop()
+			if err := i.Install(context.Background(), new(bytes.Buffer)); err != nil {
+				t.Errorf("again, while it is away: %v", err)
+			}
+		})
+	}
+}
+
+// Whoever ends the installation need not wait for it; nobody waits who says so.
+func TestInstallThatWaitsEnds(t *testing.T) {
+	d := newGuarded(t)
+	i := d.waiting("named-net")
+	ctx, stop := context.WithCancel(context.Background())
+	if err := i.Install(ctx, &told{first: stop}); err == nil || !strings.Contains(err.Error(), "named-net") || exists(i.confFile()) {
+		t.Errorf("ended: %v", err)
+	}
+	i.Wait = 0
+	d.must(i.Install(context.Background(), new(bytes.Buffer)))
+}
+
+// The default network is never Manifold itself.
+func TestInstallRefusesItself(t *testing.T) {
+	d := newGuarded(t)
+	for _, network := range []string{"manifold", d.path("00-manifold.conflist")} {
+		_, err := d.again(func(i *Installer) { i.ClusterNetwork = network })
+		if err == nil || !strings.Contains(err.Error(), "another") || !bytes.Equal(d.read(), d.conf) {
+			t.Errorf("%s: %v\n%s", network, err, d.read())
+		}
+	}
 }

@@ -1,0 +1,114 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/planner"
+)
+
+// While an installation waits for the cluster default network, waitPause is the time
+// between two looks at the disk, askPause that between two questions to the API server:
+// all nodes of a new cluster wait at the same time.
+const (
+	waitPause = 500 * time.Millisecond
+	askPause  = 10 * time.Second
+)
+
+// awaitConfig returns the configuration that the runtime is to read. Until Wait is over
+// it is asked for again while the cluster default network is not there: on a new node
+// its plugin may come later, and with a configuration that appears before it a runtime
+// would take the node for ready.
+func (i *Installer) awaitConfig(ctx context.Context, out io.Writer) ([]byte, error) {
+	definition, done := i.definition(ctx)
+	defer done()
+	for end, said := time.Now().Add(i.Wait), false; ; said = true {
+		conf, err := i.pluginConfig()
+		if err == nil {
+			err = i.checkDefault(conf, definition)
+			if i.Wait == 0 && cnierr.Is(err, cnierr.NotReady) { // whoever names it knows
+				err = nil
+			}
+		}
+		if !cnierr.Is(err, cnierr.NotReady) || !time.Now().Before(end) {
+			return conf, err
+		}
+		if !said {
+			fmt.Fprintln(out, "waiting:", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, cnierr.New("install", cnierr.NotReady, "ended while it waited: %w", err)
+		case <-time.After(waitPause):
+		}
+	}
+}
+
+// checkDefault returns why the cluster default network that a configuration names would
+// refuse every pod, or that it is not there. The one in place is not looked for again:
+// an upgrade waits for nothing.
+func (i *Installer) checkDefault(raw []byte, definition netconf.Definition) error {
+	conf, _, err := pluginConf(i.confFile(), raw)
+	if err != nil {
+		return err
+	}
+	if had := i.inPlace(); had.Type != "" && had.ClusterNetwork == conf.ClusterNetwork {
+		return nil
+	}
+	if filepath.Clean(conf.ClusterNetwork) == i.confFile() {
+		return cnierr.New("find cluster default network", cnierr.InvalidConfig, "%s is Manifold's own configuration", conf.ClusterNetwork).
+			WithFix("name another network")
+	}
+	network, err := conf.ClusterDefault(definition)
+	if err != nil {
+		return err
+	}
+	return (*planner.Parsed)(nil).Check(network, conf.Type)
+}
+
+// definition returns how a definition is looked up that may be the cluster default
+// network: where the agent will look, with the credential of this pod where it has one.
+// done frees what that takes.
+func (i *Installer) definition(ctx context.Context) (_ netconf.Definition, done func()) {
+	source, done := i.definitions()
+	pause := cmp.Or(i.askPause, askPause)
+	var asked time.Time
+	var config json.RawMessage
+	var err error
+	return func(namespace, name string) (json.RawMessage, error) {
+		if time.Since(asked) >= pause {
+			config, err = configOf(ctx, source, namespace, name)
+			asked = time.Now()
+		}
+		return config, err
+	}, done
+}
+
+// definitions returns the source of definitions; nobody has any where the agent's
+// configuration cannot be used, which is said later.
+func (i *Installer) definitions() (_ kube.Definitions, done func()) {
+	c, err := i.agentConfig()
+	if err != nil {
+		return kube.FirstDefinitions(), func() {}
+	}
+	a := &Assembly{}
+	if c.APIServer == InCluster {
+		_, a.Sources.Definitions, err = a.apiServer(c, true)
+	}
+	if c.APIServer != InCluster || err != nil { // on the host, where no pod's credential is
+		a, err = Assemble(c, true, slog.New(slog.DiscardHandler))
+	}
+	if err != nil {
+		return kube.FirstDefinitions(), func() {}
+	}
+	return a.Sources.Definitions, func() { _ = a.Close() } // all is answered
+}
