@@ -190,8 +190,10 @@ func (c *churn) settle() {
 		return p.Status.Phase == corev1.PodFailed && p.Status.Reason == "UnexpectedAdmissionError"
 	}
 	var pods []corev1.Pod
-	f.eventually("what is left of "+c.label+" to run", func() error {
-		pods = f.list(c.selector())
+	f.eventually("what is left of "+c.label+" to run", func() (err error) {
+		if pods, err = f.list(c.selector()); err != nil {
+			return err
+		}
 		for _, p := range pods {
 			if !(ready(&p) && published(&p)) && !refused(p) {
 				return fmt.Errorf("pod %s is %s %s: %s", p.Name, p.Status.Phase, p.Status.Reason, f.events(p.Name))
@@ -231,7 +233,7 @@ func (f *fixture) killAgent() error {
 type outages struct {
 	pods      int32         // that come and go in each outage, at least
 	kills     int           // of the agent, before each of which the kubelet waits twice as long to start it again
-	apiserver time.Duration // for which the API server is away
+	apiserver time.Duration // for which the API server is away, before it is started again; who misses it tries again ever less often
 }
 
 // howHard returns what an ordinary run does, or with the environment variable
@@ -240,7 +242,7 @@ func howHard() outages {
 	if os.Getenv("OUTAGES") == "long" {
 		return outages{pods: 200, kills: 4, apiserver: time.Minute}
 	}
-	return outages{pods: 16, kills: 2, apiserver: 15 * time.Second}
+	return outages{pods: 16, kills: 2, apiserver: 5 * time.Second}
 }
 
 // While pods come and go, the kubelet, the runtime and the agent are killed, and
@@ -278,7 +280,7 @@ func TestOutages(t *testing.T) {
 		{"all", func(f *fixture) {
 			f.must(errors.Join(f.killAgent(), lab.API.Kill()))
 			f.restart(Containerd, Kubelet)
-			time.Sleep(10 * time.Second)
+			time.Sleep(hard.apiserver)
 			f.must(lab.API.Restart())
 		}},
 	} {

@@ -30,7 +30,6 @@ type Cluster struct {
 	Kubeconfig string
 	dir        string         // of the run
 	root       string         // of the repository
-	releases   []string       // of Manifold that the node is to have
 	values     map[string]any // of the chart that the node needs
 }
 
@@ -121,7 +120,6 @@ func Start(ctx context.Context) (c *Cluster, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c.releases = releases
 	if err := forward(serviceAddress, strings.TrimPrefix(apiserver.URL(), "https://")); err != nil {
 		return nil, err
 	}
@@ -132,7 +130,21 @@ func Start(ctx context.Context) (c *Cluster, err error) {
 	if c.Node, err = startNode(ctx, filepath.Join(c.dir, nodeDir), kubelet, b); err != nil {
 		return nil, err
 	}
-	return c, eventually(ctx, "the node to be ready with its devices", c.nodeReady)
+	return c, c.join(ctx, releases)
+}
+
+// join gives the node, whose kubelet has just been started, the images of pods and of
+// releases, and waits until it is ready and has its devices.
+func (c *Cluster) join(ctx context.Context, releases []string) error {
+	if err := c.Node.Import(ctx, boxFile); err != nil {
+		return err
+	}
+	for _, r := range releases {
+		if err := c.Node.Import(ctx, imageFile(r)); err != nil {
+			return err
+		}
+	}
+	return eventually(ctx, "the node to be ready with its devices", c.nodeReady)
 }
 
 // Directories of a run: of the control plane's and of the node's files at hand.

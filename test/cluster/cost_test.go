@@ -18,7 +18,7 @@ const agentAccount = "system:serviceaccount:kube-system:manifold"
 // A pod's life costs the API server two requests of ours, the status and an Event,
 // and the kubelet one question for devices: none for a pod without any.
 func TestRequestsOfAPodsLife(t *testing.T) {
-	const pods = DevicesPerResource
+	const pods = 8
 	for name, c := range map[string]struct {
 		options []option
 		devices int // questions to the kubelet at most, per pod
@@ -38,17 +38,16 @@ func TestRequestsOfAPodsLife(t *testing.T) {
 				f.running(pod)
 			}
 			f.remove(names...)
-			requests, err := lab.API.Requests(agentAccount)
-			f.must(err)
-			count := map[string]int{}
-			for _, r := range requests {
-				if strings.HasPrefix(r.Name, "cost-"+name) {
-					count[r.Verb+" "+r.Resource]++
+			want, count := map[string]int{"patch pods": pods, "create events": pods}, map[string]int{}
+			f.eventually("the last Event", func() error { // which nobody waits for
+				if count = f.requests("cost-" + name); count["create events"] < pods {
+					return fmt.Errorf("there were %v", count)
 				}
-			}
+				return nil
+			})
 			questions := f.podResourcesCalls() - asked
 			t.Logf("%d pods cost the API server %v, PodResources %d questions", pods, count, questions)
-			if want := map[string]int{"patch pods": pods, "create events": pods}; !maps.Equal(count, want) {
+			if !maps.Equal(count, want) {
 				t.Errorf("they must cost %v", want)
 			}
 			if questions > c.devices*pods {
@@ -56,6 +55,21 @@ func TestRequestsOfAPodsLife(t *testing.T) {
 			}
 		})
 	}
+}
+
+// requests returns how often the agent has asked the API server for what, as to pods
+// whose names begin so.
+func (f *fixture) requests(prefix string) map[string]int {
+	f.Helper()
+	all, err := lab.API.Requests(agentAccount)
+	f.must(err)
+	count := map[string]int{}
+	for _, r := range all {
+		if strings.HasPrefix(r.Name, prefix) {
+			count[r.Verb+" "+r.Resource]++
+		}
+	}
+	return count
 }
 
 // podResourcesCalls returns how often the kubelet's PodResources API was called,

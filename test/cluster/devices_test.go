@@ -17,7 +17,7 @@ import (
 // Each container's device is the interface's that is meant for it, however often
 // the pod is made: pods share the devices, in changing order.
 func TestContainersDevices(t *testing.T) {
-	const rounds, atOnce = 13, 4
+	const rounds, atOnce = 7, DevicesPerResource / 2 // each has two of one resource
 	f := begin(t)
 	options := []option{
 		networks(`[{"name":"red","manifold.dev/container":"tx"},{"name":"red","manifold.dev/container":"rx"},{"name":"blue"}]`),
@@ -61,11 +61,16 @@ func TestResourceThatNoContainerRequests(t *testing.T) {
 		}
 		return nil
 	})
-	pod, err := f.get("waits")
-	f.must(err)
-	if s := pod.Status.ContainerStatuses; len(s) != 1 || s[0].State.Waiting == nil || s[0].State.Waiting.Reason != "ContainerCreating" {
-		t.Errorf("its container is %+v", s)
-	}
+	var pod *corev1.Pod
+	f.eventually("the kubelet to say so of its container", func() (err error) {
+		if pod, err = f.get("waits"); err != nil {
+			return err
+		}
+		if s := pod.Status.ContainerStatuses; len(s) != 1 || s[0].State.Waiting == nil || s[0].State.Waiting.Reason != "ContainerCreating" {
+			return fmt.Errorf("it is %+v", s)
+		}
+		return nil
+	})
 	mistaken, err := definitions.Get(f.ctx, "mistaken", metav1.GetOptions{})
 	f.must(err)
 	mistaken.SetAnnotations(nil)
@@ -125,20 +130,21 @@ func TestPodOfTheSameName(t *testing.T) {
 func (f *fixture) gone(selector string) {
 	f.Helper()
 	f.eventually("pods "+selector+" to be gone", func() error {
-		pods := f.list(selector)
+		pods, err := f.list(selector)
 		if len(pods) > 0 {
-			return fmt.Errorf("%d are there", len(pods))
+			err = fmt.Errorf("%d are there", len(pods))
 		}
-		return nil
+		return err
 	})
 }
 
 // list returns the pods with a label.
-func (f *fixture) list(selector string) []corev1.Pod {
-	f.Helper()
+func (f *fixture) list(selector string) ([]corev1.Pod, error) {
 	list, err := lab.Client.CoreV1().Pods(namespace).List(f.ctx, metav1.ListOptions{LabelSelector: selector})
-	f.must(err)
-	return list.Items
+	if err != nil {
+		return nil, err
+	}
+	return list.Items, nil
 }
 
 func TestDeployment(t *testing.T) {
@@ -158,8 +164,10 @@ func TestDeployment(t *testing.T) {
 		f.gone("app=many")
 	})
 	var pods []corev1.Pod
-	f.eventually("all replicas", func() error {
-		pods = f.list("app=many")
+	f.eventually("all replicas", func() (err error) {
+		if pods, err = f.list("app=many"); err != nil {
+			return err
+		}
 		if waiting := slices.IndexFunc(pods, func(p corev1.Pod) bool { return !ready(&p) }); waiting >= 0 {
 			return fmt.Errorf("%d pods, one waits: %s", len(pods), f.events(pods[waiting].Name))
 		}

@@ -59,11 +59,11 @@ func StartGuest(ctx context.Context) (c *Cluster, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c.releases, c.values["apiServer"] = guestReleases, map[string]any{"host": vm.GuestsHost, "port": port}
+	c.values["apiServer"] = map[string]any{"host": vm.GuestsHost, "port": port}
 	if c.Node, err = bootNode(ctx, c.dir, kubeconfig, b); err != nil {
 		return nil, err
 	}
-	return c, eventually(ctx, "the node to be ready with its devices", c.nodeReady)
+	return c, c.join(ctx, guestReleases)
 }
 
 // guestDir is the directory of the guest's files, in a run's.
@@ -112,9 +112,6 @@ func bootNode(ctx context.Context, dir, kubeconfig string, b *builds) (*Node, er
 		g.config.Files[path] = from
 	}
 	if err := n.powerOn(ctx); err != nil {
-		return nil, err
-	}
-	if err := n.Import(ctx, boxFile); err != nil {
 		return nil, err
 	}
 	return n, n.startKubelet()
@@ -183,8 +180,9 @@ type guest struct {
 	*vm.Machine
 }
 
-// bootLimit is how long a guest may take to boot.
-const bootLimit = 5 * time.Minute
+// bootLimit is how long a guest may take to boot, which on an idle machine is
+// half a minute.
+const bootLimit = 15 * time.Minute
 
 // boot boots the guest, with what its disk has from before.
 func (g *guest) boot(ctx context.Context) error {

@@ -15,14 +15,9 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// Install installs Manifold as docs/install.md says, its image from an archive;
-// and defines the lab's networks.
+// Install installs Manifold as docs/install.md says, whose image the node has, and
+// defines the lab's networks.
 func (c *Cluster) Install(ctx context.Context) error {
-	for _, r := range c.releases {
-		if err := c.Node.Import(ctx, imageFile(r)); err != nil {
-			return err
-		}
-	}
 	if err := os.MkdirAll(c.userDir(), 0o755); err != nil {
 		return err
 	}
@@ -54,12 +49,18 @@ func (c *Cluster) Choose(release string) error {
 }
 
 // Follow runs the first block of commands of a page of docs/, as it is written.
-func (c *Cluster) Follow(ctx context.Context, page string) error {
-	cmd, err := c.commands(ctx, page, 0)
+func (c *Cluster) Follow(ctx context.Context, page string) error { return c.follow(ctx, page, 0) }
+
+// follow runs a block of commands of a page of docs/.
+func (c *Cluster) follow(ctx context.Context, page string, block int) error {
+	cmd, err := c.commands(ctx, page, block)
 	if err != nil {
 		return err
 	}
-	return run(cmd)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, text)
+	}
+	return nil
 }
 
 // commands returns what runs a block of commands of a page of docs/.
@@ -84,13 +85,6 @@ func (c *Cluster) command(ctx context.Context, name string, args ...string) (cmd
 	cmd = exec.CommandContext(ctx, "/usr/bin/env", append([]string{name}, args...)...) // which searches in the PATH given
 	cmd.Dir, cmd.Env = c.userDir(), append(env, "HOME="+c.dir)
 	return cmd, nil
-}
-
-func run(cmd *exec.Cmd) error {
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, text)
-	}
-	return nil
 }
 
 // Networks of the lab, beside the default one.

@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/manifold-cni/manifold/test/harness"
 	"github.com/manifold-cni/manifold/test/vm"
 )
@@ -48,11 +51,14 @@ func inside(m *testing.M) (code int, err error) {
 		}
 	}()
 	ctx := context.Background()
-	if lab, err = start(ctx); err != nil {
-		return 0, err
+	if lab, err = start(ctx); err == nil {
+		tell("the node is ready")
+		err = lab.Install(ctx)
 	}
-	tell("the node is ready")
-	if err := lab.Install(ctx); err != nil {
+	if err != nil && lab != nil {
+		err = fmt.Errorf("%w\n%s", err, testimony(began))
+	}
+	if err != nil {
 		return 0, err
 	}
 	tell("Manifold is installed")
@@ -78,9 +84,7 @@ func keepLogs(dir string) string {
 		}
 	}
 	if lab != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		pods, e := lab.Node.run(ctx, "/bin/sh", "-c", "tail -n +1 /var/log/pods/*/*/*.log")
+		pods, e := onNodeSh("tail -n +1 /var/log/pods/*/*/*.log")
 		err = errors.Join(err, e, os.WriteFile(filepath.Join(to, "pods.log"), pods, 0o600))
 	}
 	if err != nil {
@@ -89,11 +93,19 @@ func keepLogs(dir string) string {
 	return to
 }
 
+// onNodeSh runs a line of shell on the node, which may be no more.
+func onNodeSh(line string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return lab.Node.run(ctx, "/bin/sh", "-c", line)
+}
+
 // fixture is what a test has of the lab: everything that it makes is removed with
 // it, and the node must be as before.
 type fixture struct {
 	*testing.T
 	ctx    context.Context
+	began  time.Time
 	before harness.HostState
 }
 
@@ -111,10 +123,11 @@ func (f *fixture) bridges() {
 // begin begins a test.
 func begin(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{T: t, ctx: context.Background()}
+	f := &fixture{T: t, ctx: context.Background(), began: time.Now()}
 	t.Cleanup(func() { // after all others
 		if t.Failed() {
 			failed++
+			t.Log(testimony(f.began))
 		} else {
 			passed++
 		}
@@ -138,6 +151,42 @@ func isLock(line string) bool {
 	return strings.HasPrefix(line, "file ") && strings.Contains(line, "@eth0.lock ")
 }
 
+// testimony is what a reader of a failure asks for first, where the logs that are kept
+// may be out of reach: the pods that are left, the events since some time, the ends of
+// the logs of agent, runtime and kubelet.
+func testimony(since time.Time) string {
+	var out strings.Builder
+	say := func(format string, args ...any) { fmt.Fprintf(&out, format+"\n", args...) }
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	pods, err := lab.Client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		say("pods: %v", err)
+		pods = &corev1.PodList{}
+	}
+	for _, p := range pods.Items {
+		say("pod %s/%s is %s %s since %v, deleted %v: %+v", p.Namespace, p.Name, p.Status.Phase, p.Status.Reason, p.CreationTimestamp, p.DeletionTimestamp, p.Status.ContainerStatuses)
+	}
+	events, err := lab.Client.CoreV1().Events(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		say("events: %v", err)
+		events = &corev1.EventList{}
+	}
+	for _, e := range events.Items {
+		if e.LastTimestamp.After(since) || e.EventTime.After(since) {
+			say("event of %s, %d times: %s: %s", e.InvolvedObject.Name, e.Count, e.Reason, e.Message)
+		}
+	}
+	agent, err := onNodeSh("tail -n 50 /var/log/pods/*_manifold-*/agent/*.log")
+	say("the agent's log ends, %v:\n%s", err, agent)
+	for _, service := range []string{Agent, Containerd, Kubelet, Standalone} {
+		if log, err := os.ReadFile(filepath.Join(lab.Node.logs, service+".log")); err == nil { // not each was started
+			say("the log of %s ends:\n%s", service, log[max(0, len(log)-6000):])
+		}
+	}
+	return out.String()
+}
+
 func (f *fixture) must(err error) {
 	f.Helper()
 	if err != nil {
@@ -148,8 +197,15 @@ func (f *fixture) must(err error) {
 // eventually waits until ok returns nil.
 func (f *fixture) eventually(what string, ok func() error) {
 	f.Helper()
+	start := time.Now()
 	f.must(eventually(f.ctx, what, func(context.Context) error { return ok() }))
+	if d := time.Since(start); d > noteworthy {
+		f.Logf("%.0f s for %s", d.Seconds(), what)
+	}
 }
+
+// noteworthy is how long a wait is for a log to tell of it, where the time goes.
+const noteworthy = 5 * time.Second
 
 // hostState is what a pod must leave as it was: links, addresses, routes and
 // firewall, network namespaces, addresses given out, journals, the runtime's

@@ -200,7 +200,7 @@ func removeCgroup(dir string) error {
 		return nil
 	}
 	for _, d := range slices.Backward(dirs) {
-		for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 			e := unix.Rmdir(d)
 			if !errors.Is(e, unix.EBUSY) || time.Now().After(end) {
 				err = errors.Join(err, e)

@@ -29,7 +29,7 @@ const (
 )
 
 // DevicesPerResource is how many devices each resource has.
-const DevicesPerResource = 8
+const DevicesPerResource = 16
 
 // Directories of a node, as they are by default.
 const (
@@ -68,6 +68,9 @@ state = "/run/containerd"
   SystemdCgroup = false
 `
 
+// kubeletConf is the kubelet's. What it could not do for a pod it tries again when it
+// looks at the pod again, syncFrequency, and not after ten seconds or more; one of 1.34
+// does so all the same.
 const kubeletConf = `apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 containerRuntimeEndpoint: unix://` + socket + `
@@ -85,6 +88,7 @@ nodeStatusUpdateFrequency: 5s
 podLogsDir: /var/log/pods
 staticPodPath: ` + manifestDir + `
 registryPullQPS: 0
+syncFrequency: 3s
 `
 
 // Node is a node: a machine with the programs of a node.
@@ -284,8 +288,7 @@ func startNode(ctx context.Context, dir, kubeconfig string, b *builds) (*Node, e
 	}
 	install := func() error { return n.install(b.plugins, b.programs, kubeconfig) }
 	runtime := func() error { return n.startRuntime(ctx) }
-	image := func() error { return n.Import(ctx, boxFile) }
-	for _, step := range []func() error{connect, n.makeDevices, install, runtime, image, n.startKubelet} {
+	for _, step := range []func() error{connect, n.makeDevices, install, runtime, n.startKubelet} {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -322,9 +325,9 @@ func (n *Node) ctr(ctx context.Context, args ...string) error {
 	return err
 }
 
-// patience is how long the cluster may take to reach a state; nothing is measured
-// by it.
-const patience = 4 * time.Minute
+// patience is how long the cluster may take to reach a state, on a machine that does
+// much else; nothing is measured by it.
+const patience = 8 * time.Minute
 
 // eventually waits until ok returns nil. It looks half of the time at most: on a
 // guest, where a program starts slowly, looking would keep from coming what is
@@ -332,7 +335,7 @@ const patience = 4 * time.Minute
 func eventually(ctx context.Context, what string, ok func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	for {
+	for start := time.Now(); ; {
 		began := time.Now()
 		err := ok(ctx)
 		if err == nil {
@@ -340,7 +343,7 @@ func eventually(ctx context.Context, what string, ok func(context.Context) error
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waited in vain for %s: %w", what, err)
+			return fmt.Errorf("waited %s in vain for %s: %w", time.Since(start).Round(time.Second), what, err)
 		case <-time.After(max(100*time.Millisecond, time.Since(began))):
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/manifold-cni/manifold/internal/reconcile"
@@ -59,9 +60,12 @@ func TestPowerFailure(t *testing.T) {
 	f.must(lab.Client.CoreV1().Pods(namespace).Delete(f.ctx, "goes", metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}))
 	f.must(lab.Node.powerOn(f.ctx))
 	f.areStranded(stranded)
-	f.must(lab.Node.startKubelet())
+	f.startKubeletWithDevices()
 	f.eventually("the pod to be attached again", func() error {
 		now, err := f.get("stays")
+		if err == nil && now.Status.Phase == corev1.PodFailed {
+			f.Fatalf("the kubelet has given it up: %+v", now.Status)
+		}
 		if err == nil && (!ready(now) || now.Status.ContainerStatuses[0].RestartCount == 0 || now.Annotations[netattach.StatusAnnotation] == stays.Annotations[netattach.StatusAnnotation]) {
 			err = fmt.Errorf("it is %s: %s", now.Status.Phase, f.events("stays"))
 		}
@@ -74,6 +78,30 @@ func TestPowerFailure(t *testing.T) {
 	f.eventually("nothing to be left of the old sandboxes", f.isInOrder)
 	f.remove("stays")
 	f.bridges() // which a boot takes away
+}
+
+// startKubeletWithDevices starts the kubelet, and lets it know of pods when it knows of
+// devices: it would refuse, for good, those that have some.
+func (f *fixture) startKubeletWithDevices() {
+	f.Helper()
+	f.must(errors.Join(lab.API.Kill(), lab.Node.startKubelet()))
+	f.eventually("the kubelet to know the devices", func() error {
+		raw, err := lab.Node.run(f.ctx, lab.Node.path("bin/probe"), "allocatable")
+		if err != nil {
+			return err
+		}
+		var all []nodestate.Allocation
+		f.must(json.Unmarshal(raw, &all))
+		missing := len(lab.Node.NetDevs)
+		for _, a := range all {
+			missing -= len(a.IDs)
+		}
+		if missing > 0 {
+			return fmt.Errorf("%d are missing", missing)
+		}
+		return nil
+	})
+	f.must(lab.API.Restart())
 }
 
 // areStranded fails unless the agent's program finds exactly these VFs to have been

@@ -275,7 +275,7 @@ func (m *Machine) gone() error {
 }
 
 // farewell is how long a guest may take to power off.
-const farewell = 10 * time.Second
+const farewell = time.Minute
 
 // Close powers the guest off, or ends it where it does not. Closing twice is the
 // same as once.

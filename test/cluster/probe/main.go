@@ -4,6 +4,7 @@
 //	probe containers   # what runs, with environment and interfaces: [nodestate.Container]
 //	probe state        # what must be as before when pods have gone: [harness.HostState]
 //	probe devices      # what the kubelet has given away: [nodestate.Allocation]
+//	probe allocatable  # what it has to give, of no pod
 //	probe runtime      # nothing: fails until the container runtime serves a kubelet
 //
 // The labs run it on the node, which may be another machine than the test's.
@@ -51,11 +52,13 @@ func answer(args []string) (any, error) {
 	case len(args) == 1 && args[0] == "state":
 		return state()
 	case len(args) == 1 && args[0] == "devices":
-		return devices(context.Background())
+		return ask(context.Background(), devices)
+	case len(args) == 1 && args[0] == "allocatable":
+		return ask(context.Background(), allocatable)
 	case len(args) == 1 && args[0] == "runtime":
 		return nil, runtime(context.Background())
 	}
-	return nil, errors.New("usage: probe containers | state | devices | runtime")
+	return nil, errors.New("usage: probe containers | state | devices | allocatable | runtime")
 }
 
 // runtime asks containerd what a kubelet asks first. It answers some time after
@@ -94,14 +97,28 @@ func untouched(path string) bool {
 	return err == nil && len(links) == 1 && links[0].Attrs().Flags&net.FlagUp == 0
 }
 
-// devices asks the kubelet for the devices of all containers.
-func devices(ctx context.Context) (out []nodestate.Allocation, err error) {
+// ask asks the kubelet for devices.
+func ask(ctx context.Context, what func(context.Context, podresourcesv1.PodResourcesListerClient) ([]nodestate.Allocation, error)) (out []nodestate.Allocation, err error) {
 	conn, err := grpc.NewClient("unix:///var/lib/kubelet/pod-resources/kubelet.sock", grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
-	list, err := podresourcesv1.NewPodResourcesListerClient(conn).List(ctx, &podresourcesv1.ListPodResourcesRequest{})
+	return what(ctx, podresourcesv1.NewPodResourcesListerClient(conn))
+}
+
+// allocatable asks for the healthy devices of each resource.
+func allocatable(ctx context.Context, kubelet podresourcesv1.PodResourcesListerClient) (out []nodestate.Allocation, err error) {
+	all, err := kubelet.GetAllocatableResources(ctx, &podresourcesv1.AllocatableResourcesRequest{})
+	for _, d := range all.GetDevices() {
+		out = append(out, nodestate.Allocation{Resource: d.GetResourceName(), IDs: d.GetDeviceIds()})
+	}
+	return out, err
+}
+
+// devices asks for the devices of all containers.
+func devices(ctx context.Context, kubelet podresourcesv1.PodResourcesListerClient) (out []nodestate.Allocation, err error) {
+	list, err := kubelet.List(ctx, &podresourcesv1.ListPodResourcesRequest{})
 	if err != nil {
 		return nil, err
 	}

@@ -16,8 +16,9 @@ import (
 	"github.com/manifold-cni/manifold/test/vm/wire"
 )
 
-// patience is how long the guest waits for its own devices.
-const patience = time.Minute
+// patience is how long the guest waits for its own devices, by its own clock, which a
+// busy machine at hand does not stop.
+const patience = 5 * time.Minute
 
 // setUp loads modules and makes the network hardware ready.
 func setUp(c wire.Configuration) error {
