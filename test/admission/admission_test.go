@@ -410,7 +410,8 @@ func TestRealAPIKindsOfOthers(t *testing.T) {
 	c.shell("kubectl wait --for=condition=Established --timeout=3m crd --all")
 	const all = chart + "webhook.enabled=true,webhook.certificates=cert-manager,prometheusRule.enabled=true,podMonitor.enabled=true,http.public=true,dashboard.enabled=true "
 	for set, want := range map[string][]string{
-		"": {"issuer.cert-manager.io/manifold-webhook created", "certificate.cert-manager.io/manifold-webhook created", "prometheusrule.monitoring.coreos.com/manifold created",
+		"": {"issuer.cert-manager.io/manifold-webhook created", "issuer.cert-manager.io/manifold-webhook-selfsigned created",
+			"certificate.cert-manager.io/manifold-webhook-ca created", "certificate.cert-manager.io/manifold-webhook created", "prometheusrule.monitoring.coreos.com/manifold created",
 			"podmonitor.monitoring.coreos.com/manifold created", "podmonitor.monitoring.coreos.com/manifold-webhook created", "configmap/manifold-dashboard created"},
 		"-with-own": {"certificate.cert-manager.io/manifold-webhook created", "prometheusrule.monitoring.coreos.com/manifold created"},
 	} {

@@ -168,6 +168,43 @@ func TestPermissionsAreTheLeast(t *testing.T) {
 	}
 }
 
+// A certificate of cert-manager is renewed without a call failing: the webhook gets
+// it later than the API server hears of its authority, so that both the old and the
+// new one must verify against that.
+func TestCertManagersAuthorityStays(t *testing.T) {
+	objects := render(t, values()["cert-manager"]...)
+	spec := func(key string, path ...string) any {
+		t.Helper()
+		o := objects[key]
+		if o == nil {
+			t.Fatalf("no %s", key)
+		}
+		v, _, err := unstructured.NestedFieldNoCopy(o.Object, append([]string{"spec"}, path...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	issuer := fmt.Sprint("Issuer/", spec("Certificate/manifold-webhook", "issuerRef", "name"))
+	authority := spec(issuer, "ca", "secretName")
+	if authority == nil {
+		t.Fatalf("%s is no authority: %v", issuer, spec(issuer))
+	}
+	key := fmt.Sprint("Certificate/", authority)
+	if spec(key, "secretName") != authority || spec(key, "isCA") != true || spec(key, "privateKey", "rotationPolicy") != "Never" {
+		t.Errorf("the authority changes: %v", spec(key))
+	}
+	if issuer := fmt.Sprint("Issuer/", spec(key, "issuerRef", "name")); spec(issuer, "selfSigned") == nil {
+		t.Errorf("nobody makes the authority: %v", spec(issuer))
+	}
+	given := render(t, append(values()["cert-manager"], "--set", "webhook.certManager.issuer.name=ours")...)
+	for key := range given {
+		if strings.HasPrefix(key, "Issuer/") || key == "Certificate/manifold-webhook-ca" {
+			t.Errorf("%s beside the issuer that is given", key)
+		}
+	}
+}
+
 // Metrics name pods and devices: nobody outside the host reads them unless that
 // is asked for, and the kubelet's probes find them all the same.
 func TestHTTPIsTheHostsOwn(t *testing.T) {
