@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
-	"k8s.io/cli-runtime/pkg/printers"
 
 	"github.com/manifold-cni/manifold/internal/inspect"
 	"github.com/manifold-cni/manifold/internal/nodeview"
@@ -114,8 +113,8 @@ func (all *explanations) text(w io.Writer) error {
 		if e.Node != "" {
 			title += " on node " + e.Node
 		}
-		if err := printers.WriteEscaped(w, title+"\n"); err != nil {
-			return fmt.Errorf("print: %w", err)
+		if err := printLine(w, title); err != nil {
+			return err
 		}
 		t := table{header: []string{"ABOUT", "FOUND"}}
 		for _, s := range e.Steps {
@@ -138,8 +137,8 @@ func (all *explanations) text(w io.Writer) error {
 		}
 	}
 	for _, p := range all.Problems {
-		if err := printers.WriteEscaped(w, p.String()+"\n"); err != nil {
-			return fmt.Errorf("print: %w", err)
+		if err := printLine(w, p.String()); err != nil {
+			return err
 		}
 	}
 	return nil

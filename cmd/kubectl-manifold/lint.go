@@ -9,7 +9,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
-	"k8s.io/cli-runtime/pkg/printers"
 	"k8s.io/cli-runtime/pkg/resource"
 
 	"github.com/manifold-cni/manifold/internal/inspect"
@@ -86,16 +85,16 @@ func lint(streams genericiooptions.IOStreams, n nodeFlags, f *files, o *output) 
 
 // text writes one line for each problem, and a summary.
 func (r lintReport) text(w io.Writer, _ bool) error {
-	var b strings.Builder
 	errs := 0
 	for _, p := range r.Problems {
 		if p.Severity == inspect.SeverityError {
 			errs++
 		}
-		fmt.Fprintln(&b, p)
+		if err := printLine(w, p.String()); err != nil {
+			return err
+		}
 	}
-	fmt.Fprintf(&b, "%d documents: %d errors, %d warnings\n", r.Documents, errs, len(r.Problems)-errs)
-	return printers.WriteEscaped(w, b.String())
+	return printLine(w, fmt.Sprintf("%d documents: %d errors, %d warnings", r.Documents, errs, len(r.Problems)-errs))
 }
 
 // read returns the objects of the files.

@@ -6,7 +6,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
-	"k8s.io/cli-runtime/pkg/printers"
 
 	"github.com/manifold-cni/manifold/internal/inspect"
 	"github.com/manifold-cni/manifold/internal/nodeview"
@@ -67,7 +66,7 @@ func (v *views) problems(w io.Writer) bool {
 	for _, n := range v.Nodes {
 		for _, p := range n.Problems {
 			some = true
-			_ = printers.WriteEscaped(w, "warning: node "+n.Node+": "+p+"\n") // there is nowhere else to say it
+			_ = printLine(w, "warning: node "+n.Node+": "+p) // there is nowhere else to say it
 		}
 	}
 	return some

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 
 	"golang.org/x/term"
@@ -38,10 +39,31 @@ func verdict(good bool) string {
 	return red
 }
 
+// breaks are what ends a line or a cell, with the blanks around it; controls are the
+// control characters that kubectl's own escaping leaves.
+var (
+	breaks   = regexp.MustCompile(`\s*[\n\r\t\v\f\x{85}\x{2028}\x{2029}]\s*`)
+	controls = regexp.MustCompile(`[\x{80}-\x{9f}]`)
+)
+
+// oneLine returns a text on one line. Lines and columns are this program's: nobody
+// adds any by an annotation, a name, or a message of several lines.
+func oneLine(s string) string {
+	return controls.ReplaceAllString(breaks.ReplaceAllString(s, " "), "\uFFFD")
+}
+
+// printLine prints a text as one line, whatever is in it.
+func printLine(w io.Writer, text string) error {
+	if err := printers.WriteEscaped(w, oneLine(text)+"\n"); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
 // add appends a line. An empty cell is printed as kubectl prints it.
 func (t *table) add(colour string, cells ...string) {
 	for i, c := range cells {
-		if c == "" {
+		if cells[i] = oneLine(c); c == "" {
 			cells[i] = "<none>"
 		}
 	}

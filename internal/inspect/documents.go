@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"cmp"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,6 +18,9 @@ type Document struct {
 	Source string
 	Object *unstructured.Unstructured
 }
+
+// name returns the object's name, or what its name will begin with.
+func (d Document) name() string { return cmp.Or(d.Object.GetName(), d.Object.GetGenerateName()) }
 
 // podDoc is a pod, or the template of pods, of a document.
 type podDoc struct {
@@ -74,7 +78,7 @@ func sortOut(docs []Document, namespace string) *documents {
 // problem records what is wrong with a document.
 func (d *documents) problem(doc Document, severity, path, format string, args ...any) {
 	d.problems = append(d.problems, Problem{
-		Source: doc.Source, Kind: doc.Object.GetKind(), Namespace: doc.Object.GetNamespace(), Name: doc.Object.GetName(),
+		Source: doc.Source, Kind: doc.Object.GetKind(), Namespace: doc.Object.GetNamespace(), Name: doc.name(),
 		Field: path, Severity: severity, Text: fmt.Sprintf(format, args...),
 	})
 }
@@ -115,7 +119,7 @@ func (d *documents) addPod(doc Document, object map[string]any, template *field.
 	}
 	pod.Namespace = doc.Object.GetNamespace()
 	if pod.Name == "" {
-		pod.Name = doc.Object.GetName()
+		pod.Name = doc.name()
 	}
 	d.pods = append(d.pods, podDoc{doc, template, pod})
 }

@@ -32,7 +32,7 @@ func Lint(docs []Document, namespace string) ([]Problem, error) {
 // index returns the place of a problem's document.
 func index(docs []Document, p Problem) int {
 	return slices.IndexFunc(docs, func(d Document) bool {
-		return d.Source == p.Source && d.Object.GetKind() == p.Kind && d.Object.GetName() == p.Name && d.Object.GetNamespace() == p.Namespace
+		return d.Source == p.Source && d.Object.GetKind() == p.Kind && d.name() == p.Name && d.Object.GetNamespace() == p.Namespace
 	})
 }
 
