@@ -270,6 +270,9 @@ func TestSchemaRefuses(t *testing.T) {
 		"reconcile=perhaps", "host.cniBinDir=opt/cni/bin", "host.cniConfName=00-manifold.json", "image.digest=latest",
 		"podsAPI=yes", "maxUnavailable=0", "nosuchvalue=1", "host.cniBinDri=/opt", "apiServer.port=https", "http.port=70000",
 		"logFormat=xml", "traces=collector:4318", "podMonitor.interval=often", "dashboard.label=x",
+		"host.cniBinDir=/opt/{x", "host.cniConfDir=/", "host.stateDir=/var", "host.kubeletDir=/var/../etc", "host.deviceInfoDir=/var/run/",
+		"image.tag=-x", "image.repository=registry.example/manifold:1", "http.port=9611", "startupTaint=a/b/c",
+		`podLabels.app\.kubernetes\.io/name=x`, `podAnnotations.manifold\.dev/config-sha256=x`,
 		"host.networkDirs={nets}", "host.networkDirs={/}", "host.networkDirs={/etc}", "host.networkDirs={/srv/a,/srv/a}", "host.networkDirs=/srv/a",
 	} {
 		if out, err := manifests.Render(root, "--set", bad); err == nil {
@@ -277,6 +280,39 @@ func TestSchemaRefuses(t *testing.T) {
 		} else if !strings.Contains(err.Error(), "values") {
 			t.Errorf("--set %s: %v", bad, err)
 		}
+	}
+}
+
+// What is taken is what is meant, whatever it looks like to YAML, and nothing is there
+// twice, which the API server would refuse or, worse, take the last of.
+func TestValuesMeanWhatTheySay(t *testing.T) {
+	objects := render(t, "--set-json", `clusterNetwork="a: b #c"`, "--set-json", `nodeSelector={"kubernetes.io/os":"linux","zone":"x"}`,
+		"--set", "host.networkDirs={/etc/cni/net.d,/etc/cni/multus/net.d}")
+	pod := as[appsv1.DaemonSet](t, objects, "DaemonSet/manifold").Spec.Template.Spec
+	if install := pod.InitContainers[0]; !slices.Contains(install.Args, "--cluster-network=a: b #c") {
+		t.Errorf("%q", install.Args)
+	}
+	if len(pod.NodeSelector) != 2 || pod.NodeSelector["zone"] != "x" {
+		t.Errorf("%v", pod.NodeSelector)
+	}
+	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+		seen := map[string]bool{}
+		for _, m := range c.VolumeMounts {
+			if seen[m.MountPath] {
+				t.Errorf("container %s has %s twice", c.Name, m.MountPath)
+			}
+			seen[m.MountPath] = true
+		}
+		if !seen["/etc/cni/multus/net.d"] {
+			t.Errorf("container %s does not see the further directory", c.Name)
+		}
+	}
+	stream, err := manifests.Render(root, "--set-json", `nodeSelector={"kubernetes.io/os":"linux"}`, "--set-json", `webhook={"enabled":true,"nodeSelector":{"kubernetes.io/os":"linux"}}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Count(string(stream), "nodeSelector:") != strings.Count(string(stream), "kubernetes.io/os: linux") {
+		t.Error("a key of a nodeSelector is there twice")
 	}
 }
 

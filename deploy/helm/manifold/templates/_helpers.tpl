@@ -94,6 +94,7 @@ pods' secrets in the kubelet's own directory, PodResources says the same. */}}
 {{- with .Values.http.port }}
 {{- $_ := set $agent "listen" (printf "%s:%d" (ternary "127.0.0.1" "" (eq (include "manifold.loopback" $) "true")) (int .)) }}
 {{- end -}}
+{{- if and .Values.http.port (eq (int .Values.http.port) (int .Values.view.port)) }}{{ fail "values: http.port and view.port are one port" }}{{ end -}}
 {{- with .Values.view.port }}{{ $_ := set $agent "view" (printf ":%d" (int .)) }}{{ end -}}
 agent.json: |
   {{- toPrettyJson $agent | nindent 2 }}
@@ -122,7 +123,7 @@ imagePullSecrets:
 {{- end }}
 nodeSelector:
   kubernetes.io/os: linux
-  {{- with .root.Values.nodeSelector }}{{ toYaml . | nindent 2 }}{{ end }}
+  {{- with omit .root.Values.nodeSelector "kubernetes.io/os" }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- with .root.Values.affinity }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
