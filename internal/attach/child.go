@@ -18,6 +18,7 @@ import (
 type child struct {
 	pid    int
 	pidfd  int // -1 on kernels without (before 5.3)
+	ends   int // whom kill ends: its pid, or its process group
 	out    int // read end of its stdout, non-blocking; -1 at its end
 	err    int // the same of its stderr
 	mu     sync.Mutex
@@ -25,7 +26,9 @@ type child struct {
 }
 
 // startChild starts the program at path. Its descriptor 3 is inherit, unless
-// that is nil.
+// that is nil: by that its own children are found when it is killed. Without it they
+// are ended as its process group, since what hangs in each STATUS would leave more of
+// them every few seconds.
 func startChild(path string, stdin []byte, environ []string, inherit *os.File) (_ *child, err error) {
 	var ours, theirs []int
 	defer func() {
@@ -54,11 +57,14 @@ func startChild(path string, stdin []byte, environ []string, inherit *os.File) (
 	for _, fd := range theirs {
 		attr.Files = append(attr.Files, uintptr(fd))
 	}
-	if inherit != nil {
+	if attr.Sys.Setpgid = inherit == nil; inherit != nil {
 		attr.Files = append(attr.Files, inherit.Fd())
 	}
 	if c.pid, err = syscall.ForkExec(path, []string{path}, attr); err != nil {
 		return nil, &os.PathError{Op: "fork/exec", Path: path, Err: err}
+	}
+	if c.ends = c.pid; attr.Sys.Setpgid {
+		c.ends = -c.pid
 	}
 	return c, nil
 }
@@ -174,7 +180,7 @@ func (c *child) kill() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.reaped {
-		_ = unix.Kill(c.pid, unix.SIGKILL) // it may have ended by itself
+		_ = unix.Kill(c.ends, unix.SIGKILL) // it may have ended by itself
 	}
 }
 

@@ -3,12 +3,15 @@ package attach
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // script writes a shell program.
@@ -90,6 +93,32 @@ func TestChildIsKilledAtItsDeadline(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "ended by signal 9") {
 			t.Errorf("error %v", err)
 		}
+	}
+}
+
+// TestChildIsKilledWithItsOwnChildren where no lock tells who they are.
+func TestChildIsKilledWithItsOwnChildren(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() {
+		_, _, err := runChild(t, ctx, script(t, "sleep 1000 > "+pipe+" & wait"), "", nil, false)
+		ended <- err
+	}()
+	alive, err := os.Open(pipe) // once the child's own is there
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer alive.Close()
+	cancel()
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "ended by signal 9") {
+		t.Errorf("error %v", err)
+	}
+	if _, err := io.ReadAll(alive); err != nil { // ends with the last who has it open
+		t.Error(err)
 	}
 }
 

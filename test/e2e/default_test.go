@@ -67,6 +67,23 @@ func TestEveryVerbTakesTheSameDefaultNetwork(t *testing.T) {
 	}
 }
 
+// TestNamelessDefaultNetworkOfALostJournal: DEL releases it under the name and in the
+// version that ADD gave it.
+func TestNamelessDefaultNetworkOfALostJournal(t *testing.T) {
+	n := newNode(t, map[string]any{"clusterNetwork": ""})
+	n.serve()
+	n.rawKey("delegates", fmt.Sprintf(`[{"type":"scripted","log":%q}]`, n.path("calls")))
+	p := n.addPod("pod", "")
+	n.succeed("ADD", p)
+	n.must(os.RemoveAll(n.path("state")))
+	n.succeed("DEL", p)
+	n.emptySandbox(p)
+	calls := n.calls("ADD", "DEL")
+	if len(calls) != 2 || calls[0].Stdin.Name != "manifold" || calls[1].Stdin.Name != "manifold" || calls[0].Stdin.CNIVersion != calls[1].Stdin.CNIVersion {
+		t.Errorf("calls %v", calls)
+	}
+}
+
 // TestChainOfADefaultNetworkThatIsADefinition: the plugins of auxiliaryCNIChainName
 // are asked and collect with it.
 func TestChainOfADefaultNetworkThatIsADefinition(t *testing.T) {
