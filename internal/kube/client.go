@@ -149,10 +149,19 @@ func restClient(cfg *rest.Config, hc *http.Client, path string, gv schema.GroupV
 // Close closes the connections that no request is using.
 func (c *Client) Close() { utilnet.CloseIdleConnectionsFor(c.http.Transport) }
 
+// patience is the key of a context whose requests end with it alone, see [patiently].
+type patience struct{}
+
+// patiently returns ctx for reading without the time that one request has.
+func patiently(ctx context.Context) context.Context { return context.WithValue(ctx, patience{}, true) }
+
 // get reads one object into out. object names it in errors.
 func (c *Client) get(ctx context.Context, rc rest.Interface, resource, namespace, name, object string, out runtime.Object) error {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
+	if ctx.Value(patience{}) == nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.timeout)
+		defer cancel()
+	}
 	err := rc.Get().MaxRetries(0).Namespace(namespace).Resource(resource).Name(name).Do(ctx).Into(out)
 	switch {
 	case err == nil:

@@ -147,7 +147,9 @@ func checkNames(kind, namespace, name string) error {
 
 // FirstPods returns a source that asks each of sources in turn. A source that
 // does not have the pod or cannot answer passes the question on; any other
-// error, and the end of ctx, ends the search. When no source answers the error is
+// error, and the end of ctx, ends the search. Where no source has it and one did not
+// answer in the time of a request, they are asked again, and that one has until ctx
+// ends. When no source answers the error is
 // [ErrUnavailable] if at least one source could not tell, else [ErrNotFound], and
 // its text has every source's own.
 func FirstPods(sources ...Pods) Pods { return firstPods(sources) }
@@ -155,7 +157,7 @@ func FirstPods(sources ...Pods) Pods { return firstPods(sources) }
 type firstPods []Pods
 
 func (f firstPods) Pod(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error) {
-	return first(ctx, f, func(p Pods) (*corev1.Pod, error) { return p.Pod(ctx, namespace, name, uid) })
+	return first(ctx, f, func(ctx context.Context, p Pods) (*corev1.Pod, error) { return p.Pod(ctx, namespace, name, uid) })
 }
 
 // FirstDefinitions is [FirstPods] for definitions.
@@ -164,13 +166,25 @@ func FirstDefinitions(sources ...Definitions) Definitions { return firstDefiniti
 type firstDefinitions []Definitions
 
 func (f firstDefinitions) Definition(ctx context.Context, namespace, name string) (*netattach.Definition, error) {
-	return first(ctx, f, func(d Definitions) (*netattach.Definition, error) { return d.Definition(ctx, namespace, name) })
+	return first(ctx, f, func(ctx context.Context, d Definitions) (*netattach.Definition, error) {
+		return d.Definition(ctx, namespace, name)
+	})
 }
 
-func first[S, T any](ctx context.Context, sources []S, ask func(S) (*T, error)) (*T, error) {
+// first asks each source in turn, and where a request's time was too short and nobody
+// else serves, once more with all the time that ctx has: a server that is slow delays.
+func first[S, T any](ctx context.Context, sources []S, ask func(context.Context, S) (*T, error)) (*T, error) {
+	got, err := inTurn(ctx, sources, ask)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return inTurn(patiently(ctx), sources, ask)
+	}
+	return got, err
+}
+
+func inTurn[S, T any](ctx context.Context, sources []S, ask func(context.Context, S) (*T, error)) (*T, error) {
 	var failed []error
 	for _, s := range sources {
-		got, err := ask(s)
+		got, err := ask(ctx, s)
 		if err == nil {
 			return got, nil
 		}

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/manifold-cni/manifold/internal/kube/kubetest"
 	"github.com/manifold-cni/manifold/netattach"
 )
 
@@ -68,6 +71,44 @@ func TestFirst(t *testing.T) {
 			_, err = FirstDefinitions(defs...).Definition(context.Background(), "default", "net")
 			wantError(t, err, tt.want, tt.text...)
 		})
+	}
+}
+
+// TestFirstHasPatience: a slow server that nobody stands in for is waited for, and
+// asked once where somebody does.
+func TestFirstHasPatience(t *testing.T) {
+	srv := kubetest.Start()
+	t.Cleanup(srv.Stop)
+	srv.AddPod(newPod("web", uidA, "node1"))
+	srv.AddDefinition(newDefinition("net", "{}"))
+	client := connect(t, srv, 50*time.Millisecond)
+	pods, defs := NewPodInformer(client, "node1"), NewDefinitionInformer(client, "")
+	const pod = "/api/v1/namespaces/default/pods/web"
+	for path, ask := range map[string]func(context.Context) error{
+		pod: func(ctx context.Context) error {
+			_, err := FirstPods(pods, &answers{err: ErrNotFound}).Pod(ctx, "default", "web", uidA)
+			return err
+		},
+		definitionPath + "net": func(ctx context.Context) error {
+			_, err := FirstDefinitions(defs).Definition(ctx, "default", "net")
+			return err
+		},
+	} {
+		srv.Pause()
+		answered := make(chan error)
+		go func() { answered <- ask(t.Context()) }()
+		eventually(t, "a second request", func() bool { return count(srv, http.MethodGet, path) == 2 })
+		srv.Resume()
+		if err := <-answered; err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	srv.Pause()
+	t.Cleanup(srv.Resume)
+	srv.ForgetRequests()
+	got, err := FirstPods(pods, &answers{pod: newPod("web", uidA, "node1")}).Pod(t.Context(), "default", "web", uidA)
+	if n := count(srv, http.MethodGet, pod); err != nil || got.Name != "web" || n != 1 {
+		t.Errorf("%v, %v after %d requests", got, err, n)
 	}
 }
 
