@@ -133,6 +133,27 @@ func TestCommandsOfPagesAreRun(t *testing.T) {
 	}
 }
 
+// Commands that stand in a block of another kind would be run by no test.
+func TestCommandsAreInBlocksOfCommands(t *testing.T) {
+	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := regexp.MustCompile("(?sm)^```([a-z]*)\n(.*?)^```$")
+	command := regexp.MustCompile("(?m)^(manifold-agent|kubectl|helm|make|go) .*$")
+	for _, page := range pages {
+		raw, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range block.FindAllStringSubmatch(string(raw), -1) {
+			if found := command.FindString(b[2]); b[1] != "sh" && found != "" {
+				t.Errorf("%s: %q is in no block of commands (sh)", filepath.Base(page), found)
+			}
+		}
+	}
+}
+
 // testsText returns all programs and scripts below test/.
 func testsText(t *testing.T) string {
 	t.Helper()

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,8 +19,26 @@ import (
 
 // install runs the agent's install or uninstall with the node's directories.
 func (n *node) install(verb string, args ...string) (string, error) {
-	cmd := exec.Command(filepath.Join(programDir, "manifold-agent"), append([]string{verb,
-		"--from", programDir, "--cni-bin-dir", n.path("opt"), "--cni-conf-dir", n.path("net.d"), "--state-dir", n.path("installed")}, args...)...)
+	cmd := exec.Command(filepath.Join(programDir, "manifold-agent"), slices.Concat([]string{verb}, n.directories(), args)...)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// directories are the flags that name the node's.
+func (n *node) directories() []string {
+	return []string{"--from", programDir, "--cni-bin-dir", n.path("opt"), "--cni-conf-dir", n.path("net.d"), "--state-dir", n.path("installed")}
+}
+
+// follow runs what a page of docs/ has for one node, its last commands, with the
+// node's directories.
+func (n *node) follow(page string) (string, error) {
+	n.t.Helper()
+	blocks, err := harness.Commands(page)
+	n.must(err)
+	flags := strings.Join(n.directories(), " ")
+	with := strings.NewReplacer("manifold-agent install", "manifold-agent install "+flags, "manifold-agent uninstall", "manifold-agent uninstall "+flags)
+	cmd := exec.Command("sh", "-ec", with.Replace(blocks[len(blocks)-1]))
+	cmd.Env = append(os.Environ(), "PATH="+programDir+":"+os.Getenv("PATH"))
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -52,21 +71,21 @@ func TestInstallOverRunningProgramsAndUninstall(t *testing.T) {
 		_ = running.Process.Kill()
 		_ = running.Wait()
 	})
-	if out, err := n.install("install"); err != nil {
+	if out, err := n.follow("upgrade.md"); err != nil {
 		t.Fatalf("install over a running program: %v\n%s", err, out)
 	}
 	n.link2opt()
 	n.rt = n.installedRuntime()
 	p := n.addPod("app", "")
 	n.succeed("ADD", p)
-	if out, err := n.install("uninstall"); err == nil || !strings.Contains(out, "1 sandboxes are still attached") {
+	if out, err := n.follow("uninstall.md"); err == nil || !strings.Contains(out, "1 sandboxes are still attached") {
 		t.Errorf("uninstall with a pod: %v\n%s", err, out)
 	}
 	if out, err := n.install("uninstall", "--leave-attached"); err != nil || !exists(n.path("opt/manifold")) || exists(n.path("net.d/00-manifold.conflist")) {
 		t.Errorf("uninstall that leaves a pod: %v\n%s", err, out)
 	}
 	n.succeed("DEL", p)
-	if out, err := n.install("uninstall"); err != nil {
+	if out, err := n.follow("uninstall.md"); err != nil {
 		t.Errorf("uninstall: %v\n%s", err, out)
 	}
 	for _, gone := range []string{"opt/manifold", "opt/manifold-agent", "net.d/00-manifold.conflist", "net.d/manifold.d"} {
