@@ -1,8 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,7 +21,9 @@ without a cluster. Other kinds are passed over.
 
 A pod whose definitions are among the files is planned as a node would plan it, as
 if the kubelet had allocated what the containers' limits ask for. Errors are what a
-node would refuse; warnings are what works and may surprise.`
+node would refuse; warnings are what works and may surprise. What admission would
+request for a pod counts for nothing here: one that leaves that to it has too few
+devices.`
 
 // lintReport is what lint prints as JSON and YAML.
 type lintReport struct {
@@ -27,15 +31,29 @@ type lintReport struct {
 	Problems  []inspect.Problem `json:"problems"`
 }
 
-// files are the flags that name manifests.
+// files are the flags that name manifests, and the configuration to judge them by.
 type files struct {
 	names     []string
 	recursive bool
+	plugin    string
 }
 
 func (f *files) bind(c *cobra.Command, usage string) {
 	c.Flags().StringSliceVarP(&f.names, "filename", "f", nil, usage)
 	c.Flags().BoolVarP(&f.recursive, "recursive", "R", false, "also the directories below those given with -f")
+	c.Flags().StringVar(&f.plugin, "plugin-config", "", "with -f: `file` with the plugin's configuration on the nodes, JSON; by default what holds where every key has its default")
+}
+
+// config returns the plugin's configuration, nil for the defaults.
+func (f *files) config() (json.RawMessage, error) {
+	if f.plugin == "" {
+		return nil, nil
+	}
+	raw, err := os.ReadFile(f.plugin)
+	if err != nil {
+		return nil, fmt.Errorf("read the plugin's configuration: %w", err)
+	}
+	return raw, nil
 }
 
 func newLint(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {
@@ -60,11 +78,15 @@ func lint(streams genericiooptions.IOStreams, n nodeFlags, f *files, o *output) 
 	if err != nil {
 		return err
 	}
+	config, err := f.config()
+	if err != nil {
+		return err
+	}
 	docs, err := f.read(streams.In)
 	if err != nil {
 		return err
 	}
-	problems, err := inspect.Lint(docs, namespace)
+	problems, err := inspect.Lint(docs, namespace, config)
 	if err != nil {
 		return err
 	}

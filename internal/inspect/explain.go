@@ -1,6 +1,8 @@
 package inspect
 
 import (
+	"encoding/json"
+
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/planner"
@@ -9,9 +11,9 @@ import (
 
 // Explain plans the pods and templates of pods among docs, as if the kubelet had
 // allocated what their limits ask for, and says why. Objects that say no namespace
-// are of namespace. What cannot be decoded is a problem.
-func Explain(docs []Document, namespace string) ([]*nodeview.Explanation, []Problem, error) {
-	r, err := rules.New(nil, notGiven)
+// are of namespace; config is as for [Lint]. What cannot be decoded is a problem.
+func Explain(docs []Document, namespace string, config json.RawMessage) ([]*nodeview.Explanation, []Problem, error) {
+	r, err := rules.New(config, notGiven)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"encoding/json"
 	"slices"
 
 	"github.com/manifold-cni/manifold/internal/rules"
@@ -12,9 +13,10 @@ const notGiven = "is not among the files"
 // Lint returns what is wrong with the definitions, pods and templates of pods
 // among docs, in their order; other kinds are passed over. Objects that say no
 // namespace are of namespace. The rules are those of admission and of the node's
-// planner, see package rules.
-func Lint(docs []Document, namespace string) ([]Problem, error) {
-	r, err := rules.New(nil, notGiven)
+// planner, see package rules; config is the plugin's configuration on the nodes, nil
+// for the defaults of every key.
+func Lint(docs []Document, namespace string, config json.RawMessage) ([]Problem, error) {
+	r, err := rules.New(config, notGiven)
 	if err != nil {
 		return nil, err
 	}
