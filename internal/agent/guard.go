@@ -26,7 +26,13 @@ func writeConf(conf string, content []byte) error {
 		return err
 	}
 	defer unlock()
-	return errors.Join(renameio.WriteFile(netconf.Kept(conf), content, 0o600), renameio.WriteFile(conf, content, 0o600))
+	return errors.Join(replaceFile(netconf.Kept(conf), content), replaceFile(conf, content))
+}
+
+// replaceFile writes a file for its owner alone, by way of one beside it: one that came
+// from /tmp would have the SELinux type of that.
+func replaceFile(path string, content []byte) error {
+	return renameio.WriteFile(path, content, 0o600, renameio.WithTempDir(filepath.Dir(path)))
 }
 
 // withdrawConf takes Manifold's CNI configuration and its copy away, under the
@@ -160,7 +166,7 @@ func (g *guard) restore() (what string, err error) {
 		return "", nil
 	case err == nil && isOurs(have):
 		// An administrator's edit: what is meant is what is there.
-		return "", renameio.WriteFile(netconf.Kept(g.conf), have, 0o600)
+		return "", replaceFile(netconf.Kept(g.conf), have)
 	case err == nil:
 		what = "was overwritten by another plugin's"
 	case errors.Is(err, os.ErrNotExist):
@@ -169,7 +175,7 @@ func (g *guard) restore() (what string, err error) {
 		return "", err
 	}
 	what = fmt.Sprintf("%s %s, and is put back", g.conf, what)
-	return what, renameio.WriteFile(g.conf, kept, 0o600)
+	return what, replaceFile(g.conf, kept)
 }
 
 // isOurs reports whether a configuration is one that install could have written.

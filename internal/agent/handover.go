@@ -10,7 +10,6 @@ import (
 	"slices"
 
 	"github.com/containernetworking/cni/libcni"
-	"github.com/google/renameio/v2"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
@@ -156,5 +155,5 @@ func copyRecord(from, to, name string) error {
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(filepath.Join(to, "results", name), raw, 0o600)
+	return replaceFile(filepath.Join(to, "results", name), raw)
 }

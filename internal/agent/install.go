@@ -9,9 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
@@ -75,11 +78,8 @@ func (i *Installer) Install(ctx context.Context, out io.Writer) error {
 			return cnierr.New(op, cnierr.IO, "%w", err)
 		}
 	}
-	for _, p := range programs {
-		if err := installProgram(filepath.Join(from, p), filepath.Join(i.BinDir, p)); err != nil {
-			return cnierr.New(op, cnierr.IO, "%w", err)
-		}
-		fmt.Fprintln(out, "installed", filepath.Join(i.BinDir, p))
+	if err := i.installPrograms(from, out); err != nil {
+		return cnierr.New(op, cnierr.IO, "%w", err)
 	}
 	if err := i.installAgentConfig(out); err != nil {
 		return err
@@ -96,14 +96,57 @@ func (i *Installer) Install(ctx context.Context, out io.Writer) error {
 // fewer faults, which a plugin that starts for every call has a quarter less time from.
 const copyBuffer = 256 << 10
 
-// installProgram copies a program over another that may be running.
+// installPrograms copies the programs, one installation at a time: what one that was
+// killed has left can be told from what another is writing.
+func (i *Installer) installPrograms(from string, out io.Writer) error {
+	lock, err := os.Open(i.BinDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // which unlocks
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return err
+	}
+	for _, p := range programs {
+		if err := removeUnfinished(i.BinDir, p); err != nil {
+			return err
+		}
+		if err := installProgram(filepath.Join(from, p), filepath.Join(i.BinDir, p)); err != nil {
+			return err
+		}
+		fmt.Fprintln(out, "installed", filepath.Join(i.BinDir, p))
+	}
+	return nil
+}
+
+// removeUnfinished removes what an installation that was killed has left of a program:
+// a file of its name behind a dot, with a number.
+func removeUnfinished(dir, program string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		number, ok := strings.CutPrefix(e.Name(), "."+program)
+		if _, err := strconv.ParseUint(number, 10, 64); !ok || err != nil {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// installProgram copies a program over another that may be running, by way of a file
+// beside it, see replaceFile.
 func installProgram(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	w, err := renameio.NewPendingFile(to, renameio.WithStaticPermissions(0o755))
+	w, err := renameio.NewPendingFile(to, renameio.WithTempDir(filepath.Dir(to)), renameio.WithStaticPermissions(0o755))
 	if err != nil {
 		return err
 	}
@@ -172,7 +215,7 @@ func (i *Installer) installAgentConfig(out io.Writer) error {
 	if err != nil {
 		return cnierr.New(op, cnierr.InvalidConfig, "%s: %w", file, err)
 	}
-	if err := renameio.WriteFile(i.agentFile(), append(raw, '\n'), 0o600); err != nil {
+	if err := replaceFile(i.agentFile(), append(raw, '\n')); err != nil {
 		return cnierr.New(op, cnierr.IO, "%w", err)
 	}
 	fmt.Fprintln(out, "installed", i.agentFile())
@@ -464,7 +507,7 @@ func (i *Installer) leaveReleaseOnly(primary *netconf.File, out io.Writer) error
 		return remove(out, conf)
 	}
 	if err == nil {
-		err = renameio.WriteFile(conf, content, 0o600)
+		err = replaceFile(conf, content)
 	}
 	if err != nil {
 		return cnierr.New("uninstall", cnierr.IO, "%w", err)

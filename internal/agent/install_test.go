@@ -5,9 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/fsnotify/fsnotify"
 
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/netconf"
@@ -168,5 +172,34 @@ func TestInstallRefusesItself(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "another") || !bytes.Equal(d.read(), d.conf) {
 			t.Errorf("%s: %v\n%s", network, err, d.read())
 		}
+	}
+}
+
+// What is installed is written where it is to be: files from elsewhere would have
+// another SELinux type. What an installation left that was killed goes with the next.
+func TestInstallWritesBesideWhatItReplaces(t *testing.T) {
+	d := newGuarded(t)
+	t.Setenv("TMPDIR", t.TempDir())
+	w, err := fsnotify.NewWatcher()
+	d.must(err)
+	defer w.Close()
+	d.must(w.Add(os.TempDir()))
+	for _, name := range []string{".manifold123", ".manifold-agent6340244231178033926", ".manifold-x", ".manifold", ".other1"} {
+		d.file("bin/"+name, "")
+	}
+	_, err = d.again(func(*Installer) {})
+	d.must(err)
+	d.must(os.WriteFile(filepath.Join(os.TempDir(), "end"), nil, 0o600))
+	if e := <-w.Events; filepath.Base(e.Name) != "end" {
+		t.Errorf("in the directory of temporary files: %s", e)
+	}
+	entries, err := os.ReadDir(d.path("bin"))
+	d.must(err)
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if want := []string{".manifold", ".manifold-x", ".other1", "manifold", "manifold-agent"}; !slices.Equal(names, want) {
+		t.Errorf("there are %q, want %q", names, want)
 	}
 }

@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/kube"
@@ -44,7 +42,7 @@ func (o outbox) put(r *plan.Report) error {
 	}
 	if err == nil {
 		// In order of time, so that they are delivered in it.
-		err = renameio.WriteFile(filepath.Join(string(o), fmt.Sprintf("%020d-%d.json", time.Now().UnixNano(), os.Getpid())), raw, 0o600)
+		err = replaceFile(filepath.Join(string(o), fmt.Sprintf("%020d-%d.json", time.Now().UnixNano(), os.Getpid())), raw)
 	}
 	if err != nil {
 		return cnierr.New(op, cnierr.IO, "%w", err).WithFix("see why no agent runs on this node")

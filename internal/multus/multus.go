@@ -138,5 +138,5 @@ func Write(dir, containerID string, delegates []Delegate) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return renameio.WriteFile(filepath.Join(dir, containerID), raw, 0o600)
+	return renameio.WriteFile(filepath.Join(dir, containerID), raw, 0o600, renameio.WithTempDir(dir))
 }
