@@ -295,10 +295,11 @@ func cut(s string, limit int) string {
 }
 
 // retry calls send until it succeeds, fails for good, or failed writeAttempts
-// times. Each call has its own deadline.
+// times. Each call has its own deadline, and twice the time of the one before: a
+// server that takes seconds to answer is slow, not away.
 func (c *Client) retry(ctx context.Context, send func(context.Context) error) error {
 	for attempt := 0; ; attempt++ {
-		err := c.attempt(ctx, send)
+		err := c.attempt(ctx, c.timeout<<attempt, send)
 		if err == nil || !retryable(err) || attempt+1 >= writeAttempts {
 			return err
 		}
@@ -313,8 +314,8 @@ func (c *Client) retry(ctx context.Context, send func(context.Context) error) er
 	}
 }
 
-func (c *Client) attempt(ctx context.Context, send func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+func (c *Client) attempt(ctx context.Context, timeout time.Duration, send func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return send(ctx)
 }

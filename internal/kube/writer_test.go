@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -121,6 +122,25 @@ func TestPublishStatusRetries(t *testing.T) {
 			}
 			if n := count(srv, http.MethodPatch, podPath+"web"); n != tt.patches {
 				t.Errorf("%d PATCHes, want %d", n, tt.patches)
+			}
+		})
+	}
+}
+
+// TestRetryGivesASlowServerTime: it answers in the third attempt at the latest.
+func TestRetryGivesASlowServerTime(t *testing.T) {
+	for takes, attempts := range map[time.Duration]int{time.Second: 1, 7 * time.Second: 2, 12 * time.Second: 3} {
+		synctest.Test(t, func(t *testing.T) { // whose time passes in sleep alone
+			sent := 0
+			err := (&Client{timeout: defaultTimeout}).retry(t.Context(), func(ctx context.Context) error {
+				sent++
+				if !sleep(ctx, takes) {
+					return ctx.Err()
+				}
+				return nil
+			})
+			if err != nil || sent != attempts {
+				t.Errorf("an answer that takes %s: %v after %d attempts, want %d", takes, err, sent, attempts)
 			}
 		})
 	}
