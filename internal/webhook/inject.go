@@ -3,6 +3,7 @@ package webhook
 import (
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strconv"
 
@@ -225,7 +226,7 @@ func (in *injector) showStatus() error {
 	if !ok || rules.MountPath(dir) != nil {
 		return nil
 	}
-	taken := func(m corev1.VolumeMount) bool { return m.Name == statusVolume || m.MountPath == dir }
+	taken := func(m corev1.VolumeMount) bool { return m.Name == statusVolume || path.Clean(m.MountPath) == dir }
 	for _, s := range slots(in.pod) {
 		if slices.ContainsFunc(s.VolumeMounts, taken) {
 			continue

@@ -159,7 +159,7 @@ func TestInject(t *testing.T) {
 }
 
 func TestInjectByThePodsAnnotation(t *testing.T) {
-	pod := strings.Replace(spec("b", `"initContainers":[{"name":"i"}],"containers":[{"name":"m"},{"name":"n","volumeMounts":[{"name":"v","mountPath":"/v"}]},{"name":"o","volumeMounts":[{"name":"v","mountPath":"/net"}]}],"volumes":[{"name":"v","emptyDir":{}}]`),
+	pod := strings.Replace(spec("b", `"initContainers":[{"name":"i"}],"containers":[{"name":"m"},{"name":"n","volumeMounts":[{"name":"v","mountPath":"/v"}]},{"name":"o","volumeMounts":[{"name":"v","mountPath":"/net/"}]}],"volumes":[{"name":"v","emptyDir":{}}]`),
 		`"annotations":{`, `"annotations":{"manifold.dev/container":"n","manifold.dev/network-status-volume":"/net",`, 1)
 	in, after, err := injected(t, pod)
 	if err != nil {
