@@ -150,9 +150,23 @@ func (c *cluster) reviewsPods(t *testing.T) {
 	}
 	_, err = c.create(newPod("twice", "vf@x,vf@x"), metav1.CreateOptions{})
 	refusal(t, "interface twice", err, "metadata.annotations[k8s.v1.cni.cncf.io/networks]")
-	_, err = c.create(newPod("far", "kube-public/any"), metav1.CreateOptions{})
+	_, err = c.create(newPod("far", "kube-public/any"), metav1.CreateOptions{}) // whether it exists or not
+	refusal(t, "another namespace's", err, "metadata.annotations[k8s.v1.cni.cncf.io/networks]")
+	_, err = c.create(newPod("absent", "any"), metav1.CreateOptions{})
 	if text := c.warnings.take(); err != nil || !strings.Contains(text, "does not exist") {
 		t.Errorf("absent definition: %v, warnings %q", err, text)
+	}
+	_, err = c.defineWith("racked", map[string]any{netattach.NodeSelectorAnnotation: "rack=a"}, `{"type":"bridge"}`)
+	c.must(err)
+	pod, err = c.create(newPod("racked", "racked"), metav1.CreateOptions{})
+	if err != nil || pod.Spec.NodeSelector["rack"] != "a" {
+		t.Errorf("a pod of a network that some nodes have: %v, %+v", err, pod)
+	}
+	elsewhere := newPod("elsewhere", "racked")
+	elsewhere.Spec.NodeSelector = map[string]string{"rack": "b"}
+	pod, err = c.create(elsewhere, metav1.CreateOptions{})
+	if text := c.warnings.take(); err != nil || pod.Spec.NodeSelector["rack"] != "b" || !strings.Contains(text, "is for nodes with rack=a") {
+		t.Errorf("a pod that asks for other nodes: %v, %+v, warnings %q", err, pod, text)
 	}
 	volume := newPod("volume", "vf")
 	volume.Annotations[netattach.StatusVolumeAnnotation] = "/etc/net"

@@ -379,10 +379,16 @@ func (c *cluster) definitions() dynamic.ResourceInterface {
 
 // define makes a definition.
 func (c *cluster) define(name, resource, config string) (*unstructured.Unstructured, error) {
-	meta := map[string]any{"name": name}
+	annotations := map[string]any{}
 	if resource != "" {
-		meta["annotations"] = map[string]any{netattach.ResourceNameAnnotation: resource}
+		annotations[netattach.ResourceNameAnnotation] = resource
 	}
+	return c.defineWith(name, annotations, config)
+}
+
+// defineWith makes a definition with annotations.
+func (c *cluster) defineWith(name string, annotations map[string]any, config string) (*unstructured.Unstructured, error) {
+	meta := map[string]any{"name": name, "annotations": annotations}
 	return c.definitions().Create(context.Background(), &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": netattach.GroupVersion.String(), "kind": "NetworkAttachmentDefinition", "metadata": meta, "spec": map[string]any{"config": config},
 	}}, metav1.CreateOptions{})
