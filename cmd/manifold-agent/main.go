@@ -159,7 +159,7 @@ func serve(ctx context.Context, conf *agent.Config, path string, stderr io.Write
 	var sources, background sync.WaitGroup
 	running, stop := context.WithCancel(ctx)
 	defer stop()
-	planner := agent.New(a.Sources, log, background.Go)
+	planner := newCounted(agent.New(a.Sources, log, background.Go))
 	// The ports before the socket: an agent that finds them taken, since another still
 	// runs, has not taken that one's socket.
 	err = errors.Join(serveHTTP(running, conf, a, &sources, log), serveView(running, conf, path, a, planner, &sources, log))
@@ -173,7 +173,7 @@ func serve(ctx context.Context, conf *agent.Config, path string, stderr io.Write
 		return err
 	}
 	sources.Go(func() { a.Run(running) })
-	sources.Go(func() { settle(running) })
+	sources.Go(func() { planner.settle(running) })
 	log.Info("serving", "release", release, "socket", conf.Socket, "node", conf.Node)
 	sources.Go(func() { planner.Deliver(running, conf.CNIDir) })
 	err = plan.Serve(ctx, l, planner)

@@ -10,21 +10,66 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// settleTime is how long after its start an agent has its sources and serves.
+// settleTime is how long after its start an agent has its sources, and what is given
+// back at most so often while it is called.
 const settleTime = 30 * time.Second
 
-// settle gives back, once, what only starting needed: garbage, and the pages of the
-// program. Those are the larger part: the kernel maps sixteen of them where one is
-// used, and starting uses all packages. What serving uses is mapped again, from the
-// kernel's memory of the file, and the rest is the node's where memory is short.
-func settle(ctx context.Context) {
+// counted is an agent that says when it is called.
+type counted struct {
+	*agent.Agent
+	called chan struct{} // has room for one
+}
+
+// newCounted returns a as one that has just been called, as it is when it starts.
+func newCounted(a *agent.Agent) counted {
+	c := counted{a, make(chan struct{}, 1)}
+	c.say()
+	return c
+}
+
+func (c counted) say() {
 	select {
-	case <-time.After(settleTime):
-		debug.FreeOSMemory()
-		unmapProgram()
-	case <-ctx.Done():
+	case c.called <- struct{}{}:
+	default: // that is known already
+	}
+}
+
+// Plan implements plan.Planner.
+func (c counted) Plan(ctx context.Context, req plan.Request) (*plan.Plan, error) {
+	c.say()
+	return c.Agent.Plan(ctx, req)
+}
+
+// Observe implements plan.Observer.
+func (c counted) Observe(ctx context.Context, op plan.Operation) {
+	c.say()
+	c.Agent.Observe(ctx, op)
+}
+
+// settle gives back, until ctx ends, what calls needed for a moment: garbage, and
+// pages of the program. Those are the larger part: the kernel maps sixteen of them
+// where one is used, and of starting alone most of them remain. What is used is mapped
+// again, from the kernel's memory of the file, and the rest is the node's where memory
+// is short. While nobody calls, nothing is done.
+func (c counted) settle(ctx context.Context) {
+	for {
+		select {
+		case <-c.called:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(settleTime):
+			debug.FreeOSMemory()
+			unmapProgram()
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"log/slog"
 	"os"
 	"testing"
 
+	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
@@ -15,6 +18,33 @@ func TestUnmapProgram(t *testing.T) {
 	if after := resident(); after >= before {
 		t.Errorf("%d KiB of files are resident, and %d were", after, before)
 	}
+}
+
+// TestCountedSaysWhenItIsCalled: once after its start, and once for any number of calls.
+func TestCountedSaysWhenItIsCalled(t *testing.T) {
+	c := newCounted(agent.New(agent.Sources{}, slog.New(slog.DiscardHandler), nil))
+	called := func() bool {
+		select {
+		case <-c.called:
+			return true
+		default:
+			return false
+		}
+	}
+	if !called() || called() {
+		t.Error("a start is not one call")
+	}
+	for _, call := range []func(){
+		func() { _, _ = c.Plan(t.Context(), plan.Request{}) }, // it is refused
+		func() { c.Observe(t.Context(), plan.Operation{}) },
+	} {
+		call()
+		call()
+		if !called() || called() {
+			t.Error("two calls are not said once")
+		}
+	}
+	var _ plan.Inspector = c // the socket's other questions reach the agent
 }
 
 func TestProgramPages(t *testing.T) {

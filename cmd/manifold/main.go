@@ -13,7 +13,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -37,24 +36,10 @@ func main() {
 	if status, nested := answerNested(); nested {
 		os.Exit(status)
 	}
-	growStack(false)
 	letWatchSleep()
 	// No signal is handled. Runtimes that give up send SIGKILL, for which the
 	// journal is there; to be ready for others costs every verb a thread.
 	os.Exit(run(context.Background(), os.Stdout, os.Stderr))
-}
-
-// growStack makes the stack as large as a call needs it, once, while there is nothing
-// on it: growing step by step below libcni and encoding/json copies it, frame by
-// frame, each time. It is the room in the frame that grows it; it is not used, which
-// would touch its pages.
-//
-//go:noinline
-func growStack(use bool) {
-	if use {
-		var room [48 << 10]byte
-		runtime.KeepAlive(&room)
-	}
 }
 
 // nestedEnv marks everything that runs below this program.

@@ -14,4 +14,18 @@ func init() {
 	runtime.GOMAXPROCS(1)
 	// Nobody reads the profile, for which each half megabyte a stack is walked.
 	runtime.MemProfileRate = 0
+	growStack(false)
+}
+
+// growStack makes the first goroutine's stack as large as a call needs it, once, while
+// there is nothing on it: growing step by step below package initialisers, libcni and
+// encoding/json copies it, frame by frame, each time. It is the room in the frame that
+// grows it; it is not used, which would touch its pages.
+//
+//go:noinline
+func growStack(use bool) {
+	if use {
+		var room [48 << 10]byte
+		runtime.KeepAlive(&room)
+	}
 }

@@ -15,10 +15,6 @@ type Client struct {
 	Socket string // path of the agent's socket
 }
 
-// dialTimeout bounds connecting alone: a local socket answers at once or its
-// listener is gone.
-const dialTimeout = 2 * time.Second
-
 // Plan implements [Planner].
 func (c Client) Plan(ctx context.Context, req Request) (*Plan, error) {
 	out, err := c.do(ctx, call{Op: opPlan, Request: &req})
@@ -60,7 +56,7 @@ func (c Client) do(ctx context.Context, in call) (out answer, err error) {
 		return out, transportError(op, err)
 	}
 	defer conn.Close()
-	if err := writeFrame(conn, in); err != nil {
+	if err := writeFrame(conn, in.fields()); err != nil {
 		return out, transportError(op, err)
 	}
 	if err := readFrame(conn, &out); err != nil {
@@ -69,10 +65,10 @@ func (c Client) do(ctx context.Context, in call) (out answer, err error) {
 	return out, out.refusal()
 }
 
-// dial connects to the agent; what is read and written there ends with ctx.
+// dial connects to the agent, which succeeds or fails at once; what is read and
+// written there ends with ctx.
 func (c Client) dial(ctx context.Context) (net.Conn, error) {
-	d := net.Dialer{Timeout: dialTimeout}
-	conn, err := d.DialContext(ctx, "unix", c.Socket)
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: c.Socket, Net: "unix"})
 	if err != nil {
 		return nil, err
 	}

@@ -74,7 +74,7 @@ func (c Client) Observe(ctx context.Context, op Operation) {
 		return
 	}
 	defer conn.Close()
-	_ = writeFrame(conn, call{Op: opObserve, Operation: &op})
+	_ = writeFrame(conn, call{Op: opObserve, Operation: &op}.fields())
 }
 
 // observeTime bounds handing an operation over.

@@ -40,10 +40,13 @@ type call struct {
 	Operation *Operation `json:"operation,omitempty"`
 }
 
-// MarshalJSON implements json.Marshaler. Only what is there is encoded: for a struct
-// encoding/json prepares every type below it, used or not, which took a process that
-// makes one call longer than the call.
-func (c call) MarshalJSON() ([]byte, error) {
+// MarshalJSON implements json.Marshaler.
+func (c call) MarshalJSON() ([]byte, error) { return json.Marshal(c.fields()) }
+
+// fields returns what there is of a call, to be encoded: for a struct encoding/json
+// prepares every type below it, used or not, which took a process that makes one call
+// longer than the call.
+func (c call) fields() map[string]any {
 	fields := map[string]any{"op": c.Op}
 	if c.Request != nil {
 		fields["request"] = c.Request
@@ -60,7 +63,7 @@ func (c call) MarshalJSON() ([]byte, error) {
 	if c.Operation != nil {
 		fields["operation"] = c.Operation
 	}
-	return json.Marshal(fields)
+	return fields
 }
 
 // answer is one response as it travels: a plan, a network configuration, a
