@@ -20,6 +20,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -238,6 +239,12 @@ func (s *Server) Kill() error {
 	s.api = nil
 	return err
 }
+
+// Pause has the API server answer nobody, who may wait for it, until [Server.Resume].
+func (s *Server) Pause() error { return syscall.Kill(s.api.PID(), syscall.SIGSTOP) }
+
+// Resume ends what [Server.Pause] began.
+func (s *Server) Resume() error { return syscall.Kill(s.api.PID(), syscall.SIGCONT) }
 
 // Stop ends everything.
 func (s *Server) Stop() error {

@@ -38,5 +38,6 @@
 //   - A kubelet that finds no runtime when it starts ends, and nobody is here to
 //     start it again.
 //   - A kubelet just restarted refuses pods with devices, for good, until the
-//     device plugin has registered again (UnexpectedAdmissionError).
+//     device plugin has registered again (UnexpectedAdmissionError); after a boot
+//     also those that had run before.
 package cluster

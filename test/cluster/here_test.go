@@ -4,3 +4,6 @@ package cluster
 
 // The node of these tests is a set of namespaces.
 var enter, start = Enter, Start
+
+// bridged gives a pod the networks that make bridges, beside the default one.
+var bridged = []option{networks(plain)}

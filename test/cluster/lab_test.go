@@ -116,7 +116,7 @@ var warm sync.Once
 // on purpose and are no part of what a pod must give back.
 func (f *fixture) bridges() {
 	f.Helper()
-	f.run("warm", networks("storage, plain"))
+	f.run("warm", bridged...)
 	f.remove("warm")
 }
 

@@ -76,15 +76,17 @@ func TestPowerFailure(t *testing.T) {
 		t.Errorf("the pod had %v, and now %v", had, has)
 	}
 	f.eventually("nothing to be left of the old sandboxes", f.isInOrder)
-	f.remove("stays")
-	f.bridges() // which a boot takes away
+	f.remove("stays") // whose default network has made the bridge again that a boot takes away
 }
 
 // startKubeletWithDevices starts the kubelet, and lets it know of pods when it knows of
 // devices: it would refuse, for good, those that have some.
 func (f *fixture) startKubeletWithDevices() {
 	f.Helper()
-	f.must(errors.Join(lab.API.Kill(), lab.Node.startKubelet()))
+	f.must(lab.API.Pause())
+	resume := sync.OnceFunc(func() { f.must(lab.API.Resume()) })
+	f.Cleanup(resume)
+	f.must(lab.Node.startKubelet())
 	f.eventually("the kubelet to know the devices", func() error {
 		raw, err := lab.Node.run(f.ctx, lab.Node.path("bin/probe"), "allocatable")
 		if err != nil {
@@ -101,7 +103,7 @@ func (f *fixture) startKubeletWithDevices() {
 		}
 		return nil
 	})
-	f.must(lab.API.Restart())
+	resume()
 }
 
 // areStranded fails unless the agent's program finds exactly these VFs to have been
@@ -124,13 +126,19 @@ func (f *fixture) areStranded(pods map[string]string) {
 
 // A kubelet that has just started answers for pods that hold devices as if there
 // were none, until it hears of them: here, without an API server, for as long as
-// the test likes. Meanwhile nothing is taken for free, and the ADDs of a static
-// pod, which the kubelet makes but tells nobody of, are refused and leave nothing.
+// the test likes. Meanwhile nothing is taken for free; the ADDs of a static pod, which
+// the kubelet makes but tells nobody of, are refused and leave nothing; a DEL gives
+// back what the sandbox had, and that pod is attached again when the kubelet knows it.
 func TestKubeletThatKnowsNoPods(t *testing.T) {
 	f := begin(t)
-	holds := f.run("holds", networks(red), container("main", Red))
-	f.stands(holds, []string{red}, place{"main", Red})
-	id := f.allocated("holds")[0]
+	for _, name := range []string{"holds", "ends"} {
+		f.create(name, networks(red), container("main", Red))
+	}
+	holds, ends := f.running("holds"), f.running("ends")
+	for _, pod := range []*corev1.Pod{holds, ends} {
+		f.stands(pod, []string{red}, place{"main", Red})
+	}
+	others := append(f.allocated("holds"), f.allocated("ends")...)
 	f.must(lab.API.Kill())
 	restart := sync.OnceFunc(func() { f.must(lab.API.Restart()) })
 	f.Cleanup(restart)
@@ -139,22 +147,44 @@ func TestKubeletThatKnowsNoPods(t *testing.T) {
 		_, err := lab.Node.run(f.ctx, lab.Node.path("bin/probe"), "devices")
 		return err
 	})
-	if ids := f.allocated("holds"); len(ids) > 0 {
+	if ids := append(f.allocated("holds"), f.allocated("ends")...); len(ids) > 0 {
 		t.Fatalf("the kubelet knows of %v; then this test tests nothing", ids)
 	}
 	f.inOrder()
 	f.manifest("early", networks(red), container("main", Red))
 	f.refused("early", 2)
 	own := f.allocated("early-" + NodeName)
-	if len(own) != 1 || own[0] == id {
-		t.Fatalf("the kubelet has given the new pod %v, and %s is another's", own, id)
+	if len(own) != 1 || slices.Contains(others, own[0]) {
+		t.Fatalf("the kubelet has given the new pod %v, and %v are others'", own, others)
 	}
+	f.inOrder()
+	f.end(ends, others[1])
 	f.inOrder()
 	restart()
 	here := f.attached("early")
 	f.isVF(f.running("early-"+NodeName), here, "net1", own[0])
 	f.stands(f.running("holds"), []string{red}, place{"main", Red})
+	f.eventually("the pod whose sandbox was ended to be attached again", func() error {
+		if here := f.probe()[string(ends.UID)]; here == nil || here.links["net1"].Parent != others[1] {
+			return fmt.Errorf("it has %+v", here)
+		}
+		return nil
+	})
+	f.stands(f.running("ends"), []string{red}, place{"main", Red})
 	f.inOrder()
+}
+
+// end ends a pod's sandbox and fails unless its VF is then the host's again, by its
+// name.
+func (f *fixture) end(pod *corev1.Pod, vf string) {
+	f.Helper()
+	sandbox := f.probe()[string(pod.UID)].containers["main"].Sandbox
+	_, err := lab.Node.run(f.ctx, lab.Node.path("bin/probe"), "end", sandbox)
+	f.must(err)
+	name, err := lab.Node.run(f.ctx, "/bin/ls", "/sys/bus/pci/devices/"+vf+"/net")
+	if got := strings.TrimSpace(string(name)); err != nil || got != lab.Node.NetDevs[vf] {
+		f.Errorf("VF %s is %q on the host, and must be %q: %v", vf, got, lab.Node.NetDevs[vf], err)
+	}
 }
 
 // refused waits until the plugin has refused ADDs of a static pod, as the runtime

@@ -6,6 +6,7 @@
 //	probe devices      # what the kubelet has given away: [nodestate.Allocation]
 //	probe allocatable  # what it has to give, of no pod
 //	probe runtime      # nothing: fails until the container runtime serves a kubelet
+//	probe end SANDBOX  # nothing: has the runtime end a sandbox, as the kubelet does
 //
 // The labs run it on the node, which may be another machine than the test's.
 package main
@@ -27,7 +28,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 	podresourcesv1 "k8s.io/kubelet/pkg/apis/podresources/v1"
 
 	"github.com/manifold-cni/manifold/test/cluster/nodestate"
@@ -56,21 +59,23 @@ func answer(args []string) (any, error) {
 	case len(args) == 1 && args[0] == "allocatable":
 		return ask(context.Background(), allocatable)
 	case len(args) == 1 && args[0] == "runtime":
-		return nil, runtime(context.Background())
+		return nil, runtime(context.Background(), "Version", &emptypb.Empty{})
+	case len(args) == 2 && args[0] == "end":
+		return nil, runtime(context.Background(), "StopPodSandbox", wrapperspb.String(args[1])) // on the wire the same message
 	}
-	return nil, errors.New("usage: probe containers | state | devices | allocatable | runtime")
+	return nil, errors.New("usage: probe containers | state | devices | allocatable | runtime | end SANDBOX")
 }
 
-// runtime asks containerd what a kubelet asks first. It answers some time after
-// containerd's own API does, and a kubelet that is refused ends. Of question and
-// answer only matters that they come, so they are empty.
-func runtime(ctx context.Context) error {
+// runtime calls containerd as a kubelet does, which asks for its Version first. That
+// is answered some time after containerd's own API is there, and a kubelet that is
+// refused ends. Of the answer only matters that it comes.
+func runtime(ctx context.Context, method string, question proto.Message) error {
 	conn, err := grpc.NewClient("unix:///run/containerd/containerd.sock", grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	return conn.Invoke(ctx, "/runtime.v1.RuntimeService/Version", &emptypb.Empty{}, &emptypb.Empty{})
+	return conn.Invoke(ctx, "/runtime.v1.RuntimeService/"+method, question, &emptypb.Empty{})
 }
 
 // netnsDir is where the runtime keeps sandboxes' network namespaces.
