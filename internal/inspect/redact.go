@@ -159,26 +159,30 @@ func valueEnd(s string, key, at int) int {
 	if at == len(s) {
 		return at
 	}
-	switch line, _, _ := strings.Cut(s[at:], "\n"); {
-	case strings.Trim(line, "|>+- \t\r") == "":
-		if rest := strings.TrimLeft(s[at:], " \t\r\n"); rest != "" && strings.ContainsRune(`"'[{\`, rune(rest[0])) {
+	blank := at + len(blanks.FindString(s[at:]))
+	switch {
+	case blank == len(s) || s[blank] == '\n':
+		if rest := strings.TrimLeft(s[blank:], " \t\r\n"); rest != "" && strings.ContainsRune(`"'[{\`, rune(rest[0])) {
 			return valueEnd(s, key, len(s)-len(rest))
 		}
-		return blockEnd(s, key, at+len(line))
+		return blockEnd(s, key, blank)
 	case quoted(s, at) > 0:
 		return stringEnd(s, at)
 	case s[at] == '[' || s[at] == '{':
 		return bracketEnd(s, at)
-	case s[at] == '\n':
-		return at
 	case strings.Trim(s[strings.LastIndexByte(s[:key], '\n')+1:key], " \t-") == "" && strings.Contains(s[key:at], ":"):
-		return at + len(line) // a line of YAML or a header, with blanks in it
+		line, _, _ := strings.Cut(s[at:], "\n") // of YAML, or a header, with blanks in it
+		return at + len(line)
 	}
 	return at + len(word.FindString(s[at:]))
 }
 
-// word is a value that nothing encloses.
-var word = regexp.MustCompile(`^[^\s,;"'})\]]*`)
+// blanks are what YAML has behind the key of a block; word is a value that nothing
+// encloses.
+var (
+	blanks = regexp.MustCompile(`^[|>+ \t\r-]*`)
+	word   = regexp.MustCompile(`^[^\s,;"'})\]]*`)
+)
 
 // quoted returns the length of the quote at an index, with the backslashes that a
 // quote in a quoted text has before it; 0 where there is none.
