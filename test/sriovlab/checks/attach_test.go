@@ -95,6 +95,9 @@ func TestPodGetsItsVFs(t *testing.T) {
 		"one VF": {"left", []corev1.Container{container("c", left)}, fakekubelet.Pins{"c": pin(l[4])}, []string{l[4]}},
 		"two VFs of one resource": {"left,left", []corev1.Container{container("c", left, left)},
 			fakekubelet.Pins{"c": pin(l[5], l[2])}, []string{l[2], l[5]}},
+		"arguments that name another VF": {
+			`[{"name":"left","cni-args":{"deviceID":"` + l[0] + `","pciBusID":"` + l[0] + `","runtimeConfig":{"deviceID":"` + l[0] + `"}}}]`,
+			[]corev1.Container{container("c", left)}, fakekubelet.Pins{"c": pin(l[6])}, []string{l[6]}},
 		"VFs of two resources": {"right,left", []corev1.Container{container("c", left, right)},
 			fakekubelet.Pins{"c": pin(l[6], r[0])}, []string{r[0], l[6]}},
 		"a VF per container, the first has the higher address": {"left,left", []corev1.Container{container("c1", left), container("c2", left)},

@@ -5,13 +5,18 @@ package checks
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/manifold-cni/manifold/internal/journal"
@@ -101,6 +106,83 @@ func TestReconcilerLeavesAllocatedVFsAlone(t *testing.T) {
 		t.Errorf("repaired a VF that may be allocated: VLAN %d", now.Vlan)
 	}
 	n.must(netlink.LinkSetVfVlanQos(link, v.ID, 0, 0))
+}
+
+// TestReconcilerReportsDriftedAndOrphanedVFs: a pod's VF that its PF keeps otherwise than
+// the network asks, and one that nobody has and that is not on the host: whatever repair
+// is asked for, they are reported alone.
+func TestReconcilerReportsDriftedAndOrphanedVFs(t *testing.T) {
+	n := newNode(t)
+	n.define("tagged", left, properties(map[string]any{"vlan": 100})...)
+	used, lost := pfs[0].vfs[5], pfs[1].vfs[6]
+	p := n.admit("app", "tagged", fakekubelet.Pins{"c": pin(used)}, container("c", left))
+	n.succeed("ADD", p)
+	uplink, v := vfOf(t, used)
+	n.must(netlink.LinkSetVfVlan(uplink, v.ID, 200))
+	n.finds(reconcile.Drifted, used, "VLAN of the VF: wanted 100, found 200", "default/app", "default/tagged")
+	n.staysFound(reconcile.Drifted)
+	n.succeed("DEL", p)
+
+	hidden, err := harness.NewNetNS("hidden")
+	n.must(err)
+	file, err := os.Open(hidden.Path)
+	n.must(err)
+	n.must(errors.Join(netlink.LinkSetNsFd(linkOf(t, lost), int(file.Fd())), file.Close()))
+	n.finds(reconcile.Orphaned, lost, "its network device is not on the host")
+	n.staysFound(reconcile.Orphaned)
+	n.must(hidden.Delete())
+	n.eventually("the kernel to give "+lost+" back", func() bool { return len(readFunction(t, lost).NetDevs) == 1 })
+	n.inOrder()
+}
+
+// staysFound fails unless a repair leaves one thing found, of this kind.
+func (n *node) staysFound(kind reconcile.Kind) {
+	n.t.Helper()
+	if list := n.found("--repair"); len(list) != 1 || list[0].Kind != kind {
+		n.t.Errorf("after a repair found %v, want %s as before", list, kind)
+	}
+}
+
+// TestRunningAgentRepairs: with `reconcile: repair` the agent does so by itself, when
+// something changes, but for the VFs of a PF that its configuration excludes.
+func TestRunningAgentRepairs(t *testing.T) {
+	n := newNode(t)
+	n.serveWith(map[string]any{"reconcile": "repair", "reconcileExclude": []string{linkName(pfs[0].address)}})
+	spared, ours := pfs[0].vfs[6], pfs[1].vfs[6]
+	for _, vf := range []string{spared, ours} {
+		link, v := vfOf(t, vf)
+		n.must(netlink.LinkSetVfVlanQos(link, v.ID, 77, 1))
+	}
+	n.eventually("the agent to repair "+ours, func() bool {
+		_, now := vfOf(t, ours)
+		return now.Vlan == 0 && slices.ContainsFunc(n.api.Events(), func(e corev1.Event) bool {
+			return e.Reason == reconcile.ReasonRepaired && strings.Contains(e.Message, ours)
+		})
+	})
+	if list := n.found("--repair"); len(list) != 1 || list[0].Kind != reconcile.Leftover || list[0].Device != spared {
+		t.Errorf("found %v, want %s alone, whose PF is excluded", list, spared)
+	}
+	log, err := os.ReadFile(n.path("state/repairs.log"))
+	n.must(err)
+	if !strings.Contains(string(log), ours) || strings.Contains(string(log), spared) {
+		t.Errorf("the log of repairs: %s", log)
+	}
+	link, v := vfOf(t, spared)
+	n.must(netlink.LinkSetVfVlanQos(link, v.ID, 0, 0))
+}
+
+// serveWith ends the agent and starts it with further keys of its configuration.
+func (n *node) serveWith(keys map[string]any) {
+	n.t.Helper()
+	n.must(n.agent.Process.Signal(syscall.SIGTERM))
+	n.must(n.agent.Wait())
+	raw, err := os.ReadFile(n.path("agent.json"))
+	n.must(err)
+	var conf map[string]any
+	n.must(json.Unmarshal(raw, &conf))
+	maps.Copy(conf, keys)
+	n.json("agent.json", conf)
+	n.serve()
 }
 
 func TestReconcilerFindsAndRepairsStrandedVFs(t *testing.T) {
