@@ -123,11 +123,11 @@ func TestPodGetsItsVFs(t *testing.T) {
 func TestMACAndMTUAreAsAsked(t *testing.T) {
 	n := newNode(t)
 	const mac, mtu = "02:00:00:00:aa:01", 1400
-	n.define("tuned", left, hostDevice(map[string]any{"ipam": n.ipam("10.60.0.0/24")}),
+	n.define("tuned", right, hostDevice(map[string]any{"ipam": n.ipam("10.60.0.0/24")}),
 		map[string]any{"type": "tuning", "mtu": mtu, "capabilities": map[string]any{"mac": true}})
-	p := n.admit("app", `[{"name":"tuned","mac":"`+mac+`"}]`, fakekubelet.Pins{"c": pin(pfs[0].vfs[2])}, container("c", left))
+	p := n.admit("app", `[{"name":"tuned","mac":"`+mac+`"}]`, fakekubelet.Pins{"c": pin(ownMAC)}, container("c", right))
 	n.succeed("ADD", p)
-	n.stands(p, pfs[0].vfs[2])
+	n.stands(p, ownMAC)
 	if _, gotMAC, gotMTU := n.on(p, "net1"); gotMAC != mac || gotMTU != mtu {
 		t.Errorf("net1 has %s and MTU %d, want %s and %d", gotMAC, gotMTU, mac, mtu)
 	}

@@ -25,6 +25,10 @@ type pf struct {
 
 var pfs = []pf{newPF(0, "lab.example/left"), newPF(1, "lab.example/right")}
 
+// ownMAC is a VF that may choose its MAC: no check sets one through its PF. Where one is
+// set so, igb lets the VF have no other until it is made anew.
+var ownMAC = pfs[1].vfs[0]
+
 func newPF(index int, resource string) pf {
 	address, vfs := vm.Functions(index)
 	return pf{address, resource, vfs}

@@ -107,19 +107,18 @@ func linkName(address string) string {
 // pod's plugin from setting one, also where the namespace went first.
 func TestPodChoosesAMACAfterAnother(t *testing.T) {
 	n := newNode(t)
-	n.define("tuned", left, hostDevice(nil), map[string]any{"type": "tuning", "capabilities": map[string]any{"mac": true}})
-	vf := pfs[0].vfs[3]
+	n.define("tuned", right, hostDevice(nil), map[string]any{"type": "tuning", "capabilities": map[string]any{"mac": true}})
 	for i := range 3 {
 		networks := fmt.Sprintf(`[{"name":"tuned","mac":"02:00:00:00:07:0%d"}]`, i+1)
-		p := n.admit(fmt.Sprintf("app%d", i), networks, fakekubelet.Pins{"c": pin(vf)}, container("c", left))
-		before, err := sriov.Host{}.Snapshot(vf)
+		p := n.admit(fmt.Sprintf("app%d", i), networks, fakekubelet.Pins{"c": pin(ownMAC)}, container("c", right))
+		before, err := sriov.Host{}.Snapshot(ownMAC)
 		n.must(err)
 		n.succeed("ADD", p)
 		if i == 1 {
 			n.must(p.ns.Delete())
 		}
 		n.succeed("DEL", p)
-		n.asBefore(vf, before)
+		n.asBefore(ownMAC, before)
 		n.release(p)
 	}
 	n.before = nil // the PF knows the MAC that the VF has had all along by now
