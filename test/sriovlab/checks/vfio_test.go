@@ -60,10 +60,10 @@ func fromVFIO(t *testing.T, addr string, was *netlink.LinkAttrs) {
 	link := linkOf(t, addr)
 	err := errors.Join(netlink.LinkSetDown(link), netlink.LinkSetName(link, was.Name))
 	if err == nil && !bytes.Equal(link.Attrs().HardwareAddr, was.HardwareAddr) {
-		err = netlink.LinkSetHardwareAddr(link, was.HardwareAddr)
-		for tries := 1; errors.Is(err, unix.EADDRNOTAVAIL) && tries < 10; tries++ {
+		restart(t, link, func() bool {
 			err = netlink.LinkSetHardwareAddr(link, was.HardwareAddr)
-		}
+			return err == nil
+		})
 	}
 	for _, err := range []error{err, settle()} {
 		if err != nil {
