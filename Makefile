@@ -30,7 +30,7 @@ image: ## build the image into bin/manifold-image.tar, an OCI archive, without a
 	bin/image archive -release $(RELEASE) -revision $$(git rev-parse HEAD) -created $$(git log -1 --format=%ct) \
 	  -name $(IMAGE) -arch $(ARCH) bin/manifold-image.tar
 
-deploy: ## make the kustomize base anew from the chart
+deploy: ## make the kustomize bases anew from the chart
 	go run ./test/manifests/generate
 
 demo: ## show the main job: a pod gets its networks and gives them back

@@ -487,15 +487,16 @@ func TestRealAPIUpgrade(t *testing.T) {
 	}
 }
 
-// TestRealAPIKustomizeBase installs without Helm, as docs/install.md has it: the API
-// server takes all of the base.
+// TestRealAPIKustomizeBase installs and uninstalls without Helm, as docs/install.md and
+// docs/uninstall.md have it: the API server takes all of the base, and keeps the CRD.
 func TestRealAPIKustomizeBase(t *testing.T) {
-	blocks, err := harness.Commands("install.md")
-	if err != nil || len(blocks) != 3 || !strings.Contains(blocks[1], "--kustomize") {
-		t.Fatalf("%q, %v", blocks, err)
+	install, err1 := harness.Commands("install.md")
+	uninstall, err2 := harness.Commands("uninstall.md")
+	if err := errors.Join(err1, err2); err != nil || len(install) != 3 || !strings.Contains(install[1], "--kustomize") || len(uninstall) != 3 {
+		t.Fatalf("%q, %q, %v", install, uninstall, err)
 	}
 	c := newCluster(t)
-	if out := c.shell(blocks[1]); !strings.Contains(out, "daemonset.apps/manifold created") {
+	if out := c.shell(install[1]); !strings.Contains(out, "daemonset.apps/manifold created") {
 		t.Errorf("it installs:\n%s", out)
 	}
 	for _, again := range []string{
@@ -508,6 +509,32 @@ func TestRealAPIKustomizeBase(t *testing.T) {
 				t.Errorf("%s, the second time: %s", again, line)
 			}
 		}
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	go c.withdraw(ctx)
+	out := c.shell(uninstall[2])
+	for _, gone := range []string{`daemonset.apps "manifold" deleted`, `clusterrole.rbac.authorization.k8s.io "manifold" deleted`, `daemonset.apps "manifold-uninstall" deleted`} {
+		if !strings.Contains(out, gone) {
+			t.Errorf("not %s:\n%s", gone, out)
+		}
+	}
+	c.shell("kubectl get customresourcedefinition network-attachment-definitions.k8s.cni.cncf.io")
+}
+
+// withdraw says, until ctx ends, of the DaemonSet that withdraws the CNI configuration
+// what its controller would once the one node's is withdrawn; there is neither here.
+func (c *cluster) withdraw(ctx context.Context) {
+	sets := c.client.AppsV1().DaemonSets("kube-system")
+	for ; ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
+		ds, err := sets.Get(ctx, "manifold-uninstall", metav1.GetOptions{})
+		if err != nil || ds.Status.ObservedGeneration == ds.Generation {
+			continue // it is not there yet, or not any more
+		}
+		s := &ds.Status
+		s.ObservedGeneration, s.DesiredNumberScheduled, s.CurrentNumberScheduled = ds.Generation, 1, 1
+		s.UpdatedNumberScheduled, s.NumberReady, s.NumberAvailable = 1, 1, 1
+		_, _ = sets.UpdateStatus(ctx, ds, metav1.UpdateOptions{}) // else the next time
 	}
 }
 

@@ -29,15 +29,16 @@ func (n *node) directories() []string {
 	return []string{"--from", programDir, "--cni-bin-dir", n.path("opt"), "--cni-conf-dir", n.path("net.d"), "--state-dir", n.path("installed")}
 }
 
-// follow runs what a page of docs/ has for one node, its last commands, with the
-// node's directories.
+// follow runs what a page of docs/ has for one node, the commands that begin with the
+// agent, with the node's directories.
 func (n *node) follow(page string) (string, error) {
 	n.t.Helper()
 	blocks, err := harness.Commands(page)
 	n.must(err)
 	flags := strings.Join(n.directories(), " ")
 	with := strings.NewReplacer("manifold-agent install", "manifold-agent install "+flags, "manifold-agent uninstall", "manifold-agent uninstall "+flags)
-	cmd := exec.Command("sh", "-ec", with.Replace(blocks[len(blocks)-1]))
+	onOneNode := slices.IndexFunc(blocks, func(b string) bool { return strings.HasPrefix(b, "manifold-agent ") })
+	cmd := exec.Command("sh", "-ec", with.Replace(blocks[onOneNode]))
 	cmd.Env = append(os.Environ(), "PATH="+programDir+":"+os.Getenv("PATH"))
 	out, err := cmd.CombinedOutput()
 	return string(out), err

@@ -1,5 +1,5 @@
 // Package manifests renders the chart in deploy/helm/manifold with the real Helm
-// and makes the kustomize base from it, so that there is one source of what is
+// and makes the kustomize bases from it, so that there is one source of what is
 // installed in a cluster.
 package manifests
 
@@ -23,7 +23,7 @@ import (
 // Places in the tree, from its root.
 const (
 	Chart = "deploy/helm/manifold"
-	Base  = "deploy/kustomize/base"
+	Bases = "deploy/kustomize"
 
 	crd = Chart + "/crds/network-attachment-definitions.yaml"
 )
@@ -93,30 +93,42 @@ func Objects(stream []byte) ([]*unstructured.Unstructured, error) {
 // Hooks are Helm's.
 var baseValues = []string{"--no-hooks", "--set", "podsAPI=false", "--set", "restrictWrites=true"}
 
-const kustomization = `# Made from the chart by "make deploy".
-apiVersion: kustomize.config.k8s.io/v1beta1
-kind: Kustomization
-resources:
-  - crd.yaml
-  - manifold.yaml
-`
+// kustomization is a base of files.
+func kustomization(files ...string) string {
+	return "# Made from the chart by \"make deploy\".\napiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n  - " +
+		strings.Join(files, "\n  - ") + "\n"
+}
 
 // helmsOwn is what only an installation by Helm means.
-var helmsOwn = regexp.MustCompile(`(?m)^(# Source: .*|\s*app\.kubernetes\.io/managed-by: Helm)\n`)
+var helmsOwn = regexp.MustCompile(`(?m)^(# Source: .*|\s*app\.kubernetes\.io/managed-by: Helm|  annotations:(\n    helm\.sh/.*)+)\n`)
 
-// Kustomization returns the files of the kustomize base.
-func Kustomization(root string) (map[string]string, error) {
+// Kustomizations returns the files of the kustomize bases by their paths in [Bases]:
+// what is installed, and what withdraws it from the nodes before it is deleted, which is
+// the DaemonSet of the chart's own uninstallation.
+func Kustomizations(root string) (map[string]string, error) {
 	objects, err := Render(root, baseValues...)
 	if err != nil {
 		return nil, err
+	}
+	hooks, err := Render(root, "--show-only", "templates/uninstall.yaml")
+	if err != nil {
+		return nil, err
+	}
+	var withdraws string
+	for object := range strings.SplitSeq(string(hooks), "\n---\n") {
+		if strings.Contains(object, "\nkind: DaemonSet\n") {
+			withdraws = strings.TrimSpace(helmsOwn.ReplaceAllString(object, "")) + "\n"
+		}
 	}
 	definitions, err := os.ReadFile(filepath.Join(root, crd))
 	if err != nil {
 		return nil, err
 	}
 	return map[string]string{
-		"kustomization.yaml": kustomization,
-		"crd.yaml":           string(definitions),
-		"manifold.yaml":      string(helmsOwn.ReplaceAll(objects, nil)),
+		"base/kustomization.yaml":      kustomization("crd.yaml", "manifold.yaml"),
+		"base/crd.yaml":                string(definitions),
+		"base/manifold.yaml":           string(helmsOwn.ReplaceAll(objects, nil)),
+		"uninstall/kustomization.yaml": kustomization("manifold.yaml"),
+		"uninstall/manifold.yaml":      withdraws,
 	}, nil
 }

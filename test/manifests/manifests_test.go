@@ -316,24 +316,35 @@ func TestValuesMeanWhatTheySay(t *testing.T) {
 	}
 }
 
-func TestKustomizeBaseIsTheCharts(t *testing.T) {
-	files, err := manifests.Kustomization(root)
+func TestKustomizeBasesAreTheCharts(t *testing.T) {
+	files, err := manifests.Kustomizations(root)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range files {
-		got, err := os.ReadFile(filepath.Join(root, manifests.Base, name))
+		got, err := os.ReadFile(filepath.Join(root, manifests.Bases, name))
 		if err != nil || string(got) != want {
 			t.Errorf("%s is not what the chart makes: %v; run: make deploy", name, err)
 		}
 	}
-	built, err := manifests.Kustomize(root, "build", manifests.Base)
-	if err != nil {
-		t.Fatal(err)
+	for base, resources := range map[string]string{
+		"base": files["base/manifold.yaml"] + "\n---\n" + files["base/crd.yaml"], "uninstall": files["uninstall/manifold.yaml"],
+	} {
+		built, err := manifests.Kustomize(root, "build", filepath.Join(manifests.Bases, base))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := byName(t, built); !reflect.DeepEqual(got, byName(t, []byte(resources))) {
+			t.Errorf("kustomize builds other objects of %s:\n%s", base, built)
+		}
 	}
-	want := byName(t, []byte(files["manifold.yaml"]+"\n---\n"+files["crd.yaml"]))
-	if got := byName(t, built); !reflect.DeepEqual(got, want) {
-		t.Errorf("kustomize builds other objects:\n%s", built)
+	// No hook of Helm's, under whose annotation nobody else would delete it, and by the
+	// account of what is installed.
+	withdraws := byName(t, []byte(files["uninstall/manifold.yaml"]))
+	ds := as[appsv1.DaemonSet](t, withdraws, "DaemonSet/manifold-uninstall")
+	unprivileged(t, ds, false)
+	if len(withdraws) != 1 || len(ds.Annotations) != 0 || ds.Spec.Template.Spec.ServiceAccountName != "manifold" {
+		t.Errorf("%v", withdraws)
 	}
 }
 

@@ -1,4 +1,4 @@
-// Command generate makes the kustomize base anew from the chart. It runs in the
+// Command generate makes the kustomize bases anew from the chart. It runs in the
 // tree's root.
 package main
 
@@ -18,15 +18,16 @@ func main() {
 }
 
 func generate() error {
-	files, err := manifests.Kustomization(".")
+	files, err := manifests.Kustomizations(".")
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(manifests.Base, 0o755); err != nil {
-		return err
-	}
 	for name, content := range files {
-		if err := os.WriteFile(filepath.Join(manifests.Base, name), []byte(content), 0o644); err != nil {
+		path := filepath.Join(manifests.Bases, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 			return err
 		}
 	}
