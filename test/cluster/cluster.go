@@ -56,6 +56,10 @@ type builds struct {
 // directory of the run.
 func buildDir(dir string) string { return filepath.Join(dir, "programs") }
 
+// toolDir is where the programs of the cluster's administrator are built, which the
+// node does not have.
+func toolDir(dir string) string { return filepath.Join(dir, "tools") }
+
 // build builds everything, in the run's directory what is ours, with images of
 // releases. It must be called outside the machine, since builds need the network.
 func build(dir string, releases []string) error {
@@ -64,7 +68,10 @@ func build(dir string, releases []string) error {
 			return err
 		}
 	}
-	if err := os.Mkdir(buildDir(dir), 0o755); err != nil {
+	if err := errors.Join(os.Mkdir(buildDir(dir), 0o755), os.Mkdir(toolDir(dir), 0o755)); err != nil {
+		return err
+	}
+	if err := harness.Program(toolDir(dir), "./cmd/kubectl-manifold"); err != nil {
 		return err
 	}
 	for _, pkg := range []string{"./cmd/manifold", "./cmd/manifold-agent", "./test/deviceplugin", "./test/cluster/box", "./test/cluster/probe", "./test/delegates/scripted", "./test/delegates/vfprops"} {
@@ -113,7 +120,8 @@ func built(dir string) (b *builds, err error) {
 // Start starts a cluster on the machine that [Enter] made and waits until its
 // node is ready and has its devices.
 func Start(ctx context.Context) (c *Cluster, err error) {
-	if err := loopback(); err != nil {
+	host, _, _ := strings.Cut(serviceAddress, ":")
+	if err := answer(host); err != nil {
 		return nil, err
 	}
 	c, b, err := startControlPlane()
@@ -218,14 +226,13 @@ func (c *Cluster) nodeReady(ctx context.Context) error {
 // serviceAddress is the API server's service address, which pods are given.
 const serviceAddress = "10.96.0.1:443"
 
-// loopback brings loopback up, with the API server's service address.
-func loopback() error {
+// answer makes an address one of this machine, on loopback, which it brings up.
+func answer(address string) error {
 	lo, err := netlinksafe.LinkByName("lo")
 	if err != nil {
 		return err
 	}
-	host, _, _ := strings.Cut(serviceAddress, ":")
-	addr, err := netlink.ParseAddr(host + "/32")
+	addr, err := netlink.ParseAddr(address + "/32")
 	if err != nil {
 		return err
 	}
@@ -274,7 +281,7 @@ func pass(in net.Conn, to string) {
 func (c *Cluster) Environment() ([]string, error) {
 	control, err1 := harness.Controllers()
 	helm, err2 := harness.Helm()
-	path := strings.Join([]string{control, c.Node.bin, filepath.Dir(helm), buildDir(c.dir), os.Getenv("PATH")}, ":")
+	path := strings.Join([]string{control, c.Node.bin, filepath.Dir(helm), toolDir(c.dir), buildDir(c.dir), os.Getenv("PATH")}, ":")
 	env := append(os.Environ(), "PATH="+path, "KUBECONFIG="+c.Kubeconfig, "CONTAINERD_ADDRESS="+socket, "CONTAINERD_NAMESPACE=k8s.io")
 	return env, errors.Join(err1, err2)
 }

@@ -47,6 +47,15 @@ func EnterGuest() (code int, err error) {
 // machine's loopback, and as its node a guest with two PFs, whose VFs are the
 // devices of both resources. It waits until the node is ready and has its devices.
 func StartGuest(ctx context.Context) (c *Cluster, err error) {
+	if err := answer(vm.GuestAddress); err != nil {
+		return nil, err
+	}
+	// The API server asks the agent at the node's address, and the guest would take
+	// whoever has that address for itself.
+	view := fmt.Sprintf(":%d", viewPort)
+	if err := forward(vm.GuestAddress+view, "127.0.0.1"+view); err != nil {
+		return nil, err
+	}
 	c, b, err := startControlPlane()
 	if err != nil {
 		return nil, err
@@ -69,6 +78,10 @@ func StartGuest(ctx context.Context) (c *Cluster, err error) {
 // guestDir is the directory of the guest's files, in a run's.
 const guestDir = "guest"
 
+// viewPort is where the agent serves the node's view, which kubectl manifold asks
+// for through the API server.
+const viewPort = 9611
+
 // Userspace is a resource that only a node in a guest has: one VF, which is bound
 // to vfio-pci.
 const Userspace = "lab.example/userspace"
@@ -85,7 +98,7 @@ func bootNode(ctx context.Context, dir, kubeconfig string, b *builds) (*Node, er
 		services: map[string]service{}, devices: devices,
 	}
 	g := &guest{path: n.bin + ":/bin", config: vm.Config{
-		Dir: filepath.Join(dir, guestDir), PFs: 2, IOMMU: true, Disk: filepath.Join(dir, guestDir, "disk"), Root: true, Uplink: Uplink,
+		Dir: filepath.Join(dir, guestDir), PFs: 2, IOMMU: true, Disk: filepath.Join(dir, guestDir, "disk"), Root: true, Uplink: Uplink, Ports: []int{viewPort},
 		Modules: []string{"overlay", "veth", "bridge", "br_netfilter", "macvlan"},
 		Files: map[string]string{
 			n.bin: b.node, n.path("bin"): b.programs, pluginDir: b.plugins,
@@ -141,6 +154,10 @@ func functions() (map[string][]device, error) {
 // devices ready, and starts its container runtime.
 func (n *Node) powerOn(ctx context.Context) error {
 	if err := n.machine.(*guest).boot(ctx); err != nil {
+		return err
+	}
+	// For pods that ask for huge pages: the kubelet counts them when it starts.
+	if _, err := n.run(ctx, "/bin/sh", "-c", "echo 8 > /proc/sys/vm/nr_hugepages"); err != nil {
 		return err
 	}
 	for _, d := range n.devices[Userspace] {

@@ -138,17 +138,6 @@ func (f *fixture) inOrder() {
 	f.must(f.isInOrder())
 }
 
-// A VF of a userspace driver has no interface; the pod is told its address.
-func TestUserspaceVF(t *testing.T) {
-	f := begin(t)
-	f.network("userspace", Userspace, deviceConfig)
-	pod := f.run("userspace", networks("userspace, red"), container("main", Userspace, Red))
-	here := f.interfaces(pod, map[string]string{"eth0": "cluster-net", "net2": red})
-	f.isVF(pod, here, "net2", f.given(pod, here, "main", Red)[0])
-	vf := f.given(pod, here, "main", Userspace)[0]
-	f.isInfo(pod, f.status(pod)[1], vf)
-}
-
 // network defines a network until the test ends.
 func (f *fixture) network(name, resource, config string) {
 	f.Helper()

@@ -74,6 +74,8 @@ type Config struct {
 	// [GuestsHost], the loopback of the network namespace at hand; its own address
 	// there is [GuestAddress]. Empty for none.
 	Uplink string
+	// Ports are TCP ports of the guest that are reached as those of that loopback.
+	Ports []int
 	// Modules are kernel modules to load, by name; those that they depend on and
 	// those of the hardware above come by themselves.
 	Modules []string
@@ -236,7 +238,11 @@ func (c *Config) arguments(s *Software, image, socket string) []string {
 		args = append(args, "-drive", "if=none,id=disk,format=raw,cache=unsafe,file="+c.Disk, "-device", "virtio-blk-pci,bus=pcie.0,drive=disk")
 	}
 	if c.Uplink != "" {
-		args = append(args, "-netdev", "user,id=uplink", "-device", "virtio-net-pci,bus=pcie.0,netdev=uplink,romfile=")
+		uplink := "user,id=uplink"
+		for _, port := range c.Ports {
+			uplink += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", port, port)
+		}
+		args = append(args, "-netdev", uplink, "-device", "virtio-net-pci,bus=pcie.0,netdev=uplink,romfile=")
 	}
 	for i := range c.PFs {
 		args = append(args,

@@ -35,7 +35,7 @@ func shell(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	fmt.Println("kubectl, helm and ctr are for this cluster; the image of pods is", cluster.BoxImage)
+	fmt.Println("kubectl, with kubectl manifold, helm and ctr are for this cluster; the image of pods is", cluster.BoxImage)
 	cmd := exec.Command("bash", "-i")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.Env = os.Stdin, os.Stdout, os.Stderr, env
 	_ = cmd.Run() // the status of the last command in it
