@@ -4,9 +4,11 @@ package cluster
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -56,6 +58,42 @@ func TestUninstallAndReinstall(t *testing.T) {
 	f.onOneNode(func() { f.check(f.run("networked", networked...), want) })
 	reinstall()
 	f.check(f.run("networked", networked...), want)
+}
+
+// Nothing of the cluster's credentials is left on the host: the agent's token is in its
+// pod's volume alone, which the kubelet keeps.
+func TestNoCredentialIsLeftOnTheHost(t *testing.T) {
+	f := begin(t)
+	tokens, err := filepath.Glob("/var/lib/kubelet/pods/*/volumes/kubernetes.io~projected/*/token")
+	f.must(err)
+	if len(tokens) == 0 {
+		t.Fatal("no pod has a token; then this test tests nothing")
+	}
+	token, err := os.ReadFile(tokens[0])
+	f.must(err)
+	header, _, _ := bytes.Cut(token, []byte(".")) // the same in all that the cluster's key has signed
+	var holders []string
+	for _, dir := range []string{"/etc", "/opt", "/run/manifold", "/var/lib/cni", filepath.Dir(tokens[0])} {
+		f.must(filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, os.ErrNotExist) || err == nil && !d.Type().IsRegular() {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			content, err := os.ReadFile(path)
+			if bytes.Contains(content, header) {
+				holders = append(holders, path)
+			}
+			if errors.Is(err, os.ErrNotExist) { // it has gone meanwhile
+				err = nil
+			}
+			return err
+		}))
+	}
+	if len(holders) != 1 || !strings.HasPrefix(holders[0], filepath.Dir(tokens[0])) {
+		t.Errorf("a token of the cluster is in %v; it must be in the agent's volume alone", holders)
+	}
 }
 
 // forget removes what libcni remembers for the runtime of the network manifold:
