@@ -28,7 +28,8 @@ func (b *build) root(dir, arch string) error {
 		// Without buildvcs: a checkout's path or state is not in the programs.
 		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.release="+b.release,
 			"-o", filepath.Join(dir, filepath.Base(p)), p)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
+		// What the builder's environment wants of processors is not in them either.
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOAMD64=v1", "GOARM64=v8.0", "GOEXPERIMENT=")
 		cmd.Stderr = os.Stderr
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("build %s for %s: %w", p, arch, err)

@@ -269,7 +269,7 @@ func TestSchemaRefuses(t *testing.T) {
 	for _, bad := range []string{
 		"reconcile=perhaps", "host.cniBinDir=opt/cni/bin", "host.cniConfName=00-manifold.json", "image.digest=latest",
 		"podsAPI=yes", "maxUnavailable=0", "nosuchvalue=1", "host.cniBinDri=/opt", "apiServer.port=https", "http.port=70000",
-		"logFormat=xml", "traces=collector:4318", "podMonitor.interval=often", "dashboard.label=x",
+		"logFormat=xml", "traces=collector:4318", "traces=https://collector:4318", "podMonitor.interval=often", "dashboard.label=x",
 		"host.cniBinDir=/opt/{x", "host.cniConfDir=/", "host.stateDir=/var", "host.kubeletDir=/var/../etc", "host.deviceInfoDir=/var/run/",
 		"image.tag=-x", "image.repository=registry.example/manifold:1", "http.port=9611", "startupTaint=a/b/c",
 		`podLabels.app\.kubernetes\.io/name=x`, `podAnnotations.manifold\.dev/config-sha256=x`,
