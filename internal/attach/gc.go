@@ -76,12 +76,10 @@ type collection struct {
 }
 
 // spares reports whether a sandbox that the runtime does not name may be one that it
-// was adding when it made its list: its ADD ended within the key gcGrace before GC
-// began, or since. The runtime must not add while it collects (CNI specification,
-// lifecycle and ordering), but not each keeps to that, and a live pod would lose its
-// networks. CRI-O gives a GC 30 s from the making of the list, its wait for ADDs that
-// run included, so that its list is never older. What is spared is no pod's for ever:
-// the next GC collects it.
+// was adding when it made its list: its ADD ended since GC began, or within the key
+// gcGrace before. The runtime must not add while it collects (CNI specification,
+// lifecycle and ordering), and one that does may lose a live pod its networks. What is
+// spared is no pod's for ever: the next GC collects it.
 func (g *collection) spares(lock *journal.Lock, e *journal.Entry) bool {
 	added, known := lock.Added()
 	return known && g.began-added < time.Duration(g.inv.Conf.GCGrace) && !e.Releasing() && e.Gone() == ""
@@ -138,8 +136,7 @@ func (e *Engine) collect(ctx context.Context, g *collection, k journal.Key) (*jo
 
 // spared says in the log that a sandbox was.
 func (r *run) spared(k journal.Key) {
-	r.warn("GC spares sandbox %s, which the runtime does not name: it was attached within %s (gcGrace), so that the runtime may not have known it yet; the next GC collects it",
-		k, time.Duration(r.inv.Conf.GCGrace))
+	r.warn("GC spares sandbox %s, which the runtime does not name: it was attached meanwhile or shortly before, so that the runtime may not have known it yet; the next GC collects it", k)
 }
 
 // network is a delegate chain that GC is passed on to.

@@ -46,14 +46,13 @@ func (n *node) gcs(log string) []collected {
 	return out
 }
 
-// collect runs GC with these sandboxes as the runtime's valid attachments, in the list
-// of a runtime that adds none meanwhile: no ADD before it is spared.
+// collect runs GC with these sandboxes as the runtime's valid attachments.
 func (n *node) collect(valid ...*pod) {
 	n.t.Helper()
-	n.collectWithin("1ns", valid...)
+	n.collectWithin("", valid...)
 }
 
-// collectWithin is collect with another gcGrace, and returns what was logged.
+// collectWithin is collect with a gcGrace, empty for none, and returns what was logged.
 func (n *node) collectWithin(grace string, valid ...*pod) string {
 	n.t.Helper()
 	list := []map[string]string{}
@@ -61,7 +60,11 @@ func (n *node) collectWithin(grace string, valid ...*pod) string {
 		list = append(list, attachment(p, "eth0"))
 	}
 	gc := *n // another call may be under way
-	gc.withConf(map[string]any{"cni.dev/valid-attachments": list, "gcGrace": grace})
+	conf := map[string]any{"cni.dev/valid-attachments": list}
+	if grace != "" {
+		conf["gcGrace"] = grace
+	}
+	gc.withConf(conf)
 	return string(gc.succeed("GC", &pod{}).Stderr)
 }
 
@@ -183,15 +186,15 @@ func TestGCSparesASandboxThatTheRuntimeMayNotHaveKnownYet(t *testing.T) {
 		n.refuse("DEL", p, 115, "scripted")
 		n.must(os.Rename(program+".away", program))
 	}
-	const byDefault = "30s"
 	for name, tc := range map[string]struct {
 		grace  string
 		change func(*node, *pod)
 		spared bool
 	}{
 		"within the grace":       {"1h", asIs, true},
-		"before the grace":       {byDefault, mark(own, -time.Hour), false},
-		"in the future":          {byDefault, mark(own, 1000*time.Hour), false},
+		"before the grace":       {"30s", mark(own, -time.Hour), false},
+		"without a grace":        {"", asIs, false},
+		"in the future":          {"", mark(own, 1000*time.Hour), false},
 		"in another boot":        {"1h", mark("another", 0), false},
 		"nobody knows when":      {"1h", func(n *node, p *pod) { n.file("state/"+p.ID+"@eth0.lock", "") }, false},
 		"its namespace is gone":  {"1h", func(n *node, p *pod) { n.must(p.ns.Delete()) }, false},
@@ -355,7 +358,7 @@ func TestGCTriesOnceAPodOfMultusThatCannotBeReleased(t *testing.T) {
 	cni := libcni.NewCNIConfigWithCacheDir([]string{n.bin}, n.path("state"), nil)
 	_, err = cni.AddNetwork(context.Background(), conf, &libcni.RuntimeConf{ContainerID: p.ID, NetNS: p.NetNS, IfName: "eth0"})
 	n.must(err)
-	n.withConf(map[string]any{"cni.dev/valid-attachments": []any{}, "gcGrace": "1ns"})
+	n.withConf(map[string]any{"cni.dev/valid-attachments": []any{}})
 	n.refuse("GC", &pod{}, 77, "switch is busy")
 	if calls := n.calls("DEL"); len(calls) != 1 {
 		t.Errorf("the delegate's DEL was called %d times", len(calls))
@@ -520,7 +523,7 @@ func TestGCGoesPastDelegatesThatFail(t *testing.T) {
 		"broken file":         {"1.1.0", `{`, 77, nil}, // GC does not reach it
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t, map[string]any{"gcGrace": "1ns", "lockTimeout": "1m"}) // of which all GCs together have half
+			n := newNode(t, map[string]any{"lockTimeout": "1m"}) // of which all GCs together have half
 			n.serve()
 			n.warm()
 			chain := func(first string) string {
