@@ -210,7 +210,7 @@ func serveView(ctx context.Context, conf *agent.Config, path string, a *agent.As
 	if conf.View == "" {
 		return nil
 	}
-	l, err := agent.ListenHTTP(conf.View)
+	l, err := agent.ListenView(conf.View)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"io"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -74,35 +75,58 @@ func (c counted) settle(ctx context.Context) {
 }
 
 // unmapProgram takes the program's pages out of this process until they are used.
-// Nothing is lost, since only what cannot be written is taken; where it fails, the
-// pages stay.
+// Nothing is lost, since only mappings are taken that cannot be written and in which
+// nothing was, by a dynamic linker or a debugger; where it fails, the pages stay.
 func unmapProgram() {
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return
 	}
-	f, err := os.Open("/proc/self/maps")
+	f, err := os.Open("/proc/self/smaps")
 	if err != nil {
 		return
 	}
 	defer f.Close()
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if from, to, ok := programPages(lines.Text(), exe); ok {
-			_, _, _ = unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED) // then they stay
-		}
+	for _, m := range programPages(f, exe) {
+		_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.from, m.to-m.from, unix.MADV_DONTNEED) // then they stay
 	}
 }
 
-// programPages returns the addresses that a line of a process's maps speaks of, and
-// whether that are pages of the file exe which cannot be written.
-func programPages(line, exe string) (from, to uintptr, ok bool) {
-	fields := strings.Fields(line)
+// addresses are those of a mapping, from its first to behind its last.
+type addresses struct{ from, to uintptr }
+
+// programPages returns, of a process's smaps, the mappings of the file exe that cannot
+// be written and are as the file has them.
+func programPages(smaps io.Reader, exe string) (out []addresses) {
+	var of *addresses // the mapping that lines are of, nil for another
+	lines := bufio.NewScanner(smaps)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		switch {
+		case len(fields) == 0:
+		case !strings.HasSuffix(fields[0], ":"):
+			of = programMapping(fields, exe)
+		case of == nil:
+		case (fields[0] == "Anonymous:" || fields[0] == "Swap:") && fields[1] != "0":
+			of = nil // pages that are this process's own
+		case fields[0] == "VmFlags:": // the last line
+			out = append(out, *of)
+		}
+	}
+	return out
+}
+
+// programMapping reads the first line of a mapping, in fields; nil for one that is
+// not of the file exe, or can be written.
+func programMapping(fields []string, exe string) *addresses {
 	if len(fields) != 6 || fields[5] != exe || !strings.HasPrefix(fields[1], "r-") {
-		return 0, 0, false
+		return nil
 	}
 	begin, end, _ := strings.Cut(fields[0], "-")
-	a, err1 := strconv.ParseUint(begin, 16, 64)
-	b, err2 := strconv.ParseUint(end, 16, 64)
-	return uintptr(a), uintptr(b), err1 == nil && err2 == nil && a < b
+	from, err1 := strconv.ParseUint(begin, 16, 64)
+	to, err2 := strconv.ParseUint(end, 16, 64)
+	if err1 != nil || err2 != nil || from >= to {
+		return nil
+	}
+	return &addresses{uintptr(from), uintptr(to)}
 }

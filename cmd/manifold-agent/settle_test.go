@@ -3,6 +3,8 @@ package main
 import (
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/manifold-cni/manifold/internal/agent"
@@ -48,10 +50,10 @@ func TestCountedSaysWhenItIsCalled(t *testing.T) {
 }
 
 func TestProgramPages(t *testing.T) {
-	for line, want := range map[string]bool{
+	for first, want := range map[string]bool{
 		"00401000-0110f000 r-xp 00001000 fe:00 3409   /opt/agent":           true,
 		"0110f000-01f14000 r--p 00d0f000 fe:00 3409   /opt/agent":           true,
-		"01f14000-01faa000 rw-p 01b14000 fe:00 3409   /opt/agent":           false, // written: it would be lost
+		"01f14000-01faa000 rw-p 01b14000 fe:00 3409   /opt/agent":           false, // can be written
 		"00401000-0110f000 r-xp 00001000 fe:00 3409   /opt/agent (deleted)": false, // replaced, but kept
 		"00401000-0110f000 r-xp 00001000 fe:00 3409   /opt/other":           false,
 		"7ffd8a5f2000-7ffd8a5f4000 r-xp 00000000 00:00 0   [vdso]":          false,
@@ -60,11 +62,19 @@ func TestProgramPages(t *testing.T) {
 		"x-y r-xp 00001000 fe:00 3409   /opt/agent":                         false,
 		"": false,
 	} {
-		if _, _, ok := programPages(line, "/opt/agent"); ok != want {
-			t.Errorf("%q: %t", line, ok)
+		clean := first + "\nSize:  128 kB\nPrivate_Dirty:  64 kB\nAnonymous:   0 kB\nSwap:        0 kB\nVmFlags: rd ex mr mw me\n"
+		if got := programPages(strings.NewReader(clean), "/opt/agent"); (len(got) == 1) != want {
+			t.Errorf("%q: %x", first, got)
+		}
+		// What a dynamic linker wrote before it was protected, or a debugger since.
+		for _, own := range []string{"Anonymous:   ", "Swap:        "} {
+			if got := programPages(strings.NewReader(strings.Replace(clean, own+"0", own+"8", 1)), "/opt/agent"); got != nil {
+				t.Errorf("%q, written to: %x", first, got)
+			}
 		}
 	}
-	if from, to, _ := programPages("00401000-0110f000 r-xp 00001000 fe:00 3409   /opt/agent", "/opt/agent"); from != 0x401000 || to != 0x110f000 {
-		t.Errorf("%x to %x", from, to)
+	two := "00401000-0110f000 r-xp 00001000 fe:00 3409 /opt/agent\nVmFlags: rd\n7f00-7f01 r--p 0 fe:00 7 /lib/x\nVmFlags: rd\n"
+	if got := programPages(strings.NewReader(two), "/opt/agent"); !slices.Equal(got, []addresses{{0x401000, 0x110f000}}) {
+		t.Errorf("%x", got)
 	}
 }

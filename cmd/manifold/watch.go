@@ -14,8 +14,9 @@ const watchSlack = "10000000"
 // whether the processor of the scheduler waits in a system call, as it does while a
 // delegate runs; then it takes it away and wakes a third thread, which finds nothing
 // to do. That is a tenth of a call's processor time. The first thread, which does the
-// work and starts the delegates, stays as it is, and so do they. Where the kernel
-// does not allow it everything goes its usual way.
+// work and starts the delegates, stays as it is, and so do they: but for what goes on,
+// rarely, on a thread that the watching one started. Where the kernel does not allow
+// it everything goes its usual way.
 func letWatchSleep() {
 	thread, ok := watchThread()
 	if !ok {

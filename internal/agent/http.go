@@ -10,8 +10,6 @@ import (
 	"net/http"
 	"time"
 
-	"golang.org/x/net/netutil"
-
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
@@ -22,21 +20,17 @@ const (
 	answerTime = 30 * time.Second
 	idleTime   = 10 * time.Second
 	maxHeader  = 32 << 10 // bytes
-	// maxConnections bounds what strangers can make an agent hold, which may run
-	// where every pod of the cluster reaches it: with the headers some megabytes.
-	maxConnections = 256
 	// finishTime is how long requests under way may take once the agent ends.
 	finishTime = 5 * time.Second
 )
 
-// ListenHTTP listens on an address of the configuration. When there are
-// maxConnections further ones wait until one of them ends.
+// ListenHTTP listens on an address of the configuration.
 func ListenHTTP(address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, cnierr.New("listen on "+address, cnierr.IO, "%w", err).WithFix("choose another address for the key listen")
 	}
-	return netutil.LimitListener(l, maxConnections), nil
+	return l, nil
 }
 
 // ServeHTTP answers requests on l, which may be a TLS listener, until ctx ends;

@@ -248,10 +248,10 @@ func awaitRefusal(address string) {
 	}
 }
 
-// Strangers can make the agent hold so many connections and no more: another waits
+// Strangers can make the view hold so many connections and no more: another waits
 // until one ends.
 func TestConnectionsAreBounded(t *testing.T) {
-	l, err := ListenHTTP("127.0.0.1:0")
+	l, err := ListenView("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,8 @@ import (
 	"net/http"
 	"time"
 
+	"golang.org/x/net/netutil"
+
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/nodeview"
@@ -137,6 +139,21 @@ func statusOf(err error) int {
 // certLife is how long the agent's certificate is good for: longer than any
 // process lives.
 const certLife = 10 * 365 * 24 * time.Hour
+
+// maxConnections bounds what strangers can make the node's view hold, which every pod
+// of the cluster may reach: with the headers some megabytes. The kubelet's probes come
+// elsewhere, and do not wait behind them.
+const maxConnections = 256
+
+// ListenView is ListenHTTP for the node's view: when there are maxConnections, further
+// ones wait until one of them ends.
+func ListenView(address string) (net.Listener, error) {
+	l, err := ListenHTTP(address)
+	if err != nil {
+		return nil, err
+	}
+	return netutil.LimitListener(l, maxConnections), nil
+}
 
 // ServeTLS is ServeHTTP over TLS, with a certificate that this process makes for
 // itself: the API server's proxy, by which requests come, verifies none. So a

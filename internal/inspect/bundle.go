@@ -143,7 +143,9 @@ func (b *bundle) file(name, path string) error {
 		return nil
 	}
 	if cut { // of the first line nobody knows whether it is a secret's end
-		_, raw, _ = bytes.Cut(raw, []byte("\n"))
+		if _, raw, cut = bytes.Cut(raw, []byte("\n")); !cut {
+			b.problem(fmt.Errorf("%s: its last line is longer than %d bytes, and left out", path, maxBundled))
+		}
 	}
 	return b.add(name, raw)
 }

@@ -172,7 +172,7 @@ func valueEnd(s string, key, at int) int {
 		return bracketEnd(s, at)
 	case strings.Trim(s[strings.LastIndexByte(s[:key], '\n')+1:key], " \t-") == "" && strings.Contains(s[key:at], ":"):
 		line, _, _ := strings.Cut(s[at:], "\n") // of YAML, or a header, with blanks in it
-		return at + len(line)
+		return blockEnd(s, key, at+len(line))   // and what is indented below: the line may be a block's head
 	}
 	return at + len(word.FindString(s[at:]))
 }

@@ -45,6 +45,8 @@ var files = map[string]struct{ in, keeps string }{
 	"a quote in YAML":        {"password: 'it''s hunter2xyz'\nmtu: 9000\n", "9000"},
 	"a line of YAML":         {"  password: correct hunter2xyz\n  mtu: 9000\n", "9000"},
 	"a block of YAML":        {"token: |\n  hunter2xyz\n  hunter2xyz\nmtu: 9000\n", "9000"},
+	"a block that says how":  {"a:\n  token: !!binary |2 # of\n      hunter2xyz\n  mtu: 9000\n", "9000"},
+	"a line that goes on":    {"password: correct\n  hunter2xyz\nmtu: 9000\n", "9000"},
 	"a list of YAML":         {"- tokens:\n  - hunter2xyz\n- mtu: 9000\n", "9000"},
 	"a flag":                 {"exec plugin --auth-token hunter2xyz --mtu 9000: exit status 1", "--mtu 9000"},
 	"a token in a URL":       {"HTTPS://hunter2xyz@host/path", "host/path"},

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // scraper is a node whose agent serves metrics.
@@ -69,7 +71,9 @@ func TestSecondAgentLeavesTheFirstItsSocket(t *testing.T) {
 	url := n.url()
 	keys["listen"] = strings.TrimPrefix(url, "http://")
 	n.agentConfig(keys)
-	if out, err := exec.Command(filepath.Join(n.bin, "manifold-agent"), "serve", "--config", n.path("agent.json")).CombinedOutput(); err == nil || !strings.Contains(string(out), keys["listen"].(string)) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // one that does serve is ended
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, filepath.Join(n.bin, "manifold-agent"), "serve", "--config", n.path("agent.json")).CombinedOutput(); err == nil || !strings.Contains(string(out), keys["listen"].(string)) {
 		t.Errorf("the second: %v\n%s", err, out)
 	}
 	resp, err := http.Get(url + "/healthz")

@@ -178,3 +178,17 @@ func TestPresetsAreUsed(t *testing.T) {
 		}
 	}
 }
+
+// Who has asked for OpenShift's permission since before the SELinux type was a value of
+// its own has it still.
+func TestPlatformsPermissionImpliesTheSELinuxType(t *testing.T) {
+	for set, want := range map[string]string{
+		"openshift.securityContextConstraints=true":                              "spc_t",
+		"openshift.securityContextConstraints=true,seLinuxType=container_init_t": "container_init_t",
+	} {
+		options := as[appsv1.DaemonSet](t, render(t, "--set", set), "DaemonSet/manifold").Spec.Template.Spec.SecurityContext.SELinuxOptions
+		if options == nil || options.Type != want {
+			t.Errorf("%s: %+v, want %s", set, options, want)
+		}
+	}
+}

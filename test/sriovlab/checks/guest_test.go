@@ -59,16 +59,27 @@ func TestMain(m *testing.M) {
 	if list := flag.Lookup("test.list"); list.Value.String() != "" {
 		os.Exit(m.Run()) // outside the guest
 	}
-	// Once in a boot: each check leaves the VFs at rest, and takes care of them where it
-	// has failed.
+	os.Exit(atRest(m.Run))
+}
+
+// atRest runs checks on VFs that are at rest. They are brought there once in a boot,
+// since checks leave them so, and again after some that have failed, or ended early.
+func atRest(checks func() int) int {
 	const settled = "/run/settled"
-	if _, err := os.Stat(settled); err != nil {
-		if err := errors.Join(settle(), os.WriteFile(settled, nil, 0o600)); err != nil {
+	if err := os.Remove(settled); err != nil {
+		if err := settle(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+			return 1
 		}
 	}
-	os.Exit(m.Run())
+	code := checks()
+	if code == 0 {
+		if err := os.WriteFile(settled, nil, 0o600); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	return code
 }
 
 func settle() error {

@@ -121,7 +121,6 @@ func TestPodChoosesAMACAfterAnother(t *testing.T) {
 		n.asBefore(ownMAC, before)
 		n.release(p)
 	}
-	n.before = nil // the PF knows the MAC that the VF has had all along by now
 }
 
 // TestPFAwayAtDEL: what a PF that is in another network namespace keeps for a VF is not

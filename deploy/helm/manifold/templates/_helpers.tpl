@@ -133,7 +133,7 @@ securityContext:
   runAsGroup: 0
   seccompProfile:
     type: RuntimeDefault
-  {{- with .root.Values.seLinuxType }}
+  {{- with .root.Values.seLinuxType | default (ternary "spc_t" "" .root.Values.openshift.securityContextConstraints) }}
   seLinuxOptions:
     type: {{ . }}
   {{- end }}
