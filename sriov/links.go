@@ -55,7 +55,7 @@ type NetDev struct {
 
 // VFState is what a PF keeps for one of its VFs, and forces on whoever has it.
 type VFState struct {
-	MAC       string `json:"mac,omitempty"` // all zeros where the VF may choose
+	MAC       string `json:"mac,omitempty"` // all zeros where the VF may choose; of no meaning for an InfiniBand VF
 	VLAN      int    `json:"vlan"`          // 0 for none
 	VLANQoS   int    `json:"vlanQoS"`
 	VLANProto string `json:"vlanProto,omitempty"` // 802.1q or 802.1ad
@@ -64,8 +64,9 @@ type VFState struct {
 	LinkState string `json:"linkState"` // auto, enable or disable
 	MinTxRate int    `json:"minTxRate"` // Mbit/s, 0 for no limit
 	MaxTxRate int    `json:"maxTxRate"`
-	// NodeGUID and PortGUID are those of an InfiniBand VF: all zeros or all ones where
-	// it was given none, and empty where they are not told, as by a kernel before 5.5.
+	// NodeGUID and PortGUID are those that an InfiniBand VF was given: all zeros where it
+	// was given none and has its own, all ones where it is to have none, and empty where
+	// they are not told, as by a kernel before 5.5.
 	NodeGUID string `json:"nodeGUID,omitempty"`
 	PortGUID string `json:"portGUID,omitempty"`
 }

@@ -81,6 +81,8 @@ func (h Host) resetVF(to, now *Snapshot) error {
 	if b == nil || n == nil {
 		return nil
 	}
+	give := *b
+	give.NodeGUID, give.PortGUID = to.restoredGUID(b.NodeGUID), to.restoredGUID(b.PortGUID)
 	var problems []error
 	for _, p := range []struct {
 		Property
@@ -91,11 +93,11 @@ func (h Host) resetVF(to, now *Snapshot) error {
 		{PropertyTrust, b.Trust != n.Trust},
 		{PropertyLinkState, b.LinkState != n.LinkState},
 		{PropertyRate, b.MinTxRate != n.MinTxRate || b.MaxTxRate != n.MaxTxRate},
-		{PropertyNodeGUID, !sameGUID(b.NodeGUID, n.NodeGUID)},
-		{PropertyPortGUID, !sameGUID(b.PortGUID, n.PortGUID)},
+		{PropertyNodeGUID, !to.sameGUID(b.NodeGUID, n.NodeGUID)},
+		{PropertyPortGUID, !to.sameGUID(b.PortGUID, n.PortGUID)},
 	} {
 		if p.differs {
-			problems = append(problems, h.setVF(now, p.Property, *b))
+			problems = append(problems, h.setVF(now, p.Property, give))
 		}
 	}
 	return errors.Join(problems...)

@@ -281,10 +281,10 @@ func (s *Snapshot) Compare(now *Snapshot) []Difference {
 		expect("link state of the VF", b.LinkState, n.LinkState)
 		expect("minimum rate of the VF", b.MinTxRate, n.MinTxRate)
 		expect("maximum rate of the VF", b.MaxTxRate, n.MaxTxRate)
-		if !sameGUID(b.NodeGUID, n.NodeGUID) {
+		if !s.sameGUID(b.NodeGUID, n.NodeGUID) {
 			expect("node GUID of the VF", b.NodeGUID, n.NodeGUID)
 		}
-		if !sameGUID(b.PortGUID, n.PortGUID) {
+		if !s.sameGUID(b.PortGUID, n.PortGUID) {
 			expect("port GUID of the VF", b.PortGUID, n.PortGUID)
 		}
 	}
@@ -329,8 +329,12 @@ func text(v any) string {
 }
 
 // sameMAC reports whether the PF gives the VF the MAC that it gave in s. A VF to
-// which it gave none draws its own, and tells the PF when it is first up.
+// which it gave none draws its own, and tells the PF when it is first up. Of an
+// InfiniBand VF the PF tells its own address, which says nothing of the VF.
 func (s *Snapshot) sameMAC(now *Snapshot) bool {
+	if len(s.NetDevs) == 1 && !s.NetDevs[0].ethernet() {
+		return true
+	}
 	b, n := s.VF.MAC, now.VF.MAC
 	drawn := noMAC(b) && len(s.NetDevs) == 1 && n == s.NetDevs[0].MAC
 	return b == n || drawn
@@ -339,12 +343,51 @@ func (s *Snapshot) sameMAC(now *Snapshot) bool {
 // noMAC reports whether a PF that keeps mac for a VF gives it none: all zeros.
 func noMAC(mac string) bool { return strings.Trim(mac, "0:") == "" }
 
-// sameGUID reports whether the PF gives the VF the InfiniBand GUID that it gave it. One
-// of which nothing was told is not missed, and all zeros say the same as all ones, which
-// is what a VF that has no GUID any more is given.
-func sameGUID(was, is string) bool {
-	none := func(guid string) bool { return strings.Trim(guid, "0:") == "" || strings.Trim(guid, "f:") == "" }
-	return was == "" || was == is || is != "" && none(was) && none(is)
+// ethernet reports whether the network device has an Ethernet address: that of an
+// InfiniBand device has 20 bytes.
+func (d NetDev) ethernet() bool {
+	hw, err := net.ParseMAC(d.MAC)
+	return err == nil && len(hw) == 6
+}
+
+// takenGUID is what a VF is given to have no GUID any more.
+const takenGUID = "ff:ff:ff:ff:ff:ff:ff:ff"
+
+// unsetGUID reports whether a PF that tells guid was never set to one: all zeros. The
+// VF has its own then.
+func unsetGUID(guid string) bool { return guid != "" && noMAC(guid) }
+
+// sameGUID reports whether the PF gives the VF the InfiniBand GUID that it gave it in s.
+// One of which nothing was told is not missed, and all zeros say the same as all ones.
+// Where it gave none, it may give the VF its own: a plugin that is to give back what it
+// found reads it from the network device, and can set it through the PF alone.
+func (s *Snapshot) sameGUID(was, is string) bool {
+	none := func(guid string) bool { return unsetGUID(guid) || guid == takenGUID }
+	drawn := unsetGUID(was) && is == s.ownGUID()
+	return was == "" || was == is || is != "" && (drawn || none(was) && none(is))
+}
+
+// restoredGUID returns what the PF is to be set to where it told guid in s. A PF that was
+// set to a GUID cannot be set to none again: to its driver all zeros are another GUID,
+// which no VF can use. So the VF is given its own, or, where that is not known, none.
+func (s *Snapshot) restoredGUID(guid string) string {
+	if unsetGUID(guid) {
+		return cmp.Or(s.ownGUID(), takenGUID)
+	}
+	return guid
+}
+
+// ownGUID returns the GUID of the one network device of s: the last 8 bytes of the 20
+// of its address. It is empty where there is none, also for all zeros.
+func (s *Snapshot) ownGUID() string {
+	if len(s.NetDevs) != 1 {
+		return ""
+	}
+	hw, err := net.ParseMAC(s.NetDevs[0].MAC)
+	if err != nil || len(hw) != 20 || unsetGUID(hw[12:].String()) {
+		return ""
+	}
+	return hw[12:].String()
 }
 
 // ownMAC reports whether the one network device of s must have its MAC now: the PF
@@ -352,10 +395,10 @@ func sameGUID(was, is string) bool {
 // was given another may not choose its own. Ethernet alone is meant: the address of
 // an InfiniBand device has the number of a queue pair in it, which is not kept.
 func (s *Snapshot) ownMAC(now *Snapshot) bool {
-	own := s.NetDevs[0].MAC
-	if hw, err := net.ParseMAC(own); err != nil || len(hw) != 6 {
+	if !s.NetDevs[0].ethernet() {
 		return false
 	}
+	own := s.NetDevs[0].MAC
 	if s.VF != nil && s.VF.MAC == own {
 		return true
 	}

@@ -7,7 +7,7 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// A GUID that a pod asks for is given to its VF, so that the PF must tell it; without a
+// A GUID that a pod asks for is given to its VF, so that the PF is asked for it; without a
 // VF there is none to ask.
 func TestGUIDIsWantedOfThePF(t *testing.T) {
 	const id, guid = "0000:21:10.4", "c2:11:22:33:44:55:66:77"

@@ -131,6 +131,24 @@ func TestGUIDsThatAreNotTold(t *testing.T) {
 	}
 }
 
+// A GUID alone does not ask for a PF that can be seen: what is not told of it is not
+// compared. Anything beside it does.
+func TestGUIDWithoutAPFToAsk(t *testing.T) {
+	_, _, _, f := good()
+	f.Device.VF = nil
+	w := &plan.VF{GUID: "02:00:00:00:00:00:00:07"}
+	for name, d := range map[string]*sriov.Snapshot{"PF": f.Device, "device": nil} {
+		if found := CompareVF(w, d); len(found) > 0 {
+			t.Errorf("no %s: %v", name, found)
+		}
+		beside := *w
+		beside.Trust = "on"
+		if found := CompareVF(&beside, d); len(found) != 1 || found[0].Field != "virtual function" {
+			t.Errorf("no %s, and trust asked beside: %v", name, found)
+		}
+	}
+}
+
 // That an interface is down contradicts a plan that asks for its link alone.
 func TestInterfaceThatMayBeDown(t *testing.T) {
 	for _, state := range []string{"auto", "disable", ""} {
