@@ -132,7 +132,11 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 // findFurther finds the programs of what every pod gets behind the default network:
 // without them each ADD is refused.
 func (r *run) findFurther() error {
-	for _, raw := range r.inv.Conf.Further() {
+	further, err := r.inv.Conf.Further()
+	if err != nil {
+		return err
+	}
+	for _, raw := range further {
 		list, err := asList(raw)
 		if err != nil {
 			return cnierr.New("read delegates", cnierr.InvalidConfig, "%w", err)

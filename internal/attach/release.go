@@ -541,10 +541,11 @@ func asList(raw json.RawMessage) (*libcni.NetworkConfigList, error) {
 		return list, nil
 	}
 	var single struct {
-		Name       string `json:"name"`
-		CNIVersion string `json:"cniVersion"`
+		Name       string          `json:"name"`
+		CNIVersion string          `json:"cniVersion"`
+		Plugins    json.RawMessage `json:"plugins"`
 	}
-	if e := json.Unmarshal(raw, &single); e != nil {
+	if e := json.Unmarshal(raw, &single); e != nil || err != nil && single.Plugins != nil {
 		return nil, cnierr.New("read network configuration", cnierr.InvalidConfig, "%w", errors.Join(err, e))
 	}
 	wrapped, err := json.Marshal(map[string]any{"name": single.Name, "cniVersion": single.CNIVersion, "plugins": []json.RawMessage{raw}})

@@ -123,7 +123,11 @@ func (d *doctor) networks() {
 		return
 	}
 	d.network(first, "see whether the default network's own pods run: they write its configuration, or correct clusterNetwork", d.plugin.ClusterDefault)
-	for _, raw := range d.plugin.Further() {
+	further, err := d.plugin.Further()
+	if err != nil {
+		d.failed("delegates", "correct the network's configuration", "%v", err)
+	}
+	for _, raw := range further {
 		d.programsOf("delegates", raw)
 	}
 	for _, network := range d.plugin.DefaultNets {

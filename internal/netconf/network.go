@@ -125,12 +125,18 @@ func (c *Conf) writtenDefault(definition Definition) (name string, raw json.RawM
 }
 
 // Further returns the configurations that every pod gets behind the cluster default
-// network: the other elements of delegates.
-func (c *Conf) Further() []json.RawMessage {
+// network, each with a name: the other elements of delegates.
+func (c *Conf) Further() (out []json.RawMessage, err error) {
 	if c.ClusterNetwork != "" || len(c.Delegates) == 0 {
-		return nil
+		return nil, nil
 	}
-	return c.Delegates[1:]
+	for _, raw := range c.Delegates[1:] {
+		if raw, err = completed(raw, c.Name); err != nil {
+			return nil, err
+		}
+		out = append(out, raw)
+	}
+	return out, nil
 }
 
 // Configured returns the configuration of an element of defaultNetworks as it is

@@ -141,7 +141,11 @@ func (s *Selection) configured(key, text string) (request, error) {
 // selectConfigured adds what the configuration attaches to every pod.
 func (s *Selection) selectConfigured() error {
 	conf := &s.inv.Conf
-	for _, raw := range conf.Further() {
+	further, err := conf.Further()
+	if err != nil {
+		return err
+	}
+	for _, raw := range further {
 		s.requests = append(s.requests, request{inline: raw, trusted: true, why: "delegates"})
 	}
 	if s.pod == nil || slices.Contains(conf.SystemNamespaces, s.pod.Namespace) {

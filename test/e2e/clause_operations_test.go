@@ -196,18 +196,7 @@ func operationStatus(t *testing.T) {
 			n.refuse("STATUS", none, 50, program, n.bin)
 		}
 	})
-	t.Run("programs of what every pod gets", func(t *testing.T) {
-		n := newNode(t, map[string]any{"clusterNetwork": ""})
-		n.serve()
-		n.rawKey("delegates", `[`+n.scripted("")+`,`+n.scripted(`,"name":"second","ipam":{"type":"later"}`)+`]`)
-		n.refuse("STATUS", none, 50, "network second", "later", n.bin)
-		p := n.addPod("pod", "")
-		n.refuse("ADD", p, 108, "network second", "later")
-		n.must(os.Symlink(n.path("bin/scripted"), n.path("bin/later")))
-		n.succeed("STATUS", none)
-		n.succeed("ADD", p)
-		n.succeed("DEL", p)
-	})
+	t.Run("programs of what every pod gets", statusOfFurther)
 	t.Run("sources", func(t *testing.T) {
 		n, api := newAPINode(t)
 		api.Stop()
@@ -232,6 +221,28 @@ func operationStatus(t *testing.T) {
 		n.refuse("ADD", n.addPod("pod", ""), 5, n.path("state"), "cniDir")
 	})
 	t.Run("hangs", statusOfWhatHangs)
+}
+
+// statusOfFurther: what every pod gets behind the default network is looked for under
+// the name that ADD gives it.
+func statusOfFurther(t *testing.T) {
+	none := &pod{}
+	n := newNode(t, map[string]any{"clusterNetwork": ""})
+	n.serve()
+	n.rawKey("delegates", `[`+n.scripted("")+`,`+n.scripted(`,"name":"second","ipam":{"type":"later"}`)+`]`)
+	n.refuse("STATUS", none, 50, "network second", "later", n.bin)
+	p := n.addPod("pod", "")
+	n.refuse("ADD", p, 108, "network second", "later")
+	n.must(os.Symlink(n.path("bin/scripted"), n.path("bin/later")))
+	n.succeed("STATUS", none)
+	n.succeed("ADD", p)
+	n.succeed("DEL", p)
+	n.rawKey("delegates", `[`+n.scripted("")+`,{"cniVersion":"1.0.0","plugins":[`+n.scripted("")+`]}]`)
+	n.succeed("STATUS", none) // a list need say no name
+	n.succeed("ADD", p)
+	n.succeed("DEL", p)
+	n.rawKey("delegates", `[`+n.scripted("")+`,{"cniVersion":"1.0.0","plugins":[{"type":"absent"}]}]`)
+	n.refuse("STATUS", none, 50, "network manifold", "absent", n.bin)
 }
 
 // statusOfWhatHangs: neither an agent nor a delegate that hangs keeps STATUS as long
