@@ -261,6 +261,6 @@ func installFlags(flags *flag.FlagSet) *agent.Installer {
 	flags.StringVar(&i.Node, "node", "", "this node's `name` for the agent's configuration; by default as it says")
 	flags.StringVar(&i.ToMultus, "to-multus", "", "uninstall: Multus's cniDir, a `directory` to hand the attached sandboxes over to it in")
 	flags.BoolVar(&i.LeaveAttached, "leave-attached", false, "uninstall: succeed while sandboxes are attached, whose programs stay")
-	flags.BoolVar(&i.Force, "force", false, "also where the node would be left without a source of pods or without a network")
+	flags.BoolVar(&i.Force, "force", false, "also where the node would be left without a source of pods, without a network, or with journals in another directory")
 	return i
 }

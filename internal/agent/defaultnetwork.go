@@ -18,10 +18,12 @@ import (
 
 // While an installation waits for the cluster default network, waitPause is the time
 // between two looks at the disk, askPause that between two questions to the API server:
-// all nodes of a new cluster wait at the same time.
+// all nodes of a new cluster wait at the same time. One that accepts a question and never
+// answers has askTime, while the disk is not looked at either.
 const (
 	waitPause = 500 * time.Millisecond
 	askPause  = 10 * time.Second
+	askTime   = 10 * time.Second
 )
 
 // awaitConfig returns the configuration that the runtime is to read. Until Wait is over
@@ -80,13 +82,15 @@ func (i *Installer) checkDefault(raw []byte, definition netconf.Definition) erro
 // done frees what that takes.
 func (i *Installer) definition(ctx context.Context) (_ netconf.Definition, done func()) {
 	source, done := i.definitions()
-	pause := cmp.Or(i.askPause, askPause)
+	pause, limit := cmp.Or(i.askPause, askPause), cmp.Or(i.askTime, askTime)
 	var asked time.Time
 	var config json.RawMessage
 	var err error
 	return func(namespace, name string) (json.RawMessage, error) {
 		if time.Since(asked) >= pause {
-			config, err = configOf(ctx, source, namespace, name)
+			asking, stop := context.WithTimeout(ctx, limit)
+			config, err = configOf(asking, source, namespace, name)
+			stop()
 			asked = time.Now()
 		}
 		return config, err

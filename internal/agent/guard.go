@@ -26,7 +26,13 @@ func writeConf(conf string, content []byte) error {
 		return err
 	}
 	defer unlock()
-	return errors.Join(replaceFile(netconf.Kept(conf), content), replaceFile(conf, content))
+	return errors.Join(replaceLocked(netconf.Kept(conf), content), replaceLocked(conf, content))
+}
+
+// replaceLocked is replaceFile for who holds the lock: what one that was killed has left
+// goes first.
+func replaceLocked(path string, content []byte) error {
+	return errors.Join(removeUnfinished(path), replaceFile(path, content))
 }
 
 // replaceFile writes a file for its owner alone, by way of one beside it: one that came
@@ -46,7 +52,7 @@ func withdrawConf(conf string, remove func(path string) error) error {
 		return err
 	}
 	defer unlock()
-	return errors.Join(remove(netconf.Kept(conf)), remove(conf))
+	return errors.Join(removeUnfinished(netconf.Kept(conf)), removeUnfinished(conf), remove(netconf.Kept(conf)), remove(conf))
 }
 
 // renamers are the endings that other plugins give to configurations which they
@@ -166,7 +172,7 @@ func (g *guard) restore() (what string, err error) {
 		return "", nil
 	case err == nil && isOurs(have):
 		// An administrator's edit: what is meant is what is there.
-		return "", replaceFile(netconf.Kept(g.conf), have)
+		return "", replaceLocked(netconf.Kept(g.conf), have)
 	case err == nil:
 		what = "was overwritten by another plugin's"
 	case errors.Is(err, os.ErrNotExist):
@@ -175,7 +181,7 @@ func (g *guard) restore() (what string, err error) {
 		return "", err
 	}
 	what = fmt.Sprintf("%s %s, and is put back", g.conf, what)
-	return what, replaceFile(g.conf, kept)
+	return what, replaceLocked(g.conf, kept)
 }
 
 // isOurs reports whether a configuration is one that install could have written.

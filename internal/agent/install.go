@@ -37,9 +37,9 @@ type Installer struct {
 	Node           string        // this node's name in the agent's configuration; empty: as the file says
 	ToMultus       string        // Multus's cniDir, where it finds the sandboxes that are attached; empty: they are not handed over
 	LeaveAttached  bool          // Uninstall without error while sandboxes are attached
-	Force          bool          // also where the node would be left without pods or networks
+	Force          bool          // also where the node would be left without pods or networks, or with journals in another directory
 
-	askPause time.Duration // 0: askPause
+	askPause, askTime time.Duration // 0: the constants
 }
 
 // programs are the names of what is installed, in order: the plugin runs the agent's,
@@ -108,26 +108,29 @@ func (i *Installer) installPrograms(from string, out io.Writer) error {
 		return err
 	}
 	for _, p := range programs {
-		if err := removeUnfinished(i.BinDir, p); err != nil {
+		to := filepath.Join(i.BinDir, p)
+		if err := removeUnfinished(to); err != nil {
 			return err
 		}
-		if err := installProgram(filepath.Join(from, p), filepath.Join(i.BinDir, p)); err != nil {
+		if err := installProgram(filepath.Join(from, p), to); err != nil {
 			return err
 		}
-		fmt.Fprintln(out, "installed", filepath.Join(i.BinDir, p))
+		fmt.Fprintln(out, "installed", to)
 	}
 	return nil
 }
 
-// removeUnfinished removes what an installation that was killed has left of a program:
-// a file of its name behind a dot, with a number.
-func removeUnfinished(dir, program string) error {
+// removeUnfinished removes what a write of a file that was killed has left beside it: a
+// file of its name behind a dot, with a number. Under a lock that whoever writes the file
+// holds, none of that is another's who still does.
+func removeUnfinished(path string) error {
+	dir, name := filepath.Split(path)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		number, ok := strings.CutPrefix(e.Name(), "."+program)
+		number, ok := strings.CutPrefix(e.Name(), "."+name)
 		if _, err := strconv.ParseUint(number, 10, 64); !ok || err != nil {
 			continue
 		}
@@ -183,7 +186,8 @@ func (i *Installer) checkAgentConfig() error {
 }
 
 // installAgentConfig writes the agent's configuration: the one given, else the one
-// in place. It says where the journals are, which the plugin's says too.
+// in place. It says where the journals are, which the plugin's says too, and which file
+// that is: an agent would keep, and read, one of another name that is not there.
 func (i *Installer) installAgentConfig(out io.Writer) error {
 	const op = "install"
 	keys := map[string]json.RawMessage{}
@@ -206,20 +210,46 @@ func (i *Installer) installAgentConfig(out io.Writer) error {
 	if i.Node != "" { // one file serves all nodes of a cluster
 		keys["node"] = quoted(i.Node)
 	}
-	if dir := stringValue(keys["cniDir"]); dir != "" && i.AgentConfig != "" && filepath.Clean(dir) != filepath.Clean(i.StateDir) {
-		return cnierr.New(op, cnierr.InvalidConfig, "key %q: the agent's configuration says %s, the plugin's %s", "cniDir", dir, i.StateDir).
-			WithFix("leave it out of the agent's, or give --state-dir %s", dir)
+	if err := i.tell(keys, "cniDir", i.StateDir, "state-dir"); err != nil {
+		return err
 	}
-	keys["cniDir"] = quoted(i.StateDir)
+	if stringValue(keys["cniConfig"]) != none { // who wants none kept has none
+		if err := i.tell(keys, "cniConfig", i.confFile(), "cni-conf-dir and --cni-conf-name"); err != nil {
+			return err
+		}
+	}
 	raw, err := json.MarshalIndent(keys, "", "  ")
 	if err != nil {
 		return cnierr.New(op, cnierr.InvalidConfig, "%s: %w", file, err)
 	}
-	if err := replaceFile(i.agentFile(), append(raw, '\n')); err != nil {
+	if err := i.writeAgentConfig(append(raw, '\n')); err != nil {
 		return cnierr.New(op, cnierr.IO, "%w", err)
 	}
 	fmt.Fprintln(out, "installed", i.agentFile())
 	return nil
+}
+
+// tell sets a path of the plugin's in the keys of the agent's configuration, and refuses
+// one that was given and is another. Of what is in place nothing is asked: the flags go
+// before it.
+func (i *Installer) tell(keys map[string]json.RawMessage, key, path, flags string) error {
+	given := stringValue(keys[key])
+	if given != "" && i.AgentConfig != "" && filepath.Clean(given) != filepath.Clean(path) {
+		return cnierr.New("install", cnierr.InvalidConfig, "key %q: the agent's configuration says %s, the plugin's is %s", key, given, path).
+			WithFix("leave it out of the agent's, or give --%s as it says", flags)
+	}
+	keys[key] = quoted(path)
+	return nil
+}
+
+// writeAgentConfig writes the agent's configuration under the lock of the plugin's.
+func (i *Installer) writeAgentConfig(content []byte) error {
+	unlock, err := netconf.Lock(i.confFile())
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return replaceLocked(i.agentFile(), content)
 }
 
 // pluginConfig returns the configuration list that the runtime reads, validated
@@ -318,7 +348,7 @@ func (i *Installer) checkStateDir() error {
 	}
 	if !exists(was) {
 		return cnierr.New("install", cnierr.InvalidConfig, "the journals are in %s, which cannot be looked into, and would not be found in %s", was, i.StateDir).
-			WithFix("keep that directory; to have another, uninstall, delete the node's pods that have secondary networks, and install again")
+			WithFix("keep that directory, or give --force if they were moved there; to have another, uninstall, delete the node's pods that have secondary networks, and install again")
 	}
 	keys, err := journal.Dir{Path: was}.List()
 	if err != nil || len(keys) == 0 {
@@ -361,23 +391,31 @@ func (i *Installer) primary() (string, error) {
 
 // inPlace returns the plugin's configuration in place, an empty one when there is
 // none: an upgrade keeps its primary network and its directory, whatever the file is
-// to be called.
+// to be called. Of one that another plugin has taken away while no agent ran, the copy
+// that is kept says the same.
 func (i *Installer) inPlace() netconf.Conf {
 	for _, path := range append([]string{i.confFile()}, i.earlier()...) {
-		raw, err := os.ReadFile(path)
-		if err != nil {
-			continue
-		}
-		var list struct {
-			Plugins []netconf.Conf `json:"plugins"`
-		}
-		if json.Unmarshal(raw, &list) != nil {
-			continue
-		}
-		for _, p := range list.Plugins {
-			if p.Type == "manifold" {
-				return p
+		for _, file := range []string{path, netconf.Kept(path)} {
+			if conf := ourConf(file); conf.Type != "" {
+				return conf
 			}
+		}
+	}
+	return netconf.Conf{}
+}
+
+// ourConf returns Manifold's configuration in a file, an empty one where there is none.
+func ourConf(file string) netconf.Conf {
+	var list struct {
+		Plugins []netconf.Conf `json:"plugins"`
+	}
+	raw, err := os.ReadFile(file)
+	if err != nil || json.Unmarshal(raw, &list) != nil {
+		return netconf.Conf{}
+	}
+	for _, p := range list.Plugins {
+		if p.Type == "manifold" {
+			return p
 		}
 	}
 	return netconf.Conf{}
@@ -424,7 +462,7 @@ func (i *Installer) withdrawEarlier(out io.Writer) error {
 func (i *Installer) Uninstall(out io.Writer) error {
 	const op = "uninstall"
 	i.settle()
-	next, problems := netconf.First(i.ConfDir, "manifold")
+	next, problems := netconf.First(i.ConfDir, "manifold", "loopback")
 	if next == nil && !i.Force && exists(i.confFile()) {
 		err := fmt.Errorf("without %s there is no network configuration in %s", i.ConfName, i.ConfDir)
 		return cnierr.New(op, cnierr.NotReady, "%w", errors.Join(append([]error{err}, problems...)...)).
@@ -454,7 +492,20 @@ func (i *Installer) Uninstall(out io.Writer) error {
 			return err
 		}
 	}
-	if err := remove(out, i.agentFile()); err != nil {
+	return i.removeAgentConfig(out)
+}
+
+// removeAgentConfig removes the agent's configuration and the directory that it has.
+func (i *Installer) removeAgentConfig(out io.Writer) error {
+	unlock, err := netconf.Lock(i.confFile())
+	if errors.Is(err, os.ErrNotExist) { // nor is there what would be in it
+		return nil
+	}
+	if err != nil {
+		return cnierr.New("uninstall", cnierr.IO, "%w", err)
+	}
+	defer unlock()
+	if err := errors.Join(removeUnfinished(i.agentFile()), remove(out, i.agentFile())); err != nil {
 		return err
 	}
 	// The directory may hold files of others.
@@ -507,7 +558,7 @@ func (i *Installer) leaveReleaseOnly(primary *netconf.File, out io.Writer) error
 		return remove(out, conf)
 	}
 	if err == nil {
-		err = replaceFile(conf, content)
+		err = replaceLocked(conf, content)
 	}
 	if err != nil {
 		return cnierr.New("uninstall", cnierr.IO, "%w", err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 
+	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -45,12 +46,105 @@ func TestConfigurationOfAnotherName(t *testing.T) {
 		if d.read() != nil || exists(netconf.Kept(d.path("00-manifold.conflist"))) {
 			t.Error("the old one is left")
 		}
+		if kept := d.agentConfig().CNIConfig; kept != d.path(name) {
+			t.Errorf("the agent is to keep %s", kept)
+		}
 		// Nobody tells uninstall how it is called.
 		d.must(d.installer("").Uninstall(new(bytes.Buffer)))
 		if first, _ := netconf.First(d.dir); first == nil || first.Name != "new-net" || exists(d.path("bin/manifold")) || exists(d.path("manifold.d")) {
 			t.Errorf("after uninstall the runtime takes %+v", first)
 		}
 	}
+}
+
+// attach leaves the journal of a sandbox.
+func (d *guarded) attach() {
+	d.t.Helper()
+	_, err := journal.Dir{Path: d.path("state")}.Begin(context.Background(), journal.Key{ContainerID: "c1", IfName: "eth0"}, &plan.Plan{Version: plan.Version, ContainerID: "c1"})
+	d.must(err)
+}
+
+// agentConfig is the agent's configuration as the agent reads it.
+func (d *guarded) agentConfig() *Config {
+	d.t.Helper()
+	c, err := ReadConfig(d.path("manifold.d/agent.json"))
+	d.must(err)
+	return c
+}
+
+// An agent keeps the file that is installed, or none: with another it would be ready
+// while nobody keeps that one.
+func TestAgentIsToldWhichFileToKeep(t *testing.T) {
+	d := newGuarded(t)
+	for given, want := range map[string]string{
+		"":                                    d.path("00-manifold.conflist"),
+		d.path("./x/../00-manifold.conflist"): d.path("00-manifold.conflist"),
+		"-":                                   "",
+	} {
+		d.file("agent.json", `{"cniConfig": "`+given+`"}`)
+		_, err := d.again(func(i *Installer) { i.AgentConfig = d.path("agent.json") })
+		d.must(err)
+		if kept := d.agentConfig().CNIConfig; kept != want {
+			t.Errorf("given %q it is to keep %q, want %q", given, kept, want)
+		}
+	}
+	d.file("agent.json", `{"cniConfig": "/elsewhere/00-manifold.conflist"}`)
+	_, err := d.again(func(i *Installer) { i.AgentConfig = d.path("agent.json") })
+	for _, part := range []string{"cniConfig", "/elsewhere/00-manifold.conflist", d.path("00-manifold.conflist"), "--cni-conf-name"} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("%q is not in: %v", part, err)
+		}
+	}
+}
+
+// Where another plugin has taken the configuration away while no agent ran, its copy
+// still says which default network there is, and where the journals are: whoever took it
+// is not asked.
+func TestInstallAndUninstallOfWhatWasTakenAway(t *testing.T) {
+	conf := "00-manifold.conflist"
+	for name, tc := range map[string]struct {
+		take func(*guarded) error
+		to   string // the name that it is installed by then
+	}{
+		"renamed":              {func(d *guarded) error { return os.Rename(d.path(conf), d.path(conf+".cilium_bak")) }, conf},
+		"overwritten":          {func(d *guarded) error { d.file(conf, config("new-net", "bridge")); return nil }, conf},
+		"renamed, and another": {func(d *guarded) error { return os.Rename(d.path(conf), d.path(conf+".cilium_bak")) }, "05-manifold.conflist"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newGuarded(t)
+			d.file("01-new.conflist", config("new-net", "bridge"))
+			d.attach()
+			d.must(tc.take(d))
+			out, err := d.again(func(i *Installer) { i.ConfName, i.StateDir = tc.to, "" })
+			d.must(err)
+			if conf := ourConf(d.path(tc.to)); conf.ClusterNetwork != "cluster-net" || conf.CNIDir != d.path("state") {
+				t.Errorf("its default network is %q, its journals are in %s\n%s", conf.ClusterNetwork, conf.CNIDir, out)
+			}
+
+			d = newGuarded(t)
+			d.attach()
+			d.must(tc.take(d))
+			i := d.installer("")
+			i.ConfName, i.StateDir = tc.to, ""
+			if err := i.Uninstall(new(bytes.Buffer)); !cnierr.Is(err, cnierr.TeardownIncomplete) || !exists(d.path("bin/manifold")) {
+				t.Errorf("uninstalled with a sandbox attached: %v", err)
+			}
+		})
+	}
+}
+
+// A loopback is no network of a node, which with it alone would have none.
+func TestUninstallLooksPastALoopback(t *testing.T) {
+	d := newGuarded(t)
+	d.file("05-lo.conf", `{"cniVersion":"1.0.0","name":"lo","type":"loopback"}`)
+	d.must(os.Rename(d.path("10-cluster.conflist"), d.path("away")))
+	i := d.installer("")
+	i.Force = false
+	if err := i.Uninstall(new(bytes.Buffer)); !cnierr.Is(err, cnierr.NotReady) || !bytes.Equal(d.read(), d.conf) {
+		t.Errorf("with a loopback alone: %v", err)
+	}
+	d.must(os.Rename(d.path("away"), d.path("10-cluster.conflist")))
+	d.must(i.Uninstall(new(bytes.Buffer)))
 }
 
 // Nobody would release the pods whose journals are left behind.
@@ -75,15 +169,14 @@ func TestAnotherDirectoryOfJournals(t *testing.T) {
 			t.Errorf("installed:\n%s", d.read())
 		}
 	}
-	_, err := journal.Dir{Path: d.path("state")}.Begin(context.Background(), journal.Key{ContainerID: "c1", IfName: "eth0"}, &plan.Plan{Version: plan.Version, ContainerID: "c1"})
-	d.must(err)
+	d.attach()
 	refused("1 sandboxes", "--force")
 	d.must(os.Rename(d.path("state"), d.path("unseen"))) // as in a pod that mounts the other alone
-	refused("cannot be looked into", "uninstall")
+	refused("cannot be looked into", "--force", "uninstall")
 	d.must(os.Mkdir(d.path("state"), 0o700))
 	d.must(install(false)) // it has none
 	d.must(os.RemoveAll(d.path("elsewhere")))
-	_, err = d.again(func(*Installer) {}) // forced
+	_, err := d.again(func(*Installer) {}) // forced
 	d.must(err)
 }
 
@@ -164,6 +257,22 @@ func TestInstallThatWaitsEnds(t *testing.T) {
 	d.must(i.Install(context.Background(), new(bytes.Buffer)))
 }
 
+// An API server that accepts questions and never answers keeps nobody: what comes on the
+// disk meanwhile is found.
+func TestInstallPastASilentAPIServer(t *testing.T) {
+	d, n := newGuarded(t), newNode(t)
+	n.api.Pause()
+	i := d.waiting("named-net")
+	d.file("agent.json", `{"snapshot": "-", "apiServer": "`+n.conf.APIServer+`"}`)
+	i.AgentConfig, i.askPause, i.askTime = d.path("agent.json"), time.Millisecond, time.Millisecond
+	ctx, stop := context.WithTimeout(context.Background(), time.Minute)
+	defer stop()
+	out := &told{first: func() { d.file("new/50-named.conflist", config("named-net", "ptp")) }}
+	if err := i.Install(ctx, out); err != nil || !strings.HasPrefix(out.String(), "waiting: ") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // The default network is never Manifold itself.
 func TestInstallRefusesItself(t *testing.T) {
 	d := newGuarded(t)
@@ -201,5 +310,29 @@ func TestInstallWritesBesideWhatItReplaces(t *testing.T) {
 	}
 	if want := []string{".manifold", ".manifold-x", ".other1", "manifold", "manifold-agent"}; !slices.Equal(names, want) {
 		t.Errorf("there are %q, want %q", names, want)
+	}
+}
+
+// What a write that was killed has left goes with the next, or with the installation: the
+// agent's directory would stay for it.
+func TestWhatAKilledWriteLeftGoes(t *testing.T) {
+	d := newGuarded(t)
+	left := []string{d.path(".00-manifold.conflist12"), d.path("manifold.d/.00-manifold.conflist34"), d.path("manifold.d/.agent.json56")}
+	after := func(what string, do func() error) {
+		for _, path := range left {
+			d.must(os.WriteFile(path, nil, 0o600))
+		}
+		d.must(do())
+		for _, path := range left {
+			if exists(path) {
+				t.Errorf("%s leaves %s", what, path)
+			}
+		}
+	}
+	after("install", func() error { _, err := d.again(func(*Installer) {}); return err })
+	d.must(os.Remove(d.path("10-cluster.conflist"))) // no configuration is left to release with
+	after("uninstall", func() error { return d.installer("").Uninstall(new(bytes.Buffer)) })
+	if exists(d.path("manifold.d")) {
+		t.Error("the agent's directory is left")
 	}
 }
