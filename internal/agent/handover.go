@@ -10,11 +10,13 @@ import (
 	"slices"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/utils"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/multus"
 	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/netattach"
 )
 
 // handOver writes for every sandbox of the journal the files from which Multus
@@ -51,15 +53,26 @@ func handOverOne(dir journal.Dir, k journal.Key, to string, aside bool) (done st
 	done, as := "handed over", journal.AsideHanded
 	attachments, err := heldBy(dir, k)
 	if cnierr.Is(err, cnierr.JournalCorrupt) {
-		done, as = "handed over from libcni's records, since its journal is damaged,", journal.AsideCorrupt
-		attachments, err = recordedOf(dir, k)
+		as = journal.AsideCorrupt
+		attachments, done, err = recordedOf(dir, k)
 	}
 	if errors.Is(err, os.ErrNotExist) {
 		return "was released meanwhile:", nil
 	}
-	if err != nil {
-		return "", err
+	// A file of no attachments would say that nothing is left, which a damaged journal
+	// does not.
+	if err == nil && (as == journal.AsideHanded || len(attachments) > 0) {
+		err = writeFor(dir, k, to, attachments)
 	}
+	if err != nil || !aside {
+		return done, err
+	}
+	_, err = dir.SetAside(k, as)
+	return done, err
+}
+
+// writeFor writes the files from which Multus releases a sandbox's attachments.
+func writeFor(dir journal.Dir, k journal.Key, to string, attachments []plan.Attachment) error {
 	var delegates []multus.Delegate
 	for i := range attachments {
 		a := &attachments[i]
@@ -69,14 +82,10 @@ func handOverOne(dir journal.Dir, k journal.Key, to string, aside bool) (done st
 		}
 		delegates = append(delegates, d)
 		if err := copyRecord(dir.Path, to, fmt.Sprintf("%s-%s-%s", a.Network, k.ContainerID, a.IfName)); err != nil {
-			return "", err
+			return err
 		}
 	}
-	if err := multus.Write(to, k.ContainerID, delegates); err != nil || !aside {
-		return done, err
-	}
-	_, err = dir.SetAside(k, as)
-	return done, err
+	return multus.Write(to, k.ContainerID, delegates)
 }
 
 // heldBy returns the attachments that a sandbox's journal says it holds.
@@ -94,17 +103,24 @@ func heldBy(dir journal.Dir, k journal.Key) (held []plan.Attachment, err error) 
 }
 
 // recordedOf returns the attachments of which libcni has records, the default
-// network's first: what is left of a sandbox whose journal is damaged.
-func recordedOf(dir journal.Dir, k journal.Key) (held []plan.Attachment, err error) {
+// network's first: what is left of a sandbox whose journal is damaged. done says how
+// it is handed over: a record that could never be run, which would keep Multus from
+// deleting the pod, is left out.
+func recordedOf(dir journal.Dir, k journal.Key) (held []plan.Attachment, done string, err error) {
 	records, err := libcni.NewCNIConfigWithCacheDir(nil, dir.Path, nil).GetCachedAttachments(k.ContainerID)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
+	without := ""
 	for _, c := range records {
+		if err := runnable(c); err != nil {
+			without += fmt.Sprintf(" without the record of network %.64q, interface %.64q (%v),", c.Network, c.IfName, err)
+			continue
+		}
 		a := plan.Attachment{Name: c.Network, Network: c.Network, IfName: c.IfName, Config: c.Config, Capabilities: map[string]json.RawMessage{}}
 		for capability, value := range c.CapabilityArgs {
 			if a.Capabilities[capability], err = json.Marshal(value); err != nil {
-				return nil, err
+				return nil, "", err
 			}
 		}
 		if id := asked[string](a.Capabilities["deviceID"]); id != "" {
@@ -116,7 +132,20 @@ func recordedOf(dir journal.Dir, k journal.Key) (held []plan.Attachment, err err
 		}
 		held = append(held, a)
 	}
-	return held, nil
+	if len(held) == 0 {
+		return nil, "given no file, since its journal is damaged and libcni has no records of it, so that Multus releases what it knows itself, " +
+			"or else what a pod would get now," + without, nil
+	}
+	return held, "handed over from libcni's records, since its journal is damaged," + without, nil
+}
+
+// runnable returns why what is recorded of an attachment can never be run, nor ever was.
+func runnable(c *libcni.NetworkAttachment) error {
+	if err := utils.ValidateNetworkName(c.Network); err != nil {
+		return err
+	}
+	_, err := netattach.ParseConfig(c.Config)
+	return err
 }
 
 // requestsOf returns what was asked of an attachment, as far as a file of Multus can

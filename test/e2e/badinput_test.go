@@ -252,7 +252,7 @@ func TestBadJournal(t *testing.T) {
 	n.must(os.WriteFile(path, good[:len(good)-20], 0o600))
 	n.succeed("CHECK", p)
 	n.must(os.WriteFile(path, []byte("00000000 {}\n"), 0o600))
-	n.record(p, "lost", "null") // which keeps nobody
+	n.record("state", p, "lost", "null") // which keeps nobody
 	n.refuse("DEL", p, 114, "checksum", "released 2 attachments", ".corrupt-")
 	n.succeed("DEL", p)
 	aside, err := filepath.Glob(path + ".corrupt-*")

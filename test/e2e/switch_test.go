@@ -82,7 +82,7 @@ func TestPodsOfMultusAreDeletedAfterTheSwitch(t *testing.T) {
 		},
 		"records of nothing": func(n *node, p *pod) {
 			for i, config := range []string{``, `null`, `{"name":"x","plugins":[]}`, `{"name":"x"}`, `{"name":"x","type":"../../bin/sh"}`} {
-				n.record(p, fmt.Sprintf("lost%d", i), config)
+				n.record("state", p, fmt.Sprintf("lost%d", i), config)
 			}
 		},
 		"configuration new": func(n *node, _ *pod) {
@@ -120,14 +120,14 @@ func (n *node) addDelegates(p *pod, delegates ...string) {
 	n.file(file, strings.TrimSuffix(n.read(file), "]")+","+strings.Join(delegates, ",")+"]")
 }
 
-// record writes a record of libcni for a sandbox.
-func (n *node) record(p *pod, network, config string) {
+// record writes a record of libcni for a sandbox into a cniDir.
+func (n *node) record(dir string, p *pod, network, config string) {
 	n.t.Helper()
 	raw, err := json.Marshal(map[string]any{
 		"kind": libcni.CNICacheV1, "containerId": p.ID, "config": []byte(config), "ifName": "net9", "networkName": network, "netns": p.NetNS,
 	})
 	n.must(err)
-	n.file("state/results/"+network+"-"+p.ID+"-net9", string(raw))
+	n.file(dir+"/results/"+network+"-"+p.ID+"-net9", string(raw))
 }
 
 // attachLogged attaches a pod to four networks that log, two of them on devices,
@@ -240,7 +240,9 @@ func TestSwitchingBackKeepsWhatPodsAskedFor(t *testing.T) {
 }
 
 // TestSwitchingBackWithADamagedJournal: its sandbox is handed over from libcni's
-// records, and keeps no other back.
+// records, of which one that could never be run is left out, and keeps no other back.
+// Without records it gets no file: one of no delegates would tell Multus that nothing
+// is left of it.
 func TestSwitchingBackWithADamagedJournal(t *testing.T) {
 	n := newNode(t, nil)
 	n.warm()
@@ -249,12 +251,28 @@ func TestSwitchingBackWithADamagedJournal(t *testing.T) {
 	}
 	n.link2opt()
 	n.rt = n.installedRuntime()
-	bad, good := n.addPod("bad", "plain"), n.addPod("good", "plain")
-	n.succeed("ADD", bad)
-	n.succeed("ADD", good)
-	n.file("installed/"+bad.ID+"@eth0.journal", "00000000 {}\n")
-	if out, err := n.install("uninstall", "--to-multus", n.path("multus")); err != nil || !strings.Contains(out, "journal is damaged, "+bad.ID) {
-		t.Fatalf("uninstall: %v\n%s", err, out)
+	bad, good, bare := n.addPod("bad", "plain"), n.addPod("good", "plain"), n.addPod("bare", "")
+	for _, p := range []*pod{bad, good, bare} {
+		n.succeed("ADD", p)
+	}
+	for _, p := range []*pod{bad, bare} {
+		n.file("installed/"+p.ID+"@eth0.journal", "00000000 {}\n")
+	}
+	n.must(os.Remove(n.path("installed/results/cluster-net-" + bare.ID + "-eth0")))
+	for i, config := range []string{`{`, `null`, `{"name":"x","cniVersion":"1.0.0"}`, `{"name":"x","type":".."}`} {
+		n.record("installed", bad, fmt.Sprintf("lost%d", i), config)
+	}
+	out, err := n.install("uninstall", "--to-multus", n.path("multus"))
+	for _, want := range []string{
+		"journal is damaged, without the record of network ", `network "lost0", interface "net9" (`, `network "lost3", interface "net9" (`, ", " + bad.ID,
+		"given no file, since its journal is damaged and libcni has no records of it", "what a pod would get now, " + bare.ID,
+	} {
+		if err != nil || !strings.Contains(out, want) {
+			t.Fatalf("uninstall: %v\n%s, want %q", err, out, want)
+		}
+	}
+	if exists(n.path("multus/" + bare.ID)) {
+		t.Error("Multus is told that nothing is left of a sandbox of which nothing is known")
 	}
 	for _, p := range []*pod{bad, good} {
 		n.deleteAsMultus(n.path("multus"), p)
