@@ -290,9 +290,11 @@ func (s *Selection) validateAddresses() error {
 		return nil
 	}
 	for _, gw := range *s.DefaultRoute {
-		if a, err := netip.ParseAddr(gw); err != nil || a.Zone() != "" {
+		a, err := netip.ParseAddr(gw)
+		if err != nil || a.Zone() != "" {
 			return fieldError("default-route", "%s is not an IP address", clip(gw))
-		} else if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
+		}
+		if a = a.Unmap(); a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
 			return fieldError("default-route", "%s is no gateway's address", clip(gw))
 		}
 	}
