@@ -97,8 +97,11 @@ func runnable(a *libcni.NetworkAttachment) error {
 	if err := utils.ValidateNetworkName(a.Network); err != nil {
 		return cnierr.New("read network configuration", cnierr.InvalidConfig, "name %.64q: %w", a.Network, err)
 	}
+	if _, _, _, err := version.ParseVersion(list.CNIVersion); err != nil {
+		return cnierr.New("read network configuration", cnierr.InvalidConfig, "cniVersion %.64q: %w", list.CNIVersion, err)
+	}
 	for _, program := range programsOf(list) {
-		if filepath.Base(program) != program {
+		if filepath.Base(program) != program || program == "." || program == ".." {
 			return cnierr.New("read network configuration", cnierr.InvalidConfig, "%.64q is not the plain name of a program", program)
 		}
 	}

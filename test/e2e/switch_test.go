@@ -81,7 +81,10 @@ func TestPodsOfMultusAreDeletedAfterTheSwitch(t *testing.T) {
 			n.addDelegates(p, `null`, `{"Bytes":"%%%"}`, `{"Bytes":"bm90IGpzb24="}`)
 		},
 		"records of nothing": func(n *node, p *pod) {
-			for i, config := range []string{``, `null`, `{"name":"x","plugins":[]}`, `{"name":"x"}`, `{"name":"x","type":"../../bin/sh"}`} {
+			for i, config := range []string{
+				``, `null`, `{"name":"x","plugins":[]}`, `{"name":"x"}`, `{"name":"x","type":"../../bin/sh"}`, `{"name":"x","type":".."}`, `{"name":"x","type":"."}`,
+				`{"name":"x","cniVersion":"bogus","type":"bridge"}`, `{"name":"x","cniVersion":"1.0.0","plugins":[{"type":"bridge","ipam":{"type":".."}}]}`,
+			} {
 				n.record("state", p, fmt.Sprintf("lost%d", i), config)
 			}
 		},
