@@ -186,6 +186,11 @@ func (r *run) releaseForeign(ctx context.Context, attachments []*libcni.NetworkA
 		return cnierr.New("release", cnierr.TeardownIncomplete, "%w", err).
 			WithFix("the runtime will try again; the sandbox was not attached by Manifold, its records are in %s", r.Journal.Path)
 	}
+	return r.forgetFile()
+}
+
+// forgetFile removes the sandbox's file of Multus.
+func (r *run) forgetFile() error {
 	if err := multus.Remove(r.Journal.Path, r.inv.ContainerID); err != nil {
 		return cnierr.New("release", cnierr.IO, "%w", err)
 	}

@@ -498,7 +498,7 @@ func remove(path string) error {
 // what Multus and libcni recorded is released; without any record the default
 // network's DEL runs, which is repeatable. That network may be broken by now, or
 // have been when ADD was refused for it: what it refuses is passed over, unless the
-// interface is there.
+// interface is there. A file of Multus that tells of no attachment goes with it.
 func (r *run) delUnknown(ctx context.Context) error {
 	attachments, err := r.foreign()
 	if err == nil && len(attachments) > 0 {
@@ -518,8 +518,10 @@ func (r *run) delUnknown(ctx context.Context) error {
 		r.warn("DEL of an unknown sandbox: %v", err)
 		return r.end(true, nil)
 	}
-	err = cnierr.Annotate(r.runDEL(ctx, t), cnierr.Subject{Pod: r.inv.Pod.String(), Network: t.list.Name})
-	return r.end(true, err)
+	if err = r.runDEL(ctx, t); err == nil {
+		err = r.forgetFile()
+	}
+	return r.end(true, cnierr.Annotate(err, cnierr.Subject{Pod: r.inv.Pod.String(), Network: t.list.Name}))
 }
 
 // defaultAlone is the release of the default network of a sandbox of which nothing

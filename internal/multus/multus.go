@@ -28,6 +28,7 @@ import (
 	"path/filepath"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 )
 
 // maxFile bounds a file that is read, in bytes.
@@ -113,12 +114,18 @@ func read(raw json.RawMessage) (*Delegate, error) {
 	return &Delegate{Name: w.Name, IfName: w.IfName, DeviceID: w.DeviceID, Resource: w.Resource, Config: w.Bytes, Requests: w.Requests}, nil
 }
 
-// Remove removes a sandbox's file, which may be absent.
+// Remove removes a sandbox's file. It may be absent, as one is that no file can be
+// called; what is no regular file Multus has not written, and stays.
 func Remove(dir, containerID string) error {
-	if err := os.Remove(filepath.Join(dir, containerID)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	path := filepath.Join(dir, containerID)
+	fi, err := os.Lstat(path)
+	if err == nil && fi.Mode().IsRegular() {
+		err = os.Remove(path)
 	}
-	return nil
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENAMETOOLONG) {
+		return nil
+	}
+	return err
 }
 
 // Write writes the file of a sandbox whose configurations are lists, replacing

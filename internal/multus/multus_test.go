@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -80,4 +81,26 @@ func FuzzRead(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestWhatIsNoFileIsNotRemoved: nor does one that cannot be keep a sandbox.
+func TestWhatIsNoFileIsNotRemoved(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"id", "results/of"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Write(dir, "file", nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"id", "results", "absent", strings.Repeat("x", 300), "file/x", "file"} {
+		if err := Remove(dir, name); err != nil {
+			t.Errorf("%.20s: %v", name, err)
+		}
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 2 || left[0].Name() != "id" || left[1].Name() != "results" {
+		t.Errorf("left %v, %v, want the directories", left, err)
+	}
 }

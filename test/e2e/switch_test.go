@@ -358,6 +358,9 @@ func TestAHostileFileOfMultus(t *testing.T) {
 	for _, text := range []string{`[null]`, `null`, `{}`, `[{"Bytes":"e30="}]`, `[{"Bytes":"bnVsbA=="}]`, `[{"Bytes":7}]`, strings.Repeat("[", 100000)} {
 		n.file("state/"+p.ID, text)
 		n.succeed("DEL", p)
+		if exists(n.path("state/" + p.ID)) {
+			t.Errorf("%.20s is still there", text)
+		}
 	}
 	path := base64.StdEncoding.EncodeToString([]byte(`{"name":"x","cniVersion":"1.0.0","type":"../../bin/sh"}`))
 	list, err := json.Marshal([]map[string]string{{"Bytes": path}})
