@@ -74,7 +74,7 @@ type Conf struct {
 	DisableGC      bool       `json:"disableGC" doc:"answer GC without collecting anything, for runtimes that share this directory and know only their own sandboxes" multus:"own"`
 	GCGrace        Duration   `json:"gcGrace" doc:"for a runtime that adds pods while it collects: GC spares a sandbox that the runtime does not name and whose ADD ended within this time before GC began, as it always does one whose ADD ended since. The next GC collects it; one whose network namespace is gone is collected at once" multus:"own"`
 	DelegateTime   Duration   `json:"delegateTimeout" default:"90s" doc:"longest run of one delegate chain before it is ended" multus:"own"`
-	PlanTime       Duration   `json:"planTimeout" default:"60s" doc:"longest wait for a plan" multus:"own"`
+	PlanTime       Duration   `json:"planTimeout" default:"60s" doc:"longest wait for a plan, and so for an API server that is slow; less than the runtime waits for the sandbox, or nobody says why it failed" multus:"own"`
 	LockTime       Duration   `json:"lockTimeout" default:"60s" doc:"longest wait for another operation on the same sandbox, or for a delegate that outlived a killed one" multus:"own"`
 }
 

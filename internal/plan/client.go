@@ -89,87 +89,118 @@ func (b bound) Close() error {
 }
 
 // Fallback is a Planner that asks First, and Then only when First could not be
-// reached, or hung for two thirds of the time that there is, in Status for askTime
-// at most: a refusal is an answer. One that can be pinged and does not even answer
-// that is given up sooner. Planning has no effect, so asking twice is safe; a report
-// that was lost in transit is published at most once more.
+// reached, or hung: a refusal is an answer. Who waits for the API server is told from
+// who hangs by a ping: one that answers it has all the time that there is, one that
+// does not is given up soon, one that cannot be pinged after two thirds of the time,
+// and in Status each after askTime. First is not asked again once it was given up: a
+// verb's process would wait as long for its report as it did for its plan. Planning
+// has no effect, so asking twice is safe; a report that was lost in transit is
+// published at most once more. It is not for use by several goroutines.
 type Fallback struct {
 	First, Then Planner
+
+	hung error // how First was given up, nil while it was not
 }
 
-// shareOf returns a context with two thirds of the time that ctx has left.
-func shareOf(ctx context.Context) (context.Context, context.CancelFunc) {
-	end, ok := ctx.Deadline()
-	if !ok {
-		return context.WithCancel(ctx)
+// shareOf returns a context with two thirds of the time that ctx has left, and with
+// most at most.
+func shareOf(ctx context.Context, most time.Duration) (context.Context, context.CancelFunc) {
+	if end, ok := ctx.Deadline(); ok {
+		most = min(most, time.Until(end)*2/3)
 	}
-	return context.WithTimeout(ctx, time.Until(end)*2/3)
+	return context.WithTimeout(ctx, most)
 }
 
-// pingTime is how long First may take for a plan before it is asked whether it
+// pingTime is how long First may take for an answer before it is asked whether it
 // answers at all, and for that: many times what either takes on a node that is busy.
 const pingTime = 5 * time.Second
 
-// giveUpHung calls giveUp once First does not answer a ping: it hangs, where one that
-// waits for the API server answers. It ends with ctx.
-func (f Fallback) giveUpHung(ctx context.Context, giveUp context.CancelFunc) {
-	first, can := f.First.(interface{ Ping(context.Context) error })
-	for can {
-		select {
-		case <-time.After(pingTime):
-		case <-ctx.Done():
-			return
-		}
-		ping, cancel := context.WithTimeout(ctx, pingTime)
-		err := first.Ping(ping)
-		cancel()
-		if IsTransport(err) {
-			giveUp()
-			return
-		}
+// pinger is a Planner that can be asked whether it answers at all.
+type pinger interface{ Ping(context.Context) error }
+
+// whileItAnswers returns a context that ends with ctx, and before once first does not
+// answer a ping: with two thirds of the time that ctx has, where that is short.
+func whileItAnswers(ctx context.Context, first pinger) (context.Context, context.CancelFunc) {
+	pause := pingTime
+	if end, ok := ctx.Deadline(); ok {
+		pause = min(pause, time.Until(end)/3)
 	}
+	ctx, giveUp := context.WithCancel(ctx)
+	go func() {
+		for {
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return
+			}
+			ping, cancel := context.WithTimeout(ctx, pause)
+			err := first.Ping(ping)
+			cancel()
+			if IsTransport(err) {
+				giveUp()
+				return
+			}
+		}
+	}()
+	return ctx, giveUp
 }
 
-// Plan implements [Planner].
-func (f Fallback) Plan(ctx context.Context, req Request) (*Plan, error) {
-	first, cancel := shareOf(ctx)
-	defer cancel()
-	go f.giveUpHung(first, cancel)
-	p, err := f.First.Plan(first, req)
-	if !IsTransport(err) || ctx.Err() != nil {
-		return p, err
+// patient is the time of First for what may have to wait for the API server.
+func (f *Fallback) patient(ctx context.Context) (context.Context, context.CancelFunc) {
+	if first, can := f.First.(pinger); can {
+		return whileItAnswers(ctx, first)
 	}
-	p, err2 := f.Then.Plan(ctx, req)
-	return p, joinTransport(err, err2)
-}
-
-// Report implements [Planner].
-func (f Fallback) Report(ctx context.Context, r Report) error {
-	first, cancel := shareOf(ctx)
-	defer cancel()
-	err := f.First.Report(first, r)
-	if !IsTransport(err) || ctx.Err() != nil {
-		return err
-	}
-	return joinTransport(err, f.Then.Report(ctx, r))
+	return shareOf(ctx, callTimeout)
 }
 
 // askTime is what First has for a question that it answers from its memory, at
 // once or not at all: the kubelet takes a runtime for dead after 30 s.
 const askTime = 2 * time.Second
 
-// Status implements [Planner].
-func (f Fallback) Status(ctx context.Context, q StatusQuery) (json.RawMessage, error) {
-	share, cancel := shareOf(ctx)
-	defer cancel()
-	first, cancelFirst := context.WithTimeout(share, askTime)
-	defer cancelFirst()
-	config, err := f.First.Status(first, q)
-	if !IsTransport(err) || ctx.Err() != nil {
-		return config, err
+// soon is the time of First for what it answers from its memory.
+func soon(ctx context.Context) (context.Context, context.CancelFunc) { return shareOf(ctx, askTime) }
+
+// inTurn asks First, in the time that it is given of ctx, and Then where it must.
+func (f *Fallback) inTurn(ctx context.Context, given func(context.Context) (context.Context, context.CancelFunc),
+	ask func(context.Context, Planner) error,
+) error {
+	failed := f.hung
+	if failed == nil {
+		first, end := given(ctx)
+		failed = ask(first, f.First)
+		givenUp := first.Err() != nil
+		end()
+		if !IsTransport(failed) || ctx.Err() != nil {
+			return failed
+		}
+		if givenUp {
+			f.hung = failed
+		}
 	}
-	config, err2 := f.Then.Status(ctx, q)
-	return config, joinTransport(err, err2)
+	return joinTransport(failed, ask(ctx, f.Then))
+}
+
+// Plan implements [Planner].
+func (f *Fallback) Plan(ctx context.Context, req Request) (p *Plan, err error) {
+	err = f.inTurn(ctx, f.patient, func(ctx context.Context, of Planner) (err error) {
+		p, err = of.Plan(ctx, req)
+		return err
+	})
+	return p, err
+}
+
+// Report implements [Planner].
+func (f *Fallback) Report(ctx context.Context, r Report) error {
+	return f.inTurn(ctx, f.patient, func(ctx context.Context, to Planner) error { return to.Report(ctx, r) })
+}
+
+// Status implements [Planner].
+func (f *Fallback) Status(ctx context.Context, q StatusQuery) (config json.RawMessage, err error) {
+	err = f.inTurn(ctx, soon, func(ctx context.Context, of Planner) (err error) {
+		config, err = of.Status(ctx, q)
+		return err
+	})
+	return config, err
 }
 
 // joinTransport keeps both causes when neither planner was reached.

@@ -82,7 +82,7 @@ const observeTime = 100 * time.Millisecond
 
 // Observe implements [Observer] where First does. A program that is run for one
 // call could keep nothing of it.
-func (f Fallback) Observe(ctx context.Context, op Operation) {
+func (f *Fallback) Observe(ctx context.Context, op Operation) {
 	if o, ok := f.First.(Observer); ok {
 		o.Observe(ctx, op)
 	}

@@ -22,14 +22,14 @@ func TestObserve(t *testing.T) {
 	o := observing{ops: make(chan Operation, 1)}
 	c := served(t, o)
 	want := Operation{Version: Version, Request: "ab", Verb: "DEL", Failed: true, Kind: cnierr.Busy, Took: 7, Steps: []Step{{Name: StepLock, Began: 1, Took: 6}}}
-	Fallback{First: c, Then: fake{}}.Observe(t.Context(), want)
+	(&Fallback{First: c, Then: fake{}}).Observe(t.Context(), want)
 	if got := <-o.ops; !slices.Equal(got.Steps, want.Steps) || got.Request != "ab" || got.Kind != cnierr.Busy || got.Took != 7 || !got.Failed {
 		t.Errorf("%+v", got)
 	}
 	// A planner that takes none, and none at all: nothing fails.
 	served(t, fake{}).Observe(t.Context(), want)
 	Client{Socket: filepath.Join(t.TempDir(), "absent")}.Observe(t.Context(), want)
-	Fallback{First: fake{}, Then: c}.Observe(t.Context(), want)
+	(&Fallback{First: fake{}, Then: c}).Observe(t.Context(), want)
 	if err := c.Ping(t.Context()); err != nil {
 		t.Error(err)
 	}

@@ -179,37 +179,116 @@ func exercise(t *testing.T, p Planner) {
 	}
 }
 
-// asleep is a planner that makes no plan, and answers a ping or does not.
-type asleep struct {
+// slow is a planner that takes its time for everything, and answers a ping meanwhile
+// or hangs.
+type slow struct {
 	fake
-	answers bool
+	takes time.Duration
+	hangs bool
 }
 
-func (asleep) Plan(ctx context.Context, _ Request) (*Plan, error) {
-	<-ctx.Done()
-	return nil, transportError("ask", ctx.Err())
-}
-
-func (a asleep) Ping(ctx context.Context) error {
-	if a.answers {
+func (s slow) wait(ctx context.Context) error {
+	select {
+	case <-time.After(s.takes):
 		return nil
+	case <-ctx.Done():
+		return transportError("ask", ctx.Err())
 	}
-	<-ctx.Done()
-	return transportError("ping", ctx.Err())
 }
 
-// TestWhoHangsIsGivenUpSooner than who waits for somebody else.
+func (s slow) Plan(ctx context.Context, _ Request) (*Plan, error) {
+	return &Plan{Attachments: []Attachment{{Name: "slow"}}}, s.wait(ctx)
+}
+
+func (s slow) Report(ctx context.Context, _ Report) error { return s.wait(ctx) }
+
+func (s slow) Status(ctx context.Context, _ StatusQuery) (json.RawMessage, error) {
+	return nil, s.wait(ctx)
+}
+
+func (s slow) Ping(ctx context.Context) error {
+	if s.hangs {
+		return s.wait(ctx)
+	}
+	return nil
+}
+
+// within runs do with a minute's time, that passes in sleep alone, and returns how
+// much of it that took.
+func within(t *testing.T, do func(ctx context.Context)) (took time.Duration) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		began := time.Now()
+		do(ctx)
+		took = time.Since(began)
+	})
+	return took
+}
+
+// TestWhoHangsIsGivenUpSooner than who cannot say that it waits for somebody else; who
+// can is not given up.
 func TestWhoHangsIsGivenUpSooner(t *testing.T) {
-	for answers, after := range map[bool]time.Duration{true: 40 * time.Second, false: 10 * time.Second} {
-		synctest.Test(t, func(t *testing.T) { // whose time passes in sleep alone
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			defer cancel()
-			began := time.Now()
-			p, err := Fallback{First: asleep{answers: answers}, Then: fake{}}.Plan(ctx, Request{PodName: "app"})
-			if took := time.Since(began); err != nil || p.Attachments[0].Name != "app" || took != after {
-				t.Errorf("answers %v: %+v, %v after %s, want %s", answers, p, err, took, after)
+	for name, c := range map[string]struct {
+		first Planner
+		of    string // whose plan it is, empty for none
+		after time.Duration
+	}{
+		"late":       {slow{takes: 50 * time.Second}, "slow", 50 * time.Second},
+		"too late":   {slow{takes: time.Hour}, "", time.Minute},
+		"hangs":      {slow{takes: time.Hour, hangs: true}, "app", 10 * time.Second},
+		"cannot say": {struct{ Planner }{slow{takes: time.Hour}}, "app", 40 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			took := within(t, func(ctx context.Context) {
+				p, err := (&Fallback{First: c.first, Then: fake{}}).Plan(ctx, Request{PodName: "app"})
+				if c.of == "" && !IsTransport(err) || c.of != "" && (err != nil || p.Attachments[0].Name != c.of) {
+					t.Errorf("%+v, %v, want that of %q", p, err, c.of)
+				}
+			})
+			if took != c.after {
+				t.Errorf("after %s, want %s", took, c.after)
 			}
 		})
+	}
+}
+
+// TestWhoHungIsNotAskedAgain: one process waits for it once, whatever it asks first.
+func TestWhoHungIsNotAskedAgain(t *testing.T) {
+	ask := map[string]func(context.Context, *Fallback) error{
+		"plan": func(ctx context.Context, f *Fallback) error {
+			_, err := f.Plan(ctx, Request{PodName: "app"})
+			return err
+		},
+		"report": func(ctx context.Context, f *Fallback) error {
+			return f.Report(ctx, Report{Verb: "ADD", Plan: &Plan{ContainerID: "c"}})
+		},
+		"status": func(ctx context.Context, f *Fallback) error {
+			_, err := f.Status(ctx, StatusQuery{Name: "net"})
+			return err
+		},
+	}
+	for name, after := range map[string]time.Duration{"plan": 2 * pingTime, "report": 2 * pingTime, "status": askTime} {
+		t.Run(name, func(t *testing.T) {
+			f := &Fallback{First: slow{takes: time.Hour, hangs: true}, Then: fake{reports: make(chan string, len(ask)+1)}}
+			took := within(t, func(ctx context.Context) {
+				err := ask[name](ctx, f)
+				for _, again := range ask {
+					err = errors.Join(err, again(ctx, f))
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
+			if took != after {
+				t.Errorf("all together took %s, want %s", took, after)
+			}
+		})
+	}
+	f := &Fallback{First: Client{Socket: filepath.Join(t.TempDir(), "absent")}, Then: fake{}}
+	if _, err := f.Plan(t.Context(), Request{PodName: "app"}); err != nil || f.hung != nil {
+		t.Errorf("one that is away comes back: %v, %v", err, f.hung)
 	}
 }
 
@@ -222,13 +301,13 @@ func TestNobodyThere(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	f := fake{}
-	if p, err := (Fallback{First: c, Then: f}).Plan(t.Context(), Request{PodName: "app"}); err != nil || p == nil {
+	if p, err := (&Fallback{First: c, Then: f}).Plan(t.Context(), Request{PodName: "app"}); err != nil || p == nil {
 		t.Errorf("fallback: %v", err)
 	}
-	if _, err := (Fallback{First: c, Then: c}).Plan(t.Context(), Request{}); !IsTransport(err) {
+	if _, err := (&Fallback{First: c, Then: c}).Plan(t.Context(), Request{}); !IsTransport(err) {
 		t.Errorf("both absent: %v", err)
 	}
-	refusing := Fallback{First: f, Then: c}
+	refusing := &Fallback{First: f, Then: c}
 	if _, err := refusing.Plan(t.Context(), Request{PodName: "bad"}); cnierr.KindOf(err) != cnierr.NoDevice {
 		t.Errorf("a refusal is an answer: %v", err)
 	}
@@ -245,7 +324,7 @@ func TestAnAgentThatHangs(t *testing.T) {
 	defer l.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
-	p, err := Fallback{First: Client{Socket: path}, Then: fake{}}.Plan(ctx, Request{PodName: "web"})
+	p, err := (&Fallback{First: Client{Socket: path}, Then: fake{}}).Plan(ctx, Request{PodName: "web"})
 	if err != nil || p.Attachments[0].Name != "web" {
 		t.Errorf("%v, %v", p, err)
 	}
