@@ -149,7 +149,7 @@ func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result
 		return nil, r.end(true, err)
 	}
 	if err = r.preflight(ctx, p); err == nil {
-		err = r.nameVFs(p)
+		err = r.nameVFs(ctx, p)
 	}
 	if err == nil {
 		err = r.ownWritten(p)

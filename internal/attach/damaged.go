@@ -139,8 +139,8 @@ func (r *run) function(id string) *plan.Device {
 
 // hadBy returns the VF that another sandbox has under the name of its network device,
 // by its journal; nil for none.
-func (r *run) hadBy(name string) *plan.Device {
-	had, err := r.Journal.Had(keyOf(r.inv), &plan.Device{ID: name})
+func (r *run) hadBy(ctx context.Context, name string) *plan.Device {
+	had, err := r.Journal.Had(ctx, keyOf(r.inv), &plan.Device{ID: name})
 	if err != nil || had == nil {
 		return nil
 	}
@@ -149,7 +149,7 @@ func (r *run) hadBy(name string) *plan.Device {
 
 // ofRecord makes an attachment of a record of libcni: its name, and the PCI function
 // that its plugins were given.
-func (r *run) ofRecord(c *libcni.NetworkAttachment) *plan.Attachment {
+func (r *run) ofRecord(ctx context.Context, c *libcni.NetworkAttachment) *plan.Attachment {
 	a := &plan.Attachment{Name: c.Network, IfName: c.IfName}
 	type ids struct {
 		DeviceID string `json:"deviceID"`
@@ -168,7 +168,7 @@ func (r *run) ofRecord(c *libcni.NetworkAttachment) *plan.Attachment {
 	all = slices.DeleteFunc(all, func(id string) bool { return id == "" })
 	for _, id := range all {
 		if a.Device = r.function(id); a.Device == nil {
-			a.Device = r.hadBy(id)
+			a.Device = r.hadBy(ctx, id)
 		}
 		if a.Device != nil {
 			break
@@ -190,7 +190,7 @@ func (r *run) releaseCached(ctx context.Context, c *libcni.NetworkAttachment) er
 	rt := &libcni.RuntimeConf{
 		ContainerID: c.ContainerID, NetNS: r.liveNetNS(), IfName: c.IfName, Args: c.CniArgs, CapabilityArgs: c.CapabilityArgs,
 	}
-	a := r.ofRecord(c)
+	a := r.ofRecord(ctx, c)
 	// libcni records what was attached. Multus writes its file before any ADD.
 	t := teardown{a: a, list: list, rt: rt, completed: r.hasRecord(c)}
 	fenced, err := r.fence(ctx, a)

@@ -138,7 +138,7 @@ func (h *hardware) begin(id string) *run {
 	r, err := h.Engine.begin(h.t.Context(), h.invocation(id))
 	h.must(err)
 	p := h.plan(id)
-	h.must(r.nameVFs(p))
+	h.must(r.nameVFs(h.t.Context(), p))
 	h.must(r.ownWritten(p))
 	h.must(r.beginJournal(h.t.Context(), p))
 	return r

@@ -177,7 +177,7 @@ func (r *run) releaseForeign(ctx context.Context, attachments []*libcni.NetworkA
 	var problems []error
 	for _, a := range slices.Backward(attachments) {
 		// Without a journal there is no claim to be kept for the next DEL.
-		if err := errors.Join(r.releaseCached(ctx, a), r.unclaim(ctx, r.ofRecord(a))); err != nil {
+		if err := errors.Join(r.releaseCached(ctx, a), r.unclaim(ctx, r.ofRecord(ctx, a))); err != nil {
 			subject := cnierr.Subject{Pod: r.inv.Pod.String(), Network: a.Network, Interface: a.IfName}
 			problems = append(problems, cnierr.Annotate(err, subject))
 		}

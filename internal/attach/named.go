@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"context"
 	"errors"
 	"os"
 
@@ -20,13 +21,13 @@ import (
 // nameVFs completes the plan's devices that are called by the network devices of VFs.
 // An ID that is nobody's name is the device plugin's own word, of which nothing is
 // known.
-func (r *run) nameVFs(p *plan.Plan) error {
+func (r *run) nameVFs(ctx context.Context, p *plan.Plan) error {
 	for i := range p.Attachments {
 		a := &p.Attachments[i]
 		if a.Device == nil || a.Device.PCIAddress != "" || sriov.IsAuxiliary(a.Device.ID) {
 			continue
 		}
-		if err := r.nameVF(a); err != nil {
+		if err := r.nameVF(ctx, a); err != nil {
 			return cnierr.Annotate(err, subjectOf(p, a))
 		}
 	}
@@ -34,7 +35,7 @@ func (r *run) nameVFs(p *plan.Plan) error {
 }
 
 // nameVF completes the device of one attachment.
-func (r *run) nameVF(a *plan.Attachment) error {
+func (r *run) nameVF(ctx context.Context, a *plan.Attachment) error {
 	// A DEL puts the network device back before it ends its journal: where neither has
 	// the name the first time, it may have come back between the looks.
 	for range 2 {
@@ -49,7 +50,7 @@ func (r *run) nameVF(a *plan.Attachment) error {
 		if !errors.Is(err, os.ErrNotExist) {
 			return cnierr.New("look up device", cnierr.IO, "%w", err)
 		}
-		had, err := r.Journal.Had(keyOf(r.inv), a.Device)
+		had, err := r.Journal.Had(ctx, keyOf(r.inv), a.Device)
 		if err != nil {
 			return cnierr.New("look up device", cnierr.TryAgain, "it may be the network device of a VF that another pod has: %w", err).
 				WithFix("see that the pod of the damaged journal is deleted, whose DEL sets the file aside")

@@ -60,7 +60,7 @@ func TestWhatTheIDOfADeviceNames(t *testing.T) {
 		defer func() { h.must(r.end(true, nil)) }()
 		h.id = id
 		p := h.plan("asks")
-		return &p.Attachments[0], r.nameVFs(p)
+		return &p.Attachments[0], r.nameVFs(t.Context(), p)
 	}
 	is := func(id, address string) *plan.Attachment {
 		t.Helper()

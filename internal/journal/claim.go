@@ -119,15 +119,19 @@ func (d Dir) others(k Key, visit func(other Key, e *Entry, err error) error) err
 // Had returns the attachment by which a sandbox of this boot, other than k, has or had
 // a device of this ID, and resource if device has one, whose PCI function is known; of
 // several the one that was begun last, and nil for none. What the ID names may have
-// left the host with the device, and such a journal alone says what that is. A journal
-// that cannot be read is an error where no other tells, since it may be that one's.
-func (d Dir) Had(k Key, device *plan.Device) (*plan.Attachment, error) {
+// left the host with the device, and such a journal alone says what that is. The
+// journal of a sandbox that has a claim, and that cannot be read, is an error where no
+// other tells, since it may be that one's; without a claim the sandbox has no VF.
+func (d Dir) Had(ctx context.Context, k Key, device *plan.Device) (*plan.Attachment, error) {
 	var out *plan.Attachment
 	var begun time.Time
 	var unread error
-	err := d.others(k, func(_ Key, e *Entry, err error) error {
+	err := d.others(k, func(other Key, e *Entry, err error) error {
 		if err != nil {
-			unread = errors.Join(unread, err)
+			may, err2 := d.mayHave(ctx, other)
+			if may || err2 != nil {
+				unread = errors.Join(unread, err, err2)
+			}
 		} else if a := e.had(device); a != nil && e.Created.After(begun) {
 			out, begun = a, e.Created
 		}
@@ -175,24 +179,45 @@ func (e *Entry) tried(device string) (last time.Time) {
 
 // Claimed returns the devices that k holds, in order of their names.
 func (d Dir) Claimed(ctx context.Context, k Key) ([]string, error) {
-	files, err := os.ReadDir(filepath.Join(d.Path, claimsDir))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, ioError("list claims", err)
-	}
 	var out []string
-	for _, f := range files {
-		holder, err := d.Holder(ctx, f.Name())
-		if err != nil {
-			return nil, err
-		}
+	err := d.claims(ctx, func(device string, holder Key, _ bool) {
 		if holder == k {
-			out = append(out, f.Name())
+			out = append(out, device)
 		}
+	})
+	if err != nil {
+		return nil, err
 	}
 	return out, nil
+}
+
+// mayHave reports whether k holds a device, or a claim cannot be read, which may be
+// k's.
+func (d Dir) mayHave(ctx context.Context, k Key) (may bool, err error) {
+	err = d.claims(ctx, func(_ string, holder Key, sound bool) { may = may || !sound || holder == k })
+	return may, err
+}
+
+// claims visits all claims, each with its holder as readClaim returns it.
+func (d Dir) claims(ctx context.Context, visit func(device string, holder Key, sound bool)) error {
+	files, err := os.ReadDir(filepath.Join(d.Path, claimsDir))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return ioError("list claims", err)
+	}
+	for _, f := range files {
+		err := d.withClaim(ctx, f.Name(), os.O_RDWR, func(file *os.File) error {
+			holder, sound := readClaim(file)
+			visit(f.Name(), holder, sound)
+			return nil
+		})
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // Holder returns who claimed a device last, the zero Key for nobody, and where the

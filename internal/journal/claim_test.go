@@ -154,6 +154,42 @@ func TestClaimed(t *testing.T) {
 	has(vf, "0000:21:10.6")
 }
 
+// A journal that cannot be read may tell what a name means only where its sandbox has
+// a claim, or may have one.
+func TestUnreadableJournalOfWhoHasNoDevice(t *testing.T) {
+	ctx, d, self := t.Context(), Dir{Path: t.TempDir()}, Key{"self", "eth0"}
+	had := func(want ...string) {
+		t.Helper()
+		a, err := d.Had(ctx, self, &plan.Device{ID: "enp33s16v4"})
+		if a != nil || (err != nil) != (len(want) > 0) {
+			t.Errorf("%v, %v", a, err)
+		}
+		for _, path := range want {
+			if err != nil && !strings.Contains(err.Error(), path) {
+				t.Errorf("%v, want one that names %s", err, path)
+			}
+		}
+	}
+	write := func(path, text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plain, owner := user(t, d, "plain"), user(t, d, "owner")
+	claims(t, d, owner.Key, true)
+	write(plain.path, "00000000 {}\n")
+	had()
+	write(owner.path, "00000000 {}\n")
+	had(owner.path)
+	if err := d.Unclaim(ctx, vf, owner.Key); err != nil {
+		t.Fatal(err)
+	}
+	had()
+	write(filepath.Join(d.Path, claimsDir, vf), "owner@eth")
+	had(plain.path, owner.path)
+}
+
 // TestOneOfManyClaimsADevice: of sandboxes that fight for one device one gets it.
 func TestOneOfManyClaimsADevice(t *testing.T) {
 	d := Dir{Path: t.TempDir()}
