@@ -117,6 +117,7 @@ func (a *Agent) Plan(ctx context.Context, req plan.Request) (p *plan.Plan, err e
 
 // plan makes the plan, and tells why where somebody listens.
 func (a *Agent) plan(ctx context.Context, inv *netconf.Invocation, why *nodeview.Explanation) (*plan.Plan, error) {
+	ctx = kube.Together(ctx)
 	pod, err := a.pod(ctx, inv.Pod)
 	if err != nil {
 		return nil, err

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/kube/kubetest"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/netattach"
@@ -335,5 +336,40 @@ func TestOrdinaryPodIsNotAnsweredByAManifest(t *testing.T) {
 	}
 	if _, err := n.planPod(a, "web-node1", kubeletUID); err != nil {
 		t.Error(err)
+	}
+}
+
+// late are sources of which the API server answers no question in a request's time:
+// the pod's the second time, none after a definition.
+type late struct {
+	kube.Pods
+	asked map[string]int
+}
+
+func (l late) answer(name string) error {
+	l.asked[name]++
+	return fmt.Errorf("%w: %w", kube.ErrUnavailable, context.DeadlineExceeded)
+}
+
+func (l late) Pod(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error) {
+	if err := l.answer(name); l.asked[name] == 1 {
+		return nil, err
+	}
+	return l.Pods.Pod(ctx, namespace, name, uid)
+}
+
+func (l late) Definition(_ context.Context, _, name string) (*netattach.Definition, error) {
+	return nil, l.answer(name)
+}
+
+// Once a plan's pod took longer than a request may, its definitions may as well at once.
+func TestPlanKeepsItsPatience(t *testing.T) {
+	n := newNode(t, "cl")
+	n.addPod("web", apiUID, map[string]string{"k8s.v1.cni.cncf.io/networks": "net"})
+	a := n.agent()
+	l := late{a.src.Pods, map[string]int{}}
+	a.src.Publisher, a.src.Pods, a.src.Definitions = nil, kube.FirstPods(l), kube.FirstDefinitions(l)
+	if _, err := n.planPod(a, "web", apiUID); err == nil || l.asked["web"] != 2 || l.asked["net"] != 1 {
+		t.Errorf("%v; asked %v, want twice after the pod and once after the definition", err, l.asked)
 	}
 }

@@ -40,6 +40,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -171,12 +172,29 @@ func (f firstDefinitions) Definition(ctx context.Context, namespace, name string
 	})
 }
 
+// slowness is the key of what the questions of one purpose share, see [Together].
+type slowness struct{}
+
+// Together returns ctx for the questions of one purpose, such as a plan: once one of
+// them was answered later than in the time of a request, the others are asked with all
+// the time that there is at once, and lose none of it.
+func Together(ctx context.Context) context.Context {
+	return context.WithValue(ctx, slowness{}, new(atomic.Bool))
+}
+
 // first asks each source in turn, and where a request's time was too short and nobody
 // else serves, once more with all the time that ctx has: a server that is slow delays.
 func first[S, T any](ctx context.Context, sources []S, ask func(context.Context, S) (*T, error)) (*T, error) {
+	slow, shared := ctx.Value(slowness{}).(*atomic.Bool)
+	if shared && slow.Load() {
+		return inTurn(patiently(ctx), sources, ask)
+	}
 	got, err := inTurn(ctx, sources, ask)
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		return inTurn(patiently(ctx), sources, ask)
+		got, err = inTurn(patiently(ctx), sources, ask)
+		if shared && ctx.Err() == nil {
+			slow.Store(true)
+		}
 	}
 	return got, err
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -109,6 +110,38 @@ func TestFirstHasPatience(t *testing.T) {
 	got, err := FirstPods(pods, &answers{pod: newPod("web", uidA, "node1")}).Pod(t.Context(), "default", "web", uidA)
 	if n := count(srv, http.MethodGet, pod); err != nil || got.Name != "web" || n != 1 {
 		t.Errorf("%v, %v after %d requests", got, err, n)
+	}
+}
+
+// late is a source that no request's time suffices for, and notes who had patience.
+type late struct{ patient []bool }
+
+func (l *late) Pod(ctx context.Context, _, _, _ string) (*corev1.Pod, error) {
+	patient := ctx.Value(patience{}) != nil
+	if l.patient = append(l.patient, patient); patient {
+		return newPod("web", uidA, "node1"), nil
+	}
+	return nil, &apiError{ErrUnavailable, context.DeadlineExceeded}
+}
+
+// TestPatienceIsKept: of the questions that belong together one alone is asked twice.
+func TestPatienceIsKept(t *testing.T) {
+	for _, c := range []struct {
+		ctx  context.Context
+		want []bool
+	}{
+		{t.Context(), []bool{false, true, false, true}},
+		{Together(t.Context()), []bool{false, true, true}},
+	} {
+		source := &late{}
+		for range 2 {
+			if _, err := FirstPods(source).Pod(c.ctx, "default", "web", uidA); err != nil {
+				t.Error(err)
+			}
+		}
+		if !slices.Equal(source.patient, c.want) {
+			t.Errorf("asked with patience %v, want %v", source.patient, c.want)
+		}
 	}
 }
 
