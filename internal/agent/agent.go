@@ -108,7 +108,9 @@ func (a *Agent) Plan(ctx context.Context, req plan.Request) (p *plan.Plan, err e
 	if err != nil {
 		err = cnierr.Annotate(err, cnierr.Subject{Pod: inv.Pod.String()})
 		a.log.Warn("refused", "request", req.ID, "pod", inv.Pod.String(), "uid", inv.Pod.UID, "sandbox", inv.ContainerID, "kind", cnierr.KindOf(err), "err", err)
-		a.refused(ctx, inv.Pod, err)
+		if ctx.Err() == nil { // else nobody was refused: who asked has given this agent up
+			a.refused(ctx, inv.Pod, err)
+		}
 		return nil, err
 	}
 	a.log.Info("planned", "request", req.ID, "pod", inv.Pod.String(), "uid", inv.Pod.UID, "sandbox", inv.ContainerID, "attachments", len(p.Attachments))

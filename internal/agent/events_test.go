@@ -52,6 +52,23 @@ func TestEventsOfRefusals(t *testing.T) {
 	}
 }
 
+// A plan that its caller has given up is no refusal: another may have planned.
+func TestNoEventOfWhatNobodyWaitsFor(t *testing.T) {
+	n := newNode(t, "cl")
+	n.addPod("web", apiUID, nil)
+	a := n.agent()
+	req := n.request("cl")
+	req.PodNamespace, req.PodName, req.PodUID = "shop", "web", apiUID
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := a.Plan(ctx, req); err == nil {
+		t.Error("planned")
+	}
+	if events := n.api.Events(); len(events) != 0 {
+		t.Errorf("%+v", events)
+	}
+}
+
 // A pod that no source knows has no Event, and a static one's is its mirror's.
 func TestEventsGoToPodsThatExist(t *testing.T) {
 	n := newNode(t, "cl")

@@ -17,7 +17,7 @@ import (
 )
 
 // callTimeout bounds one call at the agent. It is longer than any runtime's
-// patience for a sandbox, so that the runtime's own limit decides.
+// patience for a sandbox, so that the caller's own limit decides.
 const callTimeout = 4 * time.Minute
 
 // Listen creates the agent's socket at path, mode 0600, replacing one that a
@@ -83,7 +83,7 @@ func serveConn(ctx context.Context, conn *net.UnixConn, p Planner) {
 		out.Error = cnierr.New("read call", cnierr.Decode, "%w", err)
 	} else {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
-		out = dispatch(ctx, in, p)
+		out = answerTo(ctx, conn, in, p)
 		cancel()
 	}
 	// The caller may be gone, killed in mid-call; there is nobody to tell.
@@ -91,6 +91,29 @@ func serveConn(ctx context.Context, conn *net.UnixConn, p Planner) {
 		// Nothing was written yet, and silence would be taken for a dead agent.
 		_ = writeFrame(conn, answer{Error: cnierr.New(in.Op, cnierr.Other, "answer: %w", err)})
 	}
+}
+
+// answerTo does what a caller asks. A question ends with its caller: the plan of one
+// that was given up serves nobody, and its refusal may be of a pod that runs meanwhile.
+// What a caller tells is taken also when it is gone, killed for example.
+func answerTo(ctx context.Context, conn net.Conn, in call, p Planner) answer {
+	if in.Op == opReport || in.Op == opObserve {
+		return dispatch(ctx, in, p)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		// Nothing follows a call, so that this ends with the connection.
+		if n, _ := conn.Read(make([]byte, 1)); n == 0 {
+			cancel()
+		}
+	}()
+	out := dispatch(ctx, in, p)
+	conn.SetReadDeadline(time.Unix(1, 0))
+	<-watched
+	return out
 }
 
 // checkPeer refuses callers that are neither root nor the agent's own user.

@@ -292,6 +292,56 @@ func TestWhoHungIsNotAskedAgain(t *testing.T) {
 	}
 }
 
+// waiting is a planner that tells what began and waits until the call ends; a report
+// also until it is told to end.
+type waiting struct {
+	fake
+	began, ended chan string
+	enough       chan struct{}
+}
+
+func (w waiting) Plan(ctx context.Context, _ Request) (*Plan, error) {
+	w.began <- opPlan
+	<-ctx.Done()
+	w.ended <- opPlan
+	return nil, ctx.Err()
+}
+
+func (w waiting) Report(ctx context.Context, _ Report) error {
+	w.began <- opReport
+	select {
+	case <-ctx.Done():
+		w.ended <- opReport
+	case <-w.enough:
+	}
+	return nil
+}
+
+// TestACallEndsWithItsCaller where it is a question; a report is published all the same.
+func TestACallEndsWithItsCaller(t *testing.T) {
+	w := waiting{began: make(chan string), ended: make(chan string, 2), enough: make(chan struct{})}
+	c := served(t, w)
+	for _, call := range []func(context.Context) error{
+		func(ctx context.Context) error {
+			return c.Report(ctx, Report{Verb: "ADD", Plan: &Plan{ContainerID: "c"}})
+		},
+		func(ctx context.Context) error { _, err := c.Plan(ctx, Request{PodName: "app"}); return err },
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		given := make(chan error)
+		go func() { given <- call(ctx) }()
+		<-w.began
+		cancel()
+		if err := <-given; !IsTransport(err) {
+			t.Errorf("%v", err)
+		}
+	}
+	if op := <-w.ended; op != opPlan {
+		t.Errorf("%s ended with its caller", op)
+	}
+	close(w.enough)
+}
+
 func TestNobodyThere(t *testing.T) {
 	c := Client{Socket: filepath.Join(t.TempDir(), "absent.sock")}
 	if _, err := c.Plan(t.Context(), Request{}); !IsTransport(err) || cnierr.KindOf(err) != cnierr.TryAgain {
