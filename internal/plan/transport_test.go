@@ -380,6 +380,23 @@ func TestAnAgentThatHangs(t *testing.T) {
 	}
 }
 
+// Whoever asks an agent until the time is up reads what to look at.
+func TestTimeIsUp(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	l, err := Listen(filepath.Dir(path), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	_, err = Client{Socket: path}.Plan(ctx, Request{PodName: "web"})
+	var e *cnierr.Error
+	if !errors.As(err, &e) || e.Kind != cnierr.TryAgain || !strings.Contains(e.Fix, "API server") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestAPlanTooLargeIsARefusal(t *testing.T) {
 	_, err := served(t, fake{}).Plan(context.Background(), Request{PodName: "huge"})
 	if err == nil || IsTransport(err) || !strings.Contains(err.Error(), "too large") {

@@ -1,11 +1,13 @@
 package plan
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
@@ -115,9 +117,14 @@ var errTransport = errors.New("planner not reached")
 // opposed to a planner that was reached and refused.
 func IsTransport(err error) bool { return errors.Is(err, errTransport) }
 
-// transportError is a retryable error of op caused by err.
+// transportError is a retryable error of op caused by err. Who was asked in vain until
+// the time was up waits for somebody else.
 func transportError(op string, err error) error {
-	return cnierr.New(op, cnierr.TryAgain, "%w: %w", errTransport, err)
+	e := cnierr.New(op, cnierr.TryAgain, "%w: %w", errTransport, err)
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return e.WithFix("see whether the agent waits for the API server: its readiness and its log tell")
+	}
+	return e
 }
 
 // refusal returns the error of an answer, nil when it has none.
