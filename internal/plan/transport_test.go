@@ -182,7 +182,6 @@ func exercise(t *testing.T, p Planner) {
 // slow is a planner that takes its time for everything, and answers a ping meanwhile
 // or hangs.
 type slow struct {
-	fake
 	takes time.Duration
 	hangs bool
 }
