@@ -103,7 +103,7 @@ func decodeVF(info []byte) (index int, s VFState, err error) {
 		case nl.IFLA_VF_TRUST:
 			s.Trust = f[1] == 1
 		case nl.IFLA_VF_LINK_STATE:
-			s.LinkState = linkStates[min(int(f[1]), len(linkStates))%len(linkStates)] // auto, where it is unknown
+			s.LinkState = linkState(f[1])
 		case nl.IFLA_VF_IB_NODE_GUID:
 			s.NodeGUID = decodeGUID(a.value)
 		case nl.IFLA_VF_IB_PORT_GUID:
@@ -114,6 +114,14 @@ func decodeVF(info []byte) (index int, s VFState, err error) {
 		err = errors.New("a VF without a number")
 	}
 	return index, s, err
+}
+
+// linkState returns the name of a link state, auto for one that is unknown.
+func linkState(value uint32) string {
+	if uint64(value) < uint64(len(linkStates)) {
+		return linkStates[value]
+	}
+	return linkStates[0]
 }
 
 // decodeGUID returns an InfiniBand GUID as it is written, empty where there is none.

@@ -362,15 +362,22 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
-// TestAnAgentThatHangs: its socket accepts, nobody answers; the other planner is
-// asked while there is time.
-func TestAnAgentThatHangs(t *testing.T) {
+// unanswered returns the path of a socket that accepts, and on which nobody answers.
+func unanswered(t *testing.T) string {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "agent.sock")
 	l, err := Listen(filepath.Dir(path), path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	t.Cleanup(func() { _ = l.Close() }) // the test is over
+	return path
+}
+
+// TestAnAgentThatHangs: its socket accepts, nobody answers; the other planner is
+// asked while there is time.
+func TestAnAgentThatHangs(t *testing.T) {
+	path := unanswered(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
 	p, err := (&Fallback{First: Client{Socket: path}, Then: fake{}}).Plan(ctx, Request{PodName: "web"})
@@ -381,15 +388,10 @@ func TestAnAgentThatHangs(t *testing.T) {
 
 // Whoever asks an agent until the time is up reads what to look at.
 func TestTimeIsUp(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "agent.sock")
-	l, err := Listen(filepath.Dir(path), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
+	path := unanswered(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 	defer cancel()
-	_, err = Client{Socket: path}.Plan(ctx, Request{PodName: "web"})
+	_, err := Client{Socket: path}.Plan(ctx, Request{PodName: "web"})
 	var e *cnierr.Error
 	if !errors.As(err, &e) || e.Kind != cnierr.TryAgain || !strings.Contains(e.Fix, "API server") {
 		t.Errorf("%v", err)

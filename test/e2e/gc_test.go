@@ -299,6 +299,20 @@ func TestGCLeavesAPodOfMultusAloneThatIsBeingDeleted(t *testing.T) {
 	}
 }
 
+// besideMultus is a node with a pod of its own, and one that Multus attached, to
+// networks whose delegates log their GC.
+func besideMultus(t *testing.T) (n *node, own, p *pod) {
+	t.Helper()
+	n = newNode(t, nil)
+	n.serve()
+	n.warm()
+	n.define("logged", "", strings.Replace(n.scripted(`,"name":"logged-6"`), "1.0.0", "1.1.0", 1))
+	own, p = n.addPod("own", "logged"), n.addPod("pod", "")
+	n.succeed("ADD", own)
+	n.attachLogged(p)
+	return n, own, p
+}
+
 // TestGCSparesAPodOfMultusThatTheRuntimeMayNotHaveKnownYet: when its ADD ended the
 // times of libcni's records say.
 func TestGCSparesAPodOfMultusThatTheRuntimeMayNotHaveKnownYet(t *testing.T) {
@@ -313,13 +327,7 @@ func TestGCSparesAPodOfMultusThatTheRuntimeMayNotHaveKnownYet(t *testing.T) {
 		"its namespace is gone": {0, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t, nil)
-			n.serve()
-			n.warm()
-			n.define("logged", "", strings.Replace(n.scripted(`,"name":"logged-6"`), "1.0.0", "1.1.0", 1))
-			own, p := n.addPod("own", "logged"), n.addPod("pod", "")
-			n.succeed("ADD", own)
-			n.attachLogged(p)
+			n, own, p := besideMultus(t)
 			records, err := filepath.Glob(n.path("state/results/*-" + p.ID + "-*"))
 			n.must(err)
 			for _, r := range records {
@@ -387,13 +395,7 @@ func TestGCKnowsAPodOfMultusFromEitherRecord(t *testing.T) {
 		"a delegate broken": {func(n *node, p *pod) { n.file("state/"+p.ID, `[{"Bytes":"e30="}]`) }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t, nil)
-			n.serve()
-			n.warm()
-			n.define("logged", "", strings.Replace(n.scripted(`,"name":"logged-6"`), "1.0.0", "1.1.0", 1))
-			own, p := n.addPod("own", "logged"), n.addPod("pod", "")
-			n.succeed("ADD", own)
-			n.attachLogged(p)
+			n, own, p := besideMultus(t)
 			tc.lose(n, p)
 			n.collect(own, p)
 			if calls := n.calls("DEL"); len(calls) != 0 {
