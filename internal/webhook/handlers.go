@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"regexp"
 	"strings"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -78,20 +77,6 @@ func podOf(req *admission.Request) (*corev1.Pod, error) {
 	}
 	pod.Namespace = req.Namespace
 	return pod, nil
-}
-
-// minute matches a number that stands alone and whose exponent has thousands.
-var minute = regexp.MustCompile(`["\[:,\s][+-]?[0-9.]+[eE]-[0-9]{4,}["\],}\s]`)
-
-// decodePod decodes a pod. One with a number like 1e-99999999 is refused before:
-// decoding it as a quantity would take minutes. The API server sends none, it has
-// rounded them; but others can reach the webhook too.
-func decodePod(raw []byte) (*corev1.Pod, error) {
-	if number := minute.Find(raw); number != nil {
-		return nil, fmt.Errorf("%.40q is too small a number for a quantity", number[1:len(number)-1])
-	}
-	pod := &corev1.Pod{}
-	return pod, json.Unmarshal(raw, pod)
 }
 
 // failed refuses an object that could not be looked at.

@@ -1,0 +1,111 @@
+package webhook
+
+import (
+	"bytes"
+	stdjson "encoding/json"
+	"fmt"
+	"reflect"
+	"regexp"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/json" // names of keys are exact, as at the API server
+)
+
+// decodePod decodes a pod. One with a quantity like 1e-99999999 is refused before:
+// decoding it would take minutes. The API server sends none, it has rounded them; but
+// others can reach the webhook too.
+func decodePod(raw []byte) (*corev1.Pod, error) {
+	if suspicious.Match(raw) {
+		if err := quantities(stdjson.NewDecoder(bytes.NewReader(raw)), reflect.TypeFor[corev1.Pod]()); err != nil {
+			return nil, err
+		}
+	}
+	pod := &corev1.Pod{}
+	return pod, json.Unmarshal(raw, pod)
+}
+
+// suspicious matches where there may be a quantity that is minute: in most pods
+// nowhere, so that they are read once. minute matches all of such a quantity, whose
+// exponent has thousands.
+var (
+	suspicious = regexp.MustCompile(`[0-9.][eE]-[0-9]{4}`)
+	minute     = regexp.MustCompile(`^"?\s*[+-]?[0-9.]+[eE]-[0-9]{4,}\s*"?$`)
+)
+
+// quantities refuses a minute number in the JSON of a value of typ, where that has a
+// quantity; the same text is fine in an annotation or in the environment. It reads the
+// text and not what was decoded from it: of a key that is given twice both values are
+// decoded. What is not as the type has it is passed over, and left to decoding; so the
+// types bound how deep it goes.
+func quantities(d *stdjson.Decoder, typ reflect.Type) error {
+	for typ != nil && typ.Kind() == reflect.Pointer {
+		typ = typ.Elem()
+	}
+	opens := opening(typ)
+	if opens == 0 {
+		var value stdjson.RawMessage
+		err := d.Decode(&value)
+		if err == nil && typ == quantity && minute.Match(value) {
+			return fmt.Errorf("%.40q is too small a number for a quantity", bytes.Trim(value, `"`))
+		}
+		return err
+	}
+	begin, err := d.Token()
+	if delim, ok := begin.(stdjson.Delim); err != nil || !ok {
+		return err
+	} else if delim != opens {
+		typ = nil
+	}
+	for d.More() {
+		elem := typ
+		if begin == stdjson.Delim('{') {
+			key, err := d.Token()
+			if err != nil {
+				return err
+			}
+			elem = member(typ, key)
+		} else if typ != nil {
+			elem = typ.Elem()
+		}
+		if err := quantities(d, elem); err != nil {
+			return err
+		}
+	}
+	_, err = d.Token() // what closes it
+	return err
+}
+
+var quantity = reflect.TypeFor[resource.Quantity]()
+
+// opening returns what the JSON of a value that may have quantities in it begins with;
+// 0 of others, and of a quantity itself.
+func opening(typ reflect.Type) stdjson.Delim {
+	switch {
+	case typ == nil, typ == quantity:
+		return 0
+	case typ.Kind() == reflect.Struct, typ.Kind() == reflect.Map:
+		return '{'
+	case typ.Kind() == reflect.Slice:
+		return '['
+	}
+	return 0
+}
+
+// member returns the type of the value of a key in an object; nil when typ has no such
+// key.
+func member(typ reflect.Type, key stdjson.Token) reflect.Type {
+	switch {
+	case typ == nil:
+		return nil
+	case typ.Kind() == reflect.Map:
+		return typ.Elem()
+	}
+	for _, f := range reflect.VisibleFields(typ) {
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name == key {
+			return f.Type
+		}
+	}
+	return nil
+}
