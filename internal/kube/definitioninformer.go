@@ -114,7 +114,8 @@ func (d *DefinitionInformer) Definition(ctx context.Context, namespace, name str
 
 // Lookup returns a definition and where it comes from: memory; on a miss one
 // direct GET, because the informer may lag behind; and, when the API server does
-// not answer and the informer never synced, the snapshot.
+// not answer and the informer never synced, the snapshot. What the snapshot has is
+// waited for no longer than a request takes.
 func (d *DefinitionInformer) Lookup(ctx context.Context, namespace, name string) (*netattach.Definition, Origin, error) {
 	if err := checkNames("definition", namespace, name); err != nil {
 		return nil, Origin{}, err
@@ -129,6 +130,11 @@ func (d *DefinitionInformer) Lookup(ctx context.Context, namespace, name string)
 	if err := d.recentFailure(); err != nil {
 		if def, origin, snapErr := d.fromSnapshot(ctx, namespace, name); snapErr == nil {
 			return def, origin, nil
+		}
+	}
+	if ctx.Value(patience{}) != nil {
+		if _, _, err := d.fromSnapshot(ctx, namespace, name); err == nil {
+			ctx = context.WithValue(ctx, patience{}, nil)
 		}
 	}
 	def, err := d.get(ctx, namespace, name)

@@ -136,6 +136,38 @@ func TestDefinitionInformerPausedServer(t *testing.T) {
 	wantDefinition(t, d, "a", `{"v":1}`, OriginAPI)
 }
 
+// Who has patience with a slow server waits for what no snapshot has, and for nothing
+// else.
+func TestDefinitionInformerPatience(t *testing.T) {
+	_, _, path := mirrored(t)
+	srv := kubetest.Start() // another one: what it has gets into no snapshot
+	t.Cleanup(srv.Stop)
+	srv.AddDefinition(newDefinition("new", `{}`))
+	srv.Pause()
+	t.Cleanup(srv.Resume)
+	d := NewDefinitionInformer(connect(t, srv, 50*time.Millisecond), path)
+	ctx, cancel := context.WithTimeout(patiently(t.Context()), time.Minute)
+	defer cancel()
+	if _, origin, err := d.Lookup(ctx, "default", "a"); err != nil || origin.Source != OriginSnapshot {
+		t.Errorf("from %s, %v", origin.Source, err)
+	}
+	answered := make(chan error)
+	go func() {
+		_, err := d.Definition(ctx, "default", "new")
+		answered <- err
+	}()
+	eventually(t, "the request", func() bool { return count(srv, http.MethodGet, definitionPath+"new") == 1 })
+	select {
+	case err := <-answered:
+		t.Fatalf("nobody answered, and yet: %v", err)
+	case <-time.After(200 * time.Millisecond): // it waits; a slow machine sees less, never more
+	}
+	srv.Resume()
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestDefinitionInformerUnsyncedErrors(t *testing.T) {
 	dir := t.TempDir()
 	corrupt := filepath.Join(dir, "corrupt")

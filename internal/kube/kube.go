@@ -177,7 +177,8 @@ type slowness struct{}
 
 // Together returns ctx for the questions of one purpose, such as a plan: once one of
 // them was answered later than in the time of a request, the others are asked with all
-// the time that there is at once, and lose none of it.
+// the time that there is at once, and lose none of it. A question that several sources
+// may answer is not: the first of them could take all the time.
 func Together(ctx context.Context) context.Context {
 	return context.WithValue(ctx, slowness{}, new(atomic.Bool))
 }
@@ -186,7 +187,7 @@ func Together(ctx context.Context) context.Context {
 // else serves, once more with all the time that ctx has: a server that is slow delays.
 func first[S, T any](ctx context.Context, sources []S, ask func(context.Context, S) (*T, error)) (*T, error) {
 	slow, shared := ctx.Value(slowness{}).(*atomic.Bool)
-	if shared && slow.Load() {
+	if shared && slow.Load() && len(sources) == 1 {
 		return inTurn(patiently(ctx), sources, ask)
 	}
 	got, err := inTurn(ctx, sources, ask)

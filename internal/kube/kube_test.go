@@ -145,6 +145,28 @@ func TestPatienceIsKept(t *testing.T) {
 	}
 }
 
+// silent is a source that answers nobody, and whoever has patience waits for.
+type silent struct{}
+
+func (silent) Pod(ctx context.Context, _, _, _ string) (*corev1.Pod, error) {
+	if ctx.Value(patience{}) != nil {
+		<-ctx.Done()
+	}
+	return nil, &apiError{ErrUnavailable, context.DeadlineExceeded}
+}
+
+// TestPatienceHasNoSourceWait: a slow server takes no other source's turn.
+func TestPatienceHasNoSourceWait(t *testing.T) {
+	ctx, cancel := context.WithTimeout(Together(t.Context()), time.Minute)
+	defer cancel()
+	if _, err := FirstPods(&late{}).Pod(ctx, "default", "web", uidA); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := FirstPods(silent{}, &answers{pod: newPod("web", uidA, "node1")}).Pod(ctx, "default", "web", uidA); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFirstEndsWithContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
