@@ -26,8 +26,8 @@ Also: get pods in the pod's namespace. For a pod that is not there, since admiss
 does not answer: list validatingwebhookconfigurations.
 
 With -f the pods are those of manifests, their definitions too, and no node is
-asked: each container is taken to get what its limits ask for, and nothing that
-admission would request for it.`
+asked: each container is taken to get what its limits ask for, and with --admission
+what the webhook requests for it.`
 
 // explainOptions are the flags of explain.
 type explainOptions struct {
@@ -93,7 +93,7 @@ func (o *explainOptions) explain(ctx context.Context, stdin io.Reader, args []st
 		all.Pods = append(all.Pods, e)
 		return all, err
 	}
-	config, err := o.files.config()
+	in, err := o.files.setting(namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +101,7 @@ func (o *explainOptions) explain(ctx context.Context, stdin io.Reader, args []st
 	if err != nil {
 		return nil, err
 	}
-	all.Pods, all.Problems, err = inspect.Explain(docs, namespace, config)
+	all.Pods, all.Problems, err = inspect.Explain(docs, in)
 	if err == nil && len(all.Pods)+len(all.Problems) == 0 {
 		err = errors.New("the manifests have no pod and no template of pods")
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -21,9 +20,9 @@ without a cluster. Other kinds are passed over.
 
 A pod whose definitions are among the files is planned as a node would plan it, as
 if the kubelet had allocated what the containers' limits ask for. Errors are what a
-node would refuse; warnings are what works and may surprise. What admission would
-request for a pod counts for nothing here: one that leaves that to it has too few
-devices.`
+node would refuse; warnings are what works and may surprise. A pod that leaves it to
+admission to request its devices has too few of them, unless --admission says that
+there is a webhook which does.`
 
 // lintReport is what lint prints as JSON and YAML.
 type lintReport struct {
@@ -36,24 +35,28 @@ type files struct {
 	names     []string
 	recursive bool
 	plugin    string
+	admission bool
 }
 
 func (f *files) bind(c *cobra.Command, usage string) {
 	c.Flags().StringSliceVarP(&f.names, "filename", "f", nil, usage)
 	c.Flags().BoolVarP(&f.recursive, "recursive", "R", false, "also the directories below those given with -f")
 	c.Flags().StringVar(&f.plugin, "plugin-config", "", "with -f: `file` with the plugin's configuration on the nodes, JSON; by default what holds where every key has its default")
+	c.Flags().BoolVar(&f.admission, "admission", false, "with -f: judge pods as the webhook makes them, with the devices that it requests")
 }
 
-// config returns the plugin's configuration, nil for the defaults.
-func (f *files) config() (json.RawMessage, error) {
+// setting returns what the flags say of the cluster; objects that say no namespace are
+// of namespace.
+func (f *files) setting(namespace string) (inspect.Setting, error) {
+	s := inspect.Setting{Namespace: namespace, Admission: f.admission}
 	if f.plugin == "" {
-		return nil, nil
+		return s, nil
 	}
-	raw, err := os.ReadFile(f.plugin)
-	if err != nil {
-		return nil, fmt.Errorf("read the plugin's configuration: %w", err)
+	var err error
+	if s.Config, err = os.ReadFile(f.plugin); err != nil {
+		return s, fmt.Errorf("read the plugin's configuration: %w", err)
 	}
-	return raw, nil
+	return s, nil
 }
 
 func newLint(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {
@@ -62,7 +65,8 @@ func newLint(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigF
 	c := &cobra.Command{
 		Use: "lint -f FILE...", Short: "Look for mistakes in definitions and pods, offline", Long: lintLong, Args: cobra.NoArgs,
 		Example: "  # a definition and the pods that use it\n  kubectl manifold lint -f definition.yaml -f pod.yaml\n\n" +
-			"  # everything below a directory, for a program\n  kubectl manifold lint -R -f deploy/ -o json",
+			"  # everything below a directory, for a program\n  kubectl manifold lint -R -f deploy/ -o json\n\n" +
+			"  # for a cluster whose webhook requests the devices\n  kubectl manifold lint -R -f deploy/ --admission",
 		RunE: func(*cobra.Command, []string) error { return lint(streams, nodeFlags{kube: kube}, &f, &o) },
 	}
 	f.bind(c, "manifest `file`s, directories of them, or - for standard input")
@@ -78,7 +82,7 @@ func lint(streams genericiooptions.IOStreams, n nodeFlags, f *files, o *output) 
 	if err != nil {
 		return err
 	}
-	config, err := f.config()
+	in, err := f.setting(namespace)
 	if err != nil {
 		return err
 	}
@@ -86,7 +90,7 @@ func lint(streams genericiooptions.IOStreams, n nodeFlags, f *files, o *output) 
 	if err != nil {
 		return err
 	}
-	problems, err := inspect.Lint(docs, namespace, config)
+	problems, err := inspect.Lint(docs, in)
 	if err != nil {
 		return err
 	}

@@ -44,6 +44,8 @@ var may = map[string][]string{
 	"internal/attach":    {"internal/cnierr", "internal/journal", "internal/killpoint", "internal/multus", "internal/netconf", "internal/plan", "internal/verify", "sriov"},
 	// What is wrong with an object is decided once, for admission and for lint.
 	"internal/rules": {"internal/cnierr", "internal/netconf", "internal/plan", "internal/planner", "netattach", "podresources"},
+	// What admission gives a pod, kubectl manifold says of one that does not exist yet.
+	"internal/inject": {"internal/planner", "internal/rules", "netattach"},
 	// It tells podresources what a claim's device is.
 	"internal/kube":          {"netattach", "podresources"},
 	"internal/kube/kubetest": {"netattach"},
@@ -63,10 +65,10 @@ var may = map[string][]string{
 	// It shows its node to whoever may see it, as a person on the node is shown it.
 	"cmd/manifold-agent":   {"internal/agent", "internal/inspect", "internal/logs", "internal/plan"},
 	"cmd/kubectl-manifold": {"internal/inspect", "internal/nodeview", "internal/reconcile"},
-	"internal/webhook":     {"internal/cnierr", "internal/kube", "internal/planner", "internal/rules", "netattach"},
+	"internal/webhook":     {"internal/cnierr", "internal/inject", "internal/kube", "internal/planner", "internal/rules", "netattach"},
 	"cmd/manifold-webhook": {"internal/logs", "internal/webhook"},
 	"internal/inspect": {
-		"checkpoint", "internal/agent", "internal/cnierr", "internal/journal", "internal/kube", "internal/netconf", "internal/nodeview", "internal/plan",
+		"checkpoint", "internal/agent", "internal/cnierr", "internal/inject", "internal/journal", "internal/kube", "internal/netconf", "internal/nodeview", "internal/plan",
 		"internal/planner", "internal/reconcile", "internal/rules", "netattach", "podresources", "sriov", "sriov/inventory",
 	},
 }

@@ -2,14 +2,18 @@ package inspect
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/manifold-cni/manifold/internal/inject"
 	"github.com/manifold-cni/manifold/internal/planner"
+	"github.com/manifold-cni/manifold/internal/rules"
 	"github.com/manifold-cni/manifold/netattach"
 )
 
@@ -26,7 +30,8 @@ func (d Document) name() string { return cmp.Or(d.Object.GetName(), d.Object.Get
 type podDoc struct {
 	doc      Document
 	template *field.Path // nil for a pod itself
-	pod      *corev1.Pod
+	object   map[string]any
+	pod      *corev1.Pod // the same, decoded
 }
 
 // documents are the objects of manifests that concern pods' networks.
@@ -108,20 +113,55 @@ func (d *documents) addTemplate(doc Document, path []string) {
 }
 
 func (d *documents) addPod(doc Document, object map[string]any, template *field.Path) {
-	pod := &corev1.Pod{}
-	at := ""
-	if template != nil {
-		at = template.String()
-	}
-	if err := decode(object, pod); err != nil {
-		d.problem(doc, SeverityError, at, "%v", err)
+	p := podDoc{doc: doc, template: template, object: object}
+	if err := p.decode(); err != nil {
+		d.problem(doc, SeverityError, p.at(), "%v", err)
 		return
 	}
-	pod.Namespace = doc.Object.GetNamespace()
-	if pod.Name == "" {
-		pod.Name = doc.name()
+	d.pods = append(d.pods, p)
+}
+
+// at returns where in its document the pod is; empty for a pod itself.
+func (p *podDoc) at() string {
+	if p.template == nil {
+		return ""
 	}
-	d.pods = append(d.pods, podDoc{doc, template, pod})
+	return p.template.String()
+}
+
+// decode makes the pod of the object.
+func (p *podDoc) decode() error {
+	raw, err := json.Marshal(p.object)
+	if err != nil {
+		return fmt.Errorf("decode: %w", err)
+	}
+	if _, err := rules.DecodePod(raw); err != nil { // before the strict way, which takes any number
+		return fmt.Errorf("decode: %w", err)
+	}
+	p.pod = &corev1.Pod{}
+	if err := decode(p.object, p.pod); err != nil {
+		return err
+	}
+	p.pod.Namespace = p.doc.Object.GetNamespace()
+	p.pod.Name = cmp.Or(p.pod.Name, p.doc.name())
+	return nil
+}
+
+// admitted are the annotations of the pods that the API server asks admission of.
+var admitted = []string{netattach.NetworksAnnotation, netattach.DefaultNetworkAnnotation, netattach.StatusVolumeAnnotation}
+
+// admit makes of the pod what admission makes of it, where these definitions exist.
+func (p *podDoc) admit(r *rules.Rules, definitions map[planner.Ref]*netattach.Definition) (*inject.Injection, error) {
+	has := func(key string) bool { _, ok := p.pod.Annotations[key]; return ok }
+	if !slices.ContainsFunc(admitted, has) {
+		return &inject.Injection{}, nil
+	}
+	p.object = runtime.DeepCopyJSON(p.object) // the file's stays as it is
+	given, err := inject.Pod(r, p.object, p.pod, func([]planner.Ref) (map[planner.Ref]*netattach.Definition, error) { return definitions, nil })
+	if err != nil {
+		return nil, fmt.Errorf("admission: %w", err)
+	}
+	return given, p.decode()
 }
 
 // decode converts an object strictly: a key that its type does not have is

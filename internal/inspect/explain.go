@@ -1,8 +1,7 @@
 package inspect
 
 import (
-	"encoding/json"
-
+	"github.com/manifold-cni/manifold/internal/inject"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/planner"
@@ -10,18 +9,27 @@ import (
 )
 
 // Explain plans the pods and templates of pods among docs, as if the kubelet had
-// allocated what their limits ask for, and says why. Objects that say no namespace
-// are of namespace; config is as for [Lint]. What cannot be decoded is a problem.
-func Explain(docs []Document, namespace string, config json.RawMessage) ([]*nodeview.Explanation, []Problem, error) {
-	r, err := rules.New(config, notGiven)
+// allocated what their limits ask for, and says why. What cannot be decoded is a
+// problem.
+func Explain(docs []Document, in Setting) ([]*nodeview.Explanation, []Problem, error) {
+	r, err := rules.New(in.Config, notGiven)
 	if err != nil {
 		return nil, nil, err
 	}
-	d := sortOut(docs, namespace)
+	d := sortOut(docs, in.Namespace)
 	var out []*nodeview.Explanation
-	for _, p := range d.pods {
+	for i := range d.pods {
+		p := &d.pods[i]
 		e := &nodeview.Explanation{Version: nodeview.Version, Pod: plan.Pod{Namespace: p.pod.Namespace, Name: p.pod.Name}}
 		e.Say("pod", "%s of %s, as if the kubelet had allocated what its limits ask for", p.doc.Object.GetKind(), p.doc.Source)
+		if in.Admission {
+			given, err := p.admit(r, d.definitions)
+			if err != nil {
+				d.problem(p.doc, SeverityError, p.at(), "%v", err)
+				continue
+			}
+			sayAdmission(e, given)
+		}
 		refs, err := r.Select(p.pod)
 		for _, ref := range refs {
 			d.explainDefinition(e, ref)
@@ -34,6 +42,19 @@ func Explain(docs []Document, namespace string, config json.RawMessage) ([]*node
 		out = append(out, e)
 	}
 	return out, d.problems, nil
+}
+
+// sayAdmission says what admission gives a pod.
+func sayAdmission(e *nodeview.Explanation, given *inject.Injection) {
+	for _, op := range given.Operations {
+		e.Say("admission", "adds %s", op)
+	}
+	if len(given.Operations) == 0 {
+		e.Say("admission", "adds nothing")
+	}
+	for _, w := range given.Warnings {
+		e.Say("admission", "warns: %s", w)
+	}
 }
 
 // explainDefinition says whether a definition is among the files.

@@ -20,13 +20,24 @@
 // Nothing here changes a node but Local.Repair, where that is asked for.
 package inspect
 
-import "github.com/manifold-cni/manifold/internal/rules"
+import (
+	"encoding/json"
+
+	"github.com/manifold-cni/manifold/internal/rules"
+)
 
 // Severities of a [Problem].
 const (
 	SeverityError   = string(rules.Error)   // it will be refused, or fail
 	SeverityWarning = string(rules.Warning) // it works, and may surprise
 )
+
+// Setting is what is known of the cluster that manifests are for.
+type Setting struct {
+	Namespace string          // of objects that say none
+	Config    json.RawMessage // the plugin's configuration on the nodes; nil for the defaults of every key
+	Admission bool            // there is a webhook that gives pods what their networks need
+}
 
 // Problem is something that is wrong with a document.
 type Problem struct {

@@ -1,7 +1,6 @@
 package inspect
 
 import (
-	"encoding/json"
 	"slices"
 
 	"github.com/manifold-cni/manifold/internal/rules"
@@ -11,20 +10,29 @@ import (
 const notGiven = "is not among the files"
 
 // Lint returns what is wrong with the definitions, pods and templates of pods
-// among docs, in their order; other kinds are passed over. Objects that say no
-// namespace are of namespace. The rules are those of admission and of the node's
-// planner, see package rules; config is the plugin's configuration on the nodes, nil
-// for the defaults of every key.
-func Lint(docs []Document, namespace string, config json.RawMessage) ([]Problem, error) {
-	r, err := rules.New(config, notGiven)
+// among docs, in their order; other kinds are passed over. The rules are those of
+// admission and of the node's planner, see package rules.
+func Lint(docs []Document, in Setting) ([]Problem, error) {
+	r, err := rules.New(in.Config, notGiven)
 	if err != nil {
 		return nil, err
 	}
-	d := sortOut(docs, namespace)
+	d := sortOut(docs, in.Namespace)
 	for _, dd := range d.defDocs {
 		d.found(dd.doc, rules.Definition(dd.def))
 	}
-	for _, p := range d.pods {
+	for i := range d.pods {
+		p := &d.pods[i]
+		if in.Admission {
+			given, err := p.admit(r, d.definitions)
+			if err != nil {
+				d.problem(p.doc, SeverityError, p.at(), "%v", err)
+				continue
+			}
+			for _, w := range given.Warnings {
+				d.problem(p.doc, SeverityWarning, p.at(), "%s", w)
+			}
+		}
 		d.found(p.doc, r.Pod(p.pod, p.template, d.definitions))
 	}
 	slices.SortStableFunc(d.problems, func(a, b Problem) int { return index(docs, a) - index(docs, b) })

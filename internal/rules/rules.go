@@ -1,7 +1,8 @@
 // Package rules says what is wrong with a definition or a pod before any node
 // sees it. Admission refuses by these rules and `kubectl manifold lint` prints
 // them, so that what passes lint passes admission where both are told the same of the
-// nodes; the other way round a pod may pass for the devices that admission requests.
+// nodes, and the other way round where lint has been told that admission requests
+// devices.
 //
 // [Definition] looks at one definition. [Rules.Pod] looks at a pod with the
 // definitions that it selects, which [Rules.Select] names: where all of them are

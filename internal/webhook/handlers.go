@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 
+	"gomodules.xyz/jsonpatch/v2"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -15,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/inject"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/planner"
 	"github.com/manifold-cni/manifold/internal/rules"
@@ -71,7 +73,7 @@ func (r *reviewer) definitionsFor(ctx context.Context, refs []planner.Ref) (map[
 
 // podOf reads the pod of a review. Its namespace is the request's.
 func podOf(req *admission.Request) (*corev1.Pod, error) {
-	pod, err := decodePod(req.Object.Raw)
+	pod, err := rules.DecodePod(req.Object.Raw)
 	if err != nil {
 		return nil, fmt.Errorf("read pod: %w", err)
 	}
@@ -95,31 +97,22 @@ func (r *reviewer) mutatePod(ctx context.Context, req admission.Request) admissi
 	if err != nil {
 		return admission.Errored(http.StatusBadRequest, err)
 	}
-	refs, err := r.rules.Select(pod)
-	if err != nil || pod.Spec.HostNetwork {
-		return admission.Allowed("")
+	var object map[string]any
+	if err := json.Unmarshal(req.Object.Raw, &object); err != nil {
+		return admission.Errored(http.StatusBadRequest, fmt.Errorf("read pod: %w", err))
 	}
-	defs, err := r.definitionsFor(ctx, refs)
+	in, err := inject.Pod(r.rules, object, pod, func(refs []planner.Ref) (map[planner.Ref]*netattach.Definition, error) {
+		return r.definitionsFor(ctx, refs)
+	})
 	if err != nil {
 		return failed(err)
 	}
-	demands, err := r.rules.Demands(pod, defs)
-	if err != nil {
-		return admission.Allowed("")
+	r.metrics.injected(in.Devices)
+	resp := admission.Allowed("")
+	for _, op := range in.Operations {
+		resp.Patches = append(resp.Patches, jsonpatch.NewOperation(op.Op, op.Path, op.Value))
 	}
-	var ordered []*netattach.Definition
-	for _, ref := range refs {
-		if def := defs[ref]; def != nil {
-			ordered = append(ordered, def)
-		}
-	}
-	in, err := inject(req.Object.Raw, pod, demands, ordered)
-	if err != nil {
-		return admission.Errored(http.StatusBadRequest, err)
-	}
-	r.metrics.injected(in.devices)
-	resp := admission.Patched("", in.ops...)
-	resp.Warnings = clip(in.warnings)
+	resp.Warnings = clip(in.Warnings)
 	return resp
 }
 

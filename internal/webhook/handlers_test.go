@@ -14,12 +14,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/manifold-cni/manifold/internal/kube"
-	"github.com/manifold-cni/manifold/internal/planner"
 	"github.com/manifold-cni/manifold/internal/rules"
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// source answers from the given definitions, or with an error.
+// source has the definition b of namespace shop, or an error.
 type source struct {
 	err   error
 	asked int // how often the API server would have been
@@ -33,13 +32,20 @@ func (s *source) Local(_ context.Context, namespace, name string) (*netattach.De
 // Definition implements definitions.
 func (s *source) Definition(_ context.Context, namespace, name string) (*netattach.Definition, error) {
 	s.asked++
-	if def := given()[planner.Ref{Namespace: namespace, Name: name}]; def != nil && s.err == nil {
-		return def, nil
-	}
 	if s.err != nil {
 		return nil, fmt.Errorf("%s/%s: %w", namespace, name, s.err)
 	}
+	if namespace == "shop" && name == "b" { // stands on a resource
+		def := &netattach.Definition{Spec: netattach.DefinitionSpec{Config: `{"type":"host-device"}`}}
+		def.Namespace, def.Name, def.Annotations = namespace, name, map[string]string{netattach.ResourceNameAnnotation: "x.example/b"}
+		return def, nil
+	}
 	return nil, fmt.Errorf("%s/%s: %w", namespace, name, kube.ErrNotFound)
+}
+
+// spec makes a pod that selects networks; rest follows in its spec.
+func spec(networks, rest string) string {
+	return fmt.Sprintf(`{"metadata":{"annotations":{"k8s.v1.cni.cncf.io/networks":%q}},"spec":{%s}}`, networks, rest)
 }
 
 func newReviewer(t *testing.T, s *source) *reviewer {

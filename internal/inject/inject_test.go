@@ -1,4 +1,4 @@
-package webhook
+package inject
 
 import (
 	"fmt"
@@ -8,6 +8,7 @@ import (
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/util/json"
 
 	"github.com/manifold-cni/manifold/internal/planner"
@@ -32,45 +33,43 @@ func given() map[planner.Ref]*netattach.Definition {
 }
 
 // injected injects into a pod in JSON, and returns the pod as it is after the patch.
-func injected(t *testing.T, raw string) (in *injector, after string, err error) {
+func injected(t *testing.T, raw string) (in *Injection, after string, err error) {
 	t.Helper()
-	r, err := rules.New(nil, notThere)
+	r, err := rules.New(nil, "does not exist")
 	if err != nil {
 		t.Fatal(err)
 	}
-	pod, err := decodePod([]byte(raw))
+	pod, err := rules.DecodePod([]byte(raw))
 	if err != nil {
 		return nil, "", err
+	}
+	var object map[string]any
+	if err := json.Unmarshal([]byte(raw), &object); err != nil {
+		t.Fatal(err)
 	}
 	pod.Namespace = "shop"
-	refs, err := r.Select(pod)
+	if _, err := r.Demands(pod, given()); err != nil {
+		return nil, "", err
+	}
+	in, err = Pod(r, object, pod, func([]planner.Ref) (map[planner.Ref]*netattach.Definition, error) { return given(), nil })
 	if err != nil {
 		return nil, "", err
 	}
-	defs := given()
-	demands, err := r.Demands(pod, defs)
-	if err != nil {
-		return nil, "", err
+	after = patched(t, raw, in)
+	var same map[string]any
+	if err := json.Unmarshal([]byte(after), &same); err != nil || !equality.Semantic.DeepEqual(same, object) {
+		t.Errorf("the object is %v, the patch makes %s: %v", object, after, err)
 	}
-	var ordered []*netattach.Definition
-	for _, ref := range refs {
-		if def := defs[ref]; def != nil {
-			ordered = append(ordered, def)
-		}
-	}
-	if in, err = inject([]byte(raw), pod, demands, ordered); err != nil {
-		return nil, "", err
-	}
-	return in, patched(t, raw, in), nil
+	return in, after, nil
 }
 
 // patched applies the operations as the API server does.
-func patched(t *testing.T, raw string, in *injector) string {
+func patched(t *testing.T, raw string, in *Injection) string {
 	t.Helper()
-	if len(in.ops) == 0 {
+	if len(in.Operations) == 0 {
 		return raw
 	}
-	ops, err := json.Marshal(in.ops)
+	ops, err := json.Marshal(in.Operations)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,17 +141,21 @@ func TestInject(t *testing.T) {
 				t.Fatal(err)
 			}
 			var ops []string
-			for _, op := range in.ops {
-				ops = append(ops, op.Json())
+			for _, op := range in.Operations {
+				raw, err := json.Marshal(op)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ops = append(ops, string(raw))
 			}
 			if !slices.Equal(ops, tc.ops) {
 				t.Errorf("operations\n%s\nwant\n%s", strings.Join(ops, "\n"), strings.Join(tc.ops, "\n"))
 			}
-			if len(in.warnings) != len(tc.warnings) || len(tc.warnings) > 0 && !strings.Contains(in.warnings[0], tc.warnings[0]) {
-				t.Errorf("warnings %q, want %q", in.warnings, tc.warnings)
+			if len(in.Warnings) != len(tc.warnings) || len(tc.warnings) > 0 && !strings.Contains(in.Warnings[0], tc.warnings[0]) {
+				t.Errorf("warnings %q, want %q", in.Warnings, tc.warnings)
 			}
-			if again, _, err := injected(t, after); err != nil || len(again.ops) > 0 {
-				t.Errorf("not idempotent: %v, %v", again.ops, err)
+			if again, _, err := injected(t, after); err != nil || len(again.Operations) > 0 {
+				t.Errorf("not idempotent: %v, %v", again.Operations, err)
 			}
 		})
 	}
@@ -169,7 +172,7 @@ func TestInjectByThePodsAnnotation(t *testing.T) {
 	if err := json.Unmarshal([]byte(after), got); err != nil {
 		t.Fatal(err)
 	}
-	if n := got.Spec.Containers[1].Resources.Limits["x.example/b"]; n.Value() != 1 || in.devices != 1 {
+	if n := got.Spec.Containers[1].Resources.Limits["x.example/b"]; n.Value() != 1 || in.Devices != 1 {
 		t.Errorf("container n gets %v", got.Spec.Containers[1].Resources)
 	}
 	mounts := []int{len(got.Spec.InitContainers[0].VolumeMounts), len(got.Spec.Containers[0].VolumeMounts), len(got.Spec.Containers[1].VolumeMounts), len(got.Spec.Containers[2].VolumeMounts)}
@@ -180,7 +183,7 @@ func TestInjectByThePodsAnnotation(t *testing.T) {
 	if len(got.Spec.Volumes) != 2 || v.DownwardAPI == nil || v.DownwardAPI.Items[0].FieldRef.FieldPath != "metadata.annotations['k8s.v1.cni.cncf.io/network-status']" {
 		t.Errorf("volumes %+v", got.Spec.Volumes)
 	}
-	if again, _, err := injected(t, after); err != nil || len(again.ops) > 0 {
+	if again, _, err := injected(t, after); err != nil || len(again.Operations) > 0 {
 		t.Errorf("not idempotent: %v, %v", again, err)
 	}
 }
@@ -224,7 +227,7 @@ func FuzzInject(f *testing.F) {
 			t.Fatalf("%v: %s", err, after)
 		}
 		keeps(t, slots(&was), slots(&is))
-		if again, _, err := injected(t, after); err != nil || len(again.ops) > 0 {
+		if again, _, err := injected(t, after); err != nil || len(again.Operations) > 0 {
 			t.Errorf("not idempotent: %v, %v; after %s", again, err, after)
 		}
 	})

@@ -1,4 +1,4 @@
-package webhook
+package rules
 
 import (
 	"bytes"
@@ -13,10 +13,10 @@ import (
 	"k8s.io/apimachinery/pkg/util/json" // names of keys are exact, as at the API server
 )
 
-// decodePod decodes a pod. One with a quantity like 1e-99999999 is refused before:
-// decoding it would take minutes. The API server sends none, it has rounded them; but
-// others can reach the webhook too.
-func decodePod(raw []byte) (*corev1.Pod, error) {
+// DecodePod decodes a pod in JSON. One with a quantity like 1e-99999999 is refused
+// before: decoding it would take minutes. The API server has rounded what it sends; but
+// others can reach the webhook, and manifests are anybody's.
+func DecodePod(raw []byte) (*corev1.Pod, error) {
 	if suspicious.Match(raw) {
 		if err := quantities(stdjson.NewDecoder(bytes.NewReader(raw)), reflect.TypeFor[corev1.Pod]()); err != nil {
 			return nil, err

@@ -1,4 +1,4 @@
-package webhook
+package rules
 
 import (
 	"fmt"
@@ -27,7 +27,7 @@ func TestMinuteNumbers(t *testing.T) {
 			`{"status":{"containerStatuses":[{"allocatedResources":{"cpu":%s}}]}}`,
 		} {
 			raw := fmt.Sprintf(pod, number)
-			if _, err := decodePod([]byte(raw)); (err == nil) != ok {
+			if _, err := DecodePod([]byte(raw)); (err == nil) != ok {
 				t.Errorf("%s: %v", raw, err)
 			}
 		}
@@ -41,7 +41,7 @@ func TestTextLikeAMinuteNumber(t *testing.T) {
 		`{"spec":{"containers":[{"name":"c","args":["1e-9999"],"env":[{"name":"EPS","value":"1e-9999"}]}]}}`,
 		`{"future":{"limits":{"cpu":"1e-9999"}},"spec":{"future":[1e-9999,[{"limits":1e-9999}]]}}`,
 	} {
-		pod, err := decodePod([]byte(raw))
+		pod, err := DecodePod([]byte(raw))
 		if err != nil {
 			t.Errorf("%s: %v", raw, err)
 		} else if len(pod.Spec.Containers) > 0 && pod.Spec.Containers[0].Env[0].Value != "1e-9999" {
@@ -58,7 +58,7 @@ func FuzzDecodePod(f *testing.F) {
 	f.Add(" 1E-99999999 ", `{"spec":{"volumes":[{"emptyDir":{"sizeLimit":1e-9999}}],"volumes":null}} 1e-9999`)
 	f.Add(`\`, `{"spec":{"overhead":{"a":"1e-0000"`)
 	f.Fuzz(func(t *testing.T, text, raw string) {
-		_, _ = decodePod([]byte(raw)) // it ends
+		_, _ = DecodePod([]byte(raw)) // it ends
 		text = strings.ToValidUTF8(text, "?")
 		with := &corev1.Pod{}
 		with.Annotations = map[string]string{"a": text}
@@ -67,7 +67,7 @@ func FuzzDecodePod(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := decodePod(encoded)
+		got, err := DecodePod(encoded)
 		if err != nil || got.Annotations["a"] != text || got.Spec.Containers[0].Env[0].Value != text {
 			t.Errorf("%q is decoded as %q: %v", text, got.Annotations["a"], err)
 		}

@@ -1,15 +1,30 @@
-package webhook
+package inject
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 
-	"gomodules.xyz/jsonpatch/v2"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/json" // names of keys are exact, as at the API server
 )
+
+// Operation is an operation of a JSON patch (RFC 6902).
+type Operation struct {
+	Op    string `json:"op"` // always "add"
+	Path  string `json:"path"`
+	Value any    `json:"value"`
+}
+
+// String returns what is set, and where.
+func (o Operation) String() string {
+	raw, err := json.Marshal(o.Value)
+	if err != nil { // of the types that JSON decodes to none
+		return o.Path
+	}
+	return o.Path + ": " + string(raw)
+}
 
 // document is an object as the API server sent it, and the operations that were
 // done on it. It is changed in its JSON form, not in Go's: fields that this
@@ -17,16 +32,7 @@ import (
 // nothing else.
 type document struct {
 	root map[string]any
-	ops  []jsonpatch.Operation
-}
-
-// newDocument reads an object.
-func newDocument(raw []byte) (*document, error) {
-	d := &document{}
-	if err := json.Unmarshal(raw, &d.root); err != nil {
-		return nil, fmt.Errorf("read object: %w", err)
-	}
-	return d, nil
+	ops  []Operation
 }
 
 // add sets the value at a path of keys and indices, or appends it to a list where
@@ -50,7 +56,7 @@ func (d *document) add(value any, path ...string) error {
 				at = node[key]
 				continue
 			}
-			d.ops = append(d.ops, jsonpatch.NewOperation("add", pointer(path[:i+1]), value))
+			d.ops = append(d.ops, Operation{"add", pointer(path[:i+1]), value})
 			return nil
 		case []any:
 			n, err := strconv.Atoi(key)

@@ -1,4 +1,10 @@
-package webhook
+// Package inject gives pods what their networks need of the scheduler and the kubelet:
+// requests of devices, the labels of its nodes, the volume with its network-status.
+// Admission does so to pods that are created, and [Pod] says the same to whoever looks
+// at a manifest.
+//
+// Nothing here does I/O, and every pod is hostile.
+package inject
 
 import (
 	"fmt"
@@ -25,35 +31,54 @@ const (
 // of what users wrote do not overflow.
 const maxDevices = 1 << 20
 
-// injector gives one pod what its networks need.
-type injector struct {
-	*document
-	pod      *corev1.Pod
-	warnings []string
-	devices  int64 // requested
+// Injection is what a pod was given.
+type Injection struct {
+	Operations []Operation // that give it
+	Warnings   []string    // sentences for the user
+	Devices    int64       // that are requested beside those that the pod asked for
 }
 
-// inject returns the operations that give a pod, raw in JSON, what its networks
-// need of the scheduler and the kubelet: requests of devices, the labels of its
-// nodes, the volume with its network-status. Nothing that the pod has is taken
-// away, lowered or given another value, and a pod that has all of it is left alone,
-// so that the API server may call again.
-func inject(raw []byte, pod *corev1.Pod, demands []planner.Demand, defs []*netattach.Definition) (*injector, error) {
-	doc, err := newDocument(raw)
+// Pod gives a pod what its networks need. object is the pod in JSON, as the types that
+// decoding it makes, and is changed; pod is the same pod with its namespace, and is not.
+// find returns those of the definitions that it is asked for that exist, and its error
+// is Pod's.
+//
+// Nothing that the pod has is taken away, lowered or given another value, and a pod
+// that has all of it is left alone, so that the API server may call again. A pod that
+// is wrong is left as it is too, which is what the rules are for, and one on its node's
+// own network.
+func Pod(r *rules.Rules, object map[string]any, pod *corev1.Pod, find func([]planner.Ref) (map[planner.Ref]*netattach.Definition, error)) (*Injection, error) {
+	refs, err := r.Select(pod)
+	if err != nil || pod.Spec.HostNetwork {
+		return &Injection{}, nil
+	}
+	defs, err := find(refs)
 	if err != nil {
 		return nil, err
 	}
-	in := &injector{document: doc, pod: pod}
+	demands, err := r.Demands(pod, defs)
+	if err != nil {
+		return &Injection{}, nil
+	}
+	in := &injector{document: document{root: object}, pod: pod}
 	for _, step := range []func() error{
 		func() error { return in.requestDevices(demands) },
-		func() error { return in.selectNodes(defs) },
+		func() error { return in.selectNodes(refs, defs) },
 		in.showStatus,
 	} {
 		if err := step(); err != nil {
 			return nil, err
 		}
 	}
-	return in, nil
+	return &Injection{Operations: in.ops, Warnings: in.warnings, Devices: in.devices}, nil
+}
+
+// injector gives one pod what its networks need.
+type injector struct {
+	document
+	pod      *corev1.Pod
+	warnings []string
+	devices  int64 // requested
 }
 
 // warn adds a sentence for the user.
@@ -190,12 +215,16 @@ func (in *injector) raise(s *slot, resource string) error {
 }
 
 // selectNodes binds the pod to the nodes that its definitions name.
-func (in *injector) selectNodes(defs []*netattach.Definition) error {
+func (in *injector) selectNodes(refs []planner.Ref, defs map[planner.Ref]*netattach.Definition) error {
 	has := maps.Clone(in.pod.Spec.NodeSelector)
 	if has == nil {
 		has = map[string]string{}
 	}
-	for _, def := range defs {
+	for _, ref := range refs {
+		def := defs[ref]
+		if def == nil {
+			continue
+		}
 		set, err := rules.NodeSelector(def)
 		if err != nil {
 			in.warn("definition %s/%s: annotation %s is left out: %v", def.Namespace, def.Name, netattach.NodeSelectorAnnotation, err)
