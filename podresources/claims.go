@@ -63,7 +63,7 @@ func (v *view) decideClaims() decision {
 	case known:
 		return decision{alloc: &Allocation{}}
 	case v.liveErr != nil && len(v.pod.Claims) > 0:
-		return decision{err: fmt.Errorf("%w: API: %w; checkpoint of claims: %w", ErrUnavailable, v.liveErr, v.claimsGap()), again: longer}
+		return decision{err: fmt.Errorf("%w: API: %w; checkpoint of claims: %w", ErrUnavailable, causeOf(v.liveErr), v.claimsGap()), again: longer}
 	}
 	return v.decideLiveClaims()
 }

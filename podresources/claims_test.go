@@ -95,7 +95,7 @@ func TestJoinClaims(t *testing.T) {
 			want: "without claims: " + ErrOtherPod.Error() + ": it lists device vf-1 of pool node1 of driver vf.example, claim shop/web-0-nics-zzzzz, which the pod's spec and status do not name\n"},
 		"no source": {liveErr: errDown, file: damaged,
 			want: "note: devices are from the checkpoint alone, the kubelet's API does not answer: " + errDown.Error() + "\n" +
-				"without claims: " + ErrUnavailable.Error() + ": API: " + errDown.Error() + "; checkpoint of claims: " + checkpoint.ErrChecksum.Error() + "\n"},
+				"without claims: " + ErrUnavailable.Error() + ": API: connection refused; checkpoint of claims: " + checkpoint.ErrChecksum.Error() + "\n"},
 		"an extended resource, by its request's name": {file: claimFile{all: []checkpoint.Claim{extended}},
 			want: "vf-9 of /web-0-extended-resources-abcde [container-1-request-1] in c2 by checkpoint behind " + vfs + "\n"},
 		"an extended resource, by the pod's status": {

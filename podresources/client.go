@@ -62,7 +62,7 @@ func dial(socket string) (*grpc.ClientConn, error) {
 func (c *Client) api() (podresourcesv1.PodResourcesListerClient, error) {
 	c.once.Do(func() { c.conn, c.err = dial(c.socket) })
 	if c.err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, c.err)
+		return nil, &failure{ErrUnavailable, c.err}
 	}
 	return podresourcesv1.NewPodResourcesListerClient(c.conn), nil
 }
@@ -156,7 +156,22 @@ func callError(method string, err error) error {
 			kind = ErrPodNotFound
 		}
 	}
-	return fmt.Errorf("%w: %s: %w", kind, method, rpcError{err})
+	return &failure{kind, fmt.Errorf("%s: %w", method, rpcError{err})}
+}
+
+// failure is one of the reasons for having no answer, and what it comes from.
+type failure struct{ kind, cause error }
+
+func (e *failure) Error() string { return e.kind.Error() + ": " + e.cause.Error() }
+
+func (e *failure) Unwrap() []error { return []error{e.kind, e.cause} }
+
+// causeOf returns why a source is unavailable, for a text that says already that it is.
+func causeOf(err error) error {
+	if f, ok := err.(*failure); ok && f.kind == ErrUnavailable { //nolint:errorlint // the outermost itself is meant
+		return f.cause
+	}
+	return err
 }
 
 // rpcError is the error of a call, which says what went wrong without the frame that

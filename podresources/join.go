@@ -49,7 +49,7 @@ func (v *view) decideSilence() decision {
 	if alone && v.memErr == nil && v.pod.UID != "" {
 		return decision{alloc: &Allocation{}}
 	}
-	d := decision{err: fmt.Errorf("%w: API: %w; checkpoint: %w", ErrUnavailable, v.liveErr, v.memoryGap()), again: longer}
+	d := decision{err: fmt.Errorf("%w: API: %w; checkpoint: %w", ErrUnavailable, causeOf(v.liveErr), v.memoryGap()), again: longer}
 	if alone && (v.pod.UID == "" || errors.Is(v.memErr, errNoSource)) {
 		d.again = never
 	}

@@ -34,7 +34,7 @@ const (
 )
 
 var (
-	errDown    = fmt.Errorf("%w: connection refused", ErrUnavailable)
+	errDown    = &failure{ErrUnavailable, errors.New("connection refused")}
 	errUnknown = fmt.Errorf("%w: Get", ErrPodNotFound)
 )
 
@@ -143,7 +143,7 @@ func TestJoinContradiction(t *testing.T) {
 func TestJoinNoSourceAnswers(t *testing.T) {
 	runJoin(t, []joinCase{
 		{name: "both unreadable", moments: []moment{{liveErr: errDown, memErr: os.ErrNotExist}},
-			want: "API: " + errDown.Error() + "; checkpoint: file does not exist", err: ErrUnavailable, took: untilRetryEnds},
+			want: ErrUnavailable.Error() + ": API: connection refused; checkpoint: file does not exist", err: ErrUnavailable, took: untilRetryEnds},
 		{name: "API down, no entries", moments: []moment{{liveErr: errDown}}, want: `no entry for UID "uid-new"`, err: ErrUnavailable, took: untilRetryEnds},
 		{name: "pod unknown, no entries", moments: []moment{{liveErr: errUnknown}}, want: "does not know the pod", err: ErrPodNotFound, took: untilRetryEnds},
 		{name: "no source configured", noAPI: true, noFile: true, moments: []moment{{}}, want: "not configured", err: ErrUnavailable},

@@ -34,7 +34,7 @@ func NewPods(socket string) *Pods { return &Pods{socket: socket, byUID: map[stri
 func (p *Pods) api() (podsv1alpha1.PodsClient, error) {
 	p.once.Do(func() { p.conn, p.err = dial(p.socket) })
 	if p.err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, p.err)
+		return nil, &failure{ErrUnavailable, p.err}
 	}
 	return podsv1alpha1.NewPodsClient(p.conn), nil
 }

@@ -63,7 +63,7 @@ func (s *shared) devices(ctx context.Context, pod PodKey, good func([]ContainerD
 		return f.of(pod)
 	case <-ctx.Done():
 		s.leave(f)
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(ctx))
+		return nil, &failure{ErrUnavailable, context.Cause(ctx)}
 	}
 }
 

@@ -65,7 +65,7 @@ func doctor(ctx context.Context, streams genericiooptions.IOStreams, n *nodeFlag
 // text writes a line for each check.
 func (d diagnoses) text(w io.Writer) error {
 	colours := map[string]string{nodeview.CheckOK: green, nodeview.CheckFailed: red}
-	t := table{header: []string{"NODE", "CHECK", "STATE", "FOUND"}}
+	t := table{header: []string{"NODE", "CHECK", "STATE", "FOUND"}, empty: "no node was looked at"}
 	for _, one := range d.Nodes {
 		for _, c := range one.Checks {
 			found := c.Text

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -34,6 +35,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	streams := genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}
+	if os.Getenv("NO_COLOR") != "" { //nolint:forbidigo // where the program starts
+		streams.Out = struct{ io.Writer }{os.Stdout} // no terminal that a table would know
+	}
 	err := newRoot(streams).ExecuteContext(ctx)
 	switch {
 	case errors.Is(err, errFound):

@@ -79,3 +79,11 @@ func foundIf(wrong bool) error {
 	}
 	return nil
 }
+
+// where says on which nodes there is nothing to show.
+func (v *views) where() string {
+	if len(v.Nodes) == 1 {
+		return "on node " + v.Nodes[0].Node
+	}
+	return fmt.Sprintf("on %d nodes", len(v.Nodes))
+}

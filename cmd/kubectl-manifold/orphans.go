@@ -62,7 +62,7 @@ func listOrphans(ctx context.Context, streams genericiooptions.IOStreams, n *nod
 
 // text writes a line for each orphan.
 func (o orphans) text(w io.Writer) error {
-	t := table{header: []string{"NODE", "WHAT", "POD", "NETWORK", "KIND", "FOUND"}}
+	t := table{header: []string{"NODE", "WHAT", "POD", "NETWORK", "KIND", "FOUND"}, empty: "nothing was left behind"}
 	for _, one := range o.Orphans {
 		t.add(red, one.Node, one.What, one.Pod, one.Network, one.Kind, one.Text)
 	}
@@ -160,7 +160,7 @@ func (r repairs) text(w io.Writer) error {
 	if r.DryRun {
 		title = "WOULD DO"
 	}
-	t := table{header: []string{"NODE", "DEVICE", "POD", "KIND", "FOUND", title}}
+	t := table{header: []string{"NODE", "DEVICE", "POD", "KIND", "FOUND", title}, empty: "there is nothing to repair"}
 	for _, one := range r.Repairs {
 		t.add(verdict(!one.Left), one.Node, one.Device, one.Pod, string(one.Kind), one.Text, one.Action)
 	}

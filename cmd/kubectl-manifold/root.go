@@ -11,7 +11,7 @@ import (
 const rootLong = `Shows and checks the networks of pods and the devices that they stand on.
 
 Exit status: 0 when all is well, 1 when the command found something wrong, 2 when
-it could not look.`
+it could not look. On a terminal verdicts have a colour, unless NO_COLOR is set.`
 
 // needs says what the commands that ask nodes must be allowed to.
 const needs = "Nodes are asked through the API server, which needs " + needsRest

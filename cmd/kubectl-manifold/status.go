@@ -83,10 +83,19 @@ func (o *statusOptions) run(ctx context.Context, streams genericiooptions.IOStre
 	if pod != "" && !some {
 		return fmt.Errorf("pod %s/%s has no attachment: its ADD was refused and undone, or has not come; kubectl manifold explain says why", namespace, pod)
 	}
-	if err := o.out.print(streams.Out, all, func(w io.Writer, wide bool) error { return statusText(w, all, wide) }); err != nil {
+	empty := o.nothing(namespace, all)
+	if err := o.out.print(streams.Out, all, func(w io.Writer, wide bool) error { return statusText(w, all, empty, wide) }); err != nil {
 		return err
 	}
 	return foundIf(wrong)
+}
+
+// nothing says that nothing is attached of what was asked for.
+func (o *statusOptions) nothing(namespace string, all *views) string {
+	if o.all {
+		return "nothing is attached " + all.where()
+	}
+	return "nothing of namespace " + namespace + " is attached " + all.where()
 }
 
 // views returns the views of the nodes that are asked for.
@@ -103,9 +112,9 @@ func (o *statusOptions) views(ctx context.Context, namespace, pod string) (*view
 	return &views{Nodes: found}, err
 }
 
-// statusText writes a line for each attachment.
-func statusText(w io.Writer, all *views, wide bool) error {
-	t := table{header: []string{"POD", "NETWORK", "RESOURCE", "CONTAINER", "DEVICE", "INTERFACE", "ADDRESSES", "VERIFIED"}}
+// statusText writes a line for each attachment, or that it is empty.
+func statusText(w io.Writer, all *views, empty string, wide bool) error {
+	t := table{header: []string{"POD", "NETWORK", "RESOURCE", "CONTAINER", "DEVICE", "INTERFACE", "ADDRESSES", "VERIFIED"}, empty: empty}
 	if wide {
 		t.header = []string{"NODE", "POD", "NETWORK", "RESOURCE", "CONTAINER", "DEVICE", "PF", "VF", "NUMA", "DRIVER", "INTERFACE", "ADDRESSES", "MAC", "MTU", "SANDBOX", "VERIFIED"}
 	}

@@ -12,10 +12,12 @@ import (
 )
 
 // table is aligned text for people, in kubectl's form. Its last column is the one
-// that says good or bad, and has a colour on a terminal.
+// that says good or bad, and has a colour on a terminal. A table without lines is a
+// sentence, empty.
 type table struct {
 	header []string
 	rows   []row
+	empty  string
 }
 
 // row is a line of a table; colour is that of its last cell, empty for none.
@@ -72,7 +74,10 @@ func (t *table) add(colour string, cells ...string) {
 
 // write prints the table. What a name could do to a terminal is escaped.
 func (t *table) write(w io.Writer) error {
-	coloured := isTerminal(w)
+	if len(t.rows) == 0 {
+		return printLine(w, t.empty)
+	}
+	coloured := takesColours(w)
 	out := printers.GetNewTabWriter(w)
 	if err := printers.WriteEscaped(out, strings.Join(t.header, "\t")+"\n"); err != nil {
 		return fmt.Errorf("print: %w", err)
@@ -103,8 +108,8 @@ func (t *table) write(w io.Writer) error {
 	return nil
 }
 
-// isTerminal reports whether w is a person's terminal.
-func isTerminal(w io.Writer) bool {
+// takesColours reports whether w is a person's terminal.
+func takesColours(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/nodeview"
@@ -42,7 +43,7 @@ func (l Local) Diagnose(ctx context.Context) *nodeview.Diagnosis {
 	d := &doctor{ctx: ctx, out: &nodeview.Diagnosis{Version: nodeview.Version}, looked: map[string]bool{}}
 	var err error
 	if d.conf, err = agent.ReadConfig(l.Config); err != nil {
-		d.failed("agent's configuration", "write it, or run 'manifold-agent install'", "%v", err)
+		d.refused("agent's configuration", "correct it, or run 'manifold-agent install'", err)
 		return d.out
 	}
 	d.out.Node = d.conf.Node
@@ -70,12 +71,24 @@ func (d *doctor) failed(name, fix, format string, args ...any) {
 	d.add(name, nodeview.CheckFailed, fix, format, args...)
 }
 
+// refused is failed with an error, whose own remedy is better than that of the check,
+// and is said once.
+func (d *doctor) refused(name, fix string, err error) {
+	var e *cnierr.Error
+	if errors.As(err, &e) && e.Fix != "" {
+		bare := *e
+		bare.Fix = ""
+		err, fix = &bare, e.Fix
+	}
+	d.failed(name, fix, "%v", err)
+}
+
 // configuration reads the plugin's configuration.
 func (d *doctor) configuration() {
 	const name = "plugin's configuration"
 	conf, findings, err := agent.ReadPluginConfig(d.conf.CNIConfig)
 	if err != nil {
-		d.failed(name, "run 'manifold-agent install', or set the agent's key cniConfig", "%v", err)
+		d.refused(name, "run 'manifold-agent install', or set the agent's key cniConfig", err)
 		return
 	}
 	d.plugin = conf
