@@ -49,8 +49,8 @@ func TestAnswersOfOtherDrivers(t *testing.T) {
 			1: {MAC: "3c:fd:fe:00:00:11", VLANProto: "802.1q", Trust: true, LinkState: "disable"},
 		},
 		"mlx5_ib": {
-			0: {MAC: "00:00:10:29:fe:80", LinkState: "enable", NodeGUID: "c2:11:22:33:44:55:66:77", PortGUID: "c2:11:22:33:44:55:66:78"},
-			1: {MAC: "00:00:10:29:fe:80", LinkState: "auto", NodeGUID: "00:00:00:00:00:00:00:00", PortGUID: "00:00:00:00:00:00:00:00"},
+			0: {LinkState: "enable", NodeGUID: "c2:11:22:33:44:55:66:77", PortGUID: "c2:11:22:33:44:55:66:78"},
+			1: {LinkState: "auto", NodeGUID: "00:00:00:00:00:00:00:00", PortGUID: "00:00:00:00:00:00:00:00"},
 		},
 		"old": {0: {MAC: "02:00:00:00:00:01", VLAN: 5, VLANQoS: 3, LinkState: "auto"}},
 		"gap": {

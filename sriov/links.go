@@ -27,8 +27,8 @@ type Links interface {
 	// SetVF sets one property of the VF at index of the PF whose network device is
 	// pf, to what it is in to.
 	SetVF(pf string, index int, p Property, to VFState) error
-	// SetNetDev gives the named network device the name, alias, MTU and MAC of to, and
-	// its settings where it has them.
+	// SetNetDev gives the named network device the name, alias, MTU and MAC of to, an
+	// InfiniBand one the GUID in that, and its settings where it has them.
 	SetNetDev(name string, to NetDev) error
 	// Events returns a channel that gets a value after network devices or drivers
 	// of the node changed; changes in quick succession give one. When ctx ends, or
@@ -46,7 +46,7 @@ type Link struct {
 type NetDev struct {
 	Name  string `json:"name"`
 	Index int    `json:"index"`
-	MAC   string `json:"mac,omitempty"`
+	MAC   string `json:"mac,omitempty"` // 20 bytes of an InfiniBand device, see [SameMAC]
 	MTU   int    `json:"mtu,omitempty"`
 	Alias string `json:"alias,omitempty"` // where the plugin host-device keeps the name that it had on the host
 	// Settings are nil where they were not taken down, as before they were known of.
@@ -55,7 +55,7 @@ type NetDev struct {
 
 // VFState is what a PF keeps for one of its VFs, and forces on whoever has it.
 type VFState struct {
-	MAC       string `json:"mac,omitempty"` // all zeros where the VF may choose; of no meaning for an InfiniBand VF
+	MAC       string `json:"mac,omitempty"` // all zeros where the VF may choose; empty for an InfiniBand VF, which has none
 	VLAN      int    `json:"vlan"`          // 0 for none
 	VLANQoS   int    `json:"vlanQoS"`
 	VLANProto string `json:"vlanProto,omitempty"` // 802.1q or 802.1ad
@@ -280,7 +280,7 @@ func (Kernel) SetNetDev(name string, to NetDev) error {
 	if to.MTU != is.MTU {
 		problems = append(problems, netlink.LinkSetMTU(link, to.MTU))
 	}
-	if mac, err := net.ParseMAC(to.MAC); err == nil && to.MAC != is.MAC {
+	if mac := toSet(is.MAC, to.MAC); mac != nil {
 		problems = append(problems, setMAC(link, mac))
 	}
 	if up {

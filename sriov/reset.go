@@ -115,15 +115,22 @@ func (h Host) setVF(now *Snapshot, p Property, to VFState) error {
 // and MAC.
 func (h Host) resetNetDev(to, now *Snapshot) error {
 	was, is := to.single(now)
-	if was == nil || was.stands(*is) {
+	if was == nil {
 		return nil
 	}
-	return h.links().SetNetDev(is.Name, *was)
+	give := *was
+	if guidOf(is.MAC) != "" && !to.ownMAC(now) { // then it is its PF's to give, and comes when its driver is next bound
+		give.MAC = is.MAC
+	}
+	if give.stands(*is) {
+		return nil
+	}
+	return h.links().SetNetDev(is.Name, give)
 }
 
 // stands reports whether the network device is as now, but for its index.
 func (d NetDev) stands(now NetDev) bool {
-	return d.Name == now.Name && d.Alias == now.Alias && d.MTU == now.MTU && d.MAC == now.MAC && len(d.Settings.differences(d.Name, now.Settings)) == 0
+	return d.Name == now.Name && d.Alias == now.Alias && d.MTU == now.MTU && SameMAC(d.MAC, now.MAC) && len(d.Settings.differences(d.Name, now.Settings)) == 0
 }
 
 // errDeaf ends a wait that nothing would ever end.

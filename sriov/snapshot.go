@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"strings"
 	"time"
 )
@@ -251,7 +250,7 @@ func Sentences(differences []Difference) string {
 
 // Compare names what now is not as in s, in a fixed order: what the PF keeps for a
 // VF, where s knows it, the driver, then the network device: that it is there, its
-// name, alias, MTU, settings and MAC. That the PF cannot be asked now, or has no answer, is a difference:
+// name, alias, MTU, settings and MAC, or GUID. That the PF cannot be asked now, or has no answer, is a difference:
 // nothing that was set is gone for that. The network device is compared while the driver is the same, and where there
 // are not several; its index, which is another after each move, is not, nor is its
 // MAC where the PF gives the VF another.
@@ -298,7 +297,9 @@ func (s *Snapshot) Compare(now *Snapshot) []Difference {
 		expect("MTU of "+was.Name, was.MTU, is.MTU)
 		out = append(out, was.Settings.differences(was.Name, is.Settings)...)
 		if s.ownMAC(now) {
-			expect("MAC of "+was.Name, was.MAC, is.MAC)
+			field, want := was.identity()
+			_, found := is.identity()
+			expect(field+" of "+was.Name, want, found)
 		}
 	}
 	return out
@@ -329,13 +330,13 @@ func text(v any) string {
 }
 
 // sameMAC reports whether the PF gives the VF the MAC that it gave in s. A VF to
-// which it gave none draws its own, and tells the PF when it is first up. Of an
-// InfiniBand VF the PF tells its own address, which says nothing of the VF.
+// which it gave none draws its own, and tells the PF when it is first up. An InfiniBand
+// VF has none, which a snapshot of before that was known of does not say.
 func (s *Snapshot) sameMAC(now *Snapshot) bool {
-	if len(s.NetDevs) == 1 && !s.NetDevs[0].ethernet() {
+	b, n := s.VF.MAC, now.VF.MAC
+	if b == "" || n == "" {
 		return true
 	}
-	b, n := s.VF.MAC, now.VF.MAC
 	drawn := noMAC(b) && len(s.NetDevs) == 1 && n == s.NetDevs[0].MAC
 	return b == n || drawn
 }
@@ -343,62 +344,14 @@ func (s *Snapshot) sameMAC(now *Snapshot) bool {
 // noMAC reports whether a PF that keeps mac for a VF gives it none: all zeros.
 func noMAC(mac string) bool { return strings.Trim(mac, "0:") == "" }
 
-// ethernet reports whether the network device has an Ethernet address: that of an
-// InfiniBand device has 20 bytes.
-func (d NetDev) ethernet() bool {
-	hw, err := net.ParseMAC(d.MAC)
-	return err == nil && len(hw) == 6
-}
-
-// takenGUID is what a VF is given to have no GUID any more.
-const takenGUID = "ff:ff:ff:ff:ff:ff:ff:ff"
-
-// unsetGUID reports whether a PF that tells guid was never set to one: all zeros. The
-// VF has its own then.
-func unsetGUID(guid string) bool { return guid != "" && noMAC(guid) }
-
-// sameGUID reports whether the PF gives the VF the InfiniBand GUID that it gave it in s.
-// One of which nothing was told is not missed, and all zeros say the same as all ones.
-// Where it gave none, it may give the VF its own: a plugin that is to give back what it
-// found reads it from the network device, and can set it through the PF alone.
-func (s *Snapshot) sameGUID(was, is string) bool {
-	none := func(guid string) bool { return unsetGUID(guid) || guid == takenGUID }
-	drawn := unsetGUID(was) && is == s.ownGUID()
-	return was == "" || was == is || is != "" && (drawn || none(was) && none(is))
-}
-
-// restoredGUID returns what the PF is to be set to where it told guid in s. A PF that was
-// set to a GUID cannot be set to none again: to its driver all zeros are another GUID,
-// which no VF can use. So the VF is given its own, or, where that is not known, none.
-func (s *Snapshot) restoredGUID(guid string) string {
-	if unsetGUID(guid) {
-		return cmp.Or(s.ownGUID(), takenGUID)
-	}
-	return guid
-}
-
-// ownGUID returns the GUID of the one network device of s: the last 8 bytes of the 20
-// of its address. It is empty where there is none, also for all zeros.
-func (s *Snapshot) ownGUID() string {
-	if len(s.NetDevs) != 1 {
-		return ""
-	}
-	hw, err := net.ParseMAC(s.NetDevs[0].MAC)
-	if err != nil || len(hw) != 20 || unsetGUID(hw[12:].String()) {
-		return ""
-	}
-	return hw[12:].String()
-}
-
 // ownMAC reports whether the one network device of s must have its MAC now: the PF
 // had given it that one, or has given it no other, neither in s nor now. A VF that
-// was given another may not choose its own. Ethernet alone is meant: the address of
-// an InfiniBand device has the number of a queue pair in it, which is not kept.
+// was given another may not choose its own.
 func (s *Snapshot) ownMAC(now *Snapshot) bool {
-	if !s.NetDevs[0].ethernet() {
-		return false
-	}
 	own := s.NetDevs[0].MAC
+	if guidOf(own) != "" {
+		return s.keptGUID(now)
+	}
 	if s.VF != nil && s.VF.MAC == own {
 		return true
 	}

@@ -194,13 +194,6 @@ func TestOmittedVFOfASlowDriver(t *testing.T) {
 	})
 }
 
-// GUIDs of InfiniBand VFs in comparisons: one, none that was ever given, and that of a
-// VF that is to have none.
-const guid, noGUID, takenGUID = "c2:11:22:33:44:55:66:77", "00:00:00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff:ff:ff"
-
-// ownGUID is the GUID of an InfiniBand VF itself, and ipoib the address of its network device.
-const ownGUID, ipoib = "b8:59:9f:03:00:a4:3e:7c", "00:00:02:08:fe:80:00:00:00:00:00:00:b8:59:9f:03:00:a4:3e:7c"
-
 // own is the MAC of the VF's network device in comparisons, given another.
 const own, given = "02:00:00:00:00:01", "02:00:00:00:00:02"
 
@@ -249,37 +242,14 @@ func TestCompare(t *testing.T) {
 		"the VF has another, the PF says nothing": {func(b, n *sriov.Snapshot) { b.VF, n.VF, n.NetDevs[0].MAC = nil, nil, given },
 			[]string{"MAC of enp1: wanted " + own + ", found " + given}},
 		"the VF took over the PF's MAC": {func(b, n *sriov.Snapshot) { b.VF.MAC, n.VF.MAC, n.NetDevs[0].MAC = given, given, given }, nil},
-		"an InfiniBand device's queue pair": {func(b, n *sriov.Snapshot) {
-			b.NetDevs[0].MAC, n.NetDevs[0].MAC = "80:00:02:08"+strings.Repeat(":00", 16), "80:00:02:09"+strings.Repeat(":00", 16)
-		}, nil},
-		"VLAN, QoS":               {func(_, n *sriov.Snapshot) { n.VF.VLAN, n.VF.VLANQoS = 5, 2 }, []string{"VLAN of the VF: wanted 0, found 5", "VLAN QoS of the VF: wanted 0, found 2"}},
-		"protocol without a VLAN": {func(_, n *sriov.Snapshot) { n.VF.VLANProto = "802.1ad" }, nil},
+		"VLAN, QoS":                     {func(_, n *sriov.Snapshot) { n.VF.VLAN, n.VF.VLANQoS = 5, 2 }, []string{"VLAN of the VF: wanted 0, found 5", "VLAN QoS of the VF: wanted 0, found 2"}},
+		"protocol without a VLAN":       {func(_, n *sriov.Snapshot) { n.VF.VLANProto = "802.1ad" }, nil},
 		"protocol": {func(b, n *sriov.Snapshot) { b.VF.VLAN, n.VF.VLAN, n.VF.VLANProto = 5, 5, "802.1ad" },
 			[]string{"VLAN protocol of the VF: wanted 802.1q, found 802.1ad"}},
 		"flags": {func(_, n *sriov.Snapshot) { n.VF.SpoofChk, n.VF.Trust, n.VF.LinkState = false, true, "enable" },
 			[]string{"spoof check of the VF: wanted on, found off", "trust of the VF: wanted off, found on", "link state of the VF: wanted auto, found enable"}},
 		"rates": {func(_, n *sriov.Snapshot) { n.VF.MinTxRate, n.VF.MaxTxRate = 1, 2 },
 			[]string{"minimum rate of the VF: wanted 0, found 1", "maximum rate of the VF: wanted 0, found 2"}},
-		"GUIDs": {func(b, n *sriov.Snapshot) {
-			b.VF.NodeGUID, b.VF.PortGUID, n.VF.NodeGUID, n.VF.PortGUID = guid, guid, noGUID, ""
-		},
-			[]string{"node GUID of the VF: wanted " + guid + ", found " + noGUID, "port GUID of the VF: wanted " + guid + ", found none"}},
-		"a GUID that was given": {func(b, n *sriov.Snapshot) { b.VF.PortGUID, n.VF.PortGUID = noGUID, guid },
-			[]string{"port GUID of the VF: wanted " + noGUID + ", found " + guid}},
-		"no GUID, in two ways": {func(b, n *sriov.Snapshot) { b.VF.NodeGUID, n.VF.NodeGUID = noGUID, takenGUID }, nil},
-		"its own GUID, where it was given none": {func(b, n *sriov.Snapshot) {
-			b.NetDevs[0].MAC, b.VF.NodeGUID, b.VF.PortGUID, n.VF.NodeGUID, n.VF.PortGUID = ipoib, noGUID, noGUID, ownGUID, ownGUID
-		}, nil},
-		"its own GUID, where it was given another": {func(b, n *sriov.Snapshot) { b.NetDevs[0].MAC, b.VF.PortGUID, n.VF.PortGUID = ipoib, guid, ownGUID },
-			[]string{"port GUID of the VF: wanted " + guid + ", found " + ownGUID}},
-		"its own GUID, where it was to have none": {func(b, n *sriov.Snapshot) { b.NetDevs[0].MAC, b.VF.PortGUID, n.VF.PortGUID = ipoib, takenGUID, ownGUID },
-			[]string{"port GUID of the VF: wanted " + takenGUID + ", found " + ownGUID}},
-		"another's GUID, where it was given none": {func(b, n *sriov.Snapshot) { b.NetDevs[0].MAC, b.VF.NodeGUID, n.VF.NodeGUID = ipoib, noGUID, guid },
-			[]string{"node GUID of the VF: wanted " + noGUID + ", found " + guid}},
-		"an InfiniBand VF's PF has another address": {func(b, n *sriov.Snapshot) {
-			b.NetDevs[0].MAC, n.NetDevs[0].MAC, b.VF.MAC, n.VF.MAC = ipoib, ipoib, "00:00:10:29:fe:80", "00:00:10:30:fe:80"
-		}, nil},
-		"a GUID that was not told of": {func(_, n *sriov.Snapshot) { n.VF.NodeGUID = guid }, nil},
 		"no PF to ask": {func(_, n *sriov.Snapshot) { n.VF = nil },
 			[]string{"what the PF keeps for the VF: wanted known, found unknown, since the PF has no network device here"}},
 		"no answer of the PF": {func(_, n *sriov.Snapshot) { n.VF, n.PF = nil, "enp1s0" },
@@ -354,46 +324,6 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// An InfiniBand VF gets its GUIDs back, and each by itself: one that its driver
-// refuses is named. To one that the PF never gave it, the PF cannot go back: it gives
-// the VF its own, or what says that it has none, and never all zeros.
-func TestResetOfGUIDs(t *testing.T) {
-	for name, tc := range map[string]struct{ address, unset string }{
-		"its own":             {ipoib, ownGUID},
-		"its own is none":     {strings.TrimSuffix(ipoib, ownGUID) + noGUID, takenGUID},
-		"no InfiniBand there": {own, takenGUID},
-	} {
-		t.Run(name, func(t *testing.T) {
-			tree, host := machine(t)
-			dev := must(host.Snapshot(igbVF))(t).NetDevs[0]
-			dev.MAC = tc.address
-			if err := host.Links.SetNetDev(dev.Name, dev); err != nil {
-				t.Fatal(err)
-			}
-			setVF(t, host, sriov.VFState{NodeGUID: noGUID, PortGUID: guid}, sriov.PropertyNodeGUID, sriov.PropertyPortGUID)
-			before := must(host.Snapshot(igbVF))(t)
-			taken := sriov.VFState{NodeGUID: guid, PortGUID: noGUID}
-			setVF(t, host, taken, sriov.PropertyNodeGUID, sriov.PropertyPortGUID)
-			if changed := must(host.Reset(igbVF, before))(t); len(changed) != 2 {
-				t.Errorf("changed %v", changed)
-			}
-			if now := must(host.Snapshot(igbVF))(t).VF; now.NodeGUID != tc.unset || now.PortGUID != guid {
-				t.Errorf("reset to %+v, was %+v", now, before.VF)
-			}
-			if changed := must(host.Reset(igbVF, before))(t); len(changed) > 0 {
-				t.Errorf("changed again: %v", changed)
-			}
-			setVF(t, host, taken, sriov.PropertyNodeGUID, sriov.PropertyPortGUID)
-			refusal := errors.New("operation not supported")
-			tree.Refuse(igbVF, sriov.PropertyNodeGUID, refusal)
-			var left *sriov.ResetError
-			if _, err := host.Reset(igbVF, before); !errors.As(err, &left) || !errors.Is(err, refusal) || len(left.Left) != 1 || left.Left[0].Field != "node GUID of the VF" {
-				t.Errorf("refused: %v", err)
-			}
-		})
-	}
-}
-
 // setVF sets properties of the VF on its PF.
 func setVF(t *testing.T, host sriov.Host, to sriov.VFState, properties ...sriov.Property) {
 	t.Helper()
@@ -401,24 +331,6 @@ func setVF(t *testing.T, host sriov.Host, to sriov.VFState, properties ...sriov.
 		if err := host.Links.SetVF("enp33s0", vfIndex, p, to); err != nil {
 			t.Fatal(err)
 		}
-	}
-}
-
-// What is told for the MAC of an InfiniBand VF is its PF's address: it is not set.
-func TestResetLeavesTheMACOfAnInfiniBandVF(t *testing.T) {
-	_, host := machine(t)
-	dev := must(host.Snapshot(igbVF))(t).NetDevs[0]
-	dev.MAC = ipoib
-	if err := host.Links.SetNetDev(dev.Name, dev); err != nil {
-		t.Fatal(err)
-	}
-	setVF(t, host, sriov.VFState{MAC: "00:00:10:29:fe:80"}, sriov.PropertyMAC)
-	before := must(host.Snapshot(igbVF))(t)
-	const another = "00:00:10:30:fe:80" // the PF's driver was loaded anew
-	setVF(t, host, sriov.VFState{MAC: another, Trust: true}, sriov.PropertyMAC, sriov.PropertyTrust)
-	must(host.Reset(igbVF, before))(t)
-	if now := must(host.Snapshot(igbVF))(t).VF; now.MAC != another || now.Trust {
-		t.Errorf("reset to %+v, was %+v", now, before.VF)
 	}
 }
 

@@ -69,6 +69,11 @@ var layouts = map[string]layout{
 		vfs:          map[string]vfLayout{"0000:08:00.2": {"enp8s0f0np0", 0, "mlx5_core"}, "0000:08:00.3": {"enp8s0f0np0", 1, "mlx5_vfio_pci"}},
 		representors: map[string]string{"enp8s0f0_0": "0000:08:00.0", "enp8s0f0_1": "0000:08:00.0", "en8f0pf0sf88": "0000:08:00.0"},
 	},
+	"mlx5 InfiniBand": {
+		add:     (*sriovtest.Tree).AddMLX5InfiniBand,
+		uplinks: map[string]string{"0000:3b:00.0": "ibp59s0f0"},
+		vfs:     map[string]vfLayout{"0000:3b:00.2": {"ibp59s0f0", 0, "mlx5_core"}, "0000:3b:00.3": {"ibp59s0f0", 1, "vfio-pci"}},
+	},
 	"mlx5 bonded": {
 		add:     (*sriovtest.Tree).AddMLX5Dual,
 		uplinks: map[string]string{"0000:c1:00.0": "enp193s0f0np0", "0000:c1:00.1": "enp193s0f1np1"},

@@ -24,6 +24,7 @@ func decodeVFs(body []byte) (map[int]VFState, error) {
 	if err != nil {
 		return nil, err
 	}
+	infiniband := binary.NativeEndian.Uint16(body[2:]) == unix.ARPHRD_INFINIBAND // ifi_type
 	var out map[int]VFState
 	for _, list := range attrs {
 		if list.kind != unix.IFLA_VFINFO_LIST {
@@ -38,6 +39,9 @@ func decodeVFs(body []byte) (map[int]VFState, error) {
 			index, state, err := decodeVF(info.value)
 			if err != nil {
 				return nil, err
+			}
+			if infiniband { // what is told is the PF's own address
+				state.MAC = ""
 			}
 			out[index] = state
 		}

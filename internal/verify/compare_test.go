@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -119,6 +120,35 @@ func TestDeviceThatTheConfigurationNames(t *testing.T) {
 	f.Device.Instance++
 	if r := Compare(a, Claim{}, before, f); len(r.Findings) != 1 || r.Findings[0].Field != classFunction {
 		t.Errorf("another function: %v", r.Findings)
+	}
+}
+
+// Of the address of an InfiniBand interface the GUID is compared, whatever of the rest its
+// driver has made anew since the delegate ran.
+func TestInfiniBandInterface(t *testing.T) {
+	const begin, guid = "00:00:02:08:fe:80:00:00:00:00:00:00:", "c2:11:22:33:44:55:66:77"
+	a, c, before, f := good()
+	a.Want.MAC, a.Want.VF.MAC, f.Device.VF.MAC = "", "", ""
+	c.MAC, f.Interface.MAC = begin+guid, "80:00:10:2a:fe:80:00:00:00:00:00:01:"+guid
+	if r := Compare(a, c, before, f); len(r.Findings) > 0 {
+		t.Errorf("%v", r.Findings)
+	}
+	a.Device.PCIAddress, a.Device.ID, before.NetDevs[0].MAC = "", "ib7", c.MAC
+	if r := Compare(a, c, before, f); len(r.Findings) > 0 || !slices.Contains(r.Checked, "identity by hardware address") {
+		t.Errorf("by its address: %v, checked %v", r.Findings, r.Checked)
+	}
+	f.Interface.MAC = begin + "b8:59:9f:03:00:a4:3e:7c"
+	if r := Compare(a, c, before, f); len(r.Findings) != 2 || r.Findings[0].Field != "MAC (result)" {
+		t.Errorf("another GUID: %v", r.Findings)
+	}
+}
+
+// An InfiniBand VF has no MAC that its PF could be asked for: who asks for one is told so.
+func TestMACOfAnInfiniBandVF(t *testing.T) {
+	d := &sriov.Snapshot{VF: &sriov.VFState{LinkState: "auto"}}
+	found := CompareVF(&plan.VF{MAC: "02:00:00:00:00:01"}, d)
+	if want := "MAC of the VF: wanted 02:00:00:00:00:01, found none: an InfiniBand VF has a GUID"; len(found) != 1 || found[0].String() != want {
+		t.Errorf("%v, want %s", found, want)
 	}
 }
 

@@ -323,10 +323,14 @@ func (r *Report) expect(field, want, found string) {
 	r.Findings = append(r.Findings, sriov.Difference{Field: field, Want: want, Found: found})
 }
 
-// expectMAC compares hardware addresses, or GUIDs, whatever their spelling.
+// expectMAC compares hardware addresses, or GUIDs, whatever their spelling, and those
+// of InfiniBand interfaces in what is the function's.
 func (r *Report) expectMAC(field, want, found string) {
 	if hw, err := net.ParseMAC(want); err == nil {
 		want = hw.String()
+	}
+	if sriov.SameMAC(want, found) {
+		want = found
 	}
 	r.expect(field, want, found)
 }
@@ -544,7 +548,7 @@ func sameAsBefore(r *Report, before *sriov.Snapshot, i Interface) {
 	for _, d := range before.NetDevs {
 		macs = append(macs, d.MAC)
 	}
-	if slices.Contains(macs, i.MAC) {
+	if slices.ContainsFunc(macs, func(mac string) bool { return sriov.SameMAC(mac, i.MAC) }) {
 		r.Checked = append(r.Checked, "identity by hardware address")
 		return
 	}
@@ -591,7 +595,7 @@ func compareVF(r *Report, w *plan.VF, d *sriov.Snapshot) {
 	word("trust of the VF", w.Trust, onOff(d.VF.Trust))
 	word("link state of the VF", w.LinkState, d.VF.LinkState)
 	if w.MAC != "" {
-		r.expectMAC("MAC of the VF", w.MAC, d.VF.MAC)
+		r.expectMAC("MAC of the VF", w.MAC, cmp.Or(d.VF.MAC, "none: an InfiniBand VF has a GUID"))
 	}
 	if w.GUID != "" && d.VF.NodeGUID != "" { // else the kernel tells none
 		r.expectMAC("node GUID of the VF", w.GUID, d.VF.NodeGUID)

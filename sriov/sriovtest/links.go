@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -72,6 +73,7 @@ type vfState struct {
 	omitted int // from so many answers to come
 	tells   bool
 	given   bool // its MAC, by the PF
+	guids   bool // it is an InfiniBand VF, which has these instead of a MAC
 }
 
 // vf returns the state of a VF, at first that of one just made: no VLAN, no MAC of
@@ -86,6 +88,37 @@ func (k *kernel) vf(addr string) *vfState {
 		k.vfs[addr] = v
 	}
 	return v
+}
+
+// infinibandClass is the PCI class of InfiniBand controllers.
+const infinibandClass = "020700"
+
+// guidText is the length of a GUID as it is written.
+const guidText = len("00:00:00:00:00:00:00:00")
+
+// infiniband reports whether a network device's address is that of an InfiniBand one.
+func infiniband(address string) bool {
+	hw, err := net.ParseMAC(address)
+	return err == nil && len(hw) == 20
+}
+
+// addInfiniBand makes the state of an InfiniBand VF, which was never given a GUID.
+func (k *kernel) addInfiniBand(addr string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	const none = "00:00:00:00:00:00:00:00"
+	v := k.vf(addr)
+	v.VFState, v.guids = sriov.VFState{LinkState: "auto", NodeGUID: none, PortGUID: none}, true
+}
+
+// refuses returns the error with which a PF's driver answers when p is to be set: that
+// of IPoIB knows of link state and GUIDs alone.
+func (v *vfState) refuses(p sriov.Property) error {
+	known := p == sriov.PropertyLinkState || p == sriov.PropertyNodeGUID || p == sriov.PropertyPortGUID
+	if v.guids && !known {
+		return unix.EOPNOTSUPP
+	}
+	return v.refused[p]
 }
 
 // forget drops the state of a VF that is gone.
@@ -239,7 +272,7 @@ func (l links) SetVF(pf string, index int, p sriov.Property, to sriov.VFState) e
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	v := k.vf(vfs[index])
-	if err := v.refused[p]; err != nil {
+	if err := v.refuses(p); err != nil {
 		return err
 	}
 	switch p {
@@ -286,6 +319,9 @@ func (l links) SetNetDev(name string, to sriov.NetDev) error {
 		return fmt.Errorf("network device %s: %w", name, sriov.ErrNoLink)
 	}
 	mac := to.MAC
+	if is := t.read(dir, "address"); infiniband(is) && infiniband(mac) {
+		mac = is[:len(is)-guidText] + mac[len(mac)-guidText:] // IPoIB lets no more be set
+	}
 	if addr, err := t.FS().OfNetDev(name); err == nil {
 		mac = t.kernel.chooses(addr, mac)
 	}

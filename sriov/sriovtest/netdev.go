@@ -7,13 +7,15 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/manifold-cni/manifold/sriov"
 )
 
 // NetDev describes a network device. Only Name is needed.
 type NetDev struct {
 	Name string // at most 15 bytes
-	MAC  string // default: made up, of the locally administered kind
+	MAC  string // 20 bytes of an InfiniBand one; default: made up, of the locally administered kind
 	// PhysPortName is p0 for an uplink and pf0vf3 for a representor, see
 	// [sriov.FS.Uplink]; empty for a driver that names no ports.
 	PhysPortName string
@@ -42,8 +44,12 @@ func (t *Tree) AddNetDev(parent string, n NetDev) {
 	}
 	t.ifindex++
 	mac := cmp.Or(n.MAC, fmt.Sprintf("02:00:00:00:%02x:%02x", t.ifindex>>8&0xff, t.ifindex&0xff))
+	hardware := unix.ARPHRD_ETHER
+	if infiniband(mac) {
+		hardware = unix.ARPHRD_INFINIBAND
+	}
 	attrs := []entry{
-		attr("address", mac), attr("ifindex", t.ifindex), attr("mtu", 1500), attr("type", 1),
+		attr("address", mac), attr("ifindex", t.ifindex), attr("mtu", 1500), attr("type", hardware),
 		attr("dev_port", n.DevPort), attr("dev_id", fmt.Sprintf("%#x", n.DevID)),
 		attr("uevent", fmt.Sprintf("INTERFACE=%s\nIFINDEX=%d", n.Name, t.ifindex)),
 	}

@@ -17,8 +17,8 @@
 //	f, err := tree.FS().Function("0000:21:10.0")
 //
 // [Tree.AddIGB], [Tree.AddICE], [Tree.AddI40E], [Tree.AddICESwitchdev],
-// [Tree.AddSwitchdev], [Tree.AddMLX5Dual] and [Tree.AddBNXT] add adapters as their
-// vendors' drivers show them.
+// [Tree.AddSwitchdev], [Tree.AddMLX5Dual], [Tree.AddMLX5InfiniBand] and [Tree.AddBNXT]
+// add adapters as their vendors' drivers show them.
 //
 // [Tree.Host] adds what sysfs does not show: what each PF keeps for its VFs, that it
 // can be set, that a driver refuses it ([Tree.Refuse]), and the kernel's events.
@@ -207,14 +207,14 @@ type Function struct {
 
 // PF describes a physical function, see [Function] for the common fields.
 type PF struct {
-	Address        string
-	Vendor, Device string
-	Driver         string
-	NUMA           int
-	IOMMUGroup     string
-	Bridge         string
-	NetDev         string
-	TotalVFs       int // what sriov_totalvfs says
+	Address               string
+	Vendor, Device, Class string
+	Driver                string
+	NUMA                  int
+	IOMMUGroup            string
+	Bridge                string
+	NetDev                string
+	TotalVFs              int // what sriov_totalvfs says
 }
 
 // VF describes a virtual function. What is not said is as its PF has it; Device
@@ -252,7 +252,7 @@ func (t *Tree) AddPF(p PF) {
 		t.fail("PF %s has no VFs to offer", p.Address)
 	}
 	t.addFunction(Function{
-		Address: p.Address, Vendor: p.Vendor, Device: p.Device, Driver: p.Driver,
+		Address: p.Address, Vendor: p.Vendor, Device: p.Device, Class: p.Class, Driver: p.Driver,
 		NUMA: p.NUMA, IOMMUGroup: p.IOMMUGroup, Bridge: p.Bridge, NetDev: p.NetDev,
 	}, attr("sriov_totalvfs", p.TotalVFs), attr("sriov_numvfs", 0))
 }
@@ -274,6 +274,9 @@ func (t *Tree) AddVF(v VF) {
 	dir := t.dir(f.Address)
 	t.link(fmt.Sprintf("%s/virtfn%d", pf, v.Index), dir)
 	t.link(dir+"/physfn", pf)
+	if f.Class == infinibandClass {
+		t.kernel.addInfiniBand(f.Address)
+	}
 	t.attach(f)
 	t.countVFs(pf)
 }

@@ -104,3 +104,18 @@ func (t *Tree) AddMLX5Dual() {
 	t.AddAuxiliary(Auxiliary{ID: "mlx5_core.sf.4", Parent: "0000:c1:00.0", Driver: "mlx5_core.sf", SFNum: 88, NetDev: "enp193s0f0s88"})
 	t.AddAuxiliary(Auxiliary{ID: "mlx5_core.eth.2", Parent: "mlx5_core.sf.4", Driver: "mlx5_core.eth", SFNum: NoSF})
 }
+
+// AddMLX5InfiniBand adds an NVIDIA ConnectX-6 port of an InfiniBand network, whose
+// network devices are IPoIB's and whose VFs were never given a GUID:
+//
+//	PF 0000:3b:00.0 ibp59s0f0 (mlx5_core), node 0
+//	VF 0 0000:3b:00.2 ibp59s0f0v0 (mlx5_core), its own GUID b8:59:9f:03:00:a4:3e:7c
+//	VF 1 0000:3b:00.3 bound to vfio-pci, group 91
+func (t *Tree) AddMLX5InfiniBand() {
+	const pf, begin = "0000:3b:00.0", "00:00:10:%s:fe:80:00:00:00:00:00:00:b8:59:9f:03:00:a4:3e:%s"
+	t.AddPF(PF{Address: pf, Vendor: "15b3", Device: "101b", Class: infinibandClass, Driver: "mlx5_core", TotalVFs: 8, Bridge: "0000:3a:00.0", IOMMUGroup: "89"})
+	t.AddNetDev(pf, NetDev{Name: "ibp59s0f0", MAC: fmt.Sprintf(begin, "29", "7a")})
+	t.AddVF(VF{PF: pf, Index: 0, Device: "101c", Address: "0000:3b:00.2", Driver: "mlx5_core", IOMMUGroup: "90"})
+	t.AddNetDev("0000:3b:00.2", NetDev{Name: "ibp59s0f0v0", MAC: fmt.Sprintf(begin, "2a", "7c")})
+	t.AddVF(VF{PF: pf, Index: 1, Device: "101c", Address: "0000:3b:00.3", Driver: "vfio-pci", IOMMUGroup: "91"})
+}
