@@ -10,13 +10,12 @@ import (
 	"slices"
 
 	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/cni/pkg/utils"
 
+	"github.com/manifold-cni/manifold/internal/chain"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/multus"
 	"github.com/manifold-cni/manifold/internal/plan"
-	"github.com/manifold-cni/manifold/netattach"
 )
 
 // handOver writes for every sandbox of the journal the files from which Multus
@@ -113,11 +112,12 @@ func recordedOf(dir journal.Dir, k journal.Key) (held []plan.Attachment, done st
 	}
 	without := ""
 	for _, c := range records {
-		if err := runnable(c); err != nil {
+		list, err := chain.Runnable(c)
+		if err != nil {
 			without += fmt.Sprintf(" without the record of network %.64q, interface %.64q (%v),", c.Network, c.IfName, err)
 			continue
 		}
-		a := plan.Attachment{Name: c.Network, Network: c.Network, IfName: c.IfName, Config: c.Config, Capabilities: map[string]json.RawMessage{}}
+		a := plan.Attachment{Name: c.Network, Network: c.Network, IfName: c.IfName, Config: list.Bytes, Capabilities: map[string]json.RawMessage{}}
 		for capability, value := range c.CapabilityArgs {
 			if a.Capabilities[capability], err = json.Marshal(value); err != nil {
 				return nil, "", err
@@ -137,15 +137,6 @@ func recordedOf(dir journal.Dir, k journal.Key) (held []plan.Attachment, done st
 			"or else what a pod would get now," + without, nil
 	}
 	return held, "handed over from libcni's records, since its journal is damaged," + without, nil
-}
-
-// runnable returns why what is recorded of an attachment can never be run, nor ever was.
-func runnable(c *libcni.NetworkAttachment) error {
-	if err := utils.ValidateNetworkName(c.Network); err != nil {
-		return err
-	}
-	_, err := netattach.ParseConfig(c.Config)
-	return err
 }
 
 // requestsOf returns what was asked of an attachment, as far as a file of Multus can

@@ -11,6 +11,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 
+	"github.com/manifold-cni/manifold/internal/chain"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -183,7 +184,7 @@ func (r *run) ofRecord(ctx context.Context, c *libcni.NetworkAttachment) *plan.A
 // releaseCached runs DEL from a record of libcni. A VF that serves another sandbox
 // by now is left to it.
 func (r *run) releaseCached(ctx context.Context, c *libcni.NetworkAttachment) error {
-	list, err := asList(c.Config)
+	list, err := chain.List(c.Config)
 	if err != nil {
 		return err
 	}

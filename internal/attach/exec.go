@@ -19,6 +19,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
 
+	"github.com/manifold-cni/manifold/internal/chain"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
 )
@@ -46,23 +47,12 @@ type executor struct {
 
 // findAll finds the programs of a chain, those of its IPAM included.
 func (e *executor) findAll(list *libcni.NetworkConfigList, paths []string) error {
-	for _, program := range programsOf(list) {
+	for _, program := range chain.Programs(list) {
 		if _, err := e.FindInPath(program, paths); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// programsOf returns the programs of a chain, those of its IPAM included.
-func programsOf(list *libcni.NetworkConfigList) (programs []string) {
-	for _, p := range list.Plugins {
-		programs = append(programs, p.Network.Type)
-		if ipam := p.Network.IPAM.Type; ipam != "" {
-			programs = append(programs, ipam)
-		}
-	}
-	return programs
 }
 
 // FindInPath implements invoke.Exec.

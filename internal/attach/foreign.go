@@ -5,15 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
 
+	"github.com/manifold-cni/manifold/internal/chain"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/multus"
@@ -79,33 +78,13 @@ func (r *run) records() (out []*libcni.NetworkAttachment, lost, err error) {
 		return nil, nil, cnierr.New("read libcni's records", cnierr.IO, "%w", err)
 	}
 	for _, a := range all {
-		if err := runnable(a); err != nil {
+		if _, err := chain.Runnable(a); err != nil {
 			lost = errors.Join(lost, fmt.Errorf("libcni's record of network %q, interface %s, is left out: %w", a.Network, a.IfName, err))
 			continue
 		}
 		out = append(out, a)
 	}
 	return out, lost, nil
-}
-
-// runnable returns why what is known of an attachment can never be run, nor ever was.
-func runnable(a *libcni.NetworkAttachment) error {
-	list, err := asList(a.Config)
-	if err != nil {
-		return err
-	}
-	if err := utils.ValidateNetworkName(a.Network); err != nil {
-		return cnierr.New("read network configuration", cnierr.InvalidConfig, "name %.64q: %w", a.Network, err)
-	}
-	if _, _, _, err := version.ParseVersion(list.CNIVersion); err != nil {
-		return cnierr.New("read network configuration", cnierr.InvalidConfig, "cniVersion %.64q: %w", list.CNIVersion, err)
-	}
-	for _, program := range programsOf(list) {
-		if filepath.Base(program) != program || program == "." || program == ".." {
-			return cnierr.New("read network configuration", cnierr.InvalidConfig, "%.64q is not the plain name of a program", program)
-		}
-	}
-	return nil
 }
 
 // forgetLost removes the sandbox's records that nothing can be released by, once all
@@ -116,7 +95,7 @@ func (r *run) forgetLost() error {
 		return cnierr.New("read libcni's records", cnierr.IO, "%w", err)
 	}
 	for _, a := range all {
-		if runnable(a) == nil {
+		if _, err := chain.Runnable(a); err == nil {
 			continue
 		}
 		name, err := r.cacheFile(a.Network, a.ContainerID, a.IfName)
@@ -149,7 +128,7 @@ func rank(first bool) int {
 // ofDelegate makes an attachment of what Multus wrote, for one of which libcni
 // has no record.
 func (r *run) ofDelegate(d multus.Delegate) (*libcni.NetworkAttachment, error) {
-	list, err := asList(d.Config)
+	list, err := chain.List(d.Config)
 	if err != nil {
 		return nil, cnierr.Annotate(err, cnierr.Subject{Network: d.Name, Interface: d.IfName, Device: d.DeviceID})
 	}
@@ -165,7 +144,7 @@ func (r *run) ofDelegate(d multus.Delegate) (*libcni.NetworkAttachment, error) {
 	if len(d.IPs) > 0 {
 		a.CapabilityArgs["ips"] = d.IPs
 	}
-	if err := runnable(a); err != nil {
+	if _, err := chain.Runnable(a); err != nil {
 		return nil, cnierr.Annotate(err, cnierr.Subject{Network: d.Name, Interface: d.IfName, Device: d.DeviceID})
 	}
 	return a, nil
@@ -201,7 +180,7 @@ func (r *run) forgetFile() error {
 // records.
 func (r *run) checkForeign(ctx context.Context, attachments []*libcni.NetworkAttachment) error {
 	for _, a := range attachments {
-		list, err := asList(a.Config)
+		list, err := chain.List(a.Config)
 		if err != nil {
 			return err
 		}

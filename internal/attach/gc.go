@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/manifold-cni/manifold/internal/chain"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/netconf"
@@ -344,7 +345,7 @@ func (r *run) passOnTo(ctx context.Context, n network, valid []types.GCAttachmen
 		defer cancel()
 	}
 	about := cnierr.Subject{Network: n.label}
-	list, err := asList(n.config)
+	list, err := chain.List(n.config)
 	if err != nil {
 		return []error{cnierr.Annotate(err, about)}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/version"
 
+	"github.com/manifold-cni/manifold/internal/chain"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -137,7 +138,7 @@ func (r *run) findFurther() error {
 		return err
 	}
 	for _, raw := range further {
-		list, err := asList(raw)
+		list, err := chain.List(raw)
 		if err != nil {
 			return cnierr.New("read delegates", cnierr.InvalidConfig, "%w", err)
 		}
@@ -157,7 +158,7 @@ func (e *Engine) defaultNetwork(ctx context.Context, inv *netconf.Invocation) (l
 	if err != nil {
 		return nil, nil, err
 	}
-	if list, err = asList(raw); err != nil {
+	if list, err = chain.List(raw); err != nil {
 		return nil, nil, err
 	}
 	list, err = e.newRun(inv, nil).versioned(ctx, list)

@@ -535,27 +535,3 @@ func (r *run) defaultAlone(ctx context.Context) (t teardown, err error) {
 	_, err = r.cacheFile(t.list.Name, t.rt.ContainerID, t.rt.IfName)
 	return t, err
 }
-
-// asList parses a network configuration as written, single or list.
-func asList(raw json.RawMessage) (*libcni.NetworkConfigList, error) {
-	list, err := libcni.NetworkConfFromBytes(raw)
-	if err == nil && len(list.Plugins) > 0 {
-		return list, nil
-	}
-	var single struct {
-		Name       string          `json:"name"`
-		CNIVersion string          `json:"cniVersion"`
-		Plugins    json.RawMessage `json:"plugins"`
-	}
-	if e := json.Unmarshal(raw, &single); e != nil || err != nil && single.Plugins != nil {
-		return nil, cnierr.New("read network configuration", cnierr.InvalidConfig, "%w", errors.Join(err, e))
-	}
-	wrapped, err := json.Marshal(map[string]any{"name": single.Name, "cniVersion": single.CNIVersion, "plugins": []json.RawMessage{raw}})
-	if err == nil {
-		list, err = libcni.NetworkConfFromBytes(wrapped)
-	}
-	if err != nil {
-		return nil, cnierr.New("read network configuration", cnierr.InvalidConfig, "%w", err)
-	}
-	return list, nil
-}

@@ -9,6 +9,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/version"
 
+	"github.com/manifold-cni/manifold/internal/chain"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
@@ -38,7 +39,7 @@ func (r *run) versioned(ctx context.Context, list *libcni.NetworkConfigList) (*l
 	chosen, err1 := json.Marshal(speaks)
 	keys["cniVersion"] = chosen
 	raw, err2 := json.Marshal(keys)
-	out, err3 := asList(raw)
+	out, err3 := chain.List(raw)
 	for _, err := range []error{err1, err2, err3} {
 		if err != nil {
 			return list, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
@@ -61,7 +62,7 @@ func (r *run) spoken(ctx context.Context, list *libcni.NetworkConfigList) (strin
 		newer, err := version.GreaterThan(v, r.inv.Conf.CNIVersion)
 		return err != nil || newer
 	})
-	for _, program := range programsOf(list) {
+	for _, program := range chain.Programs(list) {
 		info, err := r.cni.GetVersionInfo(asking, program)
 		if err != nil && asking.Err() != nil {
 			return "", err

@@ -37,11 +37,13 @@ var may = map[string][]string{
 	"internal/killpoint": {},
 	"internal/multus":    {},
 	"internal/plan":      {"internal/cnierr"},
-	"internal/netconf":   {"internal/cnierr", "internal/plan"},
-	"internal/journal":   {"internal/cnierr", "internal/killpoint", "internal/plan"},
-	"internal/verify":    {"internal/cnierr", "internal/plan", "sriov"},
-	"internal/planner":   {"internal/cnierr", "internal/netconf", "internal/plan", "netattach", "podresources", "sriov"},
-	"internal/attach":    {"internal/cnierr", "internal/journal", "internal/killpoint", "internal/multus", "internal/netconf", "internal/plan", "internal/verify", "sriov"},
+	// What a record of libcni is worth attach and the agent's handover to Multus decide alike.
+	"internal/chain":   {"internal/cnierr"},
+	"internal/netconf": {"internal/cnierr", "internal/plan"},
+	"internal/journal": {"internal/cnierr", "internal/killpoint", "internal/plan"},
+	"internal/verify":  {"internal/cnierr", "internal/plan", "sriov"},
+	"internal/planner": {"internal/cnierr", "internal/netconf", "internal/plan", "netattach", "podresources", "sriov"},
+	"internal/attach":  {"internal/chain", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/multus", "internal/netconf", "internal/plan", "internal/verify", "sriov"},
 	// What is wrong with an object is decided once, for admission and for lint.
 	"internal/rules": {"internal/cnierr", "internal/netconf", "internal/plan", "internal/planner", "netattach", "podresources"},
 	// What admission gives a pod, kubectl manifold says of one that does not exist yet.
@@ -53,7 +55,7 @@ var may = map[string][]string{
 	"internal/logs":          {},
 	"internal/traces":        {"internal/plan"},
 	"internal/agent": {
-		"checkpoint", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/kube", "internal/logs", "internal/metrics", "internal/multus", "internal/netconf",
+		"checkpoint", "internal/chain", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/kube", "internal/logs", "internal/metrics", "internal/multus", "internal/netconf",
 		"internal/nodeview", "internal/plan", "internal/planner", "internal/reconcile", "internal/traces", "netattach", "podresources", "sriov",
 	},
 	"internal/reconcile": {"internal/cnierr", "internal/journal", "internal/plan", "internal/verify", "sriov", "sriov/inventory"},

@@ -128,6 +128,7 @@ func (n *node) record(dir string, p *pod, network, config string) {
 	n.t.Helper()
 	raw, err := json.Marshal(map[string]any{
 		"kind": libcni.CNICacheV1, "containerId": p.ID, "config": []byte(config), "ifName": "net9", "networkName": network, "netns": p.NetNS,
+		"result": map[string]string{"cniVersion": "1.0.0"},
 	})
 	n.must(err)
 	n.file(dir+"/results/"+network+"-"+p.ID+"-net9", string(raw))
@@ -243,7 +244,8 @@ func TestSwitchingBackKeepsWhatPodsAskedFor(t *testing.T) {
 }
 
 // TestSwitchingBackWithADamagedJournal: its sandbox is handed over from libcni's
-// records, of which one that could never be run is left out, and keeps no other back.
+// records, of which one that could never be run is left out, and keeps no other back. One
+// that no definition could be is run all the same.
 // Without records it gets no file: one of no delegates would tell Multus that nothing
 // is left of it.
 func TestSwitchingBackWithADamagedJournal(t *testing.T) {
@@ -265,6 +267,7 @@ func TestSwitchingBackWithADamagedJournal(t *testing.T) {
 	for i, config := range []string{`{`, `null`, `{"name":"x","cniVersion":"1.0.0"}`, `{"name":"x","type":".."}`} {
 		n.record("installed", bad, fmt.Sprintf("lost%d", i), config)
 	}
+	n.record("installed", bad, "odd", n.scripted(`,"name":"odd","args":"of its own"`))
 	out, err := n.install("uninstall", "--to-multus", n.path("multus"))
 	for _, want := range []string{
 		"journal is damaged, without the record of network ", `network "lost0", interface "net9" (`, `network "lost3", interface "net9" (`, ", " + bad.ID,
@@ -273,6 +276,9 @@ func TestSwitchingBackWithADamagedJournal(t *testing.T) {
 		if err != nil || !strings.Contains(out, want) {
 			t.Fatalf("uninstall: %v\n%s, want %q", err, out, want)
 		}
+	}
+	if raw, err := os.ReadFile(n.path("multus/" + bad.ID)); err != nil || !strings.Contains(string(raw), `"args":"of its own"`) {
+		t.Errorf("Multus is told %s, %v", raw, err)
 	}
 	if exists(n.path("multus/" + bare.ID)) {
 		t.Error("Multus is told that nothing is left of a sandbox of which nothing is known")
