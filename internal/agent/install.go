@@ -65,6 +65,10 @@ func (i *Installer) Install(ctx context.Context, out io.Writer) error {
 	if err := errors.Join(i.checkAgentConfig(), i.checkStateDir()); err != nil {
 		return err
 	}
+	agents, err := i.newAgentConfig() // before anything is replaced: it may be refused
+	if err != nil {
+		return err
+	}
 	from := i.From
 	if from == "" {
 		self, err := os.Executable()
@@ -81,9 +85,10 @@ func (i *Installer) Install(ctx context.Context, out io.Writer) error {
 	if err := i.installPrograms(from, out); err != nil {
 		return cnierr.New(op, cnierr.IO, "%w", err)
 	}
-	if err := i.installAgentConfig(out); err != nil {
-		return err
+	if err := i.writeAgentConfig(agents); err != nil {
+		return cnierr.New(op, cnierr.IO, "%w", err)
 	}
+	fmt.Fprintln(out, "installed", i.agentFile())
 	if err := writeConf(i.confFile(), conf); err != nil {
 		return cnierr.New(op, cnierr.IO, "%w", err)
 	}
@@ -185,10 +190,11 @@ func (i *Installer) checkAgentConfig() error {
 		WithFix("give --agent-config with apiServer, or --force")
 }
 
-// installAgentConfig writes the agent's configuration: the one given, else the one
-// in place. It says where the journals are, which the plugin's says too, and which file
-// that is: an agent would keep, and read, one of another name that is not there.
-func (i *Installer) installAgentConfig(out io.Writer) error {
+// newAgentConfig returns the agent's configuration as it will be: the one given, else
+// the one in place. It says where the journals are, which the plugin's says too, and
+// which file that is: an agent would keep, and read, one of another name that is not
+// there.
+func (i *Installer) newAgentConfig() ([]byte, error) {
 	const op = "install"
 	keys := map[string]json.RawMessage{}
 	file := i.AgentConfig
@@ -198,35 +204,31 @@ func (i *Installer) installAgentConfig(out io.Writer) error {
 	if file != "" {
 		raw, err := os.ReadFile(file)
 		if err != nil {
-			return cnierr.New(op, cnierr.IO, "%w", err)
+			return nil, cnierr.New(op, cnierr.IO, "%w", err)
 		}
 		if err := json.Unmarshal(raw, &keys); err != nil {
-			return cnierr.New(op, cnierr.InvalidConfig, "%s: %w", file, err)
+			return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: %w", file, err)
 		}
 		if keys == nil {
-			return cnierr.New(op, cnierr.InvalidConfig, "%s: it is no JSON object", file)
+			return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: it is no JSON object", file)
 		}
 	}
 	if i.Node != "" { // one file serves all nodes of a cluster
 		keys["node"] = quoted(i.Node)
 	}
 	if err := i.tell(keys, "cniDir", i.StateDir, "state-dir"); err != nil {
-		return err
+		return nil, err
 	}
 	if stringValue(keys["cniConfig"]) != none { // who wants none kept has none
 		if err := i.tell(keys, "cniConfig", i.confFile(), "cni-conf-dir and --cni-conf-name"); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	raw, err := json.MarshalIndent(keys, "", "  ")
 	if err != nil {
-		return cnierr.New(op, cnierr.InvalidConfig, "%s: %w", file, err)
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: %w", file, err)
 	}
-	if err := i.writeAgentConfig(append(raw, '\n')); err != nil {
-		return cnierr.New(op, cnierr.IO, "%w", err)
-	}
-	fmt.Fprintln(out, "installed", i.agentFile())
-	return nil
+	return append(raw, '\n'), nil
 }
 
 // tell sets a path of the plugin's in the keys of the agent's configuration, and refuses

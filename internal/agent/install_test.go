@@ -73,7 +73,7 @@ func (d *guarded) agentConfig() *Config {
 }
 
 // An agent keeps the file that is installed, or none: with another it would be ready
-// while nobody keeps that one.
+// while nobody keeps that one. What is refused replaces nothing.
 func TestAgentIsToldWhichFileToKeep(t *testing.T) {
 	d := newGuarded(t)
 	for given, want := range map[string]string{
@@ -89,7 +89,10 @@ func TestAgentIsToldWhichFileToKeep(t *testing.T) {
 		}
 	}
 	d.file("agent.json", `{"cniConfig": "/elsewhere/00-manifold.conflist"}`)
-	_, err := d.again(func(i *Installer) { i.AgentConfig = d.path("agent.json") })
+	out, err := d.again(func(i *Installer) { i.AgentConfig = d.path("agent.json") })
+	if out != "" {
+		t.Errorf("refused after it was printed:\n%s", out)
+	}
 	for _, part := range []string{"cniConfig", "/elsewhere/00-manifold.conflist", d.path("00-manifold.conflist"), "--cni-conf-name"} {
 		if err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is not in: %v", part, err)
