@@ -3,7 +3,9 @@ package sriov_test
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -61,6 +63,26 @@ func TestKernel(t *testing.T) {
 	}
 	cancel()
 	for range events { // until it is closed
+	}
+}
+
+// What no network device and no VF can have is refused before the kernel is asked.
+func TestKernelIsNotAskedForWhatCannotBe(t *testing.T) {
+	if !harness.Alone(t) {
+		return
+	}
+	var links sriov.Kernel
+	for p, to := range map[sriov.Property]sriov.VFState{
+		sriov.PropertyVLAN: {VLAN: 7, VLANProto: "802.1AD"}, sriov.PropertyLinkState: {LinkState: "up"},
+	} {
+		if err := links.SetVF("lo", 0, p, to); !errors.Is(err, fs.ErrInvalid) {
+			t.Errorf("%s of %+v: %v", p, to, err)
+		}
+	}
+	for _, name := range []string{"", "veth\x007", strings.Repeat("x", 15), strings.Repeat("x", 127), strings.Repeat("x", 128), strings.Repeat("x", 1<<17)} {
+		if _, err := links.Link(name); !errors.Is(err, sriov.ErrNoLink) {
+			t.Errorf("a name of %d bytes: %v", len(name), err)
+		}
 	}
 }
 

@@ -1,9 +1,11 @@
 package sriov
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"slices"
@@ -25,7 +27,8 @@ type Links interface {
 	// Link returns a network device. A name that is none wraps [ErrNoLink].
 	Link(name string) (*Link, error)
 	// SetVF sets one property of the VF at index of the PF whose network device is
-	// pf, to what it is in to.
+	// pf, to what it is in to. A word that VFState does not have is refused with
+	// [io/fs.ErrInvalid]; an empty one is 802.1q, or auto.
 	SetVF(pf string, index int, p Property, to VFState) error
 	// SetNetDev gives the named network device the name, alias, MTU and MAC of to, an
 	// InfiniBand one the GUID in that, and its settings where it has them.
@@ -39,7 +42,7 @@ type Links interface {
 // Link is a network device, and what it keeps for the VFs of its function.
 type Link struct {
 	NetDev
-	VFs map[int]VFState // by index; nil unless it is a PF's uplink
+	VFs map[int]VFState // by index; nil unless it is the uplink of a PF that has VFs
 }
 
 // NetDev is a network device in a network namespace.
@@ -90,6 +93,19 @@ const (
 // linkStates are the names of the kernel's IFLA_VF_LINK_STATE values, in order.
 var linkStates = []string{"auto", "enable", "disable"}
 
+// vlanProtos are the names of the protocols that a VF's VLAN can have.
+var vlanProtos = []string{"802.1q", "802.1ad"}
+
+// word returns the place of a property's word among those that it can have, the first
+// for none.
+func word(p Property, of []string, is string) (int, error) {
+	i := slices.Index(of, cmp.Or(is, of[0]))
+	if i < 0 {
+		return 0, fmt.Errorf("%s %s: want %s: %w", p, quote(is), strings.Join(of, " or "), fs.ErrInvalid)
+	}
+	return i, nil
+}
+
 // Kernel is the running kernel's network devices, in the network namespace of the
 // thread that calls; whoever calls from several is on a locked one.
 type Kernel struct{}
@@ -124,12 +140,16 @@ func ask(name string) (netlink.Link, []byte, error) {
 	if !validNetDev(name) { // too long, if it is one at all
 		kind = unix.IFLA_ALT_IFNAME
 	}
+	if !validAltName(name) {
+		return fail(ErrNoLink)
+	}
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(nl.RTEXT_FILTER_VF|skipStatistics)))
 	req.AddData(nl.NewRtAttr(kind, nl.ZeroTerminated(name)))
 	answers, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	if errors.Is(err, unix.ENODEV) {
+	// The latter is what a kernel says that has no alternative names.
+	if errors.Is(err, unix.ENODEV) || kind == unix.IFLA_ALT_IFNAME && errors.Is(err, unix.EINVAL) {
 		return fail(ErrNoLink)
 	}
 	if err != nil {
@@ -179,13 +199,12 @@ func (h Host) OfLink(name string) (string, error) {
 // VFWritten is [FS.VFWritten] for any name of the VF's network device, also an
 // alternative one, which sysfs does not have.
 func (h Host) VFWritten(text string) (*Function, error) {
-	const altNameSize = 128 // with the terminating NUL
 	f, err := h.FS.VFWritten(text)
-	if f != nil || err != nil || text == "" || len(text) >= altNameSize || strings.ContainsAny(text, "/:") {
+	if f != nil || err != nil || strings.ContainsAny(text, "/:") {
 		return f, err
 	}
 	link, err := h.links().Link(text)
-	if errors.Is(err, ErrNoLink) || errors.Is(err, unix.EINVAL) { // the latter of a kernel without such names
+	if errors.Is(err, ErrNoLink) {
 		return nil, nil
 	}
 	if err != nil {
@@ -202,17 +221,21 @@ func (Kernel) SetVF(pf string, index int, p Property, to VFState) error {
 	}
 	switch p {
 	case PropertyVLAN:
-		proto := unix.ETH_P_8021Q
-		if to.VLANProto == "802.1ad" {
-			proto = unix.ETH_P_8021AD
+		proto, err := word(p, vlanProtos, to.VLANProto)
+		if err != nil {
+			return err
 		}
-		return netlink.LinkSetVfVlanQosProto(link, index, to.VLAN, to.VLANQoS, proto)
+		return netlink.LinkSetVfVlanQosProto(link, index, to.VLAN, to.VLANQoS, []int{unix.ETH_P_8021Q, unix.ETH_P_8021AD}[proto])
 	case PropertySpoofChk:
 		return netlink.LinkSetVfSpoofchk(link, index, to.SpoofChk)
 	case PropertyTrust:
 		return netlink.LinkSetVfTrust(link, index, to.Trust)
 	case PropertyLinkState:
-		return netlink.LinkSetVfState(link, index, uint32(max(0, slices.Index(linkStates, to.LinkState))))
+		state, err := word(p, linkStates, to.LinkState)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetVfState(link, index, uint32(state))
 	case PropertyRate:
 		return netlink.LinkSetVfRate(link, index, to.MinTxRate, to.MaxTxRate)
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // ErrNotPCI is wrapped by the errors of methods that look for the PCI function
@@ -88,7 +89,7 @@ func (s FS) parent(addr string) (pf string, index int, err error) {
 //
 //   - p0, or p0s1 for a split port, is an uplink;
 //   - a device without a name is the uplink of a driver that names no ports;
-//   - pf0vf3, c1pf0sf88 and the like are representors, never chosen;
+//   - pf0vf3, c1pf0sf88, p0pf0vf3 and the like are representors, never chosen;
 //   - any other name, such as the bare VF number that older kernels gave to
 //     representors, is chosen only where nothing better stands.
 //
@@ -131,7 +132,10 @@ func (s FS) ports(addr string) ([]port, error) {
 	}
 	var out []port
 	for _, name := range names {
-		p := readPort(filepath.Join(n.dir, "net", name))
+		p, err := readPort(filepath.Join(n.dir, "net", name))
+		if err != nil {
+			return nil, err
+		}
 		if p.kind != portRepresentor {
 			out = append(out, p)
 		}
@@ -158,32 +162,36 @@ func (p port) compare(q port) int {
 	return cmp.Or(cmp.Compare(p.kind, q.kind), cmp.Compare(p.devPort, q.devPort), cmp.Compare(p.devID, q.devID))
 }
 
-// readPort reads what tells ports apart. A driver without port names answers
-// EOPNOTSUPP, so an unreadable attribute is an absent one.
-func readPort(dir string) port {
-	attr := func(name string) string {
-		v, err := readAttr(filepath.Join(dir, name))
-		if err != nil {
-			return ""
-		}
-		return v
-	}
+// readPort reads what tells ports apart. One that went meanwhile is an error: what
+// cannot be read of it says nothing, and a representor would pass for an uplink.
+func readPort(dir string) (port, error) {
 	number := func(name string) int {
-		i, err := strconv.ParseInt(attr(name), 0, 32) // dev_id is hexadecimal with 0x
+		text, err := readAttr(filepath.Join(dir, name))
+		if err != nil {
+			return 0
+		}
+		i, err := strconv.ParseInt(text, 0, 32) // dev_id is hexadecimal with 0x
 		if err != nil {
 			return 0
 		}
 		return int(i)
 	}
-	return port{
-		name: filepath.Base(dir), kind: portKind(attr("phys_port_name")),
-		devPort: number("dev_port"), devID: number("dev_id"),
+	p := port{name: filepath.Base(dir), devPort: number("dev_port"), devID: number("dev_id")}
+	name, err := readAttr(filepath.Join(dir, "phys_port_name"))
+	switch {
+	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EOPNOTSUPP): // the latter two where its driver names no ports
+		p.kind = portKind(name)
+	default:
+		p.kind = portOther
 	}
+	_, err = os.Stat(dir)
+	return p, err
 }
 
 // portKind classifies a phys_port_name. The grammar is devlink's: p0 and p0s1 are
 // physical ports; pf0, pf0vf3, pf0sf88, each with an optional controller c1 in
-// front, are the host side of PCI ports. BlueField calls its host PF pf0hpf.
+// front, are the host side of PCI ports. BlueField calls its host PF pf0hpf, and sfc
+// has the physical port in front, p0pf0vf3.
 func portKind(name string) int {
 	if name == "" {
 		return portUnnamed
@@ -191,6 +199,9 @@ func portKind(name string) int {
 	if rest, ok := cutPart(name, "p"); ok {
 		if rest == "" {
 			return portPhysical
+		}
+		if _, ok := cutPart(rest, "pf"); ok {
+			return portRepresentor
 		}
 		if rest, ok = cutPart(rest, "s"); ok && rest == "" {
 			return portPhysical
@@ -348,6 +359,13 @@ func (s FS) pciAncestor(dir string) (string, error) {
 		}
 	}
 	return "", ErrNotPCI
+}
+
+// validAltName reports whether a network device can have name, as its own or an
+// alternative one: 1 to 127 bytes and no NUL.
+func validAltName(name string) bool {
+	const altNameSize = 128 // with the terminating NUL
+	return name != "" && len(name) < altNameSize && !strings.Contains(name, "\x00")
 }
 
 // validNetDev reports whether the kernel would accept name for a network device:

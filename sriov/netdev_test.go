@@ -67,10 +67,11 @@ func TestUplink(t *testing.T) {
 		{"the only one, unnamed", devs{{Name: "a"}}, "a", nil},
 		{"the only one, named", devs{{Name: "a", PhysPortName: "p1"}}, "a", nil},
 		{"only representors", devs{{Name: "a", PhysPortName: "pf0vf0"}, {Name: "b", PhysPortName: "c1pf0vf0"}}, "", fs.ErrNotExist},
+		{"only representors that name the physical port", devs{{Name: "a", PhysPortName: "p0pf0vf0"}}, "", fs.ErrNotExist},
 		{"split port", devs{{Name: "a", PhysPortName: "pf0vf0"}, {Name: "b", PhysPortName: "p0s1"}}, "b", nil},
 		{"representors of every kind", devs{
 			{Name: "a", PhysPortName: "pf0"}, {Name: "b", PhysPortName: "pf0vf10"}, {Name: "c", PhysPortName: "c1pf0sf88"},
-			{Name: "d", PhysPortName: "pf0hpf"}, {Name: "e", PhysPortName: "c1pf0vf2"}, {Name: "f", PhysPortName: "p0"},
+			{Name: "d", PhysPortName: "pf0hpf"}, {Name: "e", PhysPortName: "c1pf0vf2"}, {Name: "f", PhysPortName: "p0"}, {Name: "g", PhysPortName: "p0pf0vf2"},
 		}, "f", nil},
 		{"unnamed uplink beside bare VF numbers", devs{{Name: "a", PhysPortName: "0"}, {Name: "b"}, {Name: "c", PhysPortName: "1"}}, "b", nil},
 		{"named uplink beside an unnamed device", devs{{Name: "a"}, {Name: "b", PhysPortName: "p0"}}, "b", nil},
@@ -95,6 +96,31 @@ func TestUplink(t *testing.T) {
 				t.Errorf("%v: passes for an absent device", err)
 			}
 		})
+	}
+}
+
+// A network device that goes while it is looked at cannot be told from an uplink, nor can
+// one whose port name is not to be read.
+func TestUplinkAmongWhatCannotBeRead(t *testing.T) {
+	const pf = "0000:08:00.0"
+	tree := build(t, (*sriovtest.Tree).AddSwitchdev)
+	net := filepath.Join(tree.Root(), "sys/bus/pci/devices", pf, "net")
+	if err := os.Symlink("gone", filepath.Join(net, "ghost")); err != nil {
+		t.Fatal(err)
+	}
+	if name, err := tree.FS().Uplink(pf); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("beside one that is gone: %q, %v", name, err)
+	}
+	if err := errors.Join(os.Remove(filepath.Join(net, "ghost")), os.WriteFile(filepath.Join(net, "enp8s0f0_0/phys_port_name"), make([]byte, 1<<20), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if name, err := tree.FS().Uplink(pf); name != "enp8s0f0np0" || err != nil {
+		t.Errorf("beside one with an endless name: %q, %v", name, err)
+	}
+	tree.RemoveNetDev("enp8s0f0np0")
+	tree.AddNetDev(pf, sriovtest.NetDev{Name: "enp8s0f0"}) // of a driver that names no ports
+	if name, err := tree.FS().Uplink(pf); name != "enp8s0f0" || err != nil {
+		t.Errorf("without port names, beside one with an endless name: %q, %v", name, err)
 	}
 }
 

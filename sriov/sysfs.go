@@ -15,8 +15,8 @@ import (
 
 // FS is a sysfs tree. The zero value is the running kernel's.
 type FS struct {
-	// Root is the directory that holds sys; empty means "/". An agent in a
-	// container that mounts the host's root at /host says "/host".
+	// Root is the absolute path of the directory that holds sys; empty means "/". An
+	// agent in a container that mounts the host's root at /host says "/host".
 	Root string
 }
 
