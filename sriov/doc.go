@@ -4,7 +4,8 @@
 // Start with [FS.Function]: given the PCI address of a device it says whether it
 // is a physical function (PF) or a VF, of which PF and at which index, to which
 // driver and IOMMU group it is bound, on which NUMA node it sits, and which
-// network devices stand on it. [FS.PFNetDev] finds the network device of a VF's
+// network devices stand on it; [FS.FunctionNamed] takes a device plugin's ID, which may
+// be a network device's name instead. [FS.PFNetDev] finds the network device of a VF's
 // PF, which is where the kernel keeps the VF's VLAN, MAC, trust and rates;
 // [FS.OfNetDev] goes the other way, from a network device's name to its PCI
 // function; [FS.Auxiliary] resolves subfunctions; [FS.VFIONode] finds the device node
@@ -57,6 +58,22 @@
 // the namespace that it was mounted in, so a VF whose network device was moved to
 // a pod has none in the host's sysfs. Absence of a network device is therefore
 // never evidence that a device is free.
+//
+// # Errors
+//
+// That something is not there (any more) satisfies errors.Is(err, [io/fs.ErrNotExist]);
+// of a network device that netlink is asked for it is [ErrNoLink]. [ErrAddress] is a string
+// that is no PCI address, [ErrNotVF] a function that is no VF, [ErrNotPCI] a network device
+// that stands on none, [ErrOmitted] a VF of which its PF says nothing now, [ErrReplaced] one
+// that was made anew. [ResetError] has what could not be made as it was, [NodeError] what
+// stands where a device node should be.
+//
+// # Who may, and from where
+//
+// Everybody may read. To set something takes CAP_NET_ADMIN in the network namespace that
+// has the network device. [FS] and [Host] have no state and may be used by several at
+// once; but [Kernel] asks in the network namespace of its thread, and two must not reset
+// one VF.
 //
 // # What netlink is asked
 //

@@ -51,7 +51,7 @@ func Example() {
 		return
 	}
 	// Whoever has it sets what it needs.
-	if err := host.Links.SetVF(pf, index, sriov.PropertyTrust, sriov.VFState{Trust: true}); err != nil {
+	if err := host.SetVF(pf, index, sriov.PropertyTrust, sriov.VFState{Trust: true}); err != nil {
 		fmt.Println(err)
 		return
 	}
@@ -90,6 +90,52 @@ func ExampleFS_Function() {
 	// Output:
 	// VF 1 of 0000:41:00.0 on NUMA node 1 is [enp65s16f2]
 	// unplugged: true
+}
+
+// Some device plugins call a VF by its network device.
+func ExampleFS_FunctionNamed() {
+	sys, remove := exampleTree((*sriovtest.Tree).AddIGB)
+	defer remove()
+
+	for _, id := range []string{"0000:21:10.4", "enp33s16f4", "enp33s0"} {
+		f, err := sys.FunctionNamed(id)
+		if err != nil {
+			fmt.Println(id, "is no VF:", errors.Is(err, sriov.ErrNotVF))
+			continue
+		}
+		fmt.Println(id, "is", f.Address)
+	}
+	// Output:
+	// 0000:21:10.4 is 0000:21:10.4
+	// enp33s16f4 is 0000:21:10.4
+	// enp33s0 is no VF: true
+}
+
+// A VF without a network device can be of use, or have it in another network namespace.
+func ExampleFS_NeedsNetDev() {
+	sys, remove := exampleTree((*sriovtest.Tree).AddICE)
+	defer remove()
+
+	for _, addr := range []string{"0000:18:01.1", "0000:18:01.2", "0000:18:01.3"} {
+		f, err := sys.Function(addr)
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		needed, err := sys.NeedsNetDev(addr)
+		fmt.Printf("%s driver %q has %d network devices, needs one: %t %v\n", addr, f.Driver, len(f.NetDevs), needed, err)
+	}
+	// Output:
+	// 0000:18:01.1 driver "vfio-pci" has 0 network devices, needs one: false <nil>
+	// 0000:18:01.2 driver "" has 0 network devices, needs one: true <nil>
+	// 0000:18:01.3 driver "iavf" has 0 network devices, needs one: true <nil>
+}
+
+// An InfiniBand network device has a GUID in its address, and what its driver put before.
+func ExampleSameMAC() {
+	const before, after = "00:00:10:2a:fe:80:00:00:00:00:00:00:b8:59:9f:03:00:a4:3e:7c", "00:00:11:07:fe:80:00:00:00:00:00:00:b8:59:9f:03:00:a4:3e:7c"
+	fmt.Println(sriov.SameMAC(before, after), sriov.SameMAC("02:00:00:00:00:01", "02:00:00:00:00:02"))
+	// Output: true false
 }
 
 // A VF that a program drives has no network device, but a device node.
@@ -189,7 +235,7 @@ func ExampleSnapshot_Neutral() {
 	host, remove := exampleHost((*sriovtest.Tree).AddIGB)
 	defer remove()
 
-	if err := host.Links.SetVF("enp33s0", 2, sriov.PropertyVLAN, sriov.VFState{VLAN: 77, VLANProto: "802.1q"}); err != nil {
+	if err := host.SetVF("enp33s0", 2, sriov.PropertyVLAN, sriov.VFState{VLAN: 77, VLANProto: "802.1q"}); err != nil {
 		fmt.Println(err)
 		return
 	}
@@ -258,7 +304,7 @@ func ExampleHost_Reset() {
 		return
 	}
 	used := sriov.VFState{VLAN: 100, VLANQoS: 3, VLANProto: "802.1q"}
-	if err := host.Links.SetVF(before.PF, before.VFIndex, sriov.PropertyVLAN, used); err != nil {
+	if err := host.SetVF(before.PF, before.VFIndex, sriov.PropertyVLAN, used); err != nil {
 		fmt.Println(err)
 		return
 	}

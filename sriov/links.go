@@ -171,6 +171,11 @@ func find(name string) (netlink.Link, error) {
 	return link, err
 }
 
+// SetVF sets one property of a VF, see [Links].
+func (h Host) SetVF(pf string, index int, p Property, to VFState) error {
+	return h.links().SetVF(pf, index, p, to)
+}
+
 // netDevOf reads a network device; body is the message that link was read of.
 func netDevOf(link netlink.Link, body []byte) (NetDev, error) {
 	a := link.Attrs()

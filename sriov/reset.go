@@ -105,7 +105,7 @@ func (h Host) resetVF(to, now *Snapshot) error {
 
 // setVF sets one property of the VF that stands as in now.
 func (h Host) setVF(now *Snapshot, p Property, to VFState) error {
-	if err := h.links().SetVF(now.PF, now.VFIndex, p, to); err != nil {
+	if err := h.SetVF(now.PF, now.VFIndex, p, to); err != nil {
 		return fmt.Errorf("%s of VF %d on %s: %w", p, now.VFIndex, now.PF, err)
 	}
 	return nil
