@@ -93,6 +93,11 @@ func serveConn(ctx context.Context, conn *net.UnixConn, p Planner) {
 	}
 }
 
+// watchAfter is how long a question may take before its caller is watched. As a rule it
+// is answered from memory by then, in less time than the watching goroutine takes to
+// start and to be ended.
+const watchAfter = 20 * time.Millisecond
+
 // answerTo does what a caller asks. A question ends with its caller: the plan of one
 // that was given up serves nobody, and its refusal may be of a pod that runs meanwhile.
 // What a caller tells is taken also when it is gone, killed for example.
@@ -103,14 +108,17 @@ func answerTo(ctx context.Context, conn net.Conn, in call, p Planner) answer {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	watched := make(chan struct{})
-	go func() {
+	watch := time.AfterFunc(watchAfter, func() {
 		defer close(watched)
 		// Nothing follows a call, so that this ends with the connection.
 		if n, _ := conn.Read(make([]byte, 1)); n == 0 {
 			cancel()
 		}
-	}()
+	})
 	out := dispatch(ctx, in, p)
+	if watch.Stop() {
+		return out
+	}
 	conn.SetReadDeadline(time.Unix(1, 0))
 	<-watched
 	return out

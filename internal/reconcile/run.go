@@ -23,6 +23,11 @@ const (
 	most = 10 * time.Second
 )
 
+// pause is for how long the journals' directory is not watched once it has told of a
+// change. A pod's ADD changes it a dozen times; each would wake the agent, on a
+// processor that the ADD could have.
+const pause = rest / 4
+
 // ReasonRepaired is told of what was repaired; for the kinds see [Reason].
 const ReasonRepaired = "VFRepaired"
 
@@ -76,7 +81,7 @@ func (r *Reconciler) listen(ctx context.Context, scan func() (seen bool)) error 
 	defer files.Close()
 	w := watched(append([]string{r.Journal.Path, filepath.Join(r.Journal.Path, journal.QuarantineDir)}, r.Watch...))
 	w.add(files)
-	alarm := alarm{timer: time.NewTimer(0)}
+	alarm, unwatched := alarm{timer: time.NewTimer(0)}, make(<-chan time.Time)
 	for {
 		select {
 		case <-ctx.Done():
@@ -89,7 +94,13 @@ func (r *Reconciler) listen(ctx context.Context, scan func() (seen bool)) error 
 		case e := <-files.Events:
 			if w.concerns(files, e) {
 				alarm.set()
+				if filepath.Dir(e.Name) == filepath.Clean(r.Journal.Path) && files.Remove(r.Journal.Path) == nil {
+					unwatched = time.After(pause)
+				}
 			}
+		case <-unwatched:
+			w.add(files)
+			alarm.set() // for what has changed meanwhile
 		case <-files.Errors: // events were lost
 			w.add(files)
 			alarm.set()

@@ -79,6 +79,13 @@ func TestRunScansWhenSomethingChanges(t *testing.T) {
 	n.allocate()
 	n.must(os.WriteFile(filepath.Join(kubelet, "checkpoint"), nil, 0o600))
 	n.hears(c, "VFLeftover")
+	for _, id := range []string{"second", "third"} { // heard of behind the pause as well
+		key = n.sandbox(id, false)
+		n.hears(c, "VFStranded")
+		entry, err = n.Journal.Open(key)
+		n.must(err)
+		n.must(entry.Close())
+	}
 }
 
 // deaf are links whose events cannot be had at first, and then end at once.
