@@ -79,8 +79,9 @@
 //
 // [Kernel] asks for one network device at a time, with its VFs and without their
 // statistics: one question, one answer. It makes no dump, which the kernel interrupts
-// when devices come and go meanwhile, and it reads the answer itself where the netlink
-// library is wrong about VFs. Changes are heard and never polled for.
+// when devices come and go meanwhile, but for a PF whose answer the kernel finds too long
+// otherwise; and it reads the answer itself where the netlink library is wrong about VFs.
+// Changes are heard and never polled for.
 //
 // The package needs the standard library and a netlink library, and is small enough
 // to be linked into a CNI plugin. Package [github.com/manifold-cni/manifold/sriov/inventory]

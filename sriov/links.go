@@ -13,7 +13,6 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -112,7 +111,7 @@ type Kernel struct{}
 
 // Link implements [Links].
 func (Kernel) Link(name string) (*Link, error) {
-	link, body, err := ask(name)
+	link, body, err := firstThatFits(name, alone, listed)
 	if err != nil {
 		return nil, err
 	}
@@ -124,51 +123,6 @@ func (Kernel) Link(name string) (*Link, error) {
 		return nil, fmt.Errorf("VFs of network device %s: %w", name, err)
 	}
 	return out, nil
-}
-
-// skipStatistics keeps the kernel from adding each VF's statistics, which make the
-// answer of a PF several times as long; the netlink library does not have it.
-const skipStatistics = 1 << 3 // RTEXT_FILTER_SKIP_STATS of the kernel's linux/rtnetlink.h
-
-// ask asks for one network device and its VFs. It is one question with one answer
-// and no dump, which a change would interrupt.
-func ask(name string) (netlink.Link, []byte, error) {
-	fail := func(err error) (netlink.Link, []byte, error) {
-		return nil, nil, fmt.Errorf("network device %s: %w", quote(name), err)
-	}
-	kind := unix.IFLA_IFNAME
-	if !validNetDev(name) { // too long, if it is one at all
-		kind = unix.IFLA_ALT_IFNAME
-	}
-	if !validAltName(name) {
-		return fail(ErrNoLink)
-	}
-	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK)
-	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(nl.RTEXT_FILTER_VF|skipStatistics)))
-	req.AddData(nl.NewRtAttr(kind, nl.ZeroTerminated(name)))
-	answers, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	// The latter is what a kernel says that has no alternative names.
-	if errors.Is(err, unix.ENODEV) || kind == unix.IFLA_ALT_IFNAME && errors.Is(err, unix.EINVAL) {
-		return fail(ErrNoLink)
-	}
-	if err != nil {
-		return fail(err)
-	}
-	if len(answers) != 1 {
-		return fail(fmt.Errorf("%d answers about one network device", len(answers)))
-	}
-	link, err := netlink.LinkDeserialize(nil, answers[0])
-	if err != nil {
-		return fail(err)
-	}
-	return link, answers[0], nil
-}
-
-// find is ask for whoever needs the network device alone.
-func find(name string) (netlink.Link, error) {
-	link, _, err := ask(name)
-	return link, err
 }
 
 // SetVF sets one property of a VF, see [Links].
@@ -220,7 +174,7 @@ func (h Host) VFWritten(text string) (*Function, error) {
 
 // SetVF implements [Links].
 func (Kernel) SetVF(pf string, index int, p Property, to VFState) error {
-	link, err := find(pf)
+	link, _, err := ask(pf, 0)
 	if err != nil {
 		return err
 	}
@@ -283,7 +237,7 @@ func setMAC(link netlink.Link, mac net.HardwareAddr) error {
 // SetNetDev implements [Links]. A device that is up is down meanwhile, since the
 // kernel renames no other.
 func (Kernel) SetNetDev(name string, to NetDev) error {
-	link, body, err := ask(name)
+	link, body, err := ask(name, 0)
 	if err != nil {
 		return err
 	}

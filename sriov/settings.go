@@ -161,7 +161,7 @@ func setFlags(link netlink.Link, flags uint32) error {
 
 // dropXDP takes the programs off a network device that are not among keep.
 func dropXDP(link netlink.Link, keep []uint32) error {
-	_, body, err := ask(link.Attrs().Name)
+	_, body, err := ask(link.Attrs().Name, 0)
 	if err != nil {
 		return err
 	}
