@@ -190,6 +190,20 @@ func TestInfiniBandVFHasNoMAC(t *testing.T) {
 	}
 }
 
+// An InfiniBand VF whose link is down, as it is made, is as one that nobody uses.
+func TestNeutralInfiniBandVF(t *testing.T) {
+	_, host := infiniband(t)
+	for _, state := range []string{"auto", "disable"} {
+		if err := host.SetVF(ibUplink, 1, sriov.PropertyLinkState, sriov.VFState{LinkState: state}); err != nil {
+			t.Fatal(err)
+		}
+		now := must(host.Snapshot(ibVFIO))(t)
+		if left := now.Neutral().Compare(now); len(left) > 0 {
+			t.Errorf("link state %s: %v", state, left)
+		}
+	}
+}
+
 // The network device gets back the GUID that a pod took from it, and keeps what its
 // driver made before that anew meanwhile. One that the PF gives it is left to it.
 func TestResetOfAnInfiniBandNetDev(t *testing.T) {

@@ -219,13 +219,17 @@ func (h Host) addNetDevs(s *Snapshot, names []string) error {
 
 // Neutral returns the snapshot as it would be of a VF that nobody uses: the PF
 // keeps no VLAN and no rates for it, and leaves it its link state. MAC, GUIDs, spoof
-// check and trust stay, since an administrator may have set them for all VFs.
+// check and trust stay, since an administrator may have set them for all VFs; so does the
+// link state of an InfiniBand VF, whose link is down until somebody sets it.
 func (s *Snapshot) Neutral() *Snapshot {
 	out := *s
 	if s.VF != nil {
 		out.VF = &VFState{
 			MAC: s.VF.MAC, SpoofChk: s.VF.SpoofChk, Trust: s.VF.Trust, VLANProto: s.VF.VLANProto, LinkState: linkStates[0],
 			NodeGUID: s.VF.NodeGUID, PortGUID: s.VF.PortGUID,
+		}
+		if s.VF.MAC == "" {
+			out.VF.LinkState = s.VF.LinkState
 		}
 	}
 	return &out
