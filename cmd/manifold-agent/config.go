@@ -7,7 +7,7 @@ import (
 	"io"
 	"os"
 
-	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/configfile"
 )
 
 const configUsage = `usage: manifold-agent config convert [--agent-config FILE] FILE
@@ -32,8 +32,8 @@ func config(args []string, stdout, stderr io.Writer) error {
 	}
 	if args[0] == "validate" {
 		return errors.Join(
-			validate(flags.Arg(0), agent.ValidateConfig, stdout),
-			validate(*agentFile, agent.ValidateAgentConfig, stdout))
+			validate(flags.Arg(0), configfile.ValidatePlugin, stdout),
+			validate(*agentFile, configfile.ValidateAgent, stdout))
 	}
 	raw, err := os.ReadFile(flags.Arg(0))
 	if err != nil {
@@ -44,7 +44,7 @@ func config(args []string, stdout, stderr io.Writer) error {
 
 // convert prints the plugin's configuration, and on stderr what was changed.
 func convert(raw []byte, agentFile string, stdout, stderr io.Writer) error {
-	c, err := agent.Convert(raw)
+	c, err := configfile.Convert(raw)
 	if err != nil {
 		return err
 	}
@@ -63,7 +63,7 @@ func convert(raw []byte, agentFile string, stdout, stderr io.Writer) error {
 
 // validate prints what is wrong in a file, one line each, and fails unless all of it
 // is harmless. An empty path is no file.
-func validate(path string, look func([]byte) []agent.Finding, stdout io.Writer) error {
+func validate(path string, look func([]byte) []configfile.Finding, stdout io.Writer) error {
 	if path == "" {
 		return nil
 	}

@@ -10,7 +10,7 @@
 //	manifold-agent config     converts and validates configuration files
 //
 // Each has -h. The sources that plans are made from stand in a configuration
-// file, see agent.Config.
+// file, see configfile.Agent.
 package main
 
 import (
@@ -33,7 +33,9 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/inspect"
+	"github.com/manifold-cni/manifold/internal/install"
 	"github.com/manifold-cni/manifold/internal/logs"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
@@ -84,7 +86,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		if err := flags.Parse(args[1:]); err != nil {
 			return flag.ErrHelp
 		}
-		conf, err := agent.ReadConfig(*path)
+		conf, err := configfile.ReadAgent(*path)
 		if err != nil {
 			return err
 		}
@@ -115,7 +117,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		if err := flags.Parse(args[1:]); err != nil {
 			return flag.ErrHelp
 		}
-		return agent.Await(ctx, *daemonSet, stdout)
+		return install.Await(ctx, *daemonSet, stdout)
 	case "config":
 		return config(args[1:], stdout, stderr)
 	case "version":
@@ -128,7 +130,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 
 // planOnce is the way without an agent: the calls of one run of the plugin, from
 // stdin.
-func planOnce(ctx context.Context, conf *agent.Config, stdin io.Reader, stdout, stderr io.Writer) (err error) {
+func planOnce(ctx context.Context, conf *configfile.Agent, stdin io.Reader, stdout, stderr io.Writer) (err error) {
 	log := logs.New(stderr, logs.Text, slog.LevelWarn)
 	a, err := agent.Assemble(conf, true, log)
 	if err != nil {
@@ -142,7 +144,7 @@ func planOnce(ctx context.Context, conf *agent.Config, stdin io.Reader, stdout, 
 
 // serve answers on the socket until ctx ends, then finishes what is under way.
 // path is the configuration's file.
-func serve(ctx context.Context, conf *agent.Config, path string, stderr io.Writer) (err error) {
+func serve(ctx context.Context, conf *configfile.Agent, path string, stderr io.Writer) (err error) {
 	// It is on every node: a heap that is collected earlier is worth the time.
 	debug.SetGCPercent(50)
 	log := logs.New(stderr, conf.LogFormat, slog.LevelInfo)
@@ -153,6 +155,10 @@ func serve(ctx context.Context, conf *agent.Config, path string, stderr io.Write
 		return err
 	}
 	defer func() { err = errors.Join(err, a.Close()) }()
+	if conf.CNIConfig != "" {
+		guard := install.NewGuard(conf.CNIConfig, a.NodeEvents(log), log)
+		a.Also("CNI configuration", guard.Run, guard.Ready)
+	}
 	if err := a.Trace(ctx, conf, log); err != nil {
 		return err
 	}
@@ -187,7 +193,7 @@ func serve(ctx context.Context, conf *agent.Config, path string, stderr io.Write
 // serveHTTP answers on the configured address until ctx ends. An address that
 // cannot be listened on is an error at once; later failures are logged, since
 // pods need no metrics.
-func serveHTTP(ctx context.Context, conf *agent.Config, a *agent.Assembly, running *sync.WaitGroup, log *slog.Logger) error {
+func serveHTTP(ctx context.Context, conf *configfile.Agent, a *agent.Assembly, running *sync.WaitGroup, log *slog.Logger) error {
 	if conf.Listen == "" {
 		return nil
 	}
@@ -206,7 +212,7 @@ func serveHTTP(ctx context.Context, conf *agent.Config, a *agent.Assembly, runni
 }
 
 // serveView answers people's questions on the configured address until ctx ends.
-func serveView(ctx context.Context, conf *agent.Config, path string, a *agent.Assembly, i plan.Inspector, running *sync.WaitGroup, log *slog.Logger) error {
+func serveView(ctx context.Context, conf *configfile.Agent, path string, a *agent.Assembly, i plan.Inspector, running *sync.WaitGroup, log *slog.Logger) error {
 	if conf.View == "" {
 		return nil
 	}
@@ -229,7 +235,7 @@ func serveView(ctx context.Context, conf *agent.Config, path string, a *agent.As
 
 // reconcileOnce prints what is wrong with the node's VFs, a line of JSON each.
 func reconcileOnce(ctx context.Context, config string, repair bool, accept string, stdout io.Writer) error {
-	conf, err := agent.ReadConfig(config)
+	conf, err := configfile.ReadAgent(config)
 	if err != nil {
 		return err
 	}
@@ -247,8 +253,8 @@ func reconcileOnce(ctx context.Context, config string, repair bool, accept strin
 }
 
 // installFlags binds the flags of install and uninstall.
-func installFlags(flags *flag.FlagSet) *agent.Installer {
-	i := &agent.Installer{}
+func installFlags(flags *flag.FlagSet) *install.Installer {
+	i := &install.Installer{}
 	flags.StringVar(&i.From, "from", "", "`directory` of the programs to install; by default that of this program")
 	flags.StringVar(&i.BinDir, "cni-bin-dir", "/opt/cni/bin", "`directory` that the runtime takes CNI plugins from")
 	flags.StringVar(&i.ConfDir, "cni-conf-dir", "/etc/cni/net.d", "`directory` that the runtime takes its CNI configuration from")

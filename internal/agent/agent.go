@@ -1,16 +1,16 @@
 // Package agent is the node's source of plans: it gathers what planning needs,
 // plans, and publishes what became of a plan.
 //
-// An [Agent] is put together from sources by [New]; it serves as plan.Planner
-// behind the unix socket (serve mode), for one call (plan mode), or in process.
-// It runs no delegate and changes nothing on the node.
+// [Assemble] connects the sources that a configuration names, and [New] makes an
+// [Agent] of them; it serves as plan.Planner behind the unix socket (serve mode), for
+// one call (plan mode), or in process. It runs no delegate, and changes nothing on the
+// node but VFs, where package reconcile is told to repair them.
 package agent
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -296,30 +296,6 @@ func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (json.RawMessage
 		source = a.src.Definitions
 	}
 	return configOf(ctx, source, q.Namespace, q.Name)
-}
-
-// configOf returns the configuration in the definition that is the cluster default
-// network, nil for one that leaves it to a file.
-func configOf(ctx context.Context, source kube.Definitions, namespace, name string) (json.RawMessage, error) {
-	def, err := source.Definition(ctx, namespace, name)
-	kind, fix := cnierr.NotReady, "the default network's plugin has not written its configuration yet, or clusterNetwork is wrong"
-	var config json.RawMessage
-	switch {
-	case errors.Is(err, kube.ErrInvalid) && !errors.Is(err, kube.ErrName):
-		kind, fix = cnierr.InvalidDefinition, "correct the definition"
-	case err != nil:
-		err = fmt.Errorf("the cluster default network is no definition: %w", err)
-	default:
-		config = json.RawMessage(strings.TrimSpace(def.Spec.Config))
-		if len(config) > 0 && !json.Valid(config) { // nor could it be sent
-			kind, fix, err = cnierr.InvalidDefinition, "correct the definition's spec.config", errors.New("spec.config is no JSON")
-		}
-	}
-	if err != nil {
-		return nil, cnierr.New("find cluster default network", kind, "%w", err).
-			About(cnierr.Subject{Network: planner.Ref{Namespace: namespace, Name: name}.String()}).WithFix("%s", fix)
-	}
-	return config, nil
 }
 
 // laterTime bounds publishing network-status where nobody waits for it.

@@ -1,118 +1,83 @@
 package agent
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"path/filepath"
-	"time"
+	"os"
+	"strings"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/kube"
-	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/planner"
 )
 
-// While an installation waits for the cluster default network, waitPause is the time
-// between two looks at the disk, askPause that between two questions to the API server:
-// all nodes of a new cluster wait at the same time. One that accepts a question and never
-// answers has askTime, while the disk is not looked at either.
-const (
-	waitPause = 500 * time.Millisecond
-	askPause  = 10 * time.Second
-	askTime   = 10 * time.Second
-)
-
-// awaitConfig returns the configuration that the runtime is to read. Until Wait is over
-// it is asked for again while the cluster default network is not there: on a new node
-// its plugin may come later, and with a configuration that appears before it a runtime
-// would take the node for ready.
-func (i *Installer) awaitConfig(ctx context.Context, out io.Writer) ([]byte, error) {
-	definition, done := i.definition(ctx)
-	defer done()
-	for end, said := time.Now().Add(i.Wait), false; ; said = true {
-		conf, err := i.pluginConfig()
-		if err == nil {
-			err = i.checkDefault(conf, definition)
-			if i.Wait == 0 && cnierr.Is(err, cnierr.NotReady) { // whoever names it knows
-				err = nil
-			}
-		}
-		if !cnierr.Is(err, cnierr.NotReady) || !time.Now().Before(end) {
-			return conf, err
-		}
-		if !said {
-			fmt.Fprintln(out, "waiting:", err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil, cnierr.New("install", cnierr.NotReady, "ended while it waited: %w", err)
-		case <-time.After(waitPause):
-		}
-	}
-}
-
-// checkDefault returns why the cluster default network that a configuration names would
-// refuse every pod, or that it is not there. The one in place is not looked for again:
-// an upgrade waits for nothing.
-func (i *Installer) checkDefault(raw []byte, definition netconf.Definition) error {
-	conf, _, err := pluginConf(i.confFile(), raw)
-	if err != nil {
-		return err
-	}
-	if had := i.inPlace(); had.Type != "" && had.ClusterNetwork == conf.ClusterNetwork {
-		return nil
-	}
-	if filepath.Clean(conf.ClusterNetwork) == i.confFile() {
-		return cnierr.New("find cluster default network", cnierr.InvalidConfig, "%s is Manifold's own configuration", conf.ClusterNetwork).
-			WithFix("name another network")
-	}
-	network, err := conf.ClusterDefault(definition)
-	if err != nil {
-		return err
-	}
-	return (*planner.Parsed)(nil).Check(network, conf.Type)
-}
-
-// definition returns how a definition is looked up that may be the cluster default
-// network: where the agent will look, with the credential of this pod where it has one.
-// done frees what that takes.
-func (i *Installer) definition(ctx context.Context) (_ netconf.Definition, done func()) {
-	source, done := i.definitions()
-	pause, limit := cmp.Or(i.askPause, askPause), cmp.Or(i.askTime, askTime)
-	var asked time.Time
-	var config json.RawMessage
-	var err error
-	return func(namespace, name string) (json.RawMessage, error) {
-		if time.Since(asked) >= pause {
-			asking, stop := context.WithTimeout(ctx, limit)
-			config, err = configOf(asking, source, namespace, name)
-			stop()
-			asked = time.Now()
-		}
-		return config, err
+// DefaultNetwork returns how the configuration is looked up of a definition that is the
+// cluster default network: where an agent of this configuration would look, with the
+// credential of this process's pod where it has one. done frees what that takes.
+func DefaultNetwork(c *configfile.Agent) (look func(ctx context.Context, namespace, name string) (json.RawMessage, error), done func()) {
+	source, done := definitionsOf(c)
+	return func(ctx context.Context, namespace, name string) (json.RawMessage, error) {
+		return configOf(ctx, source, namespace, name)
 	}, done
 }
 
-// definitions returns the source of definitions; nobody has any where the agent's
-// configuration cannot be used, which is said later.
-func (i *Installer) definitions() (_ kube.Definitions, done func()) {
-	c, err := i.agentConfig()
-	if err != nil {
-		return kube.FirstDefinitions(), func() {}
-	}
-	a := &Assembly{}
-	if c.APIServer == InCluster {
+// definitionsOf returns the source of definitions; where none can be connected nobody
+// has any.
+func definitionsOf(c *configfile.Agent) (_ kube.Definitions, done func()) {
+	a, err := &Assembly{}, error(nil)
+	if c.APIServer == configfile.InCluster {
 		_, a.Sources.Definitions, err = a.apiServer(c, true)
 	}
-	if c.APIServer != InCluster || err != nil { // on the host, where no pod's credential is
+	if c.APIServer != configfile.InCluster || err != nil { // on the host, where no pod's credential is
 		a, err = Assemble(c, true, slog.New(slog.DiscardHandler))
 	}
 	if err != nil {
 		return kube.FirstDefinitions(), func() {}
 	}
 	return a.Sources.Definitions, func() { _ = a.Close() } // all is answered
+}
+
+// configOf returns the configuration in the definition that is the cluster default
+// network, nil for one that leaves it to a file.
+func configOf(ctx context.Context, source kube.Definitions, namespace, name string) (json.RawMessage, error) {
+	def, err := source.Definition(ctx, namespace, name)
+	kind, fix := cnierr.NotReady, "the default network's plugin has not written its configuration yet, or clusterNetwork is wrong"
+	var config json.RawMessage
+	switch {
+	case errors.Is(err, kube.ErrInvalid) && !errors.Is(err, kube.ErrName):
+		kind, fix = cnierr.InvalidDefinition, "correct the definition"
+	case err != nil:
+		err = fmt.Errorf("the cluster default network is no definition: %w", err)
+	default:
+		config = json.RawMessage(strings.TrimSpace(def.Spec.Config))
+		if len(config) > 0 && !json.Valid(config) { // nor could it be sent
+			kind, fix, err = cnierr.InvalidDefinition, "correct the definition's spec.config", errors.New("spec.config is no JSON")
+		}
+	}
+	if err != nil {
+		return nil, cnierr.New("find cluster default network", kind, "%w", err).
+			About(cnierr.Subject{Network: planner.Ref{Namespace: namespace, Name: name}.String()}).WithFix("%s", fix)
+	}
+	return config, nil
+}
+
+// defaultNetworkReady reports whether the cluster default network that the
+// plugin's configuration names is there: as a definition, or on disk.
+func defaultNetworkReady(ctx context.Context, file string, definitions kube.Definitions) error {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	conf, _, err := configfile.Plugin(file, raw)
+	if err != nil {
+		return err
+	}
+	_, err = conf.ClusterDefault(func(namespace, name string) (json.RawMessage, error) {
+		return configOf(ctx, definitions, namespace, name)
+	})
+	return err
 }

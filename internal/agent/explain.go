@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -30,7 +31,7 @@ func (a *Agent) Explain(ctx context.Context, pod plan.Pod) (*nodeview.Explanatio
 		return nil, cnierr.New("read the plugin's configuration", cnierr.IO, "%w", err).
 			WithFix("run 'manifold-agent install', or set the agent's key cniConfig")
 	}
-	_, config, err := pluginConf(a.src.CNIConfig, raw)
+	_, config, err := configfile.Plugin(a.src.CNIConfig, raw)
 	if err != nil {
 		return nil, err
 	}

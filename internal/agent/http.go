@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
@@ -62,7 +63,7 @@ func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler, log *slog.Lo
 
 // Public returns the handler of what anybody may ask: /healthz, /readyz and
 // /metrics, those of the sources.
-func (a *Assembly) Public(c *Config) http.Handler {
+func (a *Assembly) Public(c *configfile.Agent) http.Handler {
 	m := a.Sources.Metrics
 	m.Ready(func() map[string]error { return a.ready(context.Background()) })
 	mux := http.NewServeMux()

@@ -22,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/logs"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/test/fakekubelet"
@@ -49,13 +50,13 @@ func runNode(t *testing.T, changes ...func(*running)) *running {
 	t.Cleanup(r.kubelet.Stop)
 	r.file("00-manifold.conflist", fmt.Sprintf(
 		`{"cniVersion":"1.1.0","name":"manifold","plugins":[{"type":"manifold","clusterNetwork":"cl","confDir":%q}]}`, r.path("net.d")))
-	r.conf.PodManifests, r.conf.Reconcile = "", ReconcileOff
+	r.conf.PodManifests, r.conf.Reconcile = "", configfile.ReconcileOff
 	r.conf.Socket, r.conf.KubeletDir, r.conf.CNIConfig = filepath.Join(dir, "agent.sock"), r.kubelet.Dir(), r.path("00-manifold.conflist")
 	r.conf.Listen, r.conf.Release = "127.0.0.1:0", "v1"
 	for _, change := range changes {
 		change(r)
 	}
-	r.must(r.conf.complete())
+	r.must(r.conf.Complete())
 	a, err := Assemble(&r.conf, false, slog.New(slog.DiscardHandler))
 	r.must(err)
 	l, err := plan.Listen(dir, r.conf.Socket)

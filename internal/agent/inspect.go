@@ -7,6 +7,7 @@ import (
 	"log/slog"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -37,8 +38,8 @@ func (a *Agent) Inspect(ctx context.Context, q plan.Question) (json.RawMessage, 
 }
 
 // view reads the node.
-func (c *Config) view(ctx context.Context, k *kubelet) *nodeview.View {
-	r := c.reconciler(k)
+func viewOf(ctx context.Context, c *configfile.Agent, k *kubelet) *nodeview.View {
+	r := reconcilerOf(c, k)
 	return nodeview.Read(ctx, nodeview.Sources{
 		Node: c.Node, Journal: journal.Dir{Path: c.CNIDir}, SysRoot: c.SysRoot,
 		Holders: k.holders, Findings: r.Scan, Proposals: r.Proposals,
@@ -46,14 +47,14 @@ func (c *Config) view(ctx context.Context, k *kubelet) *nodeview.View {
 }
 
 // View reads the node of a configuration without an agent.
-func View(ctx context.Context, c *Config) *nodeview.View {
-	k := c.kubelet(nil)
+func View(ctx context.Context, c *configfile.Agent) *nodeview.View {
+	k := newKubelet(c, nil)
 	defer k.close()
-	return c.view(ctx, k)
+	return viewOf(ctx, c, k)
 }
 
 // ExplainOnce explains a pod by the sources of a configuration without an agent.
-func ExplainOnce(ctx context.Context, c *Config, pod plan.Pod) (e *nodeview.Explanation, err error) {
+func ExplainOnce(ctx context.Context, c *configfile.Agent, pod plan.Pod) (e *nodeview.Explanation, err error) {
 	log := slog.New(slog.DiscardHandler)
 	a, err := Assemble(c, true, log)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/manifold-cni/manifold/checkpoint"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/reconcile"
@@ -25,7 +26,7 @@ type kubelet struct {
 }
 
 // kubelet connects to the sources of the configuration; published may be nil.
-func (c *Config) kubelet(published *kube.Slices) *kubelet {
+func newKubelet(c *configfile.Agent, published *kube.Slices) *kubelet {
 	k := &kubelet{fs: sriov.FS{Root: c.SysRoot}}
 	if c.Checkpoint != "" {
 		k.file = checkpoint.NewFile(c.Checkpoint)

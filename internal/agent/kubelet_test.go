@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/manifold-cni/manifold/checkpoint"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/podresources"
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
@@ -126,8 +127,8 @@ func TestFunctionOfADevice(t *testing.T) {
 // kubeletOf connects to a kubelet, without the source left out.
 func kubeletOf(t *testing.T, fake *fakekubelet.Kubelet, left string) *kubelet {
 	t.Helper()
-	c := Config{KubeletDir: fake.Dir()}
-	if err := c.complete(); err != nil {
+	c := configfile.Agent{KubeletDir: fake.Dir()}
+	if err := c.Complete(); err != nil {
 		t.Fatal(err)
 	}
 	switch left {
@@ -136,7 +137,7 @@ func kubeletOf(t *testing.T, fake *fakekubelet.Kubelet, left string) *kubelet {
 	case "claimCheckpoint":
 		c.ClaimCheckpoint = ""
 	}
-	k := c.kubelet(nil)
+	k := newKubelet(&c, nil)
 	t.Cleanup(func() { _ = k.close() })
 	return k
 }

@@ -9,6 +9,7 @@ import (
 	"go.opentelemetry.io/otel"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/nodeview"
@@ -25,7 +26,7 @@ type source struct {
 
 // Trace has the agent send traces where its configuration names a collector. A
 // collector that does not answer is logged, and nothing waits for it.
-func (a *Assembly) Trace(ctx context.Context, c *Config, log *slog.Logger) error {
+func (a *Assembly) Trace(ctx context.Context, c *configfile.Agent, log *slog.Logger) error {
 	if c.Traces == "" {
 		return nil
 	}
@@ -40,7 +41,7 @@ func (a *Assembly) Trace(ctx context.Context, c *Config, log *slog.Logger) error
 
 // figures returns the node's figures, asked at each scrape: from memory, from
 // the checkpoint as it is kept loaded, and from the journals. Nobody is called.
-func (a *Assembly) figures(c *Config, k *kubelet) func() metrics.Node {
+func (a *Assembly) figures(c *configfile.Agent, k *kubelet) func() metrics.Node {
 	journals := &sandboxes{dir: journal.Dir{Path: c.CNIDir}}
 	return func() metrics.Node {
 		n := metrics.Node{Attachments: map[string]int{}, Devices: map[metrics.DeviceState]int{}, Failing: map[string]time.Duration{}}

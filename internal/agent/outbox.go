@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/files"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -42,7 +43,7 @@ func (o outbox) put(r *plan.Report) error {
 	}
 	if err == nil {
 		// In order of time, so that they are delivered in it.
-		err = replaceFile(filepath.Join(string(o), fmt.Sprintf("%020d-%d.json", time.Now().UnixNano(), os.Getpid())), raw)
+		err = files.Replace(filepath.Join(string(o), fmt.Sprintf("%020d-%d.json", time.Now().UnixNano(), os.Getpid())), raw)
 	}
 	if err != nil {
 		return cnierr.New(op, cnierr.IO, "%w", err).WithFix("see why no agent runs on this node")
@@ -78,10 +79,10 @@ func (a *Agent) Deliver(ctx context.Context, cniDir string) {
 	}
 	box := outboxOf(cniDir)
 	err := os.MkdirAll(string(box), 0o700)
-	w, watching := watchDir(string(box), lookEvery)
-	defer w.close()
-	if err = errors.Join(err, watching); err != nil {
-		a.log.Warn("reports kept while no agent ran are not watched for, and only looked for now and then", "dir", string(box), "every", lookEvery.String(), "err", err)
+	w := files.Watch(string(box), files.LookEvery)
+	defer w.Close()
+	if err = errors.Join(err, w.Err()); err != nil {
+		a.log.Warn("reports kept while no agent ran are not watched for, and only looked for now and then", "dir", string(box), "every", files.LookEvery.String(), "err", err)
 	}
 	for {
 		err := a.deliver(ctx, box, journal.Dir{Path: cniDir})
@@ -96,7 +97,7 @@ func (a *Agent) Deliver(ctx context.Context, cniDir string) {
 				return
 			}
 		}
-		if !w.await(ctx) {
+		if !w.Await(ctx) {
 			return
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/netattach"
@@ -23,7 +24,7 @@ func TestReportsWaitForAnAgent(t *testing.T) {
 	n.conf.CNIDir = n.path("state")
 	n.conf.Listen = "127.0.0.1:0"
 	serving := n.agent()
-	n.conf.APIServer, n.once = InCluster, true
+	n.conf.APIServer, n.once = configfile.InCluster, true
 	for _, name := range []string{"web", "gone"} {
 		n.addPod(name, apiUID, nil)
 		n.file("pods/"+name+".json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"`+name+`","namespace":"shop"}}`)

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/net/netutil"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -182,7 +183,7 @@ func ServeTLS(ctx context.Context, l net.Listener, node string, h http.Handler, 
 
 // Private returns the handler of what people ask through the API server. Without
 // one there is nobody to say who may ask.
-func (a *Assembly) Private(c *Config, i plan.Inspector, e Examiner, log *slog.Logger) (http.Handler, error) {
+func (a *Assembly) Private(c *configfile.Agent, i plan.Inspector, e Examiner, log *slog.Logger) (http.Handler, error) {
 	if a.client == nil {
 		return nil, cnierr.New("serve the node's view", cnierr.InvalidConfig, "the key view needs apiServer, which says who may ask").
 			WithFix("set apiServer, or take view away")

@@ -11,21 +11,15 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/reconcile"
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// Values of Config.Reconcile.
-const (
-	ReconcileOff    = "off"    // do not look
-	ReconcileReport = "report" // log and tell what is found
-	ReconcileRepair = "repair" // and undo it
-)
-
 // reconciler returns the reconciler of the configuration.
-func (c *Config) reconciler(k *kubelet) *reconcile.Reconciler {
+func reconcilerOf(c *configfile.Agent, k *kubelet) *reconcile.Reconciler {
 	r := &reconcile.Reconciler{
 		Journal: journal.Dir{Path: c.CNIDir}, Host: sriov.Host{FS: sriov.FS{Root: c.SysRoot}}, Exclude: c.ReconcileExclude, Allocated: k.allocated,
 	}
@@ -64,14 +58,14 @@ func eventsOf(to Publisher, log *slog.Logger) func(context.Context, string, reco
 
 // NewReconciler returns the reconciler of a configuration, without an agent, and
 // what to call when it is not needed any more.
-func NewReconciler(c *Config) (r *reconcile.Reconciler, done func() error) {
-	k := c.kubelet(nil)
-	return c.reconciler(k), k.close
+func NewReconciler(c *configfile.Agent) (r *reconcile.Reconciler, done func() error) {
+	k := newKubelet(c, nil)
+	return reconcilerOf(c, k), k.close
 }
 
 // Reconcile looks once at the node's VFs, and repairs what it finds where repair
 // is set. It returns what is wrong and was not repaired.
-func Reconcile(ctx context.Context, c *Config, repair bool) ([]reconcile.Finding, error) {
+func Reconcile(ctx context.Context, c *configfile.Agent, repair bool) ([]reconcile.Finding, error) {
 	r, done := NewReconciler(c)
 	defer done()
 	found, err := r.Scan(ctx)
@@ -91,10 +85,10 @@ func Reconcile(ctx context.Context, c *Config, repair bool) ([]reconcile.Finding
 }
 
 // Accept takes a VF, named by its PCI address, out of quarantine as it stands.
-func Accept(ctx context.Context, c *Config, device string) error {
+func Accept(ctx context.Context, c *configfile.Agent, device string) error {
 	address, err := sriov.ParseAddress(device)
 	if err != nil {
 		return cnierr.New("accept VF", cnierr.InvalidConfig, "%w", err).WithFix("name the VF by its PCI address, as 'manifold-agent reconcile' prints it")
 	}
-	return c.reconciler(&kubelet{}).Accept(ctx, address)
+	return reconcilerOf(c, &kubelet{}).Accept(ctx, address)
 }

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/kube/kubetest"
@@ -37,15 +38,15 @@ type vfNode struct {
 	t       *testing.T
 	kubelet *fakekubelet.Kubelet
 	tree    *sriovtest.Tree
-	conf    Config
+	conf    configfile.Agent
 }
 
 func newVFNode(t *testing.T) *vfNode {
 	t.Helper()
 	dir := t.TempDir()
 	tree := sriovtest.New(t.TempDir())
-	n := &vfNode{t: t, tree: tree, conf: Config{KubeletDir: filepath.Join(dir, "kubelet"), CNIDir: filepath.Join(dir, "state"), SysRoot: tree.Root(), Node: "node1"}}
-	n.must(n.conf.complete())
+	n := &vfNode{t: t, tree: tree, conf: configfile.Agent{KubeletDir: filepath.Join(dir, "kubelet"), CNIDir: filepath.Join(dir, "state"), SysRoot: tree.Root(), Node: "node1"}}
+	n.must(n.conf.Complete())
 	n.tree.AddIGB()
 	n.must(n.tree.Err())
 	var err error
@@ -66,9 +67,9 @@ func (n *vfNode) must(err error) {
 
 // reconciler returns the node's reconciler; its connections end with the test.
 func (n *vfNode) reconciler() *reconcile.Reconciler {
-	k := n.conf.kubelet(nil)
+	k := newKubelet(&n.conf, nil)
 	n.t.Cleanup(func() { n.must(k.close()) })
-	r := n.conf.reconciler(k)
+	r := reconcilerOf(&n.conf, k)
 	r.Host = n.tree.Host()
 	return r
 }
@@ -221,12 +222,12 @@ func TestStrandedVFsThatAreGivenOnAreLeftAlone(t *testing.T) {
 
 // PFs are excluded in any spelling, and what can be no PF is refused.
 func TestConfigOfExcludedPFs(t *testing.T) {
-	c := Config{ReconcileExclude: []string{"0000:5E:00.0", "5e:00.1", "enp33s0 "}}
-	if err := c.complete(); err != nil || !slices.Equal(c.ReconcileExclude, []string{"0000:5e:00.0", "0000:5e:00.1", "enp33s0"}) {
+	c := configfile.Agent{ReconcileExclude: []string{"0000:5E:00.0", "5e:00.1", "enp33s0 "}}
+	if err := c.Complete(); err != nil || !slices.Equal(c.ReconcileExclude, []string{"0000:5e:00.0", "0000:5e:00.1", "enp33s0"}) {
 		t.Errorf("%q, %v", c.ReconcileExclude, err)
 	}
 	c.ReconcileExclude = []string{"0000:5e:0.0"}
-	if err := c.complete(); err == nil || !strings.Contains(err.Error(), `"reconcileExclude": "0000:5e:0.0" is neither`) {
+	if err := c.Complete(); err == nil || !strings.Contains(err.Error(), `"reconcileExclude": "0000:5e:0.0" is neither`) {
 		t.Error(err)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/kube/kubetest"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -32,7 +33,7 @@ type place struct {
 type node struct {
 	place
 	api  *kubetest.Server
-	conf Config
+	conf configfile.Agent
 	once bool // one-shot mode
 }
 
@@ -44,7 +45,7 @@ func newNode(t *testing.T, onDisk ...string) *node {
 	t.Cleanup(n.api.Stop)
 	kubeconfig, err := n.api.Kubeconfig(n.dir)
 	n.must(err)
-	n.conf = Config{Node: "node1", APIServer: kubeconfig, Snapshot: n.path("snapshot"), PodManifests: n.path("pods")}
+	n.conf = configfile.Agent{Node: "node1", APIServer: kubeconfig, Snapshot: n.path("snapshot"), PodManifests: n.path("pods")}
 	for _, d := range []string{"net.d", "pods", "definitions"} {
 		n.must(os.Mkdir(n.path(d), 0o700))
 	}
@@ -198,7 +199,7 @@ func TestDefinitionOfTheDefaultNetwork(t *testing.T) {
 // not: it goes by the snapshot alone, and what that cannot tell is asked again.
 func TestOneShotWithoutTheAgentsCredential(t *testing.T) {
 	n := newNode(t, "cl")
-	n.conf.APIServer, n.once = InCluster, true
+	n.conf.APIServer, n.once = configfile.InCluster, true
 	n.wantPlan("cl", "from-file", cnierr.Other)
 	n.wantPlan("elsewhere", "snapshot", cnierr.TryAgain)
 }

@@ -8,12 +8,16 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"k8s.io/client-go/rest"
 
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/kube/kubetest"
 )
 
 // The taint goes when the last check holds, by one PATCH that leaves the others.
@@ -46,5 +50,16 @@ func TestStartupTaintGoesWhenReady(t *testing.T) {
 	if len(patches) != 1 || !strings.HasPrefix(patches[0], "true ") || !strings.Contains(patches[0], `"resourceVersion":"7"`) ||
 		!strings.Contains(patches[0], `"other"`) || strings.Contains(patches[0], "not-ready") {
 		t.Errorf("%q", patches)
+	}
+}
+
+// A node is relieved of its taint whether or not the agent keeps a CNI configuration.
+func TestStartupTaintWithoutAKeptConfiguration(t *testing.T) {
+	r := runNode(t, func(r *running) { r.conf.CNIConfig, r.conf.StartupTaint = configfile.None, "manifold.dev/not-ready" })
+	asked := func(q kubetest.Request) bool { return q.Path == "/api/v1/nodes/node1" }
+	for end := time.Now().Add(time.Minute); !slices.ContainsFunc(r.api.Requests(), asked); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("its taints were never looked at")
+		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 func TestVFThatADefinitionNamesIsAnotherPods(t *testing.T) {
 	n := newVFNode(t)
 	n.admit("owner", leftoverVF)
-	k := n.conf.kubelet(nil)
+	k := newKubelet(&n.conf, nil)
 	t.Cleanup(func() { n.must(k.close()) })
 	a := New(Sources{Holders: k.holders}, slog.New(slog.DiscardHandler), nil)
 	for name, tc := range map[string]struct{ pod, written, want string }{

@@ -54,9 +54,18 @@ var may = map[string][]string{
 	"internal/metrics":       {"internal/plan"},
 	"internal/logs":          {},
 	"internal/traces":        {"internal/plan"},
+	// Files that a killed write of left nothing of, and a watch: for whoever writes into a runtime's directory.
+	"internal/files": {},
+	// What an administrator writes is read, judged and converted apart from the agent, for the tools that run without one.
+	"internal/configfile": {"internal/cnierr", "internal/files", "internal/logs", "internal/netconf", "internal/plan", "internal/reconcile", "internal/traces", "netattach"},
 	"internal/agent": {
-		"checkpoint", "internal/chain", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/kube", "internal/logs", "internal/metrics", "internal/multus", "internal/netconf",
+		"checkpoint", "internal/cnierr", "internal/configfile", "internal/files", "internal/journal", "internal/killpoint", "internal/kube", "internal/metrics", "internal/netconf",
 		"internal/nodeview", "internal/plan", "internal/planner", "internal/reconcile", "internal/traces", "netattach", "podresources", "sriov",
+	},
+	// The agent changes nothing on the node; what does is here.
+	"internal/install": {
+		"internal/agent", "internal/chain", "internal/cnierr", "internal/configfile", "internal/files", "internal/journal", "internal/kube", "internal/multus", "internal/netconf", "internal/plan",
+		"internal/planner", "netattach",
 	},
 	"internal/reconcile": {"internal/cnierr", "internal/journal", "internal/plan", "internal/verify", "sriov", "sriov/inventory"},
 	// The node as data: written by the agent, and read by programs that need none of its sources.
@@ -65,12 +74,12 @@ var may = map[string][]string{
 	"internal/alone": {},
 	"cmd/manifold":   {"internal/alone", "internal/attach", "internal/cnierr", "internal/journal", "internal/logs", "internal/netconf", "internal/plan"},
 	// It shows its node to whoever may see it, as a person on the node is shown it.
-	"cmd/manifold-agent":   {"internal/agent", "internal/inspect", "internal/logs", "internal/plan"},
+	"cmd/manifold-agent":   {"internal/agent", "internal/configfile", "internal/inspect", "internal/install", "internal/logs", "internal/plan"},
 	"cmd/kubectl-manifold": {"internal/inspect", "internal/nodeview", "internal/reconcile"},
 	"internal/webhook":     {"internal/cnierr", "internal/inject", "internal/kube", "internal/planner", "internal/rules", "netattach"},
 	"cmd/manifold-webhook": {"internal/logs", "internal/webhook"},
 	"internal/inspect": {
-		"checkpoint", "internal/agent", "internal/cnierr", "internal/inject", "internal/journal", "internal/kube", "internal/netconf", "internal/nodeview", "internal/plan",
+		"checkpoint", "internal/agent", "internal/cnierr", "internal/configfile", "internal/inject", "internal/journal", "internal/kube", "internal/netconf", "internal/nodeview", "internal/plan",
 		"internal/planner", "internal/reconcile", "internal/rules", "netattach", "podresources", "sriov", "sriov/inventory",
 	},
 }

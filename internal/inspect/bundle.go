@@ -13,7 +13,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
@@ -59,28 +59,28 @@ func (l Local) Bundle(ctx context.Context, release string, w io.Writer) (err err
 	if err := b.json("doctor.json", l.Diagnose(ctx)); err != nil {
 		return err
 	}
-	conf, problem := agent.ReadConfig(l.Config)
+	conf, problem := configfile.ReadAgent(l.Config)
 	if problem == nil {
 		v, problem := l.view(ctx)
 		b.problem(problem)
 		err = b.json("view.json", v)
 	} else { // what is broken may be this file alone
 		b.problem(problem)
-		conf = agent.ReadableConfig(l.Config)
+		conf = configfile.ReadableAgent(l.Config)
 	}
 	err = errors.Join(err, b.file("agent.json", l.Config), b.node(conf))
 	return errors.Join(err, b.add("problems.txt", b.problems.Bytes()))
 }
 
 // node adds the files that a node's configuration leads to.
-func (b *bundle) node(conf *agent.Config) error {
+func (b *bundle) node(conf *configfile.Agent) error {
 	var err error
 	files, problem := filepath.Glob(filepath.Join(filepath.Dir(conf.CNIConfig), "*.conf*"))
 	b.problem(problem)
 	for _, f := range files {
 		err = errors.Join(err, b.file("net.d/"+filepath.Base(f), f))
 	}
-	if plugin, _, problem := agent.ReadPluginConfig(conf.CNIConfig); problem == nil && plugin.LogFile != "" {
+	if plugin, _, problem := configfile.ReadPlugin(conf.CNIConfig); problem == nil && plugin.LogFile != "" {
 		err = errors.Join(err, b.file("log.txt", plugin.LogFile))
 	}
 	return errors.Join(err, b.journals(journal.Dir{Path: conf.CNIDir}))

@@ -17,8 +17,8 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/manifold-cni/manifold/checkpoint"
-	"github.com/manifold-cni/manifold/internal/agent"
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/nodeview"
@@ -31,7 +31,7 @@ import (
 // doctor looks at one node.
 type doctor struct {
 	ctx    context.Context
-	conf   *agent.Config
+	conf   *configfile.Agent
 	plugin *netconf.Conf // nil when there is none that can be read
 	out    *nodeview.Diagnosis
 	looked map[string]bool // for these programs
@@ -42,7 +42,7 @@ type doctor struct {
 func (l Local) Diagnose(ctx context.Context) *nodeview.Diagnosis {
 	d := &doctor{ctx: ctx, out: &nodeview.Diagnosis{Version: nodeview.Version}, looked: map[string]bool{}}
 	var err error
-	if d.conf, err = agent.ReadConfig(l.Config); err != nil {
+	if d.conf, err = configfile.ReadAgent(l.Config); err != nil {
 		d.refused("agent's configuration", "correct it, or run 'manifold-agent install'", err)
 		return d.out
 	}
@@ -86,7 +86,7 @@ func (d *doctor) refused(name, fix string, err error) {
 // configuration reads the plugin's configuration.
 func (d *doctor) configuration() {
 	const name = "plugin's configuration"
-	conf, findings, err := agent.ReadPluginConfig(d.conf.CNIConfig)
+	conf, findings, err := configfile.ReadPlugin(d.conf.CNIConfig)
 	if err != nil {
 		d.refused(name, "run 'manifold-agent install', or set the agent's key cniConfig", err)
 		return
@@ -326,7 +326,7 @@ func (d *doctor) apiServer() {
 	case "":
 		d.add(name, nodeview.CheckSkipped, "", "not configured")
 		return
-	case agent.InCluster:
+	case configfile.InCluster:
 		kubeconfig = ""
 	}
 	ctx, cancel := context.WithTimeout(d.ctx, answerTime)

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
@@ -47,7 +48,7 @@ func (l Local) ViewOf(ctx context.Context, _, _ string) (*nodeview.View, error) 
 // view returns the node, by the agent's socket; or, since a node is looked at
 // when something is broken, by the files and sockets that the agent reads.
 func (l Local) view(ctx context.Context) (*nodeview.View, error) {
-	conf, err := agent.ReadConfig(l.Config)
+	conf, err := configfile.ReadAgent(l.Config)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +64,7 @@ func (l Local) view(ctx context.Context) (*nodeview.View, error) {
 // Explain implements [Nodes], by the agent's socket or, where the agent
 // does not answer, by what it would plan from.
 func (l Local) Explain(ctx context.Context, namespace, name string) (*nodeview.Explanation, error) {
-	conf, err := agent.ReadConfig(l.Config)
+	conf, err := configfile.ReadAgent(l.Config)
 	if err != nil {
 		return nil, err
 	}

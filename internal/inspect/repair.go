@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/reconcile"
 )
@@ -33,7 +34,7 @@ func Proposed(views []*nodeview.View) []Repair {
 // The error is what could not be looked at or repaired; with nil repairs nothing
 // was. Other nodes than this one are refused.
 func (l Local) Repair(ctx context.Context, dryRun bool, nodes ...string) ([]Repair, error) {
-	conf, err := agent.ReadConfig(l.Config)
+	conf, err := configfile.ReadAgent(l.Config)
 	if err == nil {
 		err = isThis(conf.Node, nodes)
 	}

@@ -13,7 +13,7 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 
-	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
@@ -50,7 +50,7 @@ func TestInstallTellsTheAgentWhereJournalsAre(t *testing.T) {
 	if out, err := n.install("install", "--agent-config", n.path("agent.json")); err != nil {
 		t.Fatalf("install: %v\n%s", err, out)
 	}
-	if c, err := agent.ReadConfig(n.path("net.d/manifold.d/agent.json")); err != nil || c.CNIDir != n.path("installed") {
+	if c, err := configfile.ReadAgent(n.path("net.d/manifold.d/agent.json")); err != nil || c.CNIDir != n.path("installed") {
 		t.Errorf("the agent looks for journals in %+v, %v", c, err)
 	}
 	n.agentConfig(map[string]any{"node": "node1", "podManifests": n.path("pods"), "cniDir": "/elsewhere"})

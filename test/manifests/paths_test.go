@@ -14,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
-	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/test/manifests"
 )
 
@@ -54,13 +54,13 @@ func TestPathsAreMountedWhereTheyAreUsed(t *testing.T) {
 }
 
 // agentConfig is the agent's configuration, with its defaults.
-func agentConfig(t *testing.T, objects map[string]*unstructured.Unstructured) *agent.Config {
+func agentConfig(t *testing.T, objects map[string]*unstructured.Unstructured) *configfile.Agent {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "agent.json")
 	if err := os.WriteFile(file, []byte(as[corev1.ConfigMap](t, objects, "ConfigMap/manifold").Data["agent.json"]), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	conf, err := agent.ReadConfig(file)
+	conf, err := configfile.ReadAgent(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func told(c *corev1.Container) map[string]bool {
 }
 
 // served are the paths that a running agent uses, and whether it writes to them.
-func served(t *testing.T, objects map[string]*unstructured.Unstructured, conf *agent.Config) map[string]bool {
+func served(t *testing.T, objects map[string]*unstructured.Unstructured, conf *configfile.Agent) map[string]bool {
 	t.Helper()
 	var plugin struct {
 		DeviceInfoDir, ConfDir string

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/test/apiserver"
@@ -141,7 +142,7 @@ func (c *cluster) start(i int) (*node, error) {
 	}
 	raw, err := json.Marshal(map[string]any{
 		"node": nodeName(i), "socket": dir + "/agent.sock", "kubeletDir": a.kubelet.Dir(), "apiServer": c.user.Kubeconfig,
-		"snapshot": dir + "/snapshot", "cniDir": dir + "/state", "cniConfig": "-", "reconcile": agent.ReconcileOff,
+		"snapshot": dir + "/snapshot", "cniDir": dir + "/state", "cniConfig": "-", "reconcile": configfile.ReconcileOff,
 	})
 	if err != nil {
 		return nil, err
@@ -149,7 +150,7 @@ func (c *cluster) start(i int) (*node, error) {
 	if err := os.WriteFile(dir+"/agent.json", raw, 0o600); err != nil {
 		return nil, err
 	}
-	conf, err := agent.ReadConfig(dir + "/agent.json")
+	conf, err := configfile.ReadAgent(dir + "/agent.json")
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,4 @@
-package agent
+package install
 
 import (
 	"encoding/json"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/chain"
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/files"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/multus"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -175,5 +176,5 @@ func copyRecord(from, to, name string) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(to, "results", name), raw)
+	return files.Replace(filepath.Join(to, "results", name), raw)
 }

@@ -1,4 +1,4 @@
-package agent
+package configfile
 
 import (
 	"encoding/json"
@@ -128,7 +128,7 @@ func validOnceInstalled(t *testing.T, c *Conversion, want string) {
 	if !strings.Contains(want, "clusterNetwork") && !strings.Contains(want, "delegates") {
 		complete = strings.Replace(complete, `"type": "manifold"`, `"type": "manifold", "clusterNetwork": "x"`, 1)
 	}
-	if f := ValidateConfig([]byte(complete)); len(f) > 0 {
+	if f := ValidatePlugin([]byte(complete)); len(f) > 0 {
 		t.Errorf("the conversion is not valid: %v", f)
 	}
 }

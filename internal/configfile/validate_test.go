@@ -1,4 +1,4 @@
-package agent
+package configfile
 
 import (
 	"fmt"
@@ -13,7 +13,7 @@ import (
 // places returns the findings as "line:kind key".
 func places(in string) []string {
 	var out []string
-	for _, f := range ValidateConfig([]byte(in)) {
+	for _, f := range ValidatePlugin([]byte(in)) {
 		kind := "error"
 		if f.Warning {
 			kind = "warning"
@@ -86,7 +86,7 @@ func breaks(t *testing.T, key, value string, single bool) {
 	t.Helper()
 	in, want := with(key, value, single)
 	found := 0
-	for _, f := range ValidateConfig([]byte(in)) {
+	for _, f := range ValidatePlugin([]byte(in)) {
 		at := f.Key == key && (f.Line == want || f.Line == want+1) // the value begins in the line behind its key
 		switch {
 		case f.Warning: // of keys that need others beside them
@@ -130,8 +130,8 @@ func with(key, value string, single bool) (in string, line int) {
 	return fmt.Sprintf("{\n\"cniVersion\": %s,\n\"name\": %s,\n\"plugins\": [\n%s]}", list["cniVersion"], list["name"], in), line
 }
 
-// TestValidateConfigLooksAtTheWholeFile: what is wrong beside the plugin's own keys.
-func TestValidateConfigLooksAtTheWholeFile(t *testing.T) {
+// TestValidatePluginLooksAtTheWholeFile: what is wrong beside the plugin's own keys.
+func TestValidatePluginLooksAtTheWholeFile(t *testing.T) {
 	const ours = `{"type":"manifold","clusterNetwork":"a"}`
 	list := func(keys string) string { return "{\n" + keys + ",\n\"plugins\": [" + ours + "]}" }
 	named := func(keys string) string { return list(`"name": "m",` + "\n" + keys) }
@@ -167,7 +167,7 @@ func TestValidateConfigLooksAtTheWholeFile(t *testing.T) {
 	}
 }
 
-func TestValidateConfigSaysWhatHasNoEffect(t *testing.T) {
+func TestValidatePluginSaysWhatHasNoEffect(t *testing.T) {
 	in := `{
   "name": "m", "cniVersion": "1.1.0",
   "plugins": [
@@ -200,7 +200,7 @@ func TestValidateConfigSaysWhatHasNoEffect(t *testing.T) {
 	}
 }
 
-func FuzzValidateConfig(f *testing.F) {
+func FuzzValidatePlugin(f *testing.F) {
 	for _, in := range []string{
 		`{"type":"manifold","name":"m","clusterNetwork":"a"}`, `{"name":"m","plugins":[null,{"type":"manifold","delegates":[null,3],"logOptions":{"a":1}}]}`,
 		`{"plugins":3,"":{"":[]}}`, "{\n\"a/b\": 1,\n\"a/b\": [2]}", `{"type":"manifold","defaultNetworks":["a@","/"]`, "null",
@@ -209,7 +209,7 @@ func FuzzValidateConfig(f *testing.F) {
 		f.Add(in)
 	}
 	f.Fuzz(func(t *testing.T, in string) {
-		for _, finding := range ValidateConfig([]byte(in)) {
+		for _, finding := range ValidatePlugin([]byte(in)) {
 			if finding.Line < 1 || finding.Line > 1+strings.Count(in, "\n") {
 				t.Errorf("%s is not in the file", finding)
 			}

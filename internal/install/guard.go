@@ -1,4 +1,4 @@
-package agent
+package install
 
 import (
 	"bytes"
@@ -13,47 +13,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/renameio/v2"
-
+	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/files"
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
-
-// writeConf writes Manifold's CNI configuration with its copy, under the lock, so
-// that no agent takes the one for the other's theft.
-func writeConf(conf string, content []byte) error {
-	unlock, err := netconf.Lock(conf)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	return errors.Join(replaceLocked(netconf.Kept(conf), content), replaceLocked(conf, content))
-}
-
-// replaceLocked is replaceFile for who holds the lock: what one that was killed has left
-// goes first.
-func replaceLocked(path string, content []byte) error {
-	return errors.Join(removeUnfinished(path), replaceFile(path, content))
-}
-
-// replaceFile writes a file for its owner alone, by way of one beside it: one that came
-// from /tmp would have the SELinux type of that.
-func replaceFile(path string, content []byte) error {
-	return renameio.WriteFile(path, content, 0o600, renameio.WithTempDir(filepath.Dir(path)))
-}
-
-// withdrawConf takes Manifold's CNI configuration and its copy away, under the
-// lock: no agent puts it back.
-func withdrawConf(conf string, remove func(path string) error) error {
-	unlock, err := netconf.Lock(conf)
-	if errors.Is(err, os.ErrNotExist) {
-		return remove(conf) // installed by hand
-	}
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	return errors.Join(removeUnfinished(netconf.Kept(conf)), removeUnfinished(conf), remove(netconf.Kept(conf)), remove(conf))
-}
 
 // renamers are the endings that other plugins give to configurations which they
 // take out of the runtime's sight, and what keeps them from it.
@@ -61,11 +24,11 @@ var renamers = map[string]string{
 	".cilium_bak": "Cilium did: set cni.exclusive to false in its configuration",
 }
 
-// guard keeps Manifold's configuration where the runtime finds it. Without it the
+// Guard keeps Manifold's configuration where the runtime finds it. Without it the
 // runtime calls the primary network alone, and pods that ask for more start
 // without, as if nothing were wrong: so what another plugin renames, removes or
 // overwrites is put back at once, and said.
-type guard struct {
+type Guard struct {
 	conf  string // path of the configuration
 	log   *slog.Logger
 	event func(ctx context.Context, reason, message string)
@@ -78,6 +41,12 @@ type guard struct {
 	last   error // what is wrong now
 }
 
+// NewGuard returns the guard of the configuration conf. event tells people what became
+// of it.
+func NewGuard(conf string, event func(ctx context.Context, reason, message string), log *slog.Logger) *Guard {
+	return &Guard{conf: conf, event: event, log: log, every: files.LookEvery}
+}
+
 // guardPause is the wait after the configuration was put back, so that another
 // that insists is no reason to keep a core busy; doubled up to guardMaxPause as
 // long as it does.
@@ -86,12 +55,12 @@ const (
 	guardMaxPause = 10 * time.Second
 )
 
-// run watches until ctx ends.
-func (g *guard) run(ctx context.Context) {
+// Run watches until ctx ends.
+func (g *Guard) Run(ctx context.Context) {
 	defer g.saying.Wait()
-	w, err := watchDir(filepath.Dir(g.conf), g.every)
-	defer w.close()
-	if err != nil {
+	w := files.Watch(filepath.Dir(g.conf), g.every)
+	defer w.Close()
+	if err := w.Err(); err != nil {
 		g.log.Warn("the CNI configuration is not watched, and only looked at now and then", "file", g.conf, "every", g.every.String(), "err", err)
 	}
 	pause := guardPause
@@ -106,14 +75,14 @@ func (g *guard) run(ctx context.Context) {
 			return
 		case <-time.After(pause):
 		}
-		if !w.await(ctx) {
+		if !w.Await(ctx) {
 			return
 		}
 	}
 }
 
 // look compares once, puts the configuration back where it is wrong, and says so.
-func (g *guard) look(ctx context.Context) (restored bool) {
+func (g *Guard) look(ctx context.Context) (restored bool) {
 	what, err := g.restore()
 	if err == nil {
 		err = g.first()
@@ -125,9 +94,9 @@ func (g *guard) look(ctx context.Context) (restored bool) {
 	if !changed {
 		return false
 	}
-	reason, message := ReasonRestored, what
+	reason, message := agent.ReasonRestored, what
 	if err != nil {
-		reason, message = ReasonLost, strings.TrimPrefix(what+"; "+err.Error(), "; ")
+		reason, message = agent.ReasonLost, strings.TrimPrefix(what+"; "+err.Error(), "; ")
 	}
 	if message == "" {
 		g.log.Info("the runtime finds the CNI configuration again", "file", g.conf)
@@ -138,8 +107,8 @@ func (g *guard) look(ctx context.Context) (restored bool) {
 	return what != ""
 }
 
-// ready returns what keeps the runtime from calling Manifold.
-func (g *guard) ready(context.Context) error {
+// Ready returns what keeps the runtime from calling Manifold.
+func (g *Guard) Ready(context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.looked {
@@ -150,7 +119,7 @@ func (g *guard) ready(context.Context) error {
 
 // restore puts the configuration back where the copy says that it must be, and
 // returns in words what had been done to it, or nothing.
-func (g *guard) restore() (what string, err error) {
+func (g *Guard) restore() (what string, err error) {
 	unlock, err := netconf.Lock(g.conf)
 	if errors.Is(err, os.ErrNotExist) {
 		return "", nil // nothing is installed
@@ -172,7 +141,7 @@ func (g *guard) restore() (what string, err error) {
 		return "", nil
 	case err == nil && isOurs(have):
 		// An administrator's edit: what is meant is what is there.
-		return "", replaceLocked(netconf.Kept(g.conf), have)
+		return "", files.ReplaceLocked(netconf.Kept(g.conf), have)
 	case err == nil:
 		what = "was overwritten by another plugin's"
 	case errors.Is(err, os.ErrNotExist):
@@ -181,7 +150,7 @@ func (g *guard) restore() (what string, err error) {
 		return "", err
 	}
 	what = fmt.Sprintf("%s %s, and is put back", g.conf, what)
-	return what, replaceLocked(g.conf, kept)
+	return what, files.ReplaceLocked(g.conf, kept)
 }
 
 // isOurs reports whether a configuration is one that install could have written.
@@ -197,7 +166,7 @@ func isOurs(raw []byte) bool {
 
 // culprit says what became of the configuration, which is absent: who renames a
 // file leaves it under its new name, and some are known by that.
-func (g *guard) culprit(kept []byte) string {
+func (g *Guard) culprit(kept []byte) string {
 	entries, err := os.ReadDir(filepath.Dir(g.conf))
 	if err != nil {
 		return "was removed"
@@ -220,9 +189,9 @@ func (g *guard) culprit(kept []byte) string {
 
 // first returns nil when the runtime takes Manifold's configuration: of all in the
 // directory the first by name. That it is not there itself, taken away since
-// [guard.restore] saw it, is for the next look.
-func (g *guard) first() error {
-	if !exists(netconf.Kept(g.conf)) {
+// [Guard.restore] saw it, is for the next look.
+func (g *Guard) first() error {
+	if !files.Exists(netconf.Kept(g.conf)) {
 		return nil
 	}
 	file, _ := netconf.First(filepath.Dir(g.conf))

@@ -1,4 +1,4 @@
-package agent
+package configfile
 
 import (
 	"encoding/json"
@@ -13,6 +13,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/manifold-cni/manifold/internal/files"
 	"github.com/manifold-cni/manifold/internal/logs"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/reconcile"
@@ -29,7 +30,7 @@ type wrongKey struct {
 
 // wrong returns the keys whose values cannot be right, once the defaults are filled
 // in.
-func (c *Config) wrong() (found []wrongKey) {
+func (c *Agent) wrong() (found []wrongKey) {
 	add := func(key string, err error, fix string) {
 		if err != nil {
 			found = append(found, wrongKey{key, "", err, fix})
@@ -66,7 +67,7 @@ func (c *Config) wrong() (found []wrongKey) {
 
 // needServer returns the keys that are set and have no effect without an API server,
 // with what is missing then.
-func (c *Config) needServer() map[string]string {
+func (c *Agent) needServer() map[string]string {
 	out := map[string]string{}
 	if c.StartupTaint != "" {
 		out["startupTaint"] = "there is no API server to remove it at"
@@ -87,7 +88,7 @@ type pathKey struct {
 }
 
 // paths returns the keys that are paths.
-func (c *Config) paths() []pathKey {
+func (c *Agent) paths() []pathKey {
 	server := c.APIServer
 	if server == InCluster {
 		server = ""
@@ -129,10 +130,10 @@ func address(text string) error {
 	return err
 }
 
-// ValidateAgentConfig returns what is wrong with a configuration file of the agent, in
+// ValidateAgent returns what is wrong with a configuration file of the agent, in
 // order of line: what the agent would refuse, and what has no effect or names what is
 // not on this machine.
-func ValidateAgentConfig(raw []byte) []Finding {
+func ValidateAgent(raw []byte) []Finding {
 	v := &validator{positions: positionsOf(raw)}
 	var keys map[string]json.RawMessage
 	var syntax *json.SyntaxError
@@ -142,7 +143,7 @@ func ValidateAgentConfig(raw []byte) []Finding {
 	case err != nil || keys == nil:
 		return []Finding{{Line: 1, Text: "it is no JSON object"}}
 	}
-	c, given := &Config{}, map[string]string{}
+	c, given := &Agent{}, map[string]string{}
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		v.agentKey(c, given, key, keys[key])
 	}
@@ -153,7 +154,7 @@ func ValidateAgentConfig(raw []byte) []Finding {
 		}
 	}
 	for _, p := range c.paths() {
-		if as := given[p.key]; as != "" && filepath.IsAbs(p.value) && !p.own && !exists(p.value) {
+		if as := given[p.key]; as != "" && filepath.IsAbs(p.value) && !p.own && !files.Exists(p.value) {
 			v.warn("/"+as, as, "%s does not exist on this machine", p.value)
 		}
 	}
@@ -165,7 +166,7 @@ func ValidateAgentConfig(raw []byte) []Finding {
 
 // agentKey decodes one key of the agent's configuration; given are those before it
 // that are set, and as they are written.
-func (v *validator) agentKey(c *Config, given map[string]string, key string, raw json.RawMessage) {
+func (v *validator) agentKey(c *Agent, given map[string]string, key string, raw json.RawMessage) {
 	fields := reflect.ValueOf(c).Elem()
 	for i := range fields.NumField() {
 		name := fields.Type().Field(i).Tag.Get("json")

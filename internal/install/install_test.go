@@ -1,9 +1,8 @@
-package agent
+package install
 
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,11 +11,16 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
+	"github.com/manifold-cni/manifold/internal/files"
 	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/kube/kubetest"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/netattach"
 )
 
 // again installs over what is there, and returns what is printed.
@@ -43,7 +47,7 @@ func TestConfigurationOfAnotherName(t *testing.T) {
 		if !strings.Contains(string(raw), `"cluster-net"`) {
 			t.Errorf("its default network is another:\n%s", raw)
 		}
-		if d.read() != nil || exists(netconf.Kept(d.path("00-manifold.conflist"))) {
+		if d.read() != nil || files.Exists(netconf.Kept(d.path("00-manifold.conflist"))) {
 			t.Error("the old one is left")
 		}
 		if kept := d.agentConfig().CNIConfig; kept != d.path(name) {
@@ -51,7 +55,7 @@ func TestConfigurationOfAnotherName(t *testing.T) {
 		}
 		// Nobody tells uninstall how it is called.
 		d.must(d.installer("").Uninstall(new(bytes.Buffer)))
-		if first, _ := netconf.First(d.dir); first == nil || first.Name != "new-net" || exists(d.path("bin/manifold")) || exists(d.path("manifold.d")) {
+		if first, _ := netconf.First(d.dir); first == nil || first.Name != "new-net" || files.Exists(d.path("bin/manifold")) || files.Exists(d.path("manifold.d")) {
 			t.Errorf("after uninstall the runtime takes %+v", first)
 		}
 	}
@@ -65,9 +69,9 @@ func (d *guarded) attach() {
 }
 
 // agentConfig is the agent's configuration as the agent reads it.
-func (d *guarded) agentConfig() *Config {
+func (d *guarded) agentConfig() *configfile.Agent {
 	d.t.Helper()
-	c, err := ReadConfig(d.path("manifold.d/agent.json"))
+	c, err := configfile.ReadAgent(d.path("manifold.d/agent.json"))
 	d.must(err)
 	return c
 }
@@ -129,7 +133,7 @@ func TestInstallAndUninstallOfWhatWasTakenAway(t *testing.T) {
 			d.must(tc.take(d))
 			i := d.installer("")
 			i.ConfName, i.StateDir = tc.to, ""
-			if err := i.Uninstall(new(bytes.Buffer)); !cnierr.Is(err, cnierr.TeardownIncomplete) || !exists(d.path("bin/manifold")) {
+			if err := i.Uninstall(new(bytes.Buffer)); !cnierr.Is(err, cnierr.TeardownIncomplete) || !files.Exists(d.path("bin/manifold")) {
 				t.Errorf("uninstalled with a sandbox attached: %v", err)
 			}
 		})
@@ -193,6 +197,18 @@ func (d *guarded) waiting(network string) *Installer {
 	return i
 }
 
+// apiServer gives the agent that is to be installed an API server.
+func (d *guarded) apiServer(i *Installer) *kubetest.Server {
+	d.t.Helper()
+	api := kubetest.Start()
+	d.t.Cleanup(api.Stop)
+	kubeconfig, err := api.Kubeconfig(d.dir)
+	d.must(err)
+	i.AgentConfig = d.path("agent.json")
+	d.file("agent.json", `{"snapshot": "-", "apiServer": "`+kubeconfig+`"}`)
+	return api
+}
+
 // told is what somebody is told, and does at the first word.
 type told struct {
 	bytes.Buffer
@@ -211,27 +227,30 @@ func (w *told) Write(p []byte) (int, error) {
 func TestInstallWaitsForADefaultNetwork(t *testing.T) {
 	for name, tc := range map[string]struct {
 		network string
-		comes   func(*guarded, *node)
+		comes   func(*guarded, *kubetest.Server)
 		pinned  string
 	}{
-		"the first":         {"", func(d *guarded, _ *node) { d.file("new/10-late.conflist", config("late-net", "ptp")) }, "late-net"},
-		"behind a loopback": {"", func(d *guarded, _ *node) { d.file("new/50-late.conflist", config("late-net", "ptp")) }, "late-net"},
-		"named":             {"named-net", func(d *guarded, _ *node) { d.file("new/50-named.conflist", config("named-net", "ptp")) }, "named-net"},
-		"a definition":      {"defined", func(_ *guarded, n *node) { n.define("defined", config("defined", "ptp")) }, "defined"},
+		"the first":         {"", func(d *guarded, _ *kubetest.Server) { d.file("new/10-late.conflist", config("late-net", "ptp")) }, "late-net"},
+		"behind a loopback": {"", func(d *guarded, _ *kubetest.Server) { d.file("new/50-late.conflist", config("late-net", "ptp")) }, "late-net"},
+		"named":             {"named-net", func(d *guarded, _ *kubetest.Server) { d.file("new/50-named.conflist", config("named-net", "ptp")) }, "named-net"},
+		"a definition": {"defined", func(_ *guarded, api *kubetest.Server) {
+			api.AddDefinition(&netattach.Definition{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "defined"},
+				Spec:       netattach.DefinitionSpec{Config: config("defined", "ptp")},
+			})
+		}, "defined"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d, n := newGuarded(t), newNode(t)
+			d := newGuarded(t)
 			i := d.waiting(tc.network)
 			d.file("new/20-lo.conf", `{"cniVersion":"1.0.0","name":"lo","type":"loopback"}`)
-			raw, err := json.Marshal(map[string]string{"apiServer": n.conf.APIServer, "snapshot": "-"})
-			d.must(err)
-			d.file("agent.json", string(raw))
-			i.AgentConfig, i.askPause = d.path("agent.json"), time.Millisecond
+			api := d.apiServer(i)
+			i.askPause = time.Millisecond
 			out := &told{first: func() {
-				if exists(i.confFile()) {
+				if files.Exists(i.confFile()) {
 					t.Error("it is there before the default network")
 				}
-				tc.comes(d, n)
+				tc.comes(d, api)
 			}}
 			if err := i.Install(context.Background(), out); err != nil || !strings.HasPrefix(out.String(), "waiting: ") {
 				t.Fatalf("%v\n%s", err, out)
@@ -240,7 +259,7 @@ func TestInstallWaitsForADefaultNetwork(t *testing.T) {
 				t.Errorf("its default network is %q", had.ClusterNetwork)
 			}
 			d.must(os.RemoveAll(d.path("new/50-named.conflist")))
-			n.api.Stop()
+			api.Stop()
 			if err := i.Install(context.Background(), new(bytes.Buffer)); err != nil {
 				t.Errorf("again, while it is away: %v", err)
 			}
@@ -253,7 +272,7 @@ func TestInstallThatWaitsEnds(t *testing.T) {
 	d := newGuarded(t)
 	i := d.waiting("named-net")
 	ctx, stop := context.WithCancel(context.Background())
-	if err := i.Install(ctx, &told{first: stop}); err == nil || !strings.Contains(err.Error(), "named-net") || exists(i.confFile()) {
+	if err := i.Install(ctx, &told{first: stop}); err == nil || !strings.Contains(err.Error(), "named-net") || files.Exists(i.confFile()) {
 		t.Errorf("ended: %v", err)
 	}
 	i.Wait = 0
@@ -263,11 +282,10 @@ func TestInstallThatWaitsEnds(t *testing.T) {
 // An API server that accepts questions and never answers keeps nobody: what comes on the
 // disk meanwhile is found.
 func TestInstallPastASilentAPIServer(t *testing.T) {
-	d, n := newGuarded(t), newNode(t)
-	n.api.Pause()
+	d := newGuarded(t)
 	i := d.waiting("named-net")
-	d.file("agent.json", `{"snapshot": "-", "apiServer": "`+n.conf.APIServer+`"}`)
-	i.AgentConfig, i.askPause, i.askTime = d.path("agent.json"), time.Millisecond, time.Millisecond
+	d.apiServer(i).Pause()
+	i.askPause, i.askTime = time.Millisecond, time.Millisecond
 	ctx, stop := context.WithTimeout(context.Background(), time.Minute)
 	defer stop()
 	out := &told{first: func() { d.file("new/50-named.conflist", config("named-net", "ptp")) }}
@@ -327,7 +345,7 @@ func TestWhatAKilledWriteLeftGoes(t *testing.T) {
 		}
 		d.must(do())
 		for _, path := range left {
-			if exists(path) {
+			if files.Exists(path) {
 				t.Errorf("%s leaves %s", what, path)
 			}
 		}
@@ -335,7 +353,7 @@ func TestWhatAKilledWriteLeftGoes(t *testing.T) {
 	after("install", func() error { _, err := d.again(func(*Installer) {}); return err })
 	d.must(os.Remove(d.path("10-cluster.conflist"))) // no configuration is left to release with
 	after("uninstall", func() error { return d.installer("").Uninstall(new(bytes.Buffer)) })
-	if exists(d.path("manifold.d")) {
+	if files.Exists(d.path("manifold.d")) {
 		t.Error("the agent's directory is left")
 	}
 }

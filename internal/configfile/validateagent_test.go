@@ -1,4 +1,4 @@
-package agent
+package configfile
 
 import (
 	"fmt"
@@ -12,7 +12,7 @@ import (
 
 // agentPlaces returns the findings in a configuration of the agent as "line:kind key".
 func agentPlaces(in string) (out []string) {
-	for _, f := range ValidateAgentConfig([]byte(in)) {
+	for _, f := range ValidateAgent([]byte(in)) {
 		kind := "error"
 		if f.Warning {
 			kind = "warning"
@@ -30,7 +30,7 @@ func TestEveryKeyOfTheAgentIsValidatedByLineAndKey(t *testing.T) {
 		"view": {`"9101"`, `":9101"`}, "traces": {`"collector:4318"`, `"ftp://collector"`}, "startupTaint": {`"a/b"`}, "resourceSlices": {`true`},
 		"reconcileExclude": {`[""]`, `["a b"]`, `["eth0",""]`},
 	}
-	c := reflect.TypeFor[Config]()
+	c := reflect.TypeFor[Agent]()
 	for i := range c.NumField() {
 		field := c.Field(i)
 		key := field.Tag.Get("json")
@@ -51,7 +51,7 @@ func TestEveryKeyOfTheAgentIsValidatedByLineAndKey(t *testing.T) {
 				if want := "3:error " + key; len(got) == 0 || slices.ContainsFunc(got, func(p string) bool { return p != want }) {
 					t.Errorf("%q, want %q", got, want)
 				}
-				if _, err := decodeConfig("read", []byte(in)); !cnierr.Is(err, cnierr.InvalidConfig) {
+				if _, err := decodeAgent("read", []byte(in)); !cnierr.Is(err, cnierr.InvalidConfig) {
 					t.Errorf("the agent says %v", err)
 				}
 			})
@@ -59,7 +59,7 @@ func TestEveryKeyOfTheAgentIsValidatedByLineAndKey(t *testing.T) {
 	}
 }
 
-func TestValidateAgentConfigLooksAtTheWholeFile(t *testing.T) {
+func TestValidateAgentLooksAtTheWholeFile(t *testing.T) {
 	dir := t.TempDir()
 	for in, want := range map[string][]string{
 		"{}":                     nil,
@@ -85,7 +85,7 @@ func TestValidateAgentConfigLooksAtTheWholeFile(t *testing.T) {
 }
 
 // What is called right starts the agent.
-func FuzzValidateAgentConfig(f *testing.F) {
+func FuzzValidateAgent(f *testing.F) {
 	for _, in := range []string{
 		`{}`, `{"node":"a","socket":"/run/a.sock","kubeletDir":"/var/lib/kubelet","apiServer":"in-cluster","resourceSlices":true,"startupTaint":"a/b"}`,
 		`{"Node":"a","node":"b","node":7}`, `{"reconcile":"repair","reconcileExclude":["0000:5e:00.0","eth0",""]}`, `{"listen":":9100","view":"x","traces":"http://c"}`,
@@ -95,13 +95,13 @@ func FuzzValidateAgentConfig(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in string) {
 		right := true
-		for _, finding := range ValidateAgentConfig([]byte(in)) {
+		for _, finding := range ValidateAgent([]byte(in)) {
 			right = right && finding.Warning && !strings.Contains(finding.Text, "twice") // of which the first may be wrong
 			if finding.Line < 1 || finding.Line > 1+strings.Count(in, "\n") {
 				t.Errorf("%s is not in the file", finding)
 			}
 		}
-		if _, err := decodeConfig("read", []byte(in)); right && err != nil {
+		if _, err := decodeAgent("read", []byte(in)); right && err != nil {
 			t.Errorf("the agent refuses what was found right: %v", err)
 		}
 	})

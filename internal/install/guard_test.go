@@ -1,28 +1,32 @@
-package agent
+package install
 
 import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/manifold-cni/manifold/internal/files"
 )
 
 // guarded is a runtime's directory with Manifold installed in it.
 type guarded struct {
-	place
-	g    *guard
+	t    *testing.T
+	dir  string
+	g    *Guard
 	conf []byte
 	said chan string
 }
 
 func newGuarded(t *testing.T) *guarded {
 	t.Helper()
-	d := &guarded{place: place{t, t.TempDir()}, said: make(chan string, 100)}
+	d := &guarded{t: t, dir: t.TempDir(), said: make(chan string, 100)}
 	d.file("10-cluster.conflist", config("cluster-net", "bridge"))
 	from := filepath.Join(t.TempDir(), "from")
 	d.must(os.Mkdir(from, 0o700))
@@ -31,11 +35,28 @@ func newGuarded(t *testing.T) *guarded {
 	}
 	d.must(d.installer(from).Install(context.Background(), new(bytes.Buffer)))
 	d.conf = d.read()
-	d.g = &guard{
-		conf: d.path("00-manifold.conflist"), log: slog.New(slog.DiscardHandler), every: time.Hour,
-		event: func(_ context.Context, reason, message string) { d.said <- reason + ": " + message },
-	}
+	d.g = NewGuard(d.path("00-manifold.conflist"), func(_ context.Context, reason, message string) { d.said <- reason + ": " + message }, slog.New(slog.DiscardHandler))
+	d.g.every = time.Hour
 	return d
+}
+
+func (d *guarded) path(elem string) string { return filepath.Join(d.dir, elem) }
+
+func (d *guarded) must(err error) {
+	d.t.Helper()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+func (d *guarded) file(name, content string) {
+	d.t.Helper()
+	d.must(os.WriteFile(d.path(name), []byte(content), 0o600))
+}
+
+// config is a network configuration of one plugin.
+func config(name, cniType string) string {
+	return fmt.Sprintf(`{"cniVersion":"1.0.0","name":%q,"plugins":[{"type":%q}]}`, name, cniType)
 }
 
 func (d *guarded) installer(from string) *Installer {
@@ -90,7 +111,7 @@ func TestGuardPutsBack(t *testing.T) {
 			d := newGuarded(t)
 			ctx, stop := context.WithCancel(context.Background())
 			done := make(chan struct{})
-			go func() { defer close(done); d.g.run(ctx) }()
+			go func() { defer close(done); d.g.Run(ctx) }()
 			defer func() { stop(); <-done }()
 			for range 2 { // it goes on watching
 				d.must(tc.do(d))
@@ -99,7 +120,7 @@ func TestGuardPutsBack(t *testing.T) {
 					t.Errorf("left:\n%s", got)
 				}
 			}
-			if err := d.g.ready(ctx); err != nil {
+			if err := d.g.Ready(ctx); err != nil {
 				t.Error(err)
 			}
 		})
@@ -111,14 +132,14 @@ func TestGuardLooksWithoutAWatch(t *testing.T) {
 	d := newGuarded(t)
 	d.g.every = time.Millisecond
 	d.must(os.Rename(d.dir, d.dir+".away")) // nothing can be watched
-	if err := d.g.ready(context.Background()); err == nil {
+	if err := d.g.Ready(context.Background()); err == nil {
 		t.Error("it is ready before it has looked")
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); d.g.run(ctx) }()
+	go func() { defer close(done); d.g.Run(ctx) }()
 	defer func() { stop(); <-done }()
-	for end := time.Now().Add(time.Minute); d.g.ready(ctx) != nil; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); d.g.Ready(ctx) != nil; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("it does not look")
 		}
@@ -145,7 +166,7 @@ func TestGuardTakesWhatIsMeant(t *testing.T) {
 	d.wantSaid("was removed")
 	d.must(d.installer("").Uninstall(new(bytes.Buffer)))
 	d.g.look(context.Background())
-	if got := d.read(); got != nil || exists(d.path("manifold.d")) {
+	if got := d.read(); got != nil || files.Exists(d.path("manifold.d")) {
 		t.Errorf("after uninstall: %s", got)
 	}
 	d.g.saying.Wait()
@@ -159,13 +180,13 @@ func TestGuardSaysWhoStandsBefore(t *testing.T) {
 	d.file("00-aaa.conf", `{"cniVersion":"1.0.0","name":"aaa","type":"ptp"}`)
 	d.g.look(context.Background())
 	d.wantSaid("CNIConfigurationLost", "00-aaa.conf")
-	if err := d.g.ready(context.Background()); err == nil || !strings.Contains(err.Error(), "00-aaa.conf") {
+	if err := d.g.Ready(context.Background()); err == nil || !strings.Contains(err.Error(), "00-aaa.conf") {
 		t.Errorf("ready: %v", err)
 	}
 	d.g.look(context.Background()) // said once
 	d.must(os.Remove(d.path("00-aaa.conf")))
 	d.g.look(context.Background())
-	if err := d.g.ready(context.Background()); err != nil {
+	if err := d.g.Ready(context.Background()); err != nil {
 		t.Error(err)
 	}
 	d.must(os.Remove(d.path("00-manifold.conflist"))) // which is another matter

@@ -1,4 +1,10 @@
-package agent
+// Package install puts Manifold on a node, keeps it there, and takes it away.
+//
+// An [Installer] writes programs and configurations, and at the end hands the sandboxes
+// over to Multus where that takes its place; [Guard], in the agent, puts the plugin's
+// configuration back when another program has taken it away; [Await] is what a chart
+// waits for nodes with.
+package install
 
 import (
 	"context"
@@ -9,14 +15,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
+	"github.com/manifold-cni/manifold/internal/files"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
@@ -114,7 +120,7 @@ func (i *Installer) installPrograms(from string, out io.Writer) error {
 	}
 	for _, p := range programs {
 		to := filepath.Join(i.BinDir, p)
-		if err := removeUnfinished(to); err != nil {
+		if err := files.RemoveUnfinished(to); err != nil {
 			return err
 		}
 		if err := installProgram(filepath.Join(from, p), to); err != nil {
@@ -125,29 +131,8 @@ func (i *Installer) installPrograms(from string, out io.Writer) error {
 	return nil
 }
 
-// removeUnfinished removes what a write of a file that was killed has left beside it: a
-// file of its name behind a dot, with a number. Under a lock that whoever writes the file
-// holds, none of that is another's who still does.
-func removeUnfinished(path string) error {
-	dir, name := filepath.Split(path)
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		number, ok := strings.CutPrefix(e.Name(), "."+name)
-		if _, err := strconv.ParseUint(number, 10, 64); !ok || err != nil {
-			continue
-		}
-		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // installProgram copies a program over another that may be running, by way of a file
-// beside it, see replaceFile.
+// beside it, see [files.Replace].
 func installProgram(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
@@ -167,23 +152,23 @@ func installProgram(from, to string) error {
 }
 
 // agentConfig reads the agent's configuration as it will be.
-func (i *Installer) agentConfig() (*Config, error) {
+func (i *Installer) agentConfig() (*configfile.Agent, error) {
 	file := i.AgentConfig
-	if file == "" && exists(i.agentFile()) {
+	if file == "" && files.Exists(i.agentFile()) {
 		file = i.agentFile()
 	}
 	if file != "" {
-		return ReadConfig(file)
+		return configfile.ReadAgent(file)
 	}
-	c := &Config{}
-	return c, c.complete()
+	c := &configfile.Agent{}
+	return c, c.Complete()
 }
 
 // checkAgentConfig refuses an agent's configuration that names no source of pods: every
 // pod would wait for ever to be known.
 func (i *Installer) checkAgentConfig() error {
 	c, err := i.agentConfig()
-	if err != nil || i.Force || c.APIServer != "" || c.PodManifests != "" || exists(c.PodsAPI) {
+	if err != nil || i.Force || c.APIServer != "" || c.PodManifests != "" || files.Exists(c.PodsAPI) {
 		return err
 	}
 	return cnierr.New("install", cnierr.InvalidConfig, "the agent's configuration names no source of pods: neither apiServer nor podManifests, and the kubelet serves no Pods API at %s", c.PodsAPI).
@@ -198,7 +183,7 @@ func (i *Installer) newAgentConfig() ([]byte, error) {
 	const op = "install"
 	keys := map[string]json.RawMessage{}
 	file := i.AgentConfig
-	if file == "" && exists(i.agentFile()) {
+	if file == "" && files.Exists(i.agentFile()) {
 		file = i.agentFile()
 	}
 	if file != "" {
@@ -219,7 +204,7 @@ func (i *Installer) newAgentConfig() ([]byte, error) {
 	if err := i.tell(keys, "cniDir", i.StateDir, "state-dir"); err != nil {
 		return nil, err
 	}
-	if stringValue(keys["cniConfig"]) != none { // who wants none kept has none
+	if configfile.StringValue(keys["cniConfig"]) != configfile.None { // who wants none kept has none
 		if err := i.tell(keys, "cniConfig", i.confFile(), "cni-conf-dir and --cni-conf-name"); err != nil {
 			return nil, err
 		}
@@ -235,7 +220,7 @@ func (i *Installer) newAgentConfig() ([]byte, error) {
 // one that was given and is another. Of what is in place nothing is asked: the flags go
 // before it.
 func (i *Installer) tell(keys map[string]json.RawMessage, key, path, flags string) error {
-	given := stringValue(keys[key])
+	given := configfile.StringValue(keys[key])
 	if given != "" && i.AgentConfig != "" && filepath.Clean(given) != filepath.Clean(path) {
 		return cnierr.New("install", cnierr.InvalidConfig, "key %q: the agent's configuration says %s, the plugin's is %s", key, given, path).
 			WithFix("leave it out of the agent's, or give --%s as it says", flags)
@@ -251,7 +236,7 @@ func (i *Installer) writeAgentConfig(content []byte) error {
 		return err
 	}
 	defer unlock()
-	return replaceLocked(i.agentFile(), content)
+	return files.ReplaceLocked(i.agentFile(), content)
 }
 
 // pluginConfig returns the configuration list that the runtime reads, validated
@@ -264,7 +249,7 @@ func (i *Installer) pluginConfig() ([]byte, error) {
 		return nil, err
 	}
 	if i.StateDir == "" {
-		i.StateDir = i.stateDir(stringValue(given["cniDir"]))
+		i.StateDir = i.stateDir(configfile.StringValue(given["cniDir"]))
 	}
 	plugin := map[string]any{
 		"type": "manifold", "confDir": i.ConfDir, "binDir": i.BinDir, "cniDir": i.StateDir,
@@ -309,24 +294,21 @@ func (i *Installer) givenConfig(list map[string]json.RawMessage) (map[string]jso
 	if err != nil {
 		return nil, cnierr.New(op, cnierr.IO, "%w", err)
 	}
-	doc, err := parseDocument(op, raw)
+	doc, err := configfile.ParseDocument(op, raw)
 	if err != nil {
 		return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: %w", i.Config, err)
 	}
-	if len(doc.plugins) != 1 {
-		return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: it has %d plugins, and must have one", i.Config, len(doc.plugins)).
+	if len(doc.Plugins) != 1 {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: it has %d plugins, and must have one", i.Config, len(doc.Plugins)).
 			WithFix("install Manifold alone, and put plugins of a chain into the default network's configuration")
 	}
 	for _, key := range []string{"name", "cniVersion"} {
-		if doc.list[key] != nil {
-			list[key] = doc.list[key]
+		if doc.List[key] != nil {
+			list[key] = doc.List[key]
 		}
 	}
-	return doc.plugins[0], nil
+	return doc.Plugins[0], nil
 }
-
-// defaultStateDir is where the journal is when nobody says otherwise.
-const defaultStateDir = "/var/lib/cni/manifold"
 
 // stateDir returns the directory of the journal: as configured, as in place, or
 // the default.
@@ -337,7 +319,7 @@ func (i *Installer) stateDir(configured string) string {
 	if dir := i.inPlace().CNIDir; dir != "" {
 		return dir
 	}
-	return defaultStateDir
+	return configfile.DefaultCNIDir
 }
 
 // checkStateDir refuses another directory of journals than the one in place while that
@@ -348,7 +330,7 @@ func (i *Installer) checkStateDir() error {
 	if i.Force || was == "" || filepath.Clean(was) == filepath.Clean(i.StateDir) {
 		return nil
 	}
-	if !exists(was) {
+	if !files.Exists(was) {
 		return cnierr.New("install", cnierr.InvalidConfig, "the journals are in %s, which cannot be looked into, and would not be found in %s", was, i.StateDir).
 			WithFix("keep that directory, or give --force if they were moved there; to have another, uninstall, delete the node's pods that have secondary networks, and install again")
 	}
@@ -371,7 +353,7 @@ func quoted(s string) json.RawMessage {
 
 // others are the plugins that are never the primary network: ourselves, those whose
 // place Manifold takes, and the loopback that packages of runtimes bring.
-var others = append([]string{"manifold", "loopback"}, multusTypes...)
+var others = append([]string{"manifold", "loopback"}, configfile.MultusTypes...)
 
 // primary returns the cluster default network, pinned by name so that no file
 // that appears later can take its place.
@@ -465,7 +447,7 @@ func (i *Installer) Uninstall(out io.Writer) error {
 	const op = "uninstall"
 	i.settle()
 	next, problems := netconf.First(i.ConfDir, "manifold", "loopback")
-	if next == nil && !i.Force && exists(i.confFile()) {
+	if next == nil && !i.Force && files.Exists(i.confFile()) {
 		err := fmt.Errorf("without %s there is no network configuration in %s", i.ConfName, i.ConfDir)
 		return cnierr.New(op, cnierr.NotReady, "%w", errors.Join(append([]error{err}, problems...)...)).
 			WithFix("put the default network's configuration there, or give --force")
@@ -480,7 +462,7 @@ func (i *Installer) Uninstall(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if len(keys) > 0 || exists(i.confFile()) {
+	if len(keys) > 0 || files.Exists(i.confFile()) {
 		err := cnierr.New(op, cnierr.TeardownIncomplete, "%d sandboxes are still attached, the programs stay in %s", len(keys), i.BinDir).
 			WithFix("delete or drain the node's pods, release what is left with CNI_COMMAND=GC, then run uninstall again with --state-dir %s", i.StateDir)
 		if !i.LeaveAttached {
@@ -507,7 +489,7 @@ func (i *Installer) removeAgentConfig(out io.Writer) error {
 		return cnierr.New("uninstall", cnierr.IO, "%w", err)
 	}
 	defer unlock()
-	if err := errors.Join(removeUnfinished(i.agentFile()), remove(out, i.agentFile())); err != nil {
+	if err := errors.Join(files.RemoveUnfinished(i.agentFile()), remove(out, i.agentFile())); err != nil {
 		return err
 	}
 	// The directory may hold files of others.
@@ -518,7 +500,7 @@ func (i *Installer) removeAgentConfig(out io.Writer) error {
 // settle finds out for Uninstall what it has not been told: how the configuration is
 // called, and where the journals are.
 func (i *Installer) settle() {
-	if earlier := i.earlier(); !exists(i.confFile()) && len(earlier) > 0 {
+	if earlier := i.earlier(); !files.Exists(i.confFile()) && len(earlier) > 0 {
 		i.ConfName = filepath.Base(earlier[0])
 	}
 	if i.StateDir == "" {
@@ -533,7 +515,7 @@ func (i *Installer) settle() {
 func (i *Installer) withdraw(primary *netconf.File, out io.Writer) error {
 	if i.ToMultus == "" {
 		return withdrawConf(i.confFile(), func(path string) error {
-			if path == i.confFile() && primary != nil && exists(path) {
+			if path == i.confFile() && primary != nil && files.Exists(path) {
 				return i.leaveReleaseOnly(primary, out)
 			}
 			return remove(out, path)
@@ -560,7 +542,7 @@ func (i *Installer) leaveReleaseOnly(primary *netconf.File, out io.Writer) error
 		return remove(out, conf)
 	}
 	if err == nil {
-		err = replaceLocked(conf, content)
+		err = files.ReplaceLocked(conf, content)
 	}
 	if err != nil {
 		return cnierr.New("uninstall", cnierr.IO, "%w", err)
@@ -574,6 +556,31 @@ func (i *Installer) leaveReleaseOnly(primary *netconf.File, out io.Writer) error
 		return nil
 	}
 	return remove(out, conf)
+}
+
+// writeConf writes Manifold's CNI configuration with its copy, under the lock, so
+// that no agent takes the one for the other's theft.
+func writeConf(conf string, content []byte) error {
+	unlock, err := netconf.Lock(conf)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return errors.Join(files.ReplaceLocked(netconf.Kept(conf), content), files.ReplaceLocked(conf, content))
+}
+
+// withdrawConf takes Manifold's CNI configuration and its copy away, under the
+// lock: no agent puts it back.
+func withdrawConf(conf string, remove func(path string) error) error {
+	unlock, err := netconf.Lock(conf)
+	if errors.Is(err, os.ErrNotExist) {
+		return remove(conf) // installed by hand
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return errors.Join(files.RemoveUnfinished(netconf.Kept(conf)), files.RemoveUnfinished(conf), remove(netconf.Kept(conf)), remove(conf))
 }
 
 // remove removes a file that may be absent.

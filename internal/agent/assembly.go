@@ -1,9 +1,7 @@
 package agent
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,178 +13,15 @@ import (
 
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
+	"github.com/manifold-cni/manifold/internal/files"
 	"github.com/manifold-cni/manifold/internal/kube"
-	"github.com/manifold-cni/manifold/internal/logs"
 	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/reconcile"
 	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/podresources"
 )
-
-// Config is the agent's configuration file, JSON. Every source is optional; what
-// is empty is not asked. The one-shot mode reads the same file.
-type Config struct {
-	Node   string `json:"node"`   // this node's name
-	Socket string `json:"socket"` // the agent's own unix socket
-
-	// KubeletDir is the kubelet's root directory; the paths below default to
-	// places in it. A path of "-" leaves a source out.
-	KubeletDir   string `json:"kubeletDir"`
-	PodResources string `json:"podResources"` // socket of the PodResources API
-	Checkpoint   string `json:"checkpoint"`   // the device-manager checkpoint
-	PodsAPI      string `json:"podsAPI"`      // socket of the Pods API
-
-	// ClaimCheckpoint is the kubelet's checkpoint of resource claims; DeviceMetadata
-	// its directory of plugins, with what DRA drivers say of claims' devices.
-	ClaimCheckpoint string `json:"claimCheckpoint"`
-	DeviceMetadata  string `json:"deviceMetadata"`
-	// ResourceSlices asks the API server as well what claims' devices are.
-	ResourceSlices bool `json:"resourceSlices"`
-
-	// APIServer: "in-cluster", the path of a kubeconfig, or empty for none. In the
-	// one-shot mode, which runs on the host, in-cluster reaches no API server: the
-	// credential is the agent's pod's, and the snapshot serves alone.
-	APIServer string `json:"apiServer"`
-	// Snapshot is where definitions outlive the API server.
-	Snapshot string `json:"snapshot"`
-
-	// CNIDir is the plugin's cniDir, with the journals; SysRoot the directory that
-	// sys/ is found in.
-	CNIDir  string `json:"cniDir"`
-	SysRoot string `json:"sysRoot"`
-	// Reconcile is one of the Reconcile constants; ReconcileExclude are PFs, by PCI
-	// address or network device, whose VFs are never repaired; see
-	// [reconcile.ParseExclude].
-	Reconcile        string   `json:"reconcile"`
-	ReconcileExclude []string `json:"reconcileExclude"`
-
-	// Traces is the URL of an OpenTelemetry collector, OTLP over HTTP; empty for none.
-	Traces    string `json:"traces"`
-	LogFormat string `json:"logFormat"` // of package logs; JSON by default
-	Release   string `json:"-"`         // the program's
-
-	// Listen is the address, "host:port", that health, readiness and metrics are
-	// served on; empty for none.
-	Listen string `json:"listen"`
-	// View is the address, "host:port", that the node's view is served on over TLS,
-	// to those whom the API server lets see it; empty for none.
-	View string `json:"view"`
-	// CNIConfig is the plugin's configuration in the runtime's directory, where
-	// readiness looks which default network there must be.
-	CNIConfig string `json:"cniConfig"`
-	// StartupTaint is the key of a taint that this node is relieved of when it is
-	// ready; empty for none.
-	StartupTaint string `json:"startupTaint"`
-
-	PodManifests        string `json:"podManifests"`        // directory of pods: static pods
-	DefinitionManifests string `json:"definitionManifests"` // directory of definitions
-}
-
-// InCluster is the value of Config.APIServer that uses the pod's own service
-// account.
-const InCluster = "in-cluster"
-
-// none leaves out a source that has a default.
-const none = "-"
-
-// maxConfig bounds the configuration file, in bytes.
-const maxConfig = 1 << 20
-
-// ReadConfig reads and completes a configuration file. Unknown keys are refused:
-// the file is the administrator's, and a misspelt source would be missed only
-// when a pod needs it.
-func ReadConfig(path string) (*Config, error) {
-	op := "read " + path
-	fi, err := os.Stat(path)
-	if err != nil {
-		return nil, cnierr.New(op, cnierr.IO, "%w", err).WithFix("write the agent's configuration, or run 'manifold-agent install'")
-	}
-	if fi.Size() > maxConfig {
-		return nil, cnierr.New(op, cnierr.InvalidConfig, "%d bytes, at most %d are read", fi.Size(), maxConfig)
-	}
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return nil, cnierr.New(op, cnierr.IO, "%w", err)
-	}
-	return decodeConfig(op, raw)
-}
-
-// ReadableConfig returns of a configuration file that [ReadConfig] refuses what can
-// be read of it, else defaults, for whoever looks at a node that is broken.
-func ReadableConfig(path string) *Config {
-	c := &Config{}
-	if fi, err := os.Stat(path); err == nil && fi.Size() <= maxConfig {
-		if raw, err := os.ReadFile(path); err == nil {
-			_ = json.Unmarshal(raw, c) // what it refuses is known, the rest is filled in
-		}
-	}
-	c.defaults()
-	return c
-}
-
-// decodeConfig decodes and completes a configuration.
-func decodeConfig(op string, raw []byte) (*Config, error) {
-	c := &Config{}
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
-	if err := d.Decode(c); err != nil {
-		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
-	}
-	return c, c.complete()
-}
-
-// complete fills in defaults, and refuses what cannot be right.
-func (c *Config) complete() error {
-	const op = "read configuration"
-	c.defaults()
-	if wrong := c.wrong(); len(wrong) > 0 {
-		w := wrong[0]
-		return cnierr.New(op, cnierr.InvalidConfig, "key %q: %w", w.key, w.err).WithFix("%s", w.fix)
-	}
-	for i, entry := range c.ReconcileExclude { // in the spelling in which they are compared
-		var err error
-		if c.ReconcileExclude[i], err = reconcile.ParseExclude(entry); err != nil {
-			return cnierr.New(op, cnierr.InvalidConfig, "%w", err)
-		}
-	}
-	if c.Node != "" {
-		return nil
-	}
-	name, err := os.Hostname()
-	if err != nil {
-		return cnierr.New(op, cnierr.InvalidConfig, "node: %w", err).WithFix("set node to this node's name")
-	}
-	c.Node = name
-	return nil
-}
-
-// defaults fills in what is empty.
-func (c *Config) defaults() {
-	def := func(field *string, value string) {
-		switch *field {
-		case "":
-			*field = value
-		case none:
-			*field = ""
-		}
-	}
-	def(&c.Socket, "/run/manifold/agent.sock")
-	def(&c.KubeletDir, "/var/lib/kubelet")
-	def(&c.PodResources, c.KubeletDir+"/pod-resources/kubelet.sock")
-	def(&c.Checkpoint, c.KubeletDir+"/device-plugins/kubelet_internal_checkpoint")
-	def(&c.PodsAPI, c.KubeletDir+"/pods-api/pods-api.sock")
-	def(&c.ClaimCheckpoint, c.KubeletDir+"/dra_manager_state")
-	def(&c.DeviceMetadata, c.KubeletDir+"/plugins")
-	def(&c.PodManifests, "")
-	def(&c.DefinitionManifests, "")
-	def(&c.CNIDir, defaultStateDir)
-	def(&c.SysRoot, "/")
-	def(&c.Snapshot, "/var/lib/cni/manifold/definitions.snapshot")
-	def(&c.CNIConfig, "/etc/cni/net.d/00-manifold.conflist")
-	def(&c.Reconcile, ReconcileReport)
-	def(&c.LogFormat, logs.JSON)
-}
 
 // Assembly is an agent with the things that it runs on.
 type Assembly struct {
@@ -206,9 +41,9 @@ type Assembly struct {
 // Assemble connects the sources of the configuration. Nothing is asked before
 // [Assembly.Run], but what cannot be right is refused at once. With once, only
 // what answers a single call is used: no informer, the snapshot instead.
-func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
+func Assemble(c *configfile.Agent, once bool, log *slog.Logger) (*Assembly, error) {
 	a := &Assembly{}
-	a.Sources.Metrics = c.metrics(once)
+	a.Sources.Metrics = metricsOf(c, once)
 	var pods []kube.Pods
 	var defs []kube.Definitions
 	var podsAPI *podresources.Pods
@@ -219,7 +54,7 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 		a.run, a.close = append(a.run, podsAPI.Run), append(a.close, podsAPI.Close)
 	}
 	switch {
-	case c.APIServer == InCluster && once:
+	case c.APIServer == configfile.InCluster && once:
 		defs = append(defs, snapshot(c.Snapshot))
 		a.Sources.Local, a.Sources.Outbox = snapshot(c.Snapshot), outboxOf(c.CNIDir)
 	case c.APIServer != "":
@@ -228,12 +63,12 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 			return nil, err
 		}
 		// Where the kubelet serves its Pods API, no pod is watched at the API server.
-		if !once && (c.PodsAPI == "" || !exists(c.PodsAPI)) {
+		if !once && (c.PodsAPI == "" || !files.Exists(c.PodsAPI)) {
 			watched = p
 			a.follow(p, log)
 		}
 		pods, defs = append(pods, p), append(defs, d)
-	case c.Snapshot != "" && exists(c.Snapshot):
+	case c.Snapshot != "" && files.Exists(c.Snapshot):
 		defs = append(defs, snapshot(c.Snapshot))
 	}
 	if c.PodManifests != "" {
@@ -248,8 +83,10 @@ func Assemble(c *Config, once bool, log *slog.Logger) (*Assembly, error) {
 	}
 	a.Sources.Pods, a.Sources.Definitions = kube.FirstPods(pods...), kube.FirstDefinitions(defs...)
 	a.devices(c, once, log)
-	a.guard(c, once, log)
 	a.checks(c, podsReady(c, podsAPI, watched))
+	if !once {
+		a.startupTaint(c.StartupTaint, log)
+	}
 	return a, nil
 }
 
@@ -271,36 +108,43 @@ func (a *Assembly) follow(pods *kube.PodInformer, log *slog.Logger) {
 }
 
 // metrics returns what counts, nil where nobody could read it.
-func (c *Config) metrics(once bool) *metrics.Metrics {
+func metricsOf(c *configfile.Agent, once bool) *metrics.Metrics {
 	if once || c.Listen == "" {
 		return nil
 	}
 	return metrics.New(c.Release)
 }
 
-// guard watches over the plugin's configuration.
-func (a *Assembly) guard(c *Config, once bool, log *slog.Logger) {
-	if once || c.CNIConfig == "" {
-		return
+// startupTaint has a new node's taint removed, where it has one.
+func (a *Assembly) startupTaint(key string, log *slog.Logger) {
+	if key != "" {
+		a.run = append(a.run, func(ctx context.Context) { a.untaint(ctx, key, log) })
 	}
-	g := &guard{conf: c.CNIConfig, log: log, every: lookEvery, event: func(ctx context.Context, reason, message string) {
+}
+
+// Also runs something beside the sources, and makes what it says of itself a part of
+// readiness. It must be called before [Assembly.Run].
+func (a *Assembly) Also(name string, run func(context.Context), ready func(context.Context) error) {
+	a.run = append(a.run, run)
+	a.Checks = append(a.Checks, Check{name, ready})
+}
+
+// NodeEvents returns a function that writes a warning about the node; without an API
+// server it writes none.
+func (a *Assembly) NodeEvents(log *slog.Logger) func(ctx context.Context, reason, message string) {
+	return func(ctx context.Context, reason, message string) {
 		if a.writer == nil {
 			return
 		}
 		if err := a.writer.NodeEvent(ctx, corev1.EventTypeWarning, reason, message); err != nil {
 			log.Warn("event not written", "reason", reason, "err", err)
 		}
-	}}
-	a.run = append(a.run, g.run)
-	a.Checks = append(a.Checks, Check{"CNI configuration", g.ready})
-	if c.StartupTaint != "" {
-		a.run = append(a.run, func(ctx context.Context) { a.untaint(ctx, c.StartupTaint, log) })
 	}
 }
 
 // devices connects the allocation sources.
-func (a *Assembly) devices(c *Config, once bool, log *slog.Logger) {
-	k := c.kubelet(a.slices)
+func (a *Assembly) devices(c *configfile.Agent, once bool, log *slog.Logger) {
+	k := newKubelet(c, a.slices)
 	a.close = append(a.close, k.close)
 	var live podresources.Live // an interface that holds nil would be called
 	if k.live != nil {
@@ -314,16 +158,16 @@ func (a *Assembly) devices(c *Config, once bool, log *slog.Logger) {
 	a.Sources.Devices = podresources.NewReader(live, memory, k.claims)
 	a.Sources.Holders = k.holders
 	a.Sources.CNIConfig, a.Sources.Node = c.CNIConfig, c.Node
-	a.Sources.View = func(ctx context.Context) *nodeview.View { return c.view(ctx, k) }
+	a.Sources.View = func(ctx context.Context) *nodeview.View { return viewOf(ctx, c, k) }
 	if a.Sources.Metrics != nil {
 		a.Sources.Metrics.Node(a.figures(c, k))
 	}
-	if !once && c.Reconcile != ReconcileOff {
-		a.Reconciler = c.reconciler(k)
+	if !once && c.Reconcile != configfile.ReconcileOff {
+		a.Reconciler = reconcilerOf(c, k)
 		if a.Sources.Publisher != nil {
 			a.Reconciler.Tell = eventsOf(a.Sources.Publisher, log)
 		}
-		a.run = append(a.run, func(ctx context.Context) { a.Reconciler.Run(ctx, c.Reconcile == ReconcileRepair, log) })
+		a.run = append(a.run, func(ctx context.Context) { a.Reconciler.Run(ctx, c.Reconcile == configfile.ReconcileRepair, log) })
 	}
 }
 
@@ -343,9 +187,9 @@ func keepLoaded(ctx context.Context, file *checkpoint.File, log *slog.Logger) {
 }
 
 // apiServer connects to the API server.
-func (a *Assembly) apiServer(c *Config, once bool) (*kube.PodInformer, kube.Definitions, error) {
+func (a *Assembly) apiServer(c *configfile.Agent, once bool) (*kube.PodInformer, kube.Definitions, error) {
 	path := c.APIServer
-	if path == InCluster {
+	if path == configfile.InCluster {
 		path = ""
 	}
 	cfg, err := kube.Config(path)
@@ -374,17 +218,12 @@ func (a *Assembly) apiServer(c *Config, once bool) (*kube.PodInformer, kube.Defi
 	}
 	a.Sources.Local = local{defs}
 	a.Sources.Ready = func() error {
-		if !defs.HasSynced() && !exists(c.Snapshot) {
+		if !defs.HasSynced() && !files.Exists(c.Snapshot) {
 			return errors.New("definitions are not synced, and there is no snapshot of them")
 		}
 		return nil
 	}
 	return pods, defs, nil
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }
 
 // Run runs the sources until ctx ends and every one has stopped.

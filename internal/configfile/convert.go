@@ -1,4 +1,4 @@
-package agent
+package configfile
 
 import (
 	"bytes"
@@ -22,8 +22,8 @@ type Conversion struct {
 	Changes []string // what differs from what was given, one sentence each
 }
 
-// multusTypes are the programs of Multus, thin and thick.
-var multusTypes = []string{"multus", "multus-shim"}
+// MultusTypes are the programs of Multus, thin and thick.
+var MultusTypes = []string{"multus", "multus-shim"}
 
 // daemonKeys are keys of Multus's daemon and of its installer, and what has
 // their place here.
@@ -53,18 +53,18 @@ var pathKeys = []string{"binDir", "clusterNetwork", "cniDir", "confDir", "logFil
 // its sentence in Changes.
 func Convert(raw []byte) (*Conversion, error) {
 	const op = "convert configuration"
-	doc, err := parseDocument(op, raw)
+	doc, err := ParseDocument(op, raw)
 	if err != nil {
 		return nil, err
 	}
 	v := &converter{agent: map[string]any{}}
-	plugins := doc.plugins
-	at := slices.IndexFunc(plugins, func(p map[string]json.RawMessage) bool { return slices.Contains(multusTypes, stringValue(p["type"])) })
+	plugins := doc.Plugins
+	at := slices.IndexFunc(plugins, func(p map[string]json.RawMessage) bool { return slices.Contains(MultusTypes, StringValue(p["type"])) })
 	if at < 0 && len(plugins) == 1 && plugins[0]["type"] == nil {
 		at = 0 // the daemon's own file names no type
 	}
 	if at < 0 {
-		return nil, cnierr.New(op, cnierr.InvalidConfig, "it has no plugin of type %s", strings.Join(multusTypes, " or ")).
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "it has no plugin of type %s", strings.Join(MultusTypes, " or ")).
 			WithFix("give Multus's file, for example 00-multus.conf")
 	}
 	converted, err := v.plugin(plugins[at])
@@ -79,7 +79,7 @@ func Convert(raw []byte) (*Conversion, error) {
 		}
 		out = append(out, p)
 	}
-	list := maps.Clone(doc.list)
+	list := maps.Clone(doc.List)
 	v.list(list, plugins[at])
 	if list["plugins"], err = json.Marshal(out); err != nil {
 		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
@@ -107,9 +107,9 @@ func (v *converter) say(format string, args ...any) {
 // plugin converts the keys of Multus's plugin.
 func (v *converter) plugin(keys map[string]json.RawMessage) (map[string]any, error) {
 	out := map[string]any{"type": "manifold"}
-	v.say("type: %q becomes %q", stringValue(keys["type"]), "manifold")
+	v.say("type: %q becomes %q", StringValue(keys["type"]), "manifold")
 	keys = v.inOurCase(keys)
-	chroot := stringValue(keys["chrootDir"])
+	chroot := StringValue(keys["chrootDir"])
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		value := keys[key]
 		known, err := netconf.CheckKey(key, value)
@@ -119,14 +119,14 @@ func (v *converter) plugin(keys map[string]json.RawMessage) (map[string]any, err
 		switch instead, daemon := daemonKeys[key]; {
 		case key == "type" || key == "name" || key == "cniVersion":
 		case key == "kubeconfig":
-			v.agent["apiServer"] = v.onNode(key, stringValue(value), chroot)
+			v.agent["apiServer"] = v.onNode(key, StringValue(value), chroot)
 			v.say("kubeconfig: it is apiServer in the agent's configuration")
 		case daemon:
 			v.daemonKey(out, keys, key, instead, chroot)
 		case !known:
 			v.say("%s: dropped; it is unknown", key)
 		case slices.Contains(pathKeys, key):
-			out[key] = v.onNode(key, stringValue(value), chroot)
+			out[key] = v.onNode(key, StringValue(value), chroot)
 		case key == "defaultNetworks":
 			v.defaultNetworks(out, keys, chroot)
 		case key == "delegates" && isSet(keys["clusterNetwork"]):
@@ -162,8 +162,8 @@ func (v *converter) autoconfig(out map[string]any, keys map[string]json.RawMessa
 		return false
 	}
 	silent := &converter{}
-	runtimes := silent.onNode("", cmp.Or(stringValue(keys["cniConfigDir"]), "/host/etc/cni/net.d"), chroot)
-	dir := stringValue(keys[autoconfigDir])
+	runtimes := silent.onNode("", cmp.Or(StringValue(keys["cniConfigDir"]), "/host/etc/cni/net.d"), chroot)
+	dir := StringValue(keys[autoconfigDir])
 	if filepath.Clean(silent.onNode("", dir, chroot)) == filepath.Clean(runtimes) {
 		return false
 	}
@@ -221,7 +221,7 @@ func (v *converter) defaultNetworks(out map[string]any, keys map[string]json.Raw
 func (v *converter) isolation(keys map[string]json.RawMessage) {
 	if string(keys["namespaceIsolation"]) == "true" {
 		v.say("namespaceIsolation: it holds for the pod annotation %s too; list %s in globalNamespaces if pods use definitions of that namespace by it",
-			netattach.DefaultNetworkAnnotation, cmp.Or(stringValue(keys["multusNamespace"]), "kube-system"))
+			netattach.DefaultNetworkAnnotation, cmp.Or(StringValue(keys["multusNamespace"]), "kube-system"))
 	}
 }
 
@@ -262,13 +262,13 @@ func (v *converter) list(list, plugin map[string]json.RawMessage) {
 			list[key], _ = json.Marshal(def) // a string always encodes
 		}
 	}
-	if version := stringValue(list["cniVersion"]); version != "1.1.0" {
+	if version := StringValue(list["cniVersion"]); version != "1.1.0" {
 		v.say("cniVersion: %q is kept; with 1.1.0 the runtime also asks for STATUS and GC", version)
 	}
 }
 
-// stringValue returns a JSON string's value, empty for anything else.
-func stringValue(raw json.RawMessage) string {
+// StringValue returns a JSON string's value, empty for anything else.
+func StringValue(raw json.RawMessage) string {
 	var s string
 	if json.Unmarshal(raw, &s) != nil {
 		return ""

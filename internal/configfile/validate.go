@@ -1,4 +1,4 @@
-package agent
+package configfile
 
 import (
 	"bytes"
@@ -35,13 +35,13 @@ func (f Finding) String() string {
 	return fmt.Sprintf("%d: %s: %s: %s", f.Line, kind, f.Key, f.Text)
 }
 
-// ValidateConfig returns what is wrong with a configuration file of the plugin,
+// ValidatePlugin returns what is wrong with a configuration file of the plugin,
 // single or list, in order of line: what the runtime would refuse, what the plugin
 // would, and what has no effect.
-func ValidateConfig(raw []byte) []Finding {
+func ValidatePlugin(raw []byte) []Finding {
 	const op = "validate configuration"
 	v := &validator{positions: positionsOf(raw)}
-	doc, err := parseDocument(op, raw)
+	doc, err := ParseDocument(op, raw)
 	var syntax *json.SyntaxError
 	switch {
 	case errors.As(err, &syntax):
@@ -87,21 +87,21 @@ func (v *validator) warn(path, key, format string, args ...any) {
 }
 
 // document looks at the list's own keys, then at each plugin.
-func (v *validator) document(doc *document) {
+func (v *validator) document(doc *Document) {
 	if doc.single {
-		if v.plugin("", doc.plugins[0]) {
-			v.named("", doc.plugins[0])
+		if v.plugin("", doc.Plugins[0]) {
+			v.named("", doc.Plugins[0])
 		}
 		return
 	}
-	for _, key := range slices.Sorted(maps.Keys(doc.list)) {
-		v.listKey(key, doc.list[key])
+	for _, key := range slices.Sorted(maps.Keys(doc.List)) {
+		v.listKey(key, doc.List[key])
 	}
-	v.named("", doc.list)
+	v.named("", doc.List)
 	manifold := false
-	for i, p := range doc.plugins {
+	for i, p := range doc.Plugins {
 		path := fmt.Sprintf("/plugins/%d", i)
-		if stringValue(p["type"]) != "manifold" {
+		if StringValue(p["type"]) != "manifold" {
 			v.other(path, i, p)
 			continue
 		}
@@ -134,7 +134,7 @@ func (v *validator) other(path string, i int, p map[string]json.RawMessage) {
 	switch {
 	case p == nil:
 		v.add(path, fmt.Sprintf("plugins[%d]", i), "it is no object")
-	case stringValue(p["type"]) == "":
+	case StringValue(p["type"]) == "":
 		v.add(path+"/type", "type", "it is not set: a plugin has the name of its program")
 	}
 }
@@ -150,7 +150,7 @@ func (v *validator) listKey(key string, raw json.RawMessage) {
 		v.versions(path, key, raw)
 	case "disableCheck", "disableGC", "loadOnlyInlinedPlugins":
 		var flag bool
-		if word := strings.ToLower(stringValue(raw)); word != "true" && word != "false" && json.Unmarshal(raw, &flag) != nil {
+		if word := strings.ToLower(StringValue(raw)); word != "true" && word != "false" && json.Unmarshal(raw, &flag) != nil {
 			v.add(path, key, "%.64s is no boolean", raw)
 		}
 	default:
@@ -207,7 +207,7 @@ func explained(err error) string {
 
 // plugin looks at the plugin's own keys at a path, and reports whether it is ours.
 func (v *validator) plugin(path string, p map[string]json.RawMessage) bool {
-	if stringValue(p["type"]) != "manifold" {
+	if StringValue(p["type"]) != "manifold" {
 		v.add(path+"/type", "type", `it has no plugin of type "manifold"`)
 		return false
 	}
@@ -239,25 +239,27 @@ func (v *validator) plugin(path string, p map[string]json.RawMessage) bool {
 	return true
 }
 
-// document is a configuration file, single or list.
-type document struct {
+// Document is a configuration file of the plugin, single or list.
+type Document struct {
 	single  bool
-	list    map[string]json.RawMessage // the list's own keys; empty for a single configuration
-	plugins []map[string]json.RawMessage
+	List    map[string]json.RawMessage // the list's own keys; empty for a single configuration
+	Plugins []map[string]json.RawMessage
 }
 
-func parseDocument(op string, raw []byte) (*document, error) {
-	d := &document{}
+// ParseDocument takes a configuration file of the plugin apart. op is what it is read
+// for, in the error.
+func ParseDocument(op string, raw []byte) (*Document, error) {
+	d := &Document{}
 	var top map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &top); err != nil {
 		return nil, cnierr.New(op, cnierr.Decode, "%w", err)
 	}
 	if top["plugins"] == nil {
-		d.single, d.list, d.plugins = true, map[string]json.RawMessage{}, []map[string]json.RawMessage{top}
+		d.single, d.List, d.Plugins = true, map[string]json.RawMessage{}, []map[string]json.RawMessage{top}
 		return d, nil
 	}
-	d.list = top
-	if err := json.Unmarshal(top["plugins"], &d.plugins); err != nil {
+	d.List = top
+	if err := json.Unmarshal(top["plugins"], &d.Plugins); err != nil {
 		return nil, cnierr.New(op, cnierr.InvalidConfig, "key %q: %w", "plugins", err)
 	}
 	return d, nil

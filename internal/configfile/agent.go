@@ -1,0 +1,192 @@
+// Package configfile reads, judges and converts the configuration files that
+// administrators write: the agent's, and the plugin's in the runtime's directory.
+//
+// [ReadAgent] and [ReadPlugin] read one as the programs do. [ValidateAgent] and
+// [ValidatePlugin] name line and key of everything that is wrong in one, where the
+// programs stop at the first mistake. [Convert] makes both of a configuration of
+// Multus.
+package configfile
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/logs"
+	"github.com/manifold-cni/manifold/internal/reconcile"
+)
+
+// Agent is the agent's configuration file, JSON. Every source is optional; what
+// is empty is not asked. The one-shot mode reads the same file.
+type Agent struct {
+	Node   string `json:"node"`   // this node's name
+	Socket string `json:"socket"` // the agent's own unix socket
+
+	// KubeletDir is the kubelet's root directory; the paths below default to
+	// places in it. A path of "-" leaves a source out.
+	KubeletDir   string `json:"kubeletDir"`
+	PodResources string `json:"podResources"` // socket of the PodResources API
+	Checkpoint   string `json:"checkpoint"`   // the device-manager checkpoint
+	PodsAPI      string `json:"podsAPI"`      // socket of the Pods API
+
+	// ClaimCheckpoint is the kubelet's checkpoint of resource claims; DeviceMetadata
+	// its directory of plugins, with what DRA drivers say of claims' devices.
+	ClaimCheckpoint string `json:"claimCheckpoint"`
+	DeviceMetadata  string `json:"deviceMetadata"`
+	// ResourceSlices asks the API server as well what claims' devices are.
+	ResourceSlices bool `json:"resourceSlices"`
+
+	// APIServer: "in-cluster", the path of a kubeconfig, or empty for none. In the
+	// one-shot mode, which runs on the host, in-cluster reaches no API server: the
+	// credential is the agent's pod's, and the snapshot serves alone.
+	APIServer string `json:"apiServer"`
+	// Snapshot is where definitions outlive the API server.
+	Snapshot string `json:"snapshot"`
+
+	// CNIDir is the plugin's cniDir, with the journals; SysRoot the directory that
+	// sys/ is found in.
+	CNIDir  string `json:"cniDir"`
+	SysRoot string `json:"sysRoot"`
+	// Reconcile is one of the Reconcile constants; ReconcileExclude are PFs, by PCI
+	// address or network device, whose VFs are never repaired; see
+	// [reconcile.ParseExclude].
+	Reconcile        string   `json:"reconcile"`
+	ReconcileExclude []string `json:"reconcileExclude"`
+
+	// Traces is the URL of an OpenTelemetry collector, OTLP over HTTP; empty for none.
+	Traces    string `json:"traces"`
+	LogFormat string `json:"logFormat"` // of package logs; JSON by default
+	Release   string `json:"-"`         // the program's
+
+	// Listen is the address, "host:port", that health, readiness and metrics are
+	// served on; empty for none.
+	Listen string `json:"listen"`
+	// View is the address, "host:port", that the node's view is served on over TLS,
+	// to those whom the API server lets see it; empty for none.
+	View string `json:"view"`
+	// CNIConfig is the plugin's configuration in the runtime's directory, where
+	// readiness looks which default network there must be.
+	CNIConfig string `json:"cniConfig"`
+	// StartupTaint is the key of a taint that this node is relieved of when it is
+	// ready; empty for none.
+	StartupTaint string `json:"startupTaint"`
+
+	PodManifests        string `json:"podManifests"`        // directory of pods: static pods
+	DefinitionManifests string `json:"definitionManifests"` // directory of definitions
+}
+
+// InCluster is the value of Agent.APIServer that uses the pod's own service
+// account.
+const InCluster = "in-cluster"
+
+// Values of Agent.Reconcile.
+const (
+	ReconcileOff    = "off"    // do not look
+	ReconcileReport = "report" // log and tell what is found
+	ReconcileRepair = "repair" // and undo it
+)
+
+// DefaultCNIDir is where the journals are when nobody says otherwise.
+const DefaultCNIDir = "/var/lib/cni/manifold"
+
+// None leaves out a source that has a default.
+const None = "-"
+
+// maxConfig bounds the configuration file, in bytes.
+const maxConfig = 1 << 20
+
+// ReadAgent reads and completes a configuration file. Unknown keys are refused:
+// the file is the administrator's, and a misspelt source would be missed only
+// when a pod needs it.
+func ReadAgent(path string) (*Agent, error) {
+	op := "read " + path
+	fi, err := os.Stat(path)
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.IO, "%w", err).WithFix("write the agent's configuration, or run 'manifold-agent install'")
+	}
+	if fi.Size() > maxConfig {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%d bytes, at most %d are read", fi.Size(), maxConfig)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.IO, "%w", err)
+	}
+	return decodeAgent(op, raw)
+}
+
+// ReadableAgent returns of a configuration file that [ReadAgent] refuses what can
+// be read of it, else defaults, for whoever looks at a node that is broken.
+func ReadableAgent(path string) *Agent {
+	c := &Agent{}
+	if fi, err := os.Stat(path); err == nil && fi.Size() <= maxConfig {
+		if raw, err := os.ReadFile(path); err == nil {
+			_ = json.Unmarshal(raw, c) // what it refuses is known, the rest is filled in
+		}
+	}
+	c.defaults()
+	return c
+}
+
+// decodeAgent decodes and completes a configuration.
+func decodeAgent(op string, raw []byte) (*Agent, error) {
+	c := &Agent{}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	if err := d.Decode(c); err != nil {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
+	}
+	return c, c.Complete()
+}
+
+// Complete fills in defaults, and refuses what cannot be right.
+func (c *Agent) Complete() error {
+	const op = "read configuration"
+	c.defaults()
+	if wrong := c.wrong(); len(wrong) > 0 {
+		w := wrong[0]
+		return cnierr.New(op, cnierr.InvalidConfig, "key %q: %w", w.key, w.err).WithFix("%s", w.fix)
+	}
+	for i, entry := range c.ReconcileExclude { // in the spelling in which they are compared
+		var err error
+		if c.ReconcileExclude[i], err = reconcile.ParseExclude(entry); err != nil {
+			return cnierr.New(op, cnierr.InvalidConfig, "%w", err)
+		}
+	}
+	if c.Node != "" {
+		return nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return cnierr.New(op, cnierr.InvalidConfig, "node: %w", err).WithFix("set node to this node's name")
+	}
+	c.Node = name
+	return nil
+}
+
+// defaults fills in what is empty.
+func (c *Agent) defaults() {
+	def := func(field *string, value string) {
+		switch *field {
+		case "":
+			*field = value
+		case None:
+			*field = ""
+		}
+	}
+	def(&c.Socket, "/run/manifold/agent.sock")
+	def(&c.KubeletDir, "/var/lib/kubelet")
+	def(&c.PodResources, c.KubeletDir+"/pod-resources/kubelet.sock")
+	def(&c.Checkpoint, c.KubeletDir+"/device-plugins/kubelet_internal_checkpoint")
+	def(&c.PodsAPI, c.KubeletDir+"/pods-api/pods-api.sock")
+	def(&c.ClaimCheckpoint, c.KubeletDir+"/dra_manager_state")
+	def(&c.DeviceMetadata, c.KubeletDir+"/plugins")
+	def(&c.PodManifests, "")
+	def(&c.DefinitionManifests, "")
+	def(&c.CNIDir, DefaultCNIDir)
+	def(&c.SysRoot, "/")
+	def(&c.Snapshot, "/var/lib/cni/manifold/definitions.snapshot")
+	def(&c.CNIConfig, "/etc/cni/net.d/00-manifold.conflist")
+	def(&c.Reconcile, ReconcileReport)
+	def(&c.LogFormat, logs.JSON)
+}

@@ -1,0 +1,54 @@
+package configfile
+
+import (
+	"encoding/json"
+	"os"
+
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/plan"
+)
+
+// Plugin returns the configuration of the plugin in a file of the runtime's
+// directory, single or list: decoded, and as the runtime gives it to the plugin.
+func Plugin(file string, raw []byte) (*netconf.Conf, json.RawMessage, error) {
+	op := "read " + file
+	doc, err := ParseDocument(op, raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, p := range doc.Plugins {
+		if StringValue(p["type"]) != "manifold" {
+			continue
+		}
+		for _, key := range []string{"name", "cniVersion"} { // as libcni passes them on
+			if v, ok := doc.List[key]; ok {
+				p[key] = v
+			}
+		}
+		raw, err := json.Marshal(p)
+		if err != nil {
+			return nil, nil, cnierr.New(op, cnierr.Decode, "%w", err)
+		}
+		inv, err := netconf.FromRequest(plan.Request{Config: raw})
+		if err != nil {
+			return nil, nil, err
+		}
+		return &inv.Conf, raw, nil
+	}
+	return nil, nil, cnierr.New(op, cnierr.InvalidConfig, `it has no plugin of type "manifold"`)
+}
+
+// ReadPlugin reads the plugin's configuration in a file of the runtime's
+// directory, and returns it with what is wrong in it and harms nothing.
+func ReadPlugin(file string) (*netconf.Conf, []Finding, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, nil, cnierr.New("read "+file, cnierr.IO, "%w", err)
+	}
+	conf, _, err := Plugin(file, raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	return conf, ValidatePlugin(raw), nil
+}

@@ -1,0 +1,100 @@
+package install
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/manifold-cni/manifold/internal/agent"
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
+	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/planner"
+)
+
+// While an installation waits for the cluster default network, waitPause is the time
+// between two looks at the disk, askPause that between two questions to the API server:
+// all nodes of a new cluster wait at the same time. One that accepts a question and never
+// answers has askTime, while the disk is not looked at either.
+const (
+	waitPause = 500 * time.Millisecond
+	askPause  = 10 * time.Second
+	askTime   = 10 * time.Second
+)
+
+// awaitConfig returns the configuration that the runtime is to read. Until Wait is over
+// it is asked for again while the cluster default network is not there: on a new node
+// its plugin may come later, and with a configuration that appears before it a runtime
+// would take the node for ready.
+func (i *Installer) awaitConfig(ctx context.Context, out io.Writer) ([]byte, error) {
+	definition, done := i.definition(ctx)
+	defer done()
+	for end, said := time.Now().Add(i.Wait), false; ; said = true {
+		conf, err := i.pluginConfig()
+		if err == nil {
+			err = i.checkDefault(conf, definition)
+			if i.Wait == 0 && cnierr.Is(err, cnierr.NotReady) { // whoever names it knows
+				err = nil
+			}
+		}
+		if !cnierr.Is(err, cnierr.NotReady) || !time.Now().Before(end) {
+			return conf, err
+		}
+		if !said {
+			fmt.Fprintln(out, "waiting:", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, cnierr.New("install", cnierr.NotReady, "ended while it waited: %w", err)
+		case <-time.After(waitPause):
+		}
+	}
+}
+
+// checkDefault returns why the cluster default network that a configuration names would
+// refuse every pod, or that it is not there. The one in place is not looked for again:
+// an upgrade waits for nothing.
+func (i *Installer) checkDefault(raw []byte, definition netconf.Definition) error {
+	conf, _, err := configfile.Plugin(i.confFile(), raw)
+	if err != nil {
+		return err
+	}
+	if had := i.inPlace(); had.Type != "" && had.ClusterNetwork == conf.ClusterNetwork {
+		return nil
+	}
+	if filepath.Clean(conf.ClusterNetwork) == i.confFile() {
+		return cnierr.New("find cluster default network", cnierr.InvalidConfig, "%s is Manifold's own configuration", conf.ClusterNetwork).
+			WithFix("name another network")
+	}
+	network, err := conf.ClusterDefault(definition)
+	if err != nil {
+		return err
+	}
+	return (*planner.Parsed)(nil).Check(network, conf.Type)
+}
+
+// definition returns how a definition is looked up that may be the cluster default
+// network, seldom and not for long. done frees what that takes.
+func (i *Installer) definition(ctx context.Context) (_ netconf.Definition, done func()) {
+	c, err := i.agentConfig()
+	if err != nil { // which is said later; nobody has any definition until then
+		c = &configfile.Agent{}
+	}
+	look, done := agent.DefaultNetwork(c)
+	pause, limit := cmp.Or(i.askPause, askPause), cmp.Or(i.askTime, askTime)
+	var asked time.Time
+	var config json.RawMessage
+	return func(namespace, name string) (json.RawMessage, error) {
+		if time.Since(asked) >= pause {
+			asking, stop := context.WithTimeout(ctx, limit)
+			config, err = look(asking, namespace, name)
+			stop()
+			asked = time.Now()
+		}
+		return config, err
+	}, done
+}
