@@ -67,7 +67,7 @@ func TestMain(m *testing.M) {
 			_, missing := harness.ModuleDir(module)
 			err = errors.Join(err, missing)
 		}
-		return errors.Join(err, os.MkdirAll(programDir, 0o755), harness.Program(programDir, "./cmd/manifold-webhook"))
+		return errors.Join(err, os.MkdirAll(programDir, 0o755), harness.Build(programDir, "./cmd/manifold-webhook"))
 	})
 }
 

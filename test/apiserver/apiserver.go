@@ -71,18 +71,10 @@ func Start(dir string) (*Server, error) { return start(dir, "") }
 // StartCluster starts a cluster with controllers and a scheduler, which a kubelet
 // of the node named can join with the kubeconfig of [Server.NodeKubeconfig].
 func StartCluster(dir, node string) (*Server, error) {
-	bin, err := harness.Controllers()
-	if err != nil {
+	if _, err := harness.Controllers(); err != nil {
 		return nil, err
 	}
-	s, err := start(dir, node)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.startControllers(bin); err != nil {
-		return nil, errors.Join(err, s.Stop())
-	}
-	return s, nil
+	return start(dir, node)
 }
 
 func start(dir, node string) (*Server, error) {
@@ -124,7 +116,7 @@ func start(dir, node string) (*Server, error) {
 // startControllers starts the controller manager and the scheduler, as the
 // administrator, and waits for what a pod's admission needs of them: the service
 // account of namespace default.
-func (s *Server) startControllers(bin string) error {
+func (s *Server) startControllers() error {
 	kubeconfig, err := s.AdminKubeconfig()
 	if err != nil {
 		return err
@@ -139,7 +131,7 @@ func (s *Server) startControllers(bin string) error {
 			"--node-monitor-grace-period", "1h"),
 	}
 	for name, flags := range programs {
-		p, err := harness.StartProcess(s.path(name+".log"), exec.Command(filepath.Join(bin, name), flags...))
+		p, err := s.run(name, flags...)
 		if err != nil {
 			return err
 		}
@@ -192,9 +184,17 @@ func (s *Server) run(name string, flags ...string) (*harness.Process, error) {
 	return harness.StartProcess(s.path(name+".log"), exec.Command(filepath.Join(s.bin, name), flags...))
 }
 
-// Restart starts the API server, which is not running, over what etcd holds, and
-// waits until it is ready.
-func (s *Server) Restart() (err error) {
+// Restart starts the API server, which is not running, over what etcd holds, and waits
+// until it is ready; in a whole cluster it starts the controllers too.
+func (s *Server) Restart() error {
+	err := s.startAPI()
+	if err == nil && s.node != "" {
+		err = s.startControllers()
+	}
+	return err
+}
+
+func (s *Server) startAPI() (err error) {
 	if s.api, err = s.run("kube-apiserver", s.apiFlags()...); err != nil {
 		return err
 	}
@@ -233,10 +233,14 @@ func (s *Server) CPU() (time.Duration, error) {
 // PID is the API server's process, which must run.
 func (s *Server) PID() int { return s.api.PID() }
 
-// Kill ends the API server at once; etcd stays.
+// Kill ends the API server at once, and the controllers: those that find none look for
+// it again up to a minute after it is there. etcd stays.
 func (s *Server) Kill() error {
 	err := s.api.Kill()
-	s.api = nil
+	for _, p := range s.controllers {
+		err = errors.Join(err, p.Kill())
+	}
+	s.api, s.controllers = nil, nil
 	return err
 }
 
@@ -247,13 +251,7 @@ func (s *Server) Pause() error { return syscall.Kill(s.api.PID(), syscall.SIGSTO
 func (s *Server) Resume() error { return syscall.Kill(s.api.PID(), syscall.SIGCONT) }
 
 // Stop ends everything.
-func (s *Server) Stop() error {
-	err := s.api.Kill()
-	for _, p := range s.controllers {
-		err = errors.Join(err, p.Kill())
-	}
-	return errors.Join(err, s.etcd.Kill())
-}
+func (s *Server) Stop() error { return errors.Join(s.Kill(), s.etcd.Kill()) }
 
 // URL is the API server's address.
 func URL() string { return fmt.Sprintf("https://127.0.0.1:%d", apiPort) }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
@@ -60,31 +61,35 @@ func buildDir(dir string) string { return filepath.Join(dir, "programs") }
 // node does not have.
 func toolDir(dir string) string { return filepath.Join(dir, "tools") }
 
-// build builds everything, in the run's directory what is ours, with images of
-// releases. It must be called outside the machine, since builds need the network.
-func build(dir string, releases []string) error {
+// build builds everything, in the run's directory what is ours: programs for the node
+// beside those that every lab has, and images of releases. It must be called outside
+// the machine, since builds need the network.
+func build(dir string, releases []string, programs ...string) error {
 	for _, f := range []func() (string, error){nodePrograms, harness.PluginDir, harness.ControlPlane, harness.Controllers, harness.Helm} {
 		if _, err := f(); err != nil {
 			return err
 		}
 	}
-	if err := errors.Join(os.Mkdir(buildDir(dir), 0o755), os.Mkdir(toolDir(dir), 0o755)); err != nil {
-		return err
-	}
-	if err := harness.Program(toolDir(dir), "./cmd/kubectl-manifold"); err != nil {
-		return err
-	}
-	for _, pkg := range []string{"./cmd/manifold", "./cmd/manifold-agent", "./test/deviceplugin", "./test/cluster/box", "./test/cluster/probe", "./test/delegates/scripted", "./test/delegates/vfprops"} {
-		if err := harness.Program(buildDir(dir), pkg); err != nil {
-			return err
-		}
+	programs = append(programs, "./test/deviceplugin", "./test/cluster/box", "./test/cluster/probe", "./test/delegates/scripted", "./test/delegates/vfprops")
+	builds := []func() error{
+		func() error { return harness.Build(buildDir(dir), programs...) },
+		func() error { return harness.Build(toolDir(dir), "./cmd/kubectl-manifold") },
 	}
 	for _, release := range releases {
-		if err := harness.Image(filepath.Join(dir, imageFile(release)), release); err != nil {
-			return err
-		}
+		builds = append(builds, func() error { return harness.Image(filepath.Join(dir, imageFile(release)), release) })
 	}
-	return nil
+	return atOnce(builds...)
+}
+
+// atOnce does several things at once and returns when all are done.
+func atOnce(things ...func() error) error {
+	errs := make([]error, len(things))
+	var all sync.WaitGroup
+	for i, do := range things {
+		all.Go(func() { errs[i] = do() })
+	}
+	all.Wait()
+	return errors.Join(errs...)
 }
 
 // Releases of Manifold, which differ in their names alone: the one that is
@@ -124,33 +129,45 @@ func Start(ctx context.Context) (c *Cluster, err error) {
 	if err := answer(host); err != nil {
 		return nil, err
 	}
-	c, b, err := startControlPlane()
+	c, b, err := prepare()
 	if err != nil {
+		return nil, err
+	}
+	if err := c.startControlPlane(); err != nil {
 		return nil, err
 	}
 	if err := forward(serviceAddress, strings.TrimPrefix(apiserver.URL(), "https://")); err != nil {
 		return nil, err
 	}
-	kubelet, err := c.API.NodeKubeconfig(apiserver.URL())
-	if err != nil {
+	if c.Node, err = startNode(ctx, filepath.Join(c.dir, nodeDir), b); err != nil {
 		return nil, err
 	}
-	if c.Node, err = startNode(ctx, filepath.Join(c.dir, nodeDir), kubelet, b); err != nil {
-		return nil, err
-	}
-	return c, c.join(ctx, releases)
+	return c, c.join(ctx, apiserver.URL(), releases)
 }
 
-// join gives the node, whose kubelet has just been started, the images of pods and of
-// releases, and waits until it is ready and has its devices.
-func (c *Cluster) join(ctx context.Context, releases []string) error {
-	if err := c.Node.Import(ctx, boxFile); err != nil {
+// join starts the node's kubelet, which reaches the API server at url, gives the node
+// the images of pods and of releases, and waits until it is ready and has its devices.
+func (c *Cluster) join(ctx context.Context, url string, releases []string) error {
+	kubeconfig, err := c.API.NodeKubeconfig(url)
+	if err != nil {
 		return err
 	}
+	access, err := os.ReadFile(kubeconfig)
+	if err != nil {
+		return err
+	}
+	if err := c.Node.write(ctx, c.Node.path("kubelet.kubeconfig"), access); err != nil {
+		return err
+	}
+	if err := c.Node.startKubelet(); err != nil {
+		return err
+	}
+	imports := []func() error{func() error { return c.Node.Import(ctx, boxFile) }}
 	for _, r := range releases {
-		if err := c.Node.Import(ctx, imageFile(r)); err != nil {
-			return err
-		}
+		imports = append(imports, func() error { return c.Node.Import(ctx, imageFile(r)) })
+	}
+	if err := atOnce(imports...); err != nil {
+		return err
 	}
 	return eventually(ctx, "the node to be ready with its devices", c.nodeReady)
 }
@@ -161,9 +178,8 @@ const (
 	nodeDir    = "node"
 )
 
-// startControlPlane starts a cluster that its node is yet to join, on this
-// machine's loopback.
-func startControlPlane() (c *Cluster, b *builds, err error) {
+// prepare returns a cluster of which nothing runs yet, and what it is made of.
+func prepare() (c *Cluster, b *builds, err error) {
 	c = &Cluster{dir: os.Getenv(dirEnv), values: map[string]any{}}
 	if !hasPodsAPI() {
 		c.values["podsAPI"] = false
@@ -176,17 +192,20 @@ func startControlPlane() (c *Cluster, b *builds, err error) {
 			return nil, nil, err
 		}
 	}
-	if b, err = built(c.dir); err != nil {
-		return nil, nil, err
-	}
+	b, err = built(c.dir)
+	return c, b, err
+}
+
+// startControlPlane starts what the node is yet to join, on this machine's loopback.
+func (c *Cluster) startControlPlane() (err error) {
 	if c.API, err = apiserver.StartCluster(filepath.Join(c.dir, controlDir), NodeName); err != nil {
-		return nil, nil, err
+		return err
 	}
 	if c.Kubeconfig, err = c.API.AdminKubeconfig(); err != nil {
-		return nil, nil, err
+		return err
 	}
 	c.Client, err = c.API.Client()
-	return c, b, err
+	return err
 }
 
 // Stop ends the control plane, and a node that is a guest; one that is this

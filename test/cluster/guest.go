@@ -56,7 +56,14 @@ func StartGuest(ctx context.Context) (c *Cluster, err error) {
 	if err := forward(vm.GuestAddress+view, "127.0.0.1"+view); err != nil {
 		return nil, err
 	}
-	c, b, err := startControlPlane()
+	c, b, err := prepare()
+	if err != nil {
+		return nil, err
+	}
+	err = atOnce(c.startControlPlane, func() (err error) {
+		c.Node, err = bootNode(ctx, c.dir, b)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -64,15 +71,8 @@ func StartGuest(ctx context.Context) (c *Cluster, err error) {
 	if err != nil {
 		return nil, err
 	}
-	kubeconfig, err := c.API.NodeKubeconfig("https://" + net.JoinHostPort(vm.GuestsHost, port))
-	if err != nil {
-		return nil, err
-	}
 	c.values["apiServer"] = map[string]any{"host": vm.GuestsHost, "port": port}
-	if c.Node, err = bootNode(ctx, c.dir, kubeconfig, b); err != nil {
-		return nil, err
-	}
-	return c, c.join(ctx, guestReleases)
+	return c, c.join(ctx, "https://"+net.JoinHostPort(vm.GuestsHost, port), guestReleases)
 }
 
 // guestDir is the directory of the guest's files, in a run's.
@@ -86,8 +86,8 @@ const viewPort = 9611
 // to vfio-pci.
 const Userspace = "lab.example/userspace"
 
-// bootNode boots a guest as a node and starts its programs.
-func bootNode(ctx context.Context, dir, kubeconfig string, b *builds) (*Node, error) {
+// bootNode boots a guest as a node that is yet to join its cluster.
+func bootNode(ctx context.Context, dir string, b *builds) (*Node, error) {
 	const own = "/opt/node"
 	devices, err := functions()
 	if err != nil {
@@ -107,7 +107,7 @@ func bootNode(ctx context.Context, dir, kubeconfig string, b *builds) (*Node, er
 		},
 	}}
 	n.machine = g
-	files, err := n.files(kubeconfig)
+	files, err := n.files()
 	if err != nil {
 		return nil, err
 	}
@@ -124,10 +124,7 @@ func bootNode(ctx context.Context, dir, kubeconfig string, b *builds) (*Node, er
 		}
 		g.config.Files[path] = from
 	}
-	if err := n.powerOn(ctx); err != nil {
-		return nil, err
-	}
-	return n, n.startKubelet()
+	return n, n.powerOn(ctx)
 }
 
 // functions are the VFs of the guest's PFs as devices, each with device

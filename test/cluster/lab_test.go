@@ -107,6 +107,7 @@ type fixture struct {
 	ctx    context.Context
 	began  time.Time
 	before harness.HostState
+	pods   []string // created and not removed
 }
 
 // warm makes the bridges once.

@@ -49,7 +49,7 @@ func Enter() (code int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, removeCgroups(filepath.Base(dir)), os.RemoveAll(dir)) }()
-	if err := build(dir, releases); err != nil {
+	if err := build(dir, releases, "./cmd/manifold", "./cmd/manifold-agent"); err != nil {
 		return 0, err
 	}
 	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS}

@@ -160,13 +160,19 @@ func (n *Node) KillService(name string) error {
 }
 
 // files are the node's configuration, by path on the machine.
-func (n *Node) files(kubeconfig string) (map[string][]byte, error) {
-	access, err1 := os.ReadFile(kubeconfig)
-	advertised, err2 := json.Marshal(n.devices)
+func (n *Node) files() (map[string][]byte, error) {
+	advertised, err := json.Marshal(n.devices)
 	return map[string][]byte{
-		n.path("containerd.toml"): []byte(containerdConf), n.path("kubelet.yaml"): []byte(kubeletConf), n.path("kubelet.kubeconfig"): access,
-		n.path("devices.json"): advertised, filepath.Join(confDir, "10-cluster-net.conflist"): []byte(primaryConf),
-	}, errors.Join(err1, err2)
+		n.path("containerd.toml"): []byte(containerdConf), n.path("kubelet.yaml"): []byte(kubeletConf), n.path("devices.json"): advertised,
+		filepath.Join(confDir, "10-cluster-net.conflist"): []byte(primaryConf),
+	}, err
+}
+
+// write writes a file on the node, which nobody sees in part: the kubelet takes every
+// file for a static pod's whose name begins with no dot.
+func (n *Node) write(ctx context.Context, file string, content []byte) error {
+	_, err := n.run(ctx, "/bin/sh", "-ec", `umask 077; mkdir -p "$2"; printf %s "$1" > "$2/.$3"; mv "$2/.$3" "$2/$3"`, "sh", string(content), filepath.Dir(file), filepath.Base(file))
+	return err
 }
 
 // device is a device of the device plugin's configuration.
@@ -202,7 +208,7 @@ func (o own) run(ctx context.Context, args ...string) ([]byte, error) {
 
 // install makes the files of a node on this machine: configuration, delegates,
 // default network.
-func (n *Node) install(plugins, programs, kubeconfig string) error {
+func (n *Node) install(plugins, programs string) error {
 	for _, d := range []string{confDir, pluginDir, manifestDir, n.path("bin")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
@@ -213,7 +219,7 @@ func (n *Node) install(plugins, programs, kubeconfig string) error {
 			return err
 		}
 	}
-	files, err := n.files(kubeconfig)
+	files, err := n.files()
 	if err != nil {
 		return err
 	}
@@ -280,15 +286,15 @@ func (n *Node) makeDevices() error {
 	return mountSys()
 }
 
-// startNode makes this machine a node and starts its programs.
-func startNode(ctx context.Context, dir, kubeconfig string, b *builds) (*Node, error) {
+// startNode makes this machine a node that is yet to join its cluster.
+func startNode(ctx context.Context, dir string, b *builds) (*Node, error) {
 	n := &Node{
 		machine: own{b.node}, logs: dir, dir: dir, bin: b.node, archives: b.archives, address: nodeAddress,
 		services: map[string]service{}, devices: map[string][]device{}, NetDevs: map[string]string{},
 	}
-	install := func() error { return n.install(b.plugins, b.programs, kubeconfig) }
+	install := func() error { return n.install(b.plugins, b.programs) }
 	runtime := func() error { return n.startRuntime(ctx) }
-	for _, step := range []func() error{connect, n.makeDevices, install, runtime, n.startKubelet} {
+	for _, step := range []func() error{connect, n.makeDevices, install, runtime} {
 		if err := step(); err != nil {
 			return nil, err
 		}

@@ -81,12 +81,13 @@ func template(name string, options ...option) *corev1.Pod {
 	return p
 }
 
-// create creates a pod, which is removed with the test.
+// create creates a pod, which is removed with the test, together with the others.
 func (f *fixture) create(name string, options ...option) {
 	f.Helper()
 	_, err := lab.Client.CoreV1().Pods(namespace).Create(f.ctx, template(name, options...), metav1.CreateOptions{})
 	f.must(err)
-	f.Cleanup(func() { f.remove(name) })
+	f.pods = append(f.pods, name)
+	f.Cleanup(func() { f.remove(slices.Clone(f.pods)...) })
 }
 
 // run creates a pod and returns it when it runs.
@@ -158,6 +159,7 @@ func (f *fixture) remove(names ...string) {
 			return errors.Join(errors.New("it is there"), err)
 		})
 	}
+	f.pods = slices.DeleteFunc(f.pods, func(name string) bool { return slices.Contains(names, name) })
 }
 
 // onNode is a pod as it stands on the node.

@@ -48,6 +48,7 @@ func TestStandalone(t *testing.T) {
 	f.isDevice(here, "net1", vf)
 	f.inOrder()
 	remove()
+	f.unchanged() // before the kubelet is killed: with it ends a DEL that it has begun, and the next comes a minute later
 	f.inOrder()
 }
 
@@ -73,8 +74,8 @@ func (f *fixture) installAlone() {
 	})
 	config, err2 := json.Marshal(map[string]any{"node": NodeName, "definitionManifests": definitionDir})
 	f.must(errors.Join(err1, err2))
-	f.write(definitionDir+"/red.json", definition)
-	f.write("/etc/manifold/agent.json", config)
+	f.must(lab.Node.write(f.ctx, definitionDir+"/red.json", definition))
+	f.must(lab.Node.write(f.ctx, "/etc/manifold/agent.json", config))
 	_, err := lab.Node.run(f.ctx, pluginDir+"/manifold-agent", "install", "--cluster-network", "cluster-net", "--agent-config", "/etc/manifold/agent.json")
 	f.must(err)
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -100,28 +99,44 @@ func (f *fixture) stands(pod *corev1.Pod, networks []string, places ...place) {
 	}
 }
 
-// A pod's VFs are the same for the kubelet, which gave them away, for its
-// containers, for the kernel in its sandbox, and in its network-status.
-func TestVFs(t *testing.T) {
-	f := begin(t)
-	pods := []struct {
-		name       string
-		networks   []string
-		containers []option
-		places     []place
-	}{
-		{"one", []string{red}, []option{container("main", Red)}, []place{{"main", Red}}},
-		{"two", []string{red, red}, []option{container("main", Red, Red)}, []place{{"main", Red}, {"main", Red}}},
-		{"each", []string{red, red}, []option{container("first", Red), container("second", Red)}, []place{{"first", Red}, {"second", Red}}},
-		{"both", []string{blue, red}, []option{container("main", Red, Blue)}, []place{{"main", Blue}, {"main", Red}}},
+// vfPods are pods to which VFs are given in each way that there is. They have all VFs of
+// the first PF but one.
+var vfPods = []struct {
+	name       string
+	networks   []string
+	containers []option
+	places     []place
+}{
+	{"one", []string{red}, []option{container("main", Red)}, []place{{"main", Red}}},
+	{"two", []string{red, red}, []option{container("main", Red, Red)}, []place{{"main", Red}, {"main", Red}}},
+	{"each", []string{red, red}, []option{container("first", Red), container("second", Red)}, []place{{"first", Red}, {"second", Red}}},
+	{"both", []string{blue, red}, []option{container("main", Red, Blue)}, []place{{"main", Blue}, {"main", Red}}},
+}
+
+// vfPodNames returns their names.
+func vfPodNames() (names []string) {
+	for _, p := range vfPods {
+		names = append(names, p.name)
 	}
-	for _, p := range pods {
-		f.create(p.name, append(p.containers, networks(strings.Join(p.networks, ",")))...)
+	return names
+}
+
+// createVFPods creates them. A pod's VFs are the same for the kubelet, which gave them
+// away, for its containers, for the kernel in its sandbox, and in its network-status.
+func (f *fixture) createVFPods() {
+	f.Helper()
+	for _, p := range vfPods {
+		f.create(p.name, append(slices.Clone(p.containers), networks(strings.Join(p.networks, ",")))...)
 	}
-	for _, p := range pods {
+	f.standVFPods()
+}
+
+// standVFPods fails unless that is so.
+func (f *fixture) standVFPods() {
+	f.Helper()
+	for _, p := range vfPods {
 		f.stands(f.running(p.name), p.networks, p.places...)
 	}
-	f.inOrder()
 }
 
 // isInOrder returns nil when the agent's program finds every VF as it should be.

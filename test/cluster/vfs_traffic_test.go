@@ -4,7 +4,6 @@ package cluster
 
 import (
 	"fmt"
-	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -14,39 +13,43 @@ import (
 func (f *fixture) onVLAN(vlan, first int) (name string) {
 	f.Helper()
 	name = fmt.Sprintf("vlan-%d", vlan)
-	f.network(name, Red, fmt.Sprintf(`{"cniVersion": "1.0.0", "plugins": [
+	f.network(name, Blue, fmt.Sprintf(`{"cniVersion": "1.0.0", "plugins": [
 		{"type": "vfprops", "vlan": %d},
 		{"type": "host-device", "capabilities": {"deviceID": true}, "ipam": {"type": "host-local", "subnet": "10.33.0.0/24", "rangeStart": "10.33.0.%d"}}]}`, vlan, first))
 	return name
 }
 
-// ping asks once whether a pod reaches the address that another has on net1.
-func (f *fixture) ping(from, to *corev1.Pod) error {
-	f.Helper()
-	pods := f.probe()
+// ping pings the address that one pod has on net1 from another, some times in as many
+// seconds, and returns nil when one was answered.
+func (f *fixture) ping(pods map[string]*onNode, from, to *corev1.Pod, times int) error {
 	sender := pods[string(from.UID)].containers["main"].PID
 	address := pods[string(to.UID)].links["net1"].Addresses[0]
-	_, err := lab.Node.run(f.ctx, "/bin/nsenter", fmt.Sprintf("-n/proc/%d/ns/net", sender), "/bin/ping", "-c", "1", "-W", "2", address)
+	_, err := lab.Node.run(f.ctx, "/bin/nsenter", fmt.Sprintf("-n/proc/%d/ns/net", sender), "/bin/ping", "-c", fmt.Sprint(times), "-W", "2", address)
 	return err
 }
 
-// Pods whose VFs are on one VLAN reach each other, and no others.
-func TestTrafficOverVLANs(t *testing.T) {
-	f := begin(t)
+// trafficOverVLANs creates pods whose VFs are on one VLAN, which reach each other, and
+// no others.
+func (f *fixture) trafficOverVLANs() {
+	f.Helper()
 	together, apart := f.onVLAN(100, 100), f.onVLAN(200, 200)
 	for name, network := range map[string]string{"here": together, "there": together, "elsewhere": apart} {
-		f.create(name, networks(network), container("main", Red))
+		f.create(name, networks(network), container("main", Blue))
 	}
 	here, there, elsewhere := f.running("here"), f.running("there"), f.running("elsewhere")
 	for pod, network := range map[*corev1.Pod]string{here: together, there: together, elsewhere: apart} {
-		f.stands(pod, []string{network}, place{"main", Red})
+		f.stands(pod, []string{network}, place{"main", Blue})
 	}
-	f.eventually("one pod to reach the other", func() error { return f.ping(here, there) })
-	for range 3 {
-		if f.ping(here, elsewhere) == nil || f.ping(elsewhere, there) == nil {
-			t.Error("a pod on one VLAN reaches one on another")
+	pods := f.probe()
+	f.eventually("one pod to reach the other", func() error { return f.ping(pods, here, there, 1) })
+	apartFrom := func(from, to *corev1.Pod) func() error {
+		return func() error {
+			if f.ping(pods, from, to, 3) == nil {
+				return fmt.Errorf("pod %s reaches %s, which is on another VLAN", from.Name, to.Name)
+			}
+			return nil
 		}
 	}
-	f.must(f.ping(there, here))
-	f.inOrder()
+	f.must(atOnce(apartFrom(here, elsewhere), apartFrom(elsewhere, there)))
+	f.must(f.ping(pods, there, here, 1))
 }

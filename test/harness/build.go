@@ -2,7 +2,6 @@ package harness
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"hash/crc32"
 	"maps"
@@ -12,7 +11,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -240,7 +238,7 @@ func buildTools(dir string, tools ...tool) error {
 		}
 		out := filepath.Join(dir, t.name)
 		module := filepath.Join(root, "test", "toolchain", t.module)
-		if err := goBuild(module, out+".new", t.pkg, t.cgo, "-tags", t.tags, "-ldflags", "-s -w "+t.ldflags); err != nil {
+		if err := goBuild(module, out+".new", t.cgo, []string{t.pkg}, "-tags", t.tags, "-ldflags", "-s -w "+t.ldflags); err != nil {
 			return err
 		}
 		if err := os.Rename(out+".new", out); err != nil {
@@ -250,29 +248,32 @@ func buildTools(dir string, tools ...tool) error {
 	return nil
 }
 
-// goBuild builds a stripped program, which is static unless cgo and the flags
-// say otherwise.
-func goBuild(moduleDir, out, pkg string, cgo bool, flags ...string) error {
+// goBuild builds stripped programs, which are static unless cgo and the flags say
+// otherwise: one into a file, or all into a directory, whose name ends in a slash. One
+// command links them at once, and a linker uses one processor most of its time.
+func goBuild(moduleDir, out string, cgo bool, pkgs []string, flags ...string) error {
 	args := append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", out}, flags...)
-	cmd := exec.Command("go", append(args, pkg)...)
+	cmd := exec.Command("go", append(args, pkgs...)...)
 	cmd.Dir = moduleDir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if cgo {
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	}
 	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s: %w\n%s", pkg, err, text)
+		return fmt.Errorf("build %s: %w\n%s", strings.Join(pkgs, ", "), err, text)
 	}
 	return nil
 }
 
-// Program builds one of our packages, static and stripped, into dir.
-func Program(dir, pkg string, flags ...string) error {
+// Build builds some of our packages, static and stripped, into dir.
+func Build(dir string, pkgs ...string) error { return build(dir, pkgs) }
+
+func build(dir string, pkgs []string, flags ...string) error {
 	root, err := ModuleRoot()
 	if err != nil {
 		return err
 	}
-	return goBuild(root, filepath.Join(dir, filepath.Base(pkg)), pkg, false, flags...)
+	return goBuild(root, dir+"/", false, pkgs, flags...)
 }
 
 // Image builds Manifold's image for this machine, as "make image" does, into an
@@ -283,7 +284,7 @@ func Image(archive, tag string) error {
 		return err
 	}
 	program := archive + ".build"
-	if err := goBuild(filepath.Join(root, "deploy", "image"), program, ".", false); err != nil {
+	if err := goBuild(filepath.Join(root, "deploy", "image"), program, false, []string{"."}); err != nil {
 		return err
 	}
 	cmd := exec.Command(program, "archive", "-release", tag, "-name", "docker.io/manifold-cni/manifold:"+tag, archive)
@@ -295,21 +296,13 @@ func Image(archive, tag string) error {
 }
 
 // Programs builds our own programs, the test delegates and the careful loop into
-// dir.
-// With killPoints they die where the environment says, see internal/killpoint.
+// dir. With killPoints they die where the environment says, see internal/killpoint.
 func Programs(dir string, killPoints bool) error {
 	var flags []string
 	if killPoints {
 		flags = []string{"-tags", "killpoints"}
 	}
-	pkgs := []string{"./cmd/manifold", "./cmd/manifold-agent", "./test/delegates/scripted", "./test/delegates/vfprops", "./test/loop"}
-	errs := make([]error, len(pkgs))
-	var all sync.WaitGroup
-	for i, pkg := range pkgs { // at once, since a linker uses one processor most of its time
-		all.Go(func() { errs[i] = Program(dir, pkg, flags...) })
-	}
-	all.Wait()
-	return errors.Join(errs...)
+	return build(dir, []string{"./cmd/manifold", "./cmd/manifold-agent", "./test/delegates/scripted", "./test/delegates/vfprops", "./test/loop"}, flags...)
 }
 
 // CProgram builds the C program of a directory of the module, which has one file

@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	builds = append(builds, func() error {
-		return errors.Join(os.MkdirAll(programDir, 0o755), harness.Programs(programDir, false), harness.Program(programDir, "./cmd/kubectl-manifold"))
+		return errors.Join(os.MkdirAll(programDir, 0o755), harness.Programs(programDir, false), harness.Build(programDir, "./cmd/kubectl-manifold"))
 	})
 	harness.Main(m, builds...)
 }

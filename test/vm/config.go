@@ -133,7 +133,7 @@ var directories = []string{"/proc", "/sys", "/dev", "/run", "/tmp", "/root", "/v
 
 // image builds the guest's initramfs and returns its path.
 func (c *Config) image(s *Software) (name string, err error) {
-	if err := harness.Program(c.Dir, "./test/vm/guestinit"); err != nil {
+	if err := harness.Build(c.Dir, "./test/vm/guestinit"); err != nil {
 		return "", err
 	}
 	name = filepath.Join(c.Dir, "initramfs")
