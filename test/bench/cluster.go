@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -21,6 +22,7 @@ import (
 type cluster interface {
 	define(*netattach.Definition) error
 	create(*corev1.Pod) (*corev1.Pod, error)
+	get(namespace, name string) (*corev1.Pod, error)
 	kubeconfig() string
 	// asked counts what the agent has asked, by verb and resource; nil where that
 	// is not recorded.
@@ -50,7 +52,13 @@ type fakeCluster struct {
 func (c *fakeCluster) define(d *netattach.Definition) error { c.server.AddDefinition(d); return nil }
 func (c *fakeCluster) create(p *corev1.Pod) (*corev1.Pod, error) {
 	c.server.AddPod(p)
-	return p, nil
+	return c.get(p.Namespace, p.Name)
+}
+func (c *fakeCluster) get(namespace, name string) (*corev1.Pod, error) {
+	if p := c.server.Pod(namespace, name); p != nil {
+		return p, nil
+	}
+	return nil, fmt.Errorf("there is no pod %s/%s", namespace, name)
 }
 func (c *fakeCluster) kubeconfig() string             { return c.path }
 func (c *fakeCluster) asked() (map[string]int, error) { return nil, nil }
@@ -94,6 +102,10 @@ func (c *realCluster) define(d *netattach.Definition) error { return c.server.De
 
 func (c *realCluster) create(p *corev1.Pod) (*corev1.Pod, error) {
 	return c.client.CoreV1().Pods(p.Namespace).Create(context.Background(), p, metav1.CreateOptions{})
+}
+
+func (c *realCluster) get(namespace, name string) (*corev1.Pod, error) {
+	return c.client.CoreV1().Pods(namespace).Get(context.Background(), name, metav1.GetOptions{})
 }
 
 func (c *realCluster) kubeconfig() string { return c.agent.Kubeconfig }

@@ -11,7 +11,9 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 
+	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
@@ -162,16 +164,34 @@ func (n *node) call(verb string, d delegates, status string, pod, sandbox int) e
 	return n.run(n.runtime(d, status), verb, n.sandbox(d, pod, sandbox))
 }
 
-// run runs the plugin, and counts pods that were attached.
+// run runs the plugin, and counts pods that were attached. One that says anything
+// on stderr has not done all that is measured, although it succeeds.
 func (n *node) run(rt *harness.Runtime, verb string, s harness.Sandbox) error {
 	res, err := rt.Call(verb, s)
-	if err == nil && res.Status != 0 {
+	if err == nil && (res.Status != 0 || len(res.Stderr) > 0) {
 		err = fmt.Errorf("%s %s", res.Stdout, res.Stderr)
 	}
 	if err == nil && verb == "ADD" {
 		n.attached.Add(1)
 	}
 	return err
+}
+
+// statusWait is how long a status may take to be published after ADD.
+const statusWait = time.Minute
+
+// reported returns an error where a pod that was attached has no network-status:
+// then something else was measured.
+func (n *node) reported(p *corev1.Pod) error {
+	for end := time.Now().Add(statusWait); ; time.Sleep(10 * time.Millisecond) {
+		now, err := n.cluster.get(p.Namespace, p.Name)
+		if err != nil || now.Annotations[netattach.StatusAnnotation] != "" {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("pod %s/%s has no network-status", p.Namespace, p.Name)
+		}
+	}
 }
 
 // level measures all contenders with a number of pods at once, in turn.
@@ -199,6 +219,11 @@ func (n *node) level(r *report, d delegates, atOnce int) error {
 		progress(fmt.Sprintf("%s delegates, %d at once: %d of %d pods", d.name, atOnce, first+count, n.pods))
 	}
 	progress("")
+	for _, p := range n.podsOf[d.name][:n.pods] {
+		if err := n.reported(p); err != nil {
+			return err
+		}
+	}
 	r.compared(adds)
 	r.compared(dels)
 	after, err := n.steps()

@@ -40,6 +40,9 @@ func TestCostOfAPod(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := n.reported(n.podsOf[d.name][0]); err != nil {
+		t.Error(err)
+	}
 	traces := t.TempDir()
 	if err := n.traced(traces); err != nil {
 		t.Fatal(err)
