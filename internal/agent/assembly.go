@@ -167,6 +167,7 @@ func (a *Assembly) devices(c *configfile.Agent, once bool, log *slog.Logger) {
 		if a.Sources.Publisher != nil {
 			a.Reconciler.Tell = eventsOf(a.Sources.Publisher, log)
 		}
+		a.Reconciler.Count = func(kind reconcile.Kind, failed bool) { a.Sources.Metrics.Repaired(string(kind), failed) }
 		a.run = append(a.run, func(ctx context.Context) { a.Reconciler.Run(ctx, c.Reconcile == configfile.ReconcileRepair, log) })
 	}
 }

@@ -80,6 +80,9 @@ var (
 		"manifold_device_findings", Gauge,
 		"VFs that are not as they should be, at the last look: stranded, vanished, replaced, drifted, unreleased, orphaned, leftover, quarantined; absent where nobody looks.", []string{"kind"},
 	}
+	repairs = Definition{
+		"manifold_device_repairs_total", Counter, "Repairs that the running agent has tried, by the kind of finding.", []string{"kind", "outcome"},
+	}
 	ready = Definition{
 		"manifold_ready", Gauge, "1 where that part of the agent's readiness is given, as /readyz says.", []string{"check"},
 	}
@@ -91,7 +94,7 @@ var (
 func Definitions() []Definition {
 	return []Definition{
 		operationDuration, operationFailures, stepDuration, delegateDuration, planDuration, verificationFailures,
-		devices, attachedDevice, attachments, journals, unreadable, findings, plannedDevices, kubeletCalls, sourceFailing, publishFailures,
+		devices, attachedDevice, attachments, journals, unreadable, findings, repairs, plannedDevices, kubeletCalls, sourceFailing, publishFailures,
 		ready, buildInfo,
 	}
 }

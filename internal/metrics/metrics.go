@@ -26,7 +26,7 @@ type Metrics struct {
 
 	operations, steps, delegates, plans *prometheus.HistogramVec
 	failures, differences, publishing   *prometheus.CounterVec
-	kubelet, planned                    *prometheus.CounterVec
+	kubelet, planned, repairs           *prometheus.CounterVec
 
 	mu     sync.Mutex
 	values map[string]map[string]bool // of labels whose values come from the plugin
@@ -46,6 +46,7 @@ func New(release string) *Metrics {
 		publishing:  counter(r, publishFailures),
 		kubelet:     counter(r, kubeletCalls),
 		planned:     counter(r, plannedDevices),
+		repairs:     counter(r, repairs),
 		values:      map[string]map[string]bool{},
 	}
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: buildInfo.Name, Help: buildInfo.Help}, buildInfo.Labels)
@@ -144,6 +145,13 @@ func (m *Metrics) Planned(took time.Duration, p *plan.Plan, err error) {
 func (m *Metrics) KubeletCall(method, outcome string) {
 	if m != nil {
 		m.kubelet.WithLabelValues(method, outcome).Inc()
+	}
+}
+
+// Repaired counts one repair of a VF that was not as it should be.
+func (m *Metrics) Repaired(kind string, failed bool) {
+	if m != nil {
+		m.repairs.WithLabelValues(kind, outcome(failed)).Inc()
 	}
 }
 

@@ -54,6 +54,8 @@ func used() *Metrics {
 			Failing: map[string]time.Duration{"definitions": time.Minute},
 		}
 	})
+	m.Repaired("leftover", false)
+	m.Repaired("stranded", true)
 	m.NotPublished(PublishEvent)
 	m.Ready(func() map[string]error { return map[string]error{"pods": nil, "kubelet": errors.New("gone")} })
 	return m
@@ -78,6 +80,7 @@ func TestCounted(t *testing.T) {
 		`manifold_devices{resource="vendor.example/vfs",state="allocated"} 3`,
 		`manifold_attached_device_info{container="rx",interface="net1",namespace="shop",network="shop/fast",pciAddr="0000:21:10.4",pod="web",resource="vendor.example/vfs"} 1`,
 		`manifold_journals 7`, `manifold_journals_unreadable 1`, `manifold_attachments{state="attached"} 9`,
+		`manifold_device_repairs_total{kind="leftover",outcome="success"} 1`, `manifold_device_repairs_total{kind="stranded",outcome="failure"} 1`,
 		`manifold_device_findings{kind="stranded"} 2`, `manifold_source_failing_seconds{source="definitions"} 60`,
 		`manifold_ready{check="kubelet"} 0`, `manifold_ready{check="pods"} 1`, `manifold_build_info{release="v1"} 1`,
 	} {

@@ -128,6 +128,8 @@ type Reconciler struct {
 	// Tell is called when a finding comes and when one was repaired, with the
 	// [Reason] of its kind or [ReasonRepaired]; nil for nobody. The same finding is told once while it stands.
 	Tell func(ctx context.Context, reason string, f Finding)
+	// Count is called after each repair that [Reconciler.Run] has tried; nil for nobody.
+	Count func(k Kind, failed bool)
 
 	deaf time.Duration // deafTime where it is 0
 

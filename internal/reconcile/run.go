@@ -224,15 +224,18 @@ func (r *Reconciler) round(ctx context.Context, last *round, repair bool, log *s
 // not tried.
 func (r *Reconciler) repair(ctx context.Context, f Finding, log *slog.Logger) (untried error) {
 	err := r.Repair(ctx, f)
-	switch {
-	case errors.Is(err, ErrNotRepaired):
+	if errors.Is(err, ErrNotRepaired) {
 		return err
-	case err != nil:
-		log.Warn("VF cannot be repaired", "finding", f, "err", err)
-	default:
-		log.Info("VF repaired", "was", f)
-		r.tell(ctx, ReasonRepaired, f)
 	}
+	if r.Count != nil {
+		r.Count(f.Kind, err != nil)
+	}
+	if err != nil {
+		log.Warn("VF cannot be repaired", "finding", f, "err", err)
+		return nil
+	}
+	log.Info("VF repaired", "was", f)
+	r.tell(ctx, ReasonRepaired, f)
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -161,6 +162,26 @@ func TestRunRepairsOnce(t *testing.T) {
 	}
 	n.tree.RemoveNetDev(netDev) // what is only reported is not told as repaired
 	n.hears(c, "VFOrphaned")
+}
+
+// A repair that was tried is counted, whether it succeeds or not; one that is reported
+// alone is none.
+func TestRepairsAreCounted(t *testing.T) {
+	n := newNode(t)
+	var counted []string
+	n.Count = func(k Kind, failed bool) { counted = append(counted, fmt.Sprint(k, " failed: ", failed)) }
+	look := func() { n.round(t.Context(), &round{}, true, slog.New(slog.DiscardHandler)) }
+	n.vlan(77)
+	n.Exclude = []string{pf}
+	look()
+	n.Exclude = nil
+	n.tree.Refuse(address, sriov.PropertyVLAN, errors.New("busy"))
+	look()
+	n.tree.Refuse(address, sriov.PropertyVLAN, nil)
+	look() // from the quarantine in which it is for that
+	if want := []string{"leftover failed: true", "quarantined failed: false"}; !slices.Equal(counted, want) {
+		t.Errorf("%q, want %q", counted, want)
+	}
 }
 
 // A repair that gave way is tried again with the next scan, and told once.

@@ -111,7 +111,7 @@ func (n *node) configure() {
 	}})
 	n.json("agent.json", map[string]any{
 		"node": "node1", "socket": n.path("agent.sock"), "kubeletDir": n.path("kubelet"), "snapshot": n.path("snapshot"), "apiServer": kubeconfig,
-		"cniDir": n.path("state"),
+		"cniDir": n.path("state"), "listen": listenAddress,
 	})
 	n.json("manifold.json", map[string]any{
 		"cniVersion": "1.1.0", "name": "manifold", "type": "manifold", "clusterNetwork": "cluster-net", "confDir": n.path("net.d"),
@@ -122,6 +122,9 @@ func (n *node) configure() {
 	n.must(err)
 	n.rt = harness.Runtime{Plugin: "/opt/manifold/manifold", Path: "/opt/cni/bin:/opt/manifold", Conf: raw}
 }
+
+// listenAddress is where the agent serves its metrics, on the guest's loopback.
+const listenAddress = "127.0.0.1:9610"
 
 // ipam is an address range of the node.
 func (n *node) ipam(subnet string) map[string]any {

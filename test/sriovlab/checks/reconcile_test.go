@@ -45,7 +45,7 @@ func (n *node) found(flags ...string) []reconcile.Finding {
 	return list
 }
 
-// finds fails unless exactly this is found of the VFs.
+// finds fails unless exactly this is found of the VFs, and counted by the running agent.
 func (n *node) finds(kind reconcile.Kind, vf string, parts ...string) {
 	n.t.Helper()
 	list := n.found()
@@ -57,6 +57,7 @@ func (n *node) finds(kind reconcile.Kind, vf string, parts ...string) {
 			n.t.Errorf("%s lacks %q", list[0], part)
 		}
 	}
+	n.shows(counts{kind: 1})
 }
 
 func (n *node) inOrder() {
@@ -77,6 +78,8 @@ func TestReconcilerFindsAndRepairsLeftovers(t *testing.T) {
 		t.Errorf("not repaired: %v", left)
 	}
 	n.inOrder()
+	n.shows(counts{})
+	n.hasRepaired(counts{}) // the command did, which the agent does not count
 	log, err := os.ReadFile(n.path("state/repairs.log"))
 	n.must(err)
 	if !strings.Contains(string(log), vf) || bytes.Count(log, []byte("\n")) != 1 {
@@ -159,6 +162,8 @@ func TestRunningAgentRepairs(t *testing.T) {
 			return e.Reason == reconcile.ReasonRepaired && strings.Contains(e.Message, ours)
 		})
 	})
+	n.shows(counts{reconcile.Leftover: 1})
+	n.hasRepaired(counts{reconcile.Leftover: 1})
 	if list := n.found("--repair"); len(list) != 1 || list[0].Kind != reconcile.Leftover || list[0].Device != spared {
 		t.Errorf("found %v, want %s alone, whose PF is excluded", list, spared)
 	}
