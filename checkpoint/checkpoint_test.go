@@ -332,6 +332,7 @@ func BenchmarkDecode5000(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.SetBytes(int64(len(raw)))
+	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := Decode(raw); err != nil {
 			b.Fatal(err)

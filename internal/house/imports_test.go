@@ -205,22 +205,3 @@ func golden(t *testing.T, path, text string) {
 	}
 	t.Error("if that is meant, run: make golden")
 }
-
-// maxShim is the largest size of the stripped plugin, in bytes.
-const maxShim = 5_000_000
-
-func TestShimIsSmall(t *testing.T) {
-	out := filepath.Join(t.TempDir(), "manifold")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, "./cmd/manifold")
-	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, text)
-	}
-	fi, err := os.Stat(out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if fi.Size() > maxShim {
-		t.Errorf("%d bytes, at most %d", fi.Size(), maxShim)
-	}
-}

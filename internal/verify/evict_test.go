@@ -56,9 +56,6 @@ func addLink(name string, altNames ...string) error {
 // A link goes to the host under its name of before, whatever the pod calls it and its
 // other links; and what the pod calls as the VF was called stays where it is.
 func TestMoveOut(t *testing.T) {
-	if !harness.Alone(t) {
-		return
-	}
 	must := func(err error) {
 		t.Helper()
 		if err != nil {

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"errors"
+	"net"
 	"os"
 	"slices"
 	"testing"
@@ -14,6 +15,8 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
+func TestMain(m *testing.M) { harness.Main(m) }
+
 const index = 77 // of the device on the host, and of the pod's own link
 
 func bridge(name string) netlink.Link {
@@ -23,9 +26,6 @@ func bridge(name string) netlink.Link {
 // The kernel's answers, of a device on the host that stays there and a pod that has a
 // link of its own with the same index.
 func TestWhatStandsOnTheHostsDevice(t *testing.T) {
-	if !harness.Alone(t) {
-		return
-	}
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -34,6 +34,7 @@ func TestWhatStandsOnTheHostsDevice(t *testing.T) {
 	}
 	pod, err := harness.NewNetNS("pod")
 	must(err)
+	defer func() { must(pod.Delete()) }()
 	must(netlink.LinkAdd(bridge("vf0")))
 	file, err := os.Open(pod.Path)
 	must(err)
@@ -93,6 +94,40 @@ func TestWhatAnIPoIBChildStandsOn(t *testing.T) {
 	} {
 		if got, err := (&Sandbox{}).lower(tc.link); got != tc.want || err != nil {
 			t.Errorf("%T on %d: %d, %v", tc.link, tc.link.Attrs().ParentIndex, got, err)
+		}
+	}
+}
+
+// BenchmarkVerify looks at what a delegate has attached in a real sandbox, and
+// compares it with what was planned and claimed.
+func BenchmarkVerify(b *testing.B) {
+	const mac, address, mtu = "02:00:00:00:00:01", "10.0.0.2/24", 1400
+	must := func(err error) {
+		b.Helper()
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	pod, err := harness.NewNetNS("pod")
+	must(err)
+	defer func() { must(pod.Delete()) }()
+	must(pod.Do(func() error {
+		hw, err := net.ParseMAC(mac)
+		l := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "net1", HardwareAddr: hw, MTU: mtu}, PeerName: "peer1"}
+		addr, err2 := netlink.ParseAddr(address)
+		return errors.Join(err, err2, netlink.LinkAdd(l), netlink.AddrAdd(l, addr), netlink.LinkSetUp(l))
+	}))
+	box, err := OpenSandbox(pod.Path)
+	must(err)
+	defer box.Close()
+	a := &plan.Attachment{IfName: "net1", Want: plan.Want{Verify: plan.VerifyEnforce, MAC: mac, MTU: mtu, IPs: []string{"10.0.0.2"}}}
+	claim := Claim{Interface: true, MAC: mac, MTU: mtu, Addresses: []string{address}}
+	b.ReportAllocs()
+	for b.Loop() {
+		f, err := Look(sriov.Host{}, box, a, nil, nil)
+		must(err)
+		if r := Compare(a, claim, nil, f); len(r.Findings) > 0 || len(r.Checked) == 0 {
+			b.Fatalf("%+v", r)
 		}
 	}
 }
