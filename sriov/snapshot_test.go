@@ -324,16 +324,6 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// setVF sets properties of the VF on its PF.
-func setVF(t *testing.T, host sriov.Host, to sriov.VFState, properties ...sriov.Property) {
-	t.Helper()
-	for _, p := range properties {
-		if err := host.Links.SetVF("enp33s0", vfIndex, p, to); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 // A VF to which its PF gives no MAC, or of which the PF says nothing, gets its own
 // back after a pod has changed it.
 func TestResetOfTheVFsOwnMAC(t *testing.T) {

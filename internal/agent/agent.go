@@ -363,7 +363,7 @@ func (a *Agent) Observe(_ context.Context, op plan.Operation) {
 
 // publish writes network-status.
 func (a *Agent) publish(ctx context.Context, r *plan.Report, uid string) error {
-	statuses, err := Statuses(r)
+	statuses, err := statusesOf(r)
 	if err != nil {
 		return err
 	}
@@ -379,9 +379,9 @@ func (a *Agent) publish(ctx context.Context, r *plan.Report, uid string) error {
 	return nil
 }
 
-// Statuses returns the network-status entries of a successful ADD, in order of
+// statusesOf returns the network-status entries of a successful ADD, in order of
 // attachment.
-func Statuses(r *plan.Report) ([]netattach.Status, error) {
+func statusesOf(r *plan.Report) ([]netattach.Status, error) {
 	var out []netattach.Status
 	for i, o := range r.Outcomes {
 		if i >= len(r.Plan.Attachments) {

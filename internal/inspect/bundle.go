@@ -152,7 +152,7 @@ func (b *bundle) file(name, path string) error {
 
 // add adds a file, without its secrets: nothing reaches the archive but by this.
 func (b *bundle) add(name string, raw []byte) error {
-	raw = Redact(raw)
+	raw = redact(raw)
 	if err := b.tar.WriteHeader(&tar.Header{Name: "manifold/" + name, Mode: 0o600, Size: int64(len(raw)), ModTime: b.now}); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}

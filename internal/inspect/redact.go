@@ -36,10 +36,10 @@ var secretText = []*regexp.Regexp{
 	regexp.MustCompile(`(?i)\b[a-z][a-z0-9+.-]*://[^/\s"'@]+@`),
 }
 
-// Redact returns a file without its secrets. A JSON document stays one, strings in
+// redact returns a file without its secrets. A JSON document stays one, strings in
 // it that are JSON themselves included; every other text loses what looks like a
 // secret.
-func Redact(raw []byte) []byte {
+func redact(raw []byte) []byte {
 	if v, ok := decodeJSON(raw); ok {
 		var out bytes.Buffer
 		e := json.NewEncoder(&out)

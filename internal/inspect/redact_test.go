@@ -57,7 +57,7 @@ var files = map[string]struct{ in, keeps string }{
 func TestRedact(t *testing.T) {
 	for name, c := range files {
 		t.Run(name, func(t *testing.T) {
-			out := string(Redact([]byte(c.in)))
+			out := string(redact([]byte(c.in)))
 			if strings.Contains(out, secret) || !strings.Contains(out, redacted) || !strings.Contains(out, c.keeps) {
 				t.Errorf("%s\nbecame\n%s", c.in, out)
 			}
@@ -68,7 +68,7 @@ func TestRedact(t *testing.T) {
 		`{"time":"2026-01-02T03:04:05Z","level":"ERROR","msg":"failed","pod":"default/app","error":"pod default/app: run delegate bridge: \"br0\": exists"}` + "\n",
 		"time=2026-01-02T03:04:05Z level=INFO msg=done verb=ADD took=1.5ms\n",
 	} {
-		if out := string(Redact([]byte("log: " + harmless))); out != "log: "+harmless {
+		if out := string(redact([]byte("log: " + harmless))); out != "log: "+harmless {
 			t.Errorf("%q became %q", harmless, out)
 		}
 	}
@@ -76,7 +76,7 @@ func TestRedact(t *testing.T) {
 
 // A number can be a secret; a switch is none.
 func TestRedactNumbers(t *testing.T) {
-	if out := string(Redact([]byte(`{"password": 12345678, "auth": true, "mtu": 9000}`))); strings.Contains(out, "12345678") || !strings.Contains(out, "true") || !strings.Contains(out, "9000") {
+	if out := string(redact([]byte(`{"password": 12345678, "auth": true, "mtu": 9000}`))); strings.Contains(out, "12345678") || !strings.Contains(out, "true") || !strings.Contains(out, "9000") {
 		t.Error(out)
 	}
 }
@@ -98,7 +98,7 @@ func FuzzRedactSecrets(f *testing.F) {
 			t.Fatal(err)
 		}
 		in := string(raw) + strings.ReplaceAll(broken, secret, "")
-		if out := string(Redact([]byte(in))); strings.Contains(out, secret) {
+		if out := string(redact([]byte(in))); strings.Contains(out, secret) {
 			t.Errorf("%s\nbecame\n%s", in, out)
 		}
 	})
@@ -110,7 +110,7 @@ func FuzzRedact(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		_, isJSON := decodeJSON(in)
-		if out := Redact(in); isJSON && !json.Valid(out) {
+		if out := redact(in); isJSON && !json.Valid(out) {
 			t.Errorf("%q became %q", in, out)
 		}
 	})

@@ -22,9 +22,9 @@ const (
 	AgentSelector = "app.kubernetes.io/component=agent,app.kubernetes.io/part-of=manifold"
 	// AgentPort is the name of the container port that the view is served on.
 	AgentPort = "view"
-	// ViewerSuffix follows the name of the agents' service account in that of the
+	// viewerSuffix follows the name of the agents' service account in that of the
 	// account whose tokens they accept.
-	ViewerSuffix = "-viewer"
+	viewerSuffix = "-viewer"
 	// TokenHeader carries the token: the API server's proxy drops Authorization.
 	TokenHeader = "Manifold-Token"
 	// tokenLife is the shortest life of a token that the API server grants.
@@ -79,7 +79,7 @@ func (a *Agents) List(ctx context.Context) (map[string]Agent, error) {
 		if p.Spec.NodeName == "" || p.DeletionTimestamp != nil && out[p.Spec.NodeName].pod != "" {
 			continue // of two, the one that stays
 		}
-		found := Agent{Node: p.Spec.NodeName, pod: p.Name, account: p.Spec.ServiceAccountName + ViewerSuffix}
+		found := Agent{Node: p.Spec.NodeName, pod: p.Name, account: p.Spec.ServiceAccountName + viewerSuffix}
 		for _, c := range p.Spec.Containers {
 			for _, port := range c.Ports {
 				if port.Name == AgentPort {

@@ -2,7 +2,6 @@ package kube
 
 import (
 	"fmt"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -14,20 +13,14 @@ import (
 // server's own limit of 1.5 MiB would let one namespace fill the agent's memory.
 const maxConfig = netattach.MaxConfig
 
-// Places that a [DefinitionInformer] answers from, see [Origin].
-const (
-	OriginCache    = "informer"
-	OriginAPI      = "API server"
-	OriginSnapshot = "snapshot"
-)
+// origin is where a [DefinitionInformer] has an answer from.
+type origin string
 
-// Origin says where an answer comes from.
-type Origin struct {
-	Source string // OriginCache, OriginAPI or OriginSnapshot
-	// Written is when the snapshot was last written; zero for other sources. The
-	// definitions are as they were then.
-	Written time.Time
-}
+const (
+	fromMemory   origin = "informer"
+	fromServer   origin = "API server"
+	fromSnapshot origin = "snapshot"
+)
 
 // entry is a definition as it is kept: only what planning reads.
 type entry struct {

@@ -105,53 +105,52 @@ func (d *DefinitionInformer) SnapshotError() error {
 	return d.saveErr
 }
 
-// Definition implements [Definitions]; it is [DefinitionInformer.Lookup] without
-// the origin.
+// Definition implements [Definitions].
 func (d *DefinitionInformer) Definition(ctx context.Context, namespace, name string) (*netattach.Definition, error) {
-	def, _, err := d.Lookup(ctx, namespace, name)
+	def, _, err := d.lookup(ctx, namespace, name)
 	return def, err
 }
 
-// Lookup returns a definition and where it comes from: memory; on a miss one
+// lookup returns a definition and where it comes from: memory; on a miss one
 // direct GET, because the informer may lag behind; and, when the API server does
 // not answer and the informer never synced, the snapshot. What the snapshot has is
 // waited for no longer than a request takes.
-func (d *DefinitionInformer) Lookup(ctx context.Context, namespace, name string) (*netattach.Definition, Origin, error) {
+func (d *DefinitionInformer) lookup(ctx context.Context, namespace, name string) (*netattach.Definition, origin, error) {
 	if err := checkNames("definition", namespace, name); err != nil {
-		return nil, Origin{}, err
+		return nil, "", err
 	}
 	// The store behind an informer reports no errors.
 	if obj, ok, _ := d.informer.GetStore().GetByKey(namespace + "/" + name); ok {
 		if e, ok := obj.(*entry); ok {
 			def, err := e.definition()
-			return def, Origin{Source: OriginCache}, err
+			return def, fromMemory, err
 		}
 	}
 	if err := d.recentFailure(); err != nil {
-		if def, origin, snapErr := d.fromSnapshot(ctx, namespace, name); snapErr == nil {
-			return def, origin, nil
+		if def, from, snapErr := d.inSnapshot(ctx, namespace, name); snapErr == nil {
+			return def, from, nil
 		}
 	}
 	if ctx.Value(patience{}) != nil {
-		if _, _, err := d.fromSnapshot(ctx, namespace, name); err == nil {
+		if _, _, err := d.inSnapshot(ctx, namespace, name); err == nil {
 			ctx = context.WithValue(ctx, patience{}, nil)
 		}
 	}
 	def, err := d.get(ctx, namespace, name)
 	if err == nil || !errors.Is(err, ErrUnavailable) {
-		return def, Origin{Source: OriginAPI}, err
+		return def, fromServer, err
 	}
-	def, origin, snapErr := d.fromSnapshot(ctx, namespace, name)
+	def, from, snapErr := d.inSnapshot(ctx, namespace, name)
 	switch {
 	case snapErr == nil:
-		return def, origin, nil
+		return def, from, nil
 	case errors.Is(snapErr, errNoSnapshot):
-		return nil, Origin{}, err
+		return nil, "", err
 	case errors.Is(snapErr, ErrInvalid):
-		return nil, origin, snapErr // the definition itself is refused
+		return nil, from, snapErr // the definition itself is refused
 	default:
 		// Only the API server's answer decides: it may know what the file does not.
-		return nil, Origin{}, &combined{text: err.Error() + "; " + snapErr.Error(), errs: []error{err}}
+		return nil, "", &combined{text: err.Error() + "; " + snapErr.Error(), errs: []error{err}}
 	}
 }
 
@@ -174,7 +173,7 @@ func (d *DefinitionInformer) Local(ctx context.Context, namespace, name string) 
 	if synced {
 		return nil, fmt.Errorf("%s: not in memory: %w", definitionText(namespace, name), ErrNotFound)
 	}
-	def, _, err := d.fromSnapshot(ctx, namespace, name)
+	def, _, err := d.inSnapshot(ctx, namespace, name)
 	if errors.Is(err, errNoSnapshot) {
 		return nil, fmt.Errorf("%s: memory is not complete, and there is no snapshot: %w", definitionText(namespace, name), ErrUnavailable)
 	}
@@ -211,22 +210,22 @@ func (d *DefinitionInformer) recentFailure() error {
 // memory has been complete and knows all that the file does.
 var errNoSnapshot = errors.New("no snapshot to ask")
 
-func (d *DefinitionInformer) fromSnapshot(ctx context.Context, namespace, name string) (*netattach.Definition, Origin, error) {
+func (d *DefinitionInformer) inSnapshot(ctx context.Context, namespace, name string) (*netattach.Definition, origin, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.path == "" || d.informer.HasSynced() {
 		d.snapshot = nil
-		return nil, Origin{}, errNoSnapshot
+		return nil, "", errNoSnapshot
 	}
 	if d.snapshot == nil {
 		s, err := OpenSnapshot(d.path)
 		if err != nil {
-			return nil, Origin{}, err
+			return nil, "", err
 		}
 		d.snapshot = s
 	}
 	def, err := d.snapshot.Definition(ctx, namespace, name)
-	return def, Origin{Source: OriginSnapshot, Written: d.snapshot.written}, err
+	return def, fromSnapshot, err
 }
 
 func (d *DefinitionInformer) markDirty() {

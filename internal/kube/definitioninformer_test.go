@@ -37,14 +37,11 @@ func snapshotHas(path string, want map[string]string) func() bool {
 }
 
 // wantDefinition looks a definition up and compares configuration and origin.
-func wantDefinition(t *testing.T, d *DefinitionInformer, name, config, source string) {
+func wantDefinition(t *testing.T, d *DefinitionInformer, name, config string, source origin) {
 	t.Helper()
-	def, origin, err := d.Lookup(context.Background(), "default", name)
-	if err != nil || def.Spec.Config != config || origin.Source != source {
-		t.Errorf("%s: %+v from %+v, %v; want %s from %s", name, def, origin, err, config, source)
-	}
-	if origin.Written.IsZero() == (source == OriginSnapshot) {
-		t.Errorf("%s: origin %+v", name, origin)
+	def, from, err := d.lookup(context.Background(), "default", name)
+	if err != nil || def.Spec.Config != config || from != source {
+		t.Errorf("%s: %+v from %s, %v; want %s from %s", name, def, from, err, config, source)
 	}
 }
 
@@ -80,7 +77,7 @@ func TestDefinitionInformerMirrorsChanges(t *testing.T) {
 func TestDefinitionInformerLookup(t *testing.T) {
 	srv, d, _ := mirrored(t)
 	srv.ForgetRequests()
-	wantDefinition(t, d, "a", `{"v":1}`, OriginCache)
+	wantDefinition(t, d, "a", `{"v":1}`, fromMemory)
 	if reqs := srv.Requests(); len(reqs) != 0 {
 		t.Errorf("requests for a cached definition: %+v", reqs)
 	}
@@ -93,7 +90,7 @@ func TestDefinitionInformerLookup(t *testing.T) {
 	wantError(t, err, ErrInvalid)
 
 	srv.Stop()
-	wantDefinition(t, d, "a", `{"v":1}`, OriginCache)
+	wantDefinition(t, d, "a", `{"v":1}`, fromMemory)
 	_, err = d.Definition(context.Background(), "default", "absent")
 	wantError(t, err, ErrUnavailable, "default/absent")
 }
@@ -104,7 +101,7 @@ func TestDefinitionInformerWithoutServer(t *testing.T) {
 	srv.Stop()
 	d := NewDefinitionInformer(connect(t, srv, time.Second), path)
 	run(t, d)
-	wantDefinition(t, d, "a", `{"v":1}`, OriginSnapshot)
+	wantDefinition(t, d, "a", `{"v":1}`, fromSnapshot)
 	_, err := d.Definition(context.Background(), "default", "absent")
 	wantError(t, err, ErrUnavailable, "default/absent", path)
 	eventually(t, "failing", func() bool { _, err := d.Failing(); return err != nil })
@@ -115,7 +112,7 @@ func TestDefinitionInformerWithoutServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "synced", d.HasSynced)
-	wantDefinition(t, d, "a", `{"v":3}`, OriginCache)
+	wantDefinition(t, d, "a", `{"v":3}`, fromMemory)
 	eventually(t, "mirrored", snapshotHas(path, map[string]string{"a": `{"v":3}`, "b": `{"v":1}`, "absent": `{}`}))
 }
 
@@ -126,14 +123,14 @@ func TestDefinitionInformerPausedServer(t *testing.T) {
 	srv.ForgetRequests()
 	d := NewDefinitionInformer(connect(t, srv, 50*time.Millisecond), path)
 	for range 20 {
-		wantDefinition(t, d, "a", `{"v":1}`, OriginSnapshot)
+		wantDefinition(t, d, "a", `{"v":1}`, fromSnapshot)
 	}
 	if n := count(srv, http.MethodGet, definitionPath+"a"); n != 1 {
 		t.Errorf("%d requests", n)
 	}
 	srv.Resume()
 	d.apiFailed = d.apiFailed.Add(-2 * probePause)
-	wantDefinition(t, d, "a", `{"v":1}`, OriginAPI)
+	wantDefinition(t, d, "a", `{"v":1}`, fromServer)
 }
 
 // Who has patience with a slow server waits for what no snapshot has, and for nothing
@@ -148,8 +145,8 @@ func TestDefinitionInformerPatience(t *testing.T) {
 	d := NewDefinitionInformer(connect(t, srv, 50*time.Millisecond), path)
 	ctx, cancel := context.WithTimeout(patiently(t.Context()), time.Minute)
 	defer cancel()
-	if _, origin, err := d.Lookup(ctx, "default", "a"); err != nil || origin.Source != OriginSnapshot {
-		t.Errorf("from %s, %v", origin.Source, err)
+	if _, from, err := d.lookup(ctx, "default", "a"); err != nil || from != fromSnapshot {
+		t.Errorf("from %s, %v", from, err)
 	}
 	answered := make(chan error)
 	go func() {
@@ -268,7 +265,7 @@ func TestDefinitionInformerCannotWrite(t *testing.T) {
 	d := NewDefinitionInformer(client, filepath.Join(t.TempDir(), "absent", "definitions"))
 	run(t, d)
 	eventually(t, "an error", func() bool { return d.HasSynced() && errors.Is(d.SnapshotError(), os.ErrNotExist) })
-	wantDefinition(t, d, "a", `{}`, OriginCache)
+	wantDefinition(t, d, "a", `{}`, fromMemory)
 }
 
 // Once memory was complete, the file is never asked again: it may have what is

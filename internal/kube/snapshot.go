@@ -101,9 +101,6 @@ func OpenSnapshot(path string) (*Snapshot, error) {
 	return s, nil
 }
 
-// Written returns when the snapshot was written.
-func (s *Snapshot) Written() time.Time { return s.written }
-
 // Len returns the number of definitions.
 func (s *Snapshot) Len() int { return len(s.entries) }
 

@@ -58,8 +58,8 @@ func TestSnapshotRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Len() != 2 || !s.Written().Equal(written) {
-		t.Errorf("%d definitions of %v", s.Len(), s.Written())
+	if s.Len() != 2 || !s.written.Equal(written) {
+		t.Errorf("%d definitions of %v", s.Len(), s.written)
 	}
 	def, err := s.Definition(context.Background(), "default", "a")
 	if err != nil {

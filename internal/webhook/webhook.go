@@ -45,9 +45,9 @@ import (
 
 // Paths of the reviews.
 const (
-	PathMutatePods          = "/mutate-pods"
-	PathValidatePods        = "/validate-pods"
-	PathValidateDefinitions = "/validate-definitions"
+	pathMutatePods          = "/mutate-pods"
+	pathValidatePods        = "/validate-pods"
+	pathValidateDefinitions = "/validate-definitions"
 )
 
 // Options say how to serve. Zero values are not replaced: the program's flags have
@@ -203,7 +203,7 @@ func (s *server) keep(config *rest.Config, scheme *runtime.Scheme, m *metrics) e
 // that are left when it stops have been idle for all that time.
 func (s *server) register(r *reviewer) {
 	for path, handle := range map[string]admission.HandlerFunc{
-		PathMutatePods: r.mutatePod, PathValidatePods: r.validatePod, PathValidateDefinitions: r.validateDefinition,
+		pathMutatePods: r.mutatePod, pathValidatePods: r.validatePod, pathValidateDefinitions: r.validateDefinition,
 	} {
 		review := &webhook.Admission{Handler: handle}
 		s.manager.GetWebhookServer().Register(path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
