@@ -3,17 +3,15 @@
 //
 // The file says which devices the kubelet allocated to which container, by pod
 // UID, ordinary init containers included, and what the device plugin answered.
-// It is complete and costs no call, but it is a memory and not a statement about
-// now: entries of deleted pods stay until the next allocation purges them, and
-// the file survives a reboot. An entry says whose a device would be, never that
-// its pod lives.
+// It is complete and costs no call, but it may be out of date: entries of deleted
+// pods stay until the next allocation purges them, and the file survives a reboot.
+// An entry says which pod a device belongs to, but not that the pod is alive.
 //
-// [Decode] accepts a file only with the right checksum, in today's form and in
-// the one before Kubernetes 1.20, which lists devices without NUMA nodes. The
-// checksum covers what the kubelet itself knows of the file; keys beside that
-// are passed over, and whether they are there or not changes nothing.
+// [Decode] accepts a file only with the right checksum, in today's form or in the
+// form before Kubernetes 1.20, which lists devices without NUMA nodes. The checksum
+// covers only the keys that the kubelet itself knows; other keys are ignored.
 //
-// [File] reads a path again only when it changed, and tells of changes.
+// [File] reads a path again only when the file has changed, and reports changes.
 //
 // The kubelet keeps a second checkpoint, dra_manager_state in its own directory,
 // for the devices of resource claims: [DecodeClaims] and [ClaimFile] read that

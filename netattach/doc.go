@@ -9,8 +9,8 @@
 //
 // Everything here comes from users: sizes, depth, names and numbers are checked,
 // nothing panics, and every error is an [*Error] that says which entry and which
-// field is wrong. What is not understood survives: unknown keys of a
-// configuration keep their value to the letter, numbers included.
+// field is wrong. Unknown keys survive: those of a configuration keep their value
+// to the letter, numbers included.
 package netattach
 
 import (

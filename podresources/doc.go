@@ -1,15 +1,15 @@
 // Package podresources answers which devices the kubelet allocated to a pod.
 //
-// Two sources on the node know, and neither is enough. The PodResources API
-// ([Client]) says what is so now, but by namespace and name, so that it may
-// still answer for an older pod of the same name; it leaves out ordinary init
-// containers, it is rate-limited for all clients together, and for some seconds
-// after a kubelet restart it lists no pods while pods hold devices. The
-// checkpoint (package checkpoint) answers by UID, completely and at once, but it
-// also remembers pods long gone.
+// Two sources on the node know, and neither is enough by itself. The PodResources
+// API ([Client]) says what is true now, but by namespace and name, so that it may
+// still answer for an older pod of the same name. It leaves out ordinary init
+// containers, its rate limit is shared by all clients, and for some seconds after a
+// kubelet restart it lists no pods although pods hold devices. The checkpoint
+// (package checkpoint) answers by UID, completely and at once, but it also remembers
+// pods long gone.
 //
-// [Reader] joins them: the checkpoint decides whose a device is, the API decides
-// what is so now. "Ours" is an entry of the pod's UID; "another's" is a device
+// [Reader] joins them: the checkpoint decides which pod has a device, and the API
+// what is true now. "Ours" is an entry of the pod's UID; "another's" is a device
 // whose entries are all of other UIDs.
 //
 //	API              checkpoint           answer
@@ -31,7 +31,7 @@
 //	not configured   readable, none       nothing is allocated
 //	devices or none  not configured       the API's
 //
-// Devices of ordinary init containers stand in the checkpoint alone and are
+// Devices of ordinary init containers are in the checkpoint alone, and are
 // added from there; an application container that reuses one becomes a second
 // holder of the same [Device]. Without a UID, as with old runtimes, the API
 // alone decides. "Asked again" is bounded by [Options].Retry and the caller's
@@ -39,11 +39,11 @@
 //
 // # Resource claims
 //
-// Devices of resource claims (Dynamic Resource Allocation) are told by the same
-// API and by a checkpoint of their own, dra_manager_state, which names the pods
-// that use a claim by UID, and the request behind each device. It is written
-// before a pod's sandbox starts and loses the pod after the sandbox is gone, so
-// that it says both whose and now:
+// Devices of resource claims (Dynamic Resource Allocation) are in the same API and
+// in a checkpoint of their own, dra_manager_state, which names the pods that use a
+// claim by UID, and the request behind each device. The kubelet adds a pod to it
+// before the pod's sandbox starts and removes it after the sandbox is gone, so that
+// it says both who has a device and what is true now:
 //
 //	API              checkpoint           answer
 //	devices          claims are ours      the checkpoint's; both, where the API

@@ -1,10 +1,10 @@
 // Package sriov answers questions about PCI functions, SR-IOV virtual functions
-// (VFs) and network devices from a sysfs tree, and gives a VF back as it was.
+// (VFs) and network devices from a sysfs tree, and restores VFs after use.
 //
 // Start with [FS.Function]: given the PCI address of a device it says whether it
 // is a physical function (PF) or a VF, of which PF and at which index, to which
 // driver and IOMMU group it is bound, on which NUMA node it sits, and which
-// network devices stand on it; [FS.FunctionNamed] takes a device plugin's ID, which may
+// network devices it has; [FS.FunctionNamed] takes a device plugin's ID, which may
 // be a network device's name instead. [FS.PFNetDev] finds the network device of a VF's
 // PF, which is where the kernel keeps the VF's VLAN, MAC, trust and rates;
 // [FS.OfNetDev] goes the other way, from a network device's name to its PCI
@@ -21,13 +21,13 @@
 //		fmt.Println("VF", f.VFIndex, "of", f.PF)
 //	}
 //
-// # Giving a VF back as it was
+// # Restoring a VF
 //
-// What a PF keeps for a VF outlives whoever used it: VLAN, MAC, spoof check, trust,
-// link state, rates and GUIDs are forced on the next user. A [Host] is a sysfs tree with
-// its network devices. [Host.Snapshot] takes down how a device stands before it is
-// used, [Snapshot.Compare] says what is otherwise now, [Host.Reset] makes it so
-// again and looks whether it is, and [Host.Wait] waits without polling for what the
+// What a PF keeps for a VF outlives the VF's user: VLAN, MAC, spoof check, trust,
+// link state, rates and GUIDs are forced on the next one. A [Host] is a sysfs tree with
+// its network devices. [Host.Snapshot] records the state of a device before it is
+// used, [Snapshot.Compare] says what has changed, [Host.Reset] restores that state
+// and checks the result, and [Host.Wait] waits without polling for what the
 // kernel does in its own time, such as giving back the network device of a network
 // namespace that is gone.
 //
@@ -37,19 +37,19 @@
 //	_, err = host.Wait(ctx, "0000:21:10.2", sriov.HasNetDev)
 //	changed, err := host.Reset("0000:21:10.2", before)
 //
-// A snapshot can be kept as JSON. Where there is none, [Snapshot.Neutral] is what a
-// VF that nobody uses looks like. [Host.Snapshots] takes down many functions with one
-// question to each PF.
+// A snapshot can be kept as JSON. Where there is none, [Snapshot.Neutral] is what an
+// unused VF looks like. [Host.Snapshots] records many functions with one question to
+// each PF.
 //
-// A VF that was removed and made again has the address and index that it had, and is
-// another one: [Snapshot.SameFunction] tells, and Reset leaves it alone.
+// A VF that was removed and created again has the same address and index, but is a
+// different one: [Snapshot.SameFunction] tells them apart, and Reset leaves it alone.
 //
 // # What sysfs can and cannot tell
 //
 // Everything is read at the moment of the call; nothing is cached. The tree
 // changes under the reader when somebody writes sriov_numvfs, unbinds a driver
 // or unplugs a device. A function that goes away or is replaced while it is read
-// is read again, and if it does not come to rest the error satisfies
+// is read again; if it does not settle, the error satisfies
 // errors.Is(err, [io/fs.ErrNotExist]). A VF is reported as one only if both
 // directions agree: its physfn link names the PF, and one of the PF's virtfnN
 // links names the VF.
@@ -61,30 +61,31 @@
 //
 // # Errors
 //
-// That something is not there (any more) satisfies errors.Is(err, [io/fs.ErrNotExist]);
-// of a network device that netlink is asked for it is [ErrNoLink]. [ErrAddress] is a string
-// that is no PCI address, [ErrNotVF] a function that is no VF, [ErrNotPCI] a network device
-// that stands on none, [ErrOmitted] a VF of which its PF says nothing now, [ErrReplaced] one
-// that was made anew. [ResetError] has what could not be made as it was, [NodeError] what
-// stands where a device node should be.
+// The error for something that is not there (any more) satisfies
+// errors.Is(err, [io/fs.ErrNotExist]); for a network device asked for by netlink it is
+// [ErrNoLink]. [ErrAddress] means a string that is not a PCI address, [ErrNotVF] a
+// function that is not a VF, [ErrNotPCI] a network device without a PCI function,
+// [ErrOmitted] a VF about which its PF says nothing at present, and [ErrReplaced] a VF
+// that was created anew. [ResetError] lists what could not be restored, and [NodeError]
+// says what is there in place of a device node.
 //
-// # Who may, and from where
+// # Privileges and concurrency
 //
-// Everybody may read. To set something takes CAP_NET_ADMIN in the network namespace that
-// has the network device. [FS] and [Host] have no state and may be used by several at
-// once; but [Kernel] asks in the network namespace of its thread, and two must not reset
-// one VF.
+// Reading needs no privilege. Setting something needs CAP_NET_ADMIN in the network
+// namespace that has the network device. [FS] and [Host] have no state and may be used
+// concurrently; but [Kernel] asks in the network namespace of its thread, and one VF must
+// not be reset by two callers at once.
 //
 // # What netlink is asked
 //
-// [Kernel] asks for one network device at a time, with its VFs and without their
-// statistics: one question, one answer. It makes no dump, which the kernel interrupts
-// when devices come and go meanwhile, but for a PF whose answer the kernel finds too long
-// otherwise; and it reads the answer itself where the netlink library is wrong about VFs.
-// Changes are heard and never polled for.
+// [Kernel] asks for one network device at a time, with its VFs but without their
+// statistics: one question, one answer. It dumps, which the kernel interrupts when
+// devices come and go, only for a PF whose single answer would be too long for the
+// kernel; and it decodes the answer itself where the netlink library is wrong about VFs.
+// It listens for changes, and never polls for them.
 //
-// The package needs the standard library and a netlink library, and is small enough
-// to be linked into a CNI plugin. Package [github.com/manifold-cni/manifold/sriov/inventory]
+// The package needs only the standard library and a netlink library, and is small
+// enough to be linked into a CNI plugin. Package [github.com/manifold-cni/manifold/sriov/inventory]
 // lists a whole node; package
 // [github.com/manifold-cni/manifold/sriov/sriovtest] builds sysfs trees, and the
 // network devices in them, for tests and demonstrations.
