@@ -53,7 +53,7 @@ func TestCostOfAPod(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := countCalls(f)
+		c, err := countCalls(f, dir)
 		if err := errors.Join(err, f.Close()); err != nil {
 			t.Fatal(err)
 		}
@@ -77,26 +77,43 @@ func TestCostOfAPod(t *testing.T) {
 func TestCountCalls(t *testing.T) {
 	c, err := countCalls(strings.NewReader(`100 0.000000 execve("/plugin", ["/plugin"], 0x0) = 0
 100 0.1 openat(AT_FDCWD, "/sys/fs/cgroup/cpu.max", O_RDONLY) = 3
+100 0.1 read(3</proc/100/cgroup>, "x", 8) = 1
 100 0.1 clone(child_stack=0x1, flags=CLONE_VM|CLONE_THREAD <unfinished ...>
 101 0.1 openat(AT_FDCWD, "/a", O_RDONLY <unfinished ...>
 100 0.1 <... clone resumed>) = 101
 101 0.1 <... openat resumed>) = 5</a>
-101 0.1 write(6<socket:[1]>, "abc"..., 300) = 300
+101 0.1 read(5</a>, "", 8) = 0
+101 0.1 write(6<socket:[1]>, "\0\0\0007{\"took\":1.25,\"id\":\"06fe3d73-9e00-4a94\",\"dir\":\"/node/net.d\"}", 300) = 300
+101 0.1 read(6<socket:[1]>, 0x1, 4) = -1 EAGAIN (Resource temporarily unavailable)
+101 0.1 read(6<socket:[1]>, "\0\0\0\2", 4) = 4
+101 0.1 read(6<socket:[1]>, "{}", 2) = 2
 100 0.1 clone(child_stack=NULL, flags=CLONE_VM|CLONE_VFORK|SIGCHLD <unfinished ...>
 102 0.1 execve("/delegate", ["/delegate"], 0x0) = 0
 102 0.1 flock(3, LOCK_EX) = 0
 100 0.1 <... clone resumed>) = 102
 102 0.1 openat(AT_FDCWD, "/b", O_RDONLY) = 3
 100 0.1 openat(AT_FDCWD, "/c", O_WRONLY|O_CREAT|O_TRUNC|O_CLOEXEC, 0600) = 6</c>
+100 0.1 write(7</node/state/x.journal>, "a { .lock>", 10) = 10
+100 0.1 pwrite64(8</memfd:stdin>(deleted), "{}", 2, 0) = 2
 102 0.1 clone(child_stack=0x1, flags=CLONE_VM|CLONE_THREAD) = 103
 103 0.1 fsync(3) = 0
 101 0.1 fsync(5</a>) = 0
 102 0.1 +++ exited with 0 +++
-`))
+`), "/node")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := c.String(), "bytes with the agent 512\nfiles written 1\nfsync 1\nopenat 2\nprocess 1\n"; got != want {
+	const want = `characters to and from the agent 36
+files written 1
+fsync 1
+openat 2
+process 1
+read of files 1
+write to agent 1
+write to delegate 1
+write to journal 1
+`
+	if got := c.String(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }

@@ -274,7 +274,7 @@ func (n *node) traced(dir string) error {
 	for _, verb := range []string{"ADD", "DEL"} {
 		file := filepath.Join(dir, verb+".strace")
 		cmd := n.runtime(d, statusSync).Command(verb, n.sandbox(d, 0, 0))
-		cmd.Path, cmd.Args = strace, []string{"strace", "-f", "-r", "-y", "-o", file, cmd.Path}
+		cmd.Path, cmd.Args = strace, []string{"strace", "-f", "-r", "-y", "-s", "65536", "-o", file, cmd.Path}
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("%s: %w", verb, err)
 		}
