@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -65,104 +63,6 @@ func (o orphans) text(w io.Writer) error {
 	t := table{header: []string{"NODE", "WHAT", "POD", "NETWORK", "KIND", "FOUND"}, empty: "nothing was left behind"}
 	for _, one := range o.Orphans {
 		t.add(red, one.Node, one.What, one.Pod, one.Network, one.Kind, one.Text)
-	}
-	return t.write(w)
-}
-
-const repairLong = `Undoes what was left behind on virtual functions: a stranded one is made as its
-sandbox found it, what is left over is reset. What a living pod has, and what is
-orphaned, is only reported, and PFs that the agent's configuration excludes are left
-alone. With --dry-run it says what it would do.
-
-It repairs on the node itself, as root, with --local: whoever may see a node through
-the API server can change nothing there, and the agent has no right to change an
-interface unless its configuration lets it repair by itself. Each repair is written to
-repairs.log in the journals' directory before it is done.
-
-With --dry-run and without --local it needs ` + needsRest
-
-// repairOptions are the flags of repair.
-type repairOptions struct {
-	nodes nodeFlags
-	dry   bool
-	out   output
-}
-
-func newRepair(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {
-	o := &repairOptions{nodes: nodeFlags{kube: kube}}
-	c := &cobra.Command{
-		Use: "repair [NODE...]", Short: "Undo what was left behind on virtual functions", Long: repairLong,
-		Example: "  # what would be done, on all nodes\n  kubectl manifold repair --dry-run\n\n  # do it, on the node itself\n  kubectl manifold repair --local",
-		RunE:    func(c *cobra.Command, args []string) error { return o.run(c.Context(), streams, args) },
-	}
-	o.nodes.bind(c)
-	c.ValidArgsFunction = o.nodes.completeNodes
-	c.Flags().BoolVar(&o.dry, "dry-run", false, "say what would be done, and do nothing")
-	o.out.bind(c, false)
-	return c
-}
-
-// repairs are what repair prints as JSON and YAML.
-type repairs struct {
-	DryRun  bool             `json:"dryRun"`
-	Repairs []inspect.Repair `json:"repairs"`
-}
-
-func (o *repairOptions) run(ctx context.Context, streams genericiooptions.IOStreams, args []string) error {
-	if err := o.out.check(); err != nil {
-		return err
-	}
-	done, problem := o.repair(ctx, streams.ErrOut, args)
-	if problem != nil && done == nil {
-		return fmt.Errorf("repair: %w", problem)
-	}
-	found := repairs{o.dry, done}
-	if err := o.out.print(streams.Out, found, func(w io.Writer, _ bool) error { return found.text(w) }); err != nil {
-		return err
-	}
-	left := false
-	for _, r := range done {
-		left = left || r.Left
-	}
-	if problem != nil {
-		return errors.Join(errors.New("not everything could be looked at"), problem)
-	}
-	return foundIf(left)
-}
-
-// repair repairs this node, or says what would be done on it or on others. With nil
-// repairs nothing was looked at; the error is also what could not be.
-func (o *repairOptions) repair(ctx context.Context, warnings io.Writer, args []string) ([]inspect.Repair, error) {
-	switch {
-	case o.nodes.local:
-		return inspect.Local{Config: o.nodes.config}.Repair(ctx, o.dry, args...)
-	case !o.dry:
-		return nil, errors.New("nothing is repaired through the API server: run it on the node, as root, with --local; --dry-run says from here what would be done")
-	}
-	nodes, err := o.nodes.remote()
-	if err != nil {
-		return nil, err
-	}
-	all := &views{}
-	if all.Nodes, err = nodes.Views(ctx, args); err != nil {
-		return nil, err
-	}
-	out := inspect.Proposed(all.Nodes)
-	if all.problems(warnings) {
-		err = errors.New("see the warnings")
-	}
-	return out, err
-}
-
-// text writes a line for each finding.
-func (r repairs) text(w io.Writer) error {
-	title := "DONE"
-	if r.DryRun {
-		title = "WOULD DO"
-	}
-	t := table{header: []string{"NODE", "DEVICE", "POD", "KIND", "FOUND", title}, empty: "there is nothing to repair"}
-	for _, one := range r.Repairs {
-		t.add(verdict(!one.Left), one.Node, one.Device, one.Pod, string(one.Kind), one.Text, one.Action)
 	}
 	return t.write(w)
 }
