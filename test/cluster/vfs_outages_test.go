@@ -75,6 +75,7 @@ func TestPowerFailure(t *testing.T) {
 	f.trafficOverVLANs()
 	f.eventually("nothing to be left of the old sandboxes", func() error { return f.released(old...) })
 	f.inOrder()
+	f.stands(f.running("stays"), both, places...)
 	f.standVFPods()
 }
 
