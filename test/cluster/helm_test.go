@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -28,7 +29,7 @@ import (
 // As docs/uninstall.md has it: helm uninstall costs no pod anything. Those from
 // before are deleted and give back all that they have, new ones get the primary
 // network, and when the last that has more is gone the runtime calls that alone.
-// Then it can be installed again.
+// Then it can be installed again: on the node by hand, from the base of kustomize, by Helm.
 func TestUninstallAndReinstall(t *testing.T) {
 	f := begin(t)
 	f.Cleanup(f.forget)
@@ -52,10 +53,9 @@ func TestUninstallAndReinstall(t *testing.T) {
 	f.remove("networked")
 	f.forget()
 	f.unchanged() // though nothing of it runs any more
-	if _, err := os.Stat(filepath.Join(confDir, "00-manifold.conflist")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the runtime still calls the plugin: %v", err)
-	}
+	f.withdrawn()
 	f.onOneNode(func() { f.check(f.run("networked", networked...), want) })
+	f.fromBase(func() { f.check(f.run("networked", networked...), want) })
 	reinstall()
 	f.check(f.run("networked", networked...), want)
 }
@@ -133,6 +133,38 @@ func (f *fixture) onOneNode(do func()) {
 	f.must(lab.follow(f.ctx, "uninstall.md", 1))
 	if _, err := os.Stat(filepath.Join(pluginDir, "manifold")); !errors.Is(err, os.ErrNotExist) {
 		f.Errorf("the plugin is left: %v", err)
+	}
+}
+
+// baseImage finds the image that a manifest names, and its repository.
+var baseImage = regexp.MustCompile(`image: ((\S+):\S+)`)
+
+// fromBase has Manifold installed from the base of kustomize, as docs/install.md says,
+// while something is done, then uninstalls it as docs/uninstall.md does.
+func (f *fixture) fromBase(do func()) {
+	f.Helper()
+	base, err := os.ReadFile(filepath.Join(lab.root, "deploy", "kustomize", "base", "manifold.yaml"))
+	f.must(err)
+	image := baseImage.FindSubmatch(base)
+	if image == nil {
+		f.Fatal("the base names no image")
+	}
+	f.must(lab.Node.ctr(f.ctx, "--namespace", "k8s.io", "images", "tag", string(image[2])+":"+release, string(image[1])))
+	f.must(lab.follow(f.ctx, "install.md", 1))
+	rollout, err := lab.command(f.ctx, "kubectl", "--namespace", "kube-system", "rollout", "status", "daemonset/manifold")
+	f.must(err)
+	f.must(rollout.Run())
+	do()
+	f.remove("networked")
+	f.must(lab.follow(f.ctx, "uninstall.md", 2))
+	f.withdrawn()
+}
+
+// withdrawn fails if the runtime still calls the plugin.
+func (f *fixture) withdrawn() {
+	f.Helper()
+	if _, err := os.Stat(filepath.Join(confDir, "00-manifold.conflist")); !errors.Is(err, os.ErrNotExist) {
+		f.Errorf("the runtime still calls the plugin: %v", err)
 	}
 }
 
