@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -18,62 +19,28 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-const configurationIntro = `# Configuration keys
-
-The plugin's configuration, made from the code by ` + "`" + `make golden` + "`" + `. Durations are strings such as ` + "`" + `"30s"` + "`" + `, paths are absolute. A key whose value cannot be is refused; an unknown key is warned of. The last column says what differs from Multus, which has the key or something like it; ` + "`" + `own` + "`" + ` marks keys that Multus does not have. What differs beside the keys is [below](#differences-in-behaviour): this page has every difference to Multus.
-
-` + "`" + `manifold-agent config convert` + "`" + ` makes this configuration of one of Multus, see [switching](switching.md); ` + "`" + `manifold-agent config validate FILE` + "`" + ` names line and key of whatever is wrong, with ` + "`" + `--agent-config FILE` + "`" + ` in [the agent's](install.md#the-agents-configuration) as well.
-
-| key | type | default | meaning | Multus |
-|---|---|---|---|---|
-`
-
-const configurationDifferences = `
-## Names of networks
-
-` + "`" + `clusterNetwork` + "`" + ` and each element of ` + "`" + `defaultNetworks` + "`" + ` are looked up alike, and the first that is there is taken:
-
-1. a name: the definition of that name in ` + "`" + `multusNamespace` + "`" + `
-2. the configuration in ` + "`" + `confDir` + "`" + ` whose JSON ` + "`" + `name` + "`" + ` it is
-3. an absolute path of a directory: its first configuration by file name
-4. an absolute path of a file
-
-` + "`" + `namespace/name` + "`" + ` is a definition of another namespace, and no file serves in its place. A pod's annotations name definitions alone, never a file of the node. What is found when a pod is added is recorded, and serves its CHECK and DEL; STATUS and GC look the default network up the same way. A definition without ` + "`" + `spec.config` + "`" + ` is the file of its name; one that is broken refuses the pod, whatever files there are. A network that is found nowhere refuses the pod, retryably: a default network's plugin may not have written its configuration yet. The agent reads these files: a path outside the runtime's directory of configurations must be mounted into its container, which the chart's value ` + "`" + `host.networkDirs` + "`" + ` does.
-
-## Differences in behaviour
-
-| | Multus | Manifold |
-|---|---|---|
-| the annotation ` + "`" + `k8s.v1.cni.cncf.io/networks` + "`" + ` or ` + "`" + `v1.multus-cni.io/default-network` + "`" + ` cannot be read | refused, or a field of it passed over | refused; with ` + "`" + `invalidAnnotation: ignore` + "`" + ` passed over as a whole, with a warning |
-| ` + "`" + `v1.multus-cni.io/default-network` + "`" + ` and ` + "`" + `namespaceIsolation` + "`" + ` | not isolated: any pod takes any definition | isolated like the other annotation |
-| devices of ` + "`" + `v1.multus-cni.io/default-network` + "`" + ` beside those of other networks | counted apart: two networks can get one device | one count: each device serves one network |
-| an entry of an annotation has ` + "`" + `deviceID` + "`" + ` | handed to the delegate, whosever device it is | it must be one of the devices that the kubelet gave to this pod |
-| an entry has ` + "`" + `manifold.dev/container` + "`" + `, ` + "`" + `manifold.dev/claim` + "`" + `, ` + "`" + `manifold.dev/request` + "`" + ` | passed over | [which device](devices.md) the network gets; ` + "`" + `manifold.dev/container` + "`" + ` of a definition without ` + "`" + `resourceName` + "`" + ` is refused |
-| an entry has ` + "`" + `interfaceRequest` + "`" + ` (before Multus 3.2) | taken for ` + "`" + `interface` + "`" + ` | no effect, with a warning |
-| an entry asks for an interface that is there: ` + "`" + `lo` + "`" + `, the default network's, another entry's | left to the delegate | refused before any delegate runs |
-| names of definitions in the comma form | without dots | with dots too, as Kubernetes allows |
-| ` + "`" + `default-route: []` + "`" + ` | no effect | every default route is removed |
-| a definition has ` + "`" + `resourceName` + "`" + ` and no device is allocated | the delegate runs without one | refused, with what was asked and given |
-| devices of [resource claims](claims.md) | from ResourceClaims and ResourceSlices, asked of the API server for each pod; a device without its attributes is passed over or fails the pod | from the kubelet and the drivers' files on the node, then from one watch of ResourceSlices; a network can name claim and request |
-| ` + "`" + `ips` + "`" + `, ` + "`" + `mac` + "`" + ` and others without a plugin that has the capability | dropped | refused |
-| the interface is not what result and request say | not looked at | undone and refused; ` + "`" + `verify: warn` + "`" + ` or ` + "`" + `off` + "`" + ` |
-| a delegate's DEL fails | forgotten, unless ` + "`" + `retryDeleteOnError` + "`" + ` | kept and tried again |
-| the pod was deleted and its file is lost | nothing is released | the journal is the only state, written before the first delegate runs |
-| the API server is down | pods fail | pods known to the kubelet are attached from the snapshot of definitions |
-| GC, STATUS | of no delegate, or of the default network | GC of all networks, STATUS of the default network and of what plans are made from |
-| several ` + "`" + `default-route` + "`" + ` gateways | one route | one each, with metrics in order |
-| CHECK | of the networks of ` + "`" + `delegates` + "`" + ` alone, as configured now | of every attachment, as it was added |
-| a configuration on disk has the name and is both a list and a single one | the first by file name | the list, as the specification says |
-| a network has no ` + "`" + `cniVersion` + "`" + ` | 0.1.0, whose results have no interfaces and which has no CHECK | the highest that all its plugins and the runtime speak |
-| a directory is named as a network | its first file must be right | what is no configuration, and Manifold's own, is passed over |
-| keys of the configuration | in any case | as in the table above; ` + "`" + `config convert` + "`" + ` writes them so, ` + "`" + `config validate` + "`" + ` says so |
-| ` + "`" + `binDir` + "`" + `, ` + "`" + `cniDir` + "`" + `, ` + "`" + `confDir` + "`" + ` or ` + "`" + `multusNamespace` + "`" + ` is the empty string | taken as it is: a path below whatever directory the runtime is in, no namespace | refused, with the key's name; empty ` + "`" + `globalNamespaces` + "`" + ` and ` + "`" + `logLevel` + "`" + ` stand for their defaults |
-| options of the DaemonSet's entrypoint | ` + "`" + `--multus-conf-file` + "`" + `, ` + "`" + `--namespace-isolation` + "`" + ` and others write the configuration | ` + "`" + `manifold-agent install` + "`" + ` writes it, see [installing](install.md) |
-`
+// goldenTable is [golden] for the rows of one table of a page, by the table's header;
+// everything around them is written by hand.
+func goldenTable(t *testing.T, page, header, rows string) {
+	t.Helper()
+	path := filepath.Join(root, "docs", page)
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := header + "\n" + regexp.MustCompile(`[^|]+`).ReplaceAllString(header, "---") + "\n"
+	before, after, ok := strings.Cut(string(raw), head)
+	if !ok {
+		t.Fatalf("%s has no table with the header %s", path, header)
+	}
+	for strings.HasPrefix(after, "|") {
+		_, after, _ = strings.Cut(after, "\n")
+	}
+	golden(t, path, before+head+rows+after)
+}
 
 func TestConfigurationPageIsTheCodes(t *testing.T) {
 	var b strings.Builder
-	b.WriteString(configurationIntro)
 	conf := reflect.TypeFor[netconf.Conf]()
 	for i := range conf.NumField() {
 		tag := conf.Field(i).Tag
@@ -90,8 +57,7 @@ func TestConfigurationPageIsTheCodes(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", tag.Get("json"), typeOf(conf.Field(i).Type), def, meaning, tag.Get("multus"))
 	}
-	b.WriteString(configurationDifferences)
-	golden(t, filepath.Join(root, "docs", "configuration.md"), b.String())
+	goldenTable(t, "configuration.md", "| key | type | default | meaning | Multus |", b.String())
 }
 
 func typeOf(t reflect.Type) string {
@@ -143,7 +109,6 @@ var remedies = map[cnierr.Kind][2]string{
 
 func TestErrorPageIsTheCodes(t *testing.T) {
 	var b strings.Builder
-	b.WriteString("# Error codes\n\nMade from the code by `make golden`. A failed call prints one CNI error object; its message names the pod, the network, the interface, the resource and the device as far as they are known, the cause, and what to do. Codes below 100 are the CNI specification's.\n\n| code | kind | cause | what to do |\n|---|---|---|---|\n")
 	for _, k := range cnierr.Kinds() {
 		r, ok := remedies[k]
 		if !ok {
@@ -151,28 +116,11 @@ func TestErrorPageIsTheCodes(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "| %d | %s | %s | %s |\n", k.Code(), k, r[0], r[1])
 	}
-	golden(t, filepath.Join(root, "docs", "errors.md"), b.String())
+	goldenTable(t, "errors.md", "| code | kind | cause | what to do |", b.String())
 }
-
-const metricsIntro = `# Health, readiness and metrics
-
-Made from the code by ` + "`make golden`" + `. With the key ` + "`listen`" + ` of its [configuration](install.md) the agent answers over plain HTTP, to anybody who reaches the address; metrics name pods and devices.
-
-| path | answer |
-|---|---|
-| ` + "`/healthz`" + ` | 200 while the agent's socket accepts a call and answers it, else 503: the process must be restarted. A source that is missing does not make it unhealthy |
-| ` + "`/readyz`" + ` | 200 when plans can be made, else 503; a line for each part: pods and definitions are known, the kubelet's PodResources socket accepts connections, ResourceSlices are watched where they are to be, the cluster default network exists, the runtime takes Manifold's CNI configuration |
-| ` + "`/metrics`" + ` | the metrics below, those of the Go runtime and of the process |
-
-Alert rules for Prometheus and a dashboard for Grafana on these metrics are in ` + "`deploy/monitoring`" + `; the chart's value ` + "`prometheusRule.enabled`" + ` hands the rules to Prometheus's operator, ` + "`podMonitor.enabled`" + ` lets that scrape agents and admission (` + "`instance`" + ` is then the node, and for agents on the hosts' network ` + "`http.public`" + ` must be set), and ` + "`dashboard.enabled`" + ` has a ConfigMap for the sidecar of Grafana. What to do about an alert is in [troubleshooting](troubleshooting.md). The counters that other exporters have by PCI address get their pods by a join: ` + "`… * on (instance, pciAddr) group_left (namespace, pod, interface) manifold_attached_device_info`" + `.
-
-| metric | type | labels | meaning |
-|---|---|---|---|
-`
 
 func TestMetricsPageIsTheCodes(t *testing.T) {
 	var b strings.Builder
-	b.WriteString(metricsIntro)
 	for _, d := range metrics.Definitions() {
 		labels := ""
 		if len(d.Labels) > 0 {
@@ -180,7 +128,7 @@ func TestMetricsPageIsTheCodes(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", d.Name, d.Type, labels, d.Help)
 	}
-	golden(t, filepath.Join(root, "docs", "metrics.md"), b.String())
+	goldenTable(t, "metrics.md", "| metric | type | labels | meaning |", b.String())
 }
 
 // Whoever finds a reason or a kind of error in an Event finds it on the page.
