@@ -127,9 +127,11 @@ func TestPublishStatusRetries(t *testing.T) {
 	}
 }
 
-// TestRetryGivesASlowServerTime: it answers in the third attempt at the latest.
+// TestRetryGivesASlowServerTime: it answers in the third attempt at the latest; one that
+// never does is given up.
 func TestRetryGivesASlowServerTime(t *testing.T) {
-	for takes, attempts := range map[time.Duration]int{time.Second: 1, 7 * time.Second: 2, 12 * time.Second: 3} {
+	const never = time.Hour
+	for takes, attempts := range map[time.Duration]int{time.Second: 1, 7 * time.Second: 2, 12 * time.Second: 3, never: writeAttempts} {
 		synctest.Test(t, func(t *testing.T) { // whose time passes in sleep alone
 			sent := 0
 			err := (&Client{timeout: defaultTimeout}).retry(t.Context(), func(ctx context.Context) error {
@@ -139,7 +141,7 @@ func TestRetryGivesASlowServerTime(t *testing.T) {
 				}
 				return nil
 			})
-			if err != nil || sent != attempts {
+			if (err != nil) != (takes == never) || sent != attempts {
 				t.Errorf("an answer that takes %s: %v after %d attempts, want %d", takes, err, sent, attempts)
 			}
 		})
@@ -153,7 +155,8 @@ func TestPublishStatusUnreachable(t *testing.T) {
 	srv.Pause()
 	err := w.PublishStatus(context.Background(), "default", "web", uidA, status)
 	wantError(t, err, ErrUnavailable)
-	if n := count(srv, http.MethodPatch, podPath+"web"); n != writeAttempts {
+	// On a busy machine an attempt may end before its request arrives.
+	if n := count(srv, http.MethodPatch, podPath+"web"); n < 1 || n > writeAttempts {
 		t.Errorf("%d PATCHes to a silent server", n)
 	}
 	srv.Stop()

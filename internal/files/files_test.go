@@ -1,0 +1,56 @@
+package files
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+)
+
+// What a killed write left goes with the next one; files of other names stay.
+func TestReplaceLocked(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"conf", ".conf12", ".conf6340244231178033926", ".conf", ".conf-x", ".other1"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("old"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(dir, "conf")
+	if err := ReplaceLocked(path, []byte("new")); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(path)
+	fi, err2 := os.Stat(path)
+	if err != nil || err2 != nil || string(raw) != "new" || fi.Mode().Perm() != 0o600 {
+		t.Errorf("%q, %v, %v, %v", raw, fi.Mode(), err, err2)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if want := []string{".conf", ".conf-x", ".other1", "conf"}; !slices.Equal(names, want) {
+		t.Errorf("there are %q, want %q", names, want)
+	}
+}
+
+func TestWatch(t *testing.T) {
+	dir := t.TempDir()
+	w := Watch(dir, time.Hour)
+	defer w.Close()
+	if err := os.WriteFile(filepath.Join(dir, "conf"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if w.Err() != nil || !w.Await(t.Context()) {
+		t.Errorf("a change is not told: %v", w.Err())
+	}
+	absent := Watch(filepath.Join(dir, "absent"), time.Millisecond)
+	defer absent.Close()
+	if absent.Err() == nil || !absent.Await(t.Context()) {
+		t.Errorf("where nothing can be watched it is not time to look: %v", absent.Err())
+	}
+}
