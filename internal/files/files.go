@@ -18,8 +18,9 @@ func Exists(path string) bool {
 	return err == nil
 }
 
-// Replace writes a file that only its owner may read, by renaming one written beside it:
-// one that came from /tmp would keep that directory's SELinux type.
+// Replace writes a file by renaming one written beside it: one that came from /tmp would
+// keep that directory's SELinux type. A new file only its owner may read; an existing one
+// keeps its mode.
 func Replace(path string, content []byte) error {
 	return renameio.WriteFile(path, content, 0o600, renameio.WithTempDir(filepath.Dir(path)))
 }
