@@ -47,8 +47,9 @@ check: ## vet, format, lint, module file, golden files and house rules
 	linter=$$(go run ./test/harness/cmd/toolchain golangci-lint) && "$$linter" run ./...
 	go test -count=1 ./internal/house
 
-bench: ## compare with the floor in the same run, then run the packages' benchmarks
-	go run ./test/bench
+bench: ## compare with the floor in the same run, into bin/bench.json, then run the packages' benchmarks
+	mkdir -p bin
+	go run ./test/bench -json bin/bench.json
 	go test -run '^$$' -bench . -benchmem $(BENCHED)
 
 scale: ## run the agents of many nodes against one API server, see docs/scale.md

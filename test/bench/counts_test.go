@@ -34,13 +34,11 @@ func TestCostOfAPod(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	d := n.sets[0]
-	for _, verb := range []string{"ADD", "DEL"} { // the first one makes directories
-		if err := n.call(verb, d, statusSync, 0, 0); err != nil {
-			t.Fatal(err)
-		}
+	who, box := n.manifold(n.sets[0], statusSync), n.sandbox(n.podsOf[noopName][0], 0)
+	if err := errors.Join(who.add(box), who.del(box)); err != nil { // the first one makes directories
+		t.Fatal(err)
 	}
-	if err := n.reported(n.podsOf[d.name][0]); err != nil {
+	if err := n.reported(box); err != nil {
 		t.Error(err)
 	}
 	traces := t.TempDir()

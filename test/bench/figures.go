@@ -22,69 +22,105 @@ import (
 // restartAtOnce is how many pods a node that comes back attaches at once.
 const restartAtOnce = 50
 
-// restart measures how long a node takes to attach all its pods, twice, in turn.
+// restartRounds is how often the node comes back, for each contender in turn.
+const restartRounds = 5
+
+// restart measures how long a node that comes back takes to attach all its pods
+// anew: from the start of the agent, and of all the pods with it, to the last one.
 func (n *node) restart(r *report) error {
-	const rounds = 2
-	d := n.sets[0]
-	contenders := n.contenders(d)[:2] // the floor and the default
-	wall := make([]float64, len(contenders))
-	for round := range rounds {
-		for c, who := range contenders {
-			progress(fmt.Sprintf("restart of the node, %s: %d of %d", who.name, round+1, rounds))
-			began := time.Now()
-			if err := n.all(who.add); err != nil {
+	contenders := n.contenders(n.sets[0])[:2]
+	walls := make([][]float64, len(contenders))
+	for round := range restartRounds {
+		for i := range contenders {
+			c := (round + i) % len(contenders)
+			progress(fmt.Sprintf("restart of the node, %s: %d of %d", contenders[c].name, round+1, restartRounds))
+			wall, err := n.comeBack(contenders[c], round)
+			if err != nil {
 				return err
 			}
-			wall[c] += millis(time.Since(began)) / rounds
-			if err := n.all(who.del); err != nil {
-				return err
-			}
+			walls[c] = append(walls[c], wall)
 		}
 	}
 	progress("")
 	fmt.Fprintln(r.out)
 	for c, who := range contenders {
-		r.figure(fmt.Sprintf("%d pods after a node's restart, %d at once: %s", n.options.restart, restartAtOnce, who.name), wall[c], "ms")
+		name := fmt.Sprintf("%d pods after a node's restart, %d at once: %s", n.options.restart, restartAtOnce, who.name)
+		r.estimated(name, bootstrap(quantileOf(50), walls[c]), "ms")
 	}
-	r.figure(restartRatio, wall[1]/wall[0], "")
+	r.estimated(restartRatio, bootstrap(medianRatio, walls...), "")
 	return nil
 }
 
-// all runs a verb for all pods of the node, so many at once.
-func (n *node) all(verb func(pod, sandbox int) error) error {
+// comeBack attaches all pods of the node, ends the agent and starts it again with
+// the pods, each in a new sandbox while the files of the old one are still there. It
+// returns how long the pods took.
+func (n *node) comeBack(who contender, round int) (float64, error) {
+	before, after := n.boots(round, "before"), n.boots(round, "after")
+	if err := all(who.add, before); err != nil {
+		return 0, err
+	}
+	if who.agent {
+		if err := errors.Join(n.settle(), n.stopAgent()); err != nil {
+			return 0, err
+		}
+	}
+	began := time.Now()
+	if who.agent {
+		if err := n.launch(); err != nil {
+			return 0, err
+		}
+	}
+	if err := all(who.add, after); err != nil {
+		return 0, err
+	}
+	wall := millis(time.Since(began))
+	return wall, errors.Join(n.settle(), all(who.del, before), all(who.del, after))
+}
+
+// boots returns sandboxes of all pods of the node, as one of its boots makes them.
+func (n *node) boots(round int, name string) []harness.Sandbox {
+	out := make([]harness.Sandbox, n.options.restart)
+	for i := range out {
+		out[i] = n.sandbox(n.podsOf[noopName][i], i)
+		out[i].ID = fmt.Sprintf("%s-%d-%s", out[i].ID, round, name)
+	}
+	return out
+}
+
+// all runs a verb in sandboxes, so many at once.
+func all(verb func(harness.Sandbox) error, boxes []harness.Sandbox) error {
 	errs := make([]error, restartAtOnce)
-	pods := make(chan int)
+	next := make(chan harness.Sandbox)
 	var wg sync.WaitGroup
 	for worker := range restartAtOnce {
 		wg.Go(func() {
-			for pod := range pods {
-				errs[worker] = errors.Join(errs[worker], verb(pod, worker))
+			for box := range next {
+				errs[worker] = errors.Join(errs[worker], verb(box))
 			}
 		})
 	}
-	for pod := range n.options.restart {
-		pods <- pod
+	for _, box := range boxes {
+		next <- box
 	}
-	close(pods)
+	close(next)
 	wg.Wait()
 	return errors.Join(errs...)
 }
 
 // fallback measures ADD without an agent, which it ends.
 func (n *node) fallback(r *report) error {
-	pods := min(20, n.pods)
 	if err := n.stopAgent(); err != nil {
 		return err
 	}
-	d := n.sets[0]
-	contenders := n.contenders(d)[:2]
-	adds := []*series{{Delegates: d.name, AtOnce: 1, Verb: "ADD", Contender: floorName}, {Delegates: d.name, AtOnce: 1, Verb: "ADD", Contender: oneShot}}
-	for pod := range pods {
+	contenders := n.contenders(n.sets[0])[:2]
+	adds := []*series{{Contender: floorName}, {Contender: oneShot}}
+	for _, s := range adds {
+		s.Delegates, s.AtOnce, s.Verb = noopName, 1, "ADD"
+	}
+	for pod := range min(20, n.few()) {
 		for c, who := range contenders {
-			if err := adds[c].measure(who, who.add, pod, 1); err != nil {
-				return err
-			}
-			if err := who.del(pod, 0); err != nil {
+			box := n.sandbox(n.podsOf[noopName][pod], 0)
+			if err := errors.Join(n.measure(adds[c], who, who.add, []harness.Sandbox{box}), who.del(box)); err != nil {
 				return err
 			}
 		}
@@ -102,8 +138,8 @@ func (n *node) starts(r *report) error {
 		rt := harness.Runtime{Plugin: n.path("bin/" + name), Path: n.path("bin")}
 		s := &series{Delegates: "no", AtOnce: 1, Verb: "VERSION", Contender: name}
 		who := contender{used: n.used}
-		for range n.pods {
-			if err := s.measure(who, func(int, int) error { _, err := rt.Call("VERSION", harness.Sandbox{}); return err }, 0, 1); err != nil {
+		for range n.few() {
+			if err := n.measure(s, who, func(s harness.Sandbox) error { return run(&rt, "VERSION", s) }, make([]harness.Sandbox, 1)); err != nil {
 				return err
 			}
 		}
@@ -125,18 +161,19 @@ func (n *node) readiness(r *report) error {
 	if err := os.WriteFile(n.path("net.d/status.conflist"), config, 0o600); err != nil {
 		return err
 	}
+	status := n.runtime(d, statusSync)
 	contenders := n.contenders(d)[:2]
-	asks := []func(int, int) error{
-		func(int, int) error { return n.floorCNI().GetStatusNetworkList(context.Background(), list) },
-		func(int, int) error { return n.run(n.runtime(d, statusSync), "STATUS", harness.Sandbox{}) },
+	asks := []func(harness.Sandbox) error{
+		func(harness.Sandbox) error { return n.floorCNI().GetStatusNetworkList(context.Background(), list) },
+		func(s harness.Sandbox) error { return run(status, "STATUS", s) },
 	}
 	all := []*series{{Contender: floorName}, {Contender: "manifold"}}
 	for _, s := range all {
 		s.Delegates, s.AtOnce, s.Verb = noopName, 1, "STATUS"
 	}
-	for range n.pods {
+	for range n.few() {
 		for c, who := range contenders {
-			if err := all[c].measure(who, asks[c], 0, 1); err != nil {
+			if err := n.measure(all[c], who, asks[c], make([]harness.Sandbox, 1)); err != nil {
 				return err
 			}
 		}
@@ -174,32 +211,32 @@ func (n *node) footprint(r *report) error {
 
 // most measures the plugin's resident memory in one ADD.
 func (n *node) most(r *report) error {
-	d, last := n.sets[0], len(n.podsOf[n.sets[0].name])-1
-	cmd := n.runtime(d, statusSync).Command("ADD", n.sandbox(d, last, 0))
+	d, pods := n.sets[0], n.podsOf[noopName]
+	box := n.sandbox(pods[len(pods)-1], 0)
+	cmd := n.runtime(d, statusSync).Command("ADD", box)
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	n.attached.Add(1)
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	most, err := peak(cmd.Process.Pid, n.path("bin/manifold"), ended)
 	r.figure(pluginResident, float64(most)/1024, "MiB")
-	return errors.Join(err, n.call("DEL", d, statusSync, last, 0))
+	return errors.Join(err, n.manifold(d, statusSync).del(box))
 }
 
 // firstDelegate measures the time from the plugin's start to that of its first
 // delegate, which writes it down.
 func (n *node) firstDelegate(r *report) error {
-	d, stamp := n.sets[0], n.path("stamp")
+	stamp, rt := n.path("stamp"), n.runtime(n.sets[0], statusSync)
+	rt.Env = []string{"NOOP_STAMP=" + stamp}
 	var took []float64
-	for pod := range n.pods {
-		rt := n.runtime(d, statusSync)
-		rt.Env = []string{"NOOP_STAMP=" + stamp}
+	for pod := range n.few() {
+		box := n.sandbox(n.podsOf[noopName][pod], 0)
 		var began unix.Timespec
 		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &began); err != nil {
 			return err
 		}
-		if err := n.run(rt, "ADD", n.sandbox(d, pod, 0)); err != nil {
+		if err := run(rt, "ADD", box); err != nil {
 			return err
 		}
 		text, err := os.ReadFile(stamp)
@@ -207,16 +244,17 @@ func (n *node) firstDelegate(r *report) error {
 			return err
 		}
 		ns, err := strconv.ParseInt(string(text), 10, 64)
-		if err := errors.Join(err, os.Remove(stamp), n.call("DEL", d, statusSync, pod, 0)); err != nil {
+		if err := errors.Join(err, run(rt, "DEL", box), os.Remove(stamp)); err != nil {
 			return err
 		}
 		took = append(took, float64(ns-began.Nano())/1e6)
 	}
-	r.figure(toFirstDelegate, quantile(took, 50), "ms")
+	r.estimated(toFirstDelegate, bootstrap(quantileOf(50), took), "ms")
 	return nil
 }
 
-// requests prints what the agent has asked of the API server in this run.
+// requests prints what the agent has asked of the API server so far, for each pod
+// that was attached: there was none that was attached twice.
 func (n *node) requests(r *report) error {
 	asked, err := n.cluster.asked()
 	if err != nil || asked == nil {
@@ -224,7 +262,7 @@ func (n *node) requests(r *report) error {
 	}
 	fmt.Fprintln(r.out)
 	for _, what := range slices.Sorted(maps.Keys(asked)) {
-		r.figure(requestsPerPod+what, float64(asked[what])/float64(n.attached.Load()), "")
+		r.figure(requestsPerPod+what, float64(asked[what])/float64(n.attached), "")
 	}
 	return nil
 }
@@ -237,8 +275,9 @@ func (n *node) published(r *report) error {
 	floor := n.contenders(n.sets[0])[0]
 	var took []float64
 	var cpu time.Duration
-	for i, pod := range n.podsOf[noopName][:n.pods] {
-		if err := errors.Join(floor.add(i, 0), floor.del(i, 0)); err != nil {
+	for i, pod := range n.podsOf[noopName][:n.few()] {
+		box := n.sandbox(pod, 0)
+		if err := errors.Join(floor.add(box), floor.del(box)); err != nil {
 			return err
 		}
 		before, err := n.cluster.cpu()
@@ -258,9 +297,9 @@ func (n *node) published(r *report) error {
 		cpu += after - before
 	}
 	fmt.Fprintln(r.out)
-	r.figure("a PATCH of network-status alone, p50", quantile(took, 50), "ms")
-	r.figure("the same, p99", quantile(took, 99), "ms")
-	r.figure("the same, CPU of API server and etcd", millis(cpu)/float64(n.pods), "ms")
+	r.estimated("a PATCH of network-status alone, p50", bootstrap(quantileOf(50), took), "ms")
+	r.estimated("the same, p90", bootstrap(quantileOf(90), took), "ms")
+	r.figure("the same, CPU of API server and etcd", millis(cpu)/float64(len(took)), "ms")
 	return nil
 }
 
@@ -273,7 +312,7 @@ func (n *node) traced(dir string) error {
 	d := n.sets[0]
 	for _, verb := range []string{"ADD", "DEL"} {
 		file := filepath.Join(dir, verb+".strace")
-		cmd := n.runtime(d, statusSync).Command(verb, n.sandbox(d, 0, 0))
+		cmd := n.runtime(d, statusSync).Command(verb, n.sandbox(n.podsOf[noopName][0], 0))
 		cmd.Path, cmd.Args = strace, []string{"strace", "-f", "-r", "-y", "-s", "65536", "-o", file, cmd.Path}
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("%s: %w", verb, err)

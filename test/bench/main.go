@@ -1,6 +1,6 @@
 // Command bench compares Manifold with the floor: libcni in one running process
 // executing the same delegates, on the same machine, in the same run, all
-// contenders in turn. What counts are differences and ratios; absolute figures
+// contenders in turn, each round with pods that nobody has seen before. What counts are differences and ratios; absolute figures
 // mean little without the floor's beside them.
 //
 // It needs the real API server, which the first run builds. -fake takes an
@@ -47,7 +47,7 @@ type options struct {
 
 func main() {
 	var o options
-	flag.IntVar(&o.pods, "pods", 100, "`number` of pods per contender and level")
+	flag.IntVar(&o.pods, "pods", 1000, "`number` of pods that each contender attaches, one at a time; with real delegates a tenth")
 	flag.StringVar(&o.levels, "levels", "1,10,50", "`list` of how many pods are attached at once")
 	flag.BoolVar(&o.real, "real", true, "also with bridge, macvlan and host-local as delegates")
 	flag.BoolVar(&o.fake, "fake", false, "an API server in this process instead of a real one")
@@ -136,6 +136,10 @@ func measure(o options, dir string) (err error) {
 		return n.traced(o.trace)
 	}
 	r := &report{out: os.Stdout}
+	if r.Run, err = begin(); err != nil {
+		return err
+	}
+	fmt.Fprintln(r.out, r.Run)
 	for _, d := range n.sets {
 		for _, atOnce := range levels {
 			if err := n.level(r, d, atOnce); err != nil {
@@ -143,12 +147,15 @@ func measure(o options, dir string) (err error) {
 			}
 		}
 	}
-	for _, more := range []func(*report) error{n.published, n.restart, n.allHeld, n.starts, n.readiness, n.soaked, n.footprint, n.requests, n.fallback, pure} {
+	for _, more := range []func(*report) error{n.requests, n.published, n.restart, n.allHeld, n.starts, n.readiness, n.soaked, n.footprint, n.fallback, pure} {
 		if err := more(r); err != nil {
 			return err
 		}
 	}
 	r.targets()
+	if r.Run.LoadAfter, err = load(); err != nil {
+		return err
+	}
 	return r.write(o.json)
 }
 

@@ -38,8 +38,8 @@ func (n *node) soaked(r *report) error {
 // churn attaches and releases all pods in turn until that was done so often, some
 // at once, none twice at once.
 func (n *node) churn(times int) error {
-	d := n.sets[0]
-	pods := len(n.podsOf[d.name])
+	who := n.manifold(n.sets[0], statusSync)
+	pods := len(n.podsOf[noopName])
 	workers := min(soakAtOnce, pods)
 	errs := make([]error, workers)
 	var wg sync.WaitGroup
@@ -50,8 +50,9 @@ func (n *node) churn(times int) error {
 				if worker == 0 {
 					progress(fmt.Sprintf("memory: %d of %d ADDs and DELs", i, times))
 				}
-				if errs[worker] = n.call("ADD", d, statusSync, pod, worker); errs[worker] == nil {
-					errs[worker] = n.call("DEL", d, statusSync, pod, worker)
+				box := n.sandbox(n.podsOf[noopName][pod], worker)
+				if errs[worker] = who.add(box); errs[worker] == nil {
+					errs[worker] = who.del(box)
 				}
 				if pod += workers; pod >= pods {
 					pod = worker
@@ -66,24 +67,24 @@ func (n *node) churn(times int) error {
 // allHeld attaches pods with a device, all at once, and counts what the kubelet
 // was asked, which answers so many calls in a second and no more.
 func (n *node) allHeld(r *report) error {
-	pods := len(n.podsOf[n.held.name])
+	pods, who := n.podsOf[n.held.name], n.manifold(n.held, statusSync)
 	calls := func() int {
 		c := n.kubelet.Calls()
 		return c["Get"] + c["List"]
 	}
 	before := calls()
-	for _, verb := range []string{"ADD", "DEL"} {
-		errs := make([]error, pods)
+	for i, verb := range []func(harness.Sandbox) error{who.add, who.del} {
+		errs := make([]error, len(pods))
 		var wg sync.WaitGroup
-		for i := range pods {
-			wg.Go(func() { errs[i] = n.call(verb, n.held, statusSync, i, i%len(n.netns)) })
+		for i, pod := range pods {
+			wg.Go(func() { errs[i] = verb(n.sandbox(pod, i)) })
 		}
 		wg.Wait()
 		if err := errors.Join(errs...); err != nil {
 			return err
 		}
-		if verb == "ADD" {
-			r.figure(podResourcesCalls, float64(calls()-before), fmt.Sprintf("for %d pods", pods))
+		if i == 0 {
+			r.figure(podResourcesCalls, float64(calls()-before), fmt.Sprintf("for %d pods", len(pods)))
 		}
 	}
 	return nil

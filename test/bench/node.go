@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -33,16 +32,19 @@ const (
 // node is the machine that all contenders run on.
 type node struct {
 	options
-	dir      string
-	kubelet  *fakekubelet.Kubelet
-	cluster  cluster
-	agent    *exec.Cmd
-	sets     []delegates
-	held     delegates        // of pods with a device
-	netns    []*harness.NetNS // one for each pod that is attached at once
-	attached atomic.Int64     // how many pods by Manifold so far
-	// Pods by set of delegates; the last is spare.
+	dir     string
+	kubelet *fakekubelet.Kubelet
+	cluster cluster
+	agent   *exec.Cmd
+	sets    []delegates
+	held    delegates        // of pods with a device
+	netns   []*harness.NetNS // one for each pod that is attached at once
+	// Pods that the node has all the time, by set of delegates; the last is spare.
 	podsOf map[string][]*corev1.Pod
+	// made is how many pods there were so far, attached how many of those that live
+	// for one round were attached by Manifold, each once.
+	made, attached int
+	background     float64 // what part of a processor the API server takes by itself
 }
 
 func (n *node) path(elem string) string { return filepath.Join(n.dir, elem) }
@@ -189,32 +191,37 @@ func (n *node) definition(name, resourceName, config string) error {
 	return n.cluster.define(d)
 }
 
-// admit makes the pods known to kubelet and API server.
+// admit makes the pods that the node has all the time.
 func (n *node) admit() error {
-	for _, d := range n.sets {
-		for i := range max(n.pods, n.options.restart) + 1 {
-			if err := n.pod(d, i, nil); err != nil {
-				return err
-			}
-		}
-	}
-	for i := range n.options.held {
-		if err := n.pod(n.held, i, corev1.ResourceList{heldResource: resource.MustParse("1")}); err != nil {
+	one := corev1.ResourceList{heldResource: resource.MustParse("1")}
+	for range n.options.restart + 1 {
+		pod, err := n.pod(n.sets[0], nil)
+		if err != nil {
 			return err
 		}
+		n.podsOf[noopName] = append(n.podsOf[noopName], pod)
+	}
+	for range n.options.held {
+		pod, err := n.pod(n.held, one)
+		if err != nil {
+			return err
+		}
+		n.podsOf[n.held.name] = append(n.podsOf[n.held.name], pod)
 	}
 	return nil
 }
 
-// pod makes a pod on all definitions of a set.
-func (n *node) pod(d delegates, i int, limits corev1.ResourceList) error {
+// pod makes a new pod on all definitions of a set, which kubelet and API server
+// know.
+func (n *node) pod(d delegates, limits corev1.ResourceList) (*corev1.Pod, error) {
 	var selected []string
 	for k := 1; k < len(d.configs); k++ {
 		selected = append(selected, fmt.Sprintf("%s-%d", d.name, k))
 	}
+	n.made++
 	pod, err := n.cluster.create(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "default", Name: fmt.Sprintf("%s-pod-%d", d.name, i),
+			Namespace: "default", Name: fmt.Sprintf("%s-pod-%d", d.name, n.made),
 			Annotations: map[string]string{netattach.NetworksAnnotation: strings.Join(selected, ",")},
 		},
 		Spec: corev1.PodSpec{NodeName: nodeName, Containers: []corev1.Container{
@@ -222,16 +229,19 @@ func (n *node) pod(d delegates, i int, limits corev1.ResourceList) error {
 		}},
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if pod, err = n.kubelet.AddPod(pod, nil); err != nil {
-		return err
-	}
-	n.podsOf[d.name] = append(n.podsOf[d.name], pod)
-	return nil
+	return n.kubelet.AddPod(pod, nil)
 }
 
-// start starts the agent and waits for its snapshot of the definitions.
+// sandbox is a pod's sandbox, with one of the network namespaces.
+func (n *node) sandbox(pod *corev1.Pod, netns int) harness.Sandbox {
+	return harness.Sandbox{
+		ID: pod.Name, NetNS: n.netns[netns%len(n.netns)].Path, Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID),
+	}
+}
+
+// start configures and starts the agent and waits for its snapshot of the definitions.
 func (n *node) start() error {
 	config, err := json.Marshal(map[string]any{
 		"node": nodeName, "socket": n.path("agent.sock"), "kubeletDir": n.path("kubelet"), "apiServer": n.cluster.kubeconfig(), "snapshot": n.path("snapshot"),
@@ -243,9 +253,7 @@ func (n *node) start() error {
 	if err := os.WriteFile(n.path("agent.json"), config, 0o600); err != nil {
 		return err
 	}
-	n.agent = exec.Command(n.path("bin/manifold-agent"), "serve", "--config", n.path("agent.json"))
-	n.agent.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := n.agent.Start(); err != nil {
+	if err := n.launch(); err != nil {
 		return err
 	}
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
@@ -254,6 +262,13 @@ func (n *node) start() error {
 		}
 	}
 	return errors.New("the agent did not come up")
+}
+
+// launch starts the agent, and does not wait for it.
+func (n *node) launch() error {
+	n.agent = exec.Command(n.path("bin/manifold-agent"), "serve", "--config", n.path("agent.json"))
+	n.agent.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return n.agent.Start()
 }
 
 // stopAgent ends the agent, where it runs.

@@ -1,101 +1,99 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
-	"io"
-	"os"
+	"math/rand/v2"
 	"slices"
-	"time"
-
-	"golang.org/x/perf/benchmath"
 )
 
-// confidence is that of every interval and comparison.
-const confidence = 0.95
+// confidence is that of every interval, and resamples how often the rounds are drawn
+// anew for one.
+const (
+	confidence = 0.95
+	resamples  = 1000
+)
 
-// series is one contender's times of one verb under one load.
-type series struct {
-	Delegates   string    `json:"delegates"`
-	AtOnce      int       `json:"atOnce"`
-	Verb        string    `json:"verb"`
-	Contender   string    `json:"contender"`
-	Millis      []float64 `json:"ms"`
-	CPUMillis   float64   `json:"cpuMsPerCall"`      // of the contender's processes and the delegates
-	AgentMillis float64   `json:"agentCPUMsPerCall"` // the agent's part of it
-	APIMillis   float64   `json:"apiCPUMsPerCall"`   // of API server and etcd, beside it
+// beyond is how many values lie above a quantile that is worth saying: with fewer it
+// is the chance of single calls.
+const beyond = 10
+
+// interval holds a value with some confidence.
+type interval struct {
+	Low  float64 `json:"low"`
+	High float64 `json:"high"`
 }
 
-// add adds calls, and what they used together.
-func (s *series) add(times []float64, u usage) {
-	mean := func(of *float64, more time.Duration) {
-		*of = (*of*float64(len(s.Millis)) + millis(more)) / float64(len(s.Millis)+len(times))
+// estimate is a value that was measured, and the interval that it lies in; nil for
+// what does not vary, or was measured once.
+type estimate struct {
+	Value    float64   `json:"value"`
+	Interval *interval `json:"interval95,omitempty"`
+}
+
+// bounds are the interval's, or the value where it has none.
+func (e estimate) bounds() interval {
+	if e.Interval == nil {
+		return interval{e.Value, e.Value}
 	}
-	mean(&s.CPUMillis, u.node)
-	mean(&s.AgentMillis, u.agent)
-	mean(&s.APIMillis, u.api)
-	s.Millis = append(s.Millis, times...)
+	return *e.Interval
 }
 
-// figure is a single number.
-type figure struct {
-	Name  string  `json:"name"`
-	Value float64 `json:"value"`
-	Unit  string  `json:"unit"`
-}
-
-// report collects what is measured, and prints it as it comes.
-type report struct {
-	Series  []*series `json:"series"`
-	Figures []figure  `json:"figures"`
-	out     io.Writer
-}
-
-// write writes everything as JSON; an empty path writes nothing.
-func (r *report) write(path string) error {
-	if path == "" {
-		return nil
-	}
-	raw, err := json.MarshalIndent(r, "", " ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(raw, '\n'), 0o644)
-}
-
-// figure records and prints one number.
-func (r *report) figure(name string, value float64, unit string) {
-	r.Figures = append(r.Figures, figure{name, value, unit})
-	fmt.Fprintf(r.out, "%-66s %10.2f %s\n", name, value, unit)
-}
-
-// compared records series of one verb, the floor's first, and prints them with
-// their distance from the floor.
-func (r *report) compared(all []*series) {
-	r.Series = append(r.Series, all...)
-	floor := all[0]
-	fmt.Fprintf(r.out, "\n%s, %s delegates, %d at once, %d calls each\n", floor.Verb, floor.Delegates, floor.AtOnce, len(floor.Millis))
-	fmt.Fprintf(r.out, "  %-10s %8s %17s %8s %8s %8s %8s %8s %9s %7s %7s\n", "", "p50 ms", "95 % of p50", "p90", "p99", "CPU ms", "agent's", "+ API's", "p50 over", "ratio", "of CPU")
-	for _, s := range all {
-		sample := benchmath.NewSample(slices.Clone(s.Millis), &benchmath.DefaultThresholds)
-		p50 := benchmath.AssumeNothing.Summary(sample, confidence)
-		fmt.Fprintf(r.out, "  %-10s %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f %8.2f", s.Contender, p50.Center, p50.Lo, p50.Hi, quantile(s.Millis, 90), quantile(s.Millis, 99), s.CPUMillis, s.AgentMillis, s.APIMillis)
-		if s != floor {
-			base := quantile(floor.Millis, 50)
-			fmt.Fprintf(r.out, " %+9.2f %7.2f %7.2f", p50.Center-base, p50.Center/base, (s.CPUMillis+s.APIMillis)/floor.CPUMillis)
-			floorSample := benchmath.NewSample(slices.Clone(floor.Millis), &benchmath.DefaultThresholds)
-			if c := benchmath.AssumeNothing.Compare(floorSample, sample); c.P > c.Alpha {
-				fmt.Fprintf(r.out, "  (not told apart: p=%.2f)", c.P)
-			}
-		}
-		fmt.Fprintln(r.out)
-	}
-}
-
-// quantile returns the value below which percent of values are.
+// quantile returns the smallest of the values that so many percent of them do not
+// exceed (the nearest rank).
 func quantile(values []float64, percent int) float64 {
 	sorted := slices.Sorted(slices.Values(values))
-	return sorted[min(len(sorted)-1, len(sorted)*percent/100)]
+	return sorted[max(1, (len(sorted)*percent+99)/100)-1]
 }
 
-func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+func median(values []float64) float64 { return quantile(values, 50) }
+
+// enough says whether there are so many values that a quantile of them is worth
+// saying.
+func enough(values, percent int) bool { return values*(100-percent) >= 100*beyond }
+
+// bootstrap returns a statistic of samples that have a value for each round, and its
+// interval: between the percentiles of what the statistic is of rounds drawn from
+// these at random. The same rounds are drawn of all samples, since what disturbs one
+// contender in a round disturbs the others. The same samples always give the same.
+func bootstrap(statistic func(samples [][]float64) float64, samples ...[]float64) estimate {
+	rounds := len(samples[0])
+	random := rand.New(rand.NewPCG(1, 2))
+	drawn := make([][]float64, len(samples))
+	for s := range samples {
+		drawn[s] = make([]float64, rounds)
+	}
+	found := make([]float64, resamples)
+	for i := range found {
+		for to := range rounds {
+			from := random.IntN(rounds)
+			for s := range samples {
+				drawn[s][to] = samples[s][from]
+			}
+		}
+		found[i] = statistic(drawn)
+	}
+	slices.Sort(found)
+	const outside = (1 - confidence) / 2 * resamples
+	return estimate{statistic(samples), &interval{found[int(outside)], found[resamples-1-int(outside)]}}
+}
+
+// quantileOf is the quantile of one sample.
+func quantileOf(percent int) func([][]float64) float64 {
+	return func(of [][]float64) float64 { return quantile(of[0], percent) }
+}
+
+// quantileOver is the distance of the second sample's quantile from the first's.
+func quantileOver(percent int) func([][]float64) float64 {
+	return func(of [][]float64) float64 { return quantile(of[1], percent) - quantile(of[0], percent) }
+}
+
+// medianRatio is the second sample's median by the first's.
+func medianRatio(of [][]float64) float64 { return median(of[1]) / median(of[0]) }
+
+// String returns the value with its interval.
+func (e estimate) String() string {
+	if e.Interval == nil {
+		return fmt.Sprintf("%.2f", e.Value)
+	}
+	return fmt.Sprintf("%.2f [%.2f, %.2f]", e.Value, e.Interval.Low, e.Interval.High)
+}

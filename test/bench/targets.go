@@ -30,17 +30,17 @@ type target struct {
 	name  string
 	most  float64
 	unit  string
-	value func(*report) (float64, bool) // false for what was not measured
+	value func(*report) *estimate // nil for what was not measured
 }
 
 // targets are those of the project.
 var targets = []target{
-	{"ADD p50 over the floor, status published before ADD returns", 6, "ms", over("ADD", statusSync, 50)},
-	{"ADD p99 over the floor, the same", 15, "ms", over("ADD", statusSync, 99)},
-	{"ADD p50 over the floor, status published after ADD", 4, "ms", over("ADD", statusAsync, 50)},
-	{"DEL p50 over the floor", 2, "ms", over("DEL", statusSync, 50)},
-	{"ADD p50, 10 pods at once, ratio to the floor", 1.5, "", ratio(10)},
-	{"ADD p50, 50 pods at once, ratio to the floor", 1.5, "", ratio(50)},
+	{"ADD p50 over the floor, status published before ADD returns", 6, "ms", of("ADD", statusSync, 1, over)},
+	{"ADD p99 over the floor, the same", 15, "ms", of("ADD", statusSync, 1, p99Over)},
+	{"ADD p50 over the floor, status published after ADD", 4, "ms", of("ADD", statusAsync, 1, over)},
+	{"DEL p50 over the floor", 2, "ms", of("DEL", statusSync, 1, over)},
+	{"ADD p50, 10 pods at once, ratio to the floor", 1.5, "", of("ADD", statusSync, 10, ratio)},
+	{"ADD p50, 50 pods at once, ratio to the floor", 1.5, "", of("ADD", statusSync, 50, ratio)},
 	{restartRatio, 1.3, "", figureOf(restartRatio)},
 	{requestsPerPod + "patch pods", 1, "", figureOf(requestsPerPod + "patch pods")},
 	{requestsPerPod + "create events", 1, "", figureOf(requestsPerPod + "create events")},
@@ -50,14 +50,8 @@ var targets = []target{
 	{toFirstDelegate, 3, "ms", figureOf(toFirstDelegate)},
 	{agentResident, 32, "MiB", figureOf(agentResident)},
 	{agentIdle, 0.1, "% of a core", figureOf(agentIdle)},
-	{"STATUS p50", 5, "ms", func(r *report) (float64, bool) {
-		_, s := r.find("STATUS", "manifold", 1)
-		if s == nil {
-			return 0, false
-		}
-		return quantile(s.Millis, 50), true
-	}},
-	{"ADD p50 over the floor, without an agent", 40, "ms", over("ADD", oneShot, 50)},
+	{"STATUS p50", 5, "ms", of("STATUS", "manifold", 1, p50)},
+	{"ADD p50 over the floor, without an agent", 40, "ms", of("ADD", oneShot, 1, over)},
 	{planning, 100, "µs", figureOf(planning)},
 	{decoding, 20, "ms", figureOf(decoding)},
 }
@@ -65,69 +59,80 @@ var targets = []target{
 // oneShot is the contender without an agent.
 const oneShot = "one-shot"
 
-// find returns a contender's times with no-op delegates, and the floor's of the
-// same measurement, which stands before it.
-func (r *report) find(verb, contender string, atOnce int) (floor, s *series) {
-	for _, x := range r.Series {
-		switch {
-		case x.Delegates != noopName || x.Verb != verb || x.AtOnce != atOnce:
-		case x.Contender == floorName:
-			floor = x
-		case x.Contender == contender:
-			return floor, x
-		}
-	}
-	return nil, nil
-}
-
-// over is a quantile's distance from the floor's, one pod at a time.
-func over(verb, contender string, percent int) func(*report) (float64, bool) {
-	return func(r *report) (float64, bool) {
-		floor, s := r.find(verb, contender, 1)
-		if s == nil {
-			return 0, false
-		}
-		return quantile(s.Millis, percent) - quantile(floor.Millis, percent), true
-	}
-}
-
-// ratio is that of the medians of ADD, many pods at once.
-func ratio(atOnce int) func(*report) (float64, bool) {
-	return func(r *report) (float64, bool) {
-		floor, s := r.find("ADD", statusSync, atOnce)
-		if s == nil {
-			return 0, false
-		}
-		return quantile(s.Millis, 50) / quantile(floor.Millis, 50), true
-	}
-}
-
-// figureOf is a figure as it was measured.
-func figureOf(name string) func(*report) (float64, bool) {
-	return func(r *report) (float64, bool) {
-		for _, f := range r.Figures {
-			if f.Name == name {
-				return f.Value, true
+// of is a part of the summary of a contender with no-op delegates.
+func of(verb, contender string, atOnce int, part func(summary) *estimate) func(*report) *estimate {
+	return func(r *report) *estimate {
+		for _, s := range r.Series {
+			if s.Delegates == noopName && s.Verb == verb && s.Contender == contender && s.AtOnce == atOnce {
+				return part(s.summary)
 			}
 		}
-		return 0, false
+		return nil
 	}
 }
 
-// targets prints what was measured beside what it is to be.
+// Parts of a summary.
+func p50(s summary) *estimate     { return &s.P50 }
+func over(s summary) *estimate    { return s.Over }
+func p99Over(s summary) *estimate { return s.P99Over }
+func ratio(s summary) *estimate   { return s.Ratio }
+
+// figureOf is a figure as it was measured.
+func figureOf(name string) func(*report) *estimate {
+	return func(r *report) *estimate {
+		for _, f := range r.Figures {
+			if f.Name == name {
+				return &f.estimate
+			}
+		}
+		return nil
+	}
+}
+
+// outcome is what became of a target.
+type outcome struct {
+	Name    string  `json:"name"`
+	AtMost  float64 `json:"atMost"`
+	Unit    string  `json:"unit"`
+	Verdict string  `json:"verdict"`
+	estimate
+}
+
+// Verdicts on a target. An interval must lie within it; what was measured once, a
+// size or a count, is taken as it is.
+const (
+	met     = "met"
+	missed  = "missed"
+	unknown = "undecided" // the target lies within the interval
+)
+
+// judge says whether a target is met.
+func (t target) judge(e estimate) string {
+	switch bounds := e.bounds(); {
+	case bounds.High <= t.most:
+		return met
+	case bounds.Low > t.most:
+		return missed
+	default:
+		return unknown
+	}
+}
+
+// targets judges and prints what was measured beside what it is to be.
 func (r *report) targets() {
-	fmt.Fprintf(r.out, "\n%-66s %8s %10s\n", "", "at most", "measured")
+	const row = "%-66s %8s %-24s %s\n"
+	fmt.Fprintf(r.out, "\n"+row, "", "at most", "measured", "")
 	for _, t := range targets {
-		value, measured := t.value(r)
-		if !measured {
+		e := t.value(r)
+		if e == nil {
 			continue
 		}
-		verdict := ""
-		if value > t.most {
-			verdict = "  above"
-		}
-		fmt.Fprintf(r.out, "%-66s %8g %10.2f %s%s\n", t.name, t.most, value, t.unit, verdict)
+		o := outcome{t.name, t.most, t.unit, t.judge(*e), *e}
+		r.Targets = append(r.Targets, o)
+		fmt.Fprintf(r.out, row, o.Name, fmt.Sprint(o.AtMost), e.String()+" "+o.Unit, o.Verdict)
 	}
+	fmt.Fprintf(r.out, "In brackets is the interval of %g %%, where something was measured more than once. A target is met where its upper end is,\n"+
+		"missed where its lower end is above, else undecided; what has no interval is taken as it is.\n", 100*confidence)
 }
 
 // pure runs the Go benchmarks that have a target.

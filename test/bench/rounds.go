@@ -1,0 +1,227 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/test/harness"
+)
+
+// How many rounds there are: what is measured once in each is independent of the
+// others, calls at once within one are not.
+const (
+	bursts       = 10  // rounds of many pods at once, at least
+	realShare    = 10  // real delegates have one round for so many of no-op ones
+	fewRounds    = 200 // of what needs no 99th percentile
+	statusWait   = time.Minute
+	statusPause  = 10 * time.Millisecond
+	quietSpan    = 4 * time.Millisecond
+	quietAtMost  = quietSpan / 20 // processor time in a span in which nothing happens
+	quietSpans   = 2              // of them one after another
+	quietWait    = time.Minute
+	backgroundOf = 5 // the background is watched for this part of the time of an idle node
+)
+
+// rounds returns how many there are of so many pods at once.
+func (n *node) rounds(d delegates, atOnce int) int {
+	switch {
+	case atOnce > 1:
+		return min(bursts, n.pods)
+	case d.name == noopName:
+		return n.pods
+	default:
+		return max(1, n.pods/realShare)
+	}
+}
+
+// few is how many rounds there are of what is measured with the node's own pods.
+func (n *node) few() int { return min(fewRounds, n.pods, n.options.restart) }
+
+// level measures all contenders with a number of pods at once, in turn.
+func (n *node) level(r *report, d delegates, atOnce int) error {
+	contenders := n.contenders(d)
+	adds, dels := make([]*series, len(contenders)), make([]*series, len(contenders))
+	for c, who := range contenders {
+		adds[c] = &series{Delegates: d.name, AtOnce: atOnce, Verb: "ADD", Contender: who.name}
+		dels[c] = &series{Delegates: d.name, AtOnce: atOnce, Verb: "DEL", Contender: who.name}
+	}
+	if err := n.watchBackground(); err != nil {
+		return err
+	}
+	before, err := n.steps()
+	if err != nil {
+		return err
+	}
+	rounds := n.rounds(d, atOnce)
+	for round := range rounds {
+		if err := n.round(d, contenders, round, adds, dels); err != nil {
+			return err
+		}
+		progress(fmt.Sprintf("%s delegates, %d at once: %d of %d rounds", d.name, atOnce, round+1, rounds))
+	}
+	progress("")
+	r.compared(adds)
+	r.compared(dels)
+	after, err := n.steps()
+	if err == nil {
+		r.profile(before, after)
+	}
+	return err
+}
+
+// round lets each contender attach and release pods that nobody has seen before:
+// what is said about a pod, and Events of it, counts once for each. Another one
+// begins in each round.
+func (n *node) round(d delegates, contenders []contender, round int, adds, dels []*series) error {
+	boxes := make([][]harness.Sandbox, len(contenders))
+	for c := range contenders {
+		for i := range adds[c].AtOnce {
+			pod, err := n.pod(d, nil)
+			if err != nil {
+				return err
+			}
+			boxes[c] = append(boxes[c], n.sandbox(pod, i))
+		}
+	}
+	if err := n.settle(); err != nil {
+		return err
+	}
+	for i := range contenders {
+		c := (round + i) % len(contenders)
+		who := contenders[c]
+		if err := n.measure(adds[c], who, who.add, boxes[c]); err != nil {
+			return err
+		}
+		if err := n.measure(dels[c], who, who.del, boxes[c]); err != nil {
+			return err
+		}
+	}
+	for c, who := range contenders {
+		if who.agent {
+			n.attached += len(boxes[c])
+		}
+		if err := n.forget(boxes[c], who.agent); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// measure runs a verb in all sandboxes at once, and adds what it takes: the time of
+// each call, and the processor time until nothing of it is left to do.
+func (n *node) measure(s *series, who contender, verb func(harness.Sandbox) error, boxes []harness.Sandbox) error {
+	before, err := who.used()
+	if err != nil {
+		return err
+	}
+	times, errs := make([]float64, len(boxes)), make([]error, len(boxes))
+	began := time.Now()
+	var wg sync.WaitGroup
+	for i, box := range boxes {
+		wg.Go(func() {
+			began := time.Now()
+			errs[i] = verb(box)
+			times[i] = millis(time.Since(began))
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%s %s: %w", s.Contender, s.Verb, err)
+	}
+	if who.agent {
+		if err := n.settle(); err != nil {
+			return err
+		}
+	}
+	after, err := who.used()
+	used := after.since(before)
+	if who.agent {
+		used.api -= time.Duration(n.background * float64(time.Since(began)))
+	}
+	s.add(times, used)
+	return err
+}
+
+// settle waits until agent and API server do nothing more: an Event, or a status
+// that is published after ADD, are the work of the call before, and must not run
+// beside the next one.
+func (n *node) settle() error {
+	end := time.Now().Add(quietWait)
+	for quiet := 0; quiet < quietSpans; {
+		before, err := n.working()
+		if err != nil {
+			return err
+		}
+		time.Sleep(quietSpan)
+		after, err := n.working()
+		if err != nil {
+			return err
+		}
+		quiet++
+		if after-before > quietAtMost {
+			quiet = 0
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("agent and API server have not come to rest in %v", quietWait)
+		}
+	}
+	return nil
+}
+
+// working is the processor time of agent and API server so far.
+func (n *node) working() (time.Duration, error) {
+	agent, err := n.agentCPU()
+	api, err2 := n.cluster.cpu()
+	return agent + api, errors.Join(err, err2)
+}
+
+// watchBackground finds what part of a processor the API server takes when nobody
+// asks it, which is no contender's.
+func (n *node) watchBackground() error {
+	if err := n.settle(); err != nil {
+		return err
+	}
+	before, err := n.cluster.cpu()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	time.Sleep(n.idle / backgroundOf)
+	after, err := n.cluster.cpu()
+	n.background = float64(after-before) / float64(time.Since(began))
+	return err
+}
+
+// forget ends the pods of sandboxes on the node. Those that an agent attached must
+// have a network-status by then: else something other was measured.
+func (n *node) forget(boxes []harness.Sandbox, attached bool) error {
+	for _, box := range boxes {
+		if attached {
+			if err := n.reported(box); err != nil {
+				return err
+			}
+		}
+		if err := n.kubelet.DeletePod(types.UID(box.UID)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reported waits for the network-status of a pod.
+func (n *node) reported(box harness.Sandbox) error {
+	for end := time.Now().Add(statusWait); ; time.Sleep(statusPause) {
+		pod, err := n.cluster.get(box.Namespace, box.Name)
+		if err != nil || pod.Annotations[netattach.StatusAnnotation] != "" {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("pod %s/%s has no network-status", box.Namespace, box.Name)
+		}
+	}
+}

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"slices"
+	"testing"
+)
+
+func TestQuantileIsTheNearestRank(t *testing.T) {
+	var hundred []float64
+	for i := range 100 {
+		hundred = append(hundred, float64(100-i)) // in no order that helps
+	}
+	for _, c := range []struct {
+		values  []float64
+		percent int
+		want    float64
+	}{
+		{hundred, 50, 50}, {hundred, 90, 90}, {hundred, 99, 99}, {hundred, 100, 100},
+		{[]float64{3, 1, 2}, 50, 2}, {[]float64{2, 1}, 50, 1}, {[]float64{7}, 99, 7}, {[]float64{7}, 0, 7},
+	} {
+		if got := quantile(c.values, c.percent); got != c.want {
+			t.Errorf("%d %% of %d values: %v, want %v", c.percent, len(c.values), got, c.want)
+		}
+	}
+	if enough(999, 99) || !enough(1000, 99) {
+		t.Error("a 99th percentile takes 1,000 values")
+	}
+}
+
+// What slows a round down for both contenders leaves their distance as it was.
+func TestBootstrapDrawsTheSameRoundsOfAllSamples(t *testing.T) {
+	floor := []float64{1, 9, 2, 8, 3, 7, 4, 6, 5, 10}
+	var own []float64
+	for _, v := range floor {
+		own = append(own, v+3)
+	}
+	if e := bootstrap(quantileOver(50), floor, own); e.Value != 3 || *e.Interval != (interval{3, 3}) {
+		t.Errorf("distance %v, want 3 in every draw", e)
+	}
+	e := bootstrap(quantileOf(50), own)
+	if e.Value != 8 || e.Interval.Low >= 8 || e.Interval.High <= 8 || e.Interval.Low < slices.Min(own) {
+		t.Errorf("median %v, want 8 within its interval", e)
+	}
+	if again := bootstrap(quantileOf(50), own); *again.Interval != *e.Interval {
+		t.Errorf("%v and %v of the same values", e, again)
+	}
+}
+
+func TestCallsAtOnceAreOneValue(t *testing.T) {
+	s := &series{AtOnce: 3, Rounds: [][]float64{{1, 2, 30}, {4, 5, 60}}}
+	if got := s.values(); !slices.Equal(got, []float64{2, 5}) {
+		t.Errorf("%v, want each round's median", got)
+	}
+	if s.summarize(s); s.P90 != nil || s.P99 != nil || s.Over != nil {
+		t.Errorf("%+v: six calls have no such quantiles, the floor no distance from itself", s.summary)
+	}
+}
+
+func TestTargetIsMetByItsWholeInterval(t *testing.T) {
+	of := target{most: 5}
+	for want, e := range map[string]estimate{
+		met:     {4, &interval{3, 5}},
+		unknown: {4, &interval{3, 6}},
+		missed:  {7, &interval{6, 8}},
+	} {
+		if got := of.judge(e); got != want {
+			t.Errorf("%v of at most 5 is %s, want %s", e, got, want)
+		}
+	}
+	if of.judge(estimate{Value: 5}) != met || of.judge(estimate{Value: 5.1}) != missed {
+		t.Error("what has no interval is not taken as it is")
+	}
+}
