@@ -39,9 +39,13 @@ type cluster struct {
 	empty      int64   // live heap without any node, in bytes
 	kubeletKiB float64 // of one kubelet
 	watched    float64 // watches without any node: the API server's own
+	idle       load    // while nothing happens
 	spreads    int
 	published  int
 }
+
+// load is processor time per time: of API server and etcd, and of this process.
+type load struct{ server, agents float64 }
 
 // node is one node's kubelet and agent.
 type node struct {
@@ -78,6 +82,7 @@ func newCluster(dir string, definitions int) (*cluster, error) {
 		if err := c.define(fmt.Sprintf("definition-%d", i)); err != nil {
 			return nil, err
 		}
+		harness.Progress("definitions: %d of %d", i+1, definitions)
 	}
 	if c.watched, err = c.watches(); err != nil {
 		return nil, err
@@ -122,10 +127,9 @@ func (c *cluster) grow(n int) error {
 			return err
 		}
 		c.agents = append(c.agents, a)
+		harness.Progress("agents: %d of %d", i+1, n)
 	}
-	for _, a := range c.agents {
-		a.awaitDefinition("definition-0")
-	}
+	c.awaitDefinition("definition-0")
 	return nil
 }
 
@@ -168,21 +172,91 @@ func (c *cluster) start(i int) (*node, error) {
 
 func nodeName(i int) string { return fmt.Sprintf("node-%d", i) }
 
-// awaitDefinition waits until the agent knows a definition.
-func (a *node) awaitDefinition(name string) {
-	for {
-		if _, err := a.assembly.Sources.Local.Definition(context.Background(), namespace, name); err == nil {
-			return
+// awaitDefinition waits until every agent knows a definition. It asks one after the
+// other, so that hardly anything is spent on asking: who was told while another was
+// waited for is asked once.
+func (c *cluster) awaitDefinition(name string) {
+	for _, a := range c.agents {
+		for {
+			if _, err := a.assembly.Sources.Local.Definition(context.Background(), namespace, name); err == nil {
+				break
+			}
+			time.Sleep(time.Millisecond)
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 
+// used is processor time: of API server and etcd, and of this process, which is the
+// agents and their kubelets.
+type used struct{ server, agents time.Duration }
+
+// usage returns what was used so far.
+func (c *cluster) usage() (used, error) {
+	server, err := c.server.CPU()
+	agents, err2 := harness.ProcessCPU(os.Getpid())
+	return used{server, agents}, errors.Join(err, err2)
+}
+
+// spend returns what f takes beyond what is used in that time when nothing happens,
+// for each of count things that it does.
+func (c *cluster) spend(count int, f func() error) (used, error) {
+	before, err := c.usage()
+	if err != nil {
+		return used{}, err
+	}
+	began := time.Now()
+	if err := f(); err != nil {
+		return used{}, err
+	}
+	took := time.Since(began)
+	after, err := c.usage()
+	each := func(spent time.Duration, idle float64) time.Duration {
+		return (spent - time.Duration(idle*float64(took))) / time.Duration(count)
+	}
+	return used{each(after.server-before.server, c.idle.server), each(after.agents-before.agents, c.idle.agents)}, err
+}
+
+// rest measures what is used while nothing happens.
+func (c *cluster) rest(pause time.Duration) error {
+	time.Sleep(time.Second) // the agents write their snapshots a moment after they have all
+	c.idle = load{}
+	spent, err := c.spend(1, func() error { time.Sleep(pause); return nil })
+	c.idle = load{float64(spent.server) / float64(pause), float64(spent.agents) / float64(pause)}
+	return err
+}
+
 // publish lets every agent publish the status of a number of pods, all agents at
-// once, and returns how many there were per second and the API server's CPU time
-// for each, Events included.
-func (c *cluster) publish(pods int) (perSecond float64, cpu time.Duration, err error) {
-	var reports [][]plan.Report
+// once, and returns how many there were per second until the last one's Event was
+// written, and what each took.
+func (c *cluster) publish(pods int) (perSecond float64, each used, err error) {
+	reports, err := c.reports(pods)
+	if err != nil {
+		return 0, used{}, err
+	}
+	written, err := c.events()
+	if err != nil {
+		return 0, used{}, err
+	}
+	count := len(c.agents) * pods
+	began := time.Now()
+	each, err = c.spend(count, func() error {
+		errs := make([]error, len(c.agents))
+		var wg sync.WaitGroup
+		for i, a := range c.agents {
+			wg.Go(func() {
+				for _, r := range reports[i] {
+					errs[i] = errors.Join(errs[i], a.agent.Report(context.Background(), r))
+				}
+			})
+		}
+		wg.Wait()
+		return errors.Join(append(errs, c.awaitEvents(written+int64(count)))...)
+	})
+	return float64(count) / time.Since(began).Seconds(), each, err
+}
+
+// reports makes a number of pods for each agent and returns their reports.
+func (c *cluster) reports(pods int) (reports [][]plan.Report, err error) {
 	for i := range c.agents {
 		var own []plan.Report
 		for range pods {
@@ -192,31 +266,44 @@ func (c *cluster) publish(pods int) (perSecond float64, cpu time.Duration, err e
 				Spec:       corev1.PodSpec{NodeName: nodeName(i), Containers: []corev1.Container{{Name: "main", Image: "none"}}},
 			}, metav1.CreateOptions{})
 			if err != nil {
-				return 0, 0, err
+				return nil, err
 			}
 			own = append(own, reportOf(pod))
 		}
 		reports = append(reports, own)
+		harness.Progress("pods of node %d of %d", i+1, len(c.agents))
 	}
-	before, err := harness.ProcessCPU(c.server.PID())
+	return reports, nil
+}
+
+// eventsTime is how long the agents may take to write their Events, which they do
+// after a report is answered.
+const eventsTime = 5 * time.Minute
+
+// awaitEvents waits until so many Events were written.
+func (c *cluster) awaitEvents(want int64) error {
+	for end := time.Now().Add(eventsTime); ; time.Sleep(20 * time.Millisecond) {
+		n, err := c.events()
+		if err != nil || n >= want {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%d Events after %v, want %d", n, eventsTime, want)
+		}
+	}
+}
+
+// events returns how many Events there are, by a list of one: etcd counts the rest.
+func (c *cluster) events() (int64, error) {
+	list, err := c.client.CoreV1().Events(namespace).List(context.Background(), metav1.ListOptions{Limit: 1})
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
-	errs := make([]error, len(c.agents))
-	var wg sync.WaitGroup
-	began := time.Now()
-	for i, a := range c.agents {
-		wg.Go(func() {
-			for _, r := range reports[i] {
-				errs[i] = errors.Join(errs[i], a.agent.Report(context.Background(), r))
-			}
-		})
+	n := int64(len(list.Items))
+	if more := list.RemainingItemCount; more != nil {
+		n += *more
 	}
-	wg.Wait()
-	took := time.Since(began)
-	after, err := harness.ProcessCPU(c.server.PID())
-	count := len(c.agents) * pods
-	return float64(count) / took.Seconds(), (after - before) / time.Duration(count), errors.Join(append(errs, err)...)
+	return n, nil
 }
 
 // reportOf is the report of a pod with three networks.
