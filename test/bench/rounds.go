@@ -12,19 +12,12 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// How many rounds there are: what is measured once in each is independent of the
-// others, calls at once within one are not.
+// How many rounds there are: they are independent of each other, calls at once within
+// one are not.
 const (
-	bursts       = 10  // rounds of many pods at once, at least
-	realShare    = 10  // real delegates have one round for so many of no-op ones
-	fewRounds    = 200 // of what needs no 99th percentile
-	statusWait   = time.Minute
-	statusPause  = 10 * time.Millisecond
-	quietSpan    = 4 * time.Millisecond
-	quietAtMost  = quietSpan / 20 // processor time in a span in which nothing happens
-	quietSpans   = 2              // of them one after another
-	quietWait    = time.Minute
-	backgroundOf = 5 // the background is watched for this part of the time of an idle node
+	bursts    = 10  // rounds of many pods at once
+	realShare = 10  // real delegates have one round for so many of no-op ones
+	fewRounds = 200 // of what needs no 99th percentile
 )
 
 // rounds returns how many there are of so many pods at once.
@@ -147,27 +140,38 @@ func (n *node) measure(s *series, who contender, verb func(harness.Sandbox) erro
 	return err
 }
 
+// The agent and the API server are at rest when they use almost no processor time in
+// some spans one after another.
+const (
+	restSpan   = 3 * time.Millisecond
+	restAtMost = restSpan / 20
+	restSpans  = 2
+)
+
+// patience is how long something that comes by itself may take.
+const patience = time.Minute
+
 // settle waits until agent and API server do nothing more: an Event, or a status
 // that is published after ADD, are the work of the call before, and must not run
 // beside the next one.
 func (n *node) settle() error {
-	end := time.Now().Add(quietWait)
-	for quiet := 0; quiet < quietSpans; {
+	end := time.Now().Add(patience)
+	for quiet := 0; quiet < restSpans; {
 		before, err := n.working()
 		if err != nil {
 			return err
 		}
-		time.Sleep(quietSpan)
+		time.Sleep(restSpan)
 		after, err := n.working()
 		if err != nil {
 			return err
 		}
 		quiet++
-		if after-before > quietAtMost {
+		if after-before > restAtMost {
 			quiet = 0
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("agent and API server have not come to rest in %v", quietWait)
+			return fmt.Errorf("agent and API server have not come to rest in %v", patience)
 		}
 	}
 	return nil
@@ -191,7 +195,7 @@ func (n *node) watchBackground() error {
 		return err
 	}
 	began := time.Now()
-	time.Sleep(n.idle / backgroundOf)
+	time.Sleep(n.idle / 5)
 	after, err := n.cluster.cpu()
 	n.background = float64(after-before) / float64(time.Since(began))
 	return err
@@ -215,7 +219,7 @@ func (n *node) forget(boxes []harness.Sandbox, attached bool) error {
 
 // reported waits for the network-status of a pod.
 func (n *node) reported(box harness.Sandbox) error {
-	for end := time.Now().Add(statusWait); ; time.Sleep(statusPause) {
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		pod, err := n.cluster.get(box.Namespace, box.Name)
 		if err != nil || pod.Annotations[netattach.StatusAnnotation] != "" {
 			return err
