@@ -181,7 +181,7 @@ func serve(ctx context.Context, conf *configfile.Agent, path string, stderr io.W
 	sources.Go(func() { a.Run(running) })
 	sources.Go(func() { planner.settle(running) })
 	log.Info("serving", "release", release, "socket", conf.Socket, "node", conf.Node)
-	sources.Go(func() { planner.Deliver(running, conf.CNIDir) })
+	sources.Go(func() { planner.Deliver(running) })
 	err = plan.Serve(ctx, l, planner)
 	stop()
 	background.Wait()

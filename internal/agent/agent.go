@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -19,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/killpoint"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/metrics"
@@ -58,6 +60,8 @@ type Sources struct {
 	Holders   func(context.Context) (map[string]nodeview.Holder, error)
 	Publisher Publisher // nil: nothing is published
 	Outbox    outbox    // where reports wait if there is no Publisher; empty: they do not
+	// Journal tells which sandboxes there are; without a path each that is reported.
+	Journal journal.Dir
 	// Ready returns nil when definitions can be answered, asking nobody; nil when
 	// they always can.
 	Ready func() error
@@ -310,8 +314,15 @@ func (a *Agent) Report(ctx context.Context, r plan.Report) error {
 	a.src.Traces.Operation(op, r.Plan)
 	a.log.Info("report", "verb", r.Verb, "request", op.Request, "pod", r.Plan.Pod.String(), "uid", r.Plan.Pod.UID, "sandbox", r.Plan.ContainerID,
 		"took", op.Took.Duration(), "error", r.Error, "problems", r.Problems)
+	if r.Verb == "ADD" && r.Error == "" && !r.Made.IsZero() && time.Since(r.Made) > lateTime && a.gone(r.Plan) {
+		return nil // who made it has told somebody else
+	}
 	return a.tell(ctx, r)
 }
+
+// lateTime is how old a report is that nobody waits for an answer to any more: no less
+// than it takes to give an agent up that stands still.
+const lateTime = 5 * time.Second
 
 // operationOf is how the reported call went; a plugin older than operations says
 // little of it.
@@ -351,6 +362,17 @@ func (a *Agent) tell(ctx context.Context, r plan.Report) error {
 		a.event(ctx, pod, kind, reason, message)
 	})
 	return err
+}
+
+// gone reports whether a sandbox that was attached has been released, by the time that
+// its report is read: it was kept while no agent ran, or this one stood still. The status
+// that it had must not become that of the pod's next sandbox.
+func (a *Agent) gone(p *plan.Plan) bool {
+	if a.src.Journal.Path == "" || len(p.Attachments) == 0 {
+		return false
+	}
+	_, err := a.src.Journal.Stat(journal.Key{ContainerID: p.ContainerID, IfName: p.Attachments[0].IfName})
+	return errors.Is(err, os.ErrNotExist)
 }
 
 // Observe implements plan.Observer.

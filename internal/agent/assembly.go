@@ -15,6 +15,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/files"
+	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/nodeview"
@@ -43,7 +44,7 @@ type Assembly struct {
 // what answers a single call is used: no informer, the snapshot instead.
 func Assemble(c *configfile.Agent, once bool, log *slog.Logger) (*Assembly, error) {
 	a := &Assembly{}
-	a.Sources.Metrics = metricsOf(c, once)
+	a.Sources.Metrics, a.Sources.Journal = metricsOf(c, once), journal.Dir{Path: c.CNIDir}
 	var pods []kube.Pods
 	var defs []kube.Definitions
 	var podsAPI *podresources.Pods

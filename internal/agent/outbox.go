@@ -11,7 +11,6 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/files"
-	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
@@ -72,12 +71,12 @@ func (o outbox) take(file string) (*plan.Report, error) {
 const deliverPause = 15 * time.Second
 
 // Deliver publishes, until ctx ends, what is reported by processes that reach no
-// API server, for the journals in cniDir. While nothing waits, nothing is done.
-func (a *Agent) Deliver(ctx context.Context, cniDir string) {
+// API server. While nothing waits, nothing is done.
+func (a *Agent) Deliver(ctx context.Context) {
 	if a.src.Publisher == nil {
 		return
 	}
-	box := outboxOf(cniDir)
+	box := outboxOf(a.src.Journal.Path)
 	err := os.MkdirAll(string(box), 0o700)
 	w := files.Watch(string(box), files.LookEvery)
 	defer w.Close()
@@ -85,7 +84,7 @@ func (a *Agent) Deliver(ctx context.Context, cniDir string) {
 		a.log.Warn("reports kept while no agent ran are not watched for, and only looked for now and then", "dir", string(box), "every", files.LookEvery.String(), "err", err)
 	}
 	for {
-		err := a.deliver(ctx, box, journal.Dir{Path: cniDir})
+		err := a.deliver(ctx, box)
 		if err != nil {
 			a.log.Warn("reports kept while no agent ran", "err", err)
 		}
@@ -104,18 +103,10 @@ func (a *Agent) Deliver(ctx context.Context, cniDir string) {
 }
 
 // deliver publishes what there is, up to the first that must wait.
-func (a *Agent) deliver(ctx context.Context, o outbox, journals journal.Dir) error {
+func (a *Agent) deliver(ctx context.Context, o outbox) error {
 	files, err := o.list()
 	if err != nil || len(files) == 0 {
 		return err
-	}
-	keys, err := journals.List()
-	if err != nil {
-		return err
-	}
-	attached := map[string]bool{}
-	for _, k := range keys {
-		attached[k.ContainerID] = true
 	}
 	var problems []error
 	for _, file := range files {
@@ -125,8 +116,7 @@ func (a *Agent) deliver(ctx context.Context, o outbox, journals journal.Dir) err
 			continue
 		}
 		r.Later = false
-		// A sandbox that is gone by now has no status to publish.
-		if r.Verb != "ADD" || attached[r.Plan.ContainerID] {
+		if r.Verb != "ADD" || !a.gone(r.Plan) {
 			err = a.tell(ctx, *r)
 		}
 		if errors.Is(err, kube.ErrUnavailable) {

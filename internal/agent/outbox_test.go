@@ -45,7 +45,7 @@ func TestReportsWaitForAnAgent(t *testing.T) {
 	box := outboxOf(n.conf.CNIDir)
 	n.must(os.WriteFile(string(box)+"/0-damaged.json", []byte("{"), 0o600))
 	deliver := func() error {
-		return serving.deliver(context.Background(), box, journal.Dir{Path: n.conf.CNIDir})
+		return serving.deliver(context.Background(), box)
 	}
 	n.api.FailWith(503)
 	if err := deliver(); err == nil {
@@ -78,11 +78,11 @@ func TestReportsAreHeardOf(t *testing.T) {
 	n.conf.Listen = "127.0.0.1:0"
 	serving := n.agent()
 	n.addPod("web", apiUID, nil)
-	p := &plan.Plan{Version: plan.Version, Pod: plan.Pod{Namespace: "shop", Name: "web", UID: apiUID}, ContainerID: "c1", Attachments: make([]plan.Attachment, 1)}
+	p := &plan.Plan{Version: plan.Version, Pod: plan.Pod{Namespace: "shop", Name: "web", UID: apiUID}, ContainerID: "c1", Attachments: []plan.Attachment{{IfName: "eth0"}}}
 	_, err := journal.Dir{Path: n.conf.CNIDir}.Begin(context.Background(), journal.Key{ContainerID: p.ContainerID, IfName: "eth0"}, p)
 	n.must(err)
 	stop := n.start(func(ctx context.Context) error {
-		serving.Deliver(ctx, n.conf.CNIDir)
+		serving.Deliver(ctx)
 		return nil
 	})
 	t.Cleanup(stop)
@@ -96,6 +96,34 @@ func TestReportsAreHeardOf(t *testing.T) {
 	for end := time.Now().Add(time.Minute); n.api.Pod("shop", "web").Annotations[netattach.StatusAnnotation] == ""; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the report is not published")
+		}
+	}
+}
+
+// A report that is read late is of no sandbox that is gone by then.
+func TestReportsThatAreReadLate(t *testing.T) {
+	n := newNode(t, "cl")
+	n.conf.CNIDir = n.path("state")
+	serving := n.agent()
+	for name, c := range map[string]struct {
+		made      time.Time
+		attached  bool
+		published bool
+	}{
+		"soon":         {time.Now().Add(time.Hour), false, true}, // however long this test takes
+		"by-a-plugin":  {time.Time{}, false, true},               // that does not say when
+		"late":         {time.Now().Add(-time.Hour), true, true},
+		"late-and-old": {time.Now().Add(-time.Hour), false, false},
+	} {
+		n.addPod(name, apiUID, nil)
+		p := &plan.Plan{Version: plan.Version, Pod: plan.Pod{Namespace: "shop", Name: name, UID: apiUID}, ContainerID: "sandbox-" + name, Attachments: []plan.Attachment{{IfName: "eth0"}}}
+		if c.attached {
+			_, err := journal.Dir{Path: n.conf.CNIDir}.Begin(context.Background(), journal.Key{ContainerID: p.ContainerID, IfName: "eth0"}, p)
+			n.must(err)
+		}
+		n.must(serving.Report(context.Background(), plan.Report{Version: plan.Version, Plan: p, Verb: "ADD", Made: c.made, Outcomes: []plan.Outcome{{Name: "cl", IfName: "eth0"}}}))
+		if status := n.api.Pod("shop", name).Annotations[netattach.StatusAnnotation]; (status != "") != c.published {
+			t.Errorf("%s: status %q", name, status)
 		}
 	}
 }

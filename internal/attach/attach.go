@@ -458,7 +458,7 @@ func (r *run) undo(cause error) error {
 func (r *run) report(rep plan.Report, cause error) {
 	ctx, cancel := context.WithTimeout(context.Background(), reportTime)
 	defer cancel()
-	rep.Version, rep.Plan = plan.Version, rep.Plan.Digest()
+	rep.Version, rep.Plan, rep.Made = plan.Version, rep.Plan.Digest(), time.Now()
 	rep.Later = r.inv.Conf.Status == netconf.StatusAsync
 	if cause != nil {
 		rep.Error = cause.Error()

@@ -269,6 +269,8 @@ type Report struct {
 	Error    string        `json:"error,omitempty"`    // why the verb failed; empty on success
 	Problems []string      `json:"problems,omitempty"` // what is left behind or was only warned of
 	Took     time.Duration `json:"took,omitempty"`
+	// Made is when the report was made; callers older than it say none.
+	Made time.Time `json:"made,omitzero"`
 	// Later says that the caller is answered before anything is published.
 	Later bool `json:"later,omitempty"`
 	// Operation has the times and the kind of the failure; callers older than it
