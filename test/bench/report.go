@@ -141,7 +141,7 @@ func (r *report) compared(all []*series) {
 		if s != floor {
 			cpu, over, ratio = number((s.CPUMillis+s.APIMillis)/floor.CPUMillis), s.Over.String(), s.Ratio.String()
 		}
-		if s.Over != nil && s.Over.Interval.Low <= 0 && s.Over.Interval.High >= 0 {
+		if s.Over != nil && s.Over.bounds().Low <= 0 && s.Over.bounds().High >= 0 {
 			ratio += "  (not told apart)"
 		}
 		fmt.Fprintf(r.out, row, s.Contender, s.P50, p90, p99, number(s.CPUMillis), number(s.AgentMillis), number(s.APIMillis), cpu, over, ratio)

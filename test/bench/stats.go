@@ -13,6 +13,10 @@ const (
 	resamples  = 1000
 )
 
+// fewest is how many rounds an interval takes: the median lies between the lowest and
+// the highest of five with 94 %, of four with 88 %.
+const fewest = 5
+
 // beyond is how many values lie above a quantile that is worth saying: with fewer it
 // is the chance of single calls.
 const beyond = 10
@@ -54,9 +58,13 @@ func enough(values, percent int) bool { return values*(100-percent) >= 100*beyon
 // bootstrap returns a statistic of samples that have a value for each round, and its
 // interval: between the percentiles of what the statistic is of rounds drawn from
 // these at random. The same rounds are drawn of all samples, since what disturbs one
-// contender in a round disturbs the others. The same samples always give the same.
+// contender in a round disturbs the others. The same samples always give the same;
+// too few rounds give no interval.
 func bootstrap(statistic func(samples [][]float64) float64, samples ...[]float64) estimate {
 	rounds := len(samples[0])
+	if rounds < fewest {
+		return estimate{Value: statistic(samples)}
+	}
 	random := rand.New(rand.NewPCG(1, 2))
 	drawn := make([][]float64, len(samples))
 	for s := range samples {

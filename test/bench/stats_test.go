@@ -46,6 +46,15 @@ func TestBootstrapDrawsTheSameRoundsOfAllSamples(t *testing.T) {
 	}
 }
 
+func TestFewRoundsHaveNoInterval(t *testing.T) {
+	if e := bootstrap(quantileOf(50), []float64{1, 2, 3, 4}); e.Value != 2 || e.Interval != nil {
+		t.Errorf("%v of four rounds, want the median alone", e)
+	}
+	if e := bootstrap(quantileOf(50), []float64{1, 2, 3, 4, 5}); *e.Interval != (interval{1, 5}) {
+		t.Errorf("%v of five rounds, want an interval from the lowest to the highest", e)
+	}
+}
+
 func TestCallsAtOnceAreOneValue(t *testing.T) {
 	s := &series{AtOnce: 3, Rounds: [][]float64{{1, 2, 30}, {4, 5, 60}}}
 	if got := s.values(); !slices.Equal(got, []float64{2, 5}) {
