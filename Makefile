@@ -61,7 +61,7 @@ conformance: ## run the tests of the standards' clauses and print which are prov
 test-apiserver: ## run the tests that need a real API server; the first run builds it, which takes some minutes
 	go vet -tags apiserver ./test/...
 	go test -race -count=1 -timeout 20m -tags apiserver -run RealAPI ./test/e2e ./test/admission ./test/kubectl
-	go run ./test/bench -real=false -pods 2 -levels 1,2 -restart 4 -idle 1s -held 4 -definitions 4 -soak 40
+	go run ./test/bench -real=false -pods 2 -levels 1,2 -restart 4 -idle 1s -held 4 -definitions 4 -soak 40 -elsewhere 50
 	go run ./test/scale -nodes 2,4 -definitions 20 -pods 1 -idle 1s
 
 test-cluster: ## run the tests on a real node, as root; the first run builds the node's programs, which takes a quarter of an hour

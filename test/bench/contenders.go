@@ -164,9 +164,5 @@ func run(rt *harness.Runtime, verb string, s harness.Sandbox) error {
 	return err
 }
 
-// progress shows on a terminal what is being measured; an empty text ends it.
-func progress(text string) {
-	if fi, err := os.Stderr.Stat(); err == nil && fi.Mode()&os.ModeCharDevice != 0 {
-		fmt.Fprintf(os.Stderr, "\r\033[K%s", text)
-	}
-}
+// progress says what is being measured, as [harness.Progress] does.
+func progress(text string) { harness.Progress("%s", text) }

@@ -16,6 +16,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"golang.org/x/sys/unix"
 
+	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
@@ -118,6 +119,7 @@ func (n *node) fallback(r *report) error {
 		s.Delegates, s.AtOnce, s.Verb = noopName, 1, "ADD"
 	}
 	for pod := range min(20, n.few()) {
+		progress(fmt.Sprintf("ADD without an agent: pod %d", pod+1))
 		for c, who := range contenders {
 			box := n.sandbox(n.podsOf[noopName][pod], 0)
 			if err := errors.Join(n.measure(adds[c], who, who.add, []harness.Sandbox{box}), who.del(box)); err != nil {
@@ -125,6 +127,7 @@ func (n *node) fallback(r *report) error {
 			}
 		}
 	}
+	progress("")
 	fmt.Fprint(r.out, "\nWithout an agent:")
 	r.compared(adds)
 	return nil
@@ -138,13 +141,15 @@ func (n *node) starts(r *report) error {
 		rt := harness.Runtime{Plugin: n.path("bin/" + name), Path: n.path("bin")}
 		s := &series{Delegates: "no", AtOnce: 1, Verb: "VERSION", Contender: name}
 		who := contender{used: n.used}
-		for range n.few() {
+		for i := range n.few() {
+			progress(fmt.Sprintf("start of %s: %d of %d", name, i+1, n.few()))
 			if err := n.measure(s, who, func(s harness.Sandbox) error { return run(&rt, "VERSION", s) }, make([]harness.Sandbox, 1)); err != nil {
 				return err
 			}
 		}
 		all = append(all, s)
 	}
+	progress("")
 	r.compared(all)
 	return nil
 }
@@ -171,13 +176,15 @@ func (n *node) readiness(r *report) error {
 	for _, s := range all {
 		s.Delegates, s.AtOnce, s.Verb = noopName, 1, "STATUS"
 	}
-	for range n.few() {
+	for i := range n.few() {
+		progress(fmt.Sprintf("STATUS: %d of %d", i+1, n.few()))
 		for c, who := range contenders {
 			if err := n.measure(all[c], who, asks[c], make([]harness.Sandbox, 1)); err != nil {
 				return err
 			}
 		}
 	}
+	progress("")
 	r.compared(all)
 	return nil
 }
@@ -231,6 +238,7 @@ func (n *node) firstDelegate(r *report) error {
 	rt.Env = []string{"NOOP_STAMP=" + stamp}
 	var took []float64
 	for pod := range n.few() {
+		progress(fmt.Sprintf("time to the first delegate: %d of %d", pod+1, n.few()))
 		box := n.sandbox(n.podsOf[noopName][pod], 0)
 		var began unix.Timespec
 		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &began); err != nil {
@@ -267,6 +275,21 @@ func (n *node) requests(r *report) error {
 	return nil
 }
 
+// podWatches counts the watches of pods that agents of this run had, where the
+// kubelet tells them what is on the node. A watch is in the audit log once it has
+// ended: as all have but that of the last agent, after restarts of the node.
+func (n *node) podWatches(r *report) error {
+	asked, err := n.cluster.asked()
+	if err != nil || asked == nil {
+		return err
+	}
+	if asked["watch "+netattach.Resource] == 0 {
+		return errors.New("the audit log has no watch of definitions either")
+	}
+	r.figure(podWatches, float64(asked["watch pods"]), "")
+	return nil
+}
+
 // published measures what publishing a pod's network-status takes alone: the same
 // PATCH, from a process that does nothing else. One after another they would take
 // two thirds of that: between them here is the floor's ADD and DEL, as in a call of
@@ -276,6 +299,7 @@ func (n *node) published(r *report) error {
 	var took []float64
 	var cpu time.Duration
 	for i, pod := range n.podsOf[noopName][:n.few()] {
+		progress(fmt.Sprintf("PATCH alone: %d of %d", i+1, n.few()))
 		box := n.sandbox(pod, 0)
 		if err := errors.Join(floor.add(box), floor.del(box)); err != nil {
 			return err

@@ -42,6 +42,7 @@ type options struct {
 	// held is how many pods with a device are attached all at once.
 	held        int
 	definitions int // beside those that pods select
+	elsewhere   int // pods of other nodes, for the agent's memory
 	soak        int // how often a pod is attached and released, for the agent's memory
 }
 
@@ -58,6 +59,7 @@ func main() {
 	flag.DurationVar(&o.idle, "idle", 10*time.Second, "how long nothing happens, for the agent's idle CPU")
 	flag.IntVar(&o.held, "held", 200, "`number` of pods with a device, attached all at once")
 	flag.IntVar(&o.definitions, "definitions", 1000, "`number` of further definitions in the cluster")
+	flag.IntVar(&o.elsewhere, "elsewhere", 5000, "`number` of pods of other nodes, for the agent's memory")
 	flag.IntVar(&o.soak, "soak", 10_000, "`number` of times that a pod is attached and released, for the agent's memory")
 	flag.Parse()
 	code, err := harness.Enter(func() error { return build(o) })
@@ -147,7 +149,7 @@ func measure(o options, dir string) (err error) {
 			}
 		}
 	}
-	for _, more := range []func(*report) error{n.requests, n.published, n.restart, n.allHeld, n.starts, n.readiness, n.soaked, n.footprint, n.fallback, pure} {
+	for _, more := range []func(*report) error{n.requests, n.published, n.restart, n.podWatches, n.allHeld, n.starts, n.readiness, n.soaked, n.footprint, n.fallback, pure} {
 		if err := more(r); err != nil {
 			return err
 		}

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"sync"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
@@ -20,6 +23,10 @@ func (n *node) soaked(r *report) error {
 		return float64(harness.ProcessMemory(n.agent.Process.Pid, "VmRSS:")) / 1024
 	}
 	r.figure(fmt.Sprintf("agent, resident, %d pods, %d definitions", len(n.kubelet.Pods()), n.definitions), resident(), "MiB")
+	if err := n.crowd(); err != nil {
+		return err
+	}
+	r.figure(fmt.Sprintf("the same with %d pods of other nodes", n.elsewhere), resident(), "MiB")
 	const parts = 4
 	for part := range parts {
 		if err := n.churn(n.soak / parts); err != nil {
@@ -32,6 +39,22 @@ func (n *node) soaked(r *report) error {
 		progress("")
 		r.figure(name, resident(), "MiB")
 	}
+	return nil
+}
+
+// crowd makes pods of other nodes, which an agent is not to notice.
+func (n *node) crowd() error {
+	for i := range n.elsewhere {
+		_, err := n.cluster.create(&corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("elsewhere-%d", i)},
+			Spec:       corev1.PodSpec{NodeName: "elsewhere", Containers: []corev1.Container{{Name: "main", Image: "none"}}},
+		})
+		if err != nil {
+			return err
+		}
+		progress(fmt.Sprintf("pods of other nodes: %d of %d", i+1, n.elsewhere))
+	}
+	progress("")
 	return nil
 }
 

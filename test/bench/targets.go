@@ -14,6 +14,7 @@ import (
 const (
 	restartRatio      = "all pods after a node's restart, ratio to the floor"
 	requestsPerPod    = "requests to the API server per pod: "
+	podWatches        = "watches of pods, with the kubelet's Pods API"
 	podResourcesCalls = "PodResources calls, all pods with a device attached at once"
 	pluginSize        = "plugin, stripped"
 	pluginResident    = "plugin, resident at most"
@@ -44,6 +45,7 @@ var targets = []target{
 	{restartRatio, 1.3, "", figureOf(restartRatio)},
 	{requestsPerPod + "patch pods", 1, "", figureOf(requestsPerPod + "patch pods")},
 	{requestsPerPod + "create events", 1, "", figureOf(requestsPerPod + "create events")},
+	{podWatches, 0, "", figureOf(podWatches)},
 	{podResourcesCalls, 10, "", figureOf(podResourcesCalls)},
 	{pluginSize, 5, "MB", figureOf(pluginSize)},
 	{pluginResident, 8, "MiB", figureOf(pluginResident)},
@@ -138,6 +140,7 @@ func (r *report) targets() {
 // pure runs the Go benchmarks that have a target.
 func pure(r *report) error {
 	var stderr bytes.Buffer
+	progress("benchmarks of planner and checkpoint")
 	cmd := exec.Command("go", "test", "-run", "^$", "-bench", "^(BenchmarkPlan|BenchmarkDecode5000)$", "-benchmem",
 		"github.com/manifold-cni/manifold/internal/planner", "github.com/manifold-cni/manifold/checkpoint")
 	cmd.Stderr = &stderr
