@@ -17,7 +17,9 @@ import (
 const definitionDir = "/etc/manifold/definitions"
 
 // A kubelet without an API server: a static pod gets its VF, with Manifold installed
-// as docs/install.md has it for one node.
+// as docs/install.md has it for one node. It is the first test, by its file's name: where
+// pods have ended, a kubelet that is killed may be ending their sandboxes once more, and
+// what is left of that DEL waits a minute for the next.
 func TestStandalone(t *testing.T) {
 	f := begin(t)
 	f.Cleanup(f.rejoin)
