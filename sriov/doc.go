@@ -81,8 +81,9 @@
 // [Kernel] asks for one network device at a time, with its VFs but without their
 // statistics: one question, one answer. It dumps, which the kernel interrupts when
 // devices come and go, only for a PF whose single answer would be too long for the
-// kernel; and it decodes the answer itself where the netlink library is wrong about VFs.
-// It listens for changes, and never polls for them.
+// kernel; and it reads the answer itself, since the netlink library is wrong about VFs and
+// gives up at 64 KiB (package [github.com/manifold-cni/manifold/sriov/rtnl]). It listens
+// for changes, and never polls for them.
 //
 // The package needs only the standard library and a netlink library, and is small
 // enough to be linked into a CNI plugin. Package [github.com/manifold-cni/manifold/sriov/inventory]

@@ -129,6 +129,27 @@ func TestKernelUndoesSettings(t *testing.T) {
 	}
 }
 
+// A pod cannot make a network device such that nobody can read it any more.
+func TestKernelUndoesManyNames(t *testing.T) {
+	if !harness.Alone(t) {
+		return
+	}
+	names := must(harness.AddManyNames("veth7"))(t)
+	var links sriov.Kernel
+	now := must(links.Link("veth7"))(t).NetDev
+	if len(now.Settings.AltNames) != names {
+		t.Errorf("%d alternative names, want %d", len(now.Settings.AltNames), names)
+	}
+	to := now
+	to.Settings = &sriov.Settings{Flags: now.Settings.Flags, TxQueue: now.Settings.TxQueue}
+	if err := links.SetNetDev("veth7", to); err != nil {
+		t.Fatal(err)
+	}
+	if now := must(links.Link("veth7"))(t).NetDev; !reflect.DeepEqual(now, to) {
+		t.Errorf("made %+v, want %+v", now.Settings, to.Settings)
+	}
+}
+
 // A network device is told rightly while others come and go, which would interrupt a
 // dump.
 func TestKernelAnswersWhileDevicesChange(t *testing.T) {

@@ -361,13 +361,6 @@ func (s FS) pciAncestor(dir string) (string, error) {
 	return "", ErrNotPCI
 }
 
-// validAltName reports whether a network device can have name, as its own or an
-// alternative one: 1 to 127 bytes and no NUL.
-func validAltName(name string) bool {
-	const altNameSize = 128 // with the terminating NUL
-	return name != "" && len(name) < altNameSize && !strings.Contains(name, "\x00")
-}
-
 // validNetDev reports whether the kernel would accept name for a network device:
 // 1 to 15 bytes, not a directory's own name, no slash, colon or white space.
 func validNetDev(name string) bool {

@@ -7,15 +7,13 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/sriov/rtnl"
 )
 
-// What a question is asked beside the network device: its VFs, but not each VF's
-// statistics, which make the answer of a PF several times as long; the netlink library
-// does not have the latter.
-const (
-	withVFs        = nl.RTEXT_FILTER_VF | skipStatistics
-	skipStatistics = 1 << 3 // RTEXT_FILTER_SKIP_STATS of the kernel's linux/rtnetlink.h
-)
+// withVFs is what a question is asked beside the network device: its VFs, but not each
+// VF's statistics, which make the answer of a PF several times as long.
+const withVFs = nl.RTEXT_FILTER_VF | rtnl.SkipStatistics
 
 // question asks for a network device of a name and its VFs. body is the message that
 // link was read of.
@@ -32,14 +30,6 @@ func firstThatFits(name string, questions ...question) (link netlink.Link, body 
 	return link, body, err
 }
 
-// request begins a question; mask says what is asked beside the network device.
-func request(flags int, mask uint32) *nl.NetlinkRequest {
-	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, flags)
-	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(mask)))
-	return req
-}
-
 // alone asks for one network device: one question with one answer, and no dump, which a
 // change would interrupt.
 func alone(name string) (netlink.Link, []byte, error) { return ask(name, withVFs) }
@@ -49,18 +39,12 @@ func ask(name string, mask uint32) (netlink.Link, []byte, error) {
 	fail := func(err error) (netlink.Link, []byte, error) {
 		return nil, nil, fmt.Errorf("network device %s: %w", quote(name), err)
 	}
-	kind := unix.IFLA_IFNAME
-	if !validNetDev(name) { // too long, if it is one at all
-		kind = unix.IFLA_ALT_IFNAME
-	}
-	if !validAltName(name) {
+	if !rtnl.IsName(name) {
 		return fail(ErrNoLink)
 	}
-	req := request(unix.NLM_F_ACK, mask)
-	req.AddData(nl.NewRtAttr(kind, nl.ZeroTerminated(name)))
-	answers, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	answers, err := rtnl.Execute(rtnl.Named(name, mask))
 	// The latter is what a kernel says that has no alternative names.
-	if errors.Is(err, unix.ENODEV) || kind == unix.IFLA_ALT_IFNAME && errors.Is(err, unix.EINVAL) {
+	if errors.Is(err, unix.ENODEV) || !validNetDev(name) && errors.Is(err, unix.EINVAL) {
 		return fail(ErrNoLink)
 	}
 	if err != nil {
@@ -88,7 +72,7 @@ func listed(name string) (netlink.Link, []byte, error) {
 	index, err := link.Attrs().Index, nl.ErrDumpInterrupted
 	for try := 0; try < attempts && errors.Is(err, nl.ErrDumpInterrupted); try++ {
 		var all [][]byte
-		all, err = request(unix.NLM_F_DUMP, withVFs).Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+		all, err = rtnl.Execute(rtnl.Listed(withVFs))
 		for _, body := range all {
 			if len(body) < unix.SizeofIfInfomsg || int(nl.DeserializeIfInfomsg(body).Index) != index {
 				continue

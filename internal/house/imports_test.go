@@ -27,9 +27,11 @@ const root = "../.."
 // reached indirectly follows, since each package is held to its own row. Tests
 // and programs under test/ may import all.
 var may = map[string][]string{
-	"checkpoint":         {},
-	"podresources":       {"checkpoint"},
-	"sriov":              {},
+	"checkpoint":   {},
+	"podresources": {"checkpoint"},
+	"sriov":        {"sriov/rtnl"},
+	// What a pod has made of a network device is read on the host and in its sandbox alike.
+	"sriov/rtnl":         {},
 	"sriov/inventory":    {"sriov"},
 	"sriov/sriovtest":    {"sriov"},
 	"netattach":          {},
@@ -41,7 +43,7 @@ var may = map[string][]string{
 	"internal/chain":   {"internal/cnierr"},
 	"internal/netconf": {"internal/cnierr", "internal/plan"},
 	"internal/journal": {"internal/cnierr", "internal/killpoint", "internal/plan"},
-	"internal/verify":  {"internal/cnierr", "internal/plan", "sriov"},
+	"internal/verify":  {"internal/cnierr", "internal/plan", "sriov", "sriov/rtnl"},
 	"internal/planner": {"internal/cnierr", "internal/netconf", "internal/plan", "netattach", "podresources", "sriov"},
 	"internal/attach":  {"internal/chain", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/multus", "internal/netconf", "internal/plan", "internal/verify", "sriov"},
 	// What is wrong with an object is decided once, for admission and for lint.

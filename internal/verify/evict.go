@@ -27,10 +27,10 @@ import (
 // must not be given the sandbox, empty where it may.
 func (s *Sandbox) Evict(host sriov.FS, a *plan.Attachment, before *sriov.Snapshot, alias string, movedIn func() bool) (why string, err error) {
 	d := a.Device
-	if s.handle.Handle == nil || d == nil || d.Userspace || d.PCIAddress == "" || before == nil || len(before.NetDevs) != 1 {
+	if s.links == nil || d == nil || d.Userspace || d.PCIAddress == "" || before == nil || len(before.NetDevs) != 1 {
 		return "", nil
 	}
-	links, err := s.handle.LinkList()
+	links, err := s.links.Links()
 	if err != nil {
 		return "", sandboxError(err)
 	}

@@ -96,6 +96,51 @@ func TestMoveOut(t *testing.T) {
 	}
 }
 
+// A pod keeps no link by giving it, or another, more alternative names than the netlink
+// library can read.
+func TestMoveOutOfManyNames(t *testing.T) {
+	if !harness.Alone(t) {
+		return
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	pod, err := harness.NewNetNS("pod")
+	must(err)
+	defer func() { must(pod.Delete()) }()
+	names := 0
+	must(pod.Do(func() (err error) {
+		names, err = harness.AddManyNames("net1")
+		return err
+	}))
+	box, err := OpenSandbox(pod.Path)
+	must(err)
+	defer box.Close()
+	links, err := box.links.Links()
+	must(err)
+	if len(links) != 3 {
+		t.Errorf("%d links, want lo and two", len(links))
+	}
+	i, err := box.look("net1", false)
+	must(err)
+	if there, err := box.Exists("absent"); !i.Exists || there || err != nil {
+		t.Errorf("%+v, and one that is not there %v, %v", i, there, err)
+	}
+	own, err := box.link("net1")
+	must(err)
+	before := sriov.NetDev{Name: "eth3", Settings: &sriov.Settings{}}
+	if why := changed(own.Attrs(), "net1", "", before); why == "" || len(own.Attrs().AltNames) != names {
+		t.Errorf("%d names: %q", len(own.Attrs().AltNames), why)
+	}
+	must(box.moveOut(own.Attrs(), before))
+	if l, err := netlink.LinkByName("eth3"); err != nil || len(l.Attrs().AltNames) != 0 {
+		t.Errorf("on the host: %+v, %v", l, err)
+	}
+}
+
 // A VF is known by its PCI function, also where a virtio device stands between that and
 // the network device: the VF is not taken for one that the pod has hidden.
 func TestLinksOfAFunction(t *testing.T) {

@@ -4,25 +4,25 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strings"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/sriov"
+	"github.com/manifold-cni/manifold/sriov/rtnl"
 )
 
 // Sandbox is a look into a pod's network namespace. It enters the namespace once
-// to open a socket, which stays there: a thread that goes in and out for every
+// to open sockets, which stay there: a thread that goes in and out for every
 // question costs more than the question.
 type Sandbox struct {
 	path   string
-	handle netlinksafe.Handle // without one, the namespace is gone
+	links  *rtnl.Socket // without one, the namespace is gone
+	handle netlinksafe.Handle
 }
 
 // OpenSandbox opens the network namespace at a path. One that is gone, or never
@@ -32,21 +32,26 @@ func OpenSandbox(path string) (*Sandbox, error) {
 	if err := ns.IsNSorErr(path); errors.As(err, &ns.NSPathNotExistErr{}) || errors.As(err, &ns.NSPathNotNSErr{}) {
 		return s, nil
 	}
-	file, err := os.Open(path)
+	err := ns.WithNetNSPath(path, func(ns.NetNS) (err error) {
+		if s.handle, err = netlinksafe.NewHandle(unix.NETLINK_ROUTE); err != nil {
+			return err
+		}
+		if s.links, err = rtnl.Open(); err != nil {
+			s.handle.Close()
+		}
+		return err
+	})
 	if err != nil {
-		return nil, sandboxError(err)
-	}
-	s.handle, err = netlinksafe.NewHandleAt(netns.NsHandle(file.Fd()), unix.NETLINK_ROUTE)
-	if err := errors.Join(err, file.Close()); err != nil {
 		return nil, sandboxError(err)
 	}
 	return s, nil
 }
 
-// Close gives the socket back.
+// Close gives the sockets back.
 func (s *Sandbox) Close() {
-	if s.handle.Handle != nil {
+	if s.links != nil {
 		s.handle.Close()
+		_ = s.links.Close()
 	}
 }
 
@@ -64,17 +69,10 @@ func sandboxError(err error) error { return cnierr.New("inspect sandbox", cnierr
 
 // link returns an interface, nil when there is none.
 func (s *Sandbox) link(name string) (netlink.Link, error) {
-	if s.handle.Handle == nil {
+	if s.links == nil {
 		return nil, nil
 	}
-	link, err := s.handle.LinkByName(name)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("interface %s: %w", name, err)
-	}
-	return link, nil
+	return s.links.Link(name)
 }
 
 // named returns the interface whose name it is, nil when there is none. An

@@ -24,8 +24,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
-
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/sriov"
@@ -171,8 +169,8 @@ func Look(host sriov.Host, sandbox *Sandbox, a *plan.Attachment, claimed []strin
 		return f, nil
 	}
 	for _, d := range before.NetDevs {
-		link, err := netlinksafe.LinkByName(d.Name)
-		if err == nil && link.Attrs().Index == d.Index {
+		link, err := sriov.Kernel{}.Link(d.Name)
+		if err == nil && link.Index == d.Index {
 			f.LeftOnHost = append(f.LeftOnHost, d)
 		}
 	}

@@ -58,9 +58,14 @@ func TestPodWithNetAdmin(t *testing.T) {
 		"rename, and the name as an alternative one": func(l netlink.Link) error {
 			return errors.Join(rename(l, "mine0"), netlink.LinkAddAltName(l, "net1"))
 		},
-		"an alternative name that the host has": func(l netlink.Link) error { return netlink.LinkAddAltName(l, "cni0") },
-		"an alias that the host has as a name":  func(l netlink.Link) error { return netlink.LinkSetAlias(l, linkName(pfs[0].vfs[2])) },
-		"no alias":                              func(l netlink.Link) error { return netlink.LinkSetAlias(l, "") },
+		"an alternative name that the host has":                 func(l netlink.Link) error { return netlink.LinkAddAltName(l, "cni0") },
+		"more alternative names than the netlink library reads": manyNames,
+		"as many of another interface": func(netlink.Link) error {
+			_, err := harness.AddManyNames("mine0")
+			return err
+		},
+		"an alias that the host has as a name": func(l netlink.Link) error { return netlink.LinkSetAlias(l, linkName(pfs[0].vfs[2])) },
+		"no alias":                             func(l netlink.Link) error { return netlink.LinkSetAlias(l, "") },
 		"another in its place": func(l netlink.Link) error {
 			return errors.Join(rename(l, "mine0"), netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "net1", Alias: "decoy0"}}))
 		},
@@ -92,6 +97,30 @@ func TestPodWithNetAdmin(t *testing.T) {
 			n.before.same(t)
 		})
 	}
+}
+
+// manyNames gives a link as many alternative names as the kernel allows.
+func manyNames(l netlink.Link) error {
+	_, err := harness.ManyNames(l.Attrs().Name)
+	return err
+}
+
+// TestManyNamesComeToTheHost: where the namespace goes first, the kernel gives back a
+// network device that the node's programs cannot read, until DEL makes it as it was.
+func TestManyNamesComeToTheHost(t *testing.T) {
+	n := newNode(t)
+	n.define("left", left, hostDevice(nil))
+	vf := pfs[0].vfs[1]
+	before, err := sriov.Host{}.Snapshot(vf)
+	n.must(err)
+	p := n.admit("app", "left", fakekubelet.Pins{"c": pin(vf)}, container("c", left))
+	n.succeed("ADD", p)
+	n.inside(p, manyNames)
+	n.must(p.ns.Delete())
+	n.succeed("DEL", p)
+	n.asBefore(vf, before)
+	n.release(p)
+	n.inOrder()
 }
 
 // linkName is the name of a function's network device; empty without one.
