@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -124,8 +125,8 @@ func serve(verb string, a *skel.CmdArgs, stderr io.Writer, work func(*attach.Eng
 	log = e.Log
 	began := time.Now()
 	err = work(e, inv)
-	took := time.Since(began).Round(time.Microsecond)
 	e.Done(err)
+	took := time.Since(began).Round(time.Microsecond)
 	if err := end(); err != nil {
 		log.Warn("the agent's program", "error", err)
 	}
@@ -133,8 +134,21 @@ func serve(verb string, a *skel.CmdArgs, stderr io.Writer, work func(*attach.Eng
 		log.Error("failed", "took", took, "error", err)
 		return cnierr.ToCNI(err)
 	}
-	log.Info("done", "took", took)
+	log.Info("done", "took", took, "cpu", ownCPU{}, "parts", e.Times)
 	return nil
+}
+
+// ownCPU is, where it is logged, the processor time of this process until then,
+// without its delegates'.
+type ownCPU struct{}
+
+// LogValue implements [slog.LogValuer].
+func (ownCPU) LogValue() slog.Value {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return slog.StringValue(err.Error())
+	}
+	return slog.DurationValue(time.Duration(u.Utime.Nano() + u.Stime.Nano()))
 }
 
 // engine puts the engine together from the configuration. end ends what it ran to

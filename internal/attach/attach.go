@@ -99,6 +99,7 @@ func (r *run) sandbox(netns string) (*verify.Sandbox, error) {
 
 // inSandbox reports whether the sandbox has an interface of that name.
 func (r *run) inSandbox(netns, name string) (bool, error) {
+	defer r.Times.part(partLook)()
 	box, err := r.sandbox(netns)
 	if err != nil {
 		return false, err
@@ -108,6 +109,7 @@ func (r *run) inSandbox(netns, name string) (bool, error) {
 
 // end releases the lock; clean says that nothing is left of the sandbox.
 func (r *run) end(clean bool, err error) error {
+	defer r.Times.part(partClose)()
 	if r.box != nil {
 		r.box.Close()
 	}
@@ -322,19 +324,19 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 			return nil, cnierr.New("record device", cnierr.IO, "%w", err)
 		}
 	}
-	if err := r.entry.Append(step); err != nil {
+	if err := r.record(step); err != nil {
 		return nil, err
 	}
 	started := r.exec.started
 	result, err := r.add(ctx, i)
 	if err != nil && r.exec.started == started {
 		// No program of the chain ever ran: nothing is there to be torn down.
-		err = errors.Join(err, r.entry.Append(journal.Step{Attachment: i, Phase: journal.Untouched}))
+		err = errors.Join(err, r.record(journal.Step{Attachment: i, Phase: journal.Untouched}))
 	}
 	if err != nil {
 		return nil, verify.Vanished(r.host(), a.Device, before, err)
 	}
-	if err := r.entry.Append(journal.Step{Attachment: i, Phase: journal.Attached, Result: result}); err != nil {
+	if err := r.record(journal.Step{Attachment: i, Phase: journal.Attached, Result: result}); err != nil {
 		return nil, err
 	}
 	done := r.Times.step(plan.StepVerify, "", i)
@@ -348,9 +350,15 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 	return out, r.compared(i, out)
 }
 
+// record appends a step to the journal.
+func (r *run) record(s journal.Step) error {
+	defer r.Times.part(partRecord)()
+	return r.entry.Append(s)
+}
+
 // compared records what attachment i was compared in, and what differed.
 func (r *run) compared(i int, out *plan.Outcome) error {
-	return r.entry.Append(journal.Step{Attachment: i, Phase: journal.Verified, Checked: out.Verified, Differs: out.Findings})
+	return r.record(journal.Step{Attachment: i, Phase: journal.Verified, Checked: out.Verified, Differs: out.Findings})
 }
 
 // add runs the delegate chain's ADD and returns its result as JSON.
@@ -361,7 +369,9 @@ func (r *run) add(ctx context.Context, i int) (json.RawMessage, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
 	defer cancel()
+	ended := r.Times.part(partLibcni)
 	result, err := r.cni.AddNetworkList(ctx, r.lists[i], r.runtimeConf(a, r.inv.NetNS))
+	ended()
 	killpoint.Here("delegate added")
 	if err != nil {
 		return nil, explainVersion(r.lists[i], explainUserspace(a, delegateError("add", err)))
@@ -467,7 +477,10 @@ func (r *run) report(rep plan.Report, cause error) {
 		op := r.Times.end(cause)
 		rep.Operation, r.Times.told = &op, true
 	}
-	if err := r.Planner.Report(ctx, rep); err != nil {
+	ended := r.Times.part(partReport)
+	err := r.Planner.Report(ctx, rep)
+	ended()
+	if err != nil {
 		r.warn("report: %v", err)
 	}
 	killpoint.Here("reported")

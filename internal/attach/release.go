@@ -38,7 +38,9 @@ func (e *Engine) Del(ctx context.Context, inv *netconf.Invocation) error {
 			return err
 		}
 	}
+	ended := r.Times.part(partRead)
 	r.entry, err = e.Journal.Open(keyOf(inv))
+	ended()
 	switch {
 	case r.lock == nil || errors.Is(err, os.ErrNotExist):
 		return r.delUnknown(ctx)
@@ -93,6 +95,7 @@ func (r *run) releaseAll(ctx context.Context) []error {
 // close removes the journal of a sandbox that is released, and before it the claims
 // of VFs that no delegate was run on.
 func (r *run) close(ctx context.Context) error {
+	defer r.Times.part(partClose)()
 	for i := range r.entry.Plan.Attachments {
 		if phase, _ := r.entry.Phase(i); phase == "" || phase == journal.Untouched {
 			if err := r.unclaim(ctx, &r.entry.Plan.Attachments[i]); err != nil {
@@ -110,7 +113,7 @@ func (r *run) release(ctx context.Context) []error {
 		r.exec.attachment = i
 		// That a step cannot be recorded must not keep an attachment alive: DEL
 		// is repeatable, so the worst is that it runs twice.
-		recorded := r.entry.Append(journal.Step{Attachment: i, Phase: journal.Releasing})
+		recorded := r.record(journal.Step{Attachment: i, Phase: journal.Releasing})
 		err := r.releaseOne(ctx, i)
 		step := journal.Step{Attachment: i, Phase: journal.Released}
 		if err != nil {
@@ -118,7 +121,7 @@ func (r *run) release(ctx context.Context) []error {
 			problems = append(problems, err)
 			step.Phase, step.Error = journal.ReleaseFailed, err.Error()
 		}
-		if e := errors.Join(recorded, r.entry.Append(step)); e != nil {
+		if e := errors.Join(recorded, r.record(step)); e != nil {
 			r.warn("%v", e)
 		}
 	}
@@ -224,7 +227,9 @@ func held(t teardown, err error) error {
 // one failed, and returns the failures that count.
 func (r *run) delAll(ctx context.Context, t teardown) (failed bool, problems []error) {
 	sought := r.exec.sought
+	ended := r.Times.part(partLibcni)
 	err := r.within(ctx, func(ctx context.Context) error { return r.cni.DelNetworkList(ctx, t.list, t.rt) })
+	ended()
 	killpoint.Here("delegate released")
 	if err == nil {
 		return false, nil
@@ -454,6 +459,7 @@ type record struct {
 // again. An attachment without a result was never attached: what stands there was
 // cut in mid-write.
 func (r *run) seedCache(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, result json.RawMessage) error {
+	defer r.Times.part(partSeed)()
 	name, err := r.cacheFile(list.Name, rt.ContainerID, rt.IfName)
 	if err != nil {
 		return err

@@ -34,7 +34,7 @@ func (r *run) route(outcomes []plan.Outcome) error {
 			return err
 		}
 		outcomes[i].Result = result
-		if err := r.entry.Append(journal.Step{Attachment: i, Phase: journal.Routed, Result: result}); err != nil {
+		if err := r.record(journal.Step{Attachment: i, Phase: journal.Routed, Result: result}); err != nil {
 			return err
 		}
 	}

@@ -388,10 +388,14 @@ func read(path string) (*Entry, error) {
 		return nil, ioError(op, err)
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
+	var body bytes.Buffer
+	if fi, err := f.Stat(); err == nil { // as a rule it is read at once, and nothing follows
+		body.Grow(int(min(fi.Size(), maxFile)) + bytes.MinRead)
+	}
+	if _, err := body.ReadFrom(io.LimitReader(f, maxFile+1)); err != nil {
 		return nil, ioError(op, err)
 	}
+	data := body.Bytes()
 	if len(data) > maxFile {
 		return nil, corrupt(op, path, fmt.Errorf("larger than %d bytes", maxFile))
 	}

@@ -180,6 +180,16 @@ type Device struct {
 	Written    bool    `json:"written,omitempty"`    // nobody allocated it: the configuration names it itself
 }
 
+// plainDevice is a Device for encoding/json, which prepares a type with methods of its
+// own when there is one: most pods have no device.
+type plainDevice Device
+
+// MarshalJSON implements json.Marshaler.
+func (d *Device) MarshalJSON() ([]byte, error) { return json.Marshal((*plainDevice)(d)) }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (d *Device) UnmarshalJSON(raw []byte) error { return json.Unmarshal(raw, (*plainDevice)(d)) }
+
 // Name is how messages call the device: by its ID, and by its PCI address where that
 // is known and written otherwise.
 func (d *Device) Name() string {
@@ -242,6 +252,15 @@ type VF struct {
 	MaxTxRate *int   `json:"maxTxRate,omitempty"` // Mbit/s
 	GUID      string `json:"guid,omitempty"`      // of an InfiniBand VF, of its node and port alike
 }
+
+// plainVF is a VF for encoding/json, as plainDevice is a Device.
+type plainVF VF
+
+// MarshalJSON implements json.Marshaler.
+func (v *VF) MarshalJSON() ([]byte, error) { return json.Marshal((*plainVF)(v)) }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (v *VF) UnmarshalJSON(raw []byte) error { return json.Unmarshal(raw, (*plainVF)(v)) }
 
 // Outcome is what became of one attachment.
 type Outcome struct {

@@ -134,10 +134,10 @@ func (n *node) fallback(r *report) error {
 }
 
 // starts measures a process's start to end, doing nothing (VERSION), beside the
-// no-op delegate's.
+// no-op delegate's in C and that of a Go program that does nothing at all.
 func (n *node) starts(r *report) error {
 	all := []*series{}
-	for _, name := range []string{"noop", "manifold"} {
+	for _, name := range []string{"noop", "nothing", "manifold"} {
 		rt := harness.Runtime{Plugin: n.path("bin/" + name), Path: n.path("bin")}
 		s := &series{Delegates: "no", AtOnce: 1, Verb: "VERSION", Contender: name}
 		who := contender{used: n.used}
@@ -334,9 +334,13 @@ func (n *node) traced(dir string) error {
 		return fmt.Errorf("%w: install strace", err)
 	}
 	d := n.sets[0]
+	who, box := n.manifold(d, statusSync), n.sandbox(n.podsOf[noopName][0], 0)
+	if err := errors.Join(who.add(box), who.del(box)); err != nil { // the first one makes directories
+		return err
+	}
 	for _, verb := range []string{"ADD", "DEL"} {
 		file := filepath.Join(dir, verb+".strace")
-		cmd := n.runtime(d, statusSync).Command(verb, n.sandbox(n.podsOf[noopName][0], 0))
+		cmd := n.runtime(d, statusSync).Command(verb, box)
 		cmd.Path, cmd.Args = strace, []string{"strace", "-f", "-r", "-y", "-s", "65536", "-o", file, cmd.Path}
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("%s: %w", verb, err)

@@ -87,10 +87,10 @@ func build(o options) error {
 	if err := harness.Programs(bin, false); err != nil {
 		return err
 	}
-	if err := harness.CProgram(bin, "test/delegates/noop"); err != nil {
+	if err := errors.Join(harness.CProgram(bin, "test/delegates/noop"), harness.GoProgram(bin, "test/bench/nothing")); err != nil {
 		return err
 	}
-	if err := install(filepath.Join(bin, "manifold"), filepath.Join(bin, "noop")); err != nil {
+	if err := install(filepath.Join(bin, "manifold"), filepath.Join(bin, "noop"), filepath.Join(bin, "nothing")); err != nil {
 		return err
 	}
 	if o.real {
@@ -149,7 +149,7 @@ func measure(o options, dir string) (err error) {
 			}
 		}
 	}
-	for _, more := range []func(*report) error{n.requests, n.published, n.restart, n.podWatches, n.allHeld, n.starts, n.readiness, n.soaked, n.footprint, n.fallback, pure} {
+	for _, more := range []func(*report) error{n.requests, n.partsOf, n.published, n.restart, n.podWatches, n.allHeld, n.starts, n.readiness, n.soaked, n.footprint, n.fallback, pure} {
 		if err := more(r); err != nil {
 			return err
 		}

@@ -29,6 +29,10 @@ const (
 	uplink   = "up0"
 )
 
+// metricsAddress is where the agent serves its metrics, on the loopback of the
+// benchmark's own network namespace.
+const metricsAddress = "127.0.0.1:9610"
+
 // node is the machine that all contenders run on.
 type node struct {
 	options

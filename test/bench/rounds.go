@@ -46,10 +46,6 @@ func (n *node) level(r *report, d delegates, atOnce int) error {
 	if err := n.watchBackground(); err != nil {
 		return err
 	}
-	before, err := n.steps()
-	if err != nil {
-		return err
-	}
 	rounds := n.rounds(d, atOnce)
 	for round := range rounds {
 		if err := n.round(d, contenders, round, adds, dels); err != nil {
@@ -60,11 +56,7 @@ func (n *node) level(r *report, d delegates, atOnce int) error {
 	progress("")
 	r.compared(adds)
 	r.compared(dels)
-	after, err := n.steps()
-	if err == nil {
-		r.profile(before, after)
-	}
-	return err
+	return nil
 }
 
 // round lets each contender attach and release pods that nobody has seen before:

@@ -1,78 +1,180 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
 	"fmt"
-	"net/http"
+	"maps"
+	"slices"
+	"time"
 
-	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
+	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// metricsAddress is where the agent serves its metrics, on the loopback of the
-// benchmark's own network namespace.
-const metricsAddress = "127.0.0.1:9610"
-
-// spent is the time in calls and their steps so far, in ms, and how many calls
-// there were, by verb and step; a call itself is the step "".
-type spent map[[2]string]struct {
-	millis float64
-	count  uint64
+// said is what the plugin logs of a call that succeeded.
+type said struct {
+	Message string          `json:"msg"`
+	Took    string          `json:"took"`
+	CPU     string          `json:"cpu"` // of the plugin alone, without its delegates
+	Parts   map[string]part `json:"parts"`
 }
 
-// steps reads what the agent knows of the plugin's calls.
-func (n *node) steps() (spent, error) {
-	resp, err := http.Get("http://" + metricsAddress + "/metrics")
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(resp.Body)
-	if err != nil {
-		return nil, err
-	}
-	out := spent{}
-	for _, name := range []string{"manifold_operation_duration_seconds", "manifold_step_duration_seconds"} {
-		for _, m := range families[name].GetMetric() {
-			out.add(m)
-		}
-	}
-	return out, nil
+// part is how long a call spent with one thing, and how often it was there.
+type part struct {
+	Took  string `json:"took"`
+	Times int    `json:"times"`
 }
 
-// add adds one histogram.
-func (s spent) add(m *dto.Metric) {
-	var key [2]string
-	for _, l := range m.GetLabel() {
-		switch l.GetName() {
-		case "verb":
-			key[0] = l.GetValue()
-		case "step":
-			key[1] = l.GetValue()
-		}
-	}
-	sum := s[key]
-	sum.millis += 1000 * m.GetHistogram().GetSampleSum()
-	sum.count += m.GetHistogram().GetSampleCount()
-	s[key] = sum
+// Rows of the table of parts beside the plugin's own, in ms.
+const (
+	partStart   = "start and end of the process, which does nothing"
+	partElse    = "all else inside"
+	partOutside = "all else outside: reading what is asked, the log's line"
+	partWhole   = "the whole call"
+	partCPU     = "processor time of the plugin alone, until then"
+)
+
+// parts are how long one contender's calls spent with what.
+type parts struct {
+	calls []map[string]float64 // ms of each, by part
+	times map[string]int       // in the last call
 }
 
-// profile prints where the time of a call went between two readings.
-func (r *report) profile(before, after spent) {
-	fmt.Fprintln(r.out)
-	for _, verb := range []string{"ADD", "DEL"} {
-		calls := after[[2]string{verb}].count - before[[2]string{verb}].count
-		if calls == 0 {
-			continue
-		}
-		for _, step := range []string{"", "lock", "plan", "journal", "delegate", "verify"} {
-			key := [2]string{verb, step}
-			name := "inside the plugin, per " + verb
-			if step != "" {
-				name += ", " + step
+// partsOf measures where the time of an ADD and a DEL goes, one pod at a time, as the
+// plugin's log tells it, beside the time that the same program takes to start, to say
+// its version and to end.
+func (n *node) partsOf(r *report) error {
+	d := n.sets[0]
+	names := []string{statusSync, statusAsync}
+	all := map[string]*parts{}
+	for round := range n.few() {
+		for _, status := range names {
+			pod, err := n.pod(d, nil)
+			if err != nil {
+				return err
 			}
-			r.figure(name, (after[key].millis-before[key].millis)/float64(calls), "ms")
+			box := n.sandbox(pod, 0)
+			if err := n.settle(); err != nil {
+				return err
+			}
+			for _, verb := range []string{"ADD", "DEL"} {
+				p := all[verb+status]
+				if p == nil {
+					p = &parts{times: map[string]int{}}
+					all[verb+status] = p
+				}
+				if err := partsOfCall(p, n.runtime(d, status), verb, box); err != nil {
+					return err
+				}
+			}
+			if err := n.forget([]harness.Sandbox{box}, true); err != nil {
+				return err
+			}
+		}
+		progress(fmt.Sprintf("where the time goes: %d of %d rounds", round+1, n.few()))
+	}
+	progress("")
+	for _, verb := range []string{"ADD", "DEL"} {
+		for _, status := range names {
+			r.parts(verb+", "+status, all[verb+status])
 		}
 	}
+	return nil
+}
+
+// partsOfCall measures one call, and one start of the plugin beside it.
+func partsOfCall(p *parts, rt *harness.Runtime, verb string, box harness.Sandbox) error {
+	began := time.Now()
+	if _, err := rt.Call("VERSION", harness.Sandbox{}); err != nil {
+		return err
+	}
+	start := time.Since(began)
+	rt.Conf = append(bytes.TrimSuffix(rt.Conf, []byte("}")), `,"logToStderr":true,"logLevel":"verbose","logFormat":"json"}`...)
+	began = time.Now()
+	res, err := rt.Call(verb, box)
+	whole := time.Since(began)
+	if err != nil {
+		return err
+	}
+	if res.Status != 0 {
+		return fmt.Errorf("%s: %s %s", verb, res.Stdout, res.Stderr)
+	}
+	return p.add(res.Stderr, start, whole)
+}
+
+// add adds a call that logged this, with the time of a start that does nothing.
+func (p *parts) add(log []byte, start, whole time.Duration) error {
+	lines := json.NewDecoder(bytes.NewReader(log))
+	var done said
+	for done.Message != "done" {
+		done = said{}
+		if err := lines.Decode(&done); err != nil {
+			return fmt.Errorf("the plugin's log %q: %w", log, err)
+		}
+	}
+	took, err1 := time.ParseDuration(done.Took)
+	cpu, err2 := time.ParseDuration(done.CPU)
+	err := errors.Join(err1, err2)
+	call := map[string]float64{partStart: millis(start), partWhole: millis(whole), partCPU: millis(cpu)}
+	inside := took
+	for name, one := range done.Parts {
+		t, e := time.ParseDuration(one.Took)
+		err = errors.Join(err, e)
+		call[name], p.times[name] = millis(t), one.Times
+		inside -= t
+	}
+	call[partElse] = millis(inside)
+	p.calls = append(p.calls, call)
+	return err
+}
+
+// means returns the means of the middle half of all calls by how long they took: unlike
+// medians the parts' add up to the whole's, and unlike those of all calls they are not
+// the few that waited for something else. A start is another process's, so that of these
+// the median is meant.
+func (p *parts) means() map[string]float64 {
+	sorted := slices.SortedFunc(slices.Values(p.calls), func(a, b map[string]float64) int { return cmp.Compare(a[partWhole], b[partWhole]) })
+	middle := sorted[len(sorted)/4 : len(sorted)-len(sorted)/4]
+	out := map[string]float64{}
+	for _, call := range middle {
+		for name, ms := range call {
+			out[name] += ms / float64(len(middle))
+		}
+	}
+	var starts []float64
+	for _, call := range p.calls {
+		starts = append(starts, call[partStart])
+	}
+	out[partStart] = quantile(starts, 50)
+	outside := out[partWhole]
+	for name, ms := range out {
+		if name != partWhole && name != partCPU {
+			outside -= ms
+		}
+	}
+	out[partOutside] = outside
+	return out
+}
+
+// parts prints where the time of a call goes, what takes most first.
+func (r *report) parts(of string, p *parts) {
+	fmt.Fprintf(r.out, "\nWhere the time goes of %s, no-op delegates, 1 at once, the middle half of %d calls\n  %-58s %8s %6s\n", of, len(p.calls), "", "ms", "times")
+	means := p.means()
+	row := func(name string) {
+		times := ""
+		if n := p.times[name]; n > 0 {
+			times = fmt.Sprint(n)
+		}
+		fmt.Fprintf(r.out, "  %-58s %8.2f %6s\n", name, means[name], times)
+		r.Figures = append(r.Figures, figure{Name: of + ", " + name, Unit: "ms", estimate: estimate{Value: means[name]}})
+	}
+	for _, name := range slices.SortedFunc(maps.Keys(means), func(a, b string) int { return cmp.Compare(means[b], means[a]) }) {
+		if name != partWhole && name != partCPU {
+			row(name)
+		}
+	}
+	row(partWhole)
+	row(partCPU)
 }

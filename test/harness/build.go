@@ -305,6 +305,10 @@ func Programs(dir string, killPoints bool) error {
 	return build(dir, []string{"./cmd/manifold", "./cmd/manifold-agent", "./test/delegates/scripted", "./test/delegates/vfprops", "./test/loop"}, flags...)
 }
 
+// GoProgram builds the Go program of a directory of the module, static and stripped,
+// into dir.
+func GoProgram(dir, src string) error { return build(dir, []string{"./" + src}) }
+
 // CProgram builds the C program of a directory of the module, which has one file
 // named as the directory, static and stripped, into dir.
 func CProgram(dir, src string) error {
