@@ -157,7 +157,7 @@ func engine(inv *netconf.Invocation, log *slog.Logger, stderr io.Writer) (e *att
 	conf := &inv.Conf
 	program := &plan.Command{Path: conf.AgentProgram, Args: []string{"plan", "--config", conf.AgentConfig}}
 	return &attach.Engine{
-		Planner: &plan.Fallback{First: plan.Client{Socket: conf.AgentSocket}, Then: program},
+		Planner: &plan.Fallback{First: plan.Client{Socket: conf.AgentSocket}, Then: program, Queue: conf.AgentProgram},
 		Journal: journal.Dir{Path: conf.CNIDir},
 		Log:     log,
 		Stderr:  stderr,

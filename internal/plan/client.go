@@ -96,8 +96,13 @@ func (b bound) Close() error {
 // verb's process would wait as long for its report as it did for its plan. Planning
 // has no effect, so asking twice is safe; a report that was lost in transit is
 // published at most once more. It is not for use by several goroutines.
+//
+// Where many ask at once, as when a node comes back, the agent is about to start and
+// each of them would run its program: with Queue, the path of a file that each can
+// read, one after another plans by Then, and who waits asks First again.
 type Fallback struct {
 	First, Then Planner
+	Queue       string // empty for none
 
 	hung error // how First was given up, nil while it was not
 }
@@ -160,32 +165,54 @@ const askTime = 2 * time.Second
 // soon is the time of First for what it answers from its memory.
 func soon(ctx context.Context) (context.Context, context.CancelFunc) { return shareOf(ctx, askTime) }
 
-// inTurn asks First, in the time that it is given of ctx, and Then where it must.
-func (f *Fallback) inTurn(ctx context.Context, given func(context.Context) (context.Context, context.CancelFunc),
-	ask func(context.Context, Planner) error,
-) error {
-	failed := f.hung
-	if failed == nil {
-		first, end := given(ctx)
-		failed = ask(first, f.First)
-		givenUp := first.Err() != nil
-		end()
-		if !IsTransport(failed) || ctx.Err() != nil {
-			return failed
-		}
-		if givenUp {
-			f.hung = failed
-		}
+// question asks one of the planners.
+type question func(context.Context, Planner) error
+
+// first asks First, in the time that it is given of ctx. over is false where it could
+// not be reached, which err says, and there is time to ask another.
+func (f *Fallback) first(ctx context.Context, given func(context.Context) (context.Context, context.CancelFunc), ask question) (over bool, err error) {
+	if f.hung != nil {
+		return false, f.hung
 	}
-	return joinTransport(failed, ask(ctx, f.Then))
+	limited, end := given(ctx)
+	err = ask(limited, f.First)
+	givenUp := limited.Err() != nil
+	end()
+	if !IsTransport(err) || ctx.Err() != nil {
+		return true, err
+	}
+	if givenUp {
+		f.hung = err
+	}
+	return false, err
+}
+
+// inTurn asks First, in the time that it is given of ctx, and Then where it must.
+func (f *Fallback) inTurn(ctx context.Context, given func(context.Context) (context.Context, context.CancelFunc), ask question) error {
+	over, err := f.first(ctx, given, ask)
+	if over {
+		return err
+	}
+	return joinTransport(err, ask(ctx, f.Then))
 }
 
 // Plan implements [Planner].
 func (f *Fallback) Plan(ctx context.Context, req Request) (p *Plan, err error) {
-	err = f.inTurn(ctx, f.patient, func(ctx context.Context, of Planner) (err error) {
+	ask := func(ctx context.Context, of Planner) (err error) {
 		p, err = of.Plan(ctx, req)
 		return err
-	})
+	}
+	over, err := f.first(ctx, f.patient, ask)
+	if !over {
+		end := queue(ctx, f.Queue, func() bool {
+			over, err = f.first(ctx, f.patient, ask)
+			return !over
+		})
+		defer end()
+	}
+	if !over {
+		err = joinTransport(err, ask(ctx, f.Then))
+	}
 	return p, err
 }
 

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -288,6 +289,67 @@ func TestWhoHungIsNotAskedAgain(t *testing.T) {
 	f := &Fallback{First: Client{Socket: filepath.Join(t.TempDir(), "absent")}, Then: fake{}}
 	if _, err := f.Plan(t.Context(), Request{PodName: "app"}); err != nil || f.hung != nil {
 		t.Errorf("one that is away comes back: %v, %v", err, f.hung)
+	}
+}
+
+// away is a planner that cannot be reached until it is back.
+type away struct {
+	fake
+	back *atomic.Bool
+}
+
+func (a away) Plan(ctx context.Context, r Request) (*Plan, error) {
+	if !a.back.Load() {
+		return nil, transportError("ask", errors.New("nobody listens"))
+	}
+	return a.fake.Plan(ctx, r)
+}
+
+// TestOneAfterAnotherPlansWithoutAnAgent, until there is one, and for no longer than
+// anybody can be expected to wait.
+func TestOneAfterAnotherPlansWithoutAnAgent(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		comes time.Duration // the agent, after the first has its turn
+		ends  time.Duration // that turn
+		after time.Duration // the second has its plan
+		of    string        // and whose it is
+	}{
+		"the agent comes":   {comes: time.Second, ends: time.Minute, after: time.Second, of: "agent's"},
+		"the turn is over":  {comes: time.Hour, ends: time.Second, after: time.Second + 50*time.Second, of: "slow"},
+		"the turn does not": {comes: time.Hour, ends: time.Minute, after: queueTime + 50*time.Second, of: "slow"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var back atomic.Bool
+				time.AfterFunc(c.comes, func() { back.Store(true) })
+				began, done := time.Now(), make(chan error)
+				go func() {
+					_, err := (&Fallback{First: away{back: &back}, Then: slow{takes: c.ends}, Queue: file}).Plan(t.Context(), Request{})
+					done <- err
+				}()
+				synctest.Wait()
+				p, err := (&Fallback{First: away{back: &back}, Then: slow{takes: 50 * time.Second}, Queue: file}).
+					Plan(t.Context(), Request{PodName: "agent's"})
+				if took := time.Since(began).Truncate(queuePoll * 5); err != nil || p.Attachments[0].Name != c.of || took != c.after {
+					t.Errorf("%+v, %v after %s, want that of %q after %s", p, err, took, c.of, c.after)
+				}
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// TestQueueOfAFileThatIsNot: it is nobody's turn.
+func TestQueueOfAFileThatIsNot(t *testing.T) {
+	f := &Fallback{First: away{back: new(atomic.Bool)}, Then: fake{}, Queue: filepath.Join(t.TempDir(), "absent")}
+	if p, err := f.Plan(t.Context(), Request{PodName: "app"}); err != nil || p == nil {
+		t.Errorf("%+v, %v", p, err)
 	}
 }
 
