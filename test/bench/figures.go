@@ -327,11 +327,14 @@ func (n *node) published(r *report) error {
 	return nil
 }
 
-// traced writes the system calls of one ADD and one DEL, by strace.
+// traced writes the system calls of one ADD and one DEL into a directory, by strace.
 func (n *node) traced(dir string) error {
 	strace, err := exec.LookPath("strace")
 	if err != nil {
 		return fmt.Errorf("%w: install strace", err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
 	}
 	d := n.sets[0]
 	who, box := n.manifold(d, statusSync), n.sandbox(n.podsOf[noopName][0], 0)
