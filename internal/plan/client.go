@@ -165,12 +165,15 @@ const askTime = 2 * time.Second
 // soon is the time of First for what it answers from its memory.
 func soon(ctx context.Context) (context.Context, context.CancelFunc) { return shareOf(ctx, askTime) }
 
+// limit gives a question some of the time that there is.
+type limit func(context.Context) (context.Context, context.CancelFunc)
+
 // question asks one of the planners.
 type question func(context.Context, Planner) error
 
 // first asks First, in the time that it is given of ctx. over is false where it could
 // not be reached, which err says, and there is time to ask another.
-func (f *Fallback) first(ctx context.Context, given func(context.Context) (context.Context, context.CancelFunc), ask question) (over bool, err error) {
+func (f *Fallback) first(ctx context.Context, given limit, ask question) (over bool, err error) {
 	if f.hung != nil {
 		return false, f.hung
 	}
@@ -188,7 +191,7 @@ func (f *Fallback) first(ctx context.Context, given func(context.Context) (conte
 }
 
 // inTurn asks First, in the time that it is given of ctx, and Then where it must.
-func (f *Fallback) inTurn(ctx context.Context, given func(context.Context) (context.Context, context.CancelFunc), ask question) error {
+func (f *Fallback) inTurn(ctx context.Context, given limit, ask question) error {
 	over, err := f.first(ctx, given, ask)
 	if over {
 		return err

@@ -56,15 +56,7 @@ func addLink(name string, altNames ...string) error {
 // A link goes to the host under its name of before, whatever the pod calls it and its
 // other links; and what the pod calls as the VF was called stays where it is.
 func TestMoveOut(t *testing.T) {
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	pod, err := harness.NewNetNS("pod")
-	must(err)
-	defer func() { must(pod.Delete()) }()
+	pod, must := newPod(t)
 	must(addLink("cni0"))
 	must(pod.Do(func() error {
 		return errors.Join(addLink("eth3"), addLink("net1", "decoy0"), addLink("cni0", "lo0", "wan"))
@@ -102,15 +94,7 @@ func TestMoveOutOfManyNames(t *testing.T) {
 	if !harness.Alone(t) {
 		return
 	}
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	pod, err := harness.NewNetNS("pod")
-	must(err)
-	defer func() { must(pod.Delete()) }()
+	pod, must := newPod(t)
 	names := 0
 	must(pod.Do(func() (err error) {
 		names, err = harness.AddManyNames("net1")

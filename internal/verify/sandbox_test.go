@@ -19,6 +19,22 @@ func TestMain(m *testing.M) { harness.Main(m) }
 
 const index = 77 // of the device on the host, and of the pod's own link
 
+// newPod makes a pod's network namespace, which is gone when the test ends, and returns
+// what ends the test at an error.
+func newPod(tb testing.TB) (pod *harness.NetNS, must func(error)) {
+	tb.Helper()
+	must = func(err error) {
+		tb.Helper()
+		if err != nil {
+			tb.Fatal(err)
+		}
+	}
+	pod, err := harness.NewNetNS("pod")
+	must(err)
+	tb.Cleanup(func() { must(pod.Delete()) })
+	return pod, must
+}
+
 func bridge(name string) netlink.Link {
 	return &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, Index: index}}
 }
@@ -26,15 +42,7 @@ func bridge(name string) netlink.Link {
 // The kernel's answers, of a device on the host that stays there and a pod that has a
 // link of its own with the same index.
 func TestWhatStandsOnTheHostsDevice(t *testing.T) {
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	pod, err := harness.NewNetNS("pod")
-	must(err)
-	defer func() { must(pod.Delete()) }()
+	pod, must := newPod(t)
 	must(netlink.LinkAdd(bridge("vf0")))
 	file, err := os.Open(pod.Path)
 	must(err)
@@ -102,15 +110,7 @@ func TestWhatAnIPoIBChildStandsOn(t *testing.T) {
 // compares it with what was planned and claimed.
 func BenchmarkVerify(b *testing.B) {
 	const mac, address, mtu = "02:00:00:00:00:01", "10.0.0.2/24", 1400
-	must := func(err error) {
-		b.Helper()
-		if err != nil {
-			b.Fatal(err)
-		}
-	}
-	pod, err := harness.NewNetNS("pod")
-	must(err)
-	defer func() { must(pod.Delete()) }()
+	pod, must := newPod(b)
 	must(pod.Do(func() error {
 		hw, err := net.ParseMAC(mac)
 		l := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "net1", HardwareAddr: hw, MTU: mtu}, PeerName: "peer1"}
