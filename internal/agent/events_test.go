@@ -29,8 +29,8 @@ func TestEventsOfRefusals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, "cl")
 			n.manifest("broken", "{")
-			n.conf.DefinitionManifests = n.path("definitions")
-			n.file("definitions/fast.json", `{"apiVersion":"k8s.cni.cncf.io/v1","kind":"NetworkAttachmentDefinition","metadata":{"name":"fast","namespace":"kube-system",
+			n.conf.DefinitionManifests = n.Path("definitions")
+			n.File("definitions/fast.json", `{"apiVersion":"k8s.cni.cncf.io/v1","kind":"NetworkAttachmentDefinition","metadata":{"name":"fast","namespace":"kube-system",
 				"annotations":{"k8s.v1.cni.cncf.io/resourceName":"vendor.example/vfs"}},"spec":{"config":"{\"cniVersion\":\"1.0.0\",\"type\":\"host-device\"}"}}`)
 			n.addPod("web", apiUID, map[string]string{networks: tc.annotation})
 			a := n.agent()
@@ -79,7 +79,7 @@ func TestEventsGoToPodsThatExist(t *testing.T) {
 	if events := n.api.Events(); len(events) != 0 {
 		t.Errorf("%+v", events)
 	}
-	n.file("pods/web.json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","namespace":"shop","annotations":{"k8s.v1.cni.cncf.io/networks":"nowhere"}}}`)
+	n.File("pods/web.json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","namespace":"shop","annotations":{"k8s.v1.cni.cncf.io/networks":"nowhere"}}}`)
 	if _, err := n.planPod(a, "web-node1", kubeletUID); err == nil {
 		t.Fatal("planned")
 	}

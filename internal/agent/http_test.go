@@ -43,26 +43,26 @@ func runNode(t *testing.T, changes ...func(*running)) *running {
 	r := &running{node: newNode(t, "cl")}
 	// Not the test's own directory, whose name can be longer than a socket's may be.
 	dir, err := os.MkdirTemp("", "agent-")
-	r.must(err)
+	r.Must(err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	r.kubelet, err = fakekubelet.Start(filepath.Join(dir, "kubelet"))
-	r.must(err)
+	r.Must(err)
 	t.Cleanup(r.kubelet.Stop)
-	r.file("00-manifold.conflist", fmt.Sprintf(
-		`{"cniVersion":"1.1.0","name":"manifold","plugins":[{"type":"manifold","clusterNetwork":"cl","confDir":%q}]}`, r.path("net.d")))
+	r.File("00-manifold.conflist", fmt.Sprintf(
+		`{"cniVersion":"1.1.0","name":"manifold","plugins":[{"type":"manifold","clusterNetwork":"cl","confDir":%q}]}`, r.Path("net.d")))
 	r.conf.PodManifests, r.conf.Reconcile = "", configfile.ReconcileOff
-	r.conf.Socket, r.conf.KubeletDir, r.conf.CNIConfig = filepath.Join(dir, "agent.sock"), r.kubelet.Dir(), r.path("00-manifold.conflist")
+	r.conf.Socket, r.conf.KubeletDir, r.conf.CNIConfig = filepath.Join(dir, "agent.sock"), r.kubelet.Dir(), r.Path("00-manifold.conflist")
 	r.conf.Listen, r.conf.Release = "127.0.0.1:0", "v1"
 	for _, change := range changes {
 		change(r)
 	}
-	r.must(r.conf.Complete())
+	r.Must(r.conf.Complete())
 	a, err := Assemble(&r.conf, false, slog.New(slog.DiscardHandler))
-	r.must(err)
+	r.Must(err)
 	l, err := plan.Listen(dir, r.conf.Socket)
-	r.must(err)
+	r.Must(err)
 	web, err := ListenHTTP(r.conf.Listen)
-	r.must(err)
+	r.Must(err)
 	r.url = "http://" + web.Addr().String()
 	stop := r.start(func(ctx context.Context) error { a.Run(ctx); return a.Close() })
 	t.Cleanup(stop)
@@ -83,25 +83,25 @@ func (n *node) start(f func(context.Context) error) (stop func()) {
 	go func() {
 		defer close(done)
 		if err := f(ctx); err != nil {
-			n.t.Error(err)
+			n.T.Error(err)
 		}
 	}()
 	return func() { cancel(); <-done }
 }
 
 func (r *running) get(path string) (status int, body string) {
-	r.t.Helper()
+	r.T.Helper()
 	resp, err := http.Get(r.url + path)
-	r.must(err)
+	r.Must(err)
 	defer resp.Body.Close()
 	raw, err := io.ReadAll(resp.Body)
-	r.must(err)
+	r.Must(err)
 	return resp.StatusCode, string(raw)
 }
 
 // await asks for a path until the answer is that.
 func (r *running) await(path string, status int, part string) {
-	r.t.Helper()
+	r.T.Helper()
 	var got int
 	var body string
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
@@ -109,7 +109,7 @@ func (r *running) await(path string, status int, part string) {
 			return
 		}
 	}
-	r.t.Fatalf("GET %s: %d %s; want %d with %q", path, got, body, status, part)
+	r.T.Fatalf("GET %s: %d %s; want %d with %q", path, got, body, status, part)
 }
 
 // What is missing is named; none of it makes the process unhealthy.
@@ -123,13 +123,13 @@ func TestReadiness(t *testing.T) {
 		want    string
 	}{
 		"default network": {
-			func() error { return os.Rename(r.path("net.d/cl.conflist"), r.path("cl")) },
-			func() error { return os.Rename(r.path("cl"), r.path("net.d/cl.conflist")) },
+			func() error { return os.Rename(r.Path("net.d/cl.conflist"), r.Path("cl")) },
+			func() error { return os.Rename(r.Path("cl"), r.Path("net.d/cl.conflist")) },
 			"failed default network: network cl: find cluster default network: ",
 		},
 		"plugin's configuration": {
-			func() error { return os.Rename(r.conf.CNIConfig, r.path("away")) },
-			func() error { return os.Rename(r.path("away"), r.conf.CNIConfig) },
+			func() error { return os.Rename(r.conf.CNIConfig, r.Path("away")) },
+			func() error { return os.Rename(r.Path("away"), r.conf.CNIConfig) },
 			"failed default network: open " + r.conf.CNIConfig,
 		},
 		"kubelet": {
@@ -144,17 +144,17 @@ func TestReadiness(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r.must(tc.out())
+			r.Must(tc.out())
 			r.await("/readyz", http.StatusServiceUnavailable, tc.want)
 			if status, body := r.get("/healthz"); status != http.StatusOK {
 				t.Errorf("unhealthy: %s", body)
 			}
-			r.must(tc.in())
+			r.Must(tc.in())
 			r.await("/readyz", http.StatusOK, all)
 		})
 	}
 	t.Run("default network by definition", func(t *testing.T) {
-		r.must(os.Remove(r.path("net.d/cl.conflist")))
+		r.Must(os.Remove(r.Path("net.d/cl.conflist")))
 		r.await("/readyz", http.StatusServiceUnavailable, "failed default network")
 		r.define("cl", config("cl", "from-definition"))
 		r.await("/readyz", http.StatusOK, all)
@@ -165,7 +165,7 @@ func TestReadiness(t *testing.T) {
 // has none, asks for each pod: it is ready, and nothing that it knows is old.
 func TestReadyWherePodsMayNotBeFollowed(t *testing.T) {
 	r := runNode(t, func(r *running) {
-		r.conf.PodsAPI = r.path("none")
+		r.conf.PodsAPI = r.Path("none")
 		r.api.ForbidFollowing("pods")
 	})
 	r.await("/readyz", http.StatusOK, "ok pods\n")
@@ -338,14 +338,14 @@ func TestReportsAreTraced(t *testing.T) {
 	n.conf.Traces = collector.URL
 	log := slog.New(slog.DiscardHandler)
 	a, err := Assemble(&n.conf, false, log)
-	n.must(err)
-	n.must(a.Trace(t.Context(), &n.conf, log))
-	n.must(New(a.Sources, log, nil).Report(t.Context(), plan.Report{
+	n.Must(err)
+	n.Must(a.Trace(t.Context(), &n.conf, log))
+	n.Must(New(a.Sources, log, nil).Report(t.Context(), plan.Report{
 		Verb: "DEL", Plan: &plan.Plan{Attachments: []plan.Attachment{{}}}, Operation: &plan.Operation{Verb: "DEL", Request: request},
 	}))
-	n.must(a.Close())
+	n.Must(a.Close())
 	id, err := hex.DecodeString(request)
-	n.must(err)
+	n.Must(err)
 	if body := <-got; !bytes.Contains(body, id) {
 		t.Errorf("%x", body)
 	}

@@ -21,29 +21,29 @@ import (
 // are still attached.
 func TestReportsWaitForAnAgent(t *testing.T) {
 	n := newNode(t, "cl")
-	n.conf.CNIDir = n.path("state")
+	n.conf.CNIDir = n.Path("state")
 	n.conf.Listen = "127.0.0.1:0"
 	serving := n.agent()
 	n.conf.APIServer, n.once = configfile.InCluster, true
 	for _, name := range []string{"web", "gone"} {
 		n.addPod(name, apiUID, nil)
-		n.file("pods/"+name+".json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"`+name+`","namespace":"shop"}}`)
+		n.File("pods/"+name+".json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"`+name+`","namespace":"shop"}}`)
 		req := n.request("cl")
 		req.ContainerID = "sandbox-" + name
 		oneShot := n.agent()
 		p, err := oneShot.Plan(context.Background(), req)
-		n.must(err)
+		n.Must(err)
 		p.Pod = plan.Pod{Namespace: "shop", Name: name, UID: apiUID}
 		if name == "web" {
 			_, err = journal.Dir{Path: n.conf.CNIDir}.Begin(context.Background(), journal.Key{ContainerID: p.ContainerID, IfName: "eth0"}, p)
-			n.must(err)
+			n.Must(err)
 		}
-		n.must(oneShot.Report(context.Background(), plan.Report{Version: plan.Version, Plan: p, Verb: "ADD", Later: true, Outcomes: []plan.Outcome{{
+		n.Must(oneShot.Report(context.Background(), plan.Report{Version: plan.Version, Plan: p, Verb: "ADD", Later: true, Outcomes: []plan.Outcome{{
 			Name: "cl", IfName: "eth0", Result: json.RawMessage(`{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"/run/netns/c1"}]}`),
 		}}}))
 	}
 	box := outboxOf(n.conf.CNIDir)
-	n.must(os.WriteFile(string(box)+"/0-damaged.json", []byte("{"), 0o600))
+	n.Must(os.WriteFile(string(box)+"/0-damaged.json", []byte("{"), 0o600))
 	deliver := func() error {
 		return serving.deliver(context.Background(), box)
 	}
@@ -74,13 +74,13 @@ func TestReportsWaitForAnAgent(t *testing.T) {
 // A report that comes while the agent serves is published when it comes.
 func TestReportsAreHeardOf(t *testing.T) {
 	n := newNode(t, "cl")
-	n.conf.CNIDir = n.path("state")
+	n.conf.CNIDir = n.Path("state")
 	n.conf.Listen = "127.0.0.1:0"
 	serving := n.agent()
 	n.addPod("web", apiUID, nil)
 	p := &plan.Plan{Version: plan.Version, Pod: plan.Pod{Namespace: "shop", Name: "web", UID: apiUID}, ContainerID: "c1", Attachments: []plan.Attachment{{IfName: "eth0"}}}
 	_, err := journal.Dir{Path: n.conf.CNIDir}.Begin(context.Background(), journal.Key{ContainerID: p.ContainerID, IfName: "eth0"}, p)
-	n.must(err)
+	n.Must(err)
 	stop := n.start(func(ctx context.Context) error {
 		serving.Deliver(ctx)
 		return nil
@@ -92,7 +92,7 @@ func TestReportsAreHeardOf(t *testing.T) {
 			break
 		}
 	}
-	n.must(box.put(&plan.Report{Version: plan.Version, Plan: p, Verb: "ADD", Outcomes: []plan.Outcome{{Name: "cl", IfName: "eth0"}}}))
+	n.Must(box.put(&plan.Report{Version: plan.Version, Plan: p, Verb: "ADD", Outcomes: []plan.Outcome{{Name: "cl", IfName: "eth0"}}}))
 	for end := time.Now().Add(time.Minute); n.api.Pod("shop", "web").Annotations[netattach.StatusAnnotation] == ""; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the report is not published")
@@ -103,7 +103,7 @@ func TestReportsAreHeardOf(t *testing.T) {
 // A report that is read late is of no sandbox that is gone by then.
 func TestReportsThatAreReadLate(t *testing.T) {
 	n := newNode(t, "cl")
-	n.conf.CNIDir = n.path("state")
+	n.conf.CNIDir = n.Path("state")
 	serving := n.agent()
 	for name, c := range map[string]struct {
 		made      time.Time
@@ -119,9 +119,9 @@ func TestReportsThatAreReadLate(t *testing.T) {
 		p := &plan.Plan{Version: plan.Version, Pod: plan.Pod{Namespace: "shop", Name: name, UID: apiUID}, ContainerID: "sandbox-" + name, Attachments: []plan.Attachment{{IfName: "eth0"}}}
 		if c.attached {
 			_, err := journal.Dir{Path: n.conf.CNIDir}.Begin(context.Background(), journal.Key{ContainerID: p.ContainerID, IfName: "eth0"}, p)
-			n.must(err)
+			n.Must(err)
 		}
-		n.must(serving.Report(context.Background(), plan.Report{Version: plan.Version, Plan: p, Verb: "ADD", Made: c.made, Outcomes: []plan.Outcome{{Name: "cl", IfName: "eth0"}}}))
+		n.Must(serving.Report(context.Background(), plan.Report{Version: plan.Version, Plan: p, Verb: "ADD", Made: c.made, Outcomes: []plan.Outcome{{Name: "cl", IfName: "eth0"}}}))
 		if status := n.api.Pod("shop", name).Annotations[netattach.StatusAnnotation]; (status != "") != c.published {
 			t.Errorf("%s: status %q", name, status)
 		}

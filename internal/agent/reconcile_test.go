@@ -25,6 +25,7 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
 	"github.com/manifold-cni/manifold/test/fakekubelet"
+	"github.com/manifold-cni/manifold/test/harness"
 )
 
 const (
@@ -35,7 +36,7 @@ const (
 // vfNode is a node with a kubelet that advertises two VFs, of which the first has a
 // VLAN that somebody left.
 type vfNode struct {
-	t       *testing.T
+	harness.Place
 	kubelet *fakekubelet.Kubelet
 	tree    *sriovtest.Tree
 	conf    configfile.Agent
@@ -43,32 +44,25 @@ type vfNode struct {
 
 func newVFNode(t *testing.T) *vfNode {
 	t.Helper()
-	dir := t.TempDir()
 	tree := sriovtest.New(t.TempDir())
-	n := &vfNode{t: t, tree: tree, conf: configfile.Agent{KubeletDir: filepath.Join(dir, "kubelet"), CNIDir: filepath.Join(dir, "state"), SysRoot: tree.Root(), Node: "node1"}}
-	n.must(n.conf.Complete())
+	n := &vfNode{Place: harness.NewPlace(t), tree: tree}
+	n.conf = configfile.Agent{KubeletDir: n.Path("kubelet"), CNIDir: n.Path("state"), SysRoot: tree.Root(), Node: "node1"}
+	n.Must(n.conf.Complete())
 	n.tree.AddIGB()
-	n.must(n.tree.Err())
+	n.Must(n.tree.Err())
 	var err error
 	n.kubelet, err = fakekubelet.Start(n.conf.KubeletDir)
-	n.must(err)
+	n.Must(err)
 	t.Cleanup(n.kubelet.Stop)
-	n.must(n.kubelet.SetDevices("example.com/vfs", fakekubelet.Device{ID: leftoverVF}, fakekubelet.Device{ID: otherVF}))
-	n.must(n.tree.Host().Links.SetVF("enp33s0", 2, sriov.PropertyVLAN, sriov.VFState{VLAN: 77}))
+	n.Must(n.kubelet.SetDevices("example.com/vfs", fakekubelet.Device{ID: leftoverVF}, fakekubelet.Device{ID: otherVF}))
+	n.Must(n.tree.Host().Links.SetVF("enp33s0", 2, sriov.PropertyVLAN, sriov.VFState{VLAN: 77}))
 	return n
-}
-
-func (n *vfNode) must(err error) {
-	n.t.Helper()
-	if err != nil {
-		n.t.Fatal(err)
-	}
 }
 
 // reconciler returns the node's reconciler; its connections end with the test.
 func (n *vfNode) reconciler() *reconcile.Reconciler {
 	k := newKubelet(&n.conf, nil)
-	n.t.Cleanup(func() { n.must(k.close()) })
+	n.T.Cleanup(func() { n.Must(k.close()) })
 	r := reconcilerOf(&n.conf, k)
 	r.Host = n.tree.Host()
 	return r
@@ -76,30 +70,30 @@ func (n *vfNode) reconciler() *reconcile.Reconciler {
 
 // admit adds a pod that gets a VF.
 func (n *vfNode) admit(name, vf string) types.UID {
-	n.t.Helper()
+	n.T.Helper()
 	pod, err := n.kubelet.AddPod(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name)},
 		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Resources: corev1.ResourceRequirements{
 			Limits: corev1.ResourceList{"example.com/vfs": resource.MustParse("1")},
 		}}}},
 	}, fakekubelet.Pins{"c": {"example.com/vfs": {vf}}})
-	n.must(err)
+	n.Must(err)
 	return pod.UID
 }
 
 // spared fails unless nothing is found, and a repair changes nothing.
 func (n *vfNode) spared(when string) {
-	n.t.Helper()
-	found, err := n.reconciler().Scan(n.t.Context())
+	n.T.Helper()
+	found, err := n.reconciler().Scan(n.T.Context())
 	if len(found) > 0 {
-		n.t.Errorf("%s: found %v, %v", when, found, err)
+		n.T.Errorf("%s: found %v, %v", when, found, err)
 	}
 	leftover := reconcile.Finding{Kind: reconcile.Leftover, Device: leftoverVF}
-	if err := n.reconciler().Repair(n.t.Context(), leftover); err == nil {
-		n.t.Errorf("%s: repaired", when)
+	if err := n.reconciler().Repair(n.T.Context(), leftover); err == nil {
+		n.T.Errorf("%s: repaired", when)
 	}
 	if s, err := n.tree.Host().Snapshot(leftoverVF); err != nil || s.VF.VLAN != 77 {
-		n.t.Errorf("%s: %+v, %v", when, s.VF, err)
+		n.T.Errorf("%s: %+v, %v", when, s.VF, err)
 	}
 }
 
@@ -109,20 +103,20 @@ func TestKubeletRestartWindow(t *testing.T) {
 	n := newVFNode(t)
 	pod := n.admit("app", leftoverVF)
 	for _, phase := range []fakekubelet.Phase{fakekubelet.Down, fakekubelet.Empty, fakekubelet.Registered, fakekubelet.GetOnly, fakekubelet.Normal} {
-		n.must(n.kubelet.SetPhase(phase))
+		n.Must(n.kubelet.SetPhase(phase))
 		n.spared("with the checkpoint")
 	}
 	file := n.conf.Checkpoint
 	for name, checkpoint := range map[string]string{"not configured": "", "absent": n.conf.CNIDir + "/none"} {
 		n.conf.Checkpoint = checkpoint
-		n.must(n.kubelet.SetPhase(fakekubelet.Empty))
+		n.Must(n.kubelet.SetPhase(fakekubelet.Empty))
 		n.spared("List empty, checkpoint " + name)
-		n.must(n.kubelet.SetPhase(fakekubelet.Normal))
+		n.Must(n.kubelet.SetPhase(fakekubelet.Normal))
 		n.spared("List of one pod, checkpoint " + name)
 	}
 	n.conf.Checkpoint = file
 	// The same VF is found once its pod is gone from the kubelet's memory.
-	n.must(n.kubelet.DeletePod(pod))
+	n.Must(n.kubelet.DeletePod(pod))
 	n.admit("next", otherVF)
 	found, err := n.reconciler().Scan(t.Context())
 	if err != nil || len(found) != 1 || found[0].Kind != reconcile.Leftover || found[0].Device != leftoverVF {
@@ -147,8 +141,8 @@ func TestDevicesOfAnyName(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newVFNode(t)
-			n.must(os.MkdirAll(n.conf.CNIDir, 0o700))
-			n.must(n.kubelet.SetDevices("example.com/vfs", fakekubelet.Device{ID: tc.id}, fakekubelet.Device{ID: otherVF}))
+			n.Must(os.MkdirAll(n.conf.CNIDir, 0o700))
+			n.Must(n.kubelet.SetDevices("example.com/vfs", fakekubelet.Device{ID: tc.id}, fakekubelet.Device{ID: otherVF}))
 			n.admit("app", tc.id)
 			if tc.away != "" {
 				n.tree.RemoveNetDev(tc.away)
@@ -162,14 +156,14 @@ func TestDevicesOfAnyName(t *testing.T) {
 				t.Errorf("repair: %v", err)
 			}
 			// One that a device plugin advertises by its own address is not the pod's.
-			n.must(n.tree.Host().Links.SetVF("enp33s0", 3, sriov.PropertyVLAN, sriov.VFState{VLAN: 78}))
+			n.Must(n.tree.Host().Links.SetVF("enp33s0", 3, sriov.PropertyVLAN, sriov.VFState{VLAN: 78}))
 			found, _ = r.Scan(t.Context())
 			if len(found) != 1 || found[0].Device != otherVF {
 				t.Fatalf("found %v", found)
 			}
-			n.must(r.Repair(t.Context(), found[0]))
+			n.Must(r.Repair(t.Context(), found[0]))
 			held, err := r.Allocated(t.Context())
-			if n.must(err); held.Given[otherVF] {
+			if n.Must(err); held.Given[otherVF] {
 				t.Errorf("given %+v", held)
 			}
 		})
@@ -191,22 +185,22 @@ func TestStrandedVFsThatAreGivenOnAreLeftAlone(t *testing.T) {
 			n := newVFNode(t)
 			n.admit("app", c.given)
 			before, err := n.tree.Host().Snapshot(leftoverVF)
-			n.must(err)
+			n.Must(err)
 			before.VF.VLAN = 0
 			raw, err := json.Marshal(before)
-			n.must(err)
+			n.Must(err)
 			r := n.reconciler()
 			key := journal.Key{ContainerID: "c", IfName: "eth0"}
 			entry, err := r.Journal.Begin(t.Context(), key, &plan.Plan{
 				Pod: plan.Pod{Namespace: "shop", Name: "app", UID: c.uid}, NetNS: filepath.Join(t.TempDir(), "gone"),
 				Attachments: []plan.Attachment{{Name: "shop/fast", IfName: "net1", Device: &plan.Device{ID: leftoverVF, PCIAddress: leftoverVF, PF: "0000:21:00.0", VFIndex: before.VFIndex}}},
 			})
-			n.must(err)
+			n.Must(err)
 			_, err = r.Journal.Claim(t.Context(), leftoverVF, key, nil)
-			n.must(err)
-			n.must(entry.Append(journal.Step{Phase: journal.Trying, Before: raw}))
+			n.Must(err)
+			n.Must(entry.Append(journal.Step{Phase: journal.Trying, Before: raw}))
 			found, err := r.Scan(t.Context())
-			n.must(err)
+			n.Must(err)
 			if len(found) != 1 || found[0].Kind != reconcile.Stranded {
 				t.Fatalf("found %v", found)
 			}
@@ -279,6 +273,6 @@ func TestAccept(t *testing.T) {
 	if err := Accept(t.Context(), &n.conf, "eth0"); !errors.Is(err, sriov.ErrAddress) || !strings.Contains(err.Error(), "PCI address") {
 		t.Errorf("%v", err)
 	}
-	n.must(os.MkdirAll(n.conf.CNIDir, 0o700))
-	n.must(Accept(t.Context(), &n.conf, leftoverVF)) // in no quarantine: nothing to do
+	n.Must(os.MkdirAll(n.conf.CNIDir, 0o700))
+	n.Must(Accept(t.Context(), &n.conf, leftoverVF)) // in no quarantine: nothing to do
 }

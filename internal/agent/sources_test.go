@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -21,17 +20,12 @@ import (
 	"github.com/manifold-cni/manifold/internal/kube/kubetest"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/test/harness"
 )
-
-// place is a directory of a test.
-type place struct {
-	t   *testing.T
-	dir string
-}
 
 // node is a directory with an agent's sources in it, and an API server.
 type node struct {
-	place
+	harness.Place
 	api  *kubetest.Server
 	conf configfile.Agent
 	once bool // one-shot mode
@@ -41,32 +35,18 @@ type node struct {
 // given; it has no snapshot and nothing that would need the kubelet.
 func newNode(t *testing.T, onDisk ...string) *node {
 	t.Helper()
-	n := &node{place: place{t, t.TempDir()}, api: kubetest.Start()}
+	n := &node{Place: harness.NewPlace(t), api: kubetest.Start()}
 	t.Cleanup(n.api.Stop)
-	kubeconfig, err := n.api.Kubeconfig(n.dir)
-	n.must(err)
-	n.conf = configfile.Agent{Node: "node1", APIServer: kubeconfig, Snapshot: n.path("snapshot"), PodManifests: n.path("pods")}
+	kubeconfig, err := n.api.Kubeconfig(n.Dir)
+	n.Must(err)
+	n.conf = configfile.Agent{Node: "node1", APIServer: kubeconfig, Snapshot: n.Path("snapshot"), PodManifests: n.Path("pods")}
 	for _, d := range []string{"net.d", "pods", "definitions"} {
-		n.must(os.Mkdir(n.path(d), 0o700))
+		n.Must(os.Mkdir(n.Path(d), 0o700))
 	}
 	for _, name := range onDisk {
-		n.file("net.d/"+name+".conflist", config(name, "from-file"))
+		n.File("net.d/"+name+".conflist", config(name, "from-file"))
 	}
 	return n
-}
-
-func (d *place) path(elem string) string { return filepath.Join(d.dir, elem) }
-
-func (d *place) must(err error) {
-	d.t.Helper()
-	if err != nil {
-		d.t.Fatal(err)
-	}
-}
-
-func (d *place) file(name, content string) {
-	d.t.Helper()
-	d.must(os.WriteFile(d.path(name), []byte(content), 0o600))
 }
 
 // config is a network configuration whose plugin type tells where it is from.
@@ -83,42 +63,42 @@ func (n *node) define(name, config string) {
 
 // manifest writes a definition of that namespace as a manifest.
 func (n *node) manifest(name, config string) {
-	n.t.Helper()
-	n.conf.DefinitionManifests = n.path("definitions")
-	n.file("definitions/"+name+".json", fmt.Sprintf(
+	n.T.Helper()
+	n.conf.DefinitionManifests = n.Path("definitions")
+	n.File("definitions/"+name+".json", fmt.Sprintf(
 		`{"apiVersion":"k8s.cni.cncf.io/v1","kind":"NetworkAttachmentDefinition","metadata":{"name":%q,"namespace":"kube-system"},"spec":{"config":%q}}`, name, config))
 }
 
 // agent is one whose informers have not been started: what an agent is before it
 // has synced.
 func (n *node) agent() *Agent {
-	n.t.Helper()
+	n.T.Helper()
 	a, err := Assemble(&n.conf, n.once, slog.New(slog.DiscardHandler))
-	n.must(err)
-	n.t.Cleanup(func() { n.must(a.Close()) })
+	n.Must(err)
+	n.T.Cleanup(func() { n.Must(a.Close()) })
 	return New(a.Sources, slog.New(slog.DiscardHandler), nil)
 }
 
 // request asks for the plan of a sandbox that gets clusterNetwork.
 func (n *node) request(clusterNetwork string) plan.Request {
-	n.t.Helper()
+	n.T.Helper()
 	conf, err := json.Marshal(map[string]string{
-		"cniVersion": "1.1.0", "name": "manifold", "type": "manifold", "clusterNetwork": clusterNetwork, "confDir": n.path("net.d"),
+		"cniVersion": "1.1.0", "name": "manifold", "type": "manifold", "clusterNetwork": clusterNetwork, "confDir": n.Path("net.d"),
 	})
-	n.must(err)
+	n.Must(err)
 	return plan.Request{Version: plan.Version, ContainerID: "c1", NetNS: "/run/netns/c1", IfName: "eth0", Config: conf}
 }
 
 // wantPlan plans a sandbox that gets clusterNetwork. want is in the error's text,
 // or the plugin type of the plan's only attachment.
 func (n *node) wantPlan(clusterNetwork, want string, kind cnierr.Kind) {
-	n.t.Helper()
+	n.T.Helper()
 	p, err := n.agent().Plan(context.Background(), n.request(clusterNetwork))
 	switch {
 	case err != nil && (kind == cnierr.Other || cnierr.KindOf(err) != kind || !strings.Contains(err.Error(), want)):
-		n.t.Errorf("%v (%v), want %s (%v)", err, cnierr.KindOf(err), want, kind)
+		n.T.Errorf("%v (%v), want %s (%v)", err, cnierr.KindOf(err), want, kind)
 	case err == nil && (kind != cnierr.Other || len(p.Attachments) != 1 || !strings.Contains(string(p.Attachments[0].Config), `"`+want+`"`)):
-		n.t.Errorf("%d attachments, the first %s, want %s (%v)", len(p.Attachments), p.Attachments[0].Config, want, kind)
+		n.T.Errorf("%d attachments, the first %s, want %s (%v)", len(p.Attachments), p.Attachments[0].Config, want, kind)
 	}
 }
 
@@ -126,7 +106,7 @@ func (n *node) wantPlan(clusterNetwork, want string, kind cnierr.Kind) {
 // has in memory yet; where nobody can tell, the node comes up with the file.
 func TestDefinitionGoesBeforeAFileOfItsName(t *testing.T) {
 	fromDefinition := func(n *node) { n.define("cl", config("cl", "from-definition")) }
-	damaged := func(n *node) { n.file("snapshot", "garbage") }
+	damaged := func(n *node) { n.File("snapshot", "garbage") }
 	tests := map[string]struct {
 		prepare []func(*node)
 		network string // cl by default
@@ -212,11 +192,11 @@ func TestDefinitionsOnceSynced(t *testing.T) {
 	n.manifest("cl", config("cl", "from-manifest"))
 	n.manifest("other", config("other", "from-manifest"))
 	assembly, err := Assemble(&n.conf, false, slog.New(slog.DiscardHandler))
-	n.must(err)
+	n.Must(err)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); assembly.Run(ctx) }()
-	defer func() { stop(); <-done; n.must(assembly.Close()) }()
+	defer func() { stop(); <-done; n.Must(assembly.Close()) }()
 	for end := time.Now().Add(time.Minute); assembly.Sources.Ready() != nil; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("never synced")
@@ -267,7 +247,7 @@ func (n *node) addPod(name, uid string, annotations map[string]string) {
 
 // planPod plans the pod, as the kubelet names it, with the file's network.
 func (n *node) planPod(a *Agent, name, uid string) (*plan.Plan, error) {
-	n.t.Helper()
+	n.T.Helper()
 	req := n.request("cl")
 	req.PodNamespace, req.PodName, req.PodUID = "shop", name, uid
 	return a.Plan(context.Background(), req)
@@ -279,7 +259,7 @@ func TestStatusOfStaticAndOrdinaryPods(t *testing.T) {
 	mirror := map[string]string{"kubernetes.io/config.mirror": kubeletUID, "kubernetes.io/config.source": "file"}
 	posing := map[string]string{"kubernetes.io/config.source": "file"}
 	static := func(n *node) {
-		n.file("pods/web.json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","namespace":"shop"}}`)
+		n.File("pods/web.json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","namespace":"shop"}}`)
 	}
 	tests := map[string]struct {
 		before    func(*node)
@@ -305,7 +285,7 @@ func TestStatusOfStaticAndOrdinaryPods(t *testing.T) {
 			tc.before(n)
 			a := n.agent()
 			p, err := n.planPod(a, "web-node1", tc.uid)
-			n.must(err)
+			n.Must(err)
 			if p.Pod.Static != tc.static || p.Pod.UID != tc.uid {
 				t.Errorf("planned for %+v", p.Pod)
 			}
@@ -327,7 +307,7 @@ func TestStatusOfStaticAndOrdinaryPods(t *testing.T) {
 // not even while nobody else answers.
 func TestOrdinaryPodIsNotAnsweredByAManifest(t *testing.T) {
 	n := newNode(t, "cl")
-	n.file("pods/web.json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","namespace":"shop"}}`)
+	n.File("pods/web.json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","namespace":"shop"}}`)
 	n.api.Stop()
 	a := n.agent()
 	for _, uid := range []string{apiUID, ""} {

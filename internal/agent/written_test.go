@@ -15,7 +15,7 @@ func TestVFThatADefinitionNamesIsAnotherPods(t *testing.T) {
 	n := newVFNode(t)
 	n.admit("owner", leftoverVF)
 	k := newKubelet(&n.conf, nil)
-	t.Cleanup(func() { n.must(k.close()) })
+	t.Cleanup(func() { n.Must(k.close()) })
 	a := New(Sources{Holders: k.holders}, slog.New(slog.DiscardHandler), nil)
 	for name, tc := range map[string]struct{ pod, written, want string }{
 		"by address":        {"thief", leftoverVF, "shop/owner"},

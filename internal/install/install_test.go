@@ -25,7 +25,7 @@ import (
 
 // again installs over what is there, and returns what is printed.
 func (d *guarded) again(change func(*Installer)) (string, error) {
-	i := d.installer(d.path("bin"))
+	i := d.installer(d.Path("bin"))
 	change(i)
 	var out bytes.Buffer
 	err := i.Install(context.Background(), &out)
@@ -38,24 +38,24 @@ func (d *guarded) again(change func(*Installer)) (string, error) {
 func TestConfigurationOfAnotherName(t *testing.T) {
 	for _, name := range []string{"000-manifold.conflist", "05-manifold.conflist"} {
 		d := newGuarded(t)
-		d.file("01-new.conflist", config("new-net", "bridge"))
-		if out, err := d.again(func(i *Installer) { i.ConfName = name }); err != nil || !strings.Contains(out, "removed "+d.path("00-manifold.conflist")) {
+		d.File("01-new.conflist", config("new-net", "bridge"))
+		if out, err := d.again(func(i *Installer) { i.ConfName = name }); err != nil || !strings.Contains(out, "removed "+d.Path("00-manifold.conflist")) {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		raw, err := os.ReadFile(d.path(name))
-		d.must(err)
+		raw, err := os.ReadFile(d.Path(name))
+		d.Must(err)
 		if !strings.Contains(string(raw), `"cluster-net"`) {
 			t.Errorf("its default network is another:\n%s", raw)
 		}
-		if d.read() != nil || files.Exists(netconf.Kept(d.path("00-manifold.conflist"))) {
+		if d.read() != nil || files.Exists(netconf.Kept(d.Path("00-manifold.conflist"))) {
 			t.Error("the old one is left")
 		}
-		if kept := d.agentConfig().CNIConfig; kept != d.path(name) {
+		if kept := d.agentConfig().CNIConfig; kept != d.Path(name) {
 			t.Errorf("the agent is to keep %s", kept)
 		}
 		// Nobody tells uninstall how it is called.
-		d.must(d.installer("").Uninstall(new(bytes.Buffer)))
-		if first, _ := netconf.First(d.dir); first == nil || first.Name != "new-net" || files.Exists(d.path("bin/manifold")) || files.Exists(d.path("manifold.d")) {
+		d.Must(d.installer("").Uninstall(new(bytes.Buffer)))
+		if first, _ := netconf.First(d.Dir); first == nil || first.Name != "new-net" || files.Exists(d.Path("bin/manifold")) || files.Exists(d.Path("manifold.d")) {
 			t.Errorf("after uninstall the runtime takes %+v", first)
 		}
 	}
@@ -63,16 +63,16 @@ func TestConfigurationOfAnotherName(t *testing.T) {
 
 // attach leaves the journal of a sandbox.
 func (d *guarded) attach() {
-	d.t.Helper()
-	_, err := journal.Dir{Path: d.path("state")}.Begin(context.Background(), journal.Key{ContainerID: "c1", IfName: "eth0"}, &plan.Plan{Version: plan.Version, ContainerID: "c1"})
-	d.must(err)
+	d.T.Helper()
+	_, err := journal.Dir{Path: d.Path("state")}.Begin(context.Background(), journal.Key{ContainerID: "c1", IfName: "eth0"}, &plan.Plan{Version: plan.Version, ContainerID: "c1"})
+	d.Must(err)
 }
 
 // agentConfig is the agent's configuration as the agent reads it.
 func (d *guarded) agentConfig() *configfile.Agent {
-	d.t.Helper()
-	c, err := configfile.ReadAgent(d.path("manifold.d/agent.json"))
-	d.must(err)
+	d.T.Helper()
+	c, err := configfile.ReadAgent(d.Path("manifold.d/agent.json"))
+	d.Must(err)
 	return c
 }
 
@@ -81,23 +81,23 @@ func (d *guarded) agentConfig() *configfile.Agent {
 func TestAgentIsToldWhichFileToKeep(t *testing.T) {
 	d := newGuarded(t)
 	for given, want := range map[string]string{
-		"":                                    d.path("00-manifold.conflist"),
-		d.path("./x/../00-manifold.conflist"): d.path("00-manifold.conflist"),
+		"":                                    d.Path("00-manifold.conflist"),
+		d.Path("./x/../00-manifold.conflist"): d.Path("00-manifold.conflist"),
 		"-":                                   "",
 	} {
-		d.file("agent.json", `{"cniConfig": "`+given+`"}`)
-		_, err := d.again(func(i *Installer) { i.AgentConfig = d.path("agent.json") })
-		d.must(err)
+		d.File("agent.json", `{"cniConfig": "`+given+`"}`)
+		_, err := d.again(func(i *Installer) { i.AgentConfig = d.Path("agent.json") })
+		d.Must(err)
 		if kept := d.agentConfig().CNIConfig; kept != want {
 			t.Errorf("given %q it is to keep %q, want %q", given, kept, want)
 		}
 	}
-	d.file("agent.json", `{"cniConfig": "/elsewhere/00-manifold.conflist"}`)
-	out, err := d.again(func(i *Installer) { i.AgentConfig = d.path("agent.json") })
+	d.File("agent.json", `{"cniConfig": "/elsewhere/00-manifold.conflist"}`)
+	out, err := d.again(func(i *Installer) { i.AgentConfig = d.Path("agent.json") })
 	if out != "" {
 		t.Errorf("refused after it was printed:\n%s", out)
 	}
-	for _, part := range []string{"cniConfig", "/elsewhere/00-manifold.conflist", d.path("00-manifold.conflist"), "--cni-conf-name"} {
+	for _, part := range []string{"cniConfig", "/elsewhere/00-manifold.conflist", d.Path("00-manifold.conflist"), "--cni-conf-name"} {
 		if err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is not in: %v", part, err)
 		}
@@ -113,27 +113,27 @@ func TestInstallAndUninstallOfWhatWasTakenAway(t *testing.T) {
 		take func(*guarded) error
 		to   string // the name that it is installed by then
 	}{
-		"renamed":              {func(d *guarded) error { return os.Rename(d.path(conf), d.path(conf+".cilium_bak")) }, conf},
-		"overwritten":          {func(d *guarded) error { d.file(conf, config("new-net", "bridge")); return nil }, conf},
-		"renamed, and another": {func(d *guarded) error { return os.Rename(d.path(conf), d.path(conf+".cilium_bak")) }, "05-manifold.conflist"},
+		"renamed":              {func(d *guarded) error { return os.Rename(d.Path(conf), d.Path(conf+".cilium_bak")) }, conf},
+		"overwritten":          {func(d *guarded) error { d.File(conf, config("new-net", "bridge")); return nil }, conf},
+		"renamed, and another": {func(d *guarded) error { return os.Rename(d.Path(conf), d.Path(conf+".cilium_bak")) }, "05-manifold.conflist"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newGuarded(t)
-			d.file("01-new.conflist", config("new-net", "bridge"))
+			d.File("01-new.conflist", config("new-net", "bridge"))
 			d.attach()
-			d.must(tc.take(d))
+			d.Must(tc.take(d))
 			out, err := d.again(func(i *Installer) { i.ConfName, i.StateDir = tc.to, "" })
-			d.must(err)
-			if conf := ourConf(d.path(tc.to)); conf.ClusterNetwork != "cluster-net" || conf.CNIDir != d.path("state") {
+			d.Must(err)
+			if conf := ourConf(d.Path(tc.to)); conf.ClusterNetwork != "cluster-net" || conf.CNIDir != d.Path("state") {
 				t.Errorf("its default network is %q, its journals are in %s\n%s", conf.ClusterNetwork, conf.CNIDir, out)
 			}
 
 			d = newGuarded(t)
 			d.attach()
-			d.must(tc.take(d))
+			d.Must(tc.take(d))
 			i := d.installer("")
 			i.ConfName, i.StateDir = tc.to, ""
-			if err := i.Uninstall(new(bytes.Buffer)); !cnierr.Is(err, cnierr.TeardownIncomplete) || !files.Exists(d.path("bin/manifold")) {
+			if err := i.Uninstall(new(bytes.Buffer)); !cnierr.Is(err, cnierr.TeardownIncomplete) || !files.Exists(d.Path("bin/manifold")) {
 				t.Errorf("uninstalled with a sandbox attached: %v", err)
 			}
 		})
@@ -143,31 +143,31 @@ func TestInstallAndUninstallOfWhatWasTakenAway(t *testing.T) {
 // A loopback is no network of a node, which with it alone would have none.
 func TestUninstallLooksPastALoopback(t *testing.T) {
 	d := newGuarded(t)
-	d.file("05-lo.conf", `{"cniVersion":"1.0.0","name":"lo","type":"loopback"}`)
-	d.must(os.Rename(d.path("10-cluster.conflist"), d.path("away")))
+	d.File("05-lo.conf", `{"cniVersion":"1.0.0","name":"lo","type":"loopback"}`)
+	d.Must(os.Rename(d.Path("10-cluster.conflist"), d.Path("away")))
 	i := d.installer("")
 	i.Force = false
 	if err := i.Uninstall(new(bytes.Buffer)); !cnierr.Is(err, cnierr.NotReady) || !bytes.Equal(d.read(), d.conf) {
 		t.Errorf("with a loopback alone: %v", err)
 	}
-	d.must(os.Rename(d.path("away"), d.path("10-cluster.conflist")))
-	d.must(i.Uninstall(new(bytes.Buffer)))
+	d.Must(os.Rename(d.Path("away"), d.Path("10-cluster.conflist")))
+	d.Must(i.Uninstall(new(bytes.Buffer)))
 }
 
 // Nobody would release the pods whose journals are left behind.
 func TestAnotherDirectoryOfJournals(t *testing.T) {
 	d := newGuarded(t)
-	d.file("agent.json", `{"podManifests": "/srv/pods"}`)
+	d.File("agent.json", `{"podManifests": "/srv/pods"}`)
 	install := func(force bool) error {
 		_, err := d.again(func(i *Installer) {
-			i.StateDir, i.AgentConfig, i.Force = d.path("elsewhere"), d.path("agent.json"), force
+			i.StateDir, i.AgentConfig, i.Force = d.Path("elsewhere"), d.Path("agent.json"), force
 		})
 		return err
 	}
 	refused := func(parts ...string) {
 		t.Helper()
 		err := install(false)
-		for _, part := range append(parts, d.path("state"), d.path("elsewhere")) {
+		for _, part := range append(parts, d.Path("state"), d.Path("elsewhere")) {
 			if err == nil || !strings.Contains(err.Error(), part) {
 				t.Errorf("%q is not in: %v", part, err)
 			}
@@ -178,34 +178,34 @@ func TestAnotherDirectoryOfJournals(t *testing.T) {
 	}
 	d.attach()
 	refused("1 sandboxes", "--force")
-	d.must(os.Rename(d.path("state"), d.path("unseen"))) // as in a pod that mounts the other alone
+	d.Must(os.Rename(d.Path("state"), d.Path("unseen"))) // as in a pod that mounts the other alone
 	refused("cannot be looked into", "--force", "uninstall")
-	d.must(os.Mkdir(d.path("state"), 0o700))
-	d.must(install(false)) // it has none
-	d.must(os.RemoveAll(d.path("elsewhere")))
+	d.Must(os.Mkdir(d.Path("state"), 0o700))
+	d.Must(install(false)) // it has none
+	d.Must(os.RemoveAll(d.Path("elsewhere")))
 	_, err := d.again(func(*Installer) {}) // forced
-	d.must(err)
+	d.Must(err)
 }
 
 // waiting is an installer for a new node's directory, which is empty, that waits for
 // its cluster default network.
 func (d *guarded) waiting(network string) *Installer {
-	i := d.installer(d.path("bin"))
-	i.ConfDir, i.ClusterNetwork, i.Wait = d.path("new"), network, time.Minute
-	d.must(os.RemoveAll(i.ConfDir))
-	d.must(os.Mkdir(i.ConfDir, 0o700))
+	i := d.installer(d.Path("bin"))
+	i.ConfDir, i.ClusterNetwork, i.Wait = d.Path("new"), network, time.Minute
+	d.Must(os.RemoveAll(i.ConfDir))
+	d.Must(os.Mkdir(i.ConfDir, 0o700))
 	return i
 }
 
 // apiServer gives the agent that is to be installed an API server.
 func (d *guarded) apiServer(i *Installer) *kubetest.Server {
-	d.t.Helper()
+	d.T.Helper()
 	api := kubetest.Start()
-	d.t.Cleanup(api.Stop)
-	kubeconfig, err := api.Kubeconfig(d.dir)
-	d.must(err)
-	i.AgentConfig = d.path("agent.json")
-	d.file("agent.json", `{"snapshot": "-", "apiServer": "`+kubeconfig+`"}`)
+	d.T.Cleanup(api.Stop)
+	kubeconfig, err := api.Kubeconfig(d.Dir)
+	d.Must(err)
+	i.AgentConfig = d.Path("agent.json")
+	d.File("agent.json", `{"snapshot": "-", "apiServer": "`+kubeconfig+`"}`)
 	return api
 }
 
@@ -230,9 +230,9 @@ func TestInstallWaitsForADefaultNetwork(t *testing.T) {
 		comes   func(*guarded, *kubetest.Server)
 		pinned  string
 	}{
-		"the first":         {"", func(d *guarded, _ *kubetest.Server) { d.file("new/10-late.conflist", config("late-net", "ptp")) }, "late-net"},
-		"behind a loopback": {"", func(d *guarded, _ *kubetest.Server) { d.file("new/50-late.conflist", config("late-net", "ptp")) }, "late-net"},
-		"named":             {"named-net", func(d *guarded, _ *kubetest.Server) { d.file("new/50-named.conflist", config("named-net", "ptp")) }, "named-net"},
+		"the first":         {"", func(d *guarded, _ *kubetest.Server) { d.File("new/10-late.conflist", config("late-net", "ptp")) }, "late-net"},
+		"behind a loopback": {"", func(d *guarded, _ *kubetest.Server) { d.File("new/50-late.conflist", config("late-net", "ptp")) }, "late-net"},
+		"named":             {"named-net", func(d *guarded, _ *kubetest.Server) { d.File("new/50-named.conflist", config("named-net", "ptp")) }, "named-net"},
 		"a definition": {"defined", func(_ *guarded, api *kubetest.Server) {
 			api.AddDefinition(&netattach.Definition{
 				ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "defined"},
@@ -243,7 +243,7 @@ func TestInstallWaitsForADefaultNetwork(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := newGuarded(t)
 			i := d.waiting(tc.network)
-			d.file("new/20-lo.conf", `{"cniVersion":"1.0.0","name":"lo","type":"loopback"}`)
+			d.File("new/20-lo.conf", `{"cniVersion":"1.0.0","name":"lo","type":"loopback"}`)
 			api := d.apiServer(i)
 			i.askPause = time.Millisecond
 			out := &told{first: func() {
@@ -258,7 +258,7 @@ func TestInstallWaitsForADefaultNetwork(t *testing.T) {
 			if had := i.inPlace(); had.ClusterNetwork != tc.pinned {
 				t.Errorf("its default network is %q", had.ClusterNetwork)
 			}
-			d.must(os.RemoveAll(d.path("new/50-named.conflist")))
+			d.Must(os.RemoveAll(d.Path("new/50-named.conflist")))
 			api.Stop()
 			if err := i.Install(context.Background(), new(bytes.Buffer)); err != nil {
 				t.Errorf("again, while it is away: %v", err)
@@ -276,7 +276,7 @@ func TestInstallThatWaitsEnds(t *testing.T) {
 		t.Errorf("ended: %v", err)
 	}
 	i.Wait = 0
-	d.must(i.Install(context.Background(), new(bytes.Buffer)))
+	d.Must(i.Install(context.Background(), new(bytes.Buffer)))
 }
 
 // An API server that accepts questions and never answers keeps nobody: what comes on the
@@ -288,7 +288,7 @@ func TestInstallPastASilentAPIServer(t *testing.T) {
 	i.askPause, i.askTime = time.Millisecond, time.Millisecond
 	ctx, stop := context.WithTimeout(context.Background(), time.Minute)
 	defer stop()
-	out := &told{first: func() { d.file("new/50-named.conflist", config("named-net", "ptp")) }}
+	out := &told{first: func() { d.File("new/50-named.conflist", config("named-net", "ptp")) }}
 	if err := i.Install(ctx, out); err != nil || !strings.HasPrefix(out.String(), "waiting: ") {
 		t.Errorf("%v\n%s", err, out)
 	}
@@ -297,7 +297,7 @@ func TestInstallPastASilentAPIServer(t *testing.T) {
 // The default network is never Manifold itself.
 func TestInstallRefusesItself(t *testing.T) {
 	d := newGuarded(t)
-	for _, network := range []string{"manifold", d.path("00-manifold.conflist")} {
+	for _, network := range []string{"manifold", d.Path("00-manifold.conflist")} {
 		_, err := d.again(func(i *Installer) { i.ClusterNetwork = network })
 		if err == nil || !strings.Contains(err.Error(), "another") || !bytes.Equal(d.read(), d.conf) {
 			t.Errorf("%s: %v\n%s", network, err, d.read())
@@ -311,20 +311,20 @@ func TestInstallWritesBesideWhatItReplaces(t *testing.T) {
 	d := newGuarded(t)
 	t.Setenv("TMPDIR", t.TempDir())
 	w, err := fsnotify.NewWatcher()
-	d.must(err)
+	d.Must(err)
 	defer w.Close()
-	d.must(w.Add(os.TempDir()))
+	d.Must(w.Add(os.TempDir()))
 	for _, name := range []string{".manifold123", ".manifold-agent6340244231178033926", ".manifold-x", ".manifold", ".other1"} {
-		d.file("bin/"+name, "")
+		d.File("bin/"+name, "")
 	}
 	_, err = d.again(func(*Installer) {})
-	d.must(err)
-	d.must(os.WriteFile(filepath.Join(os.TempDir(), "end"), nil, 0o600))
+	d.Must(err)
+	d.Must(os.WriteFile(filepath.Join(os.TempDir(), "end"), nil, 0o600))
 	if e := <-w.Events; filepath.Base(e.Name) != "end" {
 		t.Errorf("in the directory of temporary files: %s", e)
 	}
-	entries, err := os.ReadDir(d.path("bin"))
-	d.must(err)
+	entries, err := os.ReadDir(d.Path("bin"))
+	d.Must(err)
 	var names []string
 	for _, e := range entries {
 		names = append(names, e.Name())
@@ -338,12 +338,12 @@ func TestInstallWritesBesideWhatItReplaces(t *testing.T) {
 // agent's directory would stay for it.
 func TestWhatAKilledWriteLeftGoes(t *testing.T) {
 	d := newGuarded(t)
-	left := []string{d.path(".00-manifold.conflist12"), d.path("manifold.d/.00-manifold.conflist34"), d.path("manifold.d/.agent.json56")}
+	left := []string{d.Path(".00-manifold.conflist12"), d.Path("manifold.d/.00-manifold.conflist34"), d.Path("manifold.d/.agent.json56")}
 	after := func(what string, do func() error) {
 		for _, path := range left {
-			d.must(os.WriteFile(path, nil, 0o600))
+			d.Must(os.WriteFile(path, nil, 0o600))
 		}
-		d.must(do())
+		d.Must(do())
 		for _, path := range left {
 			if files.Exists(path) {
 				t.Errorf("%s leaves %s", what, path)
@@ -351,9 +351,9 @@ func TestWhatAKilledWriteLeftGoes(t *testing.T) {
 		}
 	}
 	after("install", func() error { _, err := d.again(func(*Installer) {}); return err })
-	d.must(os.Remove(d.path("10-cluster.conflist"))) // no configuration is left to release with
+	d.Must(os.Remove(d.Path("10-cluster.conflist"))) // no configuration is left to release with
 	after("uninstall", func() error { return d.installer("").Uninstall(new(bytes.Buffer)) })
-	if files.Exists(d.path("manifold.d")) {
+	if files.Exists(d.Path("manifold.d")) {
 		t.Error("the agent's directory is left")
 	}
 }
