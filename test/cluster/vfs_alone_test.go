@@ -32,6 +32,7 @@ func TestStandalone(t *testing.T) {
 	})
 	f.installAlone()
 	f.must(lab.Node.StartService(Agent))
+	f.knowsDevices()
 	remove := f.manifest("alone", networks(red), container("main", Red))
 	var here *onNode
 	f.eventually("the static pod to run", func() error {

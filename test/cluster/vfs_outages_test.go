@@ -112,13 +112,21 @@ func (f *fixture) released(sandboxes ...string) error {
 }
 
 // startKubeletWithDevices starts the kubelet, and lets it know of pods when it knows of
-// devices: it would refuse, for good, those that have some.
+// devices.
 func (f *fixture) startKubeletWithDevices() {
 	f.Helper()
 	f.must(lab.API.Pause())
 	resume := sync.OnceFunc(func() { f.must(lab.API.Resume()) })
 	f.Cleanup(resume)
 	f.must(lab.Node.startKubelet())
+	f.knowsDevices()
+	resume()
+}
+
+// knowsDevices waits until the kubelet knows every VF: its plugin registers some time
+// after the kubelet has started, and a pod that comes before is refused for good.
+func (f *fixture) knowsDevices() {
+	f.Helper()
 	f.eventually("the kubelet to know the devices", func() error {
 		raw, err := lab.Node.run(f.ctx, lab.Node.path("bin/probe"), "allocatable")
 		if err != nil {
@@ -135,7 +143,6 @@ func (f *fixture) startKubeletWithDevices() {
 		}
 		return nil
 	})
-	resume()
 }
 
 // areStranded fails unless the agent's program finds exactly these VFs to have been
@@ -175,10 +182,7 @@ func TestKubeletThatKnowsNoPods(t *testing.T) {
 	restart := sync.OnceFunc(func() { f.must(lab.API.Restart()) })
 	f.Cleanup(restart)
 	f.restart(Kubelet)
-	f.eventually("the kubelet to answer", func() error {
-		_, err := lab.Node.run(f.ctx, lab.Node.path("bin/probe"), "devices")
-		return err
-	})
+	f.knowsDevices()
 	if ids := f.allocated("holds", "ends"); len(ids) > 0 {
 		t.Fatalf("the kubelet knows of %v; then this test tests nothing", ids)
 	}
