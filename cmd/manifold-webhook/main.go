@@ -1,7 +1,7 @@
 // Command manifold-webhook is the admission webhook for network-attachment
 // definitions and for the pods that select them; see package webhook. It runs in
-// the cluster, in two replicas or more, and is optional: nodes refuse what it would
-// have refused, later.
+// the cluster with two or more replicas. It is optional: without it the nodes refuse
+// the same pods, later.
 package main
 
 import (
@@ -22,7 +22,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/webhook"
 )
 
-// release is set by the build.
+// release is the version of this build; the linker sets it.
 var release = "unreleased"
 
 func main() {
@@ -38,7 +38,7 @@ func main() {
 	}
 }
 
-// run serves until ctx ends.
+// run parses the flags and serves until ctx ends.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("manifold-webhook", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		o.PluginConfig = raw
 	}
 	log := logs.New(stderr, *format, slog.LevelInfo)
-	klog.SetSlogLogger(log) // what client-go says of its watch
+	klog.SetSlogLogger(log) // for what client-go logs about its watch
 	log.Info("serving", "release", release, "port", o.Port)
 	if err := webhook.Run(ctx, o, log); err != nil {
 		return err
@@ -74,7 +74,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// bind binds the options to flags.
+// bind binds the options to flags and sets their defaults.
 func bind(flags *flag.FlagSet, o *webhook.Options) {
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "`file` with access to the API server; by default the service account of the pod")
 	flags.StringVar(&o.Host, "host", "", "`address` to serve on; by default all")

@@ -15,27 +15,28 @@ import (
 	"time"
 )
 
-// Keys of the Secret that holds the certificates.
+// Keys in the Secret that holds the certificates.
 const (
-	keyCAs     = "ca.crt" // all that are trusted, the newest first
-	keyCAKey   = "ca.key" // of the newest
+	keyCAs     = "ca.crt" // all trusted authorities, newest first
+	keyCAKey   = "ca.key" // of the newest authority
 	keyServing = "tls.crt"
 	keyPrivate = "tls.key"
 )
 
-// skew is how far the API server's clock may be behind.
+// skew is how far the API server's clock may lag behind: certificates are valid from
+// that long before they are issued.
 const skew = time.Hour
 
-// material is what the Secret holds: authorities, the newest of which signs, and
-// the certificate to serve with. What cannot be used is absent.
+// material is the content of the Secret: the authorities, of which the newest signs,
+// and the serving certificate. Parts that cannot be used are nil.
 type material struct {
 	cas     []*x509.Certificate
 	caKey   crypto.Signer
-	serving *tls.Certificate // with its Leaf
+	serving *tls.Certificate // with Leaf set
 }
 
-// readMaterial reads a Secret. It passes over what is damaged: the next step makes
-// it anew.
+// readMaterial decodes the data of a Secret. It skips damaged parts: the next step
+// replaces them.
 func readMaterial(data map[string][]byte) *material {
 	m := &material{}
 	for rest := data[keyCAs]; ; {
@@ -47,7 +48,7 @@ func readMaterial(data map[string][]byte) *material {
 			m.cas = append(m.cas, ca)
 		}
 	}
-	if pair, err := tls.X509KeyPair(data[keyCAs], data[keyCAKey]); err == nil { // fits the first
+	if pair, err := tls.X509KeyPair(data[keyCAs], data[keyCAKey]); err == nil { // the key of cas[0]
 		m.caKey, _ = pair.PrivateKey.(crypto.Signer)
 	}
 	if pair, err := tls.X509KeyPair(data[keyServing], data[keyPrivate]); err == nil {
@@ -56,7 +57,7 @@ func readMaterial(data map[string][]byte) *material {
 	return m
 }
 
-// data returns what the Secret is to hold.
+// data encodes the material for the Secret.
 func (m *material) data() (map[string][]byte, error) {
 	caKey, err := keyPEM(m.caKey)
 	if err != nil {
@@ -71,7 +72,8 @@ func (m *material) data() (map[string][]byte, error) {
 	}, nil
 }
 
-// bundle returns the authorities that the API server is to trust.
+// bundle returns the authorities in PEM, for the caBundle of the webhook
+// configurations.
 func (m *material) bundle() []byte {
 	var out []byte
 	for _, ca := range m.cas {
@@ -92,8 +94,8 @@ func keyPEM(key crypto.PrivateKey) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
-// usable reports whether the serving certificate can be served with: one of the
-// authorities signed it for the names, and it has not expired.
+// usable reports whether the serving certificate is valid at now: one of the
+// authorities signed it for all the names, and it has not expired.
 func (m *material) usable(names []string, now time.Time) bool {
 	if m.serving == nil || m.serving.Leaf == nil {
 		return false
@@ -110,16 +112,17 @@ func (m *material) usable(names []string, now time.Time) bool {
 	return true
 }
 
-// lifetimes say how long certificates are valid. Each is replaced when a third of
-// that is left.
+// lifetimes say how long certificates are valid. A certificate is replaced when a
+// third of its lifetime is left.
 type lifetimes struct{ ca, serving time.Duration }
 
-// next makes the step that is due, and reports whether there was one. A new
-// authority is trusted before it signs, and an old one is dropped when it has
-// expired, so that at every moment whatever a replica still serves with verifies
-// against whatever an API server still trusts. trusted tells whether every API
-// server has had the newest authority for long enough; there is no waiting where
-// nothing can be served with anyway.
+// next does the rotation step that is due at now, and reports whether the material
+// changed. A new authority is published before it signs, and an old authority is
+// dropped only once it has expired. So any certificate that a replica may still serve
+// with verifies against any bundle that an API server may still trust.
+//
+// trusted tells whether every API server has had the newest authority for long enough.
+// If no usable certificate exists, next does not wait for that.
 func (m *material) next(names []string, life lifetimes, now time.Time, trusted bool) (changed bool, err error) {
 	before := len(m.cas)
 	m.cas = slices.DeleteFunc(m.cas, func(ca *x509.Certificate) bool { return !now.Before(ca.NotAfter) })
@@ -138,7 +141,7 @@ func (m *material) next(names []string, life lifetimes, now time.Time, trusted b
 	return true, m.newServing(names, now, life.serving)
 }
 
-// newCA puts a new authority first.
+// newCA creates an authority and puts it first.
 func (m *material) newCA(now time.Time, life time.Duration) error {
 	key, template, err := newKey(now, life)
 	if err != nil {
@@ -154,8 +157,8 @@ func (m *material) newCA(now time.Time, life time.Duration) error {
 	return nil
 }
 
-// newServing makes the certificate to serve with, signed by the newest authority
-// and valid no longer than that.
+// newServing creates the serving certificate. The newest authority signs it, and it
+// does not outlive that authority.
 func (m *material) newServing(names []string, now time.Time, life time.Duration) error {
 	ca := m.cas[0]
 	key, template, err := newKey(now, min(life, ca.NotAfter.Sub(now)))
@@ -172,7 +175,7 @@ func (m *material) newServing(names []string, now time.Time, life time.Duration)
 	return nil
 }
 
-// newKey makes a key, and a template that is valid from now on.
+// newKey creates a key and a certificate template that is valid for life from now.
 func newKey(now time.Time, life time.Duration) (*ecdsa.PrivateKey, *x509.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -185,7 +188,8 @@ func newKey(now time.Time, life time.Duration) (*ecdsa.PrivateKey, *x509.Certifi
 	return key, &x509.Certificate{SerialNumber: serial, NotBefore: now.Add(-skew), NotAfter: now.Add(life)}, nil
 }
 
-// sign makes a certificate for key from a template.
+// sign creates a certificate for the public half of key from a template, signed by
+// signer in the name of parent.
 func sign(template, parent *x509.Certificate, key, signer crypto.Signer) (*x509.Certificate, error) {
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
 	if err != nil {

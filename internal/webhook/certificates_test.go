@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// TestEveryCertificateIsTrusted lets years pass: whatever a replica that is one look
-// behind serves with verifies against whatever an API server that is one settling
-// behind trusts.
+// TestEveryCertificateIsTrusted rotates for 800 hours, over two lifetimes of an
+// authority, and proves that the certificate of a replica one check behind verifies
+// against the bundle of an API server one settle time behind.
 func TestEveryCertificateIsTrusted(t *testing.T) {
 	const interval, settle = time.Hour, 5 * time.Hour
 	names, life := []string{"webhook.ns.svc"}, lifetimes{ca: 300 * time.Hour, serving: 60 * time.Hour}
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	data := map[string][]byte{}
-	var history [][]byte // bundles, one a step
+	var history [][]byte // bundles, one per step
 	var served []*x509.Certificate
 	var newest []byte
 	var since time.Time

@@ -12,7 +12,7 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/json" // names of keys are exact, as at the API server
+	"k8s.io/apimachinery/pkg/util/json" // matches keys by case, as the API server does
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
@@ -23,32 +23,33 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// notThere is what is said of a definition that does not exist.
+// notThere is the text of the warning about a definition that does not exist. The
+// definition may follow the pod.
 const notThere = "does not exist (yet)"
 
-// definitions finds definitions; *kube.DefinitionInformer is the real one.
+// definitions looks up definitions; *kube.DefinitionInformer implements it.
 type definitions interface {
 	kube.Definitions
-	// Local is Definition without asking the API server.
+	// Local is Definition, answered from memory without asking the API server.
 	Local(ctx context.Context, namespace, name string) (*netattach.Definition, error)
 }
 
-// reviewer answers the API server's reviews.
+// reviewer answers the API server's admission reviews.
 type reviewer struct {
 	rules       *rules.Rules
 	definitions definitions
 	metrics     *metrics
 }
 
-// maxAsked bounds the definitions that one review asks the API server for, so that
-// a pod which selects hundreds that nobody made does not use up what all reviews
-// together may ask.
+// maxAsked bounds the definitions that one review asks the API server for. Without it
+// a pod that selects hundreds of absent definitions would use up the request rate that
+// all reviews share.
 const maxAsked = 8
 
-// definitionsFor returns the definitions that exist of those that a pod selects. One
-// that is not in memory may be a moment old, so the API server is asked. It fails
-// where it cannot tell: a pod that were let through unseen would wait for devices
-// that nobody requested.
+// definitionsFor returns those of the selected definitions that exist. A definition
+// that is missing in memory may have been created a moment ago, so definitionsFor
+// asks the API server for it. It fails if it cannot tell whether a definition exists:
+// a pod admitted without its definitions would lack the devices that they need.
 func (r *reviewer) definitionsFor(ctx context.Context, refs []planner.Ref) (map[planner.Ref]*netattach.Definition, error) {
 	out := map[planner.Ref]*netattach.Definition{}
 	asked := 0
@@ -71,7 +72,8 @@ func (r *reviewer) definitionsFor(ctx context.Context, refs []planner.Ref) (map[
 	return out, nil
 }
 
-// podOf reads the pod of a review. Its namespace is the request's.
+// podOf decodes the pod of a review. The pod's namespace is taken from the request,
+// because the object may not have it yet.
 func podOf(req *admission.Request) (*corev1.Pod, error) {
 	pod, err := rules.DecodePod(req.Object.Raw)
 	if err != nil {
@@ -81,7 +83,8 @@ func podOf(req *admission.Request) (*corev1.Pod, error) {
 	return pod, nil
 }
 
-// failed refuses an object that could not be looked at.
+// failed refuses an object that could not be reviewed: with 503 if trying again may
+// help, otherwise with 422.
 func failed(err error) admission.Response {
 	code := int32(http.StatusServiceUnavailable)
 	if !cnierr.Is(err, cnierr.TryAgain) {
@@ -90,8 +93,8 @@ func failed(err error) admission.Response {
 	return admission.Errored(code, err)
 }
 
-// mutatePod gives a pod what its networks need. A pod that is wrong is left as it
-// is: validation refuses it, after every other webhook has had its say.
+// mutatePod adds to a pod what its networks need. It leaves an invalid pod unchanged:
+// validation refuses it, after all other mutating webhooks have run.
 func (r *reviewer) mutatePod(ctx context.Context, req admission.Request) admission.Response {
 	pod, err := podOf(&req)
 	if err != nil {
@@ -123,7 +126,7 @@ func (r *reviewer) validatePod(ctx context.Context, req admission.Request) admis
 		return admission.Errored(http.StatusBadRequest, err)
 	}
 	defs := map[planner.Ref]*netattach.Definition{}
-	if refs, err := r.rules.Select(pod); err == nil { // else the rules say why
+	if refs, err := r.rules.Select(pod); err == nil { // else the rules below say why
 		if defs, err = r.definitionsFor(ctx, refs); err != nil {
 			return failed(err)
 		}
@@ -131,8 +134,9 @@ func (r *reviewer) validatePod(ctx context.Context, req admission.Request) admis
 	return r.answer(&req, "Pod", r.rules.Pod(pod, nil, defs))
 }
 
-// validateDefinition refuses a definition that cannot work. One that was there
-// before these rules may still be labelled, owned and deleted.
+// validateDefinition refuses a definition that cannot work. It admits every update
+// that changes neither spec nor annotations, so that an invalid definition older than
+// these rules can still be labeled, owned and deleted.
 func (r *reviewer) validateDefinition(_ context.Context, req admission.Request) admission.Response {
 	def, old := &netattach.Definition{}, &netattach.Definition{}
 	if err := json.Unmarshal(req.Object.Raw, def); err != nil {
@@ -146,10 +150,10 @@ func (r *reviewer) validateDefinition(_ context.Context, req admission.Request) 
 	return r.answer(&req, "NetworkAttachmentDefinition", rules.Definition(def))
 }
 
-// answer turns findings into the answer of a review: errors refuse, as causes with
-// the paths of their fields, warnings are shown to the user. kind is what was looked
-// at: that of the request is whatever its sender wrote, and counting by it would
-// give strangers any number of series.
+// answer turns findings into the response to a review. Errors refuse the object and
+// become causes with the paths of their fields; warnings are shown to the user. kind
+// is the kind that was reviewed. The request's own kind is whatever the sender wrote:
+// counting by it would let strangers create any number of series.
 func (r *reviewer) answer(req *admission.Request, kind string, found []rules.Finding) admission.Response {
 	var causes []metav1.StatusCause
 	var texts, warnings []string
@@ -174,13 +178,13 @@ func (r *reviewer) answer(req *admission.Request, kind string, found []rules.Fin
 	return resp
 }
 
-// The API server drops what is longer.
+// Limits of a response's warnings: the API server drops what exceeds them.
 const (
 	maxWarnings = 10
 	maxWarning  = 256
 )
 
-// clip shortens warnings to what the API server passes on.
+// clip shortens warnings to the limits, in number and in bytes each.
 func clip(warnings []string) []string {
 	var out []string
 	for _, w := range warnings[:min(len(warnings), maxWarnings)] {

@@ -18,13 +18,13 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// source has the definition b of namespace shop, or an error.
+// source has the definition shop/b and no other, or fails with err.
 type source struct {
 	err   error
-	asked int // how often the API server would have been
+	asked int // calls that would have gone to the API server
 }
 
-// Local implements definitions; nothing is in memory.
+// Local implements definitions. Nothing is in memory.
 func (s *source) Local(_ context.Context, namespace, name string) (*netattach.Definition, error) {
 	return nil, fmt.Errorf("%s/%s: %w", namespace, name, kube.ErrNotFound)
 }
@@ -35,7 +35,7 @@ func (s *source) Definition(_ context.Context, namespace, name string) (*netatta
 	if s.err != nil {
 		return nil, fmt.Errorf("%s/%s: %w", namespace, name, s.err)
 	}
-	if namespace == "shop" && name == "b" { // stands on a resource
+	if namespace == "shop" && name == "b" { // needs a device
 		def := &netattach.Definition{Spec: netattach.DefinitionSpec{Config: `{"type":"host-device"}`}}
 		def.Namespace, def.Name, def.Annotations = namespace, name, map[string]string{netattach.ResourceNameAnnotation: "x.example/b"}
 		return def, nil
@@ -43,7 +43,7 @@ func (s *source) Definition(_ context.Context, namespace, name string) (*netatta
 	return nil, fmt.Errorf("%s/%s: %w", namespace, name, kube.ErrNotFound)
 }
 
-// spec makes a pod that selects networks; rest follows in its spec.
+// spec returns a pod in JSON that selects networks and has rest in its spec.
 func spec(networks, rest string) string {
 	return fmt.Sprintf(`{"metadata":{"annotations":{"k8s.v1.cni.cncf.io/networks":%q}},"spec":{%s}}`, networks, rest)
 }
@@ -61,7 +61,7 @@ func newReviewer(t *testing.T, s *source) *reviewer {
 	return &reviewer{rules: r, definitions: s, metrics: m}
 }
 
-// review makes the review of an object of namespace shop.
+// review returns the review of an object in namespace shop.
 func review(operation admissionv1.Operation, raw, old string) admission.Request {
 	return admission.Request{AdmissionRequest: admissionv1.AdmissionRequest{
 		Operation: operation, Namespace: "shop", Name: "x", Object: runtime.RawExtension{Raw: []byte(raw)}, OldObject: runtime.RawExtension{Raw: []byte(old)},
@@ -73,7 +73,7 @@ func TestReviewsOfPods(t *testing.T) {
 	for name, tc := range map[string]struct {
 		raw      string
 		err      error
-		mutated  int // operations, -1 for a refusal
+		mutated  int // patch operations, -1 for a refusal
 		code     int32
 		says     string
 		warnings int
@@ -104,8 +104,8 @@ func TestReviewsOfPods(t *testing.T) {
 	}
 }
 
-// TestAPodCostsLittle: one that selects what nobody made is not looked up name by
-// name.
+// TestAPodCostsLittle proves that a pod which selects 200 absent definitions makes at
+// most maxAsked calls to the API server.
 func TestAPodCostsLittle(t *testing.T) {
 	names := make([]string, 200)
 	for i := range names {

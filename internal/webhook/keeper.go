@@ -17,10 +17,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// keeper keeps the certificates: it makes them when they are due, publishes the
-// authorities in the webhook configurations and holds the certificate to serve
-// with. Every replica has one, without a leader: each step is one update of the
-// Secret, of which the API server lets one replica through.
+// keeper issues and rotates the certificates, publishes the authorities in the
+// webhook configurations and holds the serving certificate. Every replica runs one
+// and there is no leader: a step is a single update of the Secret, and the API server
+// rejects all concurrent updates but one as conflicts.
 type keeper struct {
 	client        client.Client
 	log           *slog.Logger
@@ -28,17 +28,18 @@ type keeper struct {
 	configuration string // name of both configurations
 	names         []string
 	life          lifetimes
-	settle        time.Duration // how long until every API server trusts what is published
+	settle        time.Duration // how long until every API server trusts a published authority
 	interval      time.Duration
 	gauge         func(ca, serving time.Time)
 
 	current   atomic.Pointer[tls.Certificate]
-	published atomic.Bool // and current is set
-	newest    []byte      // authority that was first among those published, in DER
-	since     time.Time   // when it was seen first
+	published atomic.Bool // the authorities are published, and current is set
+	newest    []byte      // the newest published authority, in DER
+	since     time.Time   // when this replica first published or saw newest
 }
 
-// Start keeps the certificates until ctx ends; it implements manager.Runnable.
+// Start implements manager.Runnable: it checks the certificates every interval until
+// ctx ends. A failed check is logged and repeated.
 func (k *keeper) Start(ctx context.Context) error {
 	ticker := time.NewTicker(k.interval)
 	defer ticker.Stop()
@@ -54,7 +55,7 @@ func (k *keeper) Start(ctx context.Context) error {
 	}
 }
 
-// certificate returns what to serve with; it is for tls.Config.
+// certificate returns the serving certificate; it is tls.Config's GetCertificate.
 func (k *keeper) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c := k.current.Load()
 	if c == nil {
@@ -63,7 +64,8 @@ func (k *keeper) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return c, nil
 }
 
-// step does once what is due.
+// step reads the Secret, replaces the certificates that are due and publishes the
+// authorities.
 func (k *keeper) step(ctx context.Context, now time.Time) error {
 	secret := &corev1.Secret{}
 	if err := k.client.Get(ctx, k.secret, secret); err != nil {
@@ -80,7 +82,7 @@ func (k *keeper) step(ctx context.Context, now time.Time) error {
 		}
 		err := k.client.Update(ctx, secret)
 		if apierrors.IsConflict(err) {
-			return nil // another replica did it; the next step sees what
+			return nil // another replica did this step; the next check reads the result
 		}
 		if err != nil {
 			return fmt.Errorf("write Secret %s: %w", k.secret, err)
@@ -99,13 +101,13 @@ func (k *keeper) step(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// trusted reports whether the newest authority has been published long enough.
+// trusted reports whether the newest authority has been published for the settle time.
 func (k *keeper) trusted(m *material, now time.Time) bool {
 	return len(m.cas) > 0 && bytes.Equal(m.cas[0].Raw, k.newest) && now.Sub(k.since) >= k.settle
 }
 
-// publish writes the authorities into the configurations. One that does not exist
-// is not in use, both cannot be.
+// publish writes the authorities into the two webhook configurations. A cluster may
+// use only one of them, so one may be absent, but not both.
 func (k *keeper) publish(ctx context.Context, bundle []byte) error {
 	mutating, validating := &admissionregistrationv1.MutatingWebhookConfiguration{}, &admissionregistrationv1.ValidatingWebhookConfiguration{}
 	missing := 0
@@ -133,8 +135,8 @@ func (k *keeper) publish(ctx context.Context, bundle []byte) error {
 	return nil
 }
 
-// trust sets the authorities of every webhook of a configuration, and reports
-// whether that changed it.
+// trust sets caBundle in every webhook of a configuration, and reports whether that
+// changed the configuration.
 func trust(configuration client.Object, bundle []byte) bool {
 	var clients []*admissionregistrationv1.WebhookClientConfig
 	switch c := configuration.(type) {

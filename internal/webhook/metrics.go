@@ -8,20 +8,22 @@ import (
 	"github.com/manifold-cni/manifold/internal/rules"
 )
 
-// metrics are those beside controller-runtime's own of requests and their latency.
+// metrics are the webhook's own metrics. controller-runtime has those of requests and
+// their latency.
 type metrics struct {
 	findings *prometheus.CounterVec
 	devices  prometheus.Counter
 	expiry   *prometheus.GaugeVec
 }
 
-// newMetrics registers the metrics.
+// newMetrics creates the metrics and registers them.
 func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		findings: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "manifold_webhook_findings_total", Help: "What was wrong with objects, by kind and severity; errors refused them.",
 		}, []string{"kind", "severity"}),
-		// Not by resource: whoever may write definitions could invent any number.
+		// No label for the resource: anybody who may write definitions could create any
+		// number of series.
 		devices: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "manifold_webhook_injected_devices_total", Help: "Devices requested for pods that did not ask for them.",
 		}),
@@ -37,15 +39,15 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
-// found counts a finding.
+// found counts a finding about an object of kind.
 func (m *metrics) found(kind string, s rules.Severity) {
 	m.findings.WithLabelValues(kind, string(s)).Inc()
 }
 
-// injected counts devices.
+// injected counts devices that were requested for a pod.
 func (m *metrics) injected(devices int64) { m.devices.Add(float64(devices)) }
 
-// expires tells when certificates expire.
+// expires records when the newest authority and the serving certificate expire.
 func (m *metrics) expires(ca, serving time.Time) {
 	m.expiry.WithLabelValues("authority").Set(float64(ca.Unix()))
 	m.expiry.WithLabelValues("serving").Set(float64(serving.Unix()))

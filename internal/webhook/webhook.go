@@ -1,15 +1,17 @@
-// Package webhook is admission: it refuses definitions and pods that no node could
-// serve, and gives pods what their networks need of the scheduler and the kubelet.
+// Package webhook implements admission. It refuses definitions and pods that no node
+// could serve, and adds to pods what their networks need from the scheduler and the
+// kubelet.
 //
-// [Run] serves three reviews over TLS. Pods are first mutated: a network whose
-// definition names a resource gets its device requested (see inject). Then pods and
-// definitions are validated, by package rules, whose findings become causes with
-// the paths of fields, or warnings. What decides is pure and has no state but the
-// definitions, so any number of replicas serve side by side.
+// [Run] serves three reviews over TLS. Pods are mutated first: a network whose
+// definition names a resource gets a request for a device (see package inject). Pods
+// and definitions are then validated by package rules; its findings become causes
+// with field paths, or warnings. The decision depends only on the object and the
+// definitions, so any number of replicas can serve side by side.
 //
-// Certificates are the package's own (see keeper), or files that somebody else
-// renews. A replica is ready when it can answer: certificate published, definitions
-// complete. Told to stop it serves on until nobody calls it any more.
+// The replicas issue their own certificates (see keeper) or serve with files that
+// somebody else renews. A replica is ready once its certificate is published and its
+// definitions are complete. When told to stop, it keeps serving for [Options.Drain],
+// so that no call meets a closed port.
 package webhook
 
 import (
@@ -50,8 +52,8 @@ const (
 	pathValidateDefinitions = "/validate-definitions"
 )
 
-// Options say how to serve. Zero values are not replaced: the program's flags have
-// the defaults.
+// Options configure [Run]. Zero values are not replaced: the defaults are those of
+// the program's flags.
 type Options struct {
 	Kubeconfig   string          // a file; empty inside a pod
 	PluginConfig json.RawMessage // the plugin's configuration on the nodes; nil for the defaults
@@ -59,10 +61,10 @@ type Options struct {
 	Port         int
 	Metrics      string        // address of /metrics, "0" for none
 	Health       string        // address of /healthz and /readyz, "0" for none
-	CertDir      string        // with tls.crt and tls.key, renewed by somebody else; empty for own certificates
-	Drain        time.Duration // how long to serve after being told to stop
+	CertDir      string        // holds tls.crt and tls.key, which somebody else renews; empty to issue certificates here
+	Drain        time.Duration // how long to keep serving after ctx ends
 
-	// Of own certificates.
+	// For certificates that are issued here.
 	Namespace     string // of Secret and Service
 	Secret        string
 	Service       string
@@ -70,10 +72,10 @@ type Options struct {
 	CALifetime    time.Duration
 	CertLifetime  time.Duration // at most a third of CALifetime
 	Settle        time.Duration // how long a new authority is published before it signs
-	Interval      time.Duration // between looking at the certificates
+	Interval      time.Duration // between checks of the certificates
 }
 
-// check refuses what cannot be kept.
+// check refuses options that cannot work, as an InvalidConfig error.
 func (o *Options) check() error {
 	const op = "read options"
 	if o.CertDir != "" {
@@ -91,7 +93,7 @@ func (o *Options) check() error {
 	return nil
 }
 
-// names returns the DNS names under which the API server calls.
+// names returns the DNS names under which the API server calls the Service.
 func (o *Options) names() []string {
 	return []string{o.Service + "." + o.Namespace + ".svc", o.Service + "." + o.Namespace + ".svc.cluster.local"}
 }
@@ -102,12 +104,13 @@ type server struct {
 	log      *slog.Logger
 	manager  manager.Manager
 	informer *kube.DefinitionInformer
-	keeper   *keeper // nil with certificates in a directory
+	keeper   *keeper // nil when the certificates come from a directory
 	stopping atomic.Bool
 }
 
-// Run serves until ctx ends, and then as long as Drain says and requests are under
-// way.
+// Run serves until ctx ends, then for o.Drain more, and then until the requests in
+// flight have been answered. It returns the error that kept it from starting or
+// serving; stopping because ctx ended is no error.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	ctrllog.SetLogger(logr.FromSlogHandler(log.Handler()))
 	s := &server{Options: o, log: log}
@@ -137,7 +140,8 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	return s.manager.Start(serving)
 }
 
-// assemble puts the replica together.
+// assemble creates the manager and adds the reviews, the informer, the keeper and the
+// probes to it.
 func (s *server) assemble(config *rest.Config) error {
 	r, err := rules.New(s.PluginConfig, notThere)
 	if err != nil {
@@ -182,8 +186,8 @@ func (s *server) assemble(config *rest.Config) error {
 	return errors.Join(s.manager.AddHealthzCheck("ping", healthz.Ping), s.manager.AddReadyzCheck("serving", s.ready))
 }
 
-// keep makes the keeper of own certificates. Its client has no cache: it reads
-// three objects.
+// keep creates the keeper. Its client has no cache, because it only ever reads three
+// objects.
 func (s *server) keep(config *rest.Config, scheme *runtime.Scheme, m *metrics) error {
 	c, err := client.New(config, client.Options{Scheme: scheme})
 	if err != nil {
@@ -196,11 +200,12 @@ func (s *server) keep(config *rest.Config, scheme *runtime.Scheme, m *metrics) e
 	return nil
 }
 
-// register serves the reviews. The API server keeps its connections (HTTP/1.1, not
-// shared by requests) and does not send a review twice: one that it sends just when
-// an idle connection is closed fails. So from the moment that this replica is to
-// stop it asks, with each answer, for the connection not to be used again; those
-// that are left when it stops have been idle for all that time.
+// register registers the handlers of the reviews.
+//
+// The API server keeps its connections open (HTTP/1.1, one request at a time) and does
+// not retry a review: a review sent just as an idle connection closes fails. A
+// stopping replica therefore answers with "Connection: close". The connections that
+// remain at the end of the drain have been idle throughout it.
 func (s *server) register(r *reviewer) {
 	for path, handle := range map[string]admission.HandlerFunc{
 		pathMutatePods: r.mutatePod, pathValidatePods: r.validatePod, pathValidateDefinitions: r.validateDefinition,
@@ -215,7 +220,7 @@ func (s *server) register(r *reviewer) {
 	}
 }
 
-// ready returns why the replica cannot serve, nil when it can.
+// ready returns nil when the replica can serve, otherwise why it cannot.
 func (s *server) ready(r *http.Request) error {
 	switch {
 	case s.stopping.Load():
