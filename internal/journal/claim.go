@@ -16,35 +16,35 @@ import (
 )
 
 // Claims say which sandbox a device serves: one file per device in the directory
-// "devices", which holds the journal's key. A claim is taken before the delegate
-// runs, by ADD and by DEL, and given back when DEL has done with the device. It
-// decides nothing alone: a claim whose journal is gone is void, and where a claim
-// cannot be read, the journals say whose the device is. What it is for is the DEL
-// that comes late, when the device serves another sandbox already, or is about to.
+// "devices", which holds the journal's key. ADD and DEL take the claim before the
+// delegate runs, and DEL gives it back when it is done with the device. A claim
+// decides nothing alone: a claim whose journal is gone is void, and the journals tell
+// who holds the device when the claim cannot be read. Claims exist for the late DEL:
+// by then the device may already serve another sandbox, or be about to.
 
-// claimsDir is the directory of claims in the journal's.
+// claimsDir is the directory of claims inside the journal directory.
 const claimsDir = "devices"
 
-// maxClaim bounds a claim's file, in bytes.
+// maxClaim is the largest claim file that is read, in bytes.
 const maxClaim = 4096
 
-// RepairKey is the key of whoever repairs a device, which is no sandbox: it has no
-// journal, and holds its lock while it works.
+// RepairKey is the key of whoever repairs a device. It is no sandbox: it has no
+// journal, only a lock that is held during the repair.
 func RepairKey(device string) Key { return Key{ContainerID: "reconcile", IfName: device} }
 
-// IsRepairLock reports whether the file of that name in a journal directory is the
-// lock of whoever repairs a device.
+// IsRepairLock reports whether name is the name of a repair's lock file in a journal
+// directory.
 func IsRepairLock(name string) bool {
 	stem, ok := strings.CutSuffix(name, lockSuffix)
 	k, isKey := ParseKey(stem)
 	return ok && isKey && k == RepairKey(k.IfName)
 }
 
-// Claim makes k the holder of a device, named by its PCI address, and returns k;
-// or returns the present holder, when that is another one of which held says
-// that it still has the device. A claim that k has already is not written again.
-// The error is of kind [cnierr.JournalCorrupt] when neither the claim nor a journal
-// can be read that may be the holder's.
+// Claim makes k the holder of a device, given by its PCI address, and returns k. When
+// another sandbox holds the claim and held confirms that it still has the device,
+// Claim returns that holder instead. A claim that k already holds is not written
+// again. The error is of kind [cnierr.JournalCorrupt] when the claim cannot be read
+// and neither can a journal that may be the holder's.
 func (d Dir) Claim(ctx context.Context, device string, k Key, held func(Key) (bool, error)) (holder Key, err error) {
 	err = d.withClaim(ctx, device, os.O_CREATE|os.O_RDWR, func(f *os.File) error {
 		claimed, sound := readClaim(f)
@@ -74,9 +74,9 @@ func (d Dir) Claim(ctx context.Context, device string, k Key, held func(Key) (bo
 	return holder, err
 }
 
-// user returns the sandbox, other than k, of which a journal says that it has the
-// device; of several the one that tried it last, and the zero Key for none. A
-// journal that cannot be read is an error, since it may be that one's.
+// user returns the sandbox, other than k, whose journal says that it has the device.
+// Of several it is the one that tried the device last; it is the zero Key when there
+// is none. An unreadable journal is an error, since it may be the holder's.
 func (d Dir) user(device string, k Key) (user Key, err error) {
 	var last time.Time
 	err = d.others(k, func(other Key, e *Entry, err error) error {
@@ -94,8 +94,8 @@ func (d Dir) user(device string, k Key) (user Key, err error) {
 	return user, nil
 }
 
-// others visits the journals of all sandboxes but k, each with the error that keeps it
-// from being read, until one visit fails.
+// others visits the journals of all sandboxes except k, each with the error from
+// reading it, until a visit fails.
 func (d Dir) others(k Key, visit func(other Key, e *Entry, err error) error) error {
 	keys, err := d.List()
 	if err != nil {
@@ -107,7 +107,7 @@ func (d Dir) others(k Key, visit func(other Key, e *Entry, err error) error) err
 		}
 		e, err := d.Open(other)
 		if errors.Is(err, os.ErrNotExist) {
-			continue // released meanwhile
+			continue // released in the meantime
 		}
 		if err := visit(other, e, err); err != nil {
 			return err
@@ -116,12 +116,13 @@ func (d Dir) others(k Key, visit func(other Key, e *Entry, err error) error) err
 	return nil
 }
 
-// Had returns the attachment by which a sandbox of this boot, other than k, has or had
-// a device of this ID, and resource if device has one, whose PCI function is known; of
-// several the one that was begun last, and nil for none. What the ID names may have
-// left the host with the device, and such a journal alone says what that is. The
-// journal of a sandbox that has a claim, and that cannot be read, is an error where no
-// other tells, since it may be that one's; without a claim the sandbox has no VF.
+// Had returns the attachment through which another sandbox of this boot has or had
+// the device with this ID (and with this resource, if device names one), provided
+// that its PCI function is known. Of several it is the one begun last; it is nil when
+// there is none. The netdev or device that the ID names may have left the host, and
+// then only such a journal tells which PCI function it was. When no readable journal
+// answers, the unreadable journal of a sandbox that holds a claim is an error, since
+// it may be the right one. A sandbox without a claim has no VF.
 func (d Dir) Had(ctx context.Context, k Key, device *plan.Device) (*plan.Attachment, error) {
 	var out *plan.Attachment
 	var begun time.Time
@@ -146,8 +147,8 @@ func (d Dir) Had(ctx context.Context, k Key, device *plan.Device) (*plan.Attachm
 	return nil, unread
 }
 
-// had returns the unreleased attachment of a device of this ID whose PCI function is
-// known, nil for none, and where the node has been booted since.
+// had returns the unreleased attachment of the device with this ID whose PCI function
+// is known. It returns nil when there is none or when the journal is of another boot.
 func (e *Entry) had(device *plan.Device) *plan.Attachment {
 	if !e.SameBoot() {
 		return nil
@@ -161,8 +162,8 @@ func (e *Entry) had(device *plan.Device) *plan.Attachment {
 	return nil
 }
 
-// tried returns when the device was last about to be given to the sandbox, the zero
-// time when the sandbox never had it or has given it back.
+// tried returns when the sandbox last tried to attach the device. It is the zero time
+// when the sandbox never had the device or has given it back.
 func (e *Entry) tried(device string) (last time.Time) {
 	for _, i := range e.Unreleased() {
 		if on := e.Plan.Attachments[i].Device; on == nil || on.PCIAddress != device {
@@ -177,7 +178,7 @@ func (e *Entry) tried(device string) (last time.Time) {
 	return last
 }
 
-// Claimed returns the devices that k holds, in order of their names.
+// Claimed returns the devices that k holds, ordered by PCI address.
 func (d Dir) Claimed(ctx context.Context, k Key) ([]string, error) {
 	var out []string
 	err := d.claims(ctx, func(device string, holder Key, _ bool) {
@@ -191,14 +192,14 @@ func (d Dir) Claimed(ctx context.Context, k Key) ([]string, error) {
 	return out, nil
 }
 
-// mayHave reports whether k holds a device, or a claim cannot be read, which may be
+// mayHave reports whether k holds a device, or whether an unreadable claim may be
 // k's.
 func (d Dir) mayHave(ctx context.Context, k Key) (may bool, err error) {
 	err = d.claims(ctx, func(_ string, holder Key, sound bool) { may = may || !sound || holder == k })
 	return may, err
 }
 
-// claims visits all claims, each with its holder as readClaim returns it.
+// claims visits all claims with what readClaim returns for each.
 func (d Dir) claims(ctx context.Context, visit func(device string, holder Key, sound bool)) error {
 	files, err := os.ReadDir(filepath.Join(d.Path, claimsDir))
 	if errors.Is(err, os.ErrNotExist) {
@@ -220,8 +221,8 @@ func (d Dir) claims(ctx context.Context, visit func(device string, holder Key, s
 	return nil
 }
 
-// Holder returns who claimed a device last, the zero Key for nobody, and where the
-// claim cannot be read.
+// Holder returns who claimed a device last. It is the zero Key when nobody did and
+// when the claim cannot be read.
 func (d Dir) Holder(ctx context.Context, device string) (holder Key, err error) {
 	err = d.withClaim(ctx, device, os.O_RDWR, func(f *os.File) error {
 		holder, _ = readClaim(f)
@@ -233,13 +234,13 @@ func (d Dir) Holder(ctx context.Context, device string) (holder Key, err error) 
 	return holder, err
 }
 
-// Unclaim gives a device back that k holds; another's claim is left alone.
+// Unclaim gives back a device that k holds. It leaves a claim of another alone.
 func (d Dir) Unclaim(ctx context.Context, device string, k Key) error {
 	err := d.withClaim(ctx, device, os.O_RDWR, func(f *os.File) error {
 		if holder, _ := readClaim(f); holder != k {
 			return nil
 		}
-		return f.Truncate(0) // the file stays: removing it would race with its lock
+		return f.Truncate(0) // the file stays: removing it would race with its flock
 	})
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -247,7 +248,7 @@ func (d Dir) Unclaim(ctx context.Context, device string, k Key) error {
 	return err
 }
 
-// withClaim runs do on a device's locked file.
+// withClaim runs do on the device's claim file, opened with flags and locked.
 func (d Dir) withClaim(ctx context.Context, device string, flags int, do func(*os.File) error) error {
 	const op = "claim device"
 	path, err := d.deviceFile(op, claimsDir, device)
@@ -282,15 +283,15 @@ func (d Dir) withClaim(ctx context.Context, device string, flags int, do func(*o
 	if err := do(f); err != nil {
 		var typed *cnierr.Error
 		if errors.As(err, &typed) {
-			return err // not of this file
+			return err // already has its operation
 		}
 		return ioError(op, err)
 	}
 	return nil
 }
 
-// readClaim returns the key in a claim's file, the zero Key for none, and whether
-// it can be read: a power failure may leave half of it, or anything.
+// readClaim returns the key in a claim file, the zero Key when the file is empty, and
+// whether the file can be read. After a power failure it may hold anything.
 func readClaim(f *os.File) (k Key, sound bool) {
 	raw, err := io.ReadAll(io.NewSectionReader(f, 0, maxClaim))
 	if err == nil && len(raw) == 0 {

@@ -57,7 +57,7 @@ func TestClaims(t *testing.T) {
 	if err := d.Unclaim(ctx, vf, a); err != nil {
 		t.Error(err)
 	}
-	holds(b) // a late release does not touch the next owner's
+	holds(b) // a late release does not touch the next owner's claim
 	if err := d.Unclaim(ctx, vf, b); err != nil {
 		t.Error(err)
 	}
@@ -69,7 +69,8 @@ func TestClaims(t *testing.T) {
 	}
 }
 
-// A claim that one has is not written again: each DEL asks for it.
+// DEL asks for its claim each time: a claim that the sandbox already holds is not
+// rewritten.
 func TestOwnClaimIsNotWritten(t *testing.T) {
 	d, k := Dir{Path: t.TempDir()}, Key{"a", "eth0"}
 	claims(t, d, k, true)
@@ -84,7 +85,7 @@ func TestOwnClaimIsNotWritten(t *testing.T) {
 	}
 }
 
-// user begins a sandbox's journal, which says that it has the device.
+// user begins the journal of a sandbox that has the device.
 func user(t *testing.T, d Dir, id string) *Entry {
 	t.Helper()
 	e, err := d.Begin(t.Context(), Key{id, "eth0"}, &plan.Plan{Attachments: []plan.Attachment{{}, {Device: &plan.Device{PCIAddress: vf}}}})
@@ -95,7 +96,7 @@ func user(t *testing.T, d Dir, id string) *Entry {
 	return e
 }
 
-// Whose a device is whose claim is damaged, the journals say.
+// A damaged claim does not lose the device: the journals tell who holds it.
 func TestDamagedClaim(t *testing.T) {
 	ctx, self := t.Context(), Key{"self", "eth0"}
 	for name, damage := range map[string]string{"torn": "a@eth", "zeros": "\x00\x00\x00\x00", "no key": "nonsense\n"} {
@@ -154,8 +155,8 @@ func TestClaimed(t *testing.T) {
 	has(vf, "0000:21:10.6")
 }
 
-// A journal that cannot be read may tell what a name means only where its sandbox has
-// a claim, or may have one.
+// The unreadable journal of a sandbox matters to Had only when the sandbox has a
+// claim or may have one.
 func TestUnreadableJournalOfWhoHasNoDevice(t *testing.T) {
 	ctx, d, self := t.Context(), Dir{Path: t.TempDir()}, Key{"self", "eth0"}
 	had := func(want ...string) {
@@ -190,7 +191,7 @@ func TestUnreadableJournalOfWhoHasNoDevice(t *testing.T) {
 	had(plain.path, owner.path)
 }
 
-// TestOneOfManyClaimsADevice: of sandboxes that fight for one device one gets it.
+// Of many sandboxes that claim one device at the same time, exactly one gets it.
 func TestOneOfManyClaimsADevice(t *testing.T) {
 	d := Dir{Path: t.TempDir()}
 	var wg sync.WaitGroup

@@ -132,8 +132,7 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestAfterAnotherBootAllThatThePlanNamesIsReleased: steps are not synchronised,
-// so after a power failure the absence of one says nothing.
+// Steps are not synced, so after a power failure a missing step proves nothing.
 func TestAfterAnotherBootAllThatThePlanNamesIsReleased(t *testing.T) {
 	d, e := begun(t, 4)
 	appendAll(t, e, Step{Attachment: 0, Phase: Trying}, Step{Attachment: 1, Phase: Released}, Step{Attachment: 2, Phase: Untouched})
@@ -161,8 +160,8 @@ func TestAfterAnotherBootAllThatThePlanNamesIsReleased(t *testing.T) {
 	}
 }
 
-// A damaged line that is dropped may have been the only one of the attachment that
-// was tried last, and not of those after it.
+// A dropped line may be the only step of the first attachment without steps, but not
+// of those after it.
 func TestADroppedLineMayBeTheOnlyOne(t *testing.T) {
 	d, e := begun(t, 3)
 	appendAll(t, e, Step{Attachment: 0, Phase: Trying}, Step{Attachment: 1, Phase: Trying})
@@ -210,7 +209,8 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// What a damaged journal's sound lines say of devices is found past all damage.
+// Remains finds what the sound lines of a damaged journal say about devices, past all
+// damage.
 func TestRemains(t *testing.T) {
 	d := Dir{Path: t.TempDir()}
 	pod := plan.Pod{Namespace: "shop", Name: "web"}
@@ -253,7 +253,7 @@ func TestRemains(t *testing.T) {
 	}
 }
 
-// ordinary is the plan of a pod with a bridge as its default network, a VF and a
+// ordinary returns the plan of a pod with a bridge as its default network, a VF and a
 // macvlan.
 func ordinary() *plan.Plan {
 	ipam := `"ipam":{"type":"host-local","ranges":[[{"subnet":"10.56.0.0/16","rangeStart":"10.56.1.1","rangeEnd":"10.56.200.254"}]]}`
@@ -293,7 +293,7 @@ func BenchmarkBegin(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	begin() // the first one makes the directory, and prepares what is encoded
+	begin() // the first one creates the directory and prepares the encoder
 	b.ReportAllocs()
 	for b.Loop() {
 		begin()
@@ -309,9 +309,9 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
-// A plugin that is killed while it begins a journal leaves the file under the name
-// of its sandbox: the next to begin it writes it anew, and who finds nothing else
-// of the sandbox removes it.
+// A plugin that is killed while it begins a journal leaves a temporary file named
+// after its sandbox. The next Begin overwrites it, and whoever finds nothing else of
+// the sandbox removes it.
 func TestWriterKilledBeforeTheJournalHasItsName(t *testing.T) {
 	d := Dir{t.TempDir()}
 	leftover := d.file(key) + newSuffix

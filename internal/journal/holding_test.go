@@ -10,8 +10,9 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// Only what nobody else releases counts: attachments beside the default network,
-// and a default network's device; what may be one of these counts as well.
+// Only what nobody else releases counts: attachments other than the default network,
+// and the device of a default network. An unreadable journal counts, since it may
+// hold one.
 func TestHolding(t *testing.T) {
 	def, second := plan.Attachment{Default: true}, plan.Attachment{}
 	onDevice := plan.Attachment{Default: true, Device: &plan.Device{ID: "0000:00:01.0"}}
@@ -52,8 +53,8 @@ func TestHolding(t *testing.T) {
 	}
 }
 
-// A sandbox that somebody works on may get anything; a lock that a killed plugin
-// left without a journal means nothing, and goes.
+// A sandbox that is being worked on may get anything, so it counts. A lock file that
+// a killed plugin left without a journal does not count, and is removed.
 func TestHoldingWhileASandboxIsWorkedOn(t *testing.T) {
 	d := Dir{t.TempDir()}
 	l, err := d.Lock(context.Background(), key)

@@ -1,25 +1,23 @@
-// Package journal is the write-ahead record of every attachment on the node: the
-// only state that Manifold keeps.
+// Package journal is the write-ahead record of every attachment on the node. It is
+// the only state that Manifold keeps.
 //
-// There is one journal per sandbox and interface name of the runtime, a file
-// "<container ID>@<interface>.journal" in the journal directory. It is a log of
-// lines:
+// There is one journal per sandbox and runtime interface name: the file "<container
+// ID>@<interface>.journal" in the journal directory. It is a log of lines:
 //
 //	<crc32c, 8 hex digits> <JSON record>\n
 //
-// The first record holds the format's version and the whole plan. It is written
-// before the first delegate runs: to a temporary file, synchronised, renamed,
-// and the directory synchronised, so that after a power failure either the whole
-// record exists or no delegate has run. Each later record is one step and is
-// appended with one write. Steps need not survive a power failure: a tear-down
-// of all that the plan names, which is what a lost step causes, releases
-// everything, because a delegate's DEL succeeds without an ADD (CNI
-// specification, section DEL). A torn last line is therefore ignored; a damaged
-// line before the last is [cnierr.JournalCorrupt].
+// The first record holds the format version and the whole plan. It is written before
+// the first delegate runs: to a temporary file, which is synced and renamed before
+// the directory is synced. After a power failure, either the whole record exists or
+// no delegate has run. Each later record is one step and is appended with one write.
+// Steps need not survive a power failure: when one is lost, the tear-down covers
+// everything that the plan names, and that is safe because a delegate's DEL succeeds
+// without an ADD (CNI specification, section DEL). A torn last line is therefore
+// ignored. A damaged line before the last is [cnierr.JournalCorrupt].
 //
-// Beside each journal stands a lock, "<container ID>@<interface>.lock". Its file
-// descriptor is inherited by every delegate that Manifold starts, so the lock
-// outlives a killed shim for as long as its orphaned delegate runs, see [Lock].
+// Beside each journal stands a lock, "<container ID>@<interface>.lock". Every
+// delegate that Manifold starts inherits its file descriptor, so the lock outlives a
+// killed shim for as long as an orphaned delegate runs, see [Lock].
 package journal
 
 import (
@@ -43,23 +41,23 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// Version is the format's version as written by this code. A journal of a newer
-// version is refused with [cnierr.JournalVersion]; it is never guessed at.
+// Version is the format version that this code writes. A journal of a newer version
+// is refused with [cnierr.JournalVersion], never guessed at.
 const Version = 1
 
-// maxFile bounds a journal that is read, in bytes.
+// maxFile is the largest journal that is read, in bytes.
 const maxFile = 64 << 20
 
-// Phase is what a step says of its attachment.
+// Phase is the state that a step records for its attachment.
 type Phase string
 
-// The phases of an attachment. Trying to Released is the normal life.
+// The phases of an attachment. The normal life runs from Trying to Released.
 const (
 	Trying   Phase = "trying"   // the delegate's ADD is about to run
 	Attached Phase = "attached" // its result is recorded
 	Verified Phase = "verified" // the interface was compared with the plan
 	Routed   Phase = "routed"   // the sandbox's default routes were set, and the result says so
-	// Untouched: no program of the delegate chain could be started, so there is
+	// Untouched: no plugin of the delegate chain could be started, so there is
 	// nothing to release.
 	Untouched     Phase = "untouched"
 	Releasing     Phase = "releasing"      // the delegate's DEL is about to run
@@ -67,15 +65,15 @@ const (
 	ReleaseFailed Phase = "release-failed" // its DEL failed and will be retried
 )
 
-// Step is one record after the first.
+// Step is a record after the first.
 type Step struct {
 	Attachment int             `json:"attachment"` // index into the plan's attachments
 	Phase      Phase           `json:"phase"`
 	Result     json.RawMessage `json:"result,omitempty"`  // of Attached and Routed
-	Before     json.RawMessage `json:"before,omitempty"`  // of Trying: the device as it was, see package verify
+	Before     json.RawMessage `json:"before,omitempty"`  // of Trying: the device before the delegate ran, see package verify
 	Error      string          `json:"error,omitempty"`   // of ReleaseFailed
 	Checked    []string        `json:"checked,omitempty"` // of Verified: what was compared and found equal
-	Differs    []string        `json:"differs,omitempty"` // of Verified: what differed and was let pass, one sentence each
+	Differs    []string        `json:"differs,omitempty"` // of Verified: what differed and was tolerated, one sentence each
 	Time       time.Time       `json:"time"`
 }
 
@@ -87,8 +85,8 @@ type header struct {
 	Plan    *plan.Plan `json:"plan"`
 }
 
-// Key identifies a journal: the sandbox and the interface name that the runtime
-// gave, which together are the runtime's attachment.
+// Key identifies a journal by the sandbox and the interface name that the runtime
+// gave. Together they are the runtime's attachment.
 type Key struct {
 	ContainerID string
 	IfName      string
@@ -98,7 +96,7 @@ type Key struct {
 // container ID cannot contain "@" (CNI specification, CNI_CONTAINERID).
 func (k Key) String() string { return k.ContainerID + "@" + k.IfName }
 
-// ParseKey returns the key of which s is the String, and whether it is one.
+// ParseKey is the inverse of [Key.String]. It reports whether s is a key.
 func ParseKey(s string) (Key, bool) {
 	id, ifName, ok := strings.Cut(s, "@")
 	return Key{ContainerID: id, IfName: ifName}, ok
@@ -111,25 +109,25 @@ const suffix = ".journal"
 
 func (d Dir) file(k Key) string { return filepath.Join(d.Path, k.String()+suffix) }
 
-// Entry is one open journal. It is not safe for concurrent use; the lock that
-// its user holds makes concurrent use impossible.
+// Entry is one open journal. It is not safe for concurrent use; the lock that its
+// user holds rules that out.
 type Entry struct {
 	Key     Key
 	Plan    *plan.Plan
 	Boot    string
 	Created time.Time
 	Steps   []Step
-	// Torn says that the last line was incomplete and has been dropped.
+	// Torn reports that the last line was incomplete and has been dropped.
 	Torn bool
-	// dropped says that a damaged line was dropped, whichever step it was.
+	// dropped reports that a damaged line, of any step, was dropped.
 	dropped bool
 	path    string
-	file    *os.File // for appending, once something was
+	file    *os.File // for appending; opened by the first Append
 }
 
-// Begin writes the first record, durably, and returns the entry. An existing
-// journal of the same key is an error: its owner must be released first. While a
-// garbage collection holds the [Dir.Barrier] Begin waits, until ctx ends.
+// Begin writes the first record durably and returns the entry. An existing journal of
+// the same key is an error, because its attachments must be released first. Begin
+// waits, until ctx ends, while a garbage collection holds the [Dir.Barrier].
 func (d Dir) Begin(ctx context.Context, k Key, p *plan.Plan) (_ *Entry, err error) {
 	op := "begin journal"
 	barrier, err := d.begin(ctx)
@@ -152,7 +150,7 @@ func (d Dir) Begin(ctx context.Context, k Key, p *plan.Plan) (_ *Entry, err erro
 	return e, nil
 }
 
-// Open reads the journal of k. A journal that does not exist is os.ErrNotExist.
+// Open reads the journal of k. The error is os.ErrNotExist when there is none.
 func (d Dir) Open(k Key) (*Entry, error) {
 	e, err := read(d.file(k))
 	if err != nil {
@@ -162,8 +160,8 @@ func (d Dir) Open(k Key) (*Entry, error) {
 	return e, nil
 }
 
-// Stat returns the journal's file information, by which a reader sees that it
-// has changed. A journal that does not exist is os.ErrNotExist.
+// Stat returns the file information of k's journal, from which a reader sees that the
+// journal has changed. The error is os.ErrNotExist when there is none.
 func (d Dir) Stat(k Key) (os.FileInfo, error) {
 	fi, err := os.Stat(d.file(k))
 	if err != nil {
@@ -172,16 +170,16 @@ func (d Dir) Stat(k Key) (os.FileInfo, error) {
 	return fi, nil
 }
 
-// List returns the keys of all journals in the directory; a directory that does
-// not exist has none.
+// List returns the keys of all journals in the directory, none for a directory that
+// does not exist.
 func (d Dir) List() ([]Key, error) { return d.keys(suffix) }
 
-// Locked returns the keys of all sandboxes whose lock has a file: of all that are
-// worked on, with or without a journal, and of those that a journal or a killed
-// process keeps it for.
+// Locked returns the keys of all sandboxes that have a lock file: those being worked
+// on, with or without a journal, those with a journal, and those whose lock a killed
+// process left behind.
 func (d Dir) Locked() ([]Key, error) { return d.keys(lockSuffix) }
 
-// keys returns the keys that files of the directory are named by.
+// keys returns the keys of the directory's files that end in suffix.
 func (d Dir) keys(suffix string) ([]Key, error) {
 	names, err := os.ReadDir(d.Path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -203,8 +201,9 @@ func (d Dir) keys(suffix string) ([]Key, error) {
 	return keys, nil
 }
 
-// Usable returns why no journal could be begun in the directory, which is made
-// where it does not exist: it is no directory, or not writable. Nothing is written.
+// Usable returns an error when no journal could be begun in the directory, because it
+// is no directory or is not writable. It creates a missing directory but writes
+// nothing into it.
 func (d Dir) Usable() error {
 	const op = "begin journal"
 	if err := os.MkdirAll(d.Path, 0o700); err != nil {
@@ -216,9 +215,9 @@ func (d Dir) Usable() error {
 	return nil
 }
 
-// Holding reports whether a sandbox has, or is just being given, more than its
-// default network: what nobody but Manifold releases. A journal that cannot be
-// read may stand for anything.
+// Holding reports whether any sandbox has, or is being given, more than its default
+// network, which nobody but Manifold releases. An unreadable journal counts, since it
+// may stand for anything.
 func (d Dir) Holding() (bool, error) {
 	names, err := os.ReadDir(d.Path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -243,6 +242,8 @@ func (d Dir) Holding() (bool, error) {
 	return false, nil
 }
 
+// holding reports whether e has an unreleased attachment other than a default network
+// without a device.
 func (e *Entry) holding() bool {
 	return slices.ContainsFunc(e.Unreleased(), func(i int) bool {
 		a := &e.Plan.Attachments[i]
@@ -250,8 +251,8 @@ func (e *Entry) holding() bool {
 	})
 }
 
-// Append adds a step. It is in the kernel's page cache when Append returns: safe
-// from the death of any process, not from a power failure.
+// Append adds a step. When Append returns, the step is in the kernel's page cache: it
+// survives the death of any process, but not a power failure.
 func (e *Entry) Append(s Step) error {
 	s.Time = time.Now().UTC()
 	line, err := encode(s)
@@ -264,7 +265,7 @@ func (e *Entry) Append(s Step) error {
 		}
 	}
 	if e.Torn {
-		// The dropped line has no end; give it one, so that it stays apart.
+		// The dropped line lacks its newline. Add it, so that the lines stay apart.
 		line = append([]byte("\n"), line...)
 	}
 	if _, err := e.file.Write(line); err != nil {
@@ -276,7 +277,7 @@ func (e *Entry) Append(s Step) error {
 	return nil
 }
 
-// Close removes the journal: nothing is left of the sandbox.
+// Close removes the journal, once nothing of the sandbox is left.
 func (e *Entry) Close() error {
 	err := os.Remove(e.path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -293,8 +294,8 @@ func (e *Entry) Close() error {
 	return nil
 }
 
-// Phase returns the last phase of attachment i and its last error; "" when it
-// was never tried.
+// Phase returns the last phase of attachment i and the error recorded with it. The
+// phase is "" when the attachment was never tried.
 func (e *Entry) Phase(i int) (Phase, string) {
 	var phase Phase
 	var last string
@@ -306,17 +307,18 @@ func (e *Entry) Phase(i int) (Phase, string) {
 	return phase, last
 }
 
-// Result returns the recorded result of attachment i, nil when there is none.
+// Result returns the last recorded result of attachment i, or nil.
 func (e *Entry) Result(i int) json.RawMessage {
 	return last(e, i, func(s Step) json.RawMessage { return s.Result })
 }
 
-// Before returns what was recorded of attachment i's device before its delegate
-// ran, nil when there is none.
+// Before returns what was recorded about attachment i's device before its delegate
+// ran, or nil.
 func (e *Entry) Before(i int) json.RawMessage {
 	return last(e, i, func(s Step) json.RawMessage { return s.Before })
 }
 
+// last returns the last value that get finds in the steps of attachment i, or nil.
 func last(e *Entry, i int, get func(Step) json.RawMessage) json.RawMessage {
 	var out json.RawMessage
 	for _, s := range e.Steps {
@@ -327,13 +329,13 @@ func last(e *Entry, i int, get func(Step) json.RawMessage) json.RawMessage {
 	return out
 }
 
-// SameBoot reports whether the node has not been booted since the journal was
-// begun: of another boot nothing in the kernel is left.
+// SameBoot reports whether the journal was begun in the current boot. Nothing of an
+// earlier boot is left in the kernel.
 func (e *Entry) SameBoot() bool { return e.Boot == bootID() }
 
-// Gone says why the sandbox does not live any more; empty while it does, and
-// while nobody can tell: an agent in a container may not see the directory of the
-// network namespaces, or see the files in it without what is mounted on them.
+// Gone says why the sandbox no longer exists. It returns "" while the sandbox exists
+// and while that is unknown: an agent in a container may not see the directory of
+// network namespaces, or may see its files without what is mounted on them.
 func (e *Entry) Gone() string {
 	if !e.SameBoot() {
 		return "the node was booted since"
@@ -352,11 +354,11 @@ func (e *Entry) Releasing() bool {
 	return slices.ContainsFunc(e.Steps, func(s Step) bool { return s.Phase == Releasing })
 }
 
-// Unreleased returns the indexes of the attachments that a tear-down must
-// release, in reverse order of attachment: all that were tried and whose DEL has
-// not succeeded. An attachment without a step may have been tried as well, and is
-// released too, where steps can be lost: after another boot, since a power failure
-// loses the last ones, and where a damaged line was dropped, the first such one.
+// Unreleased returns the indexes of the attachments that a tear-down must release, in
+// reverse order of attachment: all that were tried and whose DEL has not succeeded.
+// Where steps can be lost, an attachment without a step may have been tried too.
+// After another boot that is every such attachment, since a power failure loses the
+// last steps; where a damaged line was dropped, it is the first one.
 func (e *Entry) Unreleased() []int {
 	lost := 0
 	switch {
@@ -389,7 +391,7 @@ func read(path string) (*Entry, error) {
 	}
 	defer f.Close()
 	var body bytes.Buffer
-	if fi, err := f.Stat(); err == nil { // as a rule it is read at once, and nothing follows
+	if fi, err := f.Stat(); err == nil { // usually one read gets it all
 		body.Grow(int(min(fi.Size(), maxFile)) + bytes.MinRead)
 	}
 	if _, err := body.ReadFrom(io.LimitReader(f, maxFile+1)); err != nil {
@@ -429,9 +431,9 @@ func decode(data []byte) (*Entry, error) {
 		if n == 0 || cnierr.Is(err, cnierr.JournalVersion) {
 			return nil, err
 		}
-		// Only the last line can be torn, by a power failure. Behind it stands the
-		// end that Append gives it, and the steps of those who went on. What it was
-		// is not known, and nobody may take it as never written.
+		// Only the last line can be torn, by a power failure. Behind it may stand the
+		// newline that Append adds and later steps. The torn step itself is unknown,
+		// so it must not count as never written.
 		if len(bytes.TrimSpace(data)) > 0 && !tornBefore(data) {
 			return nil, fmt.Errorf("line %d: %w", n+1, err)
 		}
@@ -443,8 +445,8 @@ func decode(data []byte) (*Entry, error) {
 	return e, nil
 }
 
-// tornBefore reports whether all that follows a damaged line is sound, which is
-// how a journal looks whose torn last line was followed by new steps.
+// tornBefore reports whether all lines after a damaged one are sound. A journal looks
+// so when new steps follow its torn last line.
 func tornBefore(data []byte) bool {
 	for len(data) > 0 {
 		line, rest, whole := bytes.Cut(data, []byte("\n"))
@@ -456,7 +458,7 @@ func tornBefore(data []byte) bool {
 	return true
 }
 
-// add decodes record n into e.
+// add decodes record n into e. Record 0 is the header.
 func (e *Entry) add(n int, body []byte) error {
 	if n > 0 {
 		var s Step
@@ -493,9 +495,9 @@ func (e *Entry) add(n int, body []byte) error {
 // castagnoli is the reversed polynomial of CRC-32C.
 const castagnoli = 0x82f63b78
 
-// crcTable is the table of a CRC-32C taken a byte at a time. The standard
-// library's is made for megabytes, and preparing it takes every process longer
-// than all that a journal's kilobytes need.
+// crcTable is the table of a bytewise CRC-32C. The standard library's implementation
+// is built for megabytes: in a short-lived process its setup costs more than
+// checksumming the few kilobytes of a journal.
 var crcTable = sync.OnceValue(func() *[256]uint32 {
 	t := &[256]uint32{}
 	for i := range t {
@@ -517,7 +519,7 @@ func checksum(b []byte) uint32 {
 	return ^sum
 }
 
-// encode returns v as one line.
+// encode returns v as a line with its checksum.
 func encode(v any) ([]byte, error) {
 	body, err := json.Marshal(v)
 	if err != nil {
@@ -526,7 +528,7 @@ func encode(v any) ([]byte, error) {
 	return fmt.Appendf(nil, "%08x %s\n", checksum(body), body), nil
 }
 
-// checkLine returns the JSON of a line whose checksum is right.
+// checkLine returns the JSON of a line after checking its checksum.
 func checkLine(line []byte) ([]byte, error) {
 	sum, body, ok := bytes.Cut(line, []byte(" "))
 	if !ok || len(sum) != 8 {
@@ -538,13 +540,13 @@ func checkLine(line []byte) ([]byte, error) {
 	return body, nil
 }
 
-// newSuffix is the ending of a file that is being written, until it has its name.
-// The name says whose it is: a writer that is killed leaves it, and who finds
+// newSuffix ends the name of a file that is still being written. The rest of the name
+// tells whose it is: a killed writer leaves the file behind, and whoever finds
 // nothing else of the sandbox removes it, see [Lock.Unlock].
 const newSuffix = ".new"
 
-// writeDurably creates path with content so that after a power failure it is
-// absent or whole. Its caller is the only one who writes path.
+// writeDurably creates path with content such that after a power failure the file is
+// either absent or complete. No one else may write path at the same time.
 func writeDurably(path string, content []byte) (err error) {
 	dir := filepath.Dir(path)
 	f, err := os.OpenFile(path+newSuffix, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
@@ -584,8 +586,8 @@ func corrupt(op, path string, err error) error {
 		WithFix("look at %s; move it away once nothing of the sandbox is left", path)
 }
 
-// bootID is the kernel's identifier of this boot, empty when it has none: a
-// journal of another boot describes links that no longer exist.
+// bootID is the kernel's identifier of this boot, empty when it has none. A journal
+// of another boot describes links that no longer exist.
 var bootID = sync.OnceValue(func() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -594,14 +596,14 @@ var bootID = sync.OnceValue(func() string {
 	return strings.TrimSpace(string(b))
 })
 
-// Why a journal is set aside.
+// Reasons for setting a journal aside.
 const (
 	AsideCorrupt = "corrupt" // it cannot be read
-	AsideHanded  = "handed"  // another meta-plugin releases the sandbox from now on
+	AsideHanded  = "handed"  // another meta-plugin takes over the release of the sandbox
 )
 
-// SetAside renames a journal, so that it is not found any more and its content
-// stays for people, and returns its new path.
+// SetAside renames the journal of k, so that it is no longer found but stays readable
+// for people, and returns its new path.
 func (d Dir) SetAside(k Key, why string) (string, error) {
 	path := d.file(k)
 	aside := fmt.Sprintf("%s.%s-%d", path, why, time.Now().UnixNano())

@@ -15,23 +15,22 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
-// barrierFile is the barrier between new sandboxes and a
-// garbage collection that is passed on to delegates: an flock on this file of
-// the journal directory. Each ADD passes through it, shared, while it writes its
-// journal's first record; the collection holds it alone from listing the
-// journals to the last delegate's GC. A sandbox is therefore either in that list
-// or begins when the collection has ended.
+// barrierFile is the file in the journal directory whose flock is the barrier between
+// new sandboxes and a garbage collection that is passed on to delegates. Each ADD
+// holds it shared while it writes the first record of its journal. The collection
+// holds it exclusively from listing the journals to the last delegate's GC. A sandbox
+// is therefore either in that list or begins after the collection.
 const barrierFile = "gc.lock"
 
 const lockSuffix = ".lock"
 
-// begin takes the barrier's shared side, waiting until ctx ends.
+// begin takes the shared side of the barrier. It waits until ctx ends.
 func (d Dir) begin(ctx context.Context) (*Lock, error) {
 	return d.barrier(ctx, "wait for garbage collection", unix.LOCK_SH)
 }
 
-// Barrier keeps new journals from being begun until it is unlocked, waiting
-// until ctx ends for those that are being begun.
+// Barrier keeps new journals from being begun until it is unlocked. It waits, until
+// ctx ends, for those that are just being begun.
 func (d Dir) Barrier(ctx context.Context) (*Lock, error) {
 	return d.barrier(ctx, "begin garbage collection", unix.LOCK_EX)
 }
@@ -58,25 +57,25 @@ func (d Dir) barrier(ctx context.Context, op string, how int) (*Lock, error) {
 
 // Lock is the exclusive right to work on one sandbox.
 //
-// It is a flock on an open file whose descriptor every delegate inherits. A
-// flock belongs to the open file, not to a process: while an orphaned delegate
-// of a killed shim runs, the lock is still held, and whoever asks for it knows
-// that the sandbox is still being changed. A shim that ends in order unlocks
-// explicitly, which takes the lock from everybody who inherited it, so that a
-// daemon left by a delegate on purpose holds nothing.
+// It is a flock on an open file whose descriptor every delegate inherits. A flock
+// belongs to the open file, not to a process: while an orphaned delegate of a killed
+// shim runs, the lock is still held, and whoever asks for it knows that the sandbox
+// is still being changed. A shim that exits normally unlocks explicitly. That
+// releases the lock for all who inherited it, so a daemon that a delegate leaves
+// running on purpose holds nothing.
 type Lock struct {
 	file *os.File
 	path string
 }
 
-// File is the descriptor to pass on to delegates.
+// File returns the open lock file, to be inherited by delegates.
 func (l *Lock) File() *os.File { return l.file }
 
-// lockPoll is how often a waiter looks again. flock has no wait with a deadline.
+// lockPoll is how often a waiter retries, because flock cannot wait with a deadline.
 const lockPoll = 5 * time.Millisecond
 
-// Lock takes the lock of k, waiting until ctx ends, and then, when everybody who
-// holds it is an orphaned delegate, ends them. The error of a wait in vain is
+// Lock takes the lock of k and waits for it until ctx ends. If by then only orphaned
+// delegates hold the lock, Lock kills them and takes it. Otherwise the error is
 // [cnierr.Busy].
 func (d Dir) Lock(ctx context.Context, k Key) (*Lock, error) {
 	const op = "lock sandbox"
@@ -106,8 +105,8 @@ func (d Dir) Lock(ctx context.Context, k Key) (*Lock, error) {
 	}
 }
 
-// TryLock takes the lock of k when nobody holds it; nil without an error means
-// that somebody does.
+// TryLock takes the lock of k when nobody holds it. It returns nil without an error
+// when somebody does.
 func (d Dir) TryLock(k Key) (*Lock, error) {
 	l, err := tryLock(filepath.Join(d.Path, k.String()+lockSuffix), unix.LOCK_EX)
 	if err != nil {
@@ -116,8 +115,8 @@ func (d Dir) TryLock(k Key) (*Lock, error) {
 	return l, nil
 }
 
-// underWay reports whether somebody works on a sandbox of which a lock's file was
-// seen.
+// underWay reports whether somebody works on a sandbox that has a lock file. It
+// removes the file when nobody does and the sandbox has no journal.
 func (d Dir) underWay(k Key) (bool, error) {
 	l, err := d.TryLock(k)
 	if err != nil || l == nil {
@@ -127,8 +126,8 @@ func (d Dir) underWay(k Key) (bool, error) {
 	return false, l.Unlock(errors.Is(err, os.ErrNotExist))
 }
 
-// lockEnded takes the lock after its holders were killed: they release it as
-// soon as the kernel has ended them.
+// lockEnded takes the lock after its holders were killed. The kernel releases it as
+// soon as they have exited.
 func lockEnded(op, path string, k Key) (*Lock, error) {
 	const most = 2 * time.Second
 	for end := time.Now().Add(most); time.Now().Before(end); time.Sleep(lockPoll) {
@@ -143,7 +142,8 @@ func lockEnded(op, path string, k Key) (*Lock, error) {
 	return nil, cnierr.New(op, cnierr.Busy, "%s: its orphaned delegate does not end", k)
 }
 
-// tryLock opens and locks path, shared or exclusively; nil without an error means that another holds it.
+// tryLock opens and locks path, shared or exclusive as how says. It returns nil
+// without an error when the lock is held by another.
 func tryLock(path string, how int) (*Lock, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -156,8 +156,8 @@ func tryLock(path string, how int) (*Lock, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	// The former owner may have removed the file between open and lock: then
-	// this lock is on a file that nobody else will ever find.
+	// The former owner may have removed the file between open and lock. Then this
+	// lock is on a file that nobody else will ever find.
 	same, err := sameFile(f, path)
 	if err != nil || !same {
 		return nil, errors.Join(err, f.Close())
@@ -180,16 +180,16 @@ func sameFile(f *os.File, path string) (bool, error) {
 	return os.SameFile(opened, named), nil
 }
 
-// Unlock releases the lock, also where delegates inherited it. With remove the
-// file goes too: for a sandbox of which nothing is left.
+// Unlock releases the lock, also for delegates that inherited it. With remove it
+// deletes the lock file too, for a sandbox of which nothing is left.
 func (l *Lock) Unlock(remove bool) error {
 	var err error
 	if remove {
-		// Removed while still held: a waiter sees that its file is gone. Before it, a
-		// journal that was never begun.
+		// Remove the file while it is still locked, so that a waiter sees it is gone.
+		// First remove a journal that was never begun.
 		unborn := strings.TrimSuffix(l.path, lockSuffix) + suffix + newSuffix
 		for _, path := range []string{unborn, l.path} {
-			// One call where os.Remove, for a file that is not there, makes two.
+			// One system call; os.Remove makes two for a missing file.
 			if e := unix.Unlink(path); !errors.Is(e, os.ErrNotExist) {
 				err = errors.Join(err, e)
 			}
@@ -201,12 +201,12 @@ func (l *Lock) Unlock(remove bool) error {
 	return nil
 }
 
-// marks is the form of a lock's content: the boot's ID, and a time since boot. Its
-// length is always the same, so that a mark is written over another in one call.
+// marks is the format of a lock file's content: boot ID and time since boot in
+// nanoseconds. Its length is fixed, so that one write replaces an older mark.
 const marks = "%s %020d\n"
 
-// Uptime returns the time since boot that timeouts are measured in: no setting of the
-// clock changes it, and a suspended machine's does not pass.
+// Uptime returns the time since boot on the clock that timeouts use. Setting the wall
+// clock does not change it, and it stops while the machine is suspended.
 func Uptime() (time.Duration, error) {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
@@ -215,9 +215,9 @@ func Uptime() (time.Duration, error) {
 	return time.Duration(t.Nano()), nil
 }
 
-// MarkAdded writes into the lock's file that the ADD of its sandbox has succeeded now.
-// The journal's last step would be too early: an ADD still waits for carriers and for
-// its report to be published.
+// MarkAdded records in the lock file that the sandbox's ADD has succeeded now. The
+// time of the journal's last step would be too early: after it, ADD still waits for
+// carriers and for its report to be published.
 func (l *Lock) MarkAdded() error {
 	now, err := Uptime()
 	if err != nil {
@@ -229,11 +229,11 @@ func (l *Lock) MarkAdded() error {
 	return nil
 }
 
-// Added returns the [Uptime] at which the ADD of the lock's sandbox succeeded, and
-// whether that is known: it was in this boot, marked, and is not still to come.
+// Added returns the [Uptime] at which the sandbox's ADD succeeded, and whether it is
+// known: marked in this boot, and not in the future.
 func (l *Lock) Added() (time.Duration, bool) {
 	text := make([]byte, 128)
-	n, _ := l.file.ReadAt(text, 0) // no mark is shorter, and ends it
+	n, _ := l.file.ReadAt(text, 0) // a mark is shorter, so reading it ends with io.EOF
 	boot, at, _ := strings.Cut(strings.TrimSpace(string(text[:n])), " ")
 	v, err := strconv.ParseInt(at, 10, 64)
 	if err != nil || boot != bootID() {
@@ -243,19 +243,18 @@ func (l *Lock) Added() (time.Duration, bool) {
 	return time.Duration(v), err == nil && time.Duration(v) <= now
 }
 
-// EndDescendants kills every process that inherited the lock, other than this
-// one: what a delegate that was ended leaves running, an IPAM plugin for
-// example.
+// EndDescendants kills every other process that inherited the lock: what a killed
+// delegate leaves running, for example an IPAM plugin.
 func (l *Lock) EndDescendants() {
 	for _, pid := range holders(l.path) {
 		if pid != os.Getpid() {
-			_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
+			_ = unix.Kill(pid, unix.SIGKILL) // it may have exited already
 		}
 	}
 }
 
-// endOrphans kills the holders of path when none of them is a Manifold shim, and
-// says who they are and whether they were all orphans.
+// endOrphans kills the holders of path when none of them is a Manifold shim. It
+// returns the holders and whether they were all orphans.
 func endOrphans(path string) (pids []int, ended bool) {
 	self := program("self")
 	pids = holders(path)
@@ -265,13 +264,13 @@ func endOrphans(path string) (pids []int, ended bool) {
 		}
 	}
 	for _, pid := range pids {
-		_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
+		_ = unix.Kill(pid, unix.SIGKILL) // it may have exited already
 	}
 	return pids, true
 }
 
-// program returns the file name of a process's program. An upgrade replaces the
-// file under a running shim, whose link then ends in " (deleted)".
+// program returns the file name of a process's executable. When an upgrade replaces
+// the file under a running shim, the link ends in " (deleted)".
 func program(pid string) string {
 	exe, err := os.Readlink("/proc/" + pid + "/exe")
 	if err != nil {
@@ -280,20 +279,20 @@ func program(pid string) string {
 	return strings.TrimSuffix(filepath.Base(exe), " (deleted)")
 }
 
-// holders returns the processes that have path open.
+// holders returns the IDs of the processes that have path open.
 func holders(path string) []int {
 	want, err := os.Stat(path)
 	if err != nil {
 		return nil
 	}
 	var pids []int
-	procs, _ := os.ReadDir("/proc") // without /proc nobody can be found
+	procs, _ := os.ReadDir("/proc") // without /proc no holder can be found
 	for _, p := range procs {
 		pid, err := strconv.Atoi(p.Name())
 		if err != nil {
 			continue
 		}
-		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid)) // the process may have ended
+		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid)) // the process may have exited
 		for _, fd := range fds {
 			if fi, err := os.Stat(fd); err == nil && os.SameFile(fi, want) {
 				pids = append(pids, pid)

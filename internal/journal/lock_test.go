@@ -11,7 +11,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
-// locked is a directory of journals in which the lock of key is taken.
+// locked returns a journal directory in which the lock of key is held.
 func locked(t *testing.T) (Dir, *Lock) {
 	t.Helper()
 	d := Dir{t.TempDir()}
@@ -22,8 +22,8 @@ func locked(t *testing.T) (Dir, *Lock) {
 	return d, l
 }
 
-// heir is a process that inherits a lock, as delegates do, and would run for longer
-// than any test.
+// heir starts a process that inherits the lock, as delegates do, and runs longer than
+// any test.
 func heir(t *testing.T, l *Lock) *exec.Cmd {
 	t.Helper()
 	child := exec.Command("sleep", "600")
@@ -66,7 +66,7 @@ func TestLockOutlivesItsOwnerInAChild(t *testing.T) {
 	child := heir(t, l)
 	ended := make(chan error, 1)
 	go func() { ended <- child.Wait() }()
-	// The owner dies: its descriptor is closed, nothing is unlocked.
+	// The owner dies: its descriptor is closed without unlocking.
 	if err := l.File().Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func TestLockOutlivesItsOwnerInAChild(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	again, err := d.Lock(ctx, key) // after the deadline the orphan is ended
+	again, err := d.Lock(ctx, key) // after the deadline the orphan is killed
 	if err != nil {
 		t.Fatal(err)
 	}

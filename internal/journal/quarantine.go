@@ -13,40 +13,41 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// A device that could not be made as it must be is in quarantine: one file per
-// device in the directory QuarantineDir, a line as in a journal. It says how the
-// device must stand, and no sandbox gets the device before it stands so. It is
-// written and removed only by who has the device: the holder of its claim, or who
-// holds the lock of the sandbox that does.
+// A device that could not be restored to the state it must have is in quarantine: one
+// file per device in the directory QuarantineDir, a single line in the journal's
+// format. The line holds the state that the device must have, and no sandbox gets the
+// device before it has that state. Only the holder of the device's claim, or whoever
+// holds the lock of that sandbox, writes and removes the file.
 
-// QuarantineDir is the directory of quarantines in the journal's.
+// QuarantineDir is the directory of quarantines inside the journal directory.
 const QuarantineDir = "quarantine"
 
-// maxQuarantine bounds a quarantine's file, in bytes.
+// maxQuarantine is the largest quarantine file that is read, in bytes.
 const maxQuarantine = 1 << 20
 
-// Quarantine is why a device must not be used, and until when.
+// Quarantine says why a device must not be used and until when.
 type Quarantine struct {
 	Version int       `json:"version"`
 	Device  string    `json:"device"` // PCI address
 	Reason  string    `json:"reason"` // for people
 	Since   time.Time `json:"since"`
 	Boot    string    `json:"boot,omitempty"`
-	// Sandbox, Pod and Network are of the attachment that left the device so; zero
-	// for none.
+	// Sandbox, Pod and Network name the attachment that left the device in this
+	// state. They are zero when there is none.
 	Sandbox string   `json:"sandbox,omitempty"`
 	Pod     plan.Pod `json:"pod"`
 	Network string   `json:"network,omitempty"`
-	// To is how the device must stand, see package verify; nil when nobody knows.
+	// To is the state that the device must have, see package verify; nil when
+	// unknown.
 	To json.RawMessage `json:"to,omitempty"`
 }
 
-// SameBoot reports whether the node has not been booted since: what was left on a
-// device does not outlive a boot.
+// SameBoot reports whether the quarantine is of the current boot. Nothing that is
+// left on a device outlives a boot.
 func (q *Quarantine) SameBoot() bool { return q.Boot == bootID() }
 
-// Quarantine puts a device into quarantine, durably. Version, Since and Boot are
-// filled in. A device that is in quarantine already gets the new reason.
+// Quarantine puts a device into quarantine, durably. It fills in Version, Since and
+// Boot. A device that is already in quarantine gets the new reason.
 func (d Dir) Quarantine(q Quarantine) error {
 	const op = "put device into quarantine"
 	path, err := d.deviceFile(op, QuarantineDir, q.Device)
@@ -67,8 +68,9 @@ func (d Dir) Quarantine(q Quarantine) error {
 	return nil
 }
 
-// Quarantined returns a device's quarantine, nil when it is in none. One that
-// cannot be read is an error: nobody knows then how the device must stand.
+// Quarantined returns the quarantine of a device, nil when it has none. An unreadable
+// quarantine is an error, because the state that the device must have is then
+// unknown.
 func (d Dir) Quarantined(device string) (*Quarantine, error) {
 	op := "read quarantine of " + device
 	path, err := d.deviceFile(op, QuarantineDir, device)
@@ -95,7 +97,7 @@ func (d Dir) Quarantined(device string) (*Quarantine, error) {
 	return q, nil
 }
 
-// decodeQuarantine decodes a quarantine's file.
+// decodeQuarantine decodes the content of a quarantine file.
 func decodeQuarantine(raw []byte) (*Quarantine, error) {
 	n := len(raw) - 1
 	if n < 0 || raw[n] != '\n' {
@@ -115,7 +117,7 @@ func decodeQuarantine(raw []byte) (*Quarantine, error) {
 	return q, nil
 }
 
-// Release takes a device out of quarantine.
+// Release takes a device out of quarantine. Without a quarantine it does nothing.
 func (d Dir) Release(device string) error {
 	const op = "take device out of quarantine"
 	path, err := d.deviceFile(op, QuarantineDir, device)
@@ -128,7 +130,8 @@ func (d Dir) Release(device string) error {
 	return nil
 }
 
-// deviceFile returns the path of a device's file in a directory of the journal's.
+// deviceFile returns the path of the device's file in the subdirectory dir. It
+// refuses a device name that would leave that directory.
 func (d Dir) deviceFile(op, dir, device string) (string, error) {
 	if device == "" || device != filepath.Base(device) || device == "." || device == ".." {
 		return "", cnierr.New(op, cnierr.InvalidConfig, "%q is no file name", device)

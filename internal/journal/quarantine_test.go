@@ -12,7 +12,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// quarantine is one of the device vf.
+// quarantine returns a quarantine of the device vf.
 func quarantine() Quarantine {
 	return Quarantine{
 		Device: vf, Reason: "trust of the VF: wanted off, found on", Sandbox: "a@eth0",
@@ -38,7 +38,7 @@ func TestQuarantine(t *testing.T) {
 	if q := in(); q != nil {
 		t.Errorf("a device that never was in any: %+v", q)
 	}
-	must(t, d.Release(vf)) // and is taken out
+	must(t, d.Release(vf)) // taking it out is no error
 	want := quarantine()
 	must(t, d.Quarantine(want))
 	got := in()

@@ -9,18 +9,19 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// Remains are what the sound lines of a damaged journal tell of its sandbox.
+// Remains is what the sound lines of a damaged journal tell about its sandbox.
 type Remains struct {
-	Pod plan.Pod // zero where the first line is damaged
-	// OtherBoot says that the journal was begun before this boot. Where the first
-	// line is damaged nobody knows, and it is false.
+	Pod plan.Pod // zero when the first line is damaged
+	// OtherBoot reports that the journal was begun before this boot. It is false when
+	// the first line is damaged, since then nobody knows.
 	OtherBoot bool
-	// Befores are what was recorded of devices before their delegates ran, in order.
+	// Befores are the recorded states of devices before their delegates ran, in
+	// order.
 	Befores []json.RawMessage
 }
 
-// Remains reads what there is of the journal of k, past all damage. Of a journal
-// that is not there, or cannot be read at all, nothing is.
+// Remains reads what is left of the journal of k, skipping damaged lines. It is zero
+// when the journal does not exist or cannot be read at all.
 func (d Dir) Remains(k Key) Remains {
 	f, err := os.Open(d.file(k))
 	if err != nil {
@@ -34,14 +35,14 @@ func (d Dir) Remains(k Key) Remains {
 	return remains(data)
 }
 
-// remains reads the lines of a damaged journal.
+// remains reads the sound lines of a damaged journal.
 func remains(data []byte) (out Remains) {
 	for line := range bytes.Lines(data) {
 		body, err := checkLine(bytes.TrimSuffix(line, []byte("\n")))
 		if err != nil {
 			continue
 		}
-		// Whichever it is: the first line may be lost.
+		// Try both kinds of record on every line: the first line may be lost.
 		var h header
 		if json.Unmarshal(body, &h) == nil && h.Plan != nil {
 			out.Pod, out.OtherBoot = h.Plan.Pod, h.Boot != bootID()
