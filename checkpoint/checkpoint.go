@@ -1,21 +1,21 @@
 // Package checkpoint decodes the kubelet's device-manager checkpoint, the file
 // kubelet_internal_checkpoint in the kubelet's device-plugins directory.
 //
-// The file says which devices the kubelet allocated to which container, by pod
-// UID, ordinary init containers included, and what the device plugin answered.
-// It is complete and costs no call, but it may be out of date: entries of deleted
-// pods stay until the next allocation purges them, and the file survives a reboot.
-// An entry says which pod a device belongs to, but not that the pod is alive.
+// The checkpoint records which devices the kubelet allocated to which container, keyed
+// by pod UID and including ordinary init containers, together with the device plugin's
+// response. Reading it needs no call to the kubelet, and it is complete, but it may be
+// out of date: entries of deleted pods stay until the next allocation purges them, and
+// the file survives a reboot. An entry tells which pod a device belongs to, not that
+// the pod is alive.
 //
-// [Decode] accepts a file only with the right checksum, in today's form or in the
-// form before Kubernetes 1.20, which lists devices without NUMA nodes. The checksum
+// [Decode] accepts a file only if its checksum is right. It knows the current form and
+// the form before Kubernetes 1.20, which lists devices without NUMA nodes. The checksum
 // covers only the keys that the kubelet itself knows; other keys are ignored.
 //
-// [File] reads a path again only when the file has changed, and reports changes.
+// [File] rereads a path only when the file has changed, and reports changes.
 //
-// The kubelet keeps a second checkpoint, dra_manager_state in its own directory,
-// for the devices of resource claims: [DecodeClaims] and [ClaimFile] read that
-// one.
+// The kubelet keeps a second checkpoint, dra_manager_state in its own directory, for
+// the devices of resource claims. [DecodeClaims] and [ClaimFile] read it.
 package checkpoint
 
 import (
@@ -25,21 +25,21 @@ import (
 	"slices"
 )
 
-// MaxSize is the largest file that is decoded, in bytes. A node with 250 pods of
-// eight devices each writes less than 2 MiB.
+// MaxSize is the size in bytes of the largest file that is decoded. A node that runs
+// 250 pods with eight devices each writes less than 2 MiB.
 const MaxSize = 64 << 20
 
-// NoNUMA is the node of devices without NUMA affinity.
+// NoNUMA is the NUMA node of a device without NUMA affinity.
 const NoNUMA = -1
 
-// Reasons to refuse a file, for errors.Is.
+// Reasons to refuse a file, to be matched with errors.Is.
 var (
 	ErrTooLarge = errors.New("checkpoint is too large")
 	ErrFormat   = errors.New("checkpoint is not in a known form")
 	ErrChecksum = errors.New("checkpoint's checksum is wrong")
 )
 
-// Checkpoint is a decoded file. It must not be changed.
+// Checkpoint is a decoded file. Callers must not modify it.
 type Checkpoint struct {
 	Entries    []Entry
 	Registered map[string][]string // device IDs by resource, as the plugins advertise them
@@ -50,24 +50,24 @@ type Checkpoint struct {
 
 type device struct{ resource, id string }
 
-// Entry is one allocation: devices of one resource to one container.
+// Entry is one allocation: devices of one resource, allocated to one container.
 type Entry struct {
 	PodUID    string
-	Container string        // its name in the pod's spec
+	Container string        // the container's name in the pod's spec
 	Resource  string        // for example vendor.example/vfs
-	Devices   []NUMADevices // ascending by node; one element without node in the form before 1.20
-	// AllocResp is the device plugin's ContainerAllocateResponse, protobuf.
+	Devices   []NUMADevices // ascending by node; a single element with NoNUMA in the form before 1.20
+	// AllocResp is the device plugin's ContainerAllocateResponse, as protobuf bytes.
 	AllocResp []byte
 }
 
 // NUMADevices are an entry's devices on one NUMA node.
 type NUMADevices struct {
-	Node int64 // NoNUMA for none
+	Node int64 // NoNUMA if the device has no affinity
 	IDs  []string
 }
 
-// IDs returns the entry's device IDs, by node and inside a node as the file has
-// them.
+// IDs returns the entry's device IDs, ordered by NUMA node and within a node as in the
+// file.
 func (e Entry) IDs() []string {
 	var ids []string
 	for _, d := range e.Devices {
@@ -79,9 +79,9 @@ func (e Entry) IDs() []string {
 // Pod returns the entries of a pod, in the file's order.
 func (c *Checkpoint) Pod(uid string) []Entry { return c.pick(c.byPod[uid]) }
 
-// Holders returns the entries that have a device: more than one while entries of
-// deleted pods have not been purged, and where an application container reuses
-// an init container's device.
+// Holders returns the entries that hold a device. A device has more than one entry
+// while entries of deleted pods have not been purged, and when an application container
+// reuses an init container's device.
 func (c *Checkpoint) Holders(resource, id string) []Entry {
 	return c.pick(c.byDevice[device{resource, id}])
 }
@@ -94,9 +94,10 @@ func (c *Checkpoint) pick(indexes []int) []Entry {
 	return out
 }
 
-// Decode decodes and indexes a checkpoint file. Keys that are not known are
-// passed over, as the kubelet does; its checksum does not cover them. A form that
-// no kubelet writes is ErrFormat even where its checksum could be computed.
+// Decode decodes and indexes a checkpoint file. Like the kubelet it ignores unknown
+// keys, which the checksum does not cover. It returns [ErrTooLarge] for more than
+// [MaxSize] bytes, [ErrChecksum] for a wrong checksum, and [ErrFormat] for a form that
+// no kubelet writes, even if the checksum of that form could be computed.
 func Decode(raw []byte) (*Checkpoint, error) {
 	if len(raw) > MaxSize {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d are read", ErrTooLarge, len(raw), MaxSize)
@@ -117,7 +118,7 @@ func Decode(raw []byte) (*Checkpoint, error) {
 	return index(f.Data), nil
 }
 
-// verify compares the file's checksum with that of its content.
+// verify compares the file's checksum with the checksum of its content.
 func verify(f *file) error {
 	var found [formMap + 1]bool
 	for i := range f.Data.PodDeviceEntries {
@@ -128,8 +129,7 @@ func verify(f *file) error {
 	}
 	sum := checksum(f.Data, found[formList])
 	if uint64(sum) != f.Checksum && found[formNull] && !found[formMap] {
-		// Where nothing but null stands in place of IDs, either kubelet may have
-		// written it.
+		// If every DeviceIDs is null, the file may come from a kubelet of either form.
 		sum = checksum(f.Data, !found[formList])
 	}
 	if uint64(sum) != f.Checksum {
@@ -163,8 +163,8 @@ func index(d *data) *Checkpoint {
 	return c
 }
 
-// Encode returns a checkpoint file as a kubelet of 1.20 or newer writes it. What
-// it returns is what [Decode] takes, if all strings are UTF-8.
+// Encode returns a checkpoint file as a kubelet of 1.20 or newer writes it. [Decode]
+// accepts the result if all strings are valid UTF-8.
 func Encode(entries []Entry, registered map[string][]string) ([]byte, error) {
 	type jsonEntry struct {
 		PodUID, ContainerName, ResourceName string
@@ -195,7 +195,7 @@ func Encode(entries []Entry, registered map[string][]string) ([]byte, error) {
 	return raw, nil
 }
 
-// byNode returns the entry's devices as the kubelet keeps them.
+// byNode returns the entry's devices in the form in which the kubelet stores them.
 func (e Entry) byNode() map[int64][]string {
 	if e.Devices == nil {
 		return nil

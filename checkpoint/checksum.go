@@ -6,16 +6,15 @@ import (
 	"strconv"
 )
 
-// checksum computes the kubelet's checksum of d: FNV-32a over a dump of the
-// kubelet's own types, Go type names included; a nil slice or map is dumped as
-// "<nil>", an empty one as "[]". The dump is the one that
-// k8s.io/utils/dump.ForHash makes; it is written here by hand, straight into the
-// hash, because the general printer walks every byte of AllocResp by reflection,
-// and because a decoder of one file should not need a dependency for it. A test
-// holds the two against each other.
+// checksum computes the kubelet's checksum of d: FNV-32a over a dump of the kubelet's
+// own types, including their Go type names. A nil slice or map is dumped as "<nil>", an
+// empty one as "[]". The dump equals the output of k8s.io/utils/dump.ForHash, but is
+// written by hand, straight into the hash: the general printer walks every byte of
+// AllocResp by reflection, and a decoder of one file should not need a dependency for
+// it. A test compares the two dumps.
 //
-// lists says that device IDs are of the type that they had before Kubernetes
-// 1.20. The types around them had the same names then.
+// lists selects the type that device IDs had before Kubernetes 1.20. The enclosing
+// types had the same names then.
 func checksum(d *data, lists bool) uint32 {
 	h := hash(offset)
 	h.text("(checkpoint.checkpointData){PodDeviceEntries:([]checkpoint.PodDevicesEntry)")
@@ -46,8 +45,8 @@ func checksum(d *data, lists bool) uint32 {
 	return uint32(h)
 }
 
-// hash is an FNV-32a sum in the making. The standard library's takes its bytes
-// through an interface, at twice the cost.
+// hash is the running state of an FNV-32a sum. The standard library's implementation
+// takes its bytes through an interface, at twice the cost.
 type hash uint32
 
 const (
@@ -120,7 +119,7 @@ func (h *hash) strings(list []string) {
 	h.text("]")
 }
 
-// bytes prints b in decimal. Nine tenths of a file's dump are these.
+// bytes dumps b in decimal. These bytes are nine tenths of a file's dump.
 func (h *hash) bytes(b []byte) {
 	if b == nil {
 		h.text("<nil>")

@@ -8,30 +8,30 @@ import (
 	"slices"
 )
 
-// Claim is a resource claim as the kubelet has prepared it on this node. The
-// kubelet writes the entry before it starts the sandbox of a pod that uses the
-// claim, and takes the pod out of it once the sandbox is gone.
+// Claim is a resource claim as the kubelet prepared it on this node. The kubelet writes
+// the entry before it starts the sandbox of a pod that uses the claim, and removes the
+// pod from the entry once the sandbox is gone.
 type Claim struct {
 	Namespace string
 	Name      string
 	UID       string   // of the ResourceClaim
-	PodUIDs   []string // the pods that use it, sorted
+	PodUIDs   []string // pods that use the claim, sorted
 	Devices   []ClaimDevice
 }
 
-// ClaimDevice is a device that is allocated to a claim. Driver, pool, name and
-// share identify it.
+// ClaimDevice is a device that is allocated to a claim. Driver, Pool, Name and ShareID
+// together identify it.
 type ClaimDevice struct {
 	Driver  string // for example vf.vendor.example
 	Pool    string // usually the node's name
 	Name    string
-	ShareID string // of a device that is allocated several times; else empty
-	// Requests are the claim's requests that the device serves, each
-	// "request" or "request/subrequest". Kubelets that do not tell leave it empty.
+	ShareID string // set if the device can be allocated more than once; else empty
+	// Requests are the claim's requests that the device serves, each in the form
+	// "request" or "request/subrequest". Empty if the kubelet does not record them.
 	Requests []string
 }
 
-// Claims is a decoded file of claims. It must not be changed.
+// Claims is a decoded claims checkpoint. Callers must not modify it.
 type Claims struct{ All []Claim }
 
 // Pod returns the claims that a pod uses, in the file's order.
@@ -45,8 +45,7 @@ func (c *Claims) Pod(uid string) []Claim {
 	return out
 }
 
-// ClaimFile is the kubelet's file dra_manager_state. It is safe for concurrent
-// use.
+// ClaimFile is the kubelet's file dra_manager_state. It is safe for concurrent use.
 type ClaimFile struct{ content content[*Claims] }
 
 // NewClaimFile returns the file at path, which need not exist yet.
@@ -54,17 +53,17 @@ func NewClaimFile(path string) *ClaimFile {
 	return &ClaimFile{content[*Claims]{path: path, decode: DecodeClaims}}
 }
 
-// Load returns the file's content as [File.Load] does.
+// Load returns the file's content, cached as in [File.Load].
 func (f *ClaimFile) Load() (*Claims, error) { return f.content.load() }
 
-// claimsFile is the file as the kubelet writes it: Data is JSON in a string, and
-// Checksum its CRC-32 (IEEE).
+// claimsFile is the file as the kubelet writes it: Data holds JSON in a string, and
+// Checksum is the CRC-32 (IEEE) of that string.
 type claimsFile struct {
 	Data     string
 	Checksum uint32
 }
 
-// claimsData is what Data holds.
+// claimsData is the content of Data.
 type claimsData struct {
 	Kind               string          `json:"kind"`
 	APIVersion         string          `json:"apiVersion"`
@@ -89,15 +88,15 @@ type claimDeviceJSON struct {
 	CDIDeviceIDs []string
 }
 
-// What the kubelet calls the content of the file. Its version is not compared: a
-// kubelet reads the file of another version, too.
+// Type of the file's content. The version is not checked: a kubelet, too, reads a file
+// of another version.
 const (
 	claimsKind    = "DRACheckpoint"
 	claimsVersion = "checkpoint.dra.kubelet.k8s.io/v1"
 )
 
-// DecodeClaims decodes the file, of Kubernetes 1.32 or newer. Keys that are not
-// known are passed over.
+// DecodeClaims decodes the claims checkpoint of Kubernetes 1.32 or newer. It ignores
+// unknown keys. Its errors are those of [Decode].
 func DecodeClaims(raw []byte) (*Claims, error) {
 	if len(raw) > MaxSize {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d are read", ErrTooLarge, len(raw), MaxSize)
@@ -123,7 +122,7 @@ func DecodeClaims(raw []byte) (*Claims, error) {
 	return out, nil
 }
 
-// claim returns the exported form, drivers in order of their names.
+// claim returns the exported form, with the drivers sorted by name.
 func (in *claimInfoJSON) claim() Claim {
 	out := Claim{Namespace: in.Namespace, Name: in.ClaimName, UID: in.ClaimUID, PodUIDs: slices.Sorted(maps.Keys(in.PodUIDs))}
 	for _, driver := range slices.Sorted(maps.Keys(in.DriverState)) {
@@ -138,7 +137,7 @@ func (in *claimInfoJSON) claim() Claim {
 	return out
 }
 
-// EncodeClaims returns a file as a kubelet writes it, without CDI device names.
+// EncodeClaims returns a file as a kubelet writes it, but without CDI device names.
 func EncodeClaims(claims []Claim) ([]byte, error) {
 	d := claimsData{Kind: claimsKind, APIVersion: claimsVersion}
 	for i := range claims {

@@ -22,14 +22,14 @@ func NewFile(path string) *File {
 // Path returns the file's path.
 func (f *File) Path() string { return f.content.path }
 
-// Load returns the file's content, decoded again only when the file is another
-// one, or of another size or time, than at the last call. The kubelet replaces
-// the file by renaming, so a read never sees half of it. An absent file is
-// os.ErrNotExist; a damaged one gives the error of [Decode] until it changes.
-// The result is shared and must not be changed.
+// Load returns the file's content. It decodes the file again only if inode, size or
+// modification time differ from the last call. The kubelet replaces the file by
+// renaming, so a read never sees half of one. Load returns os.ErrNotExist for an absent
+// file, and for a damaged one the error of [Decode] until the file changes. The result
+// is shared: callers must not modify it.
 func (f *File) Load() (*Checkpoint, error) { return f.content.load() }
 
-// content is a file's decoded content, kept until the file changes.
+// content caches a file's decoded content until the file changes.
 type content[T any] struct {
 	path   string
 	decode func([]byte) (T, error)
@@ -40,7 +40,7 @@ type content[T any] struct {
 	err  error
 }
 
-// load returns the content, see [File.Load].
+// load implements [File.Load].
 func (c *content[T]) load() (T, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -73,10 +73,10 @@ func (c *content[T]) load() (T, error) {
 	return c.last, c.err
 }
 
-// Watch returns a channel that gets a value after the file changed; changes in
-// quick succession give one. It watches the file's directory, which must exist,
-// and the one above it, so that a directory that is removed and made again goes
-// on being watched. When ctx ends, it closes the channel.
+// Watch returns a channel that receives a value after the file changed; changes in
+// quick succession are merged into one. Watch observes the file's directory, which must
+// exist, and the parent of that directory, so that it keeps working when the directory
+// is removed and created again. The channel is closed when ctx ends.
 func (f *File) Watch(ctx context.Context) (<-chan struct{}, error) {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -96,14 +96,14 @@ func (f *File) Watch(ctx context.Context) (<-chan struct{}, error) {
 		for f.await(ctx, w) {
 			select {
 			case changed <- struct{}{}:
-			default: // one is waiting already
+			default: // a value is already pending
 			}
 		}
 	}()
 	return changed, nil
 }
 
-// await returns true when the file may have changed, false when ctx has ended.
+// await returns true when the file may have changed, and false when ctx has ended.
 func (f *File) await(ctx context.Context, w *fsnotify.Watcher) bool {
 	path := filepath.Clean(f.Path())
 	dir := filepath.Dir(path)
@@ -121,8 +121,8 @@ func (f *File) await(ctx context.Context, w *fsnotify.Watcher) bool {
 			case path:
 				return true
 			case dir:
-				// Made again, perhaps with the file in it already. Where it is gone
-				// by now, its next creation brings us here once more.
+				// The directory was created again, perhaps with the file already in it.
+				// If it is gone by now, its next creation leads here again.
 				if ev.Has(fsnotify.Create) && w.Add(dir) == nil {
 					return true
 				}

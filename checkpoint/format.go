@@ -11,7 +11,7 @@ import (
 	"strconv"
 )
 
-// file, data, entry and deviceIDs are the file's JSON.
+// file, data, entry and deviceIDs mirror the file's JSON.
 type file struct {
 	Data     *data
 	Checksum uint64
@@ -30,23 +30,23 @@ type entry struct {
 	AllocResp     []byte
 }
 
-// deviceIDs is a map of NUMA node to IDs, or before 1.20 a list of IDs.
+// deviceIDs maps NUMA nodes to IDs. Before 1.20 it was a list of IDs.
 type deviceIDs struct {
-	form  form
+	form  form          // ascending; a single NoNUMA element for a list; nil for null
 	nodes []NUMADevices // ascending; one element NoNUMA for a list; nil for null
 }
 
-// form is how a file writes deviceIDs.
+// form is how a file represents deviceIDs.
 type form uint8
 
 const (
-	formNull form = iota // null or left out
+	formNull form = iota // null or absent
 	formList
 	formMap
 )
 
-// errTwice refuses what no kubelet writes and what readers understand in
-// different ways.
+// errTwice refuses a duplicate key: no kubelet writes it, and parsers disagree on its
+// meaning.
 var errTwice = errors.New("DeviceIDs are given twice")
 
 // UnmarshalJSON reads either form.
@@ -81,11 +81,11 @@ func ofMap(byNode map[int64][]string) deviceIDs {
 	return d
 }
 
-// parseCanonical reads a file in exactly the form in which a kubelet writes it
-// for names of plain ASCII: no blanks, these keys in this order. It is several
-// times faster than encoding/json, and shares the strings that a checkpoint
-// repeats. It leaves everything else, mistakes included, to encoding/json: ok
-// means that encoding/json would have read the same.
+// parseCanonical reads a file in exactly the form that a kubelet writes for plain ASCII
+// names: no white space, these keys in this order. It is several times faster than
+// encoding/json, and interns the strings that a checkpoint repeats. It leaves
+// everything else, malformed input included, to encoding/json: ok means that
+// encoding/json would have produced the same result.
 func parseCanonical(raw []byte) (f *file, ok bool) {
 	p := &parser{rest: raw, known: map[string]string{}}
 	f = &file{Data: &data{}}
@@ -95,21 +95,21 @@ func parseCanonical(raw []byte) (f *file, ok bool) {
 	f.Data.RegisteredDevices = p.registered()
 	p.expect(`},"Checksum":`)
 	f.Checksum = p.number()
-	if p.next(`,"BootID":`) { // by kubelets that keep the boot beside it; not in the checksum
+	if p.next(`,"BootID":`) { // written by kubelets that record the boot ID; not part of the checksum
 		p.text()
 	}
 	p.expect(`}`)
 	return f, !p.failed && len(p.rest) == 0
 }
 
-// parser reads canonical JSON from rest. Once failed it reads nothing more.
+// parser reads canonical JSON from rest. After a failure it reads nothing more.
 type parser struct {
 	rest   []byte
 	failed bool
-	known  map[string]string // each string once
+	known  map[string]string // interned strings
 }
 
-// next takes s from the input if it is next.
+// next consumes s if the input starts with it, and reports whether it did.
 func (p *parser) next(s string) bool {
 	if p.failed || len(p.rest) < len(s) || string(p.rest[:len(s)]) != s {
 		return false
@@ -124,7 +124,8 @@ func (p *parser) expect(s string) {
 	}
 }
 
-// raw takes a string without escapes and without the quotes, of plain ASCII.
+// raw consumes a quoted string of plain ASCII without escapes, and returns it without
+// its quotes.
 func (p *parser) raw() []byte {
 	p.expect(`"`)
 	for i, c := range p.rest {
@@ -151,7 +152,7 @@ func (p *parser) text() string {
 	return s
 }
 
-// list reads elements up to the closing bracket; what reads one.
+// list calls what once for each element, up to the closing bracket.
 func (p *parser) list(closing string, what func()) {
 	for first := true; !p.failed && !p.next(closing); first = false {
 		if !first {
@@ -229,7 +230,7 @@ func (p *parser) deviceIDs() deviceIDs {
 	slices.SortFunc(d.nodes, func(a, b NUMADevices) int { return cmp.Compare(a.Node, b.Node) })
 	for i := range d.nodes {
 		if i > 0 && d.nodes[i].Node == d.nodes[i-1].Node {
-			p.failed = true // the last one counts: not worth another rule here
+			p.failed = true // encoding/json lets the last one win; leave it to that
 		}
 	}
 	return d

@@ -14,12 +14,12 @@ const (
 	valueField = 2
 )
 
-// ResponseOrder returns the entry's device IDs in the order in which the device
-// plugin's own answer lists them, which is what the application sees in its
-// environment; nil when the answer does not tell. A comma-separated environment
-// value that names exactly the entry's devices tells; two that tell different
-// orders do not. The order of the environment's variables means nothing: the
-// kubelet writes them in another one each time.
+// ResponseOrder returns the entry's device IDs in the order of the device plugin's own
+// response, which is the order that the application sees in its environment. An
+// environment value shows the order if it is a comma-separated list of exactly the
+// entry's devices. ResponseOrder returns nil if no value shows an order, or if two
+// values show different ones. The order of the variables themselves means nothing: the
+// kubelet writes it differently each time.
 func (e Entry) ResponseOrder() []string {
 	want := e.IDs()
 	if len(want) == 0 {
@@ -30,7 +30,7 @@ func (e Entry) ResponseOrder() []string {
 	var found []string
 	for _, value := range envValues(e.AllocResp) {
 		if len(value) != size {
-			continue // saves splitting what may be large
+			continue // avoids splitting a large value
 		}
 		listed := strings.Split(string(value), ",")
 		if !slices.Equal(slices.Sorted(slices.Values(listed)), want) {
@@ -44,8 +44,8 @@ func (e Entry) ResponseOrder() []string {
 	return found
 }
 
-// envValues returns the values of the answer's environment. What is not protobuf
-// has none; of what ends in the midst of a field, the fields before it count.
+// envValues returns the values of the response's environment. Bytes that are not
+// protobuf yield none; a truncated message yields the fields before the truncated one.
 func envValues(msg []byte) [][]byte {
 	var out [][]byte
 	fields(msg, func(num protowire.Number, pair []byte) {

@@ -7,30 +7,29 @@ import (
 	"strings"
 )
 
-// The attributes of a claim's device that say what it is to a CNI plugin.
+// Attributes of a claim's device that matter to CNI plugins.
 const (
-	AttributeDeviceID     = "k8s.cni.cncf.io/deviceID"        // the ID that a CNI plugin is given
-	AttributeResourceName = "k8s.cni.cncf.io/resourceName"    // the resource whose networks it serves
+	AttributeDeviceID     = "k8s.cni.cncf.io/deviceID"        // the ID that CNI plugins get
+	AttributeResourceName = "k8s.cni.cncf.io/resourceName"    // the resource that networks refer to
 	AttributePCIBusID     = "resource.kubernetes.io/pciBusID" // the address of a PCI device
 )
 
-// Attributes are what a source says of one claim's device. What it does not know
-// is empty.
+// Attributes are what a source knows about one claim's device. Unknown values are
+// empty.
 type Attributes struct {
 	DeviceID     string
 	ResourceName string
 	PCIBusID     string
-	// Requests are the requests of the claim that the device serves, as in
-	// [ClaimDevice].
+	// Requests are the claim's requests that the device serves, as in [ClaimDevice].
 	Requests []string
-	// Source is who says so, for people; of several, all.
+	// Source names the source for people; all sources, if several contributed.
 	Source string
-	// Err is why the source does not know the device, nil when it does.
-	// [ErrUnavailable] passes by itself.
+	// Err tells why the source does not know the device; nil if it does. An error that
+	// wraps [ErrUnavailable] is temporary.
 	Err error
 }
 
-// set takes one attribute over, if it is one of those that count.
+// set stores one attribute, if it is one of those that matter here.
 func (a *Attributes) set(name, value string) {
 	switch name {
 	case AttributeDeviceID:
@@ -42,8 +41,8 @@ func (a *Attributes) set(name, value string) {
 	}
 }
 
-// NewAttributes returns the attributes among those that a driver publishes of a
-// device, by their full names.
+// NewAttributes picks the known attributes from those that a driver publishes for a
+// device, keyed by their full names.
 func NewAttributes(published map[string]string) Attributes {
 	var a Attributes
 	for name, value := range published {
@@ -52,22 +51,21 @@ func NewAttributes(published map[string]string) Attributes {
 	return a
 }
 
-// AttributeSource tells the attributes of claims' devices; [Metadata] is one.
+// AttributeSource knows attributes of claims' devices; [Metadata] is one.
 type AttributeSource interface {
-	// Attributes returns what is known of each device, in their order.
+	// Attributes returns what the source knows of each device, in the order of devices.
 	Attributes(ctx context.Context, devices []*ClaimDevice) []Attributes
 }
 
-// Identify asks the sources, one after another, for the attributes of those
-// devices that are of claims, and gives each its ID and resource in place. A later
-// source is asked only for devices of which something is missing yet. [Reader]
-// does it.
+// Identify asks the sources, one after another, for the attributes of those devices
+// that belong to claims, and sets the ID and resource of each in place. It asks a later
+// source only about devices that still lack something. [Reader] does this by itself.
 func Identify(ctx context.Context, devices []Device, sources []AttributeSource) {
 	identify(ctx, devices, sources, func(*Device) {})
 }
 
-// identify is Identify. learned is called for a device whose requests a source
-// told, before its resource is settled.
+// identify implements Identify. It calls learned for a device whose requests a source
+// revealed, before it settles the device's resource.
 func identify(ctx context.Context, devices []Device, sources []AttributeSource, learned func(*Device)) {
 	var all []*Device
 	for i := range devices {
@@ -103,13 +101,13 @@ func identify(ctx context.Context, devices []Device, sources []AttributeSource, 
 	}
 }
 
-// complete reports whether no further source needs to be asked. An address alone
-// does not suffice: of a device that is no PCI function it may be its parent's.
+// complete reports whether no further source needs to be asked. An address alone does
+// not suffice: if the device is not a PCI function, the address may be its parent's.
 func (d *ClaimDevice) complete() bool {
 	return d.Attributes.DeviceID != "" && (d.Attributes.ResourceName != "" || d.Extended != "")
 }
 
-// merge takes over what earlier sources did not say.
+// merge adds the values that earlier sources did not have.
 func (d *ClaimDevice) merge(got *Attributes) {
 	a, news := &d.Attributes, false
 	for _, f := range []struct{ into, from *string }{
@@ -127,8 +125,8 @@ func (d *ClaimDevice) merge(got *Attributes) {
 	}
 }
 
-// settle gives a claim's device its ID and resource. The resource that the
-// container asked for goes before the one that the driver names.
+// settle sets the ID and resource of a claim's device. The resource that the container
+// asked for takes precedence over the one that the driver names.
 func (d *Device) settle(gaps []error) {
 	c := d.Claim
 	if d.Resource = c.Extended; d.Resource == "" {
@@ -142,7 +140,7 @@ func (d *Device) settle(gaps []error) {
 	}
 }
 
-// gap says what of a claim's device no source knows.
+// gap tells what no source knows about a claim's device.
 func gap(d *Device, causes []error) error {
 	var missing []string
 	if d.ID == "" {

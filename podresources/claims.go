@@ -11,18 +11,17 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 )
 
-// mayClaim reports whether the pod's spec says that it has devices of claims: it
-// names claims, or asks for a resource with a vendor's name, which a DRA driver
-// may serve.
+// mayClaim reports whether the pod's spec allows for devices of claims: it names
+// claims, or requests a resource with a vendor's name, which a DRA driver may serve.
 func (p *Pod) mayClaim() bool {
 	return len(p.Claims) > 0 || p.Extended != nil || slices.ContainsFunc(p.Containers, func(c Container) bool {
 		return len(c.Claims) > 0 || slices.ContainsFunc(c.Resources, func(r string) bool { return strings.Contains(r, "/") })
 	})
 }
 
-// decideAll decides on device plugins' devices and on claims' ones. Devices of
-// the one kind are not withheld for the other's sake: why there are none of
-// claims is in [Allocation].ClaimsErr, for whoever needs one.
+// decideAll decides about the devices of device plugins and those of claims. A problem
+// with claims does not withhold the plugins' devices: [Allocation].ClaimsErr reports it
+// to callers that need a claim's device.
 func (v *view) decideAll() decision {
 	d, c := v.decide(), v.decideClaims()
 	if errors.Is(d.err, ErrUnavailable) && v.pluginsAside() && c.alloc != nil && len(c.alloc.Devices) > 0 {
@@ -41,15 +40,15 @@ func (v *view) decideAll() decision {
 	return d
 }
 
-// pluginsAside reports whether a pod whose claims are known has no other device.
-// The kubelet writes the device plugins' checkpoint before it prepares claims:
-// nothing there means nothing. Where no source of theirs is configured, nobody
-// asks.
+// pluginsAside reports whether a pod with known claims has no other devices. The
+// kubelet writes the device plugins' checkpoint before it prepares claims, so a pod
+// without entries there has none. If no source for device plugins is configured, nobody
+// wants their devices.
 func (v *view) pluginsAside() bool {
 	return v.memErr == nil || errors.Is(v.memErr, errNoSource) && errors.Is(v.liveErr, errNoSource)
 }
 
-// decideClaims applies the table of claims in the package comment.
+// decideClaims applies the package comment's table of claims.
 func (v *view) decideClaims() decision {
 	known := v.claimsErr == nil && v.pod.UID != ""
 	switch {
@@ -68,7 +67,7 @@ func (v *view) decideClaims() decision {
 	return v.decideLiveClaims()
 }
 
-// claimsGap says why the checkpoint of claims has no answer.
+// claimsGap tells why the checkpoint of claims has no answer.
 func (v *view) claimsGap() error {
 	if v.claimsErr != nil {
 		return v.claimsErr
@@ -76,8 +75,8 @@ func (v *view) claimsGap() error {
 	return errors.New("the runtime gave no UID")
 }
 
-// decideLiveClaims decides by the API alone. It answers by the pod's name, so that
-// the claims' names must say whether they are this pod's.
+// decideLiveClaims decides by the API alone. The API answers by the pod's name, so the
+// names of the claims must show whether they are this pod's.
 func (v *view) decideLiveClaims() decision {
 	a, index := &Allocation{}, map[string]int{}
 	var foreign *ClaimDevice
@@ -112,7 +111,7 @@ func (v *view) decideLiveClaims() decision {
 	return decision{alloc: a}
 }
 
-// joinClaims lists the devices of the checkpoint's claims of this pod, each once.
+// joinClaims lists the devices of this pod's claims in the checkpoint, each once.
 func (v *view) joinClaims() *Allocation {
 	a, seen, listed := &Allocation{}, map[string]bool{}, map[string][]string{}
 	for _, d := range v.liveClaims {
@@ -144,7 +143,7 @@ func (v *view) joinClaims() *Allocation {
 	return a
 }
 
-// NewClaimDevice returns a device of a claim as the checkpoint has it.
+// NewClaimDevice converts a claim's device from the checkpoint.
 func NewClaimDevice(c *checkpoint.Claim, d *checkpoint.ClaimDevice) *ClaimDevice {
 	return &ClaimDevice{
 		Namespace: c.Namespace, Claim: c.Name, ClaimUID: c.UID, Requests: d.Requests,
@@ -152,19 +151,18 @@ func NewClaimDevice(c *checkpoint.Claim, d *checkpoint.ClaimDevice) *ClaimDevice
 	}
 }
 
-// key identifies a device, whichever claim it is of.
+// key identifies a device regardless of its claim.
 func (d *ClaimDevice) key() string {
 	return strings.Join([]string{d.Driver, d.Pool, d.Name, d.ShareID}, "\x00")
 }
 
-// uses reports whether the pod's spec and status name a device's claim. The name
-// of a claim from a template may be unknown; what its generated name begins with
-// is not.
+// uses reports whether the pod's spec or status names the device's claim. The generated
+// name of a claim from a template may be unknown; its prefix is known.
 func (p *Pod) uses(c *ClaimDevice) bool {
 	return c.Namespace == p.Namespace && (p.claim(c.Claim) != nil || p.isExtended(c.Claim))
 }
 
-// claim returns the pod's entry of a ResourceClaim, nil for none.
+// claim returns the pod's entry for a ResourceClaim, or nil.
 func (p *Pod) claim(name string) *PodClaim {
 	for i := range p.Claims {
 		if p.Claims[i].Claim == name {
@@ -179,7 +177,7 @@ func (p *Pod) claim(name string) *PodClaim {
 	return nil
 }
 
-// isExtended reports whether a ResourceClaim is the scheduler's one behind the
+// isExtended reports whether a ResourceClaim is the scheduler's claim that backs the
 // pod's extended resources.
 func (p *Pod) isExtended(name string) bool {
 	if p.Extended != nil {
@@ -190,17 +188,17 @@ func (p *Pod) isExtended(name string) bool {
 	return ok && len(random) == randomLength
 }
 
-// Lengths of generated names, in bytes: the API server appends random characters
-// to at most maxGenerated others; for claims from templates Kubernetes shortens
-// pod and claim to maxTemplated together.
+// Lengths of generated names, in bytes. The API server keeps at most maxGenerated bytes
+// of a base name and appends randomLength random characters. For claims from templates,
+// Kubernetes shortens the pod's and the claim's name to maxTemplated bytes together.
 const (
 	randomLength = 5
 	maxGenerated = 58
 	maxTemplated = 57
 )
 
-// generated reports whether a ResourceClaim's name is one that Kubernetes
-// generates for a pod's claim from a template.
+// generated reports whether name is one that Kubernetes generates for the pod's claim
+// from a template.
 func generated(name, pod, claim string) bool {
 	base := pod + "-" + claim + "-"
 	if n := len(base); n > maxTemplated {
@@ -210,8 +208,8 @@ func generated(name, pod, claim string) bool {
 	return ok && len(random) == randomLength
 }
 
-// describe says of a claim's device what the pod's spec and status know: the
-// pod's name of the claim, the extended resource, and the containers.
+// describe fills in what the pod's spec and status know of a claim's device: the pod's
+// name for the claim, the extended resource, and the containers.
 func (p *Pod) describe(d *Device) {
 	c := d.Claim
 	if pc := p.claim(c.Claim); pc != nil {
@@ -222,8 +220,8 @@ func (p *Pod) describe(d *Device) {
 	d.Containers = p.holders(c)
 }
 
-// learned describes a device anew whose requests the kubelet did not tell. Where
-// the spec does not say who holds it, the API has.
+// learned describes a device again after a source revealed the requests that the
+// kubelet did not tell. If the spec names no holders, those that the API listed remain.
 func (p *Pod) learned(d *Device) {
 	listed := d.Containers
 	if p.describe(d); len(d.Containers) == 0 {
@@ -231,8 +229,8 @@ func (p *Pod) learned(d *Device) {
 	}
 }
 
-// extendedResource returns the resource behind which a device of the scheduler's
-// claim stands: as the pod's status says, else by the request's name.
+// extendedResource returns the extended resource that a device of the scheduler's claim
+// backs: by the pod's status if it tells, else by the request's name.
 func (p *Pod) extendedResource(c *ClaimDevice) string {
 	for _, r := range c.Requests {
 		if p.Extended == nil {
@@ -250,9 +248,9 @@ func (p *Pod) extendedResource(c *ClaimDevice) string {
 	return ""
 }
 
-// numbered takes apart a request's name as the scheduler makes it,
-// "container-<n>-request-<m>": n counts all containers, init containers first,
-// and m the container's requested resources in order of their names.
+// numbered parses a request name as the scheduler builds it,
+// "container-<n>-request-<m>": n counts all containers, init containers first, and m
+// counts the container's requested resources in the order of their names.
 func (p *Pod) numbered(request string) (container, resource int, ok bool) {
 	rest, ok := strings.CutPrefix(request, "container-")
 	if !ok {
@@ -266,8 +264,8 @@ func (p *Pod) numbered(request string) (container, resource int, ok bool) {
 	return container, resource, ok
 }
 
-// holders returns the containers that use a claim's device, in the pod's order;
-// nil where the pod's spec does not tell.
+// holders returns the containers that use a claim's device, in the pod's order; nil if
+// the pod's spec does not tell.
 func (p *Pod) holders(c *ClaimDevice) []string {
 	var out []string
 	for i := range p.Containers {
@@ -295,8 +293,8 @@ func (p *Pod) holds(i int, c *ClaimDevice) bool {
 	})
 }
 
-// Serves reports whether the device serves a request of its claim: of that name,
-// or one of its subrequests.
+// Serves reports whether the device serves a request of its claim, directly or through
+// one of its subrequests.
 func (d *ClaimDevice) Serves(request string) bool {
 	return slices.ContainsFunc(d.Requests, func(r string) bool {
 		base, _, _ := strings.Cut(r, "/")
@@ -304,8 +302,8 @@ func (d *ClaimDevice) Serves(request string) bool {
 	})
 }
 
-// arrangeClaims puts claims' devices in the pod's order: by the first container
-// that uses them, then by claim and request as they are named.
+// arrangeClaims sorts claims' devices by the first container that uses them, in the
+// pod's order, then by the names of claim and requests.
 func (v *view) arrangeClaims(devices []Device) {
 	inPod := v.pod.byContainer()
 	first := func(d *Device) string {

@@ -14,30 +14,30 @@ import (
 	podresourcesv1 "k8s.io/kubelet/pkg/apis/podresources/v1"
 )
 
-// maxMessage bounds an answer of the kubelet, in bytes. A node with 250 pods of
-// eight devices each answers a List with less than 1 MiB.
+// maxMessage limits the size of a response, in bytes. On a node with 250 pods of eight
+// devices each, a List response has less than 1 MiB.
 const maxMessage = 16 << 20
 
-// callTime bounds one call. A kubelet that hangs must not hang the pod when the
+// callTime limits one call. A kubelet that hangs must not delay the pod when the
 // checkpoint can answer.
 const callTime = 3 * time.Second
 
-// ContainerDevice is one device of one container, as the kubelet's API lists it:
-// a device plugin's, or one of a resource claim.
+// ContainerDevice is one device of one container as the kubelet's API lists it. It
+// belongs either to a device plugin or to a resource claim.
 type ContainerDevice struct {
 	Container string
-	Resource  string  // for example vendor.example/vfs; empty for a claim's
-	ID        string  // the device plugin's, verbatim; empty for a claim's
-	NUMANodes []int64 // nil when the device plugin names none
-	// Claim is set for a device of a resource claim. The kubelet lists all devices
-	// of the claim for each container that uses any of them, and names no request.
+	Resource  string  // for example vendor.example/vfs; empty for a claim's device
+	ID        string  // verbatim from the device plugin; empty for a claim's device
+	NUMANodes []int64 // nil if the device plugin reports none
+	// Claim is set for a device of a resource claim. The kubelet lists all devices of
+	// the claim for each container that uses any of them, and does not name requests.
 	Claim *ClaimDevice
 }
 
-// PodKey is how the API names pods.
+// PodKey identifies a pod in the API.
 type PodKey struct{ Namespace, Name string }
 
-// Client calls the kubelet's PodResources API v1 over one kept connection. It is
+// Client calls the kubelet's PodResources API v1 over one persistent connection. It is
 // safe for concurrent use.
 type Client struct {
 	socket string
@@ -46,12 +46,12 @@ type Client struct {
 	err    error
 }
 
-// NewClient returns a client of the socket, usually
-// /var/lib/kubelet/pod-resources/kubelet.sock. It connects at the first call and
-// again whenever the kubelet has restarted.
+// NewClient returns a client for the socket, usually
+// /var/lib/kubelet/pod-resources/kubelet.sock. The client connects at the first call,
+// and again whenever the kubelet has restarted.
 func NewClient(socket string) *Client { return &Client{socket: socket} }
 
-// dial opens a lazily connecting gRPC connection to a unix socket.
+// dial creates a lazily connecting gRPC connection to a unix socket.
 func dial(socket string) (*grpc.ClientConn, error) {
 	return grpc.NewClient("unix://"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -76,10 +76,10 @@ func (c *Client) Close() error {
 	return c.conn.Close()
 }
 
-// Get returns the devices of one pod, nil for none. A pod that the kubelet does
-// not find is ErrPodNotFound, which says little: shortly after its restart the
-// kubelet finds no pod, and one whose Get is switched off answers the same.
-// A kubelet older than Get is ErrUnimplemented.
+// Get returns the devices of one pod, nil for none. It returns ErrPodNotFound for a pod
+// that the kubelet does not find. That proves little: shortly after its restart the
+// kubelet finds no pod, and a kubelet whose Get is disabled gives the same answer. It
+// returns ErrUnimplemented for a kubelet older than Get.
 func (c *Client) Get(ctx context.Context, pod PodKey) ([]ContainerDevice, error) {
 	api, err := c.api()
 	if err != nil {
@@ -94,8 +94,8 @@ func (c *Client) Get(ctx context.Context, pod PodKey) ([]ContainerDevice, error)
 	return devicesOf(resp.GetPodResources()), nil
 }
 
-// List returns the devices of every pod that the kubelet lists, nil for a pod
-// without any. Shortly after a kubelet restart it succeeds without any pod.
+// List returns the devices of every pod that the kubelet lists, nil for a pod without
+// devices. Shortly after a kubelet restart it succeeds without listing any pod.
 func (c *Client) List(ctx context.Context) (map[PodKey][]ContainerDevice, error) {
 	api, err := c.api()
 	if err != nil {
@@ -109,15 +109,15 @@ func (c *Client) List(ctx context.Context) (map[PodKey][]ContainerDevice, error)
 	}
 	out := make(map[PodKey][]ContainerDevice, len(resp.GetPodResources()))
 	for _, p := range resp.GetPodResources() {
-		// While an older pod of a name terminates, both may be listed: neither is
-		// dropped here, the checkpoint tells them apart by UID.
+		// While an older pod of the same name terminates, both may be listed. Keep
+		// both: the checkpoint tells them apart by UID.
 		k := PodKey{p.GetNamespace(), p.GetName()}
 		out[k] = append(out[k], devicesOf(p)...)
 	}
 	return out, nil
 }
 
-// devicesOf flattens a pod's answer, in the kubelet's order.
+// devicesOf flattens the response for a pod, in the kubelet's order.
 func devicesOf(p *podresourcesv1.PodResources) []ContainerDevice {
 	var out []ContainerDevice
 	for _, c := range p.GetContainers() {
@@ -142,8 +142,8 @@ func devicesOf(p *podresourcesv1.PodResources) []ContainerDevice {
 	return out
 }
 
-// callError types a failed call by its status code. The kubelet answers a pod
-// that it does not know with Unknown, see [Client.Get].
+// callError classifies a failed call by its status code. The kubelet answers with
+// Unknown for a pod that it does not know, see [Client.Get].
 func callError(method string, err error) error {
 	kind := ErrUnavailable
 	switch status.Code(err) {
@@ -159,14 +159,14 @@ func callError(method string, err error) error {
 	return &failure{kind, fmt.Errorf("%s: %w", method, rpcError{err})}
 }
 
-// failure is one of the reasons for having no answer, and what it comes from.
+// failure is one of the reasons for having no answer, with its cause.
 type failure struct{ kind, cause error }
 
 func (e *failure) Error() string { return e.kind.Error() + ": " + e.cause.Error() }
 
 func (e *failure) Unwrap() []error { return []error{e.kind, e.cause} }
 
-// causeOf returns why a source is unavailable, for a text that says already that it is.
+// causeOf returns why a source is unavailable, for messages that already say so.
 func causeOf(err error) error {
 	if f, ok := err.(*failure); ok && f.kind == ErrUnavailable { //nolint:errorlint // the outermost itself is meant
 		return f.cause
@@ -174,8 +174,7 @@ func causeOf(err error) error {
 	return err
 }
 
-// rpcError is the error of a call, which says what went wrong without the frame that
-// gRPC puts around it.
+// rpcError shows the message of a failed call without the frame that gRPC adds.
 type rpcError struct{ err error }
 
 func (e rpcError) Error() string { return status.Convert(e.err).Message() }

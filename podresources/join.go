@@ -9,23 +9,23 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 )
 
-// decision is the answer that one look supports.
+// decision is the answer that one look at the sources supports.
 type decision struct {
 	alloc *Allocation
 	err   error
 	again patience
 }
 
-// patience says whether looking again may change an answer.
+// patience tells whether another look may change the answer.
 type patience int
 
 const (
-	never  patience = iota // it is settled
-	once                   // one more look; two equal ones settle it
-	longer                 // until the time for it is over
+	never  patience = iota // the answer is final
+	once                   // look once more, unless this is a later look already
+	longer                 // look again until [Options].Retry is over
 )
 
-// decide applies the table of the package comment.
+// decide applies the package comment's first table.
 func (v *view) decide() decision {
 	switch {
 	case v.liveErr == nil && v.agree(v.live):
@@ -42,8 +42,8 @@ func (v *view) decide() decision {
 	return v.decideSilence()
 }
 
-// decideSilence decides when the API has no answer and the checkpoint has no
-// entry of the pod.
+// decideSilence decides when the API has no answer and the checkpoint has no entry of
+// the pod.
 func (v *view) decideSilence() decision {
 	alone := errors.Is(v.liveErr, errNoSource)
 	if alone && v.memErr == nil && v.pod.UID != "" {
@@ -56,13 +56,13 @@ func (v *view) decideSilence() decision {
 	return d
 }
 
-// note adds a sentence to an allocation.
+// note adds a sentence to an allocation's notes.
 func note(a *Allocation, format string, args ...any) *Allocation {
 	a.Notes = append(a.Notes, fmt.Sprintf(format, args...))
 	return a
 }
 
-// memoryGap says why the checkpoint has no answer.
+// memoryGap tells why the checkpoint has no answer.
 func (v *view) memoryGap() error {
 	if v.memErr != nil {
 		return v.memErr
@@ -70,8 +70,8 @@ func (v *view) memoryGap() error {
 	return fmt.Errorf("no entry for UID %q", v.pod.UID)
 }
 
-// decideMemory decides when the checkpoint has entries of the pod and the API
-// has nothing.
+// decideMemory decides when the checkpoint has entries of the pod and the API has
+// nothing.
 func (v *view) decideMemory() decision {
 	if errors.Is(v.liveErr, errNoSource) {
 		return decision{alloc: v.join(nil)}
@@ -83,8 +83,7 @@ func (v *view) decideMemory() decision {
 	return decision{alloc: note(v.join(nil), "devices are from the checkpoint alone, the kubelet's API %s", why), again: longer}
 }
 
-// decideLive decides when the API has devices that the checkpoint does not
-// confirm.
+// decideLive decides when the API has devices that the checkpoint does not confirm.
 func (v *view) decideLive() decision {
 	if errors.Is(v.memErr, errNoSource) {
 		return decision{alloc: v.join(v.live)}
@@ -109,8 +108,9 @@ func (v *view) decideLive() decision {
 	return decision{alloc: note(a, "the checkpoint differs from the kubelet's API, which is followed"), again: once}
 }
 
-// foreign returns a live device that the checkpoint gives to other pods and not
-// to this one, and one of their UIDs.
+// foreign returns a live device that the checkpoint attributes to other pods but not to
+// this one, and the UID of one of those pods. The UID is empty if there is no such
+// device.
 func (v *view) foreign() (ContainerDevice, string) {
 	for _, d := range v.live {
 		holders := v.mem.Holders(d.Resource, d.ID)
@@ -122,10 +122,10 @@ func (v *view) foreign() (ContainerDevice, string) {
 	return ContainerDevice{}, ""
 }
 
-// join merges live devices with the checkpoint's own entries into one list,
-// each device once. With live devices the checkpoint confirms them and adds
-// those of ordinary init containers; what else it has is left out with a note.
-// Without (live is empty), all of its entries count.
+// join merges live devices and the checkpoint's own entries into one list, each device
+// once. If there are live devices, the checkpoint confirms them and adds the devices of
+// ordinary init containers; everything else in it is left out with a note. If live is
+// empty, all of its entries count.
 func (v *view) join(live []ContainerDevice) *Allocation {
 	j := joiner{index: map[holding]int{}, a: &Allocation{}}
 	listed := make(map[holding]bool, len(live))
@@ -154,7 +154,7 @@ func (v *view) join(live []ContainerDevice) *Allocation {
 	return j.a
 }
 
-// nodes is the checkpoint's NUMA node as a list.
+// nodes converts the checkpoint's NUMA node to a list.
 func nodes(n int64) []int64 {
 	if n == checkpoint.NoNUMA {
 		return nil
@@ -162,8 +162,8 @@ func nodes(n int64) []int64 {
 	return []int64{n}
 }
 
-// byContainer compares names of containers by the pod's order. Containers that
-// the caller did not name come last, by name.
+// byContainer returns a comparison of container names by their order in the pod.
+// Containers that the caller did not name come last, sorted by name.
 func (p *Pod) byContainer() func(a, b string) int {
 	rank := make(map[string]int, len(p.Containers))
 	for i, c := range p.Containers {
@@ -178,7 +178,8 @@ func (p *Pod) byContainer() func(a, b string) int {
 	return func(a, b string) int { return cmp.Or(cmp.Compare(of(a), of(b)), cmp.Compare(a, b)) }
 }
 
-// arrange puts holders and devices in the pod's order.
+// arrange sorts holders and devices in the pod's order, and sets the devices'
+// PluginIndex.
 func (v *view) arrange(devices []Device, order map[holding]int) {
 	inPod := v.pod.byContainer()
 	for i := range devices {
@@ -196,11 +197,11 @@ func (v *view) arrange(devices []Device, order map[holding]int) {
 // joiner collects devices, each once.
 type joiner struct {
 	a     *Allocation
-	index map[holding]int // without container
+	index map[holding]int // keys have no container
 }
 
-// add takes a device in a container into the list. A device that both sources
-// know is FromBoth.
+// add adds a device of a container to the list. A device that both sources know becomes
+// FromBoth.
 func (j *joiner) add(d ContainerDevice, source string) {
 	k := holding{resource: d.Resource, id: d.ID}
 	i, ok := j.index[k]

@@ -14,27 +14,28 @@ import (
 	"strings"
 )
 
-// Metadata is the kubelet's directory of plugins, usually
-// /var/lib/kubelet/plugins, in which DRA drivers that publish device metadata
-// (KEP-5304, from Kubernetes 1.36) leave a file for each request of a claim:
+// Metadata is the path of the kubelet's plugin directory, usually
+// /var/lib/kubelet/plugins. DRA drivers that publish device metadata (KEP-5304, from
+// Kubernetes 1.36) write one file there for each request of a claim:
 //
 //	<driver>/dra-device-metadata/<namespace>_<claim>/<request>/metadata.json
 //
-// It is written before the pod's sandbox starts, and needs no API server to read.
+// A driver writes the file before the pod's sandbox starts. Reading it needs no API
+// server.
 type Metadata string
 
-// Bounds of what is read for one claim.
+// Limits on what is read for one claim.
 const (
-	maxMetadata         = 1 << 20 // bytes of a file
+	maxMetadata         = 1 << 20 // bytes of one file
 	maxMetadataRequests = 256     // files; a claim has at most 32 requests
 )
 
 const metadataGroup = "metadata.resource.k8s.io/"
 
-// metadataVersions are the versions of the file's objects that are understood.
+// metadataVersions are the understood versions of the file's objects.
 var metadataVersions = []string{metadataGroup + "v1beta1", metadataGroup + "v1alpha1"}
 
-// metadataObject is an object of the file.
+// metadataObject is one object of the file.
 type metadataObject struct {
 	Metadata struct {
 		UID string `json:"uid"`
@@ -71,7 +72,7 @@ func (m Metadata) Attributes(_ context.Context, devices []*ClaimDevice) []Attrib
 	return out
 }
 
-// metadataOf looks for a device in the files of its claim.
+// metadataOf looks up a device in the files of its claim.
 func metadataOf(root *os.Root, d *ClaimDevice) (Attributes, error) {
 	dir := filepath.Join(d.Driver, "dra-device-metadata", d.Namespace+"_"+d.Claim)
 	requests, err := metadataRequests(root, dir, d)
@@ -99,8 +100,8 @@ func metadataOf(root *os.Root, d *ClaimDevice) (Attributes, error) {
 	return out, nil
 }
 
-// metadataRequests returns the requests whose files to read: those that the
-// device serves, or all of the claim where they are not known.
+// metadataRequests returns the requests whose files to read: those that the device
+// serves, or all requests of the claim if the device's are unknown.
 func metadataRequests(root *os.Root, dir string, d *ClaimDevice) ([]string, error) {
 	var out []string
 	if len(d.Requests) > 0 {
@@ -128,8 +129,8 @@ func metadataRequests(root *os.Root, dir string, d *ClaimDevice) ([]string, erro
 	return out, nil
 }
 
-// readMetadata reads a file. A driver replaces it in place, so that one that
-// cannot be decoded may be whole a moment later.
+// readMetadata reads one file. Drivers replace the file in place, so a decoding error
+// may be gone a moment later: it wraps ErrUnavailable.
 func readMetadata(root *os.Root, path string) (*metadataObject, error) {
 	fi, err := root.Stat(path)
 	if err != nil {
@@ -149,8 +150,8 @@ func readMetadata(root *os.Root, path string) (*metadataObject, error) {
 	return o, nil
 }
 
-// decodeMetadata returns the first object of a version that is understood: a
-// file has the same object in several.
+// decodeMetadata returns the first object of an understood version. A file holds the
+// same object in several versions.
 func decodeMetadata(raw []byte) (*metadataObject, error) {
 	var others []string
 	for d := json.NewDecoder(bytes.NewReader(raw)); ; {
@@ -180,8 +181,8 @@ func decodeMetadata(raw []byte) (*metadataObject, error) {
 	}
 }
 
-// collect adds what the object says of a device, and reports whether that is
-// anything.
+// collect adds to out what the object knows about a device, and reports whether the
+// object contains the device.
 func (o *metadataObject) collect(d *ClaimDevice, out *Attributes) bool {
 	found := false
 	for i := range o.Requests {
@@ -196,7 +197,7 @@ func (o *metadataObject) collect(d *ClaimDevice, out *Attributes) bool {
 				var value struct {
 					String string `json:"string"`
 				}
-				if json.Unmarshal(raw, &value) == nil { // of another type: none of ours
+				if json.Unmarshal(raw, &value) == nil { // other types are not used here
 					out.set(name, value.String)
 				}
 			}

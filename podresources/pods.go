@@ -14,9 +14,9 @@ import (
 	podsv1alpha1 "k8s.io/kubelet/pkg/apis/pods/v1alpha1"
 )
 
-// Pods reads whole pods from the kubelet's Pods API (v1alpha1, on by default
-// from Kubernetes 1.37): annotations included, with no API server. It is safe
-// for concurrent use.
+// Pods reads whole pods, annotations included, from the kubelet's Pods API (v1alpha1,
+// enabled by default from Kubernetes 1.37). It needs no API server and is safe for
+// concurrent use.
 type Pods struct {
 	socket string
 	once   sync.Once
@@ -24,11 +24,11 @@ type Pods struct {
 	err    error
 
 	mu     sync.Mutex
-	synced bool                   // byUID follows the kubelet
-	byUID  map[string]*corev1.Pod // trimmed
+	synced bool                   // byUID is in step with the kubelet
+	byUID  map[string]*corev1.Pod // trimmed pods
 }
 
-// NewPods returns a reader of the socket. Nothing is cached before [Pods.Run].
+// NewPods returns a reader for the socket. Nothing is cached before [Pods.Run].
 func NewPods(socket string) *Pods { return &Pods{socket: socket, byUID: map[string]*corev1.Pod{}} }
 
 func (p *Pods) api() (podsv1alpha1.PodsClient, error) {
@@ -48,16 +48,17 @@ func (p *Pods) Close() error {
 	return p.conn.Close()
 }
 
-// Pauses between two watches, the second once the kubelet has failed often.
+// Pauses between two watches: they grow from the first to the last while the kubelet
+// fails.
 const (
 	firstPause = 100 * time.Millisecond
 	lastPause  = 5 * time.Second
 )
 
-// Run keeps the cache until ctx ends: it watches, and watches again when the
-// kubelet restarts, is not ready yet, or drops a slow watcher. What was cached is
-// kept meanwhile, see [Pods.Pod]; the next watch begins with every pod and
-// replaces it.
+// Run maintains the cache until ctx ends. It watches the kubelet, and starts another
+// watch when the kubelet restarts, is not ready yet, or drops a slow watcher. The cache
+// is kept meanwhile, see [Pods.Pod]; the next watch starts with every pod and replaces
+// it.
 func (p *Pods) Run(ctx context.Context) {
 	pause := firstPause
 	for ctx.Err() == nil {
@@ -75,15 +76,15 @@ func (p *Pods) Run(ctx context.Context) {
 	}
 }
 
-// HasSynced reports whether the cache follows the kubelet at present.
+// HasSynced reports whether the cache is in step with the kubelet now.
 func (p *Pods) HasSynced() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.synced
 }
 
-// watch follows one stream to its end and reports whether it gave anything. Why
-// it ended does not matter: every end is answered by another watch.
+// watch follows one stream to its end and reports whether the stream delivered
+// anything. The reason for the end does not matter: another watch follows in any case.
 func (p *Pods) watch(ctx context.Context) (began bool) {
 	api, err := p.api()
 	if err != nil {
@@ -106,7 +107,7 @@ func (p *Pods) watch(ctx context.Context) (began bool) {
 	}
 }
 
-// apply takes one event into the cache, or into fresh before the first sync.
+// apply applies one event to the cache, or to fresh before the first sync is complete.
 func (p *Pods) apply(ev *podsv1alpha1.WatchPodsEvent, fresh *map[string]*corev1.Pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -119,7 +120,7 @@ func (p *Pods) apply(ev *podsv1alpha1.WatchPodsEvent, fresh *map[string]*corev1.
 	}
 	pod, err := decodePod(ev.GetPod())
 	if err != nil {
-		return // one pod that cannot be decoded must not hide the others; Pod asks for it again
+		return // an undecodable pod must not hide the others; Pod asks for it again
 	}
 	into := p.byUID
 	if *fresh != nil {
@@ -132,12 +133,14 @@ func (p *Pods) apply(ev *podsv1alpha1.WatchPodsEvent, fresh *map[string]*corev1.
 	into[string(pod.UID)] = pod
 }
 
-// Pod returns the pod of that UID: from the cache, else from the kubelet. Where
-// the kubelet does not answer, a pod of the UID that was cached before is still
-// the right one. A pod of the UID but another name is ErrPodNotFound; a kubelet
-// that is not ready or does not answer is ErrUnavailable, one without this API
-// ErrUnimplemented. Without a UID the name decides, among the pods that are not
-// being deleted. The result is shared and must not be changed.
+// Pod returns the pod with this UID, from the cache or else from the kubelet. If the
+// kubelet does not answer, a pod with this UID in an outdated cache is still the right
+// one. Without a UID, the name decides among the pods that are not being deleted.
+//
+// Pod returns ErrPodNotFound if the kubelet has no such pod or the UID belongs to a pod
+// of another name, ErrUnavailable if the kubelet is not ready or does not answer, and
+// ErrUnimplemented if it lacks this API. The result is shared: callers must not modify
+// it.
 func (p *Pods) Pod(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error) {
 	if pod := p.cached(namespace, name, uid, false); pod != nil {
 		return pod, nil
@@ -157,8 +160,8 @@ func (p *Pods) Pod(ctx context.Context, namespace, name, uid string) (*corev1.Po
 	return pod, nil
 }
 
-// cached looks into the cache; one that does not follow the kubelet at present
-// counts with stale.
+// cached looks up a pod in the cache. If stale is true, it also uses a cache that is
+// not in step with the kubelet.
 func (p *Pods) cached(namespace, name, uid string, stale bool) *corev1.Pod {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -183,7 +186,7 @@ func named(pods map[string]*corev1.Pod, namespace, name string) *corev1.Pod {
 	return nil
 }
 
-// ask calls the kubelet: by UID, else for all pods.
+// ask calls the kubelet: GetPod for a UID, else ListPods.
 func (p *Pods) ask(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error) {
 	api, err := p.api()
 	if err != nil {
@@ -211,8 +214,8 @@ func (p *Pods) ask(ctx context.Context, namespace, name, uid string) (*corev1.Po
 	return named(all, namespace, name), nil
 }
 
-// List returns the cached pods, in no order, those from before the watch was
-// lost included. Without [Pods.Run] there are none.
+// List returns the cached pods in no particular order. After the watch is lost, it
+// still returns those cached before. Without [Pods.Run] there are none.
 func (p *Pods) List() []*corev1.Pod {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -223,7 +226,7 @@ func (p *Pods) List() []*corev1.Pod {
 	return out
 }
 
-// decodePod decodes the API's bytes, a protobuf corev1.Pod, and trims it.
+// decodePod decodes a protobuf corev1.Pod, as the API sends it, and trims it.
 func decodePod(raw []byte) (*corev1.Pod, error) {
 	var pod corev1.Pod
 	if err := pod.Unmarshal(raw); err != nil {
@@ -232,11 +235,11 @@ func decodePod(raw []byte) (*corev1.Pod, error) {
 	return Trim(&pod), nil
 }
 
-// Trim returns a copy of a pod with only what planning needs, which is a
-// fraction of a pod's memory: identity, annotations, the containers' names,
-// resources and restart policies, resource claims, node and phase. The annotation in which
-// kubectl keeps the whole manifest is not kept. The copy shares the pod's
-// values, which must not be changed afterwards.
+// Trim returns a copy of a pod with only what planning needs, a fraction of the pod's
+// memory: identity, annotations, deletion timestamp, node, host network, phase,
+// resource claims, and the containers' names, resources and restart policies. It drops
+// the annotation in which kubectl keeps the whole manifest. The copy shares the pod's
+// values, which must not be modified afterwards.
 func Trim(pod *corev1.Pod) *corev1.Pod {
 	out := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Annotations: pod.Annotations, DeletionTimestamp: pod.DeletionTimestamp,

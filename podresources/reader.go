@@ -9,26 +9,26 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 )
 
-// Live is the API as a Reader needs it; *Client is the real one. Its errors are
-// those of this package, wrapped.
+// Live is the API as a Reader needs it, implemented by *Client. Its errors wrap those
+// of this package.
 type Live interface {
 	Get(ctx context.Context, pod PodKey) ([]ContainerDevice, error)
 	List(ctx context.Context) (map[PodKey][]ContainerDevice, error)
 }
 
-// Memory is the checkpoint as a Reader needs it; *checkpoint.File is the real
-// one.
+// Memory is the checkpoint as a Reader needs it, implemented by *checkpoint.File.
 type Memory interface {
 	Load() (*checkpoint.Checkpoint, error)
 }
 
-// ClaimMemory is the checkpoint of resource claims as a Reader needs it;
-// *checkpoint.ClaimFile is the real one.
+// ClaimMemory is the checkpoint of resource claims as a Reader needs it, implemented by
+// *checkpoint.ClaimFile.
 type ClaimMemory interface {
 	Load() (*checkpoint.Claims, error)
 }
 
-// Reader joins the sources. It is safe for concurrent use.
+// Reader joins the sources as the package comment describes. It is safe for concurrent
+// use.
 type Reader struct {
 	live   *shared     // nil without the API
 	memory Memory      // nil without the checkpoint
@@ -38,20 +38,21 @@ type Reader struct {
 	attributes []AttributeSource
 }
 
-// Options of a Reader; the zero value is right for a node.
+// Options configure a Reader; the zero value suits a node.
 type Options struct {
-	// Retry is how long to ask again while the sources do not yet agree; 0 means
-	// 600 ms. After a kubelet restart the API knows no pods for some seconds;
-	// the checkpoint answers then, so waiting longer gains nothing.
+	// Retry limits how long the Reader asks again while the sources disagree; 0 means
+	// 600 ms. After a kubelet restart the API knows no pods for some seconds, but the
+	// checkpoint answers then, so a longer wait gains nothing.
 	Retry time.Duration
-	// Claims is the checkpoint of resource claims; nil for none.
+	// Claims is the checkpoint of resource claims, or nil.
 	Claims ClaimMemory
-	// Attributes say what a claim's device is, in order of precedence.
+	// Attributes are asked for the attributes of claims' devices, in order of
+	// precedence.
 	Attributes []AttributeSource
 }
 
-// NewReader returns a Reader of the API and the checkpoint. Either may be nil:
-// each alone suffices.
+// NewReader returns a Reader of the API and the checkpoint. Either may be nil: one
+// suffices.
 func NewReader(live Live, memory Memory, o Options) *Reader {
 	r := &Reader{memory: memory, claims: o.Claims, retry: o.Retry, attributes: o.Attributes}
 	if live != nil {
@@ -63,13 +64,14 @@ func NewReader(live Live, memory Memory, o Options) *Reader {
 	return r
 }
 
-// retryStep is the pause between two looks at sources that do not agree.
+// retryStep is the pause between two looks at sources that disagree.
 const retryStep = 100 * time.Millisecond
 
-// Devices returns what is allocated to the pod, of all resources, by the table
-// of the package comment. resources are those of which the caller needs devices:
-// while one of them is missing, an older answer is not trusted. The kubelet is
-// asked no more often than its rate limit allows, however many ask at once.
+// Devices returns all devices allocated to the pod, by the tables of the package
+// comment. The caller lists in resources those of which it needs devices: a cached
+// answer that lacks one of them is not used. However many callers ask at once, the
+// kubelet gets no more calls than its rate limit allows. The errors are those of this
+// package, wrapped.
 func (r *Reader) Devices(ctx context.Context, pod Pod, resources []string) (*Allocation, error) {
 	deadline := time.Now().Add(r.retry)
 	for looks := 1; ; looks++ {
@@ -92,29 +94,29 @@ func (r *Reader) Devices(ctx context.Context, pod Pod, resources []string) (*All
 type view struct {
 	pod     Pod
 	live    []ContainerDevice
-	liveErr error // why there is no live answer; nil when live is one
+	liveErr error // why there is no live answer, or nil
 	mem     *checkpoint.Checkpoint
 	memErr  error
-	own     []checkpoint.Entry // of the pod's UID
+	own     []checkpoint.Entry // the entries with the pod's UID
 
-	liveClaims []ContainerDevice // those of live that are claims' devices
+	liveClaims []ContainerDevice // live devices that belong to claims
 	ownClaims  []checkpoint.Claim
-	claimsErr  error // why there is no checkpoint of claims; nil when there is
+	claimsErr  error // why there is no checkpoint of claims, or nil
 }
 
 // errNoSource stands for a source that is not configured.
 var errNoSource = errors.New("not configured")
 
-// How long the API is waited for, its rate limit included: not long where the
-// checkpoint has an answer of its own, since another client can keep the kubelet
-// at its limit for ever.
+// Limits on waiting for the API, including its rate limit. The wait is short if the
+// checkpoint has an answer of its own, because another client can keep the kubelet at
+// its limit forever.
 const (
 	shortWait = 3 * time.Second
 	longWait  = 30 * time.Second
 )
 
-// look reads the checkpoint, then the API: the kubelet writes the checkpoint
-// before it starts a pod, so that the later look is the one at the present.
+// look reads the checkpoint first, then the API. The kubelet writes the checkpoint
+// before it starts a pod, so the later reading shows the present.
 func (r *Reader) look(ctx context.Context, pod Pod, resources []string) *view {
 	v := &view{pod: pod, memErr: errNoSource, liveErr: errNoSource, claimsErr: errNoSource}
 	if r.memory != nil {
@@ -145,7 +147,7 @@ func (r *Reader) look(ctx context.Context, pod Pod, resources []string) *view {
 	return v
 }
 
-// split separates device plugins' devices from those of claims.
+// split separates the device plugins' devices from the claims' devices.
 func split(all []ContainerDevice) (plugins, claims []ContainerDevice) {
 	for _, d := range all {
 		if d.Claim == nil {
@@ -157,9 +159,8 @@ func split(all []ContainerDevice) (plugins, claims []ContainerDevice) {
 	return plugins, claims
 }
 
-// trusts reports whether an answer from the cache is good for this pod: every
-// wanted resource is in it, and the checkpoint says by UID that it is this
-// pod's.
+// trusts reports whether a cached answer is good for this pod: it has a device of every
+// wanted resource, and the checkpoint confirms by UID that the devices are this pod's.
 func (v *view) trusts(d []ContainerDevice, resources []string) bool {
 	for _, want := range resources {
 		if !slices.ContainsFunc(d, func(c ContainerDevice) bool { return c.Resource == want }) {
@@ -172,8 +173,8 @@ func (v *view) trusts(d []ContainerDevice, resources []string) bool {
 // holding is a device in a container.
 type holding struct{ container, resource, id string }
 
-// agree reports whether live devices are the checkpoint's of this pod, ordinary
-// init containers aside, which the API leaves out.
+// agree reports whether the live devices are those that the checkpoint has for this
+// pod. Ordinary init containers do not count, because the API omits them.
 func (v *view) agree(live []ContainerDevice) bool {
 	confirmed := make(map[holding]bool, len(live))
 	for _, d := range live {

@@ -10,34 +10,32 @@ import (
 	"time"
 )
 
-// shared is a read-through cache over Live with one call in flight. The kubelet
-// allows 100 calls a second with bursts of 10, to all clients of the node
-// together; a node that starts 250 pods at once must not run into that.
+// shared is a read-through cache in front of Live that keeps at most one call in
+// flight. The kubelet allows 100 calls a second with bursts of 10, for all clients on
+// the node together, and a node that starts 250 pods at once must stay below that.
 //
-// Who asks while nobody else does gets a call of its own. Who asks while a call
-// is under way waits for the one that follows it, together with all others that
-// asked meanwhile: the call under way may have begun before the kubelet
-// allocated their devices.
+// A caller that finds no call in flight gets a call of its own. All callers that arrive
+// during a call share the next one: the call in flight may have begun before the
+// kubelet allocated their devices.
 type shared struct {
 	live Live
 
 	mu      sync.Mutex
-	kept    map[PodKey][]ContainerDevice // the last answers; nothing is inferred from absence
-	running *flight                      // the call under way; nil for none
-	next    *flight                      // the call that follows it; nil while nobody waits for one
+	kept    map[PodKey][]ContainerDevice // the last answers; a missing pod proves nothing
+	running *flight                      // the call in flight, or nil
+	next    *flight                      // the call after it; nil while nobody waits for one
 }
 
-// maxKept bounds the answers that are kept between two Lists: more pods than a
-// node runs.
+// maxKept limits the answers that are kept between two Lists. A node runs fewer pods.
 const maxKept = 1024
 
-// flight is a call and those who wait for it. The fields above done are guarded
-// by shared.mu; those below are written before done is closed.
+// flight is a call and its waiting callers. shared.mu guards the fields above done; the
+// fields below it are written before done is closed.
 type flight struct {
-	ctx     context.Context // ends when nobody waits any more
+	ctx     context.Context // ends when nobody waits any longer
 	cancel  context.CancelFunc
-	first   PodKey // who asked first
-	many    bool   // others asked for other pods: a List serves all
+	first   PodKey // the first caller's pod
+	many    bool   // callers want different pods, so a List serves all
 	waiting int
 
 	done chan struct{}
@@ -47,9 +45,9 @@ type flight struct {
 
 func newShared(live Live) *shared { return &shared{live: live, kept: map[PodKey][]ContainerDevice{}} }
 
-// devices returns the live devices of a pod: from the last answer when good says
-// that it serves, else from a call that begins after this one did. A pod that the
-// kubelet does not list is ErrPodNotFound.
+// devices returns the live devices of a pod: from the last answer if good accepts it,
+// else from a call that begins after this one did. It returns ErrPodNotFound for a pod
+// that the kubelet does not list.
 func (s *shared) devices(ctx context.Context, pod PodKey, good func([]ContainerDevice) bool) ([]ContainerDevice, error) {
 	s.mu.Lock()
 	if d, ok := s.kept[pod]; ok && good(d) {
@@ -67,13 +65,14 @@ func (s *shared) devices(ctx context.Context, pod PodKey, good func([]ContainerD
 	}
 }
 
-// board joins the flight that serves who asks now, and starts it when nothing is
-// under way. The caller holds mu.
+// board joins the flight that will serve a caller that asks now, and starts it if no
+// call is in flight. The caller holds mu.
 func (s *shared) board(ctx context.Context, pod PodKey) *flight {
 	f := s.next
 	if f == nil {
 		f = &flight{first: pod, done: make(chan struct{})}
-		// Its values are the first asker's; its end is that of all who wait.
+		// The values come from the first caller; cancellation takes all callers to
+		// leave.
 		f.ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
 		s.next = f
 	}
@@ -85,7 +84,7 @@ func (s *shared) board(ctx context.Context, pod PodKey) *flight {
 	return f
 }
 
-// start makes next the call under way, if anybody waits for one. The caller
+// start makes the next flight the running one, if anybody waits for it. The caller
 // holds mu.
 func (s *shared) start() {
 	s.running, s.next = s.next, nil
@@ -94,7 +93,8 @@ func (s *shared) start() {
 	}
 }
 
-// leave takes one who does not wait any more off a flight; the last one ends it.
+// leave removes one waiting caller from a flight. When the last one leaves, the call is
+// canceled.
 func (s *shared) leave(f *flight) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -127,11 +127,10 @@ func (s *shared) fly(f *flight) {
 	close(f.done)
 }
 
-// get asks for the one pod, which is cheaper for the kubelet than a List. It
-// reports whether a List must tell instead: this kubelet has no Get, or does not
-// find the pod. A kubelet whose Get is switched off (a feature gate, off by
-// default before Kubernetes 1.34) answers in the same way as one that does not
-// find the pod, so that only List can tell the two apart.
+// get asks for a single pod, which costs the kubelet less than a List. It reports
+// whether a List is needed: this kubelet has no Get, or does not find the pod. A
+// kubelet whose Get is disabled (a feature gate, off by default before Kubernetes 1.34)
+// answers as if it did not find the pod; only List tells the two cases apart.
 func (s *shared) get(f *flight) (needList bool) {
 	var d []ContainerDevice
 	f.err = patiently(f.ctx, func() (err error) {
@@ -144,8 +143,8 @@ func (s *shared) get(f *flight) (needList bool) {
 	return errors.Is(f.err, ErrUnimplemented) || errors.Is(f.err, ErrPodNotFound)
 }
 
-// keep takes a flight's answer over; a List replaces all that was kept. The
-// caller holds mu.
+// keep stores a flight's answer. A List replaces everything stored before. The caller
+// holds mu.
 func (s *shared) keep(f *flight, whole bool) {
 	if f.err != nil {
 		return
@@ -153,10 +152,10 @@ func (s *shared) keep(f *flight, whole bool) {
 	if whole || len(s.kept) >= maxKept {
 		s.kept = map[PodKey][]ContainerDevice{}
 	}
-	maps.Copy(s.kept, f.pods) // those who waited still read the flight's own map
+	maps.Copy(s.kept, f.pods) // a copy, because callers of this flight still read its map
 }
 
-// of returns what a flight that has landed found of a pod.
+// of returns what a completed flight found for a pod.
 func (f *flight) of(pod PodKey) ([]ContainerDevice, error) {
 	if f.err != nil {
 		return nil, f.err
@@ -168,8 +167,8 @@ func (f *flight) of(pod PodKey) ([]ContainerDevice, error) {
 	return d, nil
 }
 
-// patiently calls again, with a growing and jittered pause, while the kubelet's
-// rate limit is reached.
+// patiently repeats a call, with growing and jittered pauses, while the kubelet's rate
+// limit is reached.
 func patiently(ctx context.Context, call func() error) error {
 	pause := 20 * time.Millisecond
 	for {
