@@ -1,10 +1,10 @@
-// Package agent is the node's source of plans: it gathers what planning needs,
-// plans, and publishes what became of a plan.
+// Package agent makes the plans of a node: it gathers what planning needs, plans, and
+// publishes the outcome.
 //
 // [Assemble] connects the sources that a configuration names, and [New] makes an
-// [Agent] of them; it serves as plan.Planner behind the unix socket (serve mode), for
-// one call (plan mode), or in process. It runs no delegate, and changes nothing on the
-// node but VFs, where package reconcile is told to repair them.
+// [Agent] of them. An Agent serves as plan.Planner behind the unix socket (serve mode),
+// for one call (plan mode), or in process. It runs no delegate. The only thing that it
+// changes on the node are VFs, when package reconcile is told to repair them.
 package agent
 
 import (
@@ -34,46 +34,47 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// Devices tells which devices the kubelet allocated to a pod;
-// *podresources.Reader is the real one.
+// Devices returns the devices that the kubelet allocated to a pod. The implementation
+// is *podresources.Reader.
 type Devices interface {
 	Devices(ctx context.Context, pod podresources.Pod, resources []string) (*podresources.Allocation, error)
 }
 
-// Publisher writes to the API server; *kube.Writer is the real one.
+// Publisher writes to the API server. The implementation is *kube.Writer.
 type Publisher interface {
 	PublishStatus(ctx context.Context, namespace, name, uid, status string) error
 	Event(ctx context.Context, ref kube.PodRef, eventType, reason, message string) error
 	NodeEvent(ctx context.Context, eventType, reason, message string) error
 }
 
-// Sources are what an agent plans from and publishes to.
+// Sources is what an agent plans from and publishes to.
 type Sources struct {
 	Pods        kube.Pods
 	Definitions kube.Definitions
-	// Local looks a definition up without asking the API server, for names that a
-	// file on the node answers to as well; nil asks Definitions.
+	// Local looks a definition up without asking the API server, for names that a file
+	// on the node also serves; nil asks Definitions.
 	Local   kube.Definitions
 	Devices Devices // nil: no device is known, and networks that need one are refused
-	// Holders returns to whom the kubelet has given devices, by ID and PCI address; nil
-	// for a planner that knows no kubelet.
+	// Holders returns the holders of the devices that the kubelet has allocated, by
+	// device ID and PCI address; nil for a planner that knows no kubelet.
 	Holders   func(context.Context) (map[string]nodeview.Holder, error)
 	Publisher Publisher // nil: nothing is published
-	Outbox    outbox    // where reports wait if there is no Publisher; empty: they do not
-	// Journal tells which sandboxes there are; without a path each that is reported.
+	Outbox    outbox    // keeps reports while there is no Publisher; empty: nothing is kept
+	// Journal tells which sandboxes exist. Without a path, every reported one counts as
+	// existing.
 	Journal journal.Dir
-	// Ready returns nil when definitions can be answered, asking nobody; nil when
-	// they always can.
+	// Ready returns nil when definitions can be looked up. It asks nobody. A nil Ready
+	// means that they always can.
 	Ready func() error
-	// View returns the node as it is; nil for a planner that is not of a node.
+	// View returns the present state of the node; nil for a planner without a node.
 	View func(context.Context) *nodeview.View
-	// CNIConfig is the plugin's configuration in the runtime's directory, by which
-	// a pod is explained.
+	// CNIConfig is the path of the plugin's configuration in the runtime's directory.
+	// Pods are explained with it.
 	CNIConfig string
 	Node      string
-	// Metrics counts what is done; nil counts nothing.
+	// Metrics counts plans, reports and calls; nil counts nothing.
 	Metrics *metrics.Metrics
-	// Traces sends what was measured of calls; nil sends nothing.
+	// Traces sends the measurements of calls; nil sends nothing.
 	Traces *traces.Exporter
 }
 
@@ -81,13 +82,13 @@ type Sources struct {
 type Agent struct {
 	src Sources
 	log *slog.Logger
-	// background runs what the caller need not wait for.
+	// background runs work that the caller need not wait for.
 	background func(func())
 	parsed     planner.Parsed
 }
 
-// New returns an agent. background runs work that nobody waits for, such as
-// writing an Event; nil runs it at once.
+// New returns an agent. background runs work that nobody waits for, such as writing an
+// Event; nil runs it at once.
 func New(src Sources, log *slog.Logger, background func(func())) *Agent {
 	if background == nil {
 		background = func(f func()) { f() }
@@ -95,7 +96,7 @@ func New(src Sources, log *slog.Logger, background func(func())) *Agent {
 	return &Agent{src: src, log: log, background: background}
 }
 
-// Plan implements plan.Planner: fetch what the selection needs, then plan.
+// Plan implements plan.Planner: it fetches what the selection needs, then plans.
 func (a *Agent) Plan(ctx context.Context, req plan.Request) (p *plan.Plan, err error) {
 	began := time.Now()
 	defer func() { a.src.Metrics.Planned(time.Since(began), p, err) }()
@@ -112,7 +113,7 @@ func (a *Agent) Plan(ctx context.Context, req plan.Request) (p *plan.Plan, err e
 	if err != nil {
 		err = cnierr.Annotate(err, cnierr.Subject{Pod: inv.Pod.String()})
 		a.log.Warn("refused", "request", req.ID, "pod", inv.Pod.String(), "uid", inv.Pod.UID, "sandbox", inv.ContainerID, "kind", cnierr.KindOf(err), "err", err)
-		if ctx.Err() == nil { // else nobody was refused: who asked has given this agent up
+		if ctx.Err() == nil { // otherwise the caller has given up on this agent, and no pod was refused
 			a.refused(ctx, inv.Pod, err)
 		}
 		return nil, err
@@ -121,7 +122,7 @@ func (a *Agent) Plan(ctx context.Context, req plan.Request) (p *plan.Plan, err e
 	return p, nil
 }
 
-// plan makes the plan, and tells why where somebody listens.
+// plan makes the plan. It records its reasons in why, which may be nil.
 func (a *Agent) plan(ctx context.Context, inv *netconf.Invocation, why *nodeview.Explanation) (*plan.Plan, error) {
 	ctx = kube.Together(ctx)
 	pod, err := a.pod(ctx, inv.Pod)
@@ -158,7 +159,7 @@ func (a *Agent) plan(ctx context.Context, inv *netconf.Invocation, why *nodeview
 	return p, a.notAnothers(ctx, p, sriov.Host{FS: sriov.FS{Root: inv.Conf.SysRoot}})
 }
 
-// pod fetches the pod that the runtime named; nil outside Kubernetes.
+// pod fetches the pod that the runtime named. It returns nil outside Kubernetes.
 func (a *Agent) pod(ctx context.Context, id plan.Pod) (*planner.Pod, error) {
 	if id.Name == "" {
 		return nil, nil
@@ -175,8 +176,8 @@ func (a *Agent) pod(ctx context.Context, id plan.Pod) (*planner.Pod, error) {
 	return podOf(found, id), nil
 }
 
-// podOf reduces a pod to what planning needs. The UID is the runtime's: the API
-// server knows static pods under another, that of their mirror.
+// podOf reduces a pod to what planning needs. The UID is the runtime's: the API server
+// knows a static pod under another UID, that of its mirror.
 func podOf(p *corev1.Pod, id plan.Pod) *planner.Pod {
 	out := &planner.Pod{Annotations: p.Annotations, Static: kube.IsStatic(p)}
 	out.Namespace, out.Name, out.UID = id.Namespace, id.Name, id.UID
@@ -205,7 +206,7 @@ func (a *Agent) definitions(ctx context.Context, needs []planner.Need) (map[plan
 		case err == nil:
 			out[ref] = def
 		case errors.Is(err, kube.ErrNotFound), errors.Is(err, kube.ErrName), need.OnDisk && errors.Is(err, kube.ErrUnavailable):
-			// The planner knows whether something else serves.
+			// The planner decides whether a file on disk serves instead.
 		case errors.Is(err, kube.ErrInvalid):
 			return nil, cnierr.New("read definition", cnierr.InvalidDefinition, "%w", err).
 				About(cnierr.Subject{Network: ref.String()}).WithFix("correct the definition")
@@ -218,12 +219,12 @@ func (a *Agent) definitions(ctx context.Context, needs []planner.Need) (map[plan
 	return out, nil
 }
 
-// onDiskTime bounds the question after a definition where a file serves as well.
+// onDiskTime bounds the lookup of a definition that a file can replace.
 const onDiskTime = 2 * time.Second
 
-// definition looks for one definition. Where a file serves as well, what is
-// known on the node answers; only while that is not complete are the other
-// sources asked, and not waited for long: a node must come up without them.
+// definition looks for one definition. If a file can serve as well, the node's own
+// knowledge answers. Only while that is incomplete are the other sources asked, and
+// only briefly: a node must come up without them.
 func (a *Agent) definition(ctx context.Context, need planner.Need) (*netattach.Definition, error) {
 	if need.OnDisk && a.src.Local != nil {
 		def, err := a.src.Local.Definition(ctx, need.Namespace, need.Name)
@@ -237,7 +238,7 @@ func (a *Agent) definition(ctx context.Context, need planner.Need) (*netattach.D
 	return a.src.Definitions.Definition(ctx, need.Namespace, need.Name)
 }
 
-// allocation fetches the pod's devices and what is known of each.
+// allocation fetches the pod's devices and the details of each.
 func (a *Agent) allocation(ctx context.Context, pod *planner.Pod, resources []string, inv *netconf.Invocation, src *planner.Sources) error {
 	if a.src.Devices == nil || pod == nil {
 		src.Allocation = &podresources.Allocation{}
@@ -258,7 +259,8 @@ func (a *Agent) allocation(ctx context.Context, pod *planner.Pod, resources []st
 	src.DeviceInfo = map[planner.DeviceKey]json.RawMessage{}
 	fs := sriov.FS{Root: inv.Conf.SysRoot}
 	for _, d := range alloc.Devices {
-		// A network device may be away, or this agent in another network namespace.
+		// A failed lookup is no error: a network device may be gone, or this agent may
+		// be in another network namespace.
 		if f, err := fs.FunctionNamed(d.ID); err == nil {
 			src.Functions[d.ID] = f
 		}
@@ -269,8 +271,8 @@ func (a *Agent) allocation(ctx context.Context, pod *planner.Pod, resources []st
 	return nil
 }
 
-// readDeviceInfo returns what the device plugin wrote of a device (device
-// information specification 4.1), nil when there is nothing usable.
+// readDeviceInfo returns the device information that the device plugin wrote (device
+// information specification 4.1), or nil when there is nothing usable.
 func readDeviceInfo(dir, resource, id string) json.RawMessage {
 	name, err := netattach.DPFileName(resource, id)
 	if err != nil {
@@ -279,8 +281,8 @@ func readDeviceInfo(dir, resource, id string) json.RawMessage {
 	return plan.ReadDeviceInfo(filepath.Join(dir, "dp", name))
 }
 
-// Status implements plan.Planner. It asks nobody, so that a runtime may ask it
-// every few seconds: a definition is looked for in what is known on this node.
+// Status implements plan.Planner. It asks nobody, so that a runtime may call it every
+// few seconds: a definition is looked up on this node alone.
 func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (json.RawMessage, error) {
 	const op = "status"
 	if a.src.Ready != nil {
@@ -290,7 +292,7 @@ func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (json.RawMessage
 		}
 	}
 	if q.Name == "" {
-		if q.Config == nil { // none is asked for
+		if q.Config == nil { // no network to check
 			return nil, nil
 		}
 		return nil, a.parsed.Check(q.Config, q.Type)
@@ -302,11 +304,11 @@ func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (json.RawMessage
 	return configOf(ctx, source, q.Namespace, q.Name)
 }
 
-// laterTime bounds publishing network-status where nobody waits for it.
+// laterTime bounds publishing network-status when nobody waits for it.
 const laterTime = 20 * time.Second
 
-// Report implements plan.Planner: what was measured is counted, then the pod's
-// network-status is published in one PATCH, and one Event.
+// Report implements plan.Planner. It counts and traces the operation, then publishes
+// the pod's network-status in one PATCH, and one Event.
 func (a *Agent) Report(ctx context.Context, r plan.Report) error {
 	killpoint.Here("agent got report")
 	op := operationOf(&r)
@@ -315,17 +317,17 @@ func (a *Agent) Report(ctx context.Context, r plan.Report) error {
 	a.log.Info("report", "verb", r.Verb, "request", op.Request, "pod", r.Plan.Pod.String(), "uid", r.Plan.Pod.UID, "sandbox", r.Plan.ContainerID,
 		"took", op.Took.Duration(), "error", r.Error, "problems", r.Problems)
 	if r.Verb == "ADD" && r.Error == "" && !r.Made.IsZero() && time.Since(r.Made) > lateTime && a.gone(r.Plan) {
-		return nil // who made it has told somebody else
+		return nil // the plugin gave up on this agent and reported elsewhere
 	}
 	return a.tell(ctx, r)
 }
 
-// lateTime is how old a report is that nobody waits for an answer to any more: no less
-// than it takes to give an agent up that stands still.
+// lateTime is the age from which nobody waits for the answer to a report any more. It
+// is no less than the time in which a plugin gives up on an agent that hangs.
 const lateTime = 5 * time.Second
 
-// operationOf is how the reported call went; a plugin older than operations says
-// little of it.
+// operationOf returns the measurements of the reported call. A plugin from before
+// plan.Operation reports only verb, outcome and duration.
 func operationOf(r *plan.Report) *plan.Operation {
 	if r.Operation != nil {
 		return r.Operation
@@ -333,7 +335,7 @@ func operationOf(r *plan.Report) *plan.Operation {
 	return &plan.Operation{Verb: r.Verb, Failed: r.Error != "", Took: plan.Micros(r.Took.Microseconds())}
 }
 
-// tell publishes a report, or keeps it for an agent that can.
+// tell publishes a report, or keeps it for an agent that can publish.
 func (a *Agent) tell(ctx context.Context, r plan.Report) error {
 	pod := r.Plan.Pod
 	switch {
@@ -364,9 +366,10 @@ func (a *Agent) tell(ctx context.Context, r plan.Report) error {
 	return err
 }
 
-// gone reports whether a sandbox that was attached has been released, by the time that
-// its report is read: it was kept while no agent ran, or this one stood still. The status
-// that it had must not become that of the pod's next sandbox.
+// gone reports whether the sandbox of a report has been released by the time that the
+// report is read. That happens when the report was kept while no agent ran, or when
+// this agent hung. The status of a released sandbox must not become the status of the
+// pod's next one.
 func (a *Agent) gone(p *plan.Plan) bool {
 	if a.src.Journal.Path == "" || len(p.Attachments) == 0 {
 		return false
@@ -378,7 +381,7 @@ func (a *Agent) gone(p *plan.Plan) bool {
 // Observe implements plan.Observer.
 func (a *Agent) Observe(_ context.Context, op plan.Operation) {
 	a.src.Metrics.Operation(&op)
-	if op.Verb != "STATUS" { // runtimes ask every few seconds, and nobody waits for it
+	if op.Verb != "STATUS" { // runtimes ask every few seconds, and no pod waits for it
 		a.src.Traces.Operation(&op, nil)
 	}
 }

@@ -24,24 +24,24 @@ import (
 	"github.com/manifold-cni/manifold/podresources"
 )
 
-// Assembly is an agent with the things that it runs on.
+// Assembly is an agent's sources with everything that runs behind them.
 type Assembly struct {
 	Sources Sources
-	Checks  []Check // of readiness
-	// Reconciler looks at the node's VFs while the assembly runs; nil when it is
-	// switched off, or only one call is served.
+	Checks  []Check // the checks of readiness
+	// Reconciler examines the node's VFs while the assembly runs. It is nil when it is
+	// switched off, and when only one call is served.
 	Reconciler *reconcile.Reconciler
 	client     *kube.Client // nil without an API server
-	slices     *kube.Slices // nil when they are not read
+	slices     *kube.Slices // nil when ResourceSlices are not read
 	writer     *kube.Writer // nil without an API server
-	followed   []source     // of the API server
+	followed   []source     // what is followed at the API server
 	run        []func(context.Context)
 	close      []func() error
 }
 
-// Assemble connects the sources of the configuration. Nothing is asked before
-// [Assembly.Run], but what cannot be right is refused at once. With once, only
-// what answers a single call is used: no informer, the snapshot instead.
+// Assemble connects the sources of the configuration. It asks nothing before
+// [Assembly.Run], but refuses at once what cannot be right. With once, it uses only
+// what can answer a single call: the snapshot instead of an informer.
 func Assemble(c *configfile.Agent, once bool, log *slog.Logger) (*Assembly, error) {
 	a := &Assembly{}
 	a.Sources.Metrics, a.Sources.Journal = metricsOf(c, once), journal.Dir{Path: c.CNIDir}
@@ -63,7 +63,7 @@ func Assemble(c *configfile.Agent, once bool, log *slog.Logger) (*Assembly, erro
 		if err != nil {
 			return nil, err
 		}
-		// Where the kubelet serves its Pods API, no pod is watched at the API server.
+		// A kubelet that serves its Pods API saves watching pods at the API server.
 		if !once && (c.PodsAPI == "" || !files.Exists(c.PodsAPI)) {
 			watched = p
 			a.follow(p, log)
@@ -91,9 +91,10 @@ func Assemble(c *configfile.Agent, once bool, log *slog.Logger) (*Assembly, erro
 	return a, nil
 }
 
-// follow follows the node's pods at the API server. Where that is forbidden, since
-// whoever gave the permissions took every kubelet to serve its Pods API, each is
-// asked for when it is needed: nothing that is known is old then.
+// follow watches the node's pods at the API server. The API server may forbid it, if
+// whoever granted the permissions expected every kubelet to serve its Pods API. Then
+// each pod is asked for when it is needed. Such answers are never stale, so the source
+// does not count as failing.
 func (a *Assembly) follow(pods *kube.PodInformer, log *slog.Logger) {
 	pods.OnForbidden(func(err error) {
 		log.Warn("pods are asked for one by one: the kubelet serves no Pods API, and they may not be watched",
@@ -108,7 +109,7 @@ func (a *Assembly) follow(pods *kube.PodInformer, log *slog.Logger) {
 	}})
 }
 
-// metrics returns what counts, nil where nobody could read it.
+// metricsOf returns the metrics, or nil if nobody could read them.
 func metricsOf(c *configfile.Agent, once bool) *metrics.Metrics {
 	if once || c.Listen == "" {
 		return nil
@@ -116,22 +117,22 @@ func metricsOf(c *configfile.Agent, once bool) *metrics.Metrics {
 	return metrics.New(c.Release)
 }
 
-// startupTaint has a new node's taint removed, where it has one.
+// startupTaint arranges the removal of the startup taint, if there is one.
 func (a *Assembly) startupTaint(key string, log *slog.Logger) {
 	if key != "" {
 		a.run = append(a.run, func(ctx context.Context) { a.untaint(ctx, key, log) })
 	}
 }
 
-// Also runs something beside the sources, and makes what it says of itself a part of
-// readiness. It must be called before [Assembly.Run].
+// Also runs something beside the sources, and adds its readiness to the checks. It must
+// be called before [Assembly.Run].
 func (a *Assembly) Also(name string, run func(context.Context), ready func(context.Context) error) {
 	a.run = append(a.run, run)
 	a.Checks = append(a.Checks, Check{name, ready})
 }
 
-// NodeEvents returns a function that writes a warning about the node; without an API
-// server it writes none.
+// NodeEvents returns a function that writes a warning about the node. Without an API
+// server the function does nothing.
 func (a *Assembly) NodeEvents(log *slog.Logger) func(ctx context.Context, reason, message string) {
 	return func(ctx context.Context, reason, message string) {
 		if a.writer == nil {
@@ -143,11 +144,11 @@ func (a *Assembly) NodeEvents(log *slog.Logger) func(ctx context.Context, reason
 	}
 }
 
-// devices connects the allocation sources.
+// devices connects the sources of allocations.
 func (a *Assembly) devices(c *configfile.Agent, once bool, log *slog.Logger) {
 	k := newKubelet(c, a.slices)
 	a.close = append(a.close, k.close)
-	var live podresources.Live // an interface that holds nil would be called
+	var live podresources.Live // nil without a client, never an interface that holds nil
 	if k.live != nil {
 		live = counted{k.live, a.Sources.Metrics}
 	}
@@ -173,8 +174,9 @@ func (a *Assembly) devices(c *configfile.Agent, once bool, log *slog.Logger) {
 	}
 }
 
-// keepLoaded decodes the checkpoint when it changes, so that the next ADD need
-// not. The kubelet creates its directory when it starts.
+// keepLoaded decodes the checkpoint when it changes, so that the next ADD does not have
+// to. The watch fails if the kubelet has not created the directory yet; then every plan
+// reads the file.
 func keepLoaded(ctx context.Context, file *checkpoint.File, log *slog.Logger) {
 	changed, err := file.Watch(ctx)
 	if err != nil {
@@ -228,7 +230,7 @@ func (a *Assembly) apiServer(c *configfile.Agent, once bool) (*kube.PodInformer,
 	return pods, defs, nil
 }
 
-// Run runs the sources until ctx ends and every one has stopped.
+// Run runs the sources until ctx ends and all of them have stopped.
 func (a *Assembly) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	for _, f := range a.run {
@@ -237,7 +239,7 @@ func (a *Assembly) Run(ctx context.Context) {
 	all.Wait()
 }
 
-// Close closes connections.
+// Close closes the connections.
 func (a *Assembly) Close() error {
 	var errs []error
 	for _, f := range a.close {
@@ -254,7 +256,7 @@ func (l local) Definition(ctx context.Context, namespace, name string) (*netatta
 	return l.informer.Local(ctx, namespace, name)
 }
 
-// orElse asks the second source for what the first is sure not to have.
+// orElse asks the second source for a definition that the first knows not to exist.
 type orElse struct{ first, second kube.Definitions }
 
 // Definition implements kube.Definitions.
@@ -266,7 +268,8 @@ func (o orElse) Definition(ctx context.Context, namespace, name string) (*netatt
 	return def, err
 }
 
-// kubeletPods is the Pods API as a source, its errors in package kube's words.
+// kubeletPods is the kubelet's Pods API as a source. It translates errors to the
+// sentinels of package kube.
 type kubeletPods struct{ *podresources.Pods }
 
 // Pod implements kube.Pods.
@@ -281,7 +284,7 @@ func (k kubeletPods) Pod(ctx context.Context, namespace, name, uid string) (*cor
 	return pod, nil
 }
 
-// snapshot is the definitions' snapshot file alone, read again at each question:
+// snapshot is the definitions' snapshot file alone, read again for each lookup. It is
 // for a node without an API server, or a process that serves one call.
 type snapshot string
 

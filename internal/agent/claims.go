@@ -8,9 +8,9 @@ import (
 	"github.com/manifold-cni/manifold/podresources"
 )
 
-// claimsOf returns the resource claims of a pod: those that its spec names, with
-// the names that its status has for those from templates, and the one that the
-// scheduler made for its extended resources.
+// claimsOf returns the resource claims of a pod: those that its spec names, with the
+// generated names from its status for those that come from templates, and the claim
+// that the scheduler created for the pod's extended resources.
 func claimsOf(p *corev1.Pod) ([]podresources.PodClaim, *podresources.ExtendedClaim) {
 	var claims []podresources.PodClaim
 	for i := range p.Spec.ResourceClaims {
@@ -39,8 +39,8 @@ func claimsOf(p *corev1.Pod) ([]podresources.PodClaim, *podresources.ExtendedCla
 	return claims, extended
 }
 
-// containerOf returns what is asked of a container: which kind it is, and what it
-// requests.
+// containerOf returns what is needed of a container: its kind, its claims, and the
+// resources that it requests.
 func containerOf(c *corev1.Container, init, restartable bool) podresources.Container {
 	out := podresources.Container{Name: c.Name, Init: init, Restartable: restartable}
 	for _, claim := range c.Resources.Claims {

@@ -15,9 +15,10 @@ import (
 	"github.com/manifold-cni/manifold/internal/planner"
 )
 
-// DefaultNetwork returns how the configuration is looked up of a definition that is the
-// cluster default network: where an agent of this configuration would look, with the
-// credential of this process's pod where it has one. done frees what that takes.
+// DefaultNetwork returns a function that looks up the configuration in the definition
+// that is the cluster default network. It looks where an agent of this configuration
+// would, with the credential of this process's pod if there is one. done frees its
+// connections.
 func DefaultNetwork(c *configfile.Agent) (look func(ctx context.Context, namespace, name string) (json.RawMessage, error), done func()) {
 	source, done := definitionsOf(c)
 	return func(ctx context.Context, namespace, name string) (json.RawMessage, error) {
@@ -25,24 +26,24 @@ func DefaultNetwork(c *configfile.Agent) (look func(ctx context.Context, namespa
 	}, done
 }
 
-// definitionsOf returns the source of definitions; where none can be connected nobody
-// has any.
+// definitionsOf returns the source of definitions. If none can be connected, the source
+// answers nothing.
 func definitionsOf(c *configfile.Agent) (_ kube.Definitions, done func()) {
 	a, err := &Assembly{}, error(nil)
 	if c.APIServer == configfile.InCluster {
 		_, a.Sources.Definitions, err = a.apiServer(c, true)
 	}
-	if c.APIServer != configfile.InCluster || err != nil { // on the host, where no pod's credential is
+	if c.APIServer != configfile.InCluster || err != nil { // on the host, without a pod's credential
 		a, err = Assemble(c, true, slog.New(slog.DiscardHandler))
 	}
 	if err != nil {
 		return kube.FirstDefinitions(), func() {}
 	}
-	return a.Sources.Definitions, func() { _ = a.Close() } // all is answered
+	return a.Sources.Definitions, func() { _ = a.Close() } // all questions are answered
 }
 
 // configOf returns the configuration in the definition that is the cluster default
-// network, nil for one that leaves it to a file.
+// network. It is nil for a definition that leaves the configuration to a file.
 func configOf(ctx context.Context, source kube.Definitions, namespace, name string) (json.RawMessage, error) {
 	def, err := source.Definition(ctx, namespace, name)
 	kind, fix := cnierr.NotReady, "the default network's plugin has not written its configuration yet, or clusterNetwork is wrong"
@@ -54,7 +55,7 @@ func configOf(ctx context.Context, source kube.Definitions, namespace, name stri
 		err = fmt.Errorf("the cluster default network is no definition: %w", err)
 	default:
 		config = json.RawMessage(strings.TrimSpace(def.Spec.Config))
-		if len(config) > 0 && !json.Valid(config) { // nor could it be sent
+		if len(config) > 0 && !json.Valid(config) { // nor could it be sent as JSON
 			kind, fix, err = cnierr.InvalidDefinition, "correct the definition's spec.config", errors.New("spec.config is no JSON")
 		}
 	}
@@ -65,8 +66,8 @@ func configOf(ctx context.Context, source kube.Definitions, namespace, name stri
 	return config, nil
 }
 
-// defaultNetworkReady reports whether the cluster default network that the
-// plugin's configuration names is there: as a definition, or on disk.
+// defaultNetworkReady reports whether the cluster default network that the plugin's
+// configuration names exists, as a definition or on disk.
 func defaultNetworkReady(ctx context.Context, file string, definitions kube.Definitions) error {
 	raw, err := os.ReadFile(file)
 	if err != nil {

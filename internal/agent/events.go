@@ -16,13 +16,13 @@ import (
 	"github.com/manifold-cni/manifold/internal/reconcile"
 )
 
-// Reasons of Events about pods. Beside these there are those about the node, below
-// and in package reconcile, and no others; people and alerts depend on them, and the
-// troubleshooting page has an entry for each.
+// Reasons of Events about pods. The only others are those about the node, below and in
+// package reconcile. People and alerts depend on these words, and the troubleshooting
+// page has an entry for each.
 const (
-	ReasonAdded   = "AddedInterface"           // the pod has its networks; a warning where its annotation was passed over
-	ReasonDiffers = "InterfaceNotAsPlanned"    // the pod has its networks, and one is not as planned
-	ReasonFailed  = "FailedToAddInterface"     // ADD failed otherwise than the following say
+	ReasonAdded   = "AddedInterface"           // the pod has its networks; a warning if its annotation was ignored
+	ReasonDiffers = "InterfaceNotAsPlanned"    // the pod has its networks, but one is not as planned
+	ReasonFailed  = "FailedToAddInterface"     // ADD failed for a reason not listed below
 	ReasonRelease = "FailedToReleaseInterface" // DEL left something behind
 
 	ReasonAnnotation   = "InvalidNetworkAnnotation"
@@ -32,32 +32,32 @@ const (
 	ReasonNoDevice     = "NoDeviceAllocated"
 	ReasonConflict     = "DeviceConflict"
 	ReasonVanished     = "DeviceVanished"
-	ReasonInUse        = "DeviceInUse" // the sandbox that had it has not been deleted
+	ReasonInUse        = "DeviceInUse" // the sandbox that held it has not been deleted
 	ReasonQuarantined  = "DeviceQuarantined"
 	ReasonNoDelegate   = "DelegateMissing"
 	ReasonDelegate     = "DelegateFailed"
 	ReasonTimeout      = "DelegateTimeout"
 	ReasonVerification = "VerificationFailed"
 	ReasonTaken        = "InterfaceConflict"
-	ReasonAPI          = "APIUnavailable" // pods or definitions could not be asked for
+	ReasonAPI          = "APIUnavailable" // pods or definitions could not be read
 	ReasonNotReady     = "SourceNotReady" // another source of the plan does not answer, or not yet
 )
 
 // Reasons of Events about the node.
 const (
-	ReasonRestored = "CNIConfigurationRestored" // somebody took Manifold's configuration away; it is back
-	ReasonLost     = "CNIConfigurationLost"     // the runtime takes another one
+	ReasonRestored = "CNIConfigurationRestored" // somebody removed Manifold's configuration; it is back
+	ReasonLost     = "CNIConfigurationLost"     // the runtime uses another configuration
 )
 
-// reasons are those of failed ADDs, by kind of the error; TryAgain is
-// [reasonOf]'s.
+// reasons maps the kind of a failed ADD's error to a reason. For refused plans,
+// reasonOf decides about TryAgain.
 var reasons = map[cnierr.Kind]string{
 	cnierr.InvalidAnnotation: ReasonAnnotation, cnierr.DefinitionMissing: ReasonNoNetwork, cnierr.InvalidDefinition: ReasonNetwork,
 	cnierr.Isolation: ReasonNotAllowed, cnierr.NoDevice: ReasonNoDevice, cnierr.DeviceConflict: ReasonConflict,
 	cnierr.DeviceVanished: ReasonVanished, cnierr.DelegateMissing: ReasonNoDelegate, cnierr.DelegateFailed: ReasonDelegate,
 	cnierr.DelegateTimeout: ReasonTimeout, cnierr.VerifyFailed: ReasonVerification, cnierr.InterfaceConflict: ReasonTaken,
 	cnierr.Quarantined: ReasonQuarantined,
-	// Of what is reported: plans that could not be made are refused, see reasonOf.
+	// Only for reports: a plan that could not be made is refused, see reasonOf.
 	cnierr.TryAgain: ReasonInUse,
 }
 
@@ -75,7 +75,7 @@ func Reasons() []string {
 	return append(out, reconcile.ReasonRepaired)
 }
 
-// reasonOfKind is the reason of a failed ADD that was planned.
+// reasonOfKind returns the reason of an ADD that was planned and failed.
 func reasonOfKind(k cnierr.Kind) string {
 	if r := reasons[k]; r != "" {
 		return r
@@ -83,7 +83,7 @@ func reasonOfKind(k cnierr.Kind) string {
 	return ReasonFailed
 }
 
-// reasonOf is the reason of a refusal, whose causes are known here.
+// reasonOf returns the reason of a refused plan, whose cause is still known here.
 func reasonOf(err error) string {
 	switch {
 	case cnierr.KindOf(err) != cnierr.TryAgain:
@@ -94,15 +94,15 @@ func reasonOf(err error) string {
 	return ReasonNotReady
 }
 
-// Bounds of the writing of an Event: of a refusal a short one, since the runtime
-// tries again and so does the Event, and a one-shot agent writes it before it ends.
+// Bounds of writing an Event. That of a refusal is short: the runtime tries again, and
+// so does the Event, and a one-shot agent must write it before it exits.
 const (
 	eventTime   = 10 * time.Second
 	refusalTime = 2 * time.Second
 )
 
-// refused writes the Event of a plan that was refused. Of a pod that no source
-// knows none is written: it is gone, or nobody would find it.
+// refused writes the Event of a refused plan. If no source knows the pod, it writes
+// none: the pod is gone, or nobody would find the Event.
 func (a *Agent) refused(ctx context.Context, id plan.Pod, cause error) {
 	if a.src.Publisher == nil || id.Name == "" {
 		return
@@ -130,8 +130,8 @@ func (a *Agent) event(ctx context.Context, pod plan.Pod, kind, reason, message s
 	}
 }
 
-// apiUIDOf is a pod's UID at the API server: not known of a static pod, whose
-// mirror has another than the runtime gives.
+// apiUIDOf returns a pod's UID at the API server. It is empty for a static pod: the
+// mirror's UID differs from the runtime's and is unknown here.
 func apiUIDOf(pod plan.Pod) string {
 	if pod.Static {
 		return ""

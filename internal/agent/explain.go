@@ -16,15 +16,15 @@ import (
 	"github.com/manifold-cni/manifold/podresources"
 )
 
-// Names of the sandbox of a plan that nobody executes.
+// The sandbox and interface of a plan that nobody executes.
 const (
 	explainSandbox = "explain"
 	explainIfName  = "eth0"
 )
 
-// Explain plans a pod as for an ADD, by the plugin's configuration on this node,
-// and says why. That the pod is refused is an answer; an error means that there
-// is no configuration to plan by.
+// Explain plans a pod as for an ADD, with the plugin's configuration on this node, and
+// says why. A refusal is an answer too; an error means that there is no configuration
+// to plan with.
 func (a *Agent) Explain(ctx context.Context, pod plan.Pod) (*nodeview.Explanation, error) {
 	raw, err := os.ReadFile(a.src.CNIConfig)
 	if err != nil {
@@ -49,7 +49,7 @@ func (a *Agent) Explain(ctx context.Context, pod plan.Pod) (*nodeview.Explanatio
 	return e, nil
 }
 
-// explainPod says what of a pod decides about its networks.
+// explainPod says what in a pod decides about its networks.
 func explainPod(e *nodeview.Explanation, pod *planner.Pod) {
 	if e == nil || pod == nil {
 		return
@@ -74,7 +74,7 @@ func explainPod(e *nodeview.Explanation, pod *planner.Pod) {
 	}
 }
 
-// explainDefinitions says which definitions are there.
+// explainDefinitions says which definitions exist.
 func explainDefinitions(e *nodeview.Explanation, needs []planner.Need, found map[planner.Ref]*netattach.Definition) {
 	if e == nil {
 		return
@@ -94,7 +94,7 @@ func explainDefinitions(e *nodeview.Explanation, needs []planner.Need, found map
 	}
 }
 
-// explainDevices says what the kubelet has given to the pod.
+// explainDevices says which devices the kubelet has allocated to the pod.
 func explainDevices(e *nodeview.Explanation, resources []string, a *podresources.Allocation) {
 	if e == nil || a == nil {
 		return
@@ -114,9 +114,9 @@ func explainDevices(e *nodeview.Explanation, resources []string, a *podresources
 	}
 }
 
-// explainPrograms says which programs of the plan are not there. It looks in the
-// plugin's own directory alone, which an agent in a container may not see; the
-// runtime's directories only the plugin knows.
+// explainPrograms says which programs of the plan are missing. It looks only in the
+// plugin's own directory, which an agent in a container may not see. Only the plugin
+// knows the runtime's directories.
 func explainPrograms(e *nodeview.Explanation, binDir string) {
 	if _, err := os.Stat(binDir); err != nil || e.Plan == nil {
 		return

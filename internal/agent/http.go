@@ -21,11 +21,11 @@ const (
 	answerTime = 30 * time.Second
 	idleTime   = 10 * time.Second
 	maxHeader  = 32 << 10 // bytes
-	// finishTime is how long requests under way may take once the agent ends.
+	// finishTime bounds the requests under way once the agent stops.
 	finishTime = 5 * time.Second
 )
 
-// ListenHTTP listens on an address of the configuration.
+// ListenHTTP listens on a TCP address of the configuration.
 func ListenHTTP(address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
@@ -34,9 +34,9 @@ func ListenHTTP(address string) (net.Listener, error) {
 	return l, nil
 }
 
-// ServeHTTP answers requests on l, which may be a TLS listener, until ctx ends;
-// then it closes l and lets the requests under way finish. What the server itself
-// has to say, of callers that speak no TLS for example, goes to log.
+// ServeHTTP answers requests on l, which may be a TLS listener, until ctx ends; then it
+// closes l and lets the requests under way finish. The server's own messages, for
+// example about callers that speak no TLS, go to log.
 func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: headerTime, ReadTimeout: answerTime, WriteTimeout: answerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
@@ -61,8 +61,8 @@ func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler, log *slog.Lo
 	return nil
 }
 
-// Public returns the handler of what anybody may ask: /healthz, /readyz and
-// /metrics, those of the sources.
+// Public returns the handler that anybody may ask: /healthz, /readyz, and /metrics with
+// the metrics of the sources.
 func (a *Assembly) Public(c *configfile.Agent) http.Handler {
 	m := a.Sources.Metrics
 	m.Ready(func() map[string]error { return a.ready(context.Background()) })
@@ -73,11 +73,12 @@ func (a *Assembly) Public(c *configfile.Agent) http.Handler {
 	return mux
 }
 
-// healthTime bounds the agent's answer to itself.
+// healthTime bounds the call that healthz makes to the agent's own socket, and the
+// checks.
 const healthTime = 5 * time.Second
 
-// healthz says whether the process must be restarted: its socket must accept a
-// call and answer it. That a source is missing is nothing that a restart mends.
+// healthz says whether the process must be restarted: its socket must accept a call and
+// answer it. A missing source does not count, because a restart does not mend it.
 func healthz(w http.ResponseWriter, r *http.Request, self plan.Client) {
 	ctx, cancel := context.WithTimeout(r.Context(), healthTime)
 	defer cancel()
@@ -88,7 +89,7 @@ func healthz(w http.ResponseWriter, r *http.Request, self plan.Client) {
 	fmt.Fprintln(w, "ok")
 }
 
-// readyz says whether plans can be made, a line for each part of it.
+// readyz says whether plans can be made, with one line for each check.
 func (a *Assembly) readyz(w http.ResponseWriter, r *http.Request) {
 	var body bytes.Buffer
 	status := http.StatusOK
@@ -102,7 +103,7 @@ func (a *Assembly) readyz(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	w.WriteHeader(status)
-	_, _ = w.Write(body.Bytes()) // who asked may be gone
+	_, _ = w.Write(body.Bytes()) // the caller may be gone
 }
 
 // oneLine renders an error without line breaks.
@@ -110,7 +111,7 @@ func oneLine(err error) string {
 	return string(bytes.ReplaceAll([]byte(err.Error()), []byte("\n"), []byte("; ")))
 }
 
-// ready runs the checks.
+// ready runs the checks and returns their results by name.
 func (a *Assembly) ready(ctx context.Context) map[string]error {
 	ctx, cancel := context.WithTimeout(ctx, healthTime)
 	defer cancel()

@@ -37,7 +37,7 @@ func (a *Agent) Inspect(ctx context.Context, q plan.Question) (json.RawMessage, 
 	return raw, nil
 }
 
-// view reads the node.
+// viewOf reads the node.
 func viewOf(ctx context.Context, c *configfile.Agent, k *kubelet) *nodeview.View {
 	r := reconcilerOf(c, k)
 	return nodeview.Read(ctx, nodeview.Sources{
@@ -53,7 +53,7 @@ func View(ctx context.Context, c *configfile.Agent) *nodeview.View {
 	return viewOf(ctx, c, k)
 }
 
-// ExplainOnce explains a pod by the sources of a configuration without an agent.
+// ExplainOnce explains a pod from the sources of a configuration, without an agent.
 func ExplainOnce(ctx context.Context, c *configfile.Agent, pod plan.Pod) (e *nodeview.Explanation, err error) {
 	log := slog.New(slog.DiscardHandler)
 	a, err := Assemble(c, true, log)

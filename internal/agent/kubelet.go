@@ -17,7 +17,7 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// kubelet is what tells of the devices that the kubelet has given to pods.
+// kubelet is the sources that tell which devices the kubelet has allocated to pods.
 type kubelet struct {
 	file   *checkpoint.File     // nil for none
 	live   *podresources.Client // nil for none
@@ -25,7 +25,7 @@ type kubelet struct {
 	fs     sriov.FS
 }
 
-// kubelet connects to the sources of the configuration; published may be nil.
+// newKubelet connects to the sources of the configuration. published may be nil.
 func newKubelet(c *configfile.Agent, published *kube.Slices) *kubelet {
 	k := &kubelet{fs: sriov.FS{Root: c.SysRoot}}
 	if c.Checkpoint != "" {
@@ -46,7 +46,7 @@ func newKubelet(c *configfile.Agent, published *kube.Slices) *kubelet {
 	return k
 }
 
-// close closes the connection.
+// close closes the connection to the PodResources API.
 func (k *kubelet) close() error {
 	if k.live == nil {
 		return nil
@@ -54,8 +54,8 @@ func (k *kubelet) close() error {
 	return k.live.Close()
 }
 
-// holders returns to whom the kubelet has given devices, by device ID, and by PCI
-// address where that can be told. A claim's device that nobody can tell is left out.
+// holders returns the holders of allocated devices, by device ID and, where it is
+// known, by PCI address. A device of a claim that cannot be identified is left out.
 func (k *kubelet) holders(ctx context.Context) (map[string]nodeview.Holder, error) {
 	held, _, err := k.held(ctx)
 	for id, h := range maps.Clone(held) {
@@ -66,11 +66,11 @@ func (k *kubelet) holders(ctx context.Context) (map[string]nodeview.Holder, erro
 	return held, err
 }
 
-// allocated returns what the kubelet has given to pods; a VF that is not among it is
-// nobody's. That is known by the checkpoint alone: for some seconds after its start a
-// kubelet lists no pod, or the first few, while others hold devices. A claim's device
-// of which nobody says what it is may be any VF: then it is not known what is
-// allocated either.
+// allocated returns what the kubelet has allocated to pods; a VF that is not listed
+// belongs to nobody. Only the checkpoint can tell: for some seconds after its start a
+// kubelet lists no pods, or only the first few, while others hold devices. A device of
+// a claim that cannot be identified may be any VF. Then the allocation is unknown as a
+// whole, which is an error.
 func (k *kubelet) allocated(ctx context.Context) (*reconcile.Allocated, error) {
 	if k.file == nil {
 		return nil, errors.New("the kubelet's checkpoint, which alone names every device that is allocated, is not configured")
@@ -102,8 +102,9 @@ func (k *kubelet) allocated(ctx context.Context) (*reconcile.Allocated, error) {
 	return out, nil
 }
 
-// function returns the address of the PCI function that a device's ID names, by
-// itself, as an auxiliary device on it or as its network device; empty for none.
+// function returns the address of the PCI function behind a device's ID, which may be
+// the address itself, an auxiliary device of the function or its network device; else
+// "".
 func (k *kubelet) function(id string) string {
 	if address, err := sriov.ParseAddress(id); err == nil {
 		return address
@@ -115,17 +116,18 @@ func (k *kubelet) function(id string) string {
 	return address
 }
 
-// opaque reports whether a device's ID does not say for good which function it is:
-// the name of a network device goes with it into a pod, and another may have it then.
+// opaque reports whether a device's ID may come to mean another function. The name of a
+// network device does: the device leaves with the pod, and another device may then get
+// its name.
 func (k *kubelet) opaque(id string) bool {
 	_, err := k.fs.Auxiliary(id)
 	return err != nil && !sriov.IsAddress(id)
 }
 
-// held returns the holders of devices by either source: the checkpoints know pods
-// by UID, the API by name. Of the API an answer without any pod says nothing: a
-// kubelet that has just started knows none. untold is why a claim's device is not
-// among them.
+// held returns the holders of devices from both sources: the checkpoint knows pods by
+// UID, the PodResources API by name. An empty list of the API says nothing, because a
+// kubelet that has just started knows no pods. untold is why a claim's device is
+// missing from out.
 func (k *kubelet) held(ctx context.Context) (out map[string]nodeview.Holder, untold, err error) {
 	out = map[string]nodeview.Holder{}
 	var problems []error
@@ -159,8 +161,8 @@ func (k *kubelet) held(ctx context.Context) (out map[string]nodeview.Holder, unt
 	return out, errors.Join(untold, k.identify(ctx, claimed, out)), nil
 }
 
-// listed adds the holders of what the API lists of a pod, and returns its devices
-// of claims.
+// listed adds the devices that the API lists for a pod to out, and returns those that
+// belong to claims.
 func listed(out map[string]nodeview.Holder, pod podresources.PodKey, devices []podresources.ContainerDevice) []claimHolder {
 	var claimed []claimHolder
 	for _, d := range devices {
@@ -177,7 +179,7 @@ func listed(out map[string]nodeview.Holder, pod podresources.PodKey, devices []p
 	return claimed
 }
 
-// claimHolder is a claim's device and who holds it.
+// claimHolder is a claim's device and its holder.
 type claimHolder struct {
 	podresources.Device
 	holder nodeview.Holder
@@ -189,7 +191,7 @@ func (k *kubelet) prepared() ([]claimHolder, error) {
 		return nil, nil
 	}
 	all, err := k.claims.Claims.Load()
-	if errors.Is(err, os.ErrNotExist) { // nothing was ever prepared on this node
+	if errors.Is(err, os.ErrNotExist) { // no claim was ever prepared on this node
 		return nil, nil
 	}
 	if err != nil {
@@ -208,8 +210,9 @@ func (k *kubelet) prepared() ([]claimHolder, error) {
 	return out, nil
 }
 
-// identify adds the holders of claims' devices. Those that cannot be told are in
-// the error, in an order that stays: the reconciler logs a text that is new.
+// identify adds the holders of claims' devices to out. Its error lists the devices that
+// cannot be identified in a stable order, because the reconciler logs a text only when
+// it is new.
 func (k *kubelet) identify(ctx context.Context, claimed []claimHolder, out map[string]nodeview.Holder) error {
 	devices := make([]podresources.Device, 0, len(claimed))
 	for _, c := range claimed {

@@ -18,14 +18,14 @@ import (
 	"github.com/manifold-cni/manifold/podresources"
 )
 
-// source is one that is followed, and can be lost.
+// source is something that is followed at the API server and can be lost.
 type source struct {
 	name    string
-	failing func() (since time.Time, err error) // err is nil while it is heard from
+	failing func() (since time.Time, err error) // err is nil while the source hears from the API server
 }
 
-// Trace has the agent send traces where its configuration names a collector. A
-// collector that does not answer is logged, and nothing waits for it.
+// Trace makes the agent send traces if its configuration names a collector. Failures of
+// the collector are logged, and nothing waits for it.
 func (a *Assembly) Trace(ctx context.Context, c *configfile.Agent, log *slog.Logger) error {
 	if c.Traces == "" {
 		return nil
@@ -39,8 +39,9 @@ func (a *Assembly) Trace(ctx context.Context, c *configfile.Agent, log *slog.Log
 	return nil
 }
 
-// figures returns the node's figures, asked at each scrape: from memory, from
-// the checkpoint as it is kept loaded, and from the journals. Nobody is called.
+// figures returns a function that gathers the node's figures at each scrape: from
+// memory, from the checkpoint, which is kept loaded, and from the journals. It calls
+// nobody.
 func (a *Assembly) figures(c *configfile.Agent, k *kubelet) func() metrics.Node {
 	journals := &sandboxes{dir: journal.Dir{Path: c.CNIDir}}
 	return func() metrics.Node {
@@ -72,8 +73,8 @@ func (a *Assembly) figures(c *configfile.Agent, k *kubelet) func() metrics.Node 
 	}
 }
 
-// count adds what the kubelet's checkpoint says of devices. One that cannot be
-// read counts nothing: readiness tells.
+// count adds the devices in the kubelet's checkpoint. It counts nothing if the
+// checkpoint is unreadable: readiness reports that.
 func (k *kubelet) count(n *metrics.Node) {
 	if k.file == nil {
 		return
@@ -112,7 +113,7 @@ func (c counted) List(ctx context.Context) (map[podresources.PodKey][]podresourc
 	return pods, err
 }
 
-// callOutcome names how a call ended.
+// callOutcome names the outcome of a call, for the metric.
 func callOutcome(err error) string {
 	for name, sentinel := range map[string]error{
 		"rate-limited": podresources.ErrRateLimited, "not-found": podresources.ErrPodNotFound, "unimplemented": podresources.ErrUnimplemented,

@@ -15,15 +15,15 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// outbox is a directory in which reports wait for an agent that can publish them:
-// the one-shot mode on the host has no credential. Without it a pod that was
+// outbox is a directory in which reports wait for an agent that can publish them. The
+// one-shot mode on the host has no credential, so without the outbox a pod that was
 // attached while the agent was being replaced would never get its network-status.
 type outbox string
 
 // outboxOf returns the outbox beside the journals of cniDir.
 func outboxOf(cniDir string) outbox { return outbox(filepath.Join(cniDir, "reports")) }
 
-// maxReports bounds the outbox: pods come and go, however long no agent runs.
+// maxReports bounds the outbox, because pods come and go however long no agent runs.
 const maxReports = 4096
 
 // put adds a report.
@@ -41,7 +41,7 @@ func (o outbox) put(r *plan.Report) error {
 		err = fmt.Errorf("%d are waiting in %s", len(names), o)
 	}
 	if err == nil {
-		// In order of time, so that they are delivered in it.
+		// Names sort by time, so that reports are delivered in order.
 		err = files.Replace(filepath.Join(string(o), fmt.Sprintf("%020d-%d.json", time.Now().UnixNano(), os.Getpid())), raw)
 	}
 	if err != nil {
@@ -53,7 +53,7 @@ func (o outbox) put(r *plan.Report) error {
 // list returns the reports' files, the oldest first.
 func (o outbox) list() ([]string, error) { return filepath.Glob(filepath.Join(string(o), "*.json")) }
 
-// take reads a report. One that cannot be read is removed: nobody will ever read
+// take reads a report. It removes a damaged one, since nobody will ever be able to read
 // it.
 func (o outbox) take(file string) (*plan.Report, error) {
 	raw, err := os.ReadFile(file)
@@ -67,11 +67,11 @@ func (o outbox) take(file string) (*plan.Report, error) {
 	return r, nil
 }
 
-// deliverPause is how long an API server that does not answer is left alone.
+// deliverPause is how long Deliver leaves an API server alone that does not answer.
 const deliverPause = 15 * time.Second
 
-// Deliver publishes, until ctx ends, what is reported by processes that reach no
-// API server. While nothing waits, nothing is done.
+// Deliver publishes, until ctx ends, the reports of processes that cannot reach the API
+// server. While no report waits, it does nothing.
 func (a *Agent) Deliver(ctx context.Context) {
 	if a.src.Publisher == nil {
 		return
@@ -102,7 +102,7 @@ func (a *Agent) Deliver(ctx context.Context) {
 	}
 }
 
-// deliver publishes what there is, up to the first that must wait.
+// deliver publishes the waiting reports, up to the first one that must wait longer.
 func (a *Agent) deliver(ctx context.Context, o outbox) error {
 	files, err := o.list()
 	if err != nil || len(files) == 0 {
@@ -122,7 +122,7 @@ func (a *Agent) deliver(ctx context.Context, o outbox) error {
 		if errors.Is(err, kube.ErrUnavailable) {
 			return errors.Join(append(problems, err)...)
 		}
-		a.src.Metrics.Operation(operationOf(r)) // once, however often it was tried
+		a.src.Metrics.Operation(operationOf(r)) // once, however often publishing was tried
 		problems = append(problems, err, os.Remove(file))
 	}
 	return errors.Join(problems...)

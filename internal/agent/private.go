@@ -27,25 +27,25 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// maxInspections is how many questions are answered at once: each reads sysfs and
-// asks the kubelet.
+// maxInspections is how many questions are answered at once: each reads sysfs and asks
+// the kubelet.
 const maxInspections = 4
 
-// access decides who may ask; *kube.Access is the real one.
+// access decides who may ask. The implementation is *kube.Access.
 type access interface {
 	Allowed(ctx context.Context, token, path string) error
 }
 
-// private answers the questions of people, over TLS, to those whom the API server
-// lets get the path:
+// private answers the questions of people, over TLS, for those whom the API server
+// allows to get the path:
 //
 //	GET /manifold/v1/node                  the node's view
 //	GET /manifold/v1/pods/NAMESPACE/NAME   the explanation of a pod
 //	GET /manifold/v1/doctor                what is broken on the node
 //	GET /manifold/v1/bundle                an archive of all of it, without secrets
 //
-// The token stands in the header kube.TokenHeader, since the API server's proxy,
-// by which the request comes, drops Authorization.
+// The token is in the header kube.TokenHeader, because requests come through the API
+// server's proxy, which drops Authorization.
 type private struct {
 	inspector plan.Inspector
 	examiner  Examiner
@@ -54,17 +54,17 @@ type private struct {
 	slots     chan struct{}
 }
 
-// Examiner looks at the node by what lies on it, as a person would who is logged
-// in there.
+// Examiner examines the node through its files, as a person logged in on the node
+// would.
 type Examiner interface {
-	// Diagnose says what is broken.
+	// Diagnose tells what is broken.
 	Diagnose(ctx context.Context) *nodeview.Diagnosis
-	// Bundle writes a gzipped tar archive of what is known of the node, by a program
-	// of this release.
+	// Bundle writes a gzipped tar archive of what is known of the node. release is that
+	// of the program that writes it.
 	Bundle(ctx context.Context, release string, w io.Writer) error
 }
 
-// question is how an answer is made from a request.
+// question makes the answer to a request.
 type question func(*http.Request) (contentType string, body []byte, err error)
 
 // newPrivate returns the handler. release is this program's.
@@ -91,7 +91,7 @@ func newPrivate(i plan.Inspector, e Examiner, a access, release string, log *slo
 	return mux
 }
 
-// inspect answers with what the inspector says to a question.
+// inspect answers with the inspector's answer to a question.
 func (p *private) inspect(about func(*http.Request) plan.Question) question {
 	return func(r *http.Request) (string, []byte, error) {
 		raw, err := p.inspector.Inspect(r.Context(), about(r))
@@ -99,7 +99,7 @@ func (p *private) inspect(about func(*http.Request) plan.Question) question {
 	}
 }
 
-// answer lets those in who may ask, and answers.
+// answer checks that the caller may ask, and answers.
 func (p *private) answer(ask question) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), answerTime)
@@ -122,11 +122,11 @@ func (p *private) answer(ask question) http.HandlerFunc {
 			return
 		}
 		w.Header().Set("Content-Type", contentType)
-		_, _ = w.Write(body) // who asked may be gone
+		_, _ = w.Write(body) // the caller may be gone
 	}
 }
 
-// statusOf is the HTTP status of a refusal.
+// statusOf returns the HTTP status of a refusal.
 func statusOf(err error) int {
 	switch {
 	case errors.Is(err, kube.ErrUnauthenticated):
@@ -137,17 +137,17 @@ func statusOf(err error) int {
 	return http.StatusServiceUnavailable
 }
 
-// certLife is how long the agent's certificate is good for: longer than any
-// process lives.
+// certLife is how long the agent's certificate is valid: longer than any process lives.
 const certLife = 10 * 365 * 24 * time.Hour
 
-// maxConnections bounds what strangers can make the node's view hold, which every pod
-// of the cluster may reach: with the headers some megabytes. The kubelet's probes come
-// elsewhere, and do not wait behind them.
+// maxConnections bounds the connections to the node's view, and with them the memory
+// that strangers can make the agent use: every pod of the cluster can reach the view,
+// and headers alone can take some megabytes. The kubelet's probes use another listener
+// and do not wait behind these connections.
 const maxConnections = 256
 
-// ListenView is ListenHTTP for the node's view: when there are maxConnections, further
-// ones wait until one of them ends.
+// ListenView is ListenHTTP for the node's view. When maxConnections are open, further
+// ones wait until one of them is closed.
 func ListenView(address string) (net.Listener, error) {
 	l, err := ListenHTTP(address)
 	if err != nil {
@@ -157,9 +157,9 @@ func ListenView(address string) (net.Listener, error) {
 }
 
 // ServeTLS is ServeHTTP over TLS, with a certificate that this process makes for
-// itself: the API server's proxy, by which requests come, verifies none. So a
-// caller trusts the API server to reach the right pod, and sends a token that is
-// of no use to another one, see kube.Audience.
+// itself: the API server's proxy, through which requests come, verifies none. A caller
+// therefore trusts the API server to reach the right pod, and sends a token that is
+// useless to another pod, see kube.Audience.
 func ServeTLS(ctx context.Context, l net.Listener, node string, h http.Handler, log *slog.Logger) error {
 	const op = "make certificate"
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -181,8 +181,8 @@ func ServeTLS(ctx context.Context, l net.Listener, node string, h http.Handler, 
 	}), h, log)
 }
 
-// Private returns the handler of what people ask through the API server. Without
-// one there is nobody to say who may ask.
+// Private returns the handler of the questions that people ask through the API server.
+// It needs the API server, which decides who may ask.
 func (a *Assembly) Private(c *configfile.Agent, i plan.Inspector, e Examiner, log *slog.Logger) (http.Handler, error) {
 	if a.client == nil {
 		return nil, cnierr.New("serve the node's view", cnierr.InvalidConfig, "the key view needs apiServer, which says who may ask").

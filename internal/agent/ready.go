@@ -15,13 +15,13 @@ import (
 	"github.com/manifold-cni/manifold/podresources"
 )
 
-// Check is one part of readiness. Checks are cheap, and ask no API server.
+// Check is one part of readiness. Checks are cheap and do not ask the API server.
 type Check struct {
 	Name  string
-	Ready func(context.Context) error // nil, or why not
+	Ready func(context.Context) error // returns nil, or why the part is not ready
 }
 
-// checks puts together what must hold for plans to be made.
+// checks adds the checks that must hold before plans can be made.
 func (a *Assembly) checks(c *configfile.Agent, pods func() error) {
 	a.Checks = append(a.Checks, Check{"pods", func(context.Context) error { return pods() }})
 	if ready := a.Sources.Ready; ready != nil {
@@ -42,8 +42,8 @@ func (a *Assembly) checks(c *configfile.Agent, pods func() error) {
 	}
 }
 
-// podsReady returns why no source knows the node's pods at present. watched is
-// the API server's pods where they are followed, nil where they are not.
+// podsReady returns a check that at least one source knows the node's pods. watched is
+// the watch of pods at the API server; nil if there is none.
 func podsReady(c *configfile.Agent, kubelet *podresources.Pods, watched *kube.PodInformer) func() error {
 	return func() error {
 		problems := []error{errors.New("no source of pods answers")}
@@ -54,7 +54,7 @@ func podsReady(c *configfile.Agent, kubelet *podresources.Pods, watched *kube.Po
 			problems = append(problems, fmt.Errorf("the kubelet's Pods API at %s is not heard from", c.PodsAPI))
 		}
 		if watched != nil {
-			if watched.HasSynced() || watched.Forbidden() != nil { // then each is asked for
+			if watched.HasSynced() || watched.Forbidden() != nil { // where forbidden, each pod is asked for
 				return nil
 			}
 			_, err := watched.Failing()
@@ -71,7 +71,7 @@ func podsReady(c *configfile.Agent, kubelet *podresources.Pods, watched *kube.Po
 	}
 }
 
-// slicesReady returns why what claims' devices are cannot be looked up.
+// slicesReady returns why the devices of claims cannot be looked up, or nil.
 func slicesReady(s *kube.Slices) error {
 	if s.HasSynced() {
 		return nil
@@ -83,10 +83,10 @@ func slicesReady(s *kube.Slices) error {
 // dialTime bounds connecting to the kubelet: its socket is local.
 const dialTime = 2 * time.Second
 
-// kubeletReady reports whether allocations can be read: a connection is made to
-// the PodResources API, and no call, of which the kubelet serves few per second.
-// Where only the checkpoint is configured, a kubelet that has allocated nothing
-// yet has none.
+// kubeletReady reports whether allocations can be read. It connects to the PodResources
+// API but makes no call, since the kubelet serves only a few per second. Where only the
+// checkpoint is configured, the file may be missing: a kubelet that has allocated
+// nothing yet has none.
 func kubeletReady(ctx context.Context, c *configfile.Agent) error {
 	if c.PodResources == "" {
 		_, err := os.Stat(c.Checkpoint)

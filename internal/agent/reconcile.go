@@ -18,12 +18,12 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// reconciler returns the reconciler of the configuration.
+// reconcilerOf returns the reconciler of the configuration.
 func reconcilerOf(c *configfile.Agent, k *kubelet) *reconcile.Reconciler {
 	r := &reconcile.Reconciler{
 		Journal: journal.Dir{Path: c.CNIDir}, Host: sriov.Host{FS: sriov.FS{Root: c.SysRoot}}, Exclude: c.ReconcileExclude, Allocated: k.allocated,
 	}
-	// The kubelet makes its socket anew when it starts, and replaces its checkpoints
+	// The kubelet creates its socket anew when it starts, and replaces its checkpoints
 	// when it allocates.
 	for _, path := range []string{c.Checkpoint, c.ClaimCheckpoint, c.PodResources} {
 		if path != "" {
@@ -33,8 +33,8 @@ func reconcilerOf(c *configfile.Agent, k *kubelet) *reconcile.Reconciler {
 	return r
 }
 
-// eventsOf returns a function that writes an Event about each finding: about the
-// pod that has the VF while it lives, else about the node.
+// eventsOf returns a function that writes an Event for each finding: about the pod that
+// holds the VF while it lives, else about the node.
 func eventsOf(to Publisher, log *slog.Logger) func(context.Context, string, reconcile.Finding) {
 	return func(ctx context.Context, reason string, f reconcile.Finding) {
 		ctx, cancel := context.WithTimeout(ctx, eventTime)
@@ -56,15 +56,15 @@ func eventsOf(to Publisher, log *slog.Logger) func(context.Context, string, reco
 	}
 }
 
-// NewReconciler returns the reconciler of a configuration, without an agent, and
-// what to call when it is not needed any more.
+// NewReconciler returns the reconciler of a configuration, without an agent. Call done
+// when the reconciler is no longer needed.
 func NewReconciler(c *configfile.Agent) (r *reconcile.Reconciler, done func() error) {
 	k := newKubelet(c, nil)
 	return reconcilerOf(c, k), k.close
 }
 
-// Reconcile looks once at the node's VFs, and repairs what it finds where repair
-// is set. It returns what is wrong and was not repaired.
+// Reconcile examines the node's VFs once, and repairs its findings if repair is set. It
+// returns the findings that were not repaired.
 func Reconcile(ctx context.Context, c *configfile.Agent, repair bool) ([]reconcile.Finding, error) {
 	r, done := NewReconciler(c)
 	defer done()
@@ -84,7 +84,7 @@ func Reconcile(ctx context.Context, c *configfile.Agent, repair bool) ([]reconci
 	return left, err
 }
 
-// Accept takes a VF, named by its PCI address, out of quarantine as it stands.
+// Accept takes a VF, named by its PCI address, out of quarantine in its present state.
 func Accept(ctx context.Context, c *configfile.Agent, device string) error {
 	address, err := sriov.ParseAddress(device)
 	if err != nil {

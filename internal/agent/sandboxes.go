@@ -10,9 +10,10 @@ import (
 	"github.com/manifold-cni/manifold/internal/nodeview"
 )
 
-// sandboxes is what the journals say, kept between scrapes: of a node's hundreds
-// of journals only those are read again that changed. They are written by other
-// processes, several times in each ADD, so that nothing is followed meanwhile.
+// sandboxes is a summary of the journals, kept between scrapes: of a node's hundreds of
+// journals, only those that changed are read again. It compares files at each scrape
+// instead of watching them, because other processes write each journal several times
+// during an ADD.
 type sandboxes struct {
 	dir journal.Dir
 
@@ -20,15 +21,15 @@ type sandboxes struct {
 	kept map[journal.Key]*sandbox
 }
 
-// sandbox is one journal, in short.
+// sandbox is the summary of one journal.
 type sandbox struct {
 	seen     os.FileInfo
-	bad      bool           // it cannot be read
+	bad      bool           // unreadable
 	states   map[string]int // number of attachments by state
 	attached []metrics.AttachedDevice
 }
 
-// summary adds what the journals say to a node's figures.
+// summary adds the summary of the journals to a node's figures.
 func (s *sandboxes) summary(n *metrics.Node) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -64,7 +65,7 @@ func (s *sandboxes) summary(n *metrics.Node) error {
 	return nil
 }
 
-// read reads one journal; nil when it is gone.
+// read reads one journal. It returns nil when the journal is gone.
 func (s *sandboxes) read(k journal.Key, fi os.FileInfo) *sandbox {
 	out := &sandbox{seen: fi, states: map[string]int{}}
 	entry, err := s.dir.Open(k)
@@ -75,7 +76,7 @@ func (s *sandboxes) read(k journal.Key, fi os.FileInfo) *sandbox {
 		out.bad = true
 		return out
 	}
-	attachments, _ := nodeview.Attachments(entry) // of a result that cannot be read, the rest is counted
+	attachments, _ := nodeview.Attachments(entry) // an unreadable result still leaves the rest to count
 	for _, a := range attachments {
 		out.states[a.State]++
 		if a.Device == nil || a.State != nodeview.StateAttached {

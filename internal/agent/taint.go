@@ -6,13 +6,12 @@ import (
 	"time"
 )
 
-// taintPause is the time between two looks whether a new node is ready.
+// taintPause is the pause between two checks whether a new node is ready.
 const taintPause = 2 * time.Second
 
-// untaint removes the startup taint, with which a new node's kubelet registers,
-// as soon as every check holds; then it is done. Without the taint a pod could be
-// scheduled to the node and run before the runtime calls Manifold, on the primary
-// network alone.
+// untaint removes the startup taint, with which a new node's kubelet registers, as soon
+// as every check holds, and returns. Without the taint, a pod could be scheduled to the
+// node and run before the runtime calls Manifold, with the primary network alone.
 func (a *Assembly) untaint(ctx context.Context, key string, log *slog.Logger) {
 	for {
 		ready := true

@@ -10,9 +10,9 @@ import (
 )
 
 // notAnothers refuses a plan in which a configuration itself names a VF that the
-// kubelet has given to another pod: whoever may write a definition could set that
-// pod's VF, or take it away. A VF that nobody has is left to the plugin, which claims
-// it.
+// kubelet has allocated to another pod. Otherwise whoever may write a definition could
+// reconfigure that pod's VF, or take it away. A VF that nobody holds is left to the
+// plugin, which claims it.
 func (a *Agent) notAnothers(ctx context.Context, p *plan.Plan, host sriov.Host) error {
 	if a.src.Holders == nil {
 		return nil
@@ -41,8 +41,8 @@ func (a *Agent) notAnothers(ctx context.Context, p *plan.Plan, host sriov.Host) 
 	return nil
 }
 
-// taken is the error of a VF that another pod has; nil where none has, or nobody says
-// which.
+// taken returns the error for a VF that another pod holds. It is nil if no pod holds
+// the VF, or if the holder is unknown.
 func taken(h nodeview.Holder, pod plan.Pod, address string) *cnierr.Error {
 	owner := h.Pod
 	if owner == "" {

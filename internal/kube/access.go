@@ -15,18 +15,18 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// ErrUnauthenticated says that the API server does not know a token, or that it
-// was made for another audience.
+// ErrUnauthenticated says that the API server does not know a token, or that the token
+// was issued for another audience.
 var ErrUnauthenticated = errors.New("not authenticated")
 
-// ErrForbidden says that the owner of a token may not do what is asked.
+// ErrForbidden says that the owner of a token lacks the permission that is asked about.
 var ErrForbidden = errors.New("forbidden")
 
-// Bounds of Access: what strangers can make an agent ask of the API server.
+// Bounds of Access: they limit what strangers can make an agent ask of the API server.
 const (
 	maxToken    = 16 << 10 // bytes
 	maxVerdicts = 256
-	maxReviews  = 4 // under way
+	maxReviews  = 4 // at the same time
 	allowedTime = time.Minute
 	refusedTime = 10 * time.Second
 )
@@ -53,14 +53,14 @@ type verdict struct {
 	until time.Time
 }
 
-// NewAccess returns an Access for tokens that were made for audience.
+// NewAccess returns an Access for tokens that were issued for audience.
 func NewAccess(client *Client, audience string) *Access {
 	return &Access{client: client, audience: audience, reviews: make(chan struct{}, maxReviews), verdicts: map[verdictKey]verdict{}}
 }
 
-// Allowed returns nil when the owner of token may get path, an absolute path that
-// RBAC knows as a nonResourceURL. Its errors are ErrUnauthenticated, ErrForbidden,
-// and ErrUnavailable when the API server does not say.
+// Allowed returns nil when the owner of token may get path, an absolute path that RBAC
+// knows as a nonResourceURL. Its errors are [ErrUnauthenticated], [ErrForbidden], and
+// [ErrUnavailable] when the API server does not answer.
 func (a *Access) Allowed(ctx context.Context, token, path string) error {
 	if token == "" || len(token) > maxToken {
 		return fmt.Errorf("%w: no token", ErrUnauthenticated)
@@ -75,7 +75,7 @@ func (a *Access) Allowed(ctx context.Context, token, path string) error {
 	case <-ctx.Done():
 		return fmt.Errorf("%w: too many tokens are being reviewed: %w", ErrUnavailable, ctx.Err())
 	}
-	if v, ok := a.known(key); ok { // reviewed while this one waited
+	if v, ok := a.known(key); ok { // reviewed while this request waited
 		return v.err
 	}
 	err := a.review(ctx, token, path)
@@ -85,7 +85,7 @@ func (a *Access) Allowed(ctx context.Context, token, path string) error {
 	return err
 }
 
-// known returns what was answered not long ago.
+// known returns a recent answer.
 func (a *Access) known(key verdictKey) (verdict, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -93,7 +93,7 @@ func (a *Access) known(key verdictKey) (verdict, bool) {
 	return v, ok && time.Now().Before(v.until)
 }
 
-// keep remembers an answer. When there are too many, all are forgotten: a flood of
+// keep remembers an answer. When there are too many, it forgets them all: a flood of
 // tokens costs reviews, never memory.
 func (a *Access) keep(key verdictKey, err error) {
 	a.mu.Lock()
@@ -135,14 +135,14 @@ func (a *Access) review(ctx context.Context, token, path string) error {
 	return nil
 }
 
-// addAuthentication and addAuthorization register the kinds of the two reviews,
-// and the request for a token.
+// addAuthentication registers TokenReview.
 func addAuthentication(s *runtime.Scheme) error {
 	s.AddKnownTypes(authenticationv1.SchemeGroupVersion, &authenticationv1.TokenReview{})
 	metav1.AddToGroupVersion(s, authenticationv1.SchemeGroupVersion)
 	return nil
 }
 
+// addAuthorization registers SubjectAccessReview.
 func addAuthorization(s *runtime.Scheme) error {
 	s.AddKnownTypes(authorizationv1.SchemeGroupVersion, &authorizationv1.SubjectAccessReview{})
 	metav1.AddToGroupVersion(s, authorizationv1.SchemeGroupVersion)

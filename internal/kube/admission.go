@@ -13,28 +13,28 @@ import (
 // chart.
 const WebhookSelector = "app.kubernetes.io/component=webhook,app.kubernetes.io/part-of=manifold"
 
-// Admission is the webhook as the API server calls it.
+// Admission is the webhook as the API server's configuration names it.
 type Admission struct {
 	Namespace, Service string
-	Ignored            bool // failurePolicy: a pod is let through when nobody answers
+	Ignored            bool // failurePolicy Ignore: pods are admitted when the webhook does not answer
 	Replicas, Ready    int
 }
 
-// Admission returns what becomes of pods that select networks, nil when no webhook
-// is asked; needs list validatingwebhookconfigurations, and list pods in the
-// webhook's namespace.
+// Admission returns how the API server calls the webhook for pods that select networks,
+// or nil when no webhook is configured. It needs list validatingwebhookconfigurations,
+// and list pods in the webhook's namespace.
 func (a *Agents) Admission(ctx context.Context) (*Admission, error) {
 	selected := &metav1.ListOptions{LabelSelector: WebhookSelector}
 	answer := a.client.core.Get().AbsPath("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations").
 		VersionedParams(selected, metav1.ParameterCodec).Do(ctx)
-	if err := answer.Error(); err != nil { // unlike that of Raw it says what the API server said
+	if err := answer.Error(); err != nil { // its text has the API server's message, which that of Raw lacks
 		return nil, fmt.Errorf("list the webhook's configurations: %w", err)
 	}
 	raw, err := answer.Raw()
 	if err != nil {
 		return nil, fmt.Errorf("list the webhook's configurations: %w", err)
 	}
-	// Of the group these are all that is wanted.
+	// The few fields of the configuration that are needed.
 	var list struct {
 		Items []struct {
 			Webhooks []struct {

@@ -22,8 +22,8 @@ const (
 	AgentSelector = "app.kubernetes.io/component=agent,app.kubernetes.io/part-of=manifold"
 	// AgentPort is the name of the container port that the view is served on.
 	AgentPort = "view"
-	// viewerSuffix follows the name of the agents' service account in that of the
-	// account whose tokens they accept.
+	// viewerSuffix, appended to the name of the agents' service account, names the
+	// account whose tokens the agents accept.
 	viewerSuffix = "-viewer"
 	// TokenHeader carries the token: the API server's proxy drops Authorization.
 	TokenHeader = "Manifold-Token"
@@ -33,22 +33,23 @@ const (
 	maxAnswer = 32 << 20
 )
 
-// Audience is what tokens for the agent of a node are made for. They are good for
-// nothing else, not even for another node: an agent that is not what it seems to
-// be can do nothing with the token that it gets.
+// Audience returns the audience of tokens for the agent of a node. Such a token is good
+// for nothing else, not even for another node, so an impostor can do nothing with a
+// token that it receives.
 func Audience(node string) string { return "manifold-agent/" + node }
 
 // Agents reaches the agents of a cluster through the API server, as the user of a
-// kubeconfig. The user's own credential goes to the API server alone: with it a
-// token of the viewer account is requested for each agent (the subresource token
-// of that service account), which the agent lets the API server review. The
-// request reaches the agent's pod by the subresource proxy.
+// kubeconfig. The user's own credential goes to the API server alone. With it, Agents
+// requests a token of the viewer account for each agent (subresource token of that
+// service account), and the agent has the API server review this token. The request
+// reaches the agent's pod through the subresource proxy.
 type Agents struct {
 	client    *Client
 	namespace string
 }
 
-// NewAgents returns the agents in a namespace. cfg is the user's.
+// NewAgents returns the agents in a namespace, reached with the user's configuration
+// cfg.
 func NewAgents(cfg *rest.Config, namespace string) (*Agents, error) {
 	client, err := NewClient(cfg)
 	if err != nil {
@@ -65,7 +66,7 @@ type Agent struct {
 	account string
 }
 
-// List returns the agents, by node; needs list pods in their namespace.
+// List returns the agents, by node. It needs list pods in their namespace.
 func (a *Agents) List(ctx context.Context) (map[string]Agent, error) {
 	pods := &corev1.PodList{}
 	err := a.client.core.Get().Namespace(a.namespace).Resource(resourcePods).
@@ -77,7 +78,7 @@ func (a *Agents) List(ctx context.Context) (map[string]Agent, error) {
 	for i := range pods.Items {
 		p := &pods.Items[i]
 		if p.Spec.NodeName == "" || p.DeletionTimestamp != nil && out[p.Spec.NodeName].pod != "" {
-			continue // of two, the one that stays
+			continue // of two pods, keep the one that is not being deleted
 		}
 		found := Agent{Node: p.Spec.NodeName, pod: p.Name, account: p.Spec.ServiceAccountName + viewerSuffix}
 		for _, c := range p.Spec.Containers {
@@ -92,7 +93,7 @@ func (a *Agents) List(ctx context.Context) (map[string]Agent, error) {
 	return out, nil
 }
 
-// NodeOf returns the node of a pod, empty while it has none; needs get pods in the
+// NodeOf returns the node of a pod, empty while it has none. It needs get pods in the
 // pod's namespace.
 func (a *Agents) NodeOf(ctx context.Context, namespace, name string) (string, error) {
 	pod := &corev1.Pod{}
@@ -102,9 +103,9 @@ func (a *Agents) NodeOf(ctx context.Context, namespace, name string) (string, er
 	return pod.Spec.NodeName, nil
 }
 
-// Get asks an agent for a path, "/manifold/v1/node" or "/manifold/v1/pods/NAMESPACE/NAME"; needs
-// create serviceaccounts/token for the viewer account, and get pods/proxy, in the
-// agents' namespace.
+// Get asks an agent for the path at, "/manifold/v1/node" or
+// "/manifold/v1/pods/NAMESPACE/NAME". It needs create serviceaccounts/token for the
+// viewer account, and get pods/proxy, in the agents' namespace.
 func (a *Agents) Get(ctx context.Context, agent Agent, at string) ([]byte, error) {
 	if agent.port == 0 {
 		return nil, fmt.Errorf("the agent %s/%s has no port named %s: its view is not served", a.namespace, agent.pod, AgentPort)
@@ -132,8 +133,8 @@ func (a *Agents) Get(ctx context.Context, agent Agent, at string) ([]byte, error
 	return raw, nil
 }
 
-// proxied returns what the agent said where client-go made an error of its own of
-// an answer that is no Status.
+// proxied returns the agent's own words where client-go replaced an answer that is not
+// a Status by an error of its own.
 func proxied(err error) error {
 	var status apierrors.APIStatus
 	if !errors.As(err, &status) || status.Status().Details == nil {
@@ -147,7 +148,7 @@ func proxied(err error) error {
 	return err
 }
 
-// PodNames returns the names of a namespace's pods; needs list pods there.
+// PodNames returns the names of a namespace's pods. It needs list pods there.
 func (a *Agents) PodNames(ctx context.Context, namespace string) ([]string, error) {
 	pods := &corev1.PodList{}
 	if err := a.client.core.Get().Namespace(namespace).Resource(resourcePods).Do(ctx).Into(pods); err != nil {

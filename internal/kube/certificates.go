@@ -15,14 +15,14 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Certificate is one that the way to the API server depends on.
+// Certificate is a certificate that the connection to the API server depends on.
 type Certificate struct {
-	Name     string // whose it is
+	Name     string // tells whose certificate it is
 	NotAfter time.Time
 }
 
-// Certificates connects to the API server of a kubeconfig, and returns its
-// certificate and the client's own, when it has one. A certificate that does not
+// Certificates connects to the API server of a kubeconfig. It returns the server's
+// certificate and, if there is one, the client's own. A certificate that does not
 // verify is an error.
 func Certificates(ctx context.Context, kubeconfig string) ([]Certificate, error) {
 	cfg, err := Config(kubeconfig)
@@ -65,8 +65,8 @@ func Certificates(ctx context.Context, kubeconfig string) ([]Certificate, error)
 	return out, conn.Close()
 }
 
-// clientCertificate returns the certificate that the kubeconfig authenticates
-// with, if it does.
+// clientCertificate returns the certificate that the kubeconfig authenticates with, if
+// there is one.
 func clientCertificate(cfg *rest.Config) ([]Certificate, error) {
 	raw := cfg.CertData
 	if len(raw) == 0 && cfg.CertFile != "" {

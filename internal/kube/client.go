@@ -25,10 +25,10 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// What one node may ask of the API server. The agent sends at most a PATCH and an
-// Event per pod. The burst lets a node of 500 pods attach them all at once after a
-// reboot, when every pod waits for its PATCH; behind it as much a second as the
-// kubelet may ask, which keeps the node from becoming a burden should something loop.
+// What one node may ask of the API server. The agent sends at most a PATCH and an Event
+// per pod. The burst lets a node of 500 pods attach them all at once after a reboot,
+// when every pod waits for its PATCH. Beyond the burst the node gets the kubelet's own
+// default rate, so that a bug that loops does not become a burden.
 const (
 	defaultQPS     = 50
 	defaultBurst   = 1000
@@ -40,10 +40,10 @@ const (
 // resourcePods is the resource name of pods in the core API.
 const resourcePods = "pods"
 
-// Config returns the configuration of an API client: from a kubeconfig file, or,
-// when kubeconfig is empty, from the service account of the pod that this process
-// runs in. QPS, Burst and Timeout are set for an agent on a node; Timeout bounds
-// every request except a watch.
+// Config returns the configuration of an API client: from a kubeconfig file or, when
+// kubeconfig is empty, from the service account of the pod that this process runs in.
+// QPS, Burst and Timeout are set for an agent on a node; Timeout bounds every request
+// except a watch.
 func Config(kubeconfig string) (*rest.Config, error) {
 	cfg, err := loadConfig(kubeconfig)
 	if err != nil {
@@ -69,9 +69,9 @@ func loadConfig(kubeconfig string) (*rest.Config, error) {
 	return cfg, nil
 }
 
-// Client reaches the few resources of the API server that this package uses:
-// pods, events, network-attachment-definitions, ResourceSlices, and the reviews of
-// tokens. It is safe for concurrent use.
+// Client reaches the few resources of the API server that this package uses: pods,
+// Events, NetworkAttachmentDefinitions, ResourceSlices, and the reviews of tokens. It
+// is safe for concurrent use.
 type Client struct {
 	core           rest.Interface
 	definitions    rest.Interface
@@ -90,8 +90,8 @@ func NewClient(cfg *rest.Config) (*Client, error) {
 	if timeout <= 0 {
 		timeout = defaultTimeout
 	}
-	// An http.Client's timeout covers the body too and so would cut every watch
-	// after a few seconds; requests get a deadline each instead.
+	// An http.Client's timeout covers the body too, so it would cut every watch after a
+	// few seconds. Each request gets a deadline instead.
 	cfg.Timeout = 0
 	cfg.Dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}).DialContext
 	if cfg.RateLimiter == nil && cfg.QPS > 0 {
@@ -122,8 +122,8 @@ func NewClient(cfg *rest.Config) (*Client, error) {
 	return c, nil
 }
 
-// addCore registers the kinds of the core API that this package reads and
-// writes, and no other.
+// addCore registers the kinds of the core API that this package reads and writes, and
+// no others.
 func addCore(s *runtime.Scheme) error {
 	s.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Pod{}, &corev1.PodList{}, &corev1.Event{}, &corev1.List{})
 	s.AddKnownTypes(authenticationv1.SchemeGroupVersion, &authenticationv1.TokenRequest{}) // a subresource of service accounts
@@ -149,13 +149,14 @@ func restClient(cfg *rest.Config, hc *http.Client, path string, gv schema.GroupV
 // Close closes the connections that no request is using.
 func (c *Client) Close() { utilnet.CloseIdleConnectionsFor(c.http.Transport) }
 
-// patience is the key of a context whose requests end with it alone, see [patiently].
+// patience is the context key of [patiently].
 type patience struct{}
 
-// patiently returns ctx for reading without the time that one request has.
+// patiently returns ctx for requests that end with ctx alone, without a request's
+// timeout.
 func patiently(ctx context.Context) context.Context { return context.WithValue(ctx, patience{}, true) }
 
-// get reads one object into out. object names it in errors.
+// get reads one object into out. Errors call it object.
 func (c *Client) get(ctx context.Context, rc rest.Interface, resource, namespace, name, object string, out runtime.Object) error {
 	if ctx.Value(patience{}) == nil {
 		var cancel context.CancelFunc
@@ -173,7 +174,7 @@ func (c *Client) get(ctx context.Context, rc rest.Interface, resource, namespace
 	}
 }
 
-// post sends a question to the API server, which answers in the same object.
+// post sends object as a question to the API server, which answers in the same object.
 func (c *Client) post(ctx context.Context, rc rest.Interface, resource string, object runtime.Object) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -192,7 +193,7 @@ func (c *Client) getPod(ctx context.Context, namespace, name string) (*corev1.Po
 	return trimPod(pod), nil
 }
 
-// apiError is an answer of the API server under one of our sentinels.
+// apiError is an error of the API server under one of the package's sentinels.
 type apiError struct {
 	kind  error
 	cause error
@@ -201,9 +202,9 @@ type apiError struct {
 func (e *apiError) Error() string   { return e.kind.Error() + ": " + e.cause.Error() }
 func (e *apiError) Unwrap() []error { return []error{e.kind, e.cause} }
 
-// objectMissing reports whether err says that one object does not exist. A 404
-// without the object's name is about the path: the resource is not served, for
-// example because the CRD is not installed (yet).
+// objectMissing reports whether err says that one object does not exist. A 404 without
+// the object's name is about the path: the resource is not served, for example because
+// the CRD is not installed (yet).
 func objectMissing(err error) bool {
 	var status apierrors.APIStatus
 	if !apierrors.IsNotFound(err) || !errors.As(err, &status) {

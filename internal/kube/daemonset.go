@@ -6,9 +6,9 @@ import (
 	"fmt"
 )
 
-// DaemonSetReady returns on how many nodes the pods of a DaemonSet are ready, and
-// on how many there must be one: -1 while its controller has not seen it yet.
-// Errors are as for [Writer.PublishStatus].
+// DaemonSetReady returns the number of nodes on which a DaemonSet's pod is ready, and
+// the number of nodes that should run one: -1 until its controller has seen the latest
+// generation. Errors are as for [Writer.PublishStatus].
 func (c *Client) DaemonSetReady(ctx context.Context, namespace, name string) (ready, all int, err error) {
 	op := "read DaemonSet " + namespace + "/" + name
 	if err := checkNames("DaemonSet", namespace, name); err != nil {
@@ -20,7 +20,7 @@ func (c *Client) DaemonSetReady(ctx context.Context, namespace, name string) (re
 	if err != nil {
 		return 0, -1, writeError(op, err)
 	}
-	// Of apps/v1 these three numbers are all that is wanted.
+	// The three numbers of apps/v1 that are needed.
 	var ds struct {
 		Metadata struct {
 			Generation int64 `json:"generation"`

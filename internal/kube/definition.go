@@ -8,12 +8,12 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// maxConfig bounds the configuration of one definition that is kept in memory and
-// on disk, in bytes. A longer one would be refused when parsed, and the API
-// server's own limit of 1.5 MiB would let one namespace fill the agent's memory.
+// maxConfig bounds the configuration of one definition that is kept in memory and on
+// disk, in bytes. Parsing would refuse a longer one, and with the API server's own
+// limit of 1.5 MiB one namespace could fill the agent's memory.
 const maxConfig = netattach.MaxConfig
 
-// origin is where a [DefinitionInformer] has an answer from.
+// origin is where a [DefinitionInformer] found a definition.
 type origin string
 
 const (
@@ -22,13 +22,13 @@ const (
 	fromSnapshot origin = "snapshot"
 )
 
-// entry is a definition as it is kept: only what planning reads.
+// entry is a definition as it is kept: only the fields that planning reads.
 type entry struct {
 	netattach.Definition
-	oversized int // length of a configuration that was too long to keep; 0 otherwise
+	oversized int // length of a configuration that was too long to keep; else 0
 }
 
-// newEntry moves what is worth keeping out of def, which must not be used
+// newEntry moves the fields worth keeping out of def, which must not be used
 // afterwards.
 func newEntry(def *netattach.Definition) *entry {
 	e := &entry{Definition: netattach.Definition{

@@ -21,15 +21,15 @@ const (
 	snapshotDelay = 200 * time.Millisecond
 	// snapshotRetry is the pause after a write that failed.
 	snapshotRetry = 10 * time.Second
-	// probePause is how long a request that the API server did not answer stands
-	// for the next ones while there is a snapshot to answer from, so that many pods
-	// starting at once do not each wait for a timeout.
+	// probePause is how long one unanswered request to the API server counts for later
+	// lookups that the snapshot can answer, so that many pods starting at once do not
+	// each wait for a timeout.
 	probePause = 5 * time.Second
 )
 
-// DefinitionInformer keeps every definition of the cluster in memory, by one list
-// and one watch, and mirrors them to a file that outlives the API server. It
-// implements [Definitions].
+// DefinitionInformer keeps every definition of the cluster in memory, with one list and
+// one watch, and mirrors them to a file that outlives the API server. It implements
+// [Definitions].
 type DefinitionInformer struct {
 	client   *Client
 	path     string
@@ -39,7 +39,7 @@ type DefinitionInformer struct {
 
 	mu        sync.Mutex
 	snapshot  *Snapshot // loaded when first needed, dropped once synced
-	apiFailed time.Time // when a GET failed last; zero after one succeeded
+	apiFailed time.Time // when the last GET failed; zero after one that succeeded
 	apiErr    error     // why
 	saveErr   error     // why the latest write failed; nil when it did not
 }
@@ -60,8 +60,8 @@ func NewDefinitionInformer(client *Client, snapshot string) *DefinitionInformer 
 	return d
 }
 
-// Run lists, watches and mirrors until ctx ends. It returns when its goroutines
-// have, after changes not yet mirrored are written.
+// Run lists, watches and mirrors until ctx ends. It returns when its goroutines have
+// returned and pending changes are written.
 func (d *DefinitionInformer) Run(ctx context.Context) {
 	if d.path == "" {
 		d.informer.RunWithContext(ctx)
@@ -78,7 +78,7 @@ func (d *DefinitionInformer) Run(ctx context.Context) {
 			}
 		},
 	})
-	if err != nil { // the informer has been stopped: Run was called twice
+	if err != nil { // the informer was stopped: Run was called twice
 		d.setSaveErr(err)
 		return
 	}
@@ -92,13 +92,13 @@ func (d *DefinitionInformer) Run(ctx context.Context) {
 // HasSynced reports whether the first list is complete.
 func (d *DefinitionInformer) HasSynced() bool { return d.informer.HasSynced() }
 
-// Failing returns the latest failure to list or watch and since when there was no
-// success; nil while the informer hears from the API server. What is in memory is
-// as of then.
+// Failing returns the latest failure to list or watch, and since when nothing has
+// succeeded. err is nil while the informer hears from the API server. Memory holds the
+// state as of since.
 func (d *DefinitionInformer) Failing() (since time.Time, err error) { return d.watch.failing() }
 
-// SnapshotError returns why the mirror file is not up to date: nil when the
-// latest write succeeded. Lookups go on regardless.
+// SnapshotError returns why the mirror file is not up to date, or nil when the latest
+// write succeeded. Lookups go on regardless.
 func (d *DefinitionInformer) SnapshotError() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -111,10 +111,10 @@ func (d *DefinitionInformer) Definition(ctx context.Context, namespace, name str
 	return def, err
 }
 
-// lookup returns a definition and where it comes from: memory; on a miss one
-// direct GET, because the informer may lag behind; and, when the API server does
-// not answer and the informer never synced, the snapshot. What the snapshot has is
-// waited for no longer than a request takes.
+// lookup returns a definition and where it comes from: memory; on a miss one direct
+// GET, because the informer may lag behind; and, when the API server does not answer
+// and the informer never synced, the snapshot. When the snapshot has the definition,
+// lookup waits for the API server no longer than a request's timeout.
 func (d *DefinitionInformer) lookup(ctx context.Context, namespace, name string) (*netattach.Definition, origin, error) {
 	if err := checkNames("definition", namespace, name); err != nil {
 		return nil, "", err
@@ -154,16 +154,16 @@ func (d *DefinitionInformer) lookup(ctx context.Context, namespace, name string)
 	}
 }
 
-// Local is Definition without the API server: from memory, and while memory is
-// not complete from the snapshot. Its [ErrNotFound] may be a moment old; without
-// a readable snapshot it is [ErrUnavailable] until memory is complete. It is for
-// names that something else answers to where there is no definition, so that
-// looking them up costs no request.
+// Local is Definition without the API server: it reads memory and, until memory is
+// complete, the snapshot. Its [ErrNotFound] may be a moment old. Without a readable
+// snapshot it returns [ErrUnavailable] until memory is complete. It serves names that
+// usually have no definition because something else answers to them, so that looking
+// them up costs no request.
 func (d *DefinitionInformer) Local(ctx context.Context, namespace, name string) (*netattach.Definition, error) {
 	if err := checkNames("definition", namespace, name); err != nil {
 		return nil, err
 	}
-	synced := d.informer.HasSynced() // before looking, so that memory was complete then
+	synced := d.informer.HasSynced() // before the lookup, so that memory is known to have been complete
 	// The store behind an informer reports no errors.
 	if obj, ok, _ := d.informer.GetStore().GetByKey(namespace + "/" + name); ok {
 		if e, ok := obj.(*entry); ok {
@@ -196,7 +196,7 @@ func (d *DefinitionInformer) get(ctx context.Context, namespace, name string) (*
 	return newEntry(def).definition()
 }
 
-// recentFailure returns why the API server did not answer a moment ago, or nil.
+// recentFailure returns the failure of a GET within the last probePause, or nil.
 func (d *DefinitionInformer) recentFailure() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -206,8 +206,8 @@ func (d *DefinitionInformer) recentFailure() error {
 	return d.apiErr
 }
 
-// errNoSnapshot: there is no snapshot to ask, because none is configured or
-// memory has been complete and knows all that the file does.
+// errNoSnapshot: there is no snapshot to ask, because none is configured or because
+// memory is complete and knows all that the file does.
 var errNoSnapshot = errors.New("no snapshot to ask")
 
 func (d *DefinitionInformer) inSnapshot(ctx context.Context, namespace, name string) (*netattach.Definition, origin, error) {
@@ -235,19 +235,19 @@ func (d *DefinitionInformer) markDirty() {
 	}
 }
 
-// mirror writes the file once the first list is complete, and after changes.
-// Before that the file knows more than memory and is left alone.
+// mirror writes the file once the first list is complete, and after changes. Before
+// that the file knows more than memory and is left alone.
 func (d *DefinitionInformer) mirror(ctx context.Context, synced func() bool) {
 	if !cache.WaitForCacheSync(ctx.Done(), synced) {
 		return
 	}
 	d.forgetSnapshot()
-	d.markDirty() // an empty cluster is worth a file too
+	d.markDirty() // even an empty cluster gets a file
 	for {
 		select {
-		case <-ctx.Done(): // what is pending is written all the same
+		case <-ctx.Done(): // pending changes are written all the same
 		case <-d.dirty:
-			d.markDirty() // until written
+			d.markDirty() // the mark stays until the file is written
 		}
 		sleep(ctx, snapshotDelay)
 		if d.saveIfDirty() != nil {
@@ -270,7 +270,7 @@ func (d *DefinitionInformer) forgetSnapshot() {
 // saveIfDirty writes the file if anything changed since it was written.
 func (d *DefinitionInformer) saveIfDirty() error {
 	select {
-	case <-d.dirty: // before reading memory, so that no later change is lost
+	case <-d.dirty: // before memory is read, so that no later change is lost
 	default:
 		return nil
 	}
@@ -298,7 +298,7 @@ func (d *DefinitionInformer) setSaveErr(err error) {
 	d.saveErr = err
 }
 
-// sleep waits for d and reports false when ctx ended first.
+// sleep waits for d. It returns false when ctx ended first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

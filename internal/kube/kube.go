@@ -1,36 +1,36 @@
-// Package kube answers questions of the agent, which pod is this and what does
-// this definition say, and writes what became of an attachment back to the
-// cluster. It is the only package that links client-go.
+// Package kube finds pods and network definitions for the agent, and writes the outcome
+// of an attachment back to the cluster. It is the only package that links client-go.
 //
 // # Sources
 //
 // A pod ([Pods]) and a NetworkAttachmentDefinition ([Definitions]) can come from
-// several places, each usable alone and composed with [FirstPods] and
-// [FirstDefinitions]:
+// several places. Each source works alone; [FirstPods] and [FirstDefinitions] combine
+// them:
 //
 //   - [PodInformer] watches the pods of one node;
-//   - [DefinitionInformer] watches every definition of the cluster and mirrors
-//     them to a snapshot file, which answers while the API server does not;
-//   - [Snapshot] is that file alone, for a process that lives for one request;
-//   - [ManifestPods] and [ManifestDefinitions] read a directory of manifests, for
-//     a kubelet that runs static pods without a control plane.
+//   - [DefinitionInformer] watches every definition of the cluster and mirrors them to
+//     a snapshot file, which answers while the API server does not;
+//   - [Snapshot] reads that file alone, for a process that lives for one request;
+//   - [ManifestPods] and [ManifestDefinitions] read a directory of manifests, for a
+//     kubelet that runs static pods without a control plane.
 //
-// What a claim's device is, [Slices] reads from the node's ResourceSlices.
+// [Slices] reads the attributes of the devices in claims from the node's
+// ResourceSlices.
 //
-// Every source fails with one of three sentinels: [ErrNotFound] (it knows that
-// the object does not exist), [ErrUnavailable] (it cannot know now; ask again) or
-// [ErrInvalid] (the request or the object found breaks a limit). Objects that a
-// source returns may be shared with its cache: callers must not change them.
+// Every source fails with one of three sentinels: [ErrNotFound] (it knows that the
+// object does not exist), [ErrUnavailable] (it cannot tell now; ask again) or
+// [ErrInvalid] (the request or the object found breaks a limit). A source may share the
+// objects that it returns with its cache, so callers must not change them.
 //
 // # Writing
 //
-// [Writer] publishes network-status in one PATCH that touches a single annotation
-// and nothing else of the pod, and keeps one Event per pod and reason.
+// [Writer] publishes network-status in one PATCH that touches a single annotation and
+// nothing else of the pod, and keeps one Event per pod and reason.
 //
 // # Size
 //
-// The agent's memory is small, so this package uses REST clients with a scheme of
-// the few kinds it needs instead of the generated clientset, and keeps only the
+// The agent's memory is small. This package therefore uses REST clients with a scheme
+// of the few kinds it needs instead of the generated clientset, and keeps only the
 // fields of an object that planning reads. client-go reports some failures of a watch
 // through its own logger, klog; the informers' Failing methods tell the rest.
 package kube
@@ -48,31 +48,30 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// The three ways in which a source fails. Errors wrap exactly one of them and
-// name the object.
+// The three ways in which a source fails. An error wraps exactly one of them and names
+// the object.
 var (
-	// ErrNotFound: the source is up to date and has no such object, or has one of
-	// the same name with another UID.
+	// ErrNotFound: the source is up to date and has no such object, or has one of the
+	// same name with another UID.
 	ErrNotFound = errors.New("not found")
-	// ErrUnavailable: the source cannot answer now, because it is not synced, its
-	// files are absent or unreadable or the API server does not answer. The same
-	// question may be answered later, or by another source.
+	// ErrUnavailable: the source cannot answer now. It is not synced, its files are
+	// absent or unreadable, or the API server does not answer. Another source, or the
+	// same one later, may answer the question.
 	ErrUnavailable = errors.New("source unavailable")
-	// ErrInvalid: a name in the request is no Kubernetes name, or the object
-	// exceeds a limit. Asking another source or asking again does not help.
+	// ErrInvalid: a name in the request is not a Kubernetes name, or the object exceeds
+	// a limit. Asking again, or another source, does not help.
 	ErrInvalid = errors.New("invalid")
 )
 
-// ErrName is the [ErrInvalid] of a name: no object has it, in no source. A CNI
-// network may well, such as my_net.
+// ErrName is the [ErrInvalid] of a name that no Kubernetes object can have, in any
+// source. A CNI network can have such a name, for example my_net.
 var ErrName = fmt.Errorf("no Kubernetes name: %w", ErrInvalid)
 
 // Pods finds pods.
 type Pods interface {
-	// Pod returns the pod of that namespace and name. When uid is not empty it
-	// must be the pod's UID or, for the mirror pod of a static pod, the UID that
-	// the kubelet uses (see [IsMirror]). A pod of another UID is [ErrNotFound]:
-	// it is another pod.
+	// Pod returns the pod of that namespace and name. A uid that is not empty must be
+	// the pod's UID or, for the mirror pod of a static pod, the UID that the kubelet
+	// uses (see [IsMirror]). A pod with another UID is another pod: [ErrNotFound].
 	Pod(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error)
 }
 
@@ -89,35 +88,36 @@ const (
 	annotationConfigHash = "kubernetes.io/config.hash"
 	// annotationConfigMirror marks a mirror pod; its value is the same UID.
 	annotationConfigMirror = corev1.MirrorPodAnnotationKey
-	// annotationConfigSource is where the kubelet has a pod from: "api", "file" or
-	// "http". The kubelet writes it over whatever stands there, in its own memory
-	// only; in the API it is the user's text, or a copy in a mirror pod.
+	// annotationConfigSource tells where the kubelet got a pod: "api", "file" or
+	// "http". The kubelet overwrites whatever the user put there, but only in its own
+	// memory. In the API the value is the user's text or, on a mirror pod, the
+	// kubelet's copy.
 	annotationConfigSource = "kubernetes.io/config.source"
 
 	sourceAPI  = "api"
 	sourceFile = "file"
 )
 
-// IsStatic reports whether pod, as a source returned it, comes from the kubelet's
-// own files and not from the API server. Sources see to it that no user can make
-// an ordinary pod look like one: a pod read from the API server is static only as
-// a mirror (see [IsMirror]).
+// IsStatic reports whether pod, as a source returned it, comes from the kubelet's own
+// files and not from the API server. The sources ensure that no user can make an
+// ordinary pod look static: a pod read from the API server is static only as a mirror
+// (see [IsMirror]).
 func IsStatic(pod *corev1.Pod) bool {
 	source := pod.Annotations[annotationConfigSource]
 	return IsMirror(pod) || source != "" && source != sourceAPI
 }
 
-// IsMirror reports whether pod is the API's mirror of a static pod. The API
-// server gives a mirror pod a UID of its own, while the kubelet, the runtime and
-// the device manager know the pod by the UID in its annotations: write to a
-// mirror pod with an empty UID.
+// IsMirror reports whether pod is the API's mirror of a static pod. The API server
+// gives a mirror pod a UID of its own, while the kubelet, the runtime and the device
+// manager know the pod by the UID in its annotations. Write to a mirror pod with an
+// empty UID.
 func IsMirror(pod *corev1.Pod) bool {
 	_, ok := pod.Annotations[annotationConfigMirror]
 	return ok
 }
 
-// uidMatches reports whether the runtime's uid means pod. Only a mirror pod is
-// known by its annotations: on another pod they are the user's text.
+// uidMatches reports whether the runtime's uid means pod. It reads the annotations of
+// mirror pods only: on another pod they are the user's text.
 func uidMatches(pod *corev1.Pod, uid string) bool {
 	if uid == "" || string(pod.UID) == uid {
 		return true
@@ -134,8 +134,8 @@ func checkUID(pod *corev1.Pod, uid string) (*corev1.Pod, error) {
 	return nil, fmt.Errorf("pod %s/%s has UID %s, asked for %s: %w", pod.Namespace, pod.Name, pod.UID, uid, ErrNotFound)
 }
 
-// checkNames refuses names that would select something else than one object,
-// before they become part of a URL.
+// checkNames refuses names that would select something other than one object, before
+// they become part of a URL.
 func checkNames(kind, namespace, name string) error {
 	if msgs := validation.IsDNS1123Label(namespace); len(msgs) > 0 {
 		return fmt.Errorf("%s: namespace %.64q: %s: %w", kind, namespace, strings.Join(msgs, ", "), ErrName)
@@ -146,13 +146,12 @@ func checkNames(kind, namespace, name string) error {
 	return nil
 }
 
-// FirstPods returns a source that asks each of sources in turn. A source that
-// does not have the pod or cannot answer passes the question on; any other
-// error, and the end of ctx, ends the search. Where no source has it and one did not
-// answer in the time of a request, they are asked again, and that one has until ctx
-// ends. When no source answers the error is
-// [ErrUnavailable] if at least one source could not tell, else [ErrNotFound], and
-// its text has every source's own.
+// FirstPods returns a source that asks each of sources in turn. A source that does not
+// have the pod or cannot answer passes the question on; any other error, and the end of
+// ctx, ends the search. When no source has the pod and one of them did not answer
+// within a request's timeout, all are asked once more, now with the time that is left
+// of ctx. When no source answers, the error is [ErrUnavailable] if at least one source
+// could not tell, else [ErrNotFound]; its text contains every source's own.
 func FirstPods(sources ...Pods) Pods { return firstPods(sources) }
 
 type firstPods []Pods
@@ -172,19 +171,20 @@ func (f firstDefinitions) Definition(ctx context.Context, namespace, name string
 	})
 }
 
-// slowness is the key of what the questions of one purpose share, see [Together].
+// slowness is the context key of the state that [Together] shares between questions.
 type slowness struct{}
 
-// Together returns ctx for the questions of one purpose, such as a plan: once one of
-// them was answered later than in the time of a request, the others are asked with all
-// the time that there is at once, and lose none of it. A question that several sources
-// may answer is not: the first of them could take all the time.
+// Together returns ctx for the questions of one purpose, such as a plan. Once one of
+// them has outlasted a request's timeout, the others get all the time of ctx at once,
+// instead of losing a request's timeout each. Questions with more than one source are
+// excepted: the first source could use up all the time.
 func Together(ctx context.Context) context.Context {
 	return context.WithValue(ctx, slowness{}, new(atomic.Bool))
 }
 
-// first asks each source in turn, and where a request's time was too short and nobody
-// else serves, once more with all the time that ctx has: a server that is slow delays.
+// first asks each source in turn. If a request's timeout was too short and no other
+// source answers, it asks once more with all the time of ctx: a slow server delays a
+// pod, but does not fail it.
 func first[S, T any](ctx context.Context, sources []S, ask func(context.Context, S) (*T, error)) (*T, error) {
 	slow, shared := ctx.Value(slowness{}).(*atomic.Bool)
 	if shared && slow.Load() && len(sources) == 1 {
@@ -218,9 +218,8 @@ func inTurn[S, T any](ctx context.Context, sources []S, ask func(context.Context
 	return nil, combine(failed)
 }
 
-// combined is the failure of several sources. It matches one sentinel only, so
-// that a caller cannot take "not here, and the other place is closed" for "does
-// not exist".
+// combined is the failure of several sources. It matches one sentinel only, so that a
+// caller cannot mistake "not here, and the other place is closed" for "does not exist".
 type combined struct {
 	text string
 	errs []error // what errors.Is and errors.As may see

@@ -24,40 +24,38 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// Limits of a manifest directory. Somebody's backup or log in the directory must
-// not fill the agent's memory.
+// Limits of a manifest directory: a stray backup or log in it must not fill the agent's
+// memory.
 const (
 	maxManifestFiles = 4096     // files that are read
 	maxManifestFile  = 1 << 20  // bytes of one file, and of one document expanded
 	maxManifestBytes = 32 << 20 // bytes of all files
 	maxManifestDocs  = 1024     // documents in one file, items of lists included
 
-	// mtimeGrain is how long a file that was just written may be written again
-	// without its modification time telling: the kernel's clock for it ticks every
-	// few milliseconds.
+	// mtimeGrain is how long another write to a file may leave its modification time
+	// unchanged: the kernel's clock for it ticks every few milliseconds.
 	mtimeGrain = 50 * time.Millisecond
 )
 
-// manifestDir reads the objects of one kind from a directory of manifests and
-// keeps what it parsed until a file changes.
+// manifestDir reads the objects of one kind from a directory of manifests and keeps the
+// parsed result until a file changes.
 type manifestDir[T any] struct {
 	dir string
-	// collect stores a decoded object of the wanted kind in into and ignores
-	// others.
+	// collect stores obj in into if it is of the wanted kind, and ignores it otherwise.
 	collect func(obj runtime.Object, into *manifestSet[T]) error
 
 	mu    sync.Mutex
-	stamp []fileStamp // what set was parsed from; nil to read again
+	stamp []fileStamp // state of the files that set was parsed from; nil to read again
 	set   *manifestSet[T]
 }
 
-// manifestSet is what a directory holds.
+// manifestSet is the content of a directory.
 type manifestSet[T any] struct {
 	objects  map[string]*T // by namespace/name
 	problems []error       // each names a file
 }
 
-// fileStamp changes when a file does.
+// fileStamp changes when the file changes.
 type fileStamp struct {
 	name         string
 	size         int64
@@ -67,7 +65,7 @@ type fileStamp struct {
 }
 
 // load returns the directory's present content. An unreadable directory is
-// ErrUnavailable; unreadable files are only problems.
+// ErrUnavailable; an unreadable file is only a problem.
 func (m *manifestDir[T]) load() (*manifestSet[T], error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -94,8 +92,8 @@ func (m *manifestDir[T]) load() (*manifestSet[T], error) {
 	return m.set, nil
 }
 
-// isManifest reports whether the name is one that is read; hidden files are an
-// editor's or the kubelet's "..data".
+// isManifest reports whether a file of that name is read. Hidden files are an editor's,
+// or the "..data" of a mounted ConfigMap.
 func isManifest(name string) bool {
 	if name[0] == '.' {
 		return false
@@ -107,8 +105,8 @@ func isManifest(name string) bool {
 	return false
 }
 
-// stampFiles lists the manifest files in order of name. Symbolic links are
-// followed inside the directory only.
+// stampFiles lists the manifest files in order of name. Symbolic links are followed
+// inside the directory only.
 func stampFiles(root *os.Root) ([]fileStamp, error) {
 	entries, err := fs.ReadDir(root.FS(), ".")
 	if err != nil {
@@ -172,8 +170,8 @@ func (m *manifestDir[T]) read(root *os.Root, stamp []fileStamp) *manifestSet[T] 
 	return set
 }
 
-// readManifestFile reads a file that was regular and small when looked at, and
-// may be something else by now: opening a FIFO must not block.
+// readManifestFile reads a file that was regular and small when it was stamped, and may
+// be something else by now: opening a FIFO must not block.
 func readManifestFile(root *os.Root, name string) ([]byte, error) {
 	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -190,8 +188,8 @@ func readManifestFile(root *os.Root, name string) ([]byte, error) {
 	return data, nil
 }
 
-// parse adds the objects of one file to set. A broken document does not hide the
-// next.
+// parse adds the objects of one file to set. A broken document does not hide the next
+// one.
 func (m *manifestDir[T]) parse(data []byte, codec runtime.Decoder, set *manifestSet[T]) []error {
 	var problems []error
 	docs := yaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
@@ -231,9 +229,9 @@ func (m *manifestDir[T]) parseDoc(doc []byte, codec runtime.Decoder, set *manife
 	return errors.Join(errs...)
 }
 
-// toJSON converts one YAML document, of which JSON is a subset; nil for an empty
-// one. Aliases are expanded by the conversion, so what they expand to is measured
-// first: a kilobyte can stand for gigabytes.
+// toJSON converts one YAML document, which may be JSON; nil for an empty one. The
+// conversion expands aliases, so the expanded size is measured first: a kilobyte can
+// stand for gigabytes.
 func toJSON(doc []byte) ([]byte, error) {
 	var tree any
 	if err := yamlv2.Unmarshal(doc, &tree); err != nil {
@@ -248,7 +246,7 @@ func toJSON(doc []byte) ([]byte, error) {
 	return sigsyaml.YAMLToJSON(doc)
 }
 
-// expandedSize estimates the size of a decoded tree and stops soon after limit.
+// expandedSize estimates the size of a decoded tree. It stops soon after limit.
 func expandedSize(tree any, limit int) int {
 	size := 1
 	switch v := tree.(type) {
@@ -269,8 +267,8 @@ func expandedSize(tree any, limit int) int {
 	return size
 }
 
-// decodeManifest decodes one object; nil for a kind that is none of ours, which a
-// directory of manifests may well hold.
+// decodeManifest decodes one object. It returns nil for a kind that the codec does not
+// know, which a directory of manifests may well hold.
 func decodeManifest(js []byte, codec runtime.Decoder) (runtime.Object, error) {
 	obj, _, err := codec.Decode(js, nil, nil)
 	if runtime.IsNotRegisteredError(err) {
@@ -279,7 +277,7 @@ func decodeManifest(js []byte, codec runtime.Decoder) (runtime.Object, error) {
 	return obj, err
 }
 
-// listItems returns obj, or what it contains if it is a list.
+// listItems returns obj, or its items if it is a list.
 func listItems(obj runtime.Object, codec runtime.Decoder) ([]runtime.Object, error) {
 	var items []runtime.Object
 	switch list := obj.(type) {
@@ -308,15 +306,15 @@ func listItems(obj runtime.Object, codec runtime.Decoder) ([]runtime.Object, err
 	return items, nil
 }
 
-// manifestCodec decodes the kinds that manifests are read for.
+// manifestCodec decodes the kinds that are read from manifests.
 func manifestCodec() runtime.Decoder {
 	scheme := runtime.NewScheme()
-	// Registration fails for conflicting kinds only; there are none.
+	// Registration fails only for conflicting kinds, and these do not conflict.
 	_ = errors.Join(addCore(scheme), netattach.AddToScheme(scheme))
 	return serializer.NewCodecFactory(scheme).UniversalDeserializer()
 }
 
-// add stores an object; the first of a name wins, in order of file name.
+// add stores an object. The first one of a name wins, in order of file name.
 func (s *manifestSet[T]) add(kind, namespace, name string, obj *T) error {
 	if err := checkNames(kind, namespace, name); err != nil {
 		return err
@@ -329,8 +327,8 @@ func (s *manifestSet[T]) add(kind, namespace, name string, obj *T) error {
 	return nil
 }
 
-// problemText mentions what could not be read in an answer "not found": the
-// object may be there.
+// problemText lists unreadable files for the text of "not found": the object may be in
+// one of them.
 func (s *manifestSet[T]) problemText() string {
 	switch n := len(s.problems); n {
 	case 0:

@@ -13,24 +13,24 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// defaultNamespace is where an object without a namespace belongs.
+// defaultNamespace is the namespace of an object that names none.
 const defaultNamespace = corev1.NamespaceDefault
 
 // ManifestPods reads pods from the directory of manifests that a kubelet runs its
 // static pods from. It implements [Pods] without an API server.
 //
-// The files *.yaml, *.yml and *.json are read, not those in subdirectories, each
-// with one or several documents of kind Pod, PodList or List; other kinds are
-// ignored. Symbolic links are followed inside the directory only. Files are read
-// again when they change. A file that cannot be read never hides the others, see
+// It reads the files *.yaml, *.yml and *.json of the directory, not those of its
+// subdirectories. Each holds one or more documents of kind Pod, PodList or List; other
+// kinds are ignored. Symbolic links are followed inside the directory only. Files are
+// read again when they change. An unreadable file never hides the others, see
 // [ManifestPods.Problems].
 type ManifestPods struct {
 	dir    manifestDir[corev1.Pod]
 	suffix string
 }
 
-// NewManifestPods returns a source for the manifests in dir. nodeName is the name
-// under which the kubelet registers, usually the host's.
+// NewManifestPods returns a source for the manifests in dir. nodeName is the name under
+// which the kubelet registers, usually the host's.
 func NewManifestPods(dir, nodeName string) *ManifestPods {
 	return &ManifestPods{
 		dir:    manifestDir[corev1.Pod]{dir: dir, collect: collectPod},
@@ -49,15 +49,15 @@ func collectPod(obj runtime.Object, into *manifestSet[corev1.Pod]) error {
 	return into.add("pod", pod.Namespace, pod.Name, trimPod(pod))
 }
 
-// Problems returns what cannot be read now, an error for each file or document.
+// Problems returns what is unreadable now, one error for each file or document.
 func (m *ManifestPods) Problems() []error { return problems(&m.dir) }
 
-// Pod implements [Pods]. The kubelet appends "-" and its node name to a static
-// pod's name, so the name is looked up without that suffix; under its own name a
-// manifest is found only with the UID written in it, because another pod may have
-// that name. The kubelet also computes the UID of a manifest that has none: such a
-// manifest matches every uid. The pod is returned as the kubelet knows it, under
-// the name and uid asked for, and is static (see [IsStatic]).
+// Pod implements [Pods]. The kubelet appends "-" and its node name to a static pod's
+// name, so Pod looks the name up without that suffix. A manifest is found under its own
+// name only with the UID written in it, because another pod may have that name. For a
+// manifest without a UID the kubelet computes one, so such a manifest matches every
+// uid. The pod is returned as the kubelet knows it, under the name and uid asked for,
+// and is static (see [IsStatic]).
 func (m *ManifestPods) Pod(_ context.Context, namespace, name, uid string) (*corev1.Pod, error) {
 	if err := checkNames("pod", namespace, name); err != nil {
 		return nil, err
@@ -80,8 +80,8 @@ func (m *ManifestPods) Pod(_ context.Context, namespace, name, uid string) (*cor
 	return found, nil
 }
 
-// manifestName returns the name in the manifest of the static pod that the
-// kubelet calls name; empty where name is none of a static pod.
+// manifestName returns the name that the manifest gives the static pod that the kubelet
+// calls name; empty if name is not a static pod's.
 func (m *ManifestPods) manifestName(name string) string {
 	short, ok := strings.CutSuffix(name, m.suffix)
 	if !ok || m.suffix == "-" {
@@ -90,8 +90,8 @@ func (m *ManifestPods) manifestName(name string) string {
 	return short
 }
 
-// asKubelet returns a copy of a manifest's pod with what the kubelet adds: the
-// name, the UID unless the manifest has one, and the annotation of its source.
+// asKubelet returns a copy of a manifest's pod with the kubelet's additions: the name,
+// the UID unless the manifest has one, and the annotation of the pod's source.
 func asKubelet(manifest *corev1.Pod, name, uid string) *corev1.Pod {
 	pod := manifest.DeepCopy()
 	pod.Name = name
@@ -102,9 +102,8 @@ func asKubelet(manifest *corev1.Pod, name, uid string) *corev1.Pod {
 	return pod
 }
 
-// ManifestDefinitions reads NetworkAttachmentDefinitions from a directory of
-// manifests, by the rules of [ManifestPods]. It implements [Definitions] without
-// an API server.
+// ManifestDefinitions reads NetworkAttachmentDefinitions from a directory of manifests,
+// by the rules of [ManifestPods]. It implements [Definitions] without an API server.
 type ManifestDefinitions struct {
 	dir manifestDir[entry]
 }
@@ -125,7 +124,7 @@ func collectDefinition(obj runtime.Object, into *manifestSet[entry]) error {
 	return into.add("definition", def.Namespace, def.Name, newEntry(def))
 }
 
-// Problems returns what cannot be read now, an error for each file or document.
+// Problems returns what is unreadable now, one error for each file or document.
 func (m *ManifestDefinitions) Problems() []error { return problems(&m.dir) }
 
 // Definition implements [Definitions].

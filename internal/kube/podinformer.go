@@ -16,11 +16,11 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// PodInformer keeps the pods of one node in memory by one list and one watch,
-// both restricted to the node by the API server. It implements [Pods].
+// PodInformer keeps the pods of one node in memory with one list and one watch, both
+// restricted to the node by the API server. It implements [Pods].
 //
-// Where the API server forbids to list or watch them, each pod is asked for when it
-// is needed, and now and then whether they may be followed by now.
+// Where the API server forbids listing or watching pods, PodInformer asks for each pod
+// when it is needed, and client-go keeps trying to list.
 type PodInformer struct {
 	client   *Client
 	informer cache.SharedIndexInformer
@@ -43,19 +43,19 @@ func NewPodInformer(client *Client, node string) *PodInformer {
 	return p
 }
 
-// Run lists and watches until ctx ends. It returns when its goroutines have.
+// Run lists and watches until ctx ends. It returns when its goroutines have returned.
 func (p *PodInformer) Run(ctx context.Context) { p.informer.RunWithContext(ctx) }
 
 // HasSynced reports whether the first list is complete.
 func (p *PodInformer) HasSynced() bool { return p.informer.HasSynced() }
 
-// Failing returns the latest failure to list or watch and since when there was no
-// success; nil while the informer hears from the API server. What is in memory is
-// as of then.
+// Failing returns the latest failure to list or watch, and since when nothing has
+// succeeded. err is nil while the informer hears from the API server. Memory holds the
+// state as of since.
 func (p *PodInformer) Failing() (since time.Time, err error) { return p.watch.failing() }
 
-// Forbidden returns how the API server forbids to follow pods; nil where it does
-// not, or did not at first: then what is in memory is answered from.
+// Forbidden returns the API server's refusal to list or watch pods. It is nil once the
+// first list has succeeded, even if a later one is refused: then memory still answers.
 func (p *PodInformer) Forbidden() error {
 	_, err := p.watch.failing()
 	if p.HasSynced() || !apierrors.IsForbidden(err) {
@@ -64,12 +64,12 @@ func (p *PodInformer) Forbidden() error {
 	return err
 }
 
-// OnForbidden has f called, once, when the API server forbids to follow pods before
-// any was seen. It must be called before [PodInformer.Run].
+// OnForbidden sets f, which is called once if the API server refuses to list or watch
+// pods before it has ever allowed it. Call it before [PodInformer.Run].
 func (p *PodInformer) OnForbidden(f func(error)) { p.watch.onForbidden = f }
 
-// Pod implements [Pods] from memory. The informer may lag behind the runtime, so
-// a pod that it does not have, or has with another UID, is asked for once with a
+// Pod implements [Pods] from memory. The informer may lag behind the runtime, so a pod
+// that is missing from memory, or has another UID there, is asked for once with a
 // direct GET: 404 is [ErrNotFound], every other failure [ErrUnavailable].
 func (p *PodInformer) Pod(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error) {
 	if err := checkNames("pod", namespace, name); err != nil {
@@ -88,10 +88,10 @@ func (p *PodInformer) Pod(ctx context.Context, namespace, name, uid string) (*co
 	return checkUID(pod, uid)
 }
 
-// trimPod empties every field that planning does not read, in place, and returns
-// pod. What stays: name, namespace, UID, annotations except what the kubelet alone
-// can say; names, resources and restart policy of containers; resource claims;
-// node name, host network, phase.
+// trimPod empties every field that planning does not read, in place, and returns pod.
+// These stay: name, namespace, UID, annotations except the one that only the kubelet
+// can vouch for; names, resources and restart policies of containers; resource claims
+// and their statuses; node name, host network, phase.
 func trimPod(pod *corev1.Pod) *corev1.Pod {
 	delete(pod.Annotations, annotationConfigSource)
 	*pod = corev1.Pod{
@@ -133,17 +133,17 @@ func trimAnnotations(a map[string]string) map[string]string {
 	return a
 }
 
-// watchState is whether an informer hears from the API server.
+// watchState records whether an informer hears from the API server.
 type watchState struct {
-	onForbidden func(error) // called once, if that is how it begins; nil for nobody
+	onForbidden func(error) // called once if the first answer is a refusal; may be nil
 
 	mu    sync.Mutex
-	begun bool      // there was an answer: a success, or a refusal that was told
+	begun bool      // there was a success, or a refusal that was reported
 	since time.Time // of the first failure after the latest success
 	err   error     // the latest failure; nil after a success
 }
 
-// observe returns lw with every list and watch noted.
+// observe returns lw with the outcome of every list and watch recorded.
 func (w *watchState) observe(lw *cache.ListWatch) *cache.ListWatch {
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -159,13 +159,13 @@ func (w *watchState) observe(lw *cache.ListWatch) *cache.ListWatch {
 	}
 }
 
-// install sets the transform and the error handler of an informer that has not
-// been started; only a started one refuses them.
+// install sets the transform and the error handler of an informer that has not been
+// started. Their errors are ignored: only a started informer returns any.
 func (w *watchState) install(i cache.SharedIndexInformer, transform cache.TransformFunc) {
 	_ = i.SetTransform(transform)
 	_ = i.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
-		// Ways in which a watch ends in ordinary life: closed by the server, or too
-		// old to resume.
+		// A watch ends in these ways in ordinary operation: the server closes it, or it
+		// is too old to resume.
 		if !errors.Is(err, io.EOF) && !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) {
 			w.record(err)
 		}
@@ -173,12 +173,12 @@ func (w *watchState) install(i cache.SharedIndexInformer, transform cache.Transf
 }
 
 func (w *watchState) record(err error) {
-	if w.take(err) && w.onForbidden != nil { // without the lock: it may ask how the watch is
+	if w.take(err) && w.onForbidden != nil { // without the lock: onForbidden may call failing
 		w.onForbidden(err)
 	}
 }
 
-// take takes an answer down, and reports whether it is a refusal to be told.
+// take records an outcome, and reports whether it is a refusal that must be reported.
 func (w *watchState) take(err error) (tell bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -18,12 +18,12 @@ import (
 // resourceSlices is the resource name of ResourceSlices.
 const resourceSlices = "resourceslices"
 
-// Slices tells the attributes of claims' devices from the ResourceSlices of one
-// node (resource.k8s.io/v1, Kubernetes 1.34), by one list and one watch, both
-// restricted to the node by the API server; where it does not run, by one list
-// for each question. It implements [podresources.AttributeSource].
+// Slices reads the attributes of claims' devices from the ResourceSlices of one node
+// (resource.k8s.io/v1, Kubernetes 1.34). While [Slices.Run] runs, it uses one list and
+// one watch, both restricted to the node by the API server; otherwise one list for each
+// question. It implements [podresources.AttributeSource].
 //
-// Slices of devices that several nodes reach name no node and are not seen.
+// A slice of devices that several nodes reach names no node, and is not seen.
 type Slices struct {
 	client   *Client
 	node     string
@@ -49,20 +49,20 @@ func (s *Slices) selector() fields.Selector {
 	return fields.OneTermEqualSelector(resourcev1.ResourceSliceSelectorNodeName, s.node)
 }
 
-// Run lists and watches until ctx ends. It returns when its goroutines have.
+// Run lists and watches until ctx ends. It returns when its goroutines have returned.
 func (s *Slices) Run(ctx context.Context) { s.informer.RunWithContext(ctx) }
 
 // HasSynced reports whether the first list is complete.
 func (s *Slices) HasSynced() bool { return s.informer.HasSynced() }
 
-// Failing returns the latest failure to list or watch and since when there was no
-// success; nil while the informer hears from the API server. What is in memory is
-// as of then.
+// Failing returns the latest failure to list or watch, and since when nothing has
+// succeeded. err is nil while the informer hears from the API server. Memory holds the
+// state as of since.
 func (s *Slices) Failing() (since time.Time, err error) { return s.watch.failing() }
 
-// slice is what is kept of a ResourceSlice.
+// slice is the part of a ResourceSlice that is kept.
 type slice struct {
-	metav1.ObjectMeta // name and version alone, for client-go
+	metav1.ObjectMeta // name, UID and version alone, for client-go
 	driver, pool      string
 	generation        int64
 	devices           map[string]podresources.Attributes
@@ -86,8 +86,8 @@ func newSlice(in *resourcev1.ResourceSlice) *slice {
 	return out
 }
 
-// Attributes implements [podresources.AttributeSource]. While the first list is
-// not complete it asks the API server once.
+// Attributes implements [podresources.AttributeSource]. Until the first list is
+// complete it asks the API server, once per call.
 func (s *Slices) Attributes(ctx context.Context, devices []*podresources.ClaimDevice) []podresources.Attributes {
 	out := make([]podresources.Attributes, len(devices))
 	known, err := s.slices(ctx)
@@ -126,8 +126,8 @@ func (s *Slices) slices(ctx context.Context) ([]*slice, error) {
 	return out, nil
 }
 
-// find looks for a device. A driver that changes its pool publishes slices of a
-// higher generation beside those that it is about to delete.
+// find looks for a device. A driver that changes its pool publishes slices of a higher
+// generation beside those that it is about to delete: the highest one counts.
 func find(known []*slice, d *podresources.ClaimDevice) podresources.Attributes {
 	var out podresources.Attributes
 	generation, found := int64(0), false
@@ -141,7 +141,8 @@ func find(known []*slice, d *podresources.ClaimDevice) podresources.Attributes {
 	}
 	out.Source = "ResourceSlices"
 	if !found {
-		// It was there when it was allocated: the driver may be about to publish anew.
+		// The device existed when it was allocated: its driver may be about to publish
+		// it anew.
 		out.Err = fmt.Errorf("ResourceSlices: %w: none of this node has the device", podresources.ErrUnavailable)
 	} else if out.DeviceID == "" && out.ResourceName == "" && out.PCIBusID == "" {
 		out.Err = errors.New("ResourceSlices: the device has none of these attributes")

@@ -23,18 +23,17 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// The snapshot file is JSON, one object a line: a header, a line for each
-// definition sorted by namespace and name, and a trailer with the number of
-// definitions and the SHA-256 of every byte before the trailer. A truncated or
-// altered file is recognized; both sides need one line of memory at a time.
+// The snapshot file is JSON, one object per line: a header, a line for each definition,
+// sorted by namespace and name, and a trailer with the number of definitions and the
+// SHA-256 of every byte before the trailer. A truncated or altered file is recognized,
+// and both sides need memory for one line at a time.
 const (
 	snapshotFormat  = "manifold-definitions"
 	snapshotVersion = 1
 	snapshotMode    = 0o600
 
 	maxSnapshotBytes = 256 << 20
-	// maxSnapshotLine holds the largest definition: JSON escapes a byte with up to
-	// six.
+	// maxSnapshotLine holds the largest definition: JSON escapes one byte as up to six.
 	maxSnapshotLine = 6*(maxConfig+maxAnnotations) + 64<<10
 )
 
@@ -44,7 +43,7 @@ type snapshotHeader struct {
 	Written time.Time `json:"written"`
 }
 
-// snapshotLine is any line after the header: one of its fields is set.
+// snapshotLine is any line after the header. Exactly one of its fields is set.
 type snapshotLine struct {
 	Definition *snapshotEntry   `json:"definition,omitempty"`
 	End        *snapshotTrailer `json:"end,omitempty"`
@@ -65,18 +64,18 @@ type snapshotTrailer struct {
 	SHA256 string `json:"sha256"` // hexadecimal
 }
 
-// Snapshot is the definitions of the cluster as [DefinitionInformer] last wrote
-// them to disk. It implements [Definitions] without an API server.
+// Snapshot holds the definitions of the cluster as [DefinitionInformer] last wrote them
+// to disk. It implements [Definitions] without an API server.
 type Snapshot struct {
 	path    string
 	written time.Time
 	entries map[string]*entry // by namespace/name
 }
 
-// OpenSnapshot reads the snapshot file at path. A file that does not exist, cannot
-// be read, is damaged or was written by a newer version of this package is
-// [ErrUnavailable]: another source may know, and a [DefinitionInformer] replaces
-// the file once it has synced. Errors name the file.
+// OpenSnapshot reads the snapshot file at path. A file that does not exist, cannot be
+// read, is damaged or was written by a newer version of this package is
+// [ErrUnavailable]: another source may know, and a [DefinitionInformer] replaces the
+// file once it has synced. Errors name the file.
 func OpenSnapshot(path string) (*Snapshot, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO would block
 	if err != nil {
@@ -94,7 +93,7 @@ func OpenSnapshot(path string) (*Snapshot, error) {
 	}
 	s, err := readSnapshot(io.LimitReader(f, maxSnapshotBytes))
 	if err != nil {
-		// Text only: a name that is wrong in the file is not the request's.
+		// Text only, without ErrInvalid: a bad name in the file is not the request's.
 		return nil, &combined{text: fmt.Sprintf("snapshot of definitions %s: %v: %v", path, ErrUnavailable, err), errs: []error{ErrUnavailable}}
 	}
 	s.path = path
@@ -214,7 +213,7 @@ func hashLine(sum hash.Hash, line []byte) {
 	sum.Write([]byte{'\n'})
 }
 
-// writeSnapshot encodes entries, which are sorted, as of now.
+// writeSnapshot encodes entries, which must be sorted, with the time now.
 func writeSnapshot(w io.Writer, entries []*entry, now time.Time) error {
 	sum := sha256.New()
 	enc := json.NewEncoder(io.MultiWriter(w, sum))
@@ -234,11 +233,11 @@ func writeSnapshot(w io.Writer, entries []*entry, now time.Time) error {
 	return json.NewEncoder(w).Encode(snapshotLine{End: &end})
 }
 
-// saveSnapshot replaces the file at path. After a crash at any moment the path
+// saveSnapshot replaces the file at path atomically: after a crash at any moment, path
 // holds the old file or the new one.
 func saveSnapshot(path string, entries []*entry, now time.Time) (err error) {
-	// The temporary file stays in the target's directory: renaming from another
-	// file system is not atomic.
+	// The temporary file is in the target's directory: a rename from another file
+	// system is not atomic.
 	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(snapshotMode))
 	if err != nil {
 		return fmt.Errorf("write snapshot of definitions: %w", err)

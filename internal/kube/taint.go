@@ -10,8 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// taintPatch is a JSON merge patch of a node's taints. The API server refuses it
-// when the node has changed since it was read.
+// taintPatch is a JSON merge patch of a node's taints. The API server refuses it when
+// the node has changed since it was read.
 type taintPatch struct {
 	Metadata struct {
 		ResourceVersion string `json:"resourceVersion"`
@@ -21,9 +21,9 @@ type taintPatch struct {
 	} `json:"spec"`
 }
 
-// RemoveTaint takes every taint of a key away from the writer's node; a node
-// without one is left alone. Errors are as for [Writer.PublishStatus]; somebody
-// else who changes the node at the same time is [ErrUnavailable].
+// RemoveTaint removes every taint with that key from the writer's node. A node without
+// one is left alone. Errors are as for [Writer.PublishStatus]; [ErrUnavailable] also
+// stands for a conflict with another writer.
 func (w *Writer) RemoveTaint(ctx context.Context, key string) error {
 	op := fmt.Sprintf("remove taint %s of node %s", key, w.node)
 	reading, cancel := context.WithTimeout(ctx, w.client.timeout)

@@ -27,22 +27,22 @@ const (
 	// maxAnnotations is the API server's limit for all annotations of an object
 	// together; a longer status cannot succeed.
 	maxAnnotations = 256 << 10
-	maxMessage     = 1 << 10 // of an Event, in bytes: what the API and the kubelet allow
+	maxMessage     = 1 << 10 // of an Event, in bytes: the limit of the API and the kubelet
 	maxReason      = 128     // of an Event, in bytes: the API's limit
 	maxEventPrefix = 200     // of an Event's name, leaving room for a suffix in 253
 
 	writeAttempts = 4
 	retryDelay    = 100 * time.Millisecond // doubled each time
-	maxRetryAfter = 2 * time.Second        // of what the server suggests
+	maxRetryAfter = 2 * time.Second        // caps the delay that the server suggests
 
-	// eventQuiet is how long a repeated, unchanged event is only counted.
+	// eventQuiet is how long a repeated event with the same message is only counted.
 	eventQuiet = time.Minute
 	// maxEvents is how many events are remembered for aggregation.
 	maxEvents = 1024
 )
 
-// Writer writes to the API server what became of a pod's attachments. It is safe
-// for concurrent use.
+// Writer writes the outcome of a pod's attachments to the API server. It is safe for
+// concurrent use.
 type Writer struct {
 	client    *Client
 	component string
@@ -58,24 +58,24 @@ func NewWriter(client *Client, component, node string) *Writer {
 	return &Writer{client: client, component: component, node: node, events: map[eventKey]*eventState{}}
 }
 
-// statusPatch is a JSON merge patch (RFC 7386): what it does not name stays.
+// statusPatch is a JSON merge patch (RFC 7386): fields that it does not name stay.
 type statusPatch struct {
 	Metadata statusPatchMeta `json:"metadata"`
 }
 
 type statusPatchMeta struct {
-	// UID never changes the pod: the API server refuses the patch when the pod has
-	// another one.
+	// UID is a precondition, not a change: the API server refuses the patch when the
+	// pod has another UID.
 	UID         string            `json:"uid,omitempty"`
 	Annotations map[string]string `json:"annotations"`
 }
 
-// PublishStatus sets the pod's network-status annotation to status, a JSON
-// document, by one PATCH that touches nothing else. With a uid, only the pod of
-// that UID is changed: when the name belongs to another pod by now the result is
-// [ErrNotFound]. Mirror pods are written with an empty uid (see [IsMirror]).
-// Rate limits, server errors and timeouts are retried a few times, then are
-// [ErrUnavailable]. Other refusals, such as missing permission, are neither.
+// PublishStatus sets the pod's network-status annotation to status, a JSON document,
+// with one PATCH that touches nothing else. With a uid, only the pod of that UID is
+// changed: if the name belongs to another pod by now, the result is [ErrNotFound].
+// Mirror pods are written with an empty uid (see [IsMirror]). Rate limits, server
+// errors and timeouts are retried a few times; after that they are [ErrUnavailable].
+// Other refusals, such as a missing permission, match neither sentinel.
 func (w *Writer) PublishStatus(ctx context.Context, namespace, name, uid, status string) error {
 	op := "publish network-status of pod " + namespace + "/" + name
 	if err := checkNames("pod", namespace, name); err != nil {
@@ -95,8 +95,8 @@ func (w *Writer) PublishStatus(ctx context.Context, namespace, name, uid, status
 			Resource(resourcePods).Name(name).Body(body).Do(ctx).Error()
 	})
 	if uid != "" && (apierrors.IsConflict(err) || apierrors.IsInvalid(err)) {
-		// API servers report another UID in either way, and other things too: the pod
-		// itself tells.
+		// API servers report a UID mismatch in either way, but other problems too. The
+		// pod itself tells.
 		if pod, getErr := w.client.getPod(ctx, namespace, name); getErr == nil && string(pod.UID) != uid {
 			return fmt.Errorf("%s: pod has UID %s, asked for %s: %w: %w", op, pod.UID, uid, ErrNotFound, err)
 		} else if errors.Is(getErr, ErrNotFound) {
@@ -118,16 +118,16 @@ func (r PodRef) object() corev1.ObjectReference {
 	return corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: r.Namespace, Name: r.Name, UID: types.UID(r.UID)}
 }
 
-// eventKey is what one Event object stands for: all that is said about one
-// object with one reason.
+// eventKey identifies one Event object: it stands for everything that is said about one
+// object with one type and reason.
 type eventKey struct {
 	about     corev1.ObjectReference
 	eventType string
 	reason    string
 }
 
-// eventState is the Event object of a key. Its mutex is held while it is written,
-// so that one key is never written twice at once.
+// eventState is the state of a key's Event object. Its mutex is held during a write, so
+// that two goroutines never write the same object at once.
 type eventState struct {
 	mu      sync.Mutex
 	name    string // empty until created
@@ -136,12 +136,11 @@ type eventState struct {
 	sent    time.Time
 }
 
-// Event reports something about a pod to whoever looks at it with kubectl.
-// eventType is corev1.EventTypeNormal or EventTypeWarning, reason one CamelCase
-// word; message is cut to 1 KiB. All events of one pod, type and reason become
-// one Event object: it is created once, then updated with the latest message and
-// a count, and an unchanged message at most once a minute. Errors are as for
-// [Writer.PublishStatus].
+// Event reports something about a pod to whoever looks at it with kubectl. eventType is
+// corev1.EventTypeNormal or EventTypeWarning, reason is one CamelCase word, and message
+// is cut to 1 KiB. All events of one pod, type and reason become one Event object. It
+// is created once, then updated with the latest message and a count; an unchanged
+// message is written at most once a minute. Errors are as for [Writer.PublishStatus].
 func (w *Writer) Event(ctx context.Context, ref PodRef, eventType, reason, message string) error {
 	if err := checkNames("pod", ref.Namespace, ref.Name); err != nil {
 		return fmt.Errorf("event: %w", err)
@@ -152,9 +151,9 @@ func (w *Writer) Event(ctx context.Context, ref PodRef, eventType, reason, messa
 	return nil
 }
 
-// NodeEvent is [Writer.Event] about the writer's node.
+// NodeEvent is [Writer.Event] for the writer's node.
 func (w *Writer) NodeEvent(ctx context.Context, eventType, reason, message string) error {
-	// As kubelets refer to their nodes, so that kubectl describe finds it.
+	// Kubelets refer to their nodes in this way, so kubectl describe finds the Event.
 	about := corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: w.node, UID: types.UID(w.node)}
 	if err := w.emit(ctx, eventKey{about, eventType, cut(reason, maxReason)}, message); err != nil {
 		return writeError(fmt.Sprintf("event %s about node %s", reason, w.node), err)
@@ -162,8 +161,8 @@ func (w *Writer) NodeEvent(ctx context.Context, eventType, reason, message strin
 	return nil
 }
 
-// namespace is where the Event object is: that of what it is about, default for
-// what has none.
+// namespace is where the Event object goes: the namespace of the object it is about, or
+// "default" for an object without one.
 func (k eventKey) namespace() string { return cmp.Or(k.about.Namespace, metav1.NamespaceDefault) }
 
 // emit creates or updates the Event object of key.
@@ -191,15 +190,15 @@ func (w *Writer) emit(ctx context.Context, key eventKey, message string) error {
 	return nil
 }
 
-// errEventGone: the Event object does not exist, because it was never created or
-// its time to live, an hour by default, is over.
+// errEventGone: the Event object does not exist. It was never created, or its time to
+// live, an hour by default, is over.
 var errEventGone = errors.New("no such event")
 
 func (w *Writer) createEvent(ctx context.Context, key eventKey, e *eventState, message string, now time.Time) error {
 	at := metav1.NewTime(now)
 	event := &corev1.Event{
-		// Random, so that an agent that restarted does not meet its own old events;
-		// fixed for all attempts, so that a retry does not make a second one.
+		// Random, so that a restarted agent does not hit its own old events; the same
+		// in every attempt, so that a retry does not create a second one.
 		ObjectMeta:     metav1.ObjectMeta{Namespace: key.namespace(), Name: eventName(key.about.Name)},
 		InvolvedObject: key.about,
 		Type:           key.eventType, Reason: key.reason, Message: message,
@@ -211,7 +210,7 @@ func (w *Writer) createEvent(ctx context.Context, key eventKey, e *eventState, m
 		return w.client.core.Post().MaxRetries(0).Namespace(key.namespace()).
 			Resource(resourceEvents).Body(event).Do(ctx).Error()
 	})
-	if err != nil && !apierrors.IsAlreadyExists(err) { // it exists when the answer to an attempt was lost
+	if err != nil && !apierrors.IsAlreadyExists(err) { // AlreadyExists means that the answer to an earlier attempt was lost
 		return err
 	}
 	e.name, e.count = event.Name, 1
@@ -240,8 +239,8 @@ func (w *Writer) updateEvent(ctx context.Context, namespace string, e *eventStat
 	return err
 }
 
-// event returns the state of key, forgetting the event that was silent longest
-// when there are too many.
+// event returns the state of key. When there are too many, it forgets the event that
+// was silent longest.
 func (w *Writer) event(key eventKey) *eventState {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -271,8 +270,8 @@ func (w *Writer) forgetOldest() {
 	delete(w.events, oldest)
 }
 
-// eventName returns a new name that starts with the pod's, as other components'
-// events do.
+// eventName returns a new name that starts with the pod's, as other components' events
+// do.
 func eventName(pod string) string {
 	if len(pod) > maxEventPrefix {
 		pod = strings.TrimRight(pod[:maxEventPrefix], "-.")
@@ -280,7 +279,7 @@ func eventName(pod string) string {
 	return pod + "." + strings.ToLower(rand.Text())
 }
 
-// cut shortens s to at most limit bytes of valid UTF-8, marking the cut.
+// cut shortens s to at most limit bytes of valid UTF-8 and marks the cut.
 func cut(s string, limit int) string {
 	const mark = "…"
 	s = strings.ToValidUTF8(s, "\uFFFD")
@@ -294,9 +293,9 @@ func cut(s string, limit int) string {
 	return s[:end] + mark
 }
 
-// retry calls send until it succeeds, fails for good, or failed writeAttempts
-// times. Each call has its own deadline, and twice the time of the one before: a
-// server that takes seconds to answer is slow, not away.
+// retry calls send until it succeeds, fails for good, or has failed writeAttempts
+// times. Each call gets twice the timeout of the one before: a server that takes
+// seconds to answer is slow, not gone.
 func (c *Client) retry(ctx context.Context, send func(context.Context) error) error {
 	for attempt := 0; ; attempt++ {
 		err := c.attempt(ctx, c.timeout<<attempt, send)
@@ -307,7 +306,8 @@ func (c *Client) retry(ctx context.Context, send func(context.Context) error) er
 		if s, ok := apierrors.SuggestsClientDelay(err); ok {
 			delay = min(max(delay, time.Duration(s)*time.Second), maxRetryAfter)
 		}
-		// Half of the delay is random: nodes that failed together come back apart.
+		// Half of the delay is random, so that nodes that failed together do not retry
+		// together.
 		if !sleep(ctx, delay/2+mathrand.N(delay/2)) {
 			return err
 		}
@@ -320,8 +320,8 @@ func (c *Client) attempt(ctx context.Context, timeout time.Duration, send func(c
 	return send(ctx)
 }
 
-// retryable reports whether the same request may succeed later: the server was
-// not reached, is too busy, or failed.
+// retryable reports whether the same request may succeed later: the server was not
+// reached, is too busy, or failed.
 func retryable(err error) bool {
 	var status apierrors.APIStatus
 	if !errors.As(err, &status) {
@@ -331,7 +331,7 @@ func retryable(err error) bool {
 	return code == 429 || code >= 500
 }
 
-// writeError puts the failure of a write under our sentinels.
+// writeError puts the failure of a write under one of the package's sentinels.
 func writeError(op string, err error) error {
 	switch {
 	case err == nil:
