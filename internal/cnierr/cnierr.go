@@ -1,16 +1,15 @@
-// Package cnierr is the one error type of Manifold and its only mapping to CNI
-// error codes.
+// Package cnierr defines the one error type of Manifold and its only mapping to CNI error
+// codes.
 //
-// An error says what was being done (Op), of which kind the failure is (Kind),
-// what it concerns (Subject: pod, network, interface, resource, device), what
-// the reader should do (Fix), and what caused it (Err). Functions return such
-// errors and never log them; a caller that knows more of the subject adds it
-// with [Annotate], so the innermost function need not know the pod it works for.
-// The program's entry point turns the error into a CNI error object once, with
-// [ToCNI].
+// An error tells what was being done (Op), the kind of the failure (Kind), what it
+// concerns (Subject: pod, network, interface, resource, device), what the reader should
+// do (Fix), and the cause (Err). Functions return such errors and never log them. A
+// caller that knows more of the subject adds it with [Annotate], so the innermost
+// function need not know the pod it works for. The program's entry point turns the error
+// into a CNI error object once, with [ToCNI].
 //
-// Kinds are append-only: they cross the agent's socket as numbers, between an
-// old shim and a new agent and the reverse.
+// Kinds are append-only: they cross the agent's socket as numbers, and the shim may be
+// older or newer than the agent.
 package cnierr
 
 import (
@@ -22,49 +21,49 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// Kind classifies a failure. The zero Kind, Other, means that nobody classified
-// it. New kinds are added at the end, before kindEnd, and never renumbered.
+// Kind classifies a failure. The zero Kind, Other, means that nobody classified it. New
+// kinds go at the end, before kindEnd; kinds are never renumbered.
 type Kind int
 
-// The kinds of failure. Each has one CNI code, see [Kind.Code].
+// The kinds of failure. Each has one CNI code; see [Kind.Code].
 const (
 	Other               Kind = iota // unclassified
 	InvalidEnvironment              // CNI_* variables missing or malformed
 	IO                              // a file, socket or netlink operation failed
 	Decode                          // stdin or a stored document cannot be decoded
 	InvalidConfig                   // Manifold's own configuration is wrong
-	IncompatibleVersion             // the asked CNI version is not supported
+	IncompatibleVersion             // the requested CNI version is not supported
 	TryAgain                        // a source is not ready; the same request may succeed later
 	NotReady                        // STATUS: the plugin cannot serve ADD
 	InvalidAnnotation               // the pod's network annotation is wrong
-	DefinitionMissing               // the selected definition exists nowhere
+	DefinitionMissing               // the selected definition does not exist anywhere
 	InvalidDefinition               // the definition's configuration is wrong
-	Isolation                       // the definition's namespace is not allowed to this pod
+	Isolation                       // the pod may not use definitions of that namespace
 	NoDevice                        // fewer devices allocated than attachments need
-	DeviceConflict                  // a pinned device is not this pod's, or sources disagree
+	DeviceConflict                  // a pinned device is not this pod's, or the sources disagree
 	DeviceVanished                  // the allocated device is not on this node
 	DelegateMissing                 // the delegate's program is absent or not executable
 	DelegateFailed                  // the delegate failed, died or printed garbage
-	DelegateTimeout                 // the delegate did not end in time
-	VerifyFailed                    // the interface is not what plan and result say
-	InterfaceConflict               // an interface of the wanted name exists already
+	DelegateTimeout                 // the delegate did not exit in time
+	VerifyFailed                    // the interface is not what the plan and the result say
+	InterfaceConflict               // an interface of the requested name exists already
 	JournalVersion                  // the journal was written by a newer version
 	JournalCorrupt                  // the journal cannot be read
-	TeardownIncomplete              // something is left behind and will be retried
-	Busy                            // another operation on the same sandbox still runs
+	TeardownIncomplete              // something was left behind and will be retried
+	Busy                            // another operation on the same sandbox is still running
 	UnknownContainer                // the sandbox is not attached
 	Quarantined                     // the device could not be reset after its last use
 	kindEnd
 )
 
-// The codes of STATUS in the CNI specification.
+// Codes of the CNI specification for STATUS.
 const (
-	codeNotAvailable = 50 // ADD cannot be served
-	codeLimited      = 51 // nor can it, and sandboxes that are attached may be without network
+	codeNotAvailable = 50 // the plugin cannot serve ADD
+	codeLimited      = 51 // the plugin cannot serve ADD, and attached sandboxes may have limited connectivity
 )
 
-// kindInfo is the name and the CNI code of a kind. Codes below 100 are the CNI
-// specification's well-known ones; Manifold's own start at 100.
+// kindInfo is the name and the CNI code of a kind. Codes below 100 are the well-known
+// ones of the CNI specification; Manifold's own start at 100.
 type kindInfo struct {
 	name string
 	code uint
@@ -108,8 +107,8 @@ func Kinds() []Kind {
 	return out
 }
 
-// String returns the kind's name as documented, for example "no-device". A kind
-// from a newer version prints as "other".
+// String returns the documented name of the kind, for example "no-device". A kind that
+// this version does not know prints as "other".
 func (k Kind) String() string {
 	if k < 0 || k >= kindEnd {
 		k = Other
@@ -125,13 +124,13 @@ func (k Kind) Code() uint {
 	return kinds[k].code
 }
 
-// Subject says what an error concerns. Fields that are not known stay empty.
+// Subject tells what an error concerns. Unknown fields stay empty.
 type Subject struct {
 	Pod       string `json:"pod,omitempty"`       // namespace/name
 	Network   string `json:"network,omitempty"`   // namespace/name of the definition, or the default network's name
 	Interface string `json:"interface,omitempty"` // name in the pod's network namespace
 	Resource  string `json:"resource,omitempty"`  // for example vendor.example/vfs
-	Device    string `json:"device,omitempty"`    // the device plugin's ID, most often a PCI address
+	Device    string `json:"device,omitempty"`    // the device plugin's ID, usually a PCI address
 }
 
 // merge fills the empty fields of s from o.
@@ -169,22 +168,22 @@ func (s Subject) String() string {
 	return b.String()
 }
 
-// Error is a failure with its subject, cause and remedy.
+// Error is a failure with its subject, cause and fix.
 type Error struct {
 	Op   string // what was being done, for example "assign device"
 	Kind Kind
 	Subject
-	Fix string // what the reader should do, a sentence without full stop; may be empty
+	Fix string // what the reader should do, a sentence without a full stop; may be empty
 	Err error  // cause; may be nil
 }
 
-// New returns an Error of the given kind whose cause is the formatted text;
-// %w wraps as in [fmt.Errorf].
+// New returns an Error of the given kind whose cause is the formatted text. %w wraps an
+// error as in [fmt.Errorf].
 func New(op string, kind Kind, format string, args ...any) *Error {
 	return &Error{Op: op, Kind: kind, Err: fmt.Errorf(format, args...)}
 }
 
-// WithFix sets the remedy and returns e.
+// WithFix sets the fix and returns e.
 func (e *Error) WithFix(format string, args ...any) *Error {
 	e.Fix = fmt.Sprintf(format, args...)
 	return e
@@ -196,7 +195,7 @@ func (e *Error) About(s Subject) *Error {
 	return e
 }
 
-// Error renders "subject: operation: cause; fix".
+// Error returns "subject: operation: cause; fix", without the parts that are empty.
 func (e *Error) Error() string {
 	var b strings.Builder
 	if s := e.Subject.String(); s != "" {
@@ -220,7 +219,7 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// wireError is the form of an Error on the agent's socket.
+// wireError is the JSON form of an Error on the agent's socket.
 type wireError struct {
 	Op      string `json:"op"`
 	Kind    Kind   `json:"kind"`
@@ -229,7 +228,7 @@ type wireError struct {
 	Cause   string `json:"cause,omitempty"`
 }
 
-// MarshalJSON writes the error with its cause as text.
+// MarshalJSON encodes the error with its cause as text.
 func (e *Error) MarshalJSON() ([]byte, error) {
 	w := wireError{Op: e.Op, Kind: e.Kind, Subject: e.Subject, Fix: e.Fix}
 	if e.Err != nil {
@@ -238,7 +237,7 @@ func (e *Error) MarshalJSON() ([]byte, error) {
 	return json.Marshal(w)
 }
 
-// UnmarshalJSON reads what [Error.MarshalJSON] wrote; the cause becomes plain text.
+// UnmarshalJSON decodes what [Error.MarshalJSON] wrote. The cause becomes plain text.
 func (e *Error) UnmarshalJSON(b []byte) error {
 	var w wireError
 	if err := json.Unmarshal(b, &w); err != nil {
@@ -251,8 +250,8 @@ func (e *Error) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// Annotate adds the subject to err: in place when err is an *Error, else around
-// it, keeping the kind that is found inside. It returns nil for nil.
+// Annotate adds the subject to err. An *Error is changed in place; any other error is
+// wrapped, and keeps the kind of the *Error in its chain. Annotate returns nil for nil.
 func Annotate(err error, s Subject) error {
 	if err == nil {
 		return nil
@@ -263,8 +262,8 @@ func Annotate(err error, s Subject) error {
 	return &Error{Kind: KindOf(err), Subject: s, Err: err}
 }
 
-// KindOf returns the kind of the outermost *Error in err's chain, Other when
-// there is none.
+// KindOf returns the kind of the outermost *Error in err's chain, or Other if there is
+// none.
 func KindOf(err error) Kind {
 	var e *Error
 	if errors.As(err, &e) {
@@ -288,10 +287,10 @@ func Is(err error, k Kind) bool {
 	return false
 }
 
-// ToCNI returns the CNI error object for err: a delegate's own error keeps its
-// code, unless its device went under it, and every other error takes the code of its
-// kind. What is not ready has a code of STATUS, whatever the delegate gave. The
-// message is the whole rendered error. It returns nil for nil.
+// ToCNI returns the CNI error object for err. A delegate's own error keeps its code,
+// unless its device vanished while it ran; every other error takes the code of its kind.
+// A NotReady error always has a code of STATUS: a delegate's code counts only if it is
+// one of those. The message is the whole rendered error. ToCNI returns nil for nil.
 func ToCNI(err error) *types.Error {
 	if err == nil {
 		return nil

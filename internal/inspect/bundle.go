@@ -18,7 +18,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// maxBundled bounds each file of a bundle, in bytes; of a log the end is kept.
+// maxBundled bounds each file of a bundle, in bytes. A longer log keeps its end.
 const maxBundled = 2 << 20
 
 // bundleReadme is the first file of a bundle.
@@ -39,16 +39,16 @@ and what looks like one elsewhere, are replaced by "REDACTED". Names of pods,
 addresses and devices are as they are: look through it before you hand it on.
 `
 
-// bundle is an archive that is being written.
+// bundle is an archive being written.
 type bundle struct {
 	tar      *tar.Writer
 	now      time.Time
 	problems bytes.Buffer
 }
 
-// Bundle writes a gzipped tar archive of what is known of the node, without its
-// secrets. What cannot be read is named in the archive; an error means that the
-// archive could not be written. release is that of the program.
+// Bundle writes a gzipped tar archive of everything known of the node, without secrets.
+// The archive lists what could not be read; an error means that the archive itself could
+// not be written. release is the release of the running program.
 func (l Local) Bundle(ctx context.Context, release string, w io.Writer) (err error) {
 	zip := gzip.NewWriter(w)
 	b := &bundle{tar: tar.NewWriter(zip), now: time.Now().Truncate(time.Second)}
@@ -64,7 +64,7 @@ func (l Local) Bundle(ctx context.Context, release string, w io.Writer) (err err
 		v, problem := l.view(ctx)
 		b.problem(problem)
 		err = b.json("view.json", v)
-	} else { // what is broken may be this file alone
+	} else { // the agent's configuration may be the only thing that is broken
 		b.problem(problem)
 		conf = configfile.ReadableAgent(l.Config)
 	}
@@ -72,7 +72,7 @@ func (l Local) Bundle(ctx context.Context, release string, w io.Writer) (err err
 	return errors.Join(err, b.add("problems.txt", b.problems.Bytes()))
 }
 
-// node adds the files that a node's configuration leads to.
+// node adds the files that the agent's configuration leads to.
 func (b *bundle) node(conf *configfile.Agent) error {
 	var err error
 	files, problem := filepath.Glob(filepath.Join(filepath.Dir(conf.CNIConfig), "*.conf*"))
@@ -107,14 +107,14 @@ func (b *bundle) journals(dir journal.Dir) error {
 	return err
 }
 
-// problem keeps an error for the reader of the bundle.
+// problem records an error for the reader of the bundle.
 func (b *bundle) problem(err error) {
 	if err != nil {
 		fmt.Fprintln(&b.problems, err)
 	}
 }
 
-// json adds a document.
+// json adds v as a JSON document.
 func (b *bundle) json(name string, v any) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -123,7 +123,7 @@ func (b *bundle) json(name string, v any) error {
 	return b.add(name, raw)
 }
 
-// file adds a file of the node, of a long one its end.
+// file adds a file of the node: its last maxBundled bytes if it is longer.
 func (b *bundle) file(name, path string) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -142,7 +142,7 @@ func (b *bundle) file(name, path string) error {
 		b.problem(err)
 		return nil
 	}
-	if cut { // of the first line nobody knows whether it is a secret's end
+	if cut { // the first line may be the end of a secret whose key was cut off
 		if _, raw, cut = bytes.Cut(raw, []byte("\n")); !cut {
 			b.problem(fmt.Errorf("%s: its last line is longer than %d bytes, and left out", path, maxBundled))
 		}
@@ -150,7 +150,7 @@ func (b *bundle) file(name, path string) error {
 	return b.add(name, raw)
 }
 
-// add adds a file, without its secrets: nothing reaches the archive but by this.
+// add adds a file without its secrets. Everything in the archive passes through here.
 func (b *bundle) add(name string, raw []byte) error {
 	raw = redact(raw)
 	if err := b.tar.WriteHeader(&tar.Header{Name: "manifold/" + name, Mode: 0o600, Size: int64(len(raw)), ModTime: b.now}); err != nil {

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// Of a long log the end is kept, and of that not the first line, which may be the
-// end of a secret whose name was cut off.
+// A long log keeps its end, without the first line of it: that line may be the end of a
+// secret whose key was cut off.
 func TestBundleCutsALogBetweenLines(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "log")
 	const end = secret + "\nthe last line\n"

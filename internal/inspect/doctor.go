@@ -28,17 +28,17 @@ import (
 	"github.com/manifold-cni/manifold/sriov/inventory"
 )
 
-// doctor looks at one node.
+// doctor examines one node.
 type doctor struct {
 	ctx    context.Context
 	conf   *configfile.Agent
-	plugin *netconf.Conf // nil when there is none that can be read
+	plugin *netconf.Conf // nil when it cannot be read
 	out    *nodeview.Diagnosis
-	looked map[string]bool // for these programs
+	looked map[string]bool // programs that were already looked for
 }
 
-// Diagnose looks at what the node needs, in the order in which a pod needs it. It
-// changes nothing, and asks no more of the kubelet than one call of each kind.
+// Diagnose checks what the node needs, in the order in which a pod needs it. It changes
+// nothing and makes at most one call of each kind to the kubelet.
 func (l Local) Diagnose(ctx context.Context) *nodeview.Diagnosis {
 	d := &doctor{ctx: ctx, out: &nodeview.Diagnosis{Version: nodeview.Version}, looked: map[string]bool{}}
 	var err error
@@ -57,7 +57,7 @@ func (l Local) Diagnose(ctx context.Context) *nodeview.Diagnosis {
 	return d.out
 }
 
-// add adds a check, whose text is one line, also that of errors that have several.
+// add adds a check. Its text is one line, even for errors that span several.
 func (d *doctor) add(name, state, fix, format string, args ...any) {
 	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")
 	d.out.Checks = append(d.out.Checks, nodeview.Check{Name: name, State: state, Text: text, Fix: fix})
@@ -71,8 +71,8 @@ func (d *doctor) failed(name, fix, format string, args ...any) {
 	d.add(name, nodeview.CheckFailed, fix, format, args...)
 }
 
-// refused is failed with an error, whose own remedy is better than that of the check,
-// and is said once.
+// refused adds a failed check for an error. A fix that the error itself carries is better
+// than the check's: it replaces the check's and is not repeated in the text.
 func (d *doctor) refused(name, fix string, err error) {
 	var e *cnierr.Error
 	if errors.As(err, &e) && e.Fix != "" {
@@ -83,7 +83,7 @@ func (d *doctor) refused(name, fix string, err error) {
 	d.failed(name, fix, "%v", err)
 }
 
-// configuration reads the plugin's configuration.
+// configuration reads the plugin's configuration and compares it with the agent's.
 func (d *doctor) configuration() {
 	const name = "plugin's configuration"
 	conf, findings, err := configfile.ReadPlugin(d.conf.CNIConfig)
@@ -106,8 +106,8 @@ func (d *doctor) configuration() {
 	}
 }
 
-// order looks whether the runtime takes Manifold's configuration: it takes the
-// first file.
+// order checks that the runtime takes Manifold's configuration: it takes the first file
+// of the directory.
 func (d *doctor) order() {
 	const name = "configuration order"
 	dir := filepath.Dir(d.conf.CNIConfig)
@@ -127,8 +127,8 @@ func (d *doctor) order() {
 	}
 }
 
-// networks looks for the networks that the configuration names, which pods get
-// without asking.
+// networks checks the networks that the configuration names. Pods get these without
+// asking for them.
 func (d *doctor) networks() {
 	const first = "default network"
 	if d.plugin == nil {
@@ -149,7 +149,7 @@ func (d *doctor) networks() {
 	}
 }
 
-// network looks for one network of the configuration, and for its programs.
+// network checks one network of the configuration, and its programs.
 func (d *doctor) network(check, fix string, find func(netconf.Definition) (json.RawMessage, error)) {
 	found := ""
 	raw, err := find(func(namespace, name string) (json.RawMessage, error) {
@@ -175,7 +175,7 @@ func (d *doctor) network(check, fix string, find func(netconf.Definition) (json.
 	d.programsOf(check, raw)
 }
 
-// definition looks a definition up where the node keeps them.
+// definition looks up a definition in the sources that the node keeps on disk.
 func (d *doctor) definition(namespace, name string) (*netattach.Definition, error) {
 	var sources []kube.Definitions
 	err := errors.New("there are no definitions on disk")
@@ -194,7 +194,7 @@ func (d *doctor) definition(namespace, name string) (*netattach.Definition, erro
 	return kube.FirstDefinitions(sources...).Definition(d.ctx, namespace, name)
 }
 
-// programsOf looks for the programs of a configuration.
+// programsOf checks the programs that a network configuration names.
 func (d *doctor) programsOf(name string, raw json.RawMessage) {
 	type plugin struct {
 		Type string `json:"type"`
@@ -219,7 +219,7 @@ func (d *doctor) programsOf(name string, raw json.RawMessage) {
 	}
 }
 
-// program looks for one program, once.
+// program checks that one program is installed, once per diagnosis.
 func (d *doctor) program(program, dir string) {
 	if d.looked[program] {
 		return
@@ -236,7 +236,7 @@ func (d *doctor) program(program, dir string) {
 	d.ok("program "+program, "%s", path)
 }
 
-// programs looks for our own.
+// programs checks Manifold's own programs.
 func (d *doctor) programs() {
 	if d.plugin == nil {
 		return
@@ -245,7 +245,7 @@ func (d *doctor) programs() {
 	d.program(filepath.Base(d.plugin.AgentProgram), filepath.Dir(d.plugin.AgentProgram))
 }
 
-// agent calls the agent.
+// agent pings the agent.
 func (d *doctor) agent() {
 	ctx, cancel := context.WithTimeout(d.ctx, answerTime)
 	defer cancel()
@@ -318,7 +318,7 @@ func (d *doctor) podsAPI() {
 	}
 }
 
-// apiServer connects to the API server, and looks how long certificates are good.
+// apiServer connects to the API server and checks when certificates expire.
 func (d *doctor) apiServer() {
 	const name = "API server"
 	kubeconfig := d.conf.APIServer
@@ -354,10 +354,10 @@ func (d *doctor) apiServer() {
 	d.ok(name, "%s answers", d.conf.APIServer)
 }
 
-// soon is when the end of a certificate is told of.
+// soon is how long before its expiry a certificate is reported.
 const soon = 7 * 24 * time.Hour
 
-// snapshot reads the definitions on disk.
+// snapshot reads the snapshot of the definitions.
 func (d *doctor) snapshot() {
 	const name = "definitions on disk"
 	if d.conf.Snapshot == "" || d.conf.APIServer == "" {
@@ -371,7 +371,7 @@ func (d *doctor) snapshot() {
 	d.ok(name, "%s", d.conf.Snapshot)
 }
 
-// state looks at the directory of the journals.
+// state checks the directory of the journals.
 func (d *doctor) state() {
 	const name = "state directory"
 	var fs unix.Statfs_t
@@ -390,7 +390,7 @@ func (d *doctor) state() {
 	}
 }
 
-// hardware looks at what the kernel says of virtual functions.
+// hardware checks what the kernel reports of virtual functions.
 func (d *doctor) hardware() {
 	const name = "virtual functions"
 	all, err := inventory.Read(d.conf.SysRoot)
@@ -420,7 +420,7 @@ func (d *doctor) hardware() {
 	d.ok(name, "%d on kernel %s", vfs, unix.ByteSliceToString(kernel.Release[:]))
 }
 
-// view looks at sandboxes and their devices.
+// view checks the node's sandboxes and their devices.
 func (d *doctor) view(l Local) {
 	v, err := l.view(d.ctx)
 	if err != nil {

@@ -17,24 +17,24 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// Document is one object of a manifest, and the file that it is from.
+// Document is one object of a manifest, with the file that it is from.
 type Document struct {
 	Source string
 	Object *unstructured.Unstructured
 }
 
-// name returns the object's name, or what its name will begin with.
+// name returns the object's name, or the prefix of a generated one.
 func (d Document) name() string { return cmp.Or(d.Object.GetName(), d.Object.GetGenerateName()) }
 
-// podDoc is a pod, or the template of pods, of a document.
+// podDoc is a pod, or a template of pods, in a document.
 type podDoc struct {
 	doc      Document
 	template *field.Path // nil for a pod itself
 	object   map[string]any
-	pod      *corev1.Pod // the same, decoded
+	pod      *corev1.Pod // object, decoded
 }
 
-// documents are the objects of manifests that concern pods' networks.
+// documents are the objects of manifests that concern the networks of pods.
 type documents struct {
 	definitions map[planner.Ref]*netattach.Definition
 	defDocs     []defDoc
@@ -42,13 +42,13 @@ type documents struct {
 	problems    []Problem
 }
 
-// defDoc is a definition of a document.
+// defDoc is a definition in a document.
 type defDoc struct {
 	doc Document
 	def *netattach.Definition
 }
 
-// templates says where the kinds that make pods keep the template of them.
+// templates maps each kind that creates pods to the path of its pod template.
 var templates = map[string][]string{
 	"Deployment":            {"spec", "template"},
 	"StatefulSet":           {"spec", "template"},
@@ -59,8 +59,8 @@ var templates = map[string][]string{
 	"CronJob":               {"spec", "jobTemplate", "spec", "template"},
 }
 
-// sortOut decodes documents; objects without a namespace are of namespace. Other
-// kinds are passed over, and what cannot be decoded is a problem.
+// sortOut decodes documents. Objects without a namespace get the given one. Other kinds
+// are skipped; an object that cannot be decoded becomes a problem.
 func sortOut(docs []Document, namespace string) *documents {
 	out := &documents{definitions: map[planner.Ref]*netattach.Definition{}}
 	for _, doc := range docs {
@@ -80,7 +80,7 @@ func sortOut(docs []Document, namespace string) *documents {
 	return out
 }
 
-// problem records what is wrong with a document.
+// problem records a problem of a document.
 func (d *documents) problem(doc Document, severity, path, format string, args ...any) {
 	d.problems = append(d.problems, Problem{
 		Source: doc.Source, Kind: doc.Object.GetKind(), Namespace: doc.Object.GetNamespace(), Name: doc.name(),
@@ -121,7 +121,7 @@ func (d *documents) addPod(doc Document, object map[string]any, template *field.
 	d.pods = append(d.pods, p)
 }
 
-// at returns where in its document the pod is; empty for a pod itself.
+// at returns the path of the pod in its document; empty for a pod itself.
 func (p *podDoc) at() string {
 	if p.template == nil {
 		return ""
@@ -129,13 +129,13 @@ func (p *podDoc) at() string {
 	return p.template.String()
 }
 
-// decode makes the pod of the object.
+// decode decodes object into pod.
 func (p *podDoc) decode() error {
 	raw, err := json.Marshal(p.object)
 	if err != nil {
 		return fmt.Errorf("decode: %w", err)
 	}
-	if _, err := rules.DecodePod(raw); err != nil { // before the strict way, which takes any number
+	if _, err := rules.DecodePod(raw); err != nil { // first: the strict decoder accepts quantities that take minutes to decode
 		return fmt.Errorf("decode: %w", err)
 	}
 	p.pod = &corev1.Pod{}
@@ -147,16 +147,16 @@ func (p *podDoc) decode() error {
 	return nil
 }
 
-// admitted are the annotations of the pods that the API server asks admission of.
+// admitted are the annotations that make the API server call admission for a pod.
 var admitted = []string{netattach.NetworksAnnotation, netattach.DefaultNetworkAnnotation, netattach.StatusVolumeAnnotation}
 
-// admit makes of the pod what admission makes of it, where these definitions exist.
+// admit changes the pod as admission would change it if these definitions existed.
 func (p *podDoc) admit(r *rules.Rules, definitions map[planner.Ref]*netattach.Definition) (*inject.Injection, error) {
 	has := func(key string) bool { _, ok := p.pod.Annotations[key]; return ok }
 	if !slices.ContainsFunc(admitted, has) {
 		return &inject.Injection{}, nil
 	}
-	p.object = runtime.DeepCopyJSON(p.object) // the file's stays as it is
+	p.object = runtime.DeepCopyJSON(p.object) // the document keeps its object unchanged
 	given, err := inject.Pod(r, p.object, p.pod, func([]planner.Ref) (map[planner.Ref]*netattach.Definition, error) { return definitions, nil })
 	if err != nil {
 		return nil, fmt.Errorf("admission: %w", err)
@@ -164,8 +164,8 @@ func (p *podDoc) admit(r *rules.Rules, definitions map[planner.Ref]*netattach.De
 	return given, p.decode()
 }
 
-// decode converts an object strictly: a key that its type does not have is
-// misspelt, and would be ignored without a word.
+// decode converts an object strictly: a key that its type does not have is misspelled,
+// and would otherwise be ignored silently.
 func decode(object map[string]any, into any) error {
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(object, into, true); err != nil {
 		return fmt.Errorf("decode: %w", err)
@@ -173,9 +173,9 @@ func decode(object map[string]any, into any) error {
 	return nil
 }
 
-// decodeDefinition converts a definition strictly. The type of its spec takes
-// whatever somebody wrote, for the nodes' sake, so that the spec is looked at as one
-// that does not.
+// decodeDefinition converts a definition strictly. DefinitionSpec itself decodes whatever
+// somebody wrote, because nodes must cope with it, so the spec is first decoded into a
+// plain copy of that type.
 func decodeDefinition(object map[string]any, into *netattach.Definition) error {
 	type plain netattach.DefinitionSpec
 	var strict struct {

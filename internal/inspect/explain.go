@@ -8,9 +8,9 @@ import (
 	"github.com/manifold-cni/manifold/internal/rules"
 )
 
-// Explain plans the pods and templates of pods among docs, as if the kubelet had
-// allocated what their limits ask for, and says why. What cannot be decoded is a
-// problem.
+// Explain plans the pods and templates of pods among docs as if the kubelet had allocated
+// what their limits request, and tells why each gets what it gets. Objects that cannot be
+// decoded are problems. The error is that of a wrong in.Config.
 func Explain(docs []Document, in Setting) ([]*nodeview.Explanation, []Problem, error) {
 	r, err := rules.New(in.Config, notGiven)
 	if err != nil {
@@ -44,7 +44,7 @@ func Explain(docs []Document, in Setting) ([]*nodeview.Explanation, []Problem, e
 	return out, d.problems, nil
 }
 
-// sayAdmission says what admission gives a pod.
+// sayAdmission adds what admission gives the pod.
 func sayAdmission(e *nodeview.Explanation, given *inject.Injection) {
 	for _, op := range given.Operations {
 		e.Say("admission", "adds %s", op)
@@ -57,7 +57,7 @@ func sayAdmission(e *nodeview.Explanation, given *inject.Injection) {
 	}
 }
 
-// explainDefinition says whether a definition is among the files.
+// explainDefinition adds whether a definition is among the files.
 func (d *documents) explainDefinition(e *nodeview.Explanation, ref planner.Ref) {
 	def := d.definitions[ref]
 	switch {

@@ -1,23 +1,22 @@
-// Package inspect answers the questions of people who look at a node or at a
-// manifest: what is attached and verified, what was left behind, why a pod gets
-// what it gets, what is broken, which mistakes a manifest has. It is what
-// kubectl-manifold prints.
+// Package inspect answers questions about nodes and manifests: what is attached and
+// verified, what was left behind, why a pod gets what it gets, what is broken on a node,
+// and which mistakes a manifest has. kubectl-manifold prints its answers.
 //
-// Each question is a function that returns plain data with JSON names, which the
-// program prints as JSON or YAML, or for people:
+// Each question is a function that returns plain data with JSON names. The program prints
+// that data as JSON, as YAML, or as text for people:
 //
-//	[Lint]     definitions and pods, before they exist
-//	[Explain]  why a pod of a manifest would get what it would get
-//	[Nodes]    of a node's pods and devices: what is attached, and why; what is
-//	           broken, and what to do
+//	[Lint]     checks definitions and pods before they exist
+//	[Explain]  explains why a pod of a manifest would get what it would get
+//	[Nodes]    answers for live nodes: what is attached and why, what is broken,
+//	           and what to do about it
 //
-//	[Orphans]  what of them was left behind
+//	[Orphans]  picks from those answers what was left behind
 //
 // A node is [Local], or [Remote] through the API server. [Local.Bundle] and
-// [Remote.Bundle] are all of it in one archive without its secrets. [Proposed] says
-// what a repair would undo; the local one alone is repaired, by [Local.Repair].
+// [Remote.Bundle] write all of it into one archive, without secrets. [Proposed] tells
+// what repairs would undo; [Local.Repair] does it, on the local node only.
 //
-// Nothing here changes a node but Local.Repair, where that is asked for.
+// Nothing in this package changes a node, except Local.Repair without a dry run.
 package inspect
 
 import (
@@ -32,14 +31,14 @@ const (
 	SeverityWarning = string(rules.Warning) // it works, and may surprise
 )
 
-// Setting is what is known of the cluster that manifests are for.
+// Setting is what is known of the cluster that the manifests are for.
 type Setting struct {
-	Namespace string          // of objects that say none
-	Config    json.RawMessage // the plugin's configuration on the nodes; nil for the defaults of every key
-	Admission bool            // there is a webhook that gives pods what their networks need
+	Namespace string          // of objects that name none
+	Config    json.RawMessage // the plugin's configuration on the nodes; nil means the defaults of every key
+	Admission bool            // a webhook gives pods what their networks need
 }
 
-// Problem is something that is wrong with a document.
+// Problem is something wrong with a document.
 type Problem struct {
 	Source    string `json:"source"` // the file
 	Kind      string `json:"kind,omitempty"`

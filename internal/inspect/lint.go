@@ -6,12 +6,12 @@ import (
 	"github.com/manifold-cni/manifold/internal/rules"
 )
 
-// notGiven is what is said of a definition that no file has.
+// notGiven is what messages say of a definition that is in none of the files.
 const notGiven = "is not among the files"
 
-// Lint returns what is wrong with the definitions, pods and templates of pods
-// among docs, in their order; other kinds are passed over. The rules are those of
-// admission and of the node's planner, see package rules.
+// Lint returns what is wrong with the definitions, pods and templates of pods among docs,
+// in the order of docs. Other kinds are skipped. The rules are those of admission and of
+// the node's planner, see package rules. The error is that of a wrong in.Config.
 func Lint(docs []Document, in Setting) ([]Problem, error) {
 	r, err := rules.New(in.Config, notGiven)
 	if err != nil {
@@ -39,14 +39,14 @@ func Lint(docs []Document, in Setting) ([]Problem, error) {
 	return d.problems, nil
 }
 
-// index returns the place of a problem's document.
+// index returns the position of a problem's document in docs.
 func index(docs []Document, p Problem) int {
 	return slices.IndexFunc(docs, func(d Document) bool {
 		return d.Source == p.Source && d.Object.GetKind() == p.Kind && d.name() == p.Name && d.Object.GetNamespace() == p.Namespace
 	})
 }
 
-// found records what the rules find in a document.
+// found records what the rules found in a document.
 func (d *documents) found(doc Document, findings []rules.Finding) {
 	for _, f := range findings {
 		d.problem(doc, string(f.Severity), f.Field, "%s", f)

@@ -28,7 +28,7 @@ func (l Local) Views(ctx context.Context, nodes []string) ([]*nodeview.View, err
 	return []*nodeview.View{v}, nil
 }
 
-// isThis refuses other nodes than the one that the program runs on.
+// isThis returns an error unless asked is empty or names only this node.
 func isThis(node string, asked []string) error {
 	if len(asked) == 0 || slices.Equal(asked, []string{node}) {
 		return nil
@@ -45,8 +45,9 @@ func (l Local) Doctor(ctx context.Context, nodes []string) ([]*nodeview.Diagnosi
 // ViewOf implements [Nodes].
 func (l Local) ViewOf(ctx context.Context, _, _ string) (*nodeview.View, error) { return l.view(ctx) }
 
-// view returns the node, by the agent's socket; or, since a node is looked at
-// when something is broken, by the files and sockets that the agent reads.
+// view returns the view of the node, from the agent's socket. People look at a node when
+// something is broken, so without the agent view reads the files and sockets that the
+// agent would read.
 func (l Local) view(ctx context.Context) (*nodeview.View, error) {
 	conf, err := configfile.ReadAgent(l.Config)
 	if err != nil {
@@ -61,8 +62,8 @@ func (l Local) view(ctx context.Context) (*nodeview.View, error) {
 	return v, nil
 }
 
-// Explain implements [Nodes], by the agent's socket or, where the agent
-// does not answer, by what it would plan from.
+// Explain implements [Nodes]. It asks the agent by its socket; if the agent does not
+// answer, it plans from the agent's sources.
 func (l Local) Explain(ctx context.Context, namespace, name string) (*nodeview.Explanation, error) {
 	conf, err := configfile.ReadAgent(l.Config)
 	if err != nil {

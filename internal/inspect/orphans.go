@@ -5,7 +5,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/reconcile"
 )
 
-// Orphan is something on a node that does not belong where it is, or to nobody.
+// Orphan is something on a node that is not where it belongs, or belongs to nobody.
 type Orphan struct {
 	Node    string `json:"node"`
 	What    string `json:"what"` // "VF 0000:21:10.2" or "sandbox ID"
@@ -13,15 +13,15 @@ type Orphan struct {
 	Pod     string `json:"pod,omitempty"`
 	Network string `json:"network,omitempty"`
 	Text    string `json:"text"`
-	// Finding is that of a VF; nil for a sandbox.
+	// Finding is the finding about a VF; nil for a sandbox.
 	Finding *reconcile.Finding `json:"-"`
 }
 
-// kindGone is that of a sandbox that died without DEL.
+// kindGone is the kind of a sandbox that died without DEL.
 const kindGone = "gone"
 
-// Orphans returns the orphans of nodes: VFs that the reconciler finds, and
-// attachments whose sandbox has died, or whose DEL has failed.
+// Orphans returns the orphans of nodes: the reconciler's findings about VFs, and
+// attachments whose sandbox has died or whose DEL has failed.
 func Orphans(views []*nodeview.View) []Orphan {
 	var out []Orphan
 	for _, v := range views {

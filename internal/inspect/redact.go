@@ -8,11 +8,11 @@ import (
 	"strings"
 )
 
-// redacted stands where a secret was.
+// redacted replaces each secret.
 const redacted = "REDACTED"
 
-// secretParts are parts of the names of keys whose values nobody else may see,
-// secretEnds what such names end in, secretNames whole ones.
+// secretParts, secretEnds and secretNames tell the keys whose values are secret: those
+// that contain one of the parts, end in one of the ends, or are one of the names.
 var (
 	secretParts = []string{
 		"token", "passw", "passphrase", "pwd", "secret", "credential", "auth", "apikey", "api_key", "api-key", "preshared", "pre_shared", "pre-shared",
@@ -22,12 +22,12 @@ var (
 	secretNames = []string{"cert", "ca", "cak", "pin"}
 )
 
-// partition is the key of an InfiniBand partition, which is no secret.
+// partition is the key of an InfiniBand partition, which is not a secret.
 const partition = "pkey"
 
-// secretText is what a secret looks like wherever it stands: PEM blocks, also those
-// of which one end is cut off, bearer and JSON web tokens, and what stands before
-// the host in addresses.
+// secretText matches secrets by their form, whatever their key: PEM blocks, including
+// those cut off at one end, bearer tokens and JSON web tokens, and the user information
+// in URLs.
 var secretText = []*regexp.Regexp{
 	regexp.MustCompile(`(?s)-----BEGIN [A-Z0-9 ]+-----.*?(-----END [A-Z0-9 ]+-----|$)`),
 	regexp.MustCompile(`[A-Za-z0-9+/=\\\s]*-----END [A-Z0-9 ]+-----`),
@@ -36,9 +36,9 @@ var secretText = []*regexp.Regexp{
 	regexp.MustCompile(`(?i)\b[a-z][a-z0-9+.-]*://[^/\s"'@]+@`),
 }
 
-// redact returns a file without its secrets. A JSON document stays one, strings in
-// it that are JSON themselves included; every other text loses what looks like a
-// secret.
+// redact returns a file without its secrets. A JSON document stays valid JSON, including
+// strings in it that are JSON themselves. Any other text loses everything that looks like
+// a secret.
 func redact(raw []byte) []byte {
 	if v, ok := decodeJSON(raw); ok {
 		var out bytes.Buffer
@@ -52,7 +52,7 @@ func redact(raw []byte) []byte {
 	return []byte(redactText(string(raw)))
 }
 
-// decodeJSON decodes a document that is an object or a list.
+// decodeJSON decodes a document that is an object or an array.
 func decodeJSON(raw []byte) (any, bool) {
 	trimmed := bytes.TrimSpace(raw)
 	if len(trimmed) == 0 || trimmed[0] != '{' && trimmed[0] != '[' {
@@ -71,7 +71,7 @@ func decodeJSON(raw []byte) (any, bool) {
 func redactValue(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
-		name, _ := v["name"].(string) // as environments are written: a name beside its value
+		name, _ := v["name"].(string) // environment variables have the name beside the value
 		for key, value := range v {
 			if (isSecret(key) || key == "value" && isSecret(name)) && canBeSecret(value) {
 				v[key] = redacted
@@ -94,7 +94,7 @@ func redactValue(v any) any {
 	return v
 }
 
-// isSecret reports whether a key names a secret.
+// isSecret reports whether the value of a key is secret.
 func isSecret(key string) bool {
 	key = strings.ToLower(key)
 	if key == partition {
@@ -105,14 +105,14 @@ func isSecret(key string) bool {
 		slices.ContainsFunc(secretEnds, func(end string) bool { return strings.HasSuffix(key, end) })
 }
 
-// canBeSecret reports whether a value can be one: switches and nothing are not.
+// canBeSecret reports whether a value can be a secret. Booleans and empty values cannot.
 func canBeSecret(v any) bool {
 	_, isSwitch := v.(bool)
 	return v != nil && v != "" && !isSwitch
 }
 
-// redactText takes out of a text what looks like a secret, and the values of keys
-// that name one.
+// redactText replaces what looks like a secret in a text, and the values of keys that
+// name a secret.
 func redactText(s string) string {
 	for _, pattern := range secretText {
 		s = pattern.ReplaceAllString(s, redacted)
@@ -123,16 +123,15 @@ func redactText(s string) string {
 	return s
 }
 
-// named are the ways in which a text names a value, up to the value: key and
-// separator, the flag of a program, a name beside its value. The first group is the
-// name.
+// named match the ways in which a text names a value, up to the value: a key and its
+// separator, a command-line flag, a name beside its value. The first group is the name.
 var named = []*regexp.Regexp{
 	regexp.MustCompile(`([A-Za-z0-9_.-]+)\\*["']?[ \t]*[:=][ \t]*`),
 	regexp.MustCompile(`--([A-Za-z0-9_-]+)[ \t]+`),
 	regexp.MustCompile(`\bname\\*["']?\s*[:=]\s*\\*["']?([A-Za-z0-9_.-]+)\\*["']?[,\s]+\\*["']?value\\*["']?\s*[:=][ \t]*`),
 }
 
-// redactNamed redacts the values of names that a pattern finds.
+// redactNamed redacts the values of secret names that the pattern finds.
 func redactNamed(s string, pattern *regexp.Regexp) string {
 	var out strings.Builder
 	for {
@@ -152,9 +151,9 @@ func redactNamed(s string, pattern *regexp.Regexp) string {
 	}
 }
 
-// valueEnd returns where the value ends that begins at an index, of a key that
-// begins at another: a string, a list or an object of JSON or YAML, however deep it
-// is quoted; of YAML also a block below the key, or the line; else a word.
+// valueEnd returns the index after the value that begins at index at; its key begins at
+// index key. The value is a string, list or object of JSON or YAML, quoted to any depth;
+// in YAML also a block below the key or the rest of the line; otherwise it is a word.
 func valueEnd(s string, key, at int) int {
 	if at == len(s) {
 		return at
@@ -171,21 +170,21 @@ func valueEnd(s string, key, at int) int {
 	case s[at] == '[' || s[at] == '{':
 		return bracketEnd(s, at)
 	case strings.Trim(s[strings.LastIndexByte(s[:key], '\n')+1:key], " \t-") == "" && strings.Contains(s[key:at], ":"):
-		line, _, _ := strings.Cut(s[at:], "\n") // of YAML, or a header, with blanks in it
-		return blockEnd(s, key, at+len(line))   // and what is indented below: the line may be a block's head
+		line, _, _ := strings.Cut(s[at:], "\n") // a value of YAML or of a header, which may contain blanks
+		return blockEnd(s, key, at+len(line))   // and the lines indented below: this line may be the head of a block
 	}
 	return at + len(word.FindString(s[at:]))
 }
 
-// blanks are what YAML has behind the key of a block; word is a value that nothing
-// encloses.
+// blanks matches what YAML has between the key of a block and the end of its line. word
+// matches a value without delimiters.
 var (
 	blanks = regexp.MustCompile(`^[|>+ \t\r-]*`)
 	word   = regexp.MustCompile(`^[^\s,;"'})\]]*`)
 )
 
-// quoted returns the length of the quote at an index, with the backslashes that a
-// quote in a quoted text has before it; 0 where there is none.
+// quoted returns the length of the quote at an index, including the backslashes before a
+// quote in quoted text; 0 if there is none.
 func quoted(s string, at int) int {
 	n := at
 	for n < len(s) && s[n] == '\\' {
@@ -197,11 +196,11 @@ func quoted(s string, at int) int {
 	return 0
 }
 
-// stringEnd returns where the string ends whose quote is at an index; the end of
-// the text when nothing closes it. Of the backslashes before the closing quote
-// those that belong to the string are pairs.
+// stringEnd returns the index after the string that opens at index at, or the length of
+// the text if the string is not closed. Before the closing quote, the backslashes that
+// belong to the string come in pairs.
 func stringEnd(s string, at int) int {
-	depth := quoted(s, at) // 1 for a plain quote, 2 for one behind a backslash, 4 and so on
+	depth := quoted(s, at) // 1 for a plain quote, 2 for one behind a backslash, 4 for the next level, and so on
 	quote := s[at+depth-1]
 	for i, run := at+depth, 0; i < len(s); i++ {
 		switch {
@@ -209,7 +208,7 @@ func stringEnd(s string, at int) int {
 			run++
 			continue
 		case s[i] == quote && quote == '\'' && i+1 < len(s) && s[i+1] == quote:
-			i++ // as YAML writes one in a string
+			i++ // YAML doubles a quote to write it in a string
 		case s[i] == quote && run >= depth-1 && (run-depth+1)%(2*depth) == 0:
 			return i + 1
 		}
@@ -218,7 +217,7 @@ func stringEnd(s string, at int) int {
 	return len(s)
 }
 
-// bracketEnd returns where the list or object ends that begins at an index.
+// bracketEnd returns the index after the list or object that begins at index at.
 func bracketEnd(s string, at int) int {
 	open := 0
 	for i := at; i < len(s); i++ {
@@ -236,11 +235,11 @@ func bracketEnd(s string, at int) int {
 	return len(s)
 }
 
-// blockEnd returns where the lines from an index on end that belong to a key: those
-// that are indented further, and the elements of a list.
+// blockEnd returns the index after the lines from at on that belong to a key: those that
+// are indented further, and the elements of a list.
 func blockEnd(s string, key, at int) int {
 	line := s[strings.LastIndexByte(s[:key], '\n')+1 : key]
-	own := len(line) - len(strings.TrimLeft(line, " -")) // also behind the mark of a list's element
+	own := len(line) - len(strings.TrimLeft(line, " -")) // the mark of a list's element counts as indentation
 	for at < len(s) {
 		line, _, _ := strings.Cut(s[at+1:], "\n")
 		text := strings.TrimSpace(line)
@@ -252,5 +251,5 @@ func blockEnd(s string, key, at int) int {
 	return at
 }
 
-// indent returns how far a line is indented.
+// indent returns the number of spaces that a line is indented by.
 func indent(line string) int { return len(line) - len(strings.TrimLeft(line, " ")) }

@@ -6,10 +6,10 @@ import (
 	"testing"
 )
 
-// secret is in each of files, which has secret parts.
+// secret is in each of files, under a key or in a form that marks it as secret.
 const secret = "hunter2xyz"
 
-// files are texts with a secret, and what must stay of them.
+// files are texts that contain a secret, each with a part that must stay.
 var files = map[string]struct{ in, keeps string }{
 	"a key":                {`{"password": "hunter2xyz", "subnet": "10.0.0.0/8"}`, "10.0.0.0/8"},
 	"an object":            {`{"auth": {"user": "hunter2xyz"}, "mtu": 9000}`, "9000"},
@@ -53,7 +53,7 @@ var files = map[string]struct{ in, keeps string }{
 	"the end of a PEM block": {"hunter2xyz\n-----END PRIVATE KEY-----\nafter", "after"},
 }
 
-// What is said of a file's secret parts, and what must stay.
+// No secret survives, and what surrounds it stays.
 func TestRedact(t *testing.T) {
 	for name, c := range files {
 		t.Run(name, func(t *testing.T) {
@@ -74,15 +74,15 @@ func TestRedact(t *testing.T) {
 	}
 }
 
-// A number can be a secret; a switch is none.
+// A number can be a secret; a boolean cannot.
 func TestRedactNumbers(t *testing.T) {
 	if out := string(redact([]byte(`{"password": 12345678, "auth": true, "mtu": 9000}`))); strings.Contains(out, "12345678") || !strings.Contains(out, "true") || !strings.Contains(out, "9000") {
 		t.Error(out)
 	}
 }
 
-// FuzzRedactSecrets: whatever stands around a secret in its value, and however
-// often the document is quoted or broken, it is gone.
+// FuzzRedactSecrets: a secret is removed whatever surrounds it in its value, and however
+// often the document is quoted or broken.
 func FuzzRedactSecrets(f *testing.F) {
 	f.Add("a&", `"`, uint8(0), "")
 	f.Add(`\`, `\`, uint8(1), ",}")

@@ -18,23 +18,23 @@ import (
 
 // Nodes are the nodes that questions are asked about: [Local] or [Remote].
 type Nodes interface {
-	// Views returns the views of the nodes named, of all nodes when none is. A node
-	// that does not answer has a view that says why.
+	// Views returns the views of the named nodes, or of all nodes if none is named. The
+	// view of a node that does not answer says why.
 	Views(ctx context.Context, nodes []string) ([]*nodeview.View, error)
-	// ViewOf returns the view of the node that a pod is on.
+	// ViewOf returns the view of the node that runs a pod.
 	ViewOf(ctx context.Context, namespace, name string) (*nodeview.View, error)
-	// Explain explains a pod.
+	// Explain explains why a pod gets its attachments and devices.
 	Explain(ctx context.Context, namespace, name string) (*nodeview.Explanation, error)
-	// Doctor says what is broken on the nodes named, of all nodes when none is, and
-	// what to do. That a node does not answer is a failed check.
+	// Doctor tells what is broken on the named nodes, or on all nodes if none is named,
+	// and what to do about it. A node that does not answer is a failed check.
 	Doctor(ctx context.Context, nodes []string) ([]*nodeview.Diagnosis, error)
 }
 
-// Remote are the nodes of a cluster, whose agents are asked through the API
-// server; see [kube.Agents] for what the user must be allowed to.
+// Remote are the nodes of a cluster. Their agents are asked through the API server; see
+// [kube.Agents] for the permissions that the user needs.
 type Remote struct{ agents *kube.Agents }
 
-// NewRemote returns the nodes of a cluster; namespace is the agents'.
+// NewRemote returns the nodes of a cluster whose agents run in namespace.
 func NewRemote(cfg *rest.Config, namespace string) (*Remote, error) {
 	agents, err := kube.NewAgents(cfg, namespace)
 	if err != nil {
@@ -43,9 +43,9 @@ func NewRemote(cfg *rest.Config, namespace string) (*Remote, error) {
 	return &Remote{agents}, nil
 }
 
-// Bounds of asking many agents.
+// Bounds for asking many agents.
 const (
-	maxAsked  = 8 // at once
+	maxAsked  = 8 // agents asked at once
 	askedTime = 30 * time.Second
 )
 
@@ -56,8 +56,8 @@ func (r *Remote) Views(ctx context.Context, nodes []string) ([]*nodeview.View, e
 	})
 }
 
-// each asks the agents of nodes, several at once; failed makes the answer of one
-// that has none.
+// each asks the agents of nodes, several at once. failed returns the answer for a node
+// whose agent gave none.
 func each[T any](ctx context.Context, r *Remote, nodes []string, ask func(context.Context, map[string]kube.Agent, string) (T, error), failed func(string, error) T) ([]T, error) {
 	agents, err := r.agents.List(ctx)
 	if err != nil {
@@ -87,18 +87,18 @@ func each[T any](ctx context.Context, r *Remote, nodes []string, ask func(contex
 	return out, nil
 }
 
-// NodeNames returns the nodes that have an agent.
+// NodeNames returns the names of the nodes that have an agent.
 func (r *Remote) NodeNames(ctx context.Context) ([]string, error) {
 	agents, err := r.agents.List(ctx)
 	return slices.Sorted(maps.Keys(agents)), err
 }
 
-// PodNames returns the names of a namespace's pods.
+// PodNames returns the names of the pods in a namespace.
 func (r *Remote) PodNames(ctx context.Context, namespace string) ([]string, error) {
 	return r.agents.PodNames(ctx, namespace)
 }
 
-// view asks one agent.
+// view asks one agent for its view.
 func (r *Remote) view(ctx context.Context, agents map[string]kube.Agent, node string) (*nodeview.View, error) {
 	raw, err := r.ask(ctx, agents, node, "/manifold/v1/node")
 	if err != nil {
@@ -107,7 +107,7 @@ func (r *Remote) view(ctx context.Context, agents map[string]kube.Agent, node st
 	return nodeview.Decode(raw)
 }
 
-// ask asks the agent of a node for a path.
+// ask sends the agent of a node a request for a path.
 func (r *Remote) ask(ctx context.Context, agents map[string]kube.Agent, node, path string) ([]byte, error) {
 	agent, ok := agents[node]
 	if !ok {
@@ -118,10 +118,10 @@ func (r *Remote) ask(ctx context.Context, agents map[string]kube.Agent, node, pa
 	return r.agents.Get(ctx, agent, path)
 }
 
-// of returns the node of a pod, and the agents.
+// of returns the node of a pod, and all agents.
 func (r *Remote) of(ctx context.Context, namespace, name string) (string, map[string]kube.Agent, error) {
 	node, err := r.agents.NodeOf(ctx, namespace, name)
-	if errors.Is(err, kube.ErrNotFound) { // it may have been refused, by whom nobody else tells
+	if errors.Is(err, kube.ErrNotFound) { // admission may have refused the pod: nothing else tells by whom
 		if c := r.admission(ctx); c.State == nodeview.CheckFailed || c.State == nodeview.CheckSkipped && c.Fix != "" {
 			err = fmt.Errorf("%w; admission: %s; what to do: %s", err, c.Text, c.Fix)
 		}
@@ -136,8 +136,8 @@ func (r *Remote) of(ctx context.Context, namespace, name string) (string, map[st
 	return node, agents, err
 }
 
-// Doctor implements [Nodes]: each node's agent looks at its node. What is the
-// cluster's comes last.
+// Doctor implements [Nodes]: the agent of each node diagnoses its node. The checks of the
+// cluster come last.
 func (r *Remote) Doctor(ctx context.Context, nodes []string) ([]*nodeview.Diagnosis, error) {
 	out, err := each(ctx, r, nodes, r.doctor, func(node string, err error) *nodeview.Diagnosis {
 		return &nodeview.Diagnosis{Version: nodeview.Version, Node: node, Checks: []nodeview.Check{{
@@ -150,7 +150,7 @@ func (r *Remote) Doctor(ctx context.Context, nodes []string) ([]*nodeview.Diagno
 	return append(out, &nodeview.Diagnosis{Version: nodeview.Version, Checks: []nodeview.Check{r.admission(ctx)}}), nil
 }
 
-// doctor asks one agent.
+// doctor asks one agent for its diagnosis.
 func (r *Remote) doctor(ctx context.Context, agents map[string]kube.Agent, node string) (*nodeview.Diagnosis, error) {
 	raw, err := r.ask(ctx, agents, node, "/manifold/v1/doctor")
 	if err != nil {
@@ -158,12 +158,12 @@ func (r *Remote) doctor(ctx context.Context, agents map[string]kube.Agent, node 
 	}
 	d, err := nodeview.DecodeDiagnosis(raw)
 	if err == nil {
-		d.Node = node // whatever the agent's file says: its flag may say otherwise
+		d.Node = node // the agent's flag may override the node name of its file
 	}
 	return d, err
 }
 
-// Bundle writes the archive that the agent of a node makes, see [Local.Bundle].
+// Bundle writes the archive that the agent of a node makes; see [Local.Bundle].
 func (r *Remote) Bundle(ctx context.Context, node string, w io.Writer) error {
 	agents, err := r.agents.List(ctx)
 	if err != nil {
@@ -177,7 +177,7 @@ func (r *Remote) Bundle(ctx context.Context, node string, w io.Writer) error {
 	return err
 }
 
-// admission says whether pods that select networks can be created.
+// admission checks whether pods that select networks can be created.
 func (r *Remote) admission(ctx context.Context) nodeview.Check {
 	const name = "admission"
 	a, err := r.agents.Admission(ctx)

@@ -9,14 +9,14 @@ import (
 	"github.com/manifold-cni/manifold/internal/reconcile"
 )
 
-// Repair is what is done about a finding on a node, or with a dry run would be.
+// Repair is what was done about a finding on a node or, in a dry run, would be.
 type Repair struct {
 	Node string `json:"node"`
 	reconcile.Proposal
 }
 
-// Proposed returns what repairs would do on nodes, as their agents see them. That one
-// does not say it becomes a problem of its view.
+// Proposed returns what repairs would do on nodes, as their agents see them. The agent of
+// an older release does not tell; its view gets a problem that says so.
 func Proposed(views []*nodeview.View) []Repair {
 	out := []Repair{}
 	for _, v := range views {
@@ -30,9 +30,10 @@ func Proposed(views []*nodeview.View) []Repair {
 	return out
 }
 
-// Repair undoes what was left behind on the node's VFs, or says what it would do.
-// The error is what could not be looked at or repaired; with nil repairs nothing
-// was. Other nodes than this one are refused.
+// Repair undoes what was left behind on the node's VFs, or with dryRun tells what it
+// would do. The error is what could not be examined; nil repairs mean that nothing was
+// examined at all. It refuses nodes other than this one. A repair that failed has Left
+// set and its reason in Action.
 func (l Local) Repair(ctx context.Context, dryRun bool, nodes ...string) ([]Repair, error) {
 	conf, err := configfile.ReadAgent(l.Config)
 	if err == nil {

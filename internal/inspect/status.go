@@ -8,7 +8,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// Select returns the attachments that are wanted, in their order.
+// Select returns the attachments for which wanted is true, in their order.
 func Select(all []nodeview.Attachment, wanted func(*nodeview.Attachment) bool) []nodeview.Attachment {
 	var out []nodeview.Attachment
 	for i := range all {
@@ -19,7 +19,7 @@ func Select(all []nodeview.Attachment, wanted func(*nodeview.Attachment) bool) [
 	return out
 }
 
-// Verdict words what is known of an attachment's health; good is false when
+// Verdict returns what is known of an attachment's health, in words. good is false when
 // somebody should look at it.
 func Verdict(a *nodeview.Attachment) (text string, good bool) {
 	if text := leftover(a); text != "" {
@@ -40,7 +40,7 @@ func Verdict(a *nodeview.Attachment) (text string, good bool) {
 	return "yes", true
 }
 
-// leftover says why an attachment is one that was left behind; empty for others.
+// leftover tells why an attachment counts as left behind; empty if it does not.
 func leftover(a *nodeview.Attachment) string {
 	switch {
 	case a.Gone != "":

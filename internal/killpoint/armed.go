@@ -15,7 +15,7 @@ var (
 	count int
 )
 
-// Here marks a point: it logs the name and dies when it is this point's turn.
+// Here marks a point: it logs the name, and kills the process if it is this point's turn.
 func Here(name string) {
 	mu.Lock()
 	defer mu.Unlock()

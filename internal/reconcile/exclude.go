@@ -8,16 +8,17 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// maxAltName bounds the name of a network device, in bytes: an alternative one may
-// have as many, ALTIFNAMSIZ of the kernel's linux/if.h without the final NUL.
+// maxAltName bounds the name of a network device, in bytes. It is the bound of
+// alternative names: ALTIFNAMSIZ of the kernel's linux/if.h, without the final NUL.
 const maxAltName = 127
 
-// shortDomain is what lspci leaves out where the machine has one PCI domain.
+// shortDomain is what lspci omits on a machine with a single PCI domain.
 const shortDomain = "0000:"
 
-// ParseExclude returns an entry of [Reconciler.Exclude] as it is compared: a PCI
-// address in the kernel's spelling, also of one as lspci prints it, or the name of a
-// network device. What can be neither is an error: it would exclude nothing.
+// ParseExclude returns an entry of [Reconciler.Exclude] in the form in which it is
+// compared: a PCI address in the kernel's spelling (an address as lspci prints it is
+// completed), or the name of a network device. An entry that can be neither is an error:
+// it would exclude nothing.
 func ParseExclude(entry string) (string, error) {
 	s := strings.TrimSpace(entry)
 	for _, address := range []string{s, shortDomain + s} {
@@ -31,9 +32,9 @@ func ParseExclude(entry string) (string, error) {
 	return s, nil
 }
 
-// excluded says why the configuration keeps the VF's PF from being touched, empty
-// where it does not. The PF may be one of a name that says nothing here: it may have
-// been renamed, or its network device be with a pod or a program.
+// excluded tells why the configuration keeps the VF's PF from being touched; empty if it
+// does not. A name that the node does not have may still be the PF's: the PF may have
+// been renamed, or a pod or a program may have its network device.
 func (r *Reconciler) excluded(f Finding) string {
 	why := ""
 	for _, entry := range r.Exclude {
@@ -48,7 +49,7 @@ func (r *Reconciler) excluded(f Finding) string {
 	return why
 }
 
-// excludedPF returns the address of the PCI function that an entry names.
+// excludedPF returns the PCI address of the function that an entry names.
 func (r *Reconciler) excludedPF(entry string) (string, error) {
 	name, err := ParseExclude(entry)
 	if err != nil {
@@ -57,6 +58,6 @@ func (r *Reconciler) excludedPF(entry string) (string, error) {
 	if !sriov.IsAddress(name) {
 		return r.Host.OfLink(name)
 	}
-	_, err = r.Host.Function(name) // one that is none excludes nothing, and may be misspelt
+	_, err = r.Host.Function(name) // an address without a function excludes nothing and may be misspelled
 	return name, err
 }

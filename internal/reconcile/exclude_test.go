@@ -22,7 +22,7 @@ func TestParseExclude(t *testing.T) {
 	}
 }
 
-// A PF is excluded by each of its names, however they are spelt.
+// A PF is excluded by each of its names, in any spelling.
 func TestExcludedPFs(t *testing.T) {
 	const excluded, maybe = "its PF is excluded", "its PF may be excluded, which cannot be told: "
 	for name, tc := range map[string]struct {
@@ -62,7 +62,7 @@ func TestExcludedPFs(t *testing.T) {
 	}
 }
 
-// Why a repair gave way is in the log, once while it stays the same.
+// The log tells why a repair gave way, once while the reason stays the same.
 func TestWhyARepairGaveWayIsLogged(t *testing.T) {
 	n := newNode(t)
 	n.vlan(77)

@@ -12,7 +12,7 @@ import (
 
 const address, pf = "0000:21:10.4", "0000:21:00.0"
 
-// idle is a VF that nobody has, in order.
+// idle is a VF that nobody has and that is in order.
 func idle() *vf {
 	return &vf{
 		Function: sriov.Function{Address: address, PF: pf, VFIndex: 2, Driver: "igbvf"},
@@ -35,7 +35,7 @@ func owned(v *vf, alive bool, phases ...journal.Phase) {
 	v.state.VF.VLAN, v.state.NetDevs, v.allocated = 5, nil, true
 }
 
-// confined puts the VF into quarantine until it stands as to has it.
+// confined puts the VF into quarantine until it is in the state to.
 func confined(t *testing.T, v *vf, to *sriov.Snapshot) {
 	t.Helper()
 	raw, err := json.Marshal(to)

@@ -21,24 +21,24 @@ import (
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
 )
 
-// uplink and netDev are the network devices of the VF's PF and of the VF.
+// uplink is the network device of the VF's PF, netDev that of the VF.
 const (
 	uplink = "enp33s0"
 	netDev = "enp33s16f4"
 	index  = 2
 )
 
-// node is a node with the hardware of a tree.
+// node is a node with the hardware of a simulated tree.
 type node struct {
 	*Reconciler
 	t    *testing.T
 	tree *sriovtest.Tree
-	want *plan.VF // what networks ask of their VF
-	id   string   // by which the VF is allocated, empty for its address
+	want *plan.VF // what networks ask for their VF
+	id   string   // the ID under which the VF is allocated; empty for its address
 
 	mu        sync.Mutex
 	allocated Allocated
-	unknown   error // why it is not known what is allocated
+	unknown   error // why the allocations are not known
 }
 
 func newNode(t *testing.T) *node {
@@ -64,7 +64,7 @@ func (n *node) must(err error) {
 	}
 }
 
-// allocate makes the kubelet have given these devices to pods, and no others.
+// allocate makes these devices the only ones that the kubelet has given to pods.
 func (n *node) allocate(ids ...string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -74,7 +74,7 @@ func (n *node) allocate(ids ...string) {
 	}
 }
 
-// vlan sets the VLAN that the PF keeps for the VF.
+// vlan sets the VLAN that the PF holds for the VF.
 func (n *node) vlan(id int) {
 	n.t.Helper()
 	n.must(n.Host.Links.SetVF(uplink, index, sriov.PropertyVLAN, sriov.VFState{VLAN: id, VLANProto: "802.1q"}))
@@ -87,7 +87,8 @@ func (n *node) state() *sriov.Snapshot {
 	return s
 }
 
-// finds fails unless the VF alone is found, for these reasons; it returns them.
+// finds fails the test unless exactly these kinds are found, all for the VF. It returns
+// the findings.
 func (n *node) finds(kinds ...Kind) []Finding {
 	n.t.Helper()
 	found, err := n.Scan(n.t.Context())
@@ -105,8 +106,9 @@ func (n *node) finds(kinds ...Kind) []Finding {
 	return found
 }
 
-// sandbox is the journal of a pod that got the VF as it stands now, of which that
-// was compared. Its network namespace is this process's where it lives, else none.
+// sandbox writes the journal of a pod that got the VF in its current state and for which
+// verification checked the given properties. A living sandbox has this process's network
+// namespace, a dead one has none.
 func (n *node) sandbox(id string, alive bool, checked ...string) journal.Key {
 	n.t.Helper()
 	before, err := json.Marshal(n.state())
@@ -117,7 +119,7 @@ func (n *node) sandbox(id string, alive bool, checked ...string) journal.Key {
 	return entry.Key
 }
 
-// begin is sandbox up to the claim: nothing is tried yet.
+// begin is sandbox up to the claim: nothing has been tried yet.
 func (n *node) begin(id string, alive bool) *journal.Entry {
 	n.t.Helper()
 	p := &plan.Plan{
@@ -133,7 +135,7 @@ func (n *node) begin(id string, alive bool) *journal.Entry {
 	return entry
 }
 
-// claim makes a sandbox the VF's holder, whoever that was.
+// claim makes a sandbox the VF's holder, whoever held the VF before.
 func (n *node) claim(key journal.Key) {
 	n.t.Helper()
 	holder, err := n.Journal.Claim(n.t.Context(), address, key, func(journal.Key) (bool, error) { return false, nil })
@@ -151,7 +153,7 @@ func (n *node) quarantined() *journal.Quarantine {
 	return q
 }
 
-// spared fails unless the finding is left as it is, for that reason.
+// spared fails the test unless the finding is left alone, for that reason.
 func (n *node) spared(f Finding, reason string) {
 	n.t.Helper()
 	before := n.state()
@@ -181,7 +183,7 @@ func TestLeftoversAreReset(t *testing.T) {
 	}
 }
 
-// The log of repairs is kept, and does not grow for ever.
+// The log of repairs is kept, and is bounded in size.
 func TestLogOfRepairsIsBounded(t *testing.T) {
 	n := newNode(t)
 	path := filepath.Join(n.Journal.Path, repairsFile)
@@ -224,7 +226,7 @@ func TestStrandedVFsAreMadeAsTheirSandboxFoundThem(t *testing.T) {
 	n.finds(Stranded) // until its DEL
 }
 
-// A VF that its driver does not let be reset is in quarantine until it is.
+// A VF whose driver refuses a reset is in quarantine until the reset succeeds.
 func TestFailedRepairIsQuarantine(t *testing.T) {
 	for name, begin := range map[string]func(n *node) Finding{
 		"leftover": func(n *node) Finding { n.vlan(77); return n.finds(Leftover)[0] },
@@ -278,7 +280,7 @@ func TestQuarantineEnds(t *testing.T) {
 	}
 }
 
-// The race rules of docs/sriov.md: with whom a repair may meet, and who wins.
+// The race rules of docs/sriov.md: whom a repair may meet, and who wins.
 func TestRepairGivesWay(t *testing.T) {
 	for name, tc := range map[string]struct {
 		meet func(n *node)
@@ -305,7 +307,7 @@ func TestRepairGivesWay(t *testing.T) {
 	}
 }
 
-// lock takes a sandbox's lock until the test ends.
+// lock holds a sandbox's lock until the test ends.
 func (n *node) lock(k journal.Key) {
 	n.t.Helper()
 	lock, err := n.Journal.Lock(n.t.Context(), k)
@@ -354,8 +356,8 @@ func TestRepairOfStrandedGivesWay(t *testing.T) {
 	})
 }
 
-// A device that no ID names may be any VF but those that device plugins advertise by
-// theirs, be it in the kubelet's lists or in a journal.
+// A device with an opaque ID, in the kubelet's lists or in a journal, may be any VF
+// except those that device plugins advertise by their addresses.
 func TestDevicesThatNoIDNames(t *testing.T) {
 	for name, begin := range map[string]func(n *node){
 		"allocated": func(n *node) { n.allocated.Opaque = []Opaque{{Resource: "x", ID: "vf-2"}} },
@@ -393,9 +395,9 @@ func TestDevicesThatNoIDNames(t *testing.T) {
 	}
 }
 
-// A VF that is called by its network device is given to whoever has the name, also
-// after that went with it; the journal of the pod that has the name says that it is no
-// other VF.
+// A VF that is allocated by the name of its network device counts as given to whoever has
+// the name, even after the network device moved away with it. The journal of the pod that
+// has the name tells that it is no other VF.
 func TestDevicesThatJournalsName(t *testing.T) {
 	for holder, tc := range map[string]struct {
 		pod   Opaque
@@ -432,7 +434,7 @@ func TestRepairOfQuarantinedGivesWay(t *testing.T) {
 	n.spared(n.finds(Quarantined)[0], "the kubelet has given it to a pod")
 }
 
-// What is said to be done is what is done, or why nothing is.
+// The proposal is what the repair does, or the reason why it does nothing.
 func TestProposal(t *testing.T) {
 	for name, tc := range map[string]struct {
 		begin   func(n *node)
@@ -470,8 +472,8 @@ func TestProposal(t *testing.T) {
 	}
 }
 
-// confine changes the VF and puts it into quarantine, until it is as it was or
-// nobody knows how.
+// confine changes the VF and puts it into quarantine until it is as it was before or, if
+// known is false, without recording how it was.
 func (n *node) confine(known bool) {
 	n.t.Helper()
 	var to json.RawMessage
@@ -491,15 +493,15 @@ func TestDriftedAndOrphanedAreReportedAlone(t *testing.T) {
 	n.spared(Finding{Kind: Drifted, Device: address}, "only reported")
 }
 
-// again makes a VF at the address of the one that is gone, as writing
-// sriov_numvfs twice does.
+// again creates a VF at the address of the one that is gone, as writing sriov_numvfs
+// twice does.
 func (n *node) again() {
 	n.tree.RemoveVFs(pf)
 	n.tree.AddVF(sriovtest.VF{PF: pf, Index: index, Address: address, Driver: "igbvf", NetDev: netDev})
 }
 
-// A living sandbox's VF goes, in each way in which it can: it is reported, and
-// nobody touches what has its place.
+// A VF that vanishes under a living sandbox, in any way, is reported, and whatever takes
+// its place is left alone.
 func TestVFThatVanishesUnderAPod(t *testing.T) {
 	for name, tc := range map[string]struct {
 		end  func(n *node)
@@ -534,9 +536,8 @@ func TestVFThatVanishesUnderAPod(t *testing.T) {
 	}
 }
 
-// A DEL resets the VF after a scan has read its pod's journal: what the journal said
-// is not held against the VF then. Each of its steps tells of it, also that the
-// journal is gone.
+// A DEL that resets the VF after a scan has read the pod's journal causes no finding:
+// each step of the DEL shows in the journal, and so does the removal of the journal.
 func TestScanThatMeetsADEL(t *testing.T) {
 	const vlan = 5
 	for name, tc := range map[string]struct {
@@ -576,7 +577,7 @@ func TestScanThatMeetsADEL(t *testing.T) {
 	}
 }
 
-// What a dead sandbox had is gone; what came in its place, or did not, is left alone.
+// A VF created anew in place of a dead sandbox's is left alone, and so is an empty place.
 func TestVFMadeAnewIsNotRepaired(t *testing.T) {
 	n := newNode(t)
 	n.sandbox("dead", false)
@@ -590,8 +591,8 @@ func TestVFMadeAnewIsNotRepaired(t *testing.T) {
 	}
 }
 
-// A network device that is on the host as it was before ADD was given back, unless
-// the interface in the sandbox was seen to stand on it, or nobody looked.
+// A network device that is back on the host as it was before ADD means that the pod lost
+// its VF only if verification saw the sandbox's interface on it.
 func TestNetworkDeviceThatIsBackUnderAPod(t *testing.T) {
 	for name, tc := range map[string]struct {
 		checked []string
@@ -612,7 +613,7 @@ func TestNetworkDeviceThatIsBackUnderAPod(t *testing.T) {
 	}
 }
 
-// An ADD that comes while a VF is reset finds it claimed, by nobody who could be
+// An ADD that comes while a VF is being reset finds it claimed by a holder that cannot be
 // dead, and is told to try again.
 func TestADDWaitsForARepair(t *testing.T) {
 	n := newNode(t)

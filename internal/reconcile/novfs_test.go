@@ -8,8 +8,8 @@ import (
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
 )
 
-// A node without VFs, as most are, asks the kubelet nothing, however many pods
-// come and go.
+// A node without VFs, like most nodes, never asks the kubelet, however many pods come and
+// go.
 func TestNodeWithoutVFsAsksNothing(t *testing.T) {
 	tree := sriovtest.New(t.TempDir())
 	tree.AddFunction(sriovtest.Function{Address: pf})

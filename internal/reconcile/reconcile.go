@@ -1,36 +1,33 @@
-// Package reconcile compares what is known of the node's VFs: the journals of
-// sandboxes, the kubelet's allocations, sysfs, and what each PF says of its VFs.
+// Package reconcile compares what is known of the node's VFs: the journals of sandboxes,
+// the kubelet's allocations, sysfs, and what each PF reports of its VFs.
 //
-// [Reconciler.Scan] names what does not fit together:
+// [Reconciler.Scan] finds what does not fit together:
 //
-//   - stranded: the sandbox that has the VF is dead, its network namespace gone
-//     or the node booted since, and its DEL has not come;
-//   - vanished: a living sandbox has the VF by its journal, and the node does not
-//     have it any more;
-//   - replaced: a living sandbox has lost its VF, which is at its address again: as
-//     another function, at another driver, or with its network device on the host;
-//   - drifted: the PF does not say of a sandbox's VF what the network's
-//     configuration asks;
-//   - unreleased: the DEL of a living sandbox that has the VF has failed, and the
-//     next is still to come;
-//   - orphaned: the VF belongs to nobody, but its network device is not on the
-//     host;
+//   - stranded: the sandbox that has the VF is dead, because its network namespace is
+//     gone or the node has rebooted, and its DEL has not come;
+//   - vanished: a living sandbox has the VF by its journal, but the node no longer has it;
+//   - replaced: a living sandbox has lost its VF, and a VF is at that address again: as
+//     another function, with another driver, or with its network device on the host;
+//   - drifted: the PF does not report for a sandbox's VF what the network's configuration
+//     asks for;
+//   - unreleased: the DEL of a living sandbox that has the VF has failed, and the next DEL
+//     has not come;
+//   - orphaned: the VF belongs to nobody, but its network device is not on the host;
 //   - leftover: the VF belongs to nobody, but its PF still holds settings for it;
-//   - quarantined: the VF could not be made as it was before its last use, and is
-//     not so yet. No sandbox gets it until it is.
+//   - quarantined: the VF could not be restored to its state before its last use, and is
+//     still not in that state. No sandbox gets it until it is.
 //
-// A VF belongs to a sandbox when a journal names it, and to a pod when the
-// kubelet has allocated it. Where the kubelet's allocations cannot be read, every
-// VF belongs to somebody: an answer that is missing never means free. So does a VF
-// that a pod may have under an ID that does not say which device it is, see
-// [Allocated].
+// A VF belongs to a sandbox if a journal names it, and to a pod if the kubelet has
+// allocated it. If the kubelet's allocations cannot be read, every VF belongs to
+// somebody: a missing answer never means free. A VF also belongs to somebody if a pod may
+// have it under an ID that does not tell which device it is; see [Allocated].
 //
-// [Reconciler.Run] scans at its start and when something changed, and tells what
-// comes and goes; [Reconciler.Findings] is what it found last.
+// [Reconciler.Run] scans at its start and after changes, and tells which findings come
+// and go. [Reconciler.Findings] returns what it found last.
 //
-// [Reconciler.Repair] undoes what can be undone without entering a network
-// namespace. It works under the same claim as an ADD, so the two exclude each
-// other, and writes down what it is about to do before it does it.
+// [Reconciler.Repair] undoes what can be undone without entering a network namespace. It
+// works under the same claim as an ADD, so the two exclude each other, and it records
+// what it is about to do before it does it.
 package reconcile
 
 import (
@@ -54,7 +51,7 @@ import (
 // Kind is what is wrong with a VF.
 type Kind string
 
-// The kinds, see the package comment.
+// The kinds; see the package comment.
 const (
 	Stranded    Kind = "stranded"
 	Vanished    Kind = "vanished"
@@ -71,11 +68,11 @@ func Kinds() []Kind {
 	return []Kind{Stranded, Vanished, Replaced, Drifted, Unreleased, Orphaned, Leftover, Quarantined}
 }
 
-// Living reports whether the kind is of a VF that a living sandbox has: what is
-// wrong concerns its pod, and nothing is repaired below it.
+// Living reports whether a living sandbox has the VF: the finding concerns its pod, and
+// the VF is not repaired under it.
 func (k Kind) Living() bool { return k == Vanished || k == Replaced || k == Drifted || k == Unreleased }
 
-// free reports whether the kind is of a VF that nobody has.
+// free reports whether nobody has the VF.
 func (k Kind) free() bool { return k == Orphaned || k == Leftover }
 
 // Finding is one VF that is not as it should be.
@@ -84,14 +81,14 @@ type Finding struct {
 	Device  string `json:"device"` // PCI address
 	PF      string `json:"pf"`     // PCI address
 	VFIndex int    `json:"vfIndex"`
-	Sandbox string `json:"sandbox,omitempty"` // the journal's key; empty without one
+	Sandbox string `json:"sandbox,omitempty"` // the journal's key; empty if no journal names the VF
 	Pod     string `json:"pod,omitempty"`     // namespace/name
 	PodUID  string `json:"podUID,omitempty"`
 	Network string `json:"network,omitempty"`
-	Text    string `json:"text"` // what was found, for people
+	Text    string `json:"text"` // what was found, in words
 }
 
-// String renders the finding as a sentence.
+// String returns the finding as a sentence.
 func (f Finding) String() string {
 	s := fmt.Sprintf("VF %s (%d of %s) is %s: %s", f.Device, f.VFIndex, f.PF, f.Kind, f.Text)
 	if f.Sandbox != "" {
@@ -100,89 +97,90 @@ func (f Finding) String() string {
 	return s
 }
 
-// belongs says whose the VF is, or was.
+// belongs returns the finding with the sandbox, pod and network that have or had the VF.
 func (f Finding) belongs(sandbox string, pod plan.Pod, network string) Finding {
 	f.Sandbox, f.Pod, f.PodUID, f.Network = sandbox, pod.String(), pod.UID, network
 	return f
 }
 
-// of says that the VF belongs to an owner, or did.
+// of returns the finding with the owner that has or had the VF.
 func (f Finding) of(o *owner) Finding {
 	return f.belongs(o.key.String(), o.entry.Plan.Pod, o.entry.Plan.Attachments[o.attachment].Name)
 }
 
-// Reconciler looks at one node.
+// Reconciler examines the VFs of one node.
 type Reconciler struct {
 	Journal journal.Dir
 	Host    sriov.Host
-	// Allocated returns what the kubelet has given to pods. An error means that it is
+	// Allocated returns what the kubelet has given to pods. An error means that this is
 	// not known.
 	Allocated func(context.Context) (*Allocated, error)
 	// Watch are directories in which something changes when the kubelet starts or
 	// allocates. They need not exist yet.
 	Watch []string
-	// Exclude are PFs, by PCI address or network device, whose VFs are reported but
-	// never repaired; see [ParseExclude]. A name that the node does not have may be
-	// any PF's.
+	// Exclude are PFs, by PCI address or network device, whose VFs are reported but never
+	// repaired; see [ParseExclude]. A name that the node does not have may be the name of
+	// any PF.
 	Exclude []string
-	// Tell is called when a finding comes and when one was repaired, with the
-	// [Reason] of its kind or [ReasonRepaired]; nil for nobody. The same finding is told once while it stands.
+	// Tell is called once for each finding when it comes and, if it is repaired, after
+	// the repair. The reason is the [Reason] of its kind or [ReasonRepaired]. Tell may be
+	// nil.
 	Tell func(ctx context.Context, reason string, f Finding)
-	// Count is called after each repair that [Reconciler.Run] has tried; nil for nobody.
+	// Count is called after each repair that [Reconciler.Run] tried. It may be nil.
 	Count func(k Kind, failed bool)
 
-	deaf time.Duration // deafTime where it is 0
+	deaf time.Duration // 0 means deafTime
 
 	mu    sync.Mutex
 	found []Finding // by the last scan of Run
 }
 
-// Findings returns what the last scan of [Reconciler.Run] found, in order of PCI
-// address; nil before the first. It looks at nothing, and may be called at any
-// time, also while Run scans. The caller may keep the slice, and must not change it.
+// Findings returns what the last scan of [Reconciler.Run] found, in the order of PCI
+// addresses; nil before the first scan. It may be called at any time, also while Run
+// scans. The caller may keep the slice but must not change it.
 func (r *Reconciler) Findings() []Finding {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.found
 }
 
-// keep remembers what a scan found.
+// keep stores what a scan found.
 func (r *Reconciler) keep(found []Finding) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.found = found
 }
 
-// vf is all that is known of one VF.
+// vf is everything known of one VF.
 type vf struct {
 	sriov.Function
-	state      *sriov.Snapshot     // nil when the node does not have it
-	owner      *owner              // nil for none
-	quarantine *journal.Quarantine // nil for none
-	unreadable error               // why it is not known whether there is one
+	state      *sriov.Snapshot     // nil if the node does not have the VF
+	owner      *owner              // nil if nobody has it
+	quarantine *journal.Quarantine // nil if it is not in quarantine
+	unreadable error               // why its quarantine could not be read
 	allocated  bool
-	doubt      string // why a pod may have it all the same, empty for nothing
+	doubt      string // why a pod may have it although allocated is false; empty if none may
 }
 
 // Allocated is what the kubelet has given to pods.
 type Allocated struct {
 	Given map[string]bool // PCI addresses
-	// Opaque are devices of which their IDs do not say for good which function they
-	// are. Where no journal does either, one may be any function but those in Advertised.
+	// Opaque are devices whose IDs do not tell reliably which function they are. If no
+	// journal tells either, such a device may be any function except those in Advertised.
 	Opaque []Opaque
-	// Advertised are the PCI addresses of what device plugins advertise: an ID that
-	// says nothing is none of theirs.
+	// Advertised are the PCI addresses that device plugins advertise. A device with an
+	// opaque ID is none of these.
 	Advertised map[string]bool
 }
 
-// Opaque is a device by a device plugin's own word: vf-2, or the name of a network
-// device, which goes with that into a pod.
+// Opaque is a device under a device plugin's own ID, such as vf-2, or under the name of a
+// network device, which moves into the pod together with the device.
 type Opaque struct {
 	Resource, ID string
-	Pod, PodUID  string // who has it, namespace/name; either may be empty
+	Pod, PodUID  string // the pod that has it, as namespace/name, and its UID; either may be empty
 }
 
-// String is how messages name the device.
+// String returns the device's name for messages.
 func (o Opaque) String() string { return fmt.Sprintf("%q of %s", o.ID, o.Resource) }
 
 // isOf reports whether the pod is the one that has the device.
@@ -190,10 +188,11 @@ func (o Opaque) isOf(p plan.Pod) bool {
 	return o.PodUID != "" && o.PodUID == p.UID || o.PodUID == "" && o.Pod == p.String()
 }
 
-// with adds what journals know: which functions opaque devices are, and devices that
-// are opaque to them too. What a journal has under a device's ID is given to whoever
-// has the device, also where that is a dead sandbox's: it may be the pod's own. But
-// only a journal of the same pod says for good what the pod has.
+// with returns the allocations with what journals know added: which functions the opaque
+// devices are, and devices that are opaque to the journals too. A function that a journal
+// has under a device's ID counts as given to whoever has the device, even if the journal
+// is a dead sandbox's: it may be that of the same pod. But only a journal of the same pod
+// settles what the pod has; otherwise the device stays opaque.
 func (a *Allocated) with(known *owners) *Allocated {
 	out := &Allocated{Given: map[string]bool{}, Opaque: slices.Clone(known.opaque), Advertised: a.Advertised}
 	maps.Copy(out.Given, a.Given)
@@ -210,8 +209,7 @@ func (a *Allocated) with(known *owners) *Allocated {
 	return out
 }
 
-// doubt says why a pod may have a device that is not among those given, empty where
-// none may.
+// doubt tells why a pod may have a device that is not in Given; empty if none may.
 func (a *Allocated) doubt(device string) string {
 	if len(a.Opaque) == 0 || a.Advertised[device] {
 		return ""
@@ -219,7 +217,7 @@ func (a *Allocated) doubt(device string) string {
 	return "a pod has device " + a.Opaque[0].String() + ", which may be it: the ID does not say which device that is, and no device plugin advertises this one by an ID that does"
 }
 
-// owner is the sandbox whose journal has a VF.
+// owner is the sandbox whose journal names a VF.
 type owner struct {
 	key        journal.Key
 	entry      *journal.Entry
@@ -227,14 +225,14 @@ type owner struct {
 	alive      bool
 }
 
-// errUnseen is wrapped by the error of a scan that has seen no VF at all, as while
-// they come and go: what was found before stands.
+// errUnseen is wrapped by the error of a scan that saw no VF at all, which happens while
+// VFs come and go. Earlier findings then stand.
 var errUnseen = errors.New("the node's VFs cannot be seen")
 
-// Scan returns what is wrong, in order of PCI address. Journals that cannot be
-// read and PFs that cannot be asked are errors beside what was found; VFs that an
-// unreadable journal may own are not judged. One that looks like nobody's, and that
-// a pod may have under an ID that does not name it, is an error too.
+// Scan returns what is wrong, in the order of PCI addresses. Its error joins what kept it
+// from judging: journals that cannot be read, PFs that cannot be queried, and VFs that
+// look free but that a pod may have under an opaque ID. Findings are valid beside an
+// error. A VF that an unreadable journal may own is not judged.
 func (r *Reconciler) Scan(ctx context.Context) ([]Finding, error) {
 	vfs, err := r.survey(ctx)
 	var out []Finding
@@ -255,15 +253,14 @@ func (r *Reconciler) Scan(ctx context.Context) ([]Finding, error) {
 }
 
 // unchanged reports whether nothing has been done on a sandbox since its journal was
-// read. An ADD or a DEL that came meanwhile may have changed the VF before it was
-// looked at: what was read before says nothing of it then, and the journal's change
-// is the next scan's cause.
+// read. A concurrent ADD or DEL may have changed the VF before it was examined, so the
+// journal read earlier says nothing about it. The journal's change causes the next scan.
 func (r *Reconciler) unchanged(o *owner) bool {
 	now, err := r.Journal.Open(o.key)
 	return err == nil && len(now.Steps) == len(o.entry.Steps)
 }
 
-// survey gathers what is known of every VF that the node or a journal has.
+// survey gathers what is known of every VF of the node or of a journal.
 func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 	all, err := inventory.Read(r.Host.Root)
 	if err != nil {
@@ -277,7 +274,7 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 		}
 	}
 	allocated := &Allocated{}
-	if len(functions) > 0 { // else the kubelet, which limits how often it is asked, has pods to serve
+	if len(functions) > 0 { // without VFs, spare the kubelet: it limits how often it is asked, and has pods to serve
 		if allocated, err = r.Allocated(ctx); err != nil {
 			problem = errors.Join(problem, fmt.Errorf("allocations: %w", err))
 		}
@@ -295,7 +292,7 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 			v.allocated, v.doubt = allocated.Given[f.Address], allocated.doubt(f.Address)
 		}
 		delete(known.of, f.Address)
-		if v.state = states[f.Address]; v.state != nil { // else the problem is in err
+		if v.state = states[f.Address]; v.state != nil { // otherwise err has the problem
 			v.quarantine, v.unreadable = r.Journal.Quarantined(f.Address)
 			out = append(out, v)
 		}
@@ -304,13 +301,13 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 	return append(out, missed...), errors.Join(problem, err)
 }
 
-// missed gathers what is known of VFs that sandboxes have and that are not among
-// the node's: they are gone, or another function has the address.
+// missed gathers what is known of VFs that sandboxes have and the node does not: they are
+// gone, or another function has the address.
 func (r *Reconciler) missed(owners map[string]*owner) (out []vf, err error) {
 	for address, o := range owners {
 		d := o.entry.Plan.Attachments[o.attachment].Device
 		if d.PF == "" {
-			continue // it was no VF
+			continue // it was not a VF
 		}
 		v := vf{Function: sriov.Function{Address: address, PF: d.PF, VFIndex: d.VFIndex}, owner: o, allocated: true}
 		var e error
@@ -326,12 +323,12 @@ func (r *Reconciler) missed(owners map[string]*owner) (out []vf, err error) {
 
 // owners is what journals know of devices.
 type owners struct {
-	of     map[string]*owner // by PCI address; of several the one that claimed last
-	named  map[name][]*owner // of this boot, by what device plugins call their devices
-	opaque []Opaque          // devices of which the journal does not say which function they are
+	of     map[string]*owner // by PCI address; the latest journal wins
+	named  map[name][]*owner // by the device plugin's name for the device; of this boot only
+	opaque []Opaque          // devices whose journal does not tell which function they are
 }
 
-// name is what a device plugin calls a device.
+// name is a device plugin's name for a device.
 type name struct{ resource, id string }
 
 // owners reads the journals of all sandboxes. Beside an error it returns what it could
@@ -346,7 +343,7 @@ func (r *Reconciler) owners() (*owners, error) {
 	for _, k := range keys {
 		entry, err := r.Journal.Open(k)
 		if errors.Is(err, os.ErrNotExist) {
-			continue // released meanwhile
+			continue // released in the meantime
 		}
 		if err != nil {
 			problems = append(problems, fmt.Errorf("journal %s: %w", k, err))
@@ -381,7 +378,7 @@ func (o *owners) add(k journal.Key, entry *journal.Entry) {
 	}
 }
 
-// judge says what is wrong with one VF.
+// judge returns what is wrong with one VF.
 func judge(v *vf) []Finding {
 	f := Finding{Device: v.Address, PF: v.PF, VFIndex: v.VFIndex}
 	if v.owner != nil && v.owner.alive {
@@ -389,7 +386,7 @@ func judge(v *vf) []Finding {
 	}
 	if v.owner == nil {
 		out := judgeQuarantined(v, f)
-		if len(out) > 0 || v.allocated { // of a pod that is being started, or that Manifold did not attach
+		if len(out) > 0 || v.allocated { // allocated to a pod that is starting, or that Manifold did not attach
 			return out
 		}
 		return judgeFree(v, f)
@@ -417,9 +414,9 @@ func judgeFree(v *vf, f Finding) []Finding {
 	return out
 }
 
-// judgeQuarantined judges a VF that no living sandbox has, by its quarantine. One
-// that is as it must be by now is in order, and so is another function that came in
-// its place: the next ADD takes it out.
+// judgeQuarantined judges a VF that no living sandbox has by its quarantine. A VF that is
+// meanwhile in the required state is in order, and so is another function that took its
+// place: the next ADD takes either out of quarantine.
 func judgeQuarantined(v *vf, f Finding) []Finding {
 	f.Kind = Quarantined
 	if v.unreadable != nil {
@@ -457,7 +454,7 @@ func judgeAlive(v *vf, f Finding) []Finding {
 		f.Kind, f.Text = Unreleased, "the DEL of its sandbox, which lives, has failed: "+problem
 		return []Finding{f}
 	default:
-		return nil // an ADD or a DEL is under way
+		return nil // an ADD or a DEL is running
 	}
 	if lost := v.owner.lost(v.state); len(lost) > 0 {
 		f.Kind, f.Text = Replaced, "its living sandbox does not have it any more: "+sriov.Sentences(lost)
@@ -465,7 +462,7 @@ func judgeAlive(v *vf, f Finding) []Finding {
 	}
 	want := v.owner.entry.Plan.Attachments[v.owner.attachment].Want.VF
 	if want == nil {
-		return nil // nothing was asked
+		return nil // the configuration asks for nothing
 	}
 	drift := verify.CompareVF(want, v.state)
 	if len(drift) == 0 {
@@ -475,9 +472,9 @@ func judgeAlive(v *vf, f Finding) []Finding {
 	return []Finding{f}
 }
 
-// phase returns the last phase of the owner's attachment and its error. While a DEL is
-// tried again it is that of the one that failed: else what is found of it would go and
-// come with each.
+// phase returns the last phase of the owner's attachment and its error. While a failed
+// DEL is retried, it returns the phase of the failure: otherwise the finding would go and
+// come with each attempt.
 func (o *owner) phase() (journal.Phase, string) {
 	phase, problem := o.entry.Phase(o.attachment)
 	if phase != journal.Releasing {
@@ -491,14 +488,14 @@ func (o *owner) phase() (journal.Phase, string) {
 	return phase, problem
 }
 
-// lost compares the VF with what its owner got.
+// lost compares the VF with the one that its owner got.
 func (o *owner) lost(now *sriov.Snapshot) []sriov.Difference {
 	before, err := verify.Recorded(o.entry.Before(o.attachment))
 	if err != nil {
-		return nil // it is not known what the owner got
+		return nil // what the owner got is not known
 	}
 	var checked []string
-	written := o.entry.Plan.Attachments[o.attachment].Device.Written // which nothing was compared with
+	written := o.entry.Plan.Attachments[o.attachment].Device.Written // the configuration names such a device itself: verification compared nothing with it
 	for _, s := range o.entry.Steps {
 		if s.Attachment == o.attachment && s.Phase == journal.Verified && !written {
 			checked = s.Checked

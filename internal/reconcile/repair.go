@@ -19,18 +19,19 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// ErrNotRepaired says that a finding was left as it is, for a reason that is no
-// failure: somebody works on the VF, has it by now, or the kind cannot be repaired.
+// ErrNotRepaired means that a finding was left alone for a reason that is not a failure:
+// somebody is working on the VF or has it by now, or the kind cannot be repaired.
 var ErrNotRepaired = errors.New("not repaired")
 
 // repairTime bounds one repair.
 const repairTime = 10 * time.Second
 
-// Repair undoes a finding: a stranded or quarantined VF is made as its sandbox
-// found it, what is left over is reset. The journal of a dead sandbox stays for its
-// DEL. A VF with which this fails is in quarantine from then on. What the kubelet has
-// given to a pod is never touched, also where the pod is the dead sandbox's own: the
-// ADD of its next one makes the VF as it was.
+// Repair undoes a finding. A stranded or quarantined VF gets the state in which its
+// sandbox found it; settings that are left over are reset. The journal of a dead sandbox
+// stays for its DEL. If the repair fails, the VF is in quarantine from then on. Repair
+// never touches a VF that the kubelet has given to a pod, even if that is the pod of the
+// dead sandbox: the ADD of the pod's next sandbox restores the VF. The error is
+// [ErrNotRepaired] if the VF was left alone.
 func (r *Reconciler) Repair(ctx context.Context, f Finding) error {
 	ctx, cancel := context.WithTimeout(ctx, repairTime)
 	defer cancel()
@@ -46,7 +47,7 @@ func (r *Reconciler) Repair(ctx context.Context, f Finding) error {
 	return fmt.Errorf("%w: %s VFs are only reported", ErrNotRepaired, f.Kind)
 }
 
-// Accept takes a VF out of quarantine as it stands.
+// Accept takes a VF out of quarantine in its current state.
 func (r *Reconciler) Accept(ctx context.Context, device string) error {
 	ctx, cancel := context.WithTimeout(ctx, repairTime)
 	defer cancel()
@@ -56,17 +57,16 @@ func (r *Reconciler) Accept(ctx context.Context, device string) error {
 // Proposal is a finding with what [Reconciler.Repair] would do about it.
 type Proposal struct {
 	Finding
-	Action string `json:"action"` // what would be done, or has been
-	Left   bool   `json:"left"`   // it stays as it is, for the reason that Action gives
+	Action string `json:"action"` // what would be done, or was done
+	Left   bool   `json:"left"`   // the VF is left alone, for the reason in Action
 }
 
-// Proposals says of each finding what [Reconciler.Repair] would do, and changes
-// nothing. Whether the VF is then still as it was found, only Repair looks, under
-// its claim.
+// Proposals returns for each finding what [Reconciler.Repair] would do, and changes
+// nothing. Only Repair checks, under its claim, that the VF is still as it was found.
 func (r *Reconciler) Proposals(ctx context.Context, found []Finding) []Proposal {
 	out := []Proposal{}
 	if len(found) == 0 {
-		return out // the kubelet need not be asked
+		return out // without asking the kubelet
 	}
 	given := r.allGiven(ctx)
 	for _, f := range found {
@@ -82,8 +82,8 @@ func (r *Reconciler) Proposals(ctx context.Context, found []Finding) []Proposal 
 	return out
 }
 
-// remedy returns what undoes a finding, and why it is not to be done, empty where
-// nothing of the finding itself is against it.
+// remedy returns what would undo a finding, and why it must not be done; why is empty if
+// nothing in the finding itself forbids it.
 func (r *Reconciler) remedy(f Finding) (action, why string) {
 	if why := r.excluded(f); why != "" {
 		return "", why
@@ -99,8 +99,8 @@ func (r *Reconciler) remedy(f Finding) (action, why string) {
 	return "", string(f.Kind) + " VFs are only reported"
 }
 
-// unknown says what to do about a quarantine that does not say how the VF must stand,
-// empty where it does: there is nothing to make it as.
+// unknown tells what to do about a quarantine that does not record the VF's required
+// state; empty if it does. Without that state there is nothing to restore.
 func (r *Reconciler) unknown(device string) string {
 	q, err := r.Journal.Quarantined(device)
 	if err == nil && q != nil {
@@ -112,8 +112,8 @@ func (r *Reconciler) unknown(device string) string {
 	return "how it must stand is not known: see to it, and take it as it stands with 'manifold-agent reconcile --accept " + device + "'"
 }
 
-// repairStranded restores the VF of a dead sandbox, under that sandbox's lock: an
-// ADD that would take the VF over needs the lock to see that the sandbox is dead.
+// repairStranded restores the VF of a dead sandbox under that sandbox's lock: an ADD that
+// would take over the VF needs the lock to see that the sandbox is dead.
 func (r *Reconciler) repairStranded(ctx context.Context, f Finding) (err error) {
 	key, ok := journal.ParseKey(f.Sandbox)
 	if !ok {
@@ -142,9 +142,9 @@ func (r *Reconciler) repairStranded(ctx context.Context, f Finding) (err error) 
 	})
 }
 
-// dead returns the VF's owner while that is still the dead sandbox of key, by its
-// journal and by its claim: an ADD claims a VF before its journal says that it
-// tries. It is called under the sandbox's lock, without which nothing of this stays.
+// dead returns the VF's owner if that is still the dead sandbox of key, both by its
+// journal and by its claim: an ADD claims a VF before its journal says so. The caller
+// holds the sandbox's lock; without it the answer may be outdated at once.
 func (r *Reconciler) dead(ctx context.Context, f Finding, key journal.Key) (*owner, error) {
 	known, err := r.owners()
 	if err != nil {
@@ -167,14 +167,14 @@ func (r *Reconciler) dead(ctx context.Context, f Finding, key journal.Key) (*own
 	return o, nil
 }
 
-// given says that the kubelet has given the VF to a pod, or may have, empty where it
-// has not. The pod may use the VF and claim nothing, having no network on it; and the
-// dead sandbox's own pod may be about to start anew.
+// given tells that the kubelet has given the VF to a pod, or may have; empty if it has
+// not. Such a pod may use the VF without a claim if it has no network on it, and the dead
+// sandbox's own pod may be about to start again.
 func (r *Reconciler) given(ctx context.Context, device string) string {
 	return r.allGiven(ctx)(device)
 }
 
-// allGiven asks the kubelet once, for given of any number of VFs.
+// allGiven asks the kubelet once and returns given for any number of VFs.
 func (r *Reconciler) allGiven(ctx context.Context) func(device string) string {
 	allocated, err := r.Allocated(ctx)
 	if err == nil {
@@ -194,8 +194,8 @@ func (r *Reconciler) allGiven(ctx context.Context) func(device string) string {
 	}
 }
 
-// claimed runs do on a VF that no sandbox has, under its claim. An ADD that comes
-// meanwhile is told to try again.
+// claimed runs do, under the VF's claim, on a VF that no sandbox has. A concurrent ADD is
+// told to try again.
 func (r *Reconciler) claimed(ctx context.Context, f Finding, do func() error) (err error) {
 	self := journal.RepairKey(f.Device)
 	lock, err := r.Journal.TryLock(self)
@@ -220,9 +220,9 @@ func (r *Reconciler) claimed(ctx context.Context, f Finding, do func() error) (e
 	return do()
 }
 
-// repairFree resets a VF that nobody has. The kubelet may have given it away since
-// it was found, so that all is looked at again; an ADD that comes from now on waits
-// for the claim.
+// repairFree restores or resets a VF that nobody has. The kubelet may have given it away
+// since it was found, so everything is examined again. From here on an ADD waits for the
+// claim.
 func (r *Reconciler) repairFree(ctx context.Context, f Finding) error {
 	vfs, err := r.survey(ctx)
 	if err != nil {
@@ -252,8 +252,8 @@ func (r *Reconciler) repairFree(ctx context.Context, f Finding) error {
 	return r.restore(ctx, f, journal.Quarantine{Device: f.Device, To: to})
 }
 
-// restore writes down what is about to be done, then makes the VF as in q.To. If
-// that fails, it is in quarantine, else in none.
+// restore records what it is about to do, then gives the VF the state q.To. The VF is in
+// quarantine afterwards if that fails, and out of quarantine if it succeeds.
 func (r *Reconciler) restore(ctx context.Context, f Finding, q journal.Quarantine) error {
 	to, err := verify.Recorded(q.To)
 	if err != nil {
@@ -281,16 +281,16 @@ func (r *Reconciler) restore(ctx context.Context, f Finding, q journal.Quarantin
 	return r.Journal.Release(f.Device)
 }
 
-// repairsFile is the log of repairs in the journal's directory, a line of JSON
-// each, written before the repair. One that has grown to maxRepairs bytes is kept
-// under the name oldRepairs, in place of the one before it.
+// repairsFile is the log of repairs in the journal's directory. Each line is a JSON
+// object, written before its repair. A log that reaches maxRepairs bytes is renamed to
+// oldRepairs and replaces the previous one.
 const (
 	repairsFile = "repairs.log"
 	oldRepairs  = "repairs.log.1"
 	maxRepairs  = 1 << 20
 )
 
-// record appends to the log of repairs.
+// record appends the repair of f to the state to to the log of repairs.
 func (r *Reconciler) record(f Finding, to *sriov.Snapshot) (err error) {
 	line, err := json.Marshal(struct {
 		Time time.Time `json:"time"`
@@ -311,8 +311,8 @@ func (r *Reconciler) record(f Finding, to *sriov.Snapshot) (err error) {
 	return nil
 }
 
-// repairs opens the log of repairs, locked against the agent and commands beside
-// it: two that move it away would lose what they keep.
+// repairs opens the log of repairs and locks it against the agent and commands that run
+// beside it: two that rename it at the same time would lose a log.
 func (r *Reconciler) repairs() (*os.File, error) {
 	path := filepath.Join(r.Journal.Path, repairsFile)
 	for {
@@ -330,8 +330,8 @@ func (r *Reconciler) repairs() (*os.File, error) {
 	}
 }
 
-// makeRoom locks the log, and moves it away when it is full. It reports whether it
-// has been moved, by whomever.
+// makeRoom locks the log and renames it if it is full. It reports whether the log has
+// been renamed, by this or another process.
 func (r *Reconciler) makeRoom(path string, file *os.File) (moved bool, err error) {
 	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
 		return false, err

@@ -16,40 +16,40 @@ import (
 	"github.com/manifold-cni/manifold/internal/journal"
 )
 
-// An ADD makes many events: a scan waits until nothing has happened for rest, but
-// no longer than most after the first.
+// An ADD makes many events. A scan waits until nothing has happened for rest, but at most
+// until most after the first event.
 const (
 	rest = time.Second
 	most = 10 * time.Second
 )
 
-// pause is for how long the journals' directory is not watched once it has told of a
-// change. A pod's ADD changes it a dozen times; each would wake the agent, on a
-// processor that the ADD could have.
+// pause is how long the journals' directory is not watched after it has reported a
+// change. The ADD of a pod changes it a dozen times. Each change would wake the agent, on
+// a processor that the ADD could use.
 const pause = rest / 4
 
-// ReasonRepaired is told of what was repaired; for the kinds see [Reason].
+// ReasonRepaired is the reason for a repaired VF; for findings see [Reason].
 const ReasonRepaired = "VFRepaired"
 
-// Reason returns the reason under which a kind of finding is told, one word in
-// CamelCase that stays the same: Events carry it.
+// Reason returns the reason under which a kind of finding is told: one word in CamelCase
+// that never changes, because Events carry it.
 func Reason(k Kind) string {
 	return map[Kind]string{
 		Stranded: "VFStranded", Vanished: "VFVanished", Replaced: "VFReplaced", Drifted: "VFDrifted", Unreleased: "VFUnreleased", Orphaned: "VFOrphaned", Leftover: "VFLeftover", Quarantined: "VFQuarantined",
 	}[k]
 }
 
-// deafTime is how long a reconciler waits before it listens again when the kernel's
-// events or the files' cannot be heard, or looks again when it has seen nothing.
+// deafTime is how long a reconciler waits before it listens again if it cannot receive
+// the events of the kernel or of files, and before it scans again if it has seen no VF.
 const deafTime = 30 * time.Second
 
-// Run scans at the start, and whenever links, drivers, journals or one of the
-// kubelet's directories have changed and come to rest, until ctx ends: it does not
-// poll. Where changes cannot be heard, it scans all the same, says so, and listens
-// again every half a minute, with a scan for what it missed. Findings are logged and
-// told when they come, and logged when they go. With repair they are repaired; see
-// [Reconciler.Repair]. A repair that failed is not tried again, one that gave way is,
-// with the next scan.
+// Run scans at its start, and whenever links, drivers, journals or the kubelet's
+// directories have changed and come to rest, until ctx ends. It does not poll. If it
+// cannot receive changes, it logs that, scans once, and tries to listen again every half
+// minute, with a scan for what it missed. Run logs findings when they come and go, and
+// tells them when they come. With repair set it also repairs them; see
+// [Reconciler.Repair]. A repair that failed is not tried again; a repair that gave way is
+// tried again with the next scan.
 func (r *Reconciler) Run(ctx context.Context, repair bool, log *slog.Logger) {
 	state := round{}
 	scan := func() bool { return r.round(ctx, &state, repair, log) }
@@ -68,8 +68,8 @@ func (r *Reconciler) Run(ctx context.Context, repair bool, log *slog.Logger) {
 	}
 }
 
-// listen scans, and again whenever something changed or a scan has seen nothing,
-// until ctx ends or changes cannot be heard any more.
+// listen scans at the start, and again whenever something changed or a scan has seen
+// nothing, until ctx ends or changes can no longer be received.
 func (r *Reconciler) listen(ctx context.Context, scan func() (seen bool)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -100,21 +100,21 @@ func (r *Reconciler) listen(ctx context.Context, scan func() (seen bool)) error 
 			}
 		case <-unwatched:
 			w.add(files)
-			alarm.set() // for what has changed meanwhile
+			alarm.set() // for what changed in the meantime
 		case <-files.Errors: // events were lost
 			w.add(files)
 			alarm.set()
 		case <-alarm.timer.C:
 			alarm.first = time.Time{}
-			if !scan() { // and perhaps nothing will tell that it could be done now
+			if !scan() { // there may be no event when a scan is possible again
 				alarm.timer.Reset(cmp.Or(r.deaf, deafTime))
 			}
 		}
 	}
 }
 
-// sources opens what tells of changes: the kernel's events until ctx ends, and
-// those of files.
+// sources opens the sources of changes: the kernel's events, until ctx ends, and the
+// events of files.
 func (r *Reconciler) sources(ctx context.Context) (<-chan struct{}, *fsnotify.Watcher, error) {
 	if err := os.MkdirAll(r.Journal.Path, 0o700); err != nil {
 		return nil, nil, err
@@ -127,13 +127,13 @@ func (r *Reconciler) sources(ctx context.Context) (<-chan struct{}, *fsnotify.Wa
 	return events, files, err
 }
 
-// alarm says when to scan.
+// alarm decides when to scan.
 type alarm struct {
 	timer *time.Timer
-	first time.Time // of the events since the last scan; zero for none
+	first time.Time // the first event since the last scan; zero if none
 }
 
-// set is called for each event.
+// set reports an event.
 func (a *alarm) set() {
 	now := time.Now()
 	if a.first.IsZero() {
@@ -142,44 +142,44 @@ func (a *alarm) set() {
 	a.timer.Reset(max(0, min(rest, most-now.Sub(a.first))))
 }
 
-// watched are directories, each of which may come and go.
+// watched are directories that may come and go.
 type watched []string
 
-// add watches all that exist, and above each the nearest directory that does, in
-// which it will appear.
+// add watches all directories that exist and, for each, its nearest existing parent, in
+// which it appears when it is created.
 func (w watched) add(files *fsnotify.Watcher) {
 	for _, dir := range w {
-		_ = files.Add(dir) // it may not exist: then the one above tells when it does
+		_ = files.Add(dir) // it may not exist: then its parent reports when it is created
 		for above := filepath.Dir(dir); files.Add(above) != nil && above != filepath.Dir(above); {
 			above = filepath.Dir(above)
 		}
 	}
 }
 
-// concerns reports whether something changed in one of the directories, or one of
-// them came or went.
+// concerns reports whether an event means that something changed in one of the
+// directories, or that one of them came or went.
 func (w watched) concerns(files *fsnotify.Watcher, e fsnotify.Event) bool {
 	name := filepath.Clean(e.Name)
-	// As a rule what is new is a lock or a journal, with every pod, and not on the way
-	// to a directory.
+	// Usually the new file is a pod's lock or journal, and not on the path of a
+	// directory.
 	if e.Has(fsnotify.Create) && slices.ContainsFunc(w, func(dir string) bool { return dir == name || strings.HasPrefix(dir, name+"/") }) {
 		w.add(files)
 	}
 	if journal.IsRepairLock(filepath.Base(name)) {
-		return false // a repair that gives way would be its own next cause
+		return false // a repair that gives way would cause its own next attempt
 	}
 	return slices.ContainsFunc(w, func(dir string) bool { return dir == name || dir == filepath.Dir(name) })
 }
 
-// round is what the last scan said.
+// round is the result of the last scan.
 type round struct {
 	found   []Finding
-	gaveWay map[Finding]string // of these, those whose repair gave way, and to what
+	gaveWay map[Finding]string // findings whose repair gave way, and why
 	problem string
 }
 
-// round scans once, tells what is new and what is gone, and repairs. It reports
-// whether it has seen the node's VFs; otherwise all that was found before stands.
+// round scans once, tells what is new and what is gone, and repairs. It reports whether
+// it has seen the node's VFs; if not, all earlier findings stand.
 func (r *Reconciler) round(ctx context.Context, last *round, repair bool, log *slog.Logger) (seen bool) {
 	now, err := r.Scan(ctx)
 	problem := ""
@@ -220,7 +220,7 @@ func (r *Reconciler) round(ctx context.Context, last *round, repair bool, log *s
 	return true
 }
 
-// repair repairs one finding, and says what became of it. The error is why it was
+// repair repairs one finding and reports the outcome. The error is the reason why it was
 // not tried.
 func (r *Reconciler) repair(ctx context.Context, f Finding, log *slog.Logger) (untried error) {
 	err := r.Repair(ctx, f)

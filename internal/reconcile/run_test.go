@@ -20,7 +20,7 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// told is what a running reconciler tells.
+// told is one call of Tell by a running reconciler.
 type told struct {
 	reason string
 	Finding
@@ -44,7 +44,7 @@ func (n *node) run(repair bool) <-chan told {
 	return out
 }
 
-// hears fails unless this is told next.
+// hears fails the test unless the next thing told has this reason and is about the VF.
 func (n *node) hears(c <-chan told, reason string) Finding {
 	n.t.Helper()
 	got := <-c
@@ -54,8 +54,9 @@ func (n *node) hears(c <-chan told, reason string) Finding {
 	return got.Finding
 }
 
-// TestRunScansWhenSomethingChanges: at the start, when links change, journals, or
-// the kubelet's files, whose directory may come later than the reconciler.
+// TestRunScansWhenSomethingChanges: Run scans at its start, and when links, journals or
+// the kubelet's files change, even if the kubelet's directory is created after Run
+// started.
 func TestRunScansWhenSomethingChanges(t *testing.T) {
 	n := newNode(t)
 	kubelet := filepath.Join(t.TempDir(), "kubelet", "device-plugins")
@@ -66,7 +67,7 @@ func TestRunScansWhenSomethingChanges(t *testing.T) {
 	if got := n.Findings(); len(got) != 1 || got[0] != f {
 		t.Errorf("findings %v, told %v", got, f)
 	}
-	n.vlan(78) // another finding, after an event of the kernel's
+	n.vlan(78) // a different finding, after an event of the kernel
 	n.hears(c, "VFLeftover")
 	n.vlan(0)
 	key := n.sandbox("dead", false) // a journal
@@ -80,7 +81,7 @@ func TestRunScansWhenSomethingChanges(t *testing.T) {
 	n.allocate()
 	n.must(os.WriteFile(filepath.Join(kubelet, "checkpoint"), nil, 0o600))
 	n.hears(c, "VFLeftover")
-	for _, id := range []string{"second", "third"} { // heard of behind the pause as well
+	for _, id := range []string{"second", "third"} { // the second is heard after the pause too
 		key = n.sandbox(id, false)
 		n.hears(c, "VFStranded")
 		entry, err = n.Journal.Open(key)
@@ -89,7 +90,7 @@ func TestRunScansWhenSomethingChanges(t *testing.T) {
 	}
 }
 
-// deaf are links whose events cannot be had at first, and then end at once.
+// deaf are links whose events fail to open at first, then end at once.
 type deaf struct {
 	sriov.Links
 	asked *atomic.Int32
@@ -108,7 +109,7 @@ func (d deaf) Events(ctx context.Context) (<-chan struct{}, error) {
 	return d.Links.Events(ctx)
 }
 
-// Where changes are not heard, it is looked all the same, and listened again.
+// Without events, Run scans all the same, and tries again to listen.
 func TestRunScansWithoutEvents(t *testing.T) {
 	n := newNode(t)
 	links := deaf{n.Host.Links, new(atomic.Int32)}
@@ -123,7 +124,7 @@ func TestRunScansWithoutEvents(t *testing.T) {
 	n.hears(c, "VFLeftover")
 }
 
-// A node on which nothing can ever be heard is looked at once at least.
+// A node on which nothing can ever be heard is scanned at least once.
 func TestRunScansOnceWithoutAnything(t *testing.T) {
 	n := newNode(t)
 	n.vlan(77)
@@ -139,7 +140,7 @@ func TestRunScansOnceWithoutAnything(t *testing.T) {
 	}
 }
 
-// looked ends a run when it looks at network devices.
+// looked ends a run when it reads network devices.
 type looked struct {
 	sriov.Links
 	end func()
@@ -164,8 +165,8 @@ func TestRunRepairsOnce(t *testing.T) {
 	n.hears(c, "VFOrphaned")
 }
 
-// A repair that was tried is counted, whether it succeeds or not; one that is reported
-// alone is none.
+// A repair that was tried is counted, whether it succeeds or not; a finding that is only
+// reported is not counted.
 func TestRepairsAreCounted(t *testing.T) {
 	n := newNode(t)
 	var counted []string
@@ -178,7 +179,7 @@ func TestRepairsAreCounted(t *testing.T) {
 	n.tree.Refuse(address, sriov.PropertyVLAN, errors.New("busy"))
 	look()
 	n.tree.Refuse(address, sriov.PropertyVLAN, nil)
-	look() // from the quarantine in which it is for that
+	look() // out of the quarantine that the failed reset caused
 	if want := []string{"leftover failed: true", "quarantined failed: false"}; !slices.Equal(counted, want) {
 		t.Errorf("%q, want %q", counted, want)
 	}
@@ -210,8 +211,8 @@ func TestRepairThatGaveWayIsTriedAgain(t *testing.T) {
 	}
 }
 
-// A scan that cannot see the VFs, as while they are made anew, says nothing of them:
-// what was found stands, and it is looked again although nothing changes.
+// A scan that cannot see the VFs, as while they are recreated, changes no findings, and
+// is repeated although nothing changes.
 func TestScanThatSeesNothing(t *testing.T) {
 	n := newNode(t)
 	n.deaf = time.Millisecond
@@ -234,8 +235,8 @@ func TestScanThatSeesNothing(t *testing.T) {
 	n.hears(c, "VFLeftover")
 }
 
-// What a repair itself makes and removes is no cause of the next scan: one that
-// gives way would never come to rest.
+// The files that a repair itself creates and removes cause no scan: otherwise a repair
+// that gives way would never come to rest.
 func TestRepairLocksCauseNoScan(t *testing.T) {
 	n := newNode(t)
 	lock, err := n.Journal.Lock(t.Context(), journal.RepairKey(address))

@@ -13,7 +13,7 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// itself is the plugin that must not be a delegate.
+// itself is the plugin that must not be its own delegate.
 const itself = "manifold"
 
 // Definition returns what is wrong with a definition.
@@ -44,7 +44,7 @@ func Definition(def *netattach.Definition) []Finding {
 	return l
 }
 
-// quotas is what the names begin with under which a ResourceQuota counts requests.
+// quotas is the prefix of the names under which a ResourceQuota counts requests.
 const quotas = "requests."
 
 // resourceName returns what is wrong with the name of a device plugin's resource.
@@ -59,8 +59,8 @@ func resourceName(name string) []string {
 	return validation.IsQualifiedName(name)
 }
 
-// NodeSelector returns the labels of the nodes that a definition's pods are bound
-// to, nil for all nodes.
+// NodeSelector returns the labels of the nodes that a definition's pods are bound to; nil
+// means all nodes.
 func NodeSelector(def *netattach.Definition) (map[string]string, error) {
 	text := def.Annotations[netattach.NodeSelectorAnnotation]
 	if text == "" {
@@ -73,7 +73,7 @@ func NodeSelector(def *netattach.Definition) (map[string]string, error) {
 	return set, metav1validation.ValidateLabels(set, nil).ToAggregate()
 }
 
-// config looks at what can be run, and will not work.
+// config checks a configuration that can be parsed for what will not work.
 func (l *list) config(at *field.Path, def *netattach.Definition, c *netattach.Config) {
 	if name := c.Name(); name != "" {
 		if err := utils.ValidateNetworkName(name); err != nil {
@@ -87,7 +87,7 @@ func (l *list) config(at *field.Path, def *netattach.Definition, c *netattach.Co
 	l.capabilities(at, def.ResourceName(), c)
 }
 
-// plugins looks at what a configuration's plugins have to do with devices.
+// plugins checks what a configuration's plugins have to do with devices.
 func (l *list) plugins(at *field.Path, resource string, c *netattach.Config) {
 	for _, p := range c.Plugins() {
 		switch {
@@ -106,21 +106,21 @@ func (l *list) plugins(at *field.Path, resource string, c *netattach.Config) {
 	}
 }
 
-// setResource is what to do where a device is needed.
+// setResource is the fix if a device is needed.
 const setResource = "set the annotation " + netattach.ResourceNameAnnotation
 
-// deviceless are the reference plugins that have no use for a device.
+// deviceless are the reference plugins that take no device.
 var deviceless = map[string]bool{
 	"bandwidth": true, "bridge": true, "dummy": true, "firewall": true, "ipvlan": true, "loopback": true, "macvlan": true, "portmap": true,
 	"ptp": true, "sbr": true, "tap": true, "tuning": true, "vlan": true, "vrf": true,
 }
 
-// capable are the capabilities that a runtime or a pod's annotation fills in.
+// capable are the capabilities that a runtime or a pod's annotation can fill in.
 var capable = []string{
 	"ips", "mac", "portMappings", "bandwidth", "infinibandGUID", "deviceID", "CNIDeviceInfoFile", "ipRanges", "dns", "aliases", "cgroupPath",
 }
 
-// capabilities looks at what the plugins declare.
+// capabilities checks the capabilities that the plugins declare.
 func (l *list) capabilities(at *field.Path, resource string, c *netattach.Config) {
 	if resource == "" && c.HasCapability("deviceID") {
 		l.add(Warning, at, "a plugin has the capability deviceID, and the definition names no resource").Fix = setResource

@@ -19,19 +19,19 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// anyNetwork is a configuration with which everything can be planned that can be
-// with one at least: it takes the place of one that is not known, so that the rest
-// of a pod is looked at.
+// anyNetwork is a configuration with which every selection can be planned that could be
+// planned with some configuration. It stands in for an unknown configuration, so that the
+// rest of the pod is checked.
 var anyNetwork = func() string {
 	capabilities := map[string]bool{}
 	for _, name := range capable {
 		capabilities[name] = true
 	}
-	raw, _ := json.Marshal(map[string]any{"cniVersion": "1.0.0", "name": "any", "type": "any", "capabilities": capabilities}) // strings and booleans
+	raw, _ := json.Marshal(map[string]any{"cniVersion": "1.0.0", "name": "any", "type": "any", "capabilities": capabilities}) // strings and booleans always marshal
 	return string(raw)
 }()
 
-// checkedPod is a pod that is looked at, and what is found.
+// checkedPod is a pod under examination, with its findings.
 type checkedPod struct {
 	list
 	rules   *Rules
@@ -39,8 +39,8 @@ type checkedPod struct {
 	root    *field.Path
 	conf    *netconf.Conf
 	defs    map[planner.Ref]*netattach.Definition
-	guessed bool // some of defs stand in for networks that are not known, nor are their devices
-	pins    bool // a network names its device, which may be one of another network's
+	guessed bool // some of defs stand in for unknown networks, whose devices are unknown too
+	pins    bool // a network pins its device, which another network may need
 }
 
 // path returns the path of a field of the pod.
@@ -51,16 +51,16 @@ func (c *checkedPod) path(name string) *field.Path {
 	return c.root.Child(name)
 }
 
-// Pod returns what is wrong with a pod, or with the template of pods at root; nil
-// is the root of a pod itself. The pod's namespace is set. defs are the definitions
-// that exist, of those that [Rules.Select] names at least.
+// Pod returns what is wrong with a pod, or with the pod template at root; a nil root
+// means a pod itself. The pod's namespace must be set. defs are the definitions that
+// exist, at least those among the ones that [Rules.Select] names.
 func (r *Rules) Pod(pod *corev1.Pod, root *field.Path, defs map[planner.Ref]*netattach.Definition) []Finding {
 	if defs == nil {
 		defs = map[planner.Ref]*netattach.Definition{}
 	}
 	c := &checkedPod{rules: r, pod: pod, root: root, defs: maps.Clone(defs)}
 	inv, err := r.invocation(pod, defs)
-	if err != nil { // New has seen it pass
+	if err != nil { // New has already tried the same configuration
 		c.add(Error, c.path("metadata"), "%v", err)
 		return c.list
 	}
@@ -84,8 +84,8 @@ func (r *Rules) Pod(pod *corev1.Pod, root *field.Path, defs map[planner.Ref]*net
 	return c.list
 }
 
-// annotation looks at one of the pod's annotations, and reports whether a plan can
-// be made of it.
+// annotation checks one of the pod's annotations, and reports whether a plan can be made
+// from it.
 func (c *checkedPod) annotation(key string) bool {
 	at, namespace := annotation(c.path("metadata"), key), c.pod.Namespace
 	if key == netattach.DefaultNetworkAnnotation {
@@ -107,9 +107,9 @@ func (c *checkedPod) annotation(key string) bool {
 	return whole
 }
 
-// selection looks at what a plan does not tell of one entry, and reports whether a
-// plan can be made: of an entry whose configuration is not known only when nothing
-// is asked that depends on it.
+// selection checks what a plan does not reveal about one entry, and reports whether a
+// plan can be made. With an unknown configuration, that is so only if the entry asks for
+// nothing that depends on it.
 func (c *checkedPod) selection(at *field.Path, s *netattach.Selection) bool {
 	whole := c.configuration(at, s) || s.DeviceID == "" && s.Container == "" && s.Claim == ""
 	if s.DeviceID != "" {
@@ -127,7 +127,7 @@ func (c *checkedPod) selection(at *field.Path, s *netattach.Selection) bool {
 	return whole
 }
 
-// configuration reports whether it is known what a network asks of the pod; if not
+// configuration reports whether it is known what a network asks of the pod. If it is not,
 // anyNetwork stands in for it.
 func (c *checkedPod) configuration(at *field.Path, s *netattach.Selection) bool {
 	stands := &netattach.Definition{Spec: netattach.DefinitionSpec{Config: anyNetwork}}
@@ -135,7 +135,7 @@ func (c *checkedPod) configuration(at *field.Path, s *netattach.Selection) bool 
 	switch def := c.defs[refOf(s)]; {
 	case def == nil || def.Spec.Config == anyNetwork:
 		c.add(Warning, at, "definition %s %s: what it asks of the pod is not checked", refOf(s), c.rules.absent)
-	case strings.TrimSpace(def.Spec.Config) == "": // a file on the node says
+	case strings.TrimSpace(def.Spec.Config) == "": // a file on the node has the configuration
 		stands.Annotations = def.Annotations
 	default:
 		return true
@@ -145,7 +145,7 @@ func (c *checkedPod) configuration(at *field.Path, s *netattach.Selection) bool 
 }
 
 // MountPath returns why a directory of [netattach.StatusVolumeAnnotation] cannot be
-// mounted, nil when it can.
+// mounted, or nil if it can.
 func MountPath(dir string) error {
 	if !path.IsAbs(dir) || path.Clean(dir) != dir || dir == "/" || strings.Contains(dir, ":") || len(dir) > maxMountPath {
 		return fmt.Errorf("%.64q is not an absolute path of a directory, without ':' and a '/' at its end", dir)
@@ -153,10 +153,10 @@ func MountPath(dir string) error {
 	return nil
 }
 
-// maxMountPath is the longest path that Linux takes, in bytes.
+// maxMountPath is the longest path that Linux accepts, in bytes.
 const maxMountPath = 4095
 
-// volume looks at the annotation that asks for a volume.
+// volume checks the annotation that asks for a volume.
 func (c *checkedPod) volume() {
 	if dir, ok := c.pod.Annotations[netattach.StatusVolumeAnnotation]; ok {
 		if err := MountPath(dir); err != nil {
@@ -165,7 +165,8 @@ func (c *checkedPod) volume() {
 	}
 }
 
-// container looks at the annotation that names a container for the whole pod.
+// container checks the annotation that names a container for the whole pod, and reports
+// whether a plan can be made.
 func (c *checkedPod) container() bool {
 	name, ok := c.pod.Annotations[netattach.ContainerKey]
 	if !ok || slices.Contains(containers(c.pod), name) {
@@ -175,7 +176,7 @@ func (c *checkedPod) container() bool {
 	return false
 }
 
-// plan plans the pod.
+// plan plans the pod, and adds what the planner refuses or warns of.
 func (c *checkedPod) plan(inv *netconf.Invocation) {
 	networks := annotation(c.path("metadata"), netattach.NetworksAnnotation)
 	made, err := planOf(inv, c.pod, c.defs)
@@ -191,7 +192,7 @@ func (c *checkedPod) plan(inv *netconf.Invocation) {
 	}
 }
 
-// planOf plans a pod as if the kubelet had allocated what its limits ask for.
+// planOf plans a pod as if the kubelet had allocated what its limits request.
 func planOf(inv *netconf.Invocation, pod *corev1.Pod, defs map[planner.Ref]*netattach.Definition) (*plan.Plan, error) {
 	sel, err := planner.Select(inv, podOf(pod))
 	if err != nil {
@@ -200,8 +201,8 @@ func planOf(inv *netconf.Invocation, pod *corev1.Pod, defs map[planner.Ref]*neta
 	return sel.Plan(planner.Sources{Definitions: defs, Allocation: requested(pod, sel.Demands(defs))})
 }
 
-// defaultAlone returns what is wrong with the annotation of the default network,
-// whatever the other one says.
+// defaultAlone returns what is wrong with the default network's annotation, whatever the
+// networks annotation says.
 func (c *checkedPod) defaultAlone() error {
 	alone := c.pod.DeepCopy()
 	delete(alone.Annotations, netattach.NetworksAnnotation)
@@ -209,9 +210,9 @@ func (c *checkedPod) defaultAlone() error {
 	return err
 }
 
-// refused records why no plan is made, without the pod, which the reader sees
-// beside it. Devices are corrected in the containers' limits, everything else in
-// the annotation.
+// refused records why planning failed. It omits the pod's name, which the reader sees
+// beside the finding. Missing devices are corrected in the containers' limits, everything
+// else in an annotation.
 func (c *checkedPod) refused(networks *field.Path, err error) {
 	at := networks
 	switch {

@@ -10,12 +10,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	"k8s.io/apimachinery/pkg/util/json" // names of keys are exact, as at the API server
+	"k8s.io/apimachinery/pkg/util/json" // key names are exact, as at the API server
 )
 
-// DecodePod decodes a pod in JSON. One with a quantity like 1e-99999999 is refused
-// before: decoding it would take minutes. The API server has rounded what it sends; but
-// others can reach the webhook, and manifests are anybody's.
+// DecodePod decodes a pod from JSON. It refuses a quantity like 1e-99999999 first,
+// because decoding one takes minutes. The API server has rounded what it sends, but
+// others can reach the webhook, and anybody can write a manifest.
 func DecodePod(raw []byte) (*corev1.Pod, error) {
 	if suspicious.Match(raw) {
 		if err := quantities(stdjson.NewDecoder(bytes.NewReader(raw)), reflect.TypeFor[corev1.Pod]()); err != nil {
@@ -26,19 +26,19 @@ func DecodePod(raw []byte) (*corev1.Pod, error) {
 	return pod, json.Unmarshal(raw, pod)
 }
 
-// suspicious matches where there may be a quantity that is minute: in most pods
-// nowhere, so that they are read once. minute matches all of such a quantity, whose
-// exponent has thousands.
+// suspicious matches where there may be a minute quantity. It matches nowhere in most
+// pods, which are therefore read once. minute matches a whole quantity with such an
+// exponent, of four digits or more.
 var (
 	suspicious = regexp.MustCompile(`[0-9.][eE]-[0-9]{4}`)
 	minute     = regexp.MustCompile(`^"?\s*[+-]?[0-9.]+[eE]-[0-9]{4,}\s*"?$`)
 )
 
-// quantities refuses a minute number in the JSON of a value of typ, where that has a
-// quantity; the same text is fine in an annotation or in the environment. It reads the
-// text and not what was decoded from it: of a key that is given twice both values are
-// decoded. What is not as the type has it is passed over, and left to decoding; so the
-// types bound how deep it goes.
+// quantities refuses a minute number in the JSON of a value of type typ, wherever the
+// type has a quantity; the same text is fine in an annotation or in an environment
+// variable. It reads the JSON rather than the decoded value, because both values of a
+// duplicate key are decoded. It skips what does not match the type and leaves it to the
+// decoder, so the types bound the recursion.
 func quantities(d *stdjson.Decoder, typ reflect.Type) error {
 	for typ != nil && typ.Kind() == reflect.Pointer {
 		typ = typ.Elem()
@@ -73,14 +73,14 @@ func quantities(d *stdjson.Decoder, typ reflect.Type) error {
 			return err
 		}
 	}
-	_, err = d.Token() // what closes it
+	_, err = d.Token() // the closing delimiter
 	return err
 }
 
 var quantity = reflect.TypeFor[resource.Quantity]()
 
-// opening returns what the JSON of a value that may have quantities in it begins with;
-// 0 of others, and of a quantity itself.
+// opening returns the delimiter that opens the JSON of a value that may contain
+// quantities; 0 for other types, and for a quantity itself.
 func opening(typ reflect.Type) stdjson.Delim {
 	switch {
 	case typ == nil, typ == quantity:
@@ -93,8 +93,8 @@ func opening(typ reflect.Type) stdjson.Delim {
 	return 0
 }
 
-// member returns the type of the value of a key in an object; nil when typ has no such
-// key.
+// member returns the type of a key's value in an object of type typ; nil if typ has no
+// such key.
 func member(typ reflect.Type, key stdjson.Token) reflect.Type {
 	switch {
 	case typ == nil:

@@ -9,8 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/json"
 )
 
-// TestMinuteNumbers: a number that takes minutes to decode is refused at once wherever
-// a pod has quantities.
+// TestMinuteNumbers proves that a number that takes minutes to decode is refused at once,
+// wherever a pod has quantities.
 func TestMinuteNumbers(t *testing.T) {
 	for number, ok := range map[string]bool{
 		`"1e-99999999"`: false, `1E-99999999`: false, `"-0.5e-4000"`: false, ` 1e-123456 `: false, `" 1e-99999999"`: false,
@@ -34,7 +34,7 @@ func TestMinuteNumbers(t *testing.T) {
 	}
 }
 
-// TestTextLikeAMinuteNumber: a text is no quantity, whatever it looks like.
+// TestTextLikeAMinuteNumber proves that a text is never taken for a quantity.
 func TestTextLikeAMinuteNumber(t *testing.T) {
 	for _, raw := range []string{
 		`{"metadata":{"name":"web-7e-20261","annotations":{"tolerance":"1e-9999","x":"\"1e-9999\""},"labels":{"a":"1E-99999999"}}}`,
@@ -50,7 +50,7 @@ func TestTextLikeAMinuteNumber(t *testing.T) {
 	}
 }
 
-// FuzzDecodePod: a text keeps no pod from being decoded, and no number, nor anything
+// FuzzDecodePod: no text keeps a pod from being decoded, and no number, nor anything
 // else, holds decoding up.
 func FuzzDecodePod(f *testing.F) {
 	f.Add("1e-9999", `{"spec":{"containers":[{"resources":{"limits":{"a":"1e-99999999"}}}]}}`)
@@ -58,7 +58,7 @@ func FuzzDecodePod(f *testing.F) {
 	f.Add(" 1E-99999999 ", `{"spec":{"volumes":[{"emptyDir":{"sizeLimit":1e-9999}}],"volumes":null}} 1e-9999`)
 	f.Add(`\`, `{"spec":{"overhead":{"a":"1e-0000"`)
 	f.Fuzz(func(t *testing.T, text, raw string) {
-		_, _ = DecodePod([]byte(raw)) // it ends
+		_, _ = DecodePod([]byte(raw)) // the call returns
 		text = strings.ToValidUTF8(text, "?")
 		with := &corev1.Pod{}
 		with.Annotations = map[string]string{"a": text}

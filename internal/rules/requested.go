@@ -11,13 +11,13 @@ import (
 	"github.com/manifold-cni/manifold/podresources"
 )
 
-// maxRequested bounds the devices of one resource that a container is taken to
-// get: a pod has at most as many attachments as an annotation has entries.
+// maxRequested bounds the devices of one resource that a container is assumed to get: a
+// pod has at most as many attachments as an annotation can have entries.
 const maxRequested = netattach.MaxSelections
 
-// requested is the allocation that gives a pod what its limits ask for. What its
-// resource claims will give nobody knows yet: a pod that has any is taken to get
-// whatever its networks demand.
+// requested returns the allocation that gives a pod what its limits request. Nobody knows
+// yet what resource claims will give, so a pod that has any is assumed to get whatever
+// its networks demand.
 func requested(pod *corev1.Pod, demands []planner.Demand) *podresources.Allocation {
 	a := &podresources.Allocation{}
 	seen := map[string]bool{}
@@ -39,8 +39,8 @@ func requested(pod *corev1.Pod, demands []planner.Demand) *podresources.Allocati
 	return a
 }
 
-// pin gives a device that fits the ID that a network pins: the kubelet may well
-// choose that one.
+// pin gives a fitting device the ID that a network pins: the kubelet may choose that
+// device.
 func pin(a *podresources.Allocation, d *planner.Demand) {
 	if d.DeviceID == "" {
 		return
@@ -54,7 +54,7 @@ func pin(a *podresources.Allocation, d *planner.Demand) {
 	}
 }
 
-// newDevice adds a device to an allocation; container is empty for the first.
+// newDevice adds a device to an allocation. The name container may be empty.
 func newDevice(a *podresources.Allocation, resource, container string) *podresources.Device {
 	a.Devices = append(a.Devices, podresources.Device{
 		Resource: resource, ID: fmt.Sprintf("device-%d", len(a.Devices)+1), Containers: []string{container}, PluginIndex: -1, Source: "by its limits",
@@ -62,10 +62,10 @@ func newDevice(a *podresources.Allocation, resource, container string) *podresou
 	return &a.Devices[len(a.Devices)-1]
 }
 
-// limited adds the devices of one resource as the kubelet allocates them: what an
-// init container held, the next container gets first, unless it keeps running.
+// limited adds the devices of one resource as the kubelet allocates them: the next
+// container first gets what an init container held, unless that container keeps running.
 func limited(a *podresources.Allocation, pod *corev1.Pod, resource string) {
-	var free []int // indices of devices that init containers held
+	var free []int // indices of devices that finished init containers held
 	allocate := func(c *corev1.Container, keeps bool) {
 		limit := c.Resources.Limits[corev1.ResourceName(resource)]
 		var held []int

@@ -1,16 +1,15 @@
-// Package rules says what is wrong with a definition or a pod before any node
-// sees it. Admission refuses by these rules and `kubectl manifold lint` prints
-// them, so that what passes lint passes admission where both are told the same of the
-// nodes, and the other way round where lint has been told that admission requests
-// devices.
+// Package rules tells what is wrong with a definition or a pod before any node sees it.
+// Admission refuses by these rules and `kubectl manifold lint` prints them. What passes
+// lint passes admission if both know the same of the nodes; the reverse holds if lint has
+// also been told that admission requests devices.
 //
-// [Definition] looks at one definition. [Rules.Pod] looks at a pod with the
-// definitions that it selects, which [Rules.Select] names: where all of them are
-// known the pod is planned, by the planner of the node, as if the kubelet had
-// allocated what the containers' limits ask for. So what a node would refuse is
-// refused here in the same words, and no rule is written twice.
+// [Definition] checks one definition. [Rules.Pod] checks a pod with the definitions that
+// it selects, which [Rules.Select] names. If all of them are known, the pod is planned by
+// the node's own planner, as if the kubelet had allocated what the containers' limits
+// request. So what a node would refuse is refused here in the same words, and no rule is
+// written twice.
 //
-// Nothing here does I/O, and every input is hostile.
+// Nothing in this package does I/O, and every input may be hostile.
 package rules
 
 import (
@@ -29,7 +28,7 @@ import (
 	"github.com/manifold-cni/manifold/podresources"
 )
 
-// Severity says what follows of a finding.
+// Severity tells what a finding leads to.
 type Severity string
 
 // The severities of a [Finding].
@@ -38,7 +37,7 @@ const (
 	Warning Severity = "warning" // it works, and may surprise
 )
 
-// Finding is something that is wrong with an object.
+// Finding is something wrong with an object.
 type Finding struct {
 	Severity Severity
 	Field    string // a path as the API server writes it, for example spec.config
@@ -54,17 +53,18 @@ func (f Finding) String() string {
 	return f.Text + "; " + f.Fix
 }
 
-// list gathers findings.
+// list collects findings.
 type list []Finding
 
-// add adds a finding at a path, whose text is formatted; the result takes a fix.
+// add adds a finding at a path, with a formatted text. The caller may set a fix on the
+// result.
 func (l *list) add(s Severity, at *field.Path, format string, args ...any) *Finding {
 	*l = append(*l, Finding{Severity: s, Field: at.String(), Text: fmt.Sprintf(format, args...)})
 	return &(*l)[len(*l)-1]
 }
 
-// annotation returns the path of an annotation of the object whose metadata is at
-// that path.
+// annotation returns the path of an annotation of the object whose metadata is at the
+// path metadata.
 func annotation(metadata *field.Path, key string) *field.Path {
 	return metadata.Child("annotations").Key(key)
 }
@@ -75,14 +75,14 @@ type Rules struct {
 	absent string
 }
 
-// standIn is a default network that every pod gets, for one that is a file on the
-// nodes, or that nothing is known of.
+// standIn stands in for a default network that every pod gets, if that network is a file
+// on the nodes or nothing is known of it.
 var standIn = json.RawMessage(`{"cniVersion":"1.0.0","name":"default-network","type":"default-network"}`)
 
 // New returns the rules of a cluster whose nodes have config as the plugin's
-// configuration; nil stands for the defaults of every key. Files that it names are
-// not looked for: they are on the nodes. absent ends the sentence that begins
-// "definition namespace/name", of a definition that is not known.
+// configuration; nil means the defaults of every key. Files that the configuration names
+// are not looked for: they are on the nodes. absent completes the sentence that begins
+// with "definition namespace/name" for a definition that is not known.
 func New(config json.RawMessage, absent string) (*Rules, error) {
 	keys := map[string]json.RawMessage{}
 	if config != nil {
@@ -107,15 +107,15 @@ func New(config json.RawMessage, absent string) (*Rules, error) {
 	return r, err
 }
 
-// Names of a sandbox that does not exist.
+// The sandbox of a dry run does not exist; these are its ID and interface name.
 const (
 	dryRunSandbox = "dry-run"
 	defaultIfName = "eth0"
 )
 
-// invocation is the plugin's, called for a pod. Networks that the configuration
-// names and that are not among defs are files of the nodes: a stand-in serves as
-// the default network, others are left out.
+// invocation returns the plugin's invocation for a pod. Networks that the configuration
+// names and that are not in defs are files of the nodes: a stand-in serves as the default
+// network, others are omitted. With nil defs nothing is omitted.
 func (r *Rules) invocation(pod *corev1.Pod, defs map[planner.Ref]*netattach.Definition) (*netconf.Invocation, error) {
 	inv, err := netconf.FromRequest(plan.Request{
 		Version: plan.Version, PodNamespace: pod.Namespace, PodName: pod.Name,
@@ -124,7 +124,7 @@ func (r *Rules) invocation(pod *corev1.Pod, defs map[planner.Ref]*netattach.Defi
 	if err != nil {
 		return nil, err
 	}
-	inv.Warnings = nil // of the configuration, which is not the pod's
+	inv.Warnings = nil // warnings about the configuration, which are not the pod's
 	conf := &inv.Conf
 	conf.AuxChain = ""
 	if defs == nil {
@@ -146,7 +146,7 @@ func refOf(s *netattach.Selection) planner.Ref {
 	return planner.Ref{Namespace: s.Namespace, Name: s.Name}
 }
 
-// podOf reduces a pod to what planning reads of it.
+// podOf returns the parts of a pod that planning reads.
 func podOf(pod *corev1.Pod) *planner.Pod {
 	out := &planner.Pod{Annotations: pod.Annotations}
 	out.Namespace, out.Name = pod.Namespace, pod.Name
@@ -166,8 +166,8 @@ func containers(pod *corev1.Pod) []string {
 }
 
 // Select returns the definitions that the pod's networks may need: those of its
-// annotations and those that the configuration gives to every pod. It fails as
-// [Rules.Pod] finds: on an annotation that cannot be read.
+// annotations, and those that the configuration gives to every pod. It fails on an
+// annotation that cannot be read, as [Rules.Pod] does.
 func (r *Rules) Select(pod *corev1.Pod) ([]planner.Ref, error) {
 	inv, err := r.invocation(pod, nil)
 	if err != nil {
@@ -184,8 +184,8 @@ func (r *Rules) Select(pod *corev1.Pod) ([]planner.Ref, error) {
 	return refs, nil
 }
 
-// Demands returns which devices the pod's networks ask for; defs are the
-// definitions that exist.
+// Demands returns the devices that the pod's networks ask for. defs are the definitions
+// that exist.
 func (r *Rules) Demands(pod *corev1.Pod, defs map[planner.Ref]*netattach.Definition) ([]planner.Demand, error) {
 	inv, err := r.invocation(pod, defs)
 	if err != nil {
@@ -199,7 +199,7 @@ func (r *Rules) Demands(pod *corev1.Pod, defs map[planner.Ref]*netattach.Definit
 }
 
 // Plan plans the pod as a node would, as if the kubelet had allocated what its
-// containers' limits ask for; defs are the definitions that exist.
+// containers' limits request. defs are the definitions that exist.
 func (r *Rules) Plan(pod *corev1.Pod, defs map[planner.Ref]*netattach.Definition) (*plan.Plan, error) {
 	inv, err := r.invocation(pod, defs)
 	if err != nil {

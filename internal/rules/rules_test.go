@@ -16,7 +16,7 @@ import (
 
 const vfs = "vendor.example/vfs"
 
-// definition makes a definition of namespace shop; resource may be empty.
+// definition returns a definition of namespace shop; resource may be empty.
 func definition(name, resource, config string) *netattach.Definition {
 	def := &netattach.Definition{Spec: netattach.DefinitionSpec{Config: config}}
 	def.Namespace, def.Name = "shop", name
@@ -26,7 +26,7 @@ func definition(name, resource, config string) *netattach.Definition {
 	return def
 }
 
-// texts renders findings, one line each.
+// texts returns findings as text, one line each.
 func texts(found []Finding) []string {
 	var out []string
 	for _, f := range found {
@@ -40,7 +40,8 @@ func hasAll(line string, words []string) bool {
 	return !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) })
 }
 
-// expect compares findings with expectations, each a line of words of one.
+// expect compares findings with what is expected: for each finding the words that its
+// line contains.
 func expect(t *testing.T, found []Finding, want ...[]string) {
 	t.Helper()
 	lines := texts(found)
@@ -93,7 +94,7 @@ func TestDefinition(t *testing.T) {
 	expect(t, Definition(definition("Net", "", `{"type":"bridge"}`)), []string{"error", "metadata.name"})
 }
 
-// given are the definitions of the tests for pods.
+// given are the definitions that the tests for pods use.
 func given() map[planner.Ref]*netattach.Definition {
 	out := map[planner.Ref]*netattach.Definition{}
 	for _, def := range []*netattach.Definition{
@@ -108,7 +109,7 @@ func given() map[planner.Ref]*netattach.Definition {
 	return out
 }
 
-// newPod makes a pod of namespace shop with the containers a and b, where a has
+// newPod returns a pod of namespace shop with containers a and b, of which a requests
 // limit devices.
 func newPod(networks string, limit int64) *corev1.Pod {
 	pod := &corev1.Pod{}
@@ -118,7 +119,7 @@ func newPod(networks string, limit int64) *corev1.Pod {
 	return pod
 }
 
-// container makes a container with devices.
+// container returns a container that requests limit devices.
 func container(name string, limit int64) corev1.Container {
 	c := corev1.Container{Name: name}
 	if limit > 0 {
@@ -248,8 +249,8 @@ func TestSelectAndDemands(t *testing.T) {
 	}
 }
 
-// FuzzPod: whatever stands in a pod and a definition, nothing panics, and an error
-// says where.
+// FuzzPod: no pod and no definition makes the rules panic, and every finding tells its
+// field and has a text.
 func FuzzPod(f *testing.F) {
 	f.Add(`[{"name":"vf","manifold.dev/container":"a"}]`, `{"spec":{"containers":[{"name":"a","resources":{"limits":{"vendor.example/vfs":"2"}}}]}}`, `{"type":"host-device"}`)
 	f.Add("vf@x, other/far", `{"spec":{"resourceClaims":[{"name":"c"}],"hostNetwork":true}}`, `{"plugins":[{"type":"a","capabilities":{"IPS":true}}]}`)
