@@ -18,18 +18,19 @@ import (
 	"github.com/manifold-cni/manifold/test/apiserver"
 )
 
-// cluster is where definitions and pods live.
+// cluster is the API server where definitions and pods live.
 type cluster interface {
 	define(*netattach.Definition) error
 	create(*corev1.Pod) (*corev1.Pod, error)
 	get(namespace, name string) (*corev1.Pod, error)
 	kubeconfig() string
-	// asked counts what the agent has asked, by verb and resource; nil where that
-	// is not recorded.
+	// asked counts the agent's requests, by verb and resource; nil if they are not
+	// recorded.
 	asked() (map[string]int, error)
-	// cpu is what it has used of the processor so far; 0 where it is this process.
+	// cpu returns the processor time used so far; 0 if the API server is in this
+	// process.
 	cpu() (time.Duration, error)
-	// publish sets a pod's network-status as the agent does, where that is measured.
+	// publish sets a pod's network-status as the agent does, if that is measured.
 	publish(p *corev1.Pod, status string) (measured bool, err error)
 	stop() error
 }
@@ -43,7 +44,7 @@ func startCluster(fake bool, dir string) (cluster, error) {
 	return startReal(dir)
 }
 
-// fakeCluster is an API server in this process.
+// fakeCluster is an in-process API server.
 type fakeCluster struct {
 	server *kubetest.Server
 	path   string

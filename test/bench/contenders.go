@@ -19,21 +19,22 @@ type contender struct {
 	name     string
 	add, del func(harness.Sandbox) error
 	used     func() (usage, error) // so far
-	// agent: it has the agent, which works on when a call has returned.
+	// agent is whether it has an agent, which may still work after a call has
+	// returned.
 	agent bool
 }
 
-// usage is processor time: of all that a contender runs on the node, of the agent as
-// a part of it, and of the API server with its etcd.
+// usage is processor time: of everything that a contender runs on the node, of the
+// agent alone, and of the API server with its etcd.
 type usage struct{ node, agent, api time.Duration }
 
-// since returns what was used after before.
+// since returns what was used since before.
 func (u usage) since(before usage) usage {
 	return usage{u.node - before.node, u.agent - before.agent, u.api - before.api}
 }
 
-// contenders returns those for a set of delegates, the floor first, then Manifold as
-// it is by default.
+// contenders returns the contenders for a set of delegates: the floor first, then
+// Manifold in its default configuration.
 func (n *node) contenders(d delegates) []contender {
 	out := []contender{n.floor(d), n.manifold(d, statusSync), n.manifold(d, statusAsync)}
 	if n.beside != "" {
@@ -44,7 +45,7 @@ func (n *node) contenders(d delegates) []contender {
 	return out
 }
 
-// floor is libcni alone, in this process.
+// floor returns the contender that is libcni alone, in this process.
 func (n *node) floor(d delegates) contender {
 	cni := n.floorCNI()
 	return contender{
@@ -58,7 +59,8 @@ func (n *node) floor(d delegates) contender {
 	}
 }
 
-// manifold is the plugin with the agent, network-status published as status says.
+// manifold returns the plugin with the agent, with network-status published in the
+// given mode.
 func (n *node) manifold(d delegates, status string) contender {
 	return n.plugin(status, n.runtime(d, status))
 }
@@ -73,21 +75,21 @@ func (n *node) plugin(name string, rt *harness.Runtime) contender {
 	}
 }
 
-// Values of the plugin's key status, which are also the names of Manifold's
-// contenders.
+// Values of the plugin's key "status", which also name Manifold's contenders.
 const (
 	statusSync  = "sync"  // published before ADD returns
-	statusAsync = "async" // published after
+	statusAsync = "async" // published after ADD returns
 )
 
-// floorName is the floor's as a contender, and besideName that of another plugin
-// with the same agent, published as with sync.
+// floorName names the floor as a contender, besideName another build of the plugin
+// with the same agent, which publishes as with sync.
 const (
 	floorName  = "floor"
 	besideName = "beside"
 )
 
-// used is the plugin's with its delegates, the agent's, and the API server's.
+// used sums up the processor time of the plugin with its delegates, the agent, and
+// the API server.
 func (n *node) used() (usage, error) {
 	children, err := rusage(unix.RUSAGE_CHILDREN)
 	agent, err2 := n.agentCPU()
@@ -95,7 +97,7 @@ func (n *node) used() (usage, error) {
 	return usage{children + agent, agent, api}, errors.Join(err, err2, err3)
 }
 
-// agentCPU is the agent's, where it runs.
+// agentCPU returns the agent's processor time, 0 if it does not run.
 func (n *node) agentCPU() (time.Duration, error) {
 	if n.agent == nil {
 		return 0, nil
@@ -103,7 +105,7 @@ func (n *node) agentCPU() (time.Duration, error) {
 	return harness.ProcessCPU(n.agent.Process.Pid)
 }
 
-// rusage returns the CPU time of this process, or of the children that ended.
+// rusage returns the CPU time of this process, or of its exited children.
 func rusage(who ...int) (sum time.Duration, err error) {
 	for _, w := range who {
 		var u unix.Rusage
@@ -115,7 +117,7 @@ func rusage(who ...int) (sum time.Duration, err error) {
 	return sum, nil
 }
 
-// floorCNI is libcni as the floor uses it.
+// floorCNI returns libcni as the floor uses it.
 func (n *node) floorCNI() *libcni.CNIConfig {
 	return libcni.NewCNIConfigWithCacheDir(filepath.SplitList(os.Getenv("CNI_PATH")), n.path("floor"), nil)
 }
@@ -146,7 +148,7 @@ func floorDel(cni *libcni.CNIConfig, d delegates, s harness.Sandbox) error {
 	return nil
 }
 
-// runtime is the container runtime that calls the plugin.
+// runtime returns the container runtime that calls the plugin.
 func (n *node) runtime(d delegates, status string) *harness.Runtime {
 	conf := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"manifold","type":"manifold","clusterNetwork":"%s-0","confDir":%q,"cniDir":%q,
 		"agentSocket":%q,"agentProgram":%q,"agentConfig":%q,"status":%q}`, d.name, n.path("net.d"), n.path("state"),
@@ -154,8 +156,8 @@ func (n *node) runtime(d delegates, status string) *harness.Runtime {
 	return &harness.Runtime{Plugin: n.path("bin/manifold"), Path: os.Getenv("CNI_PATH"), Conf: []byte(conf)}
 }
 
-// run runs the plugin. One that says anything on stderr has not done all that is
-// measured, although it succeeds.
+// run runs the plugin. A call that succeeds but writes to stderr is an error: it
+// has not done everything that is measured.
 func run(rt *harness.Runtime, verb string, s harness.Sandbox) error {
 	res, err := rt.Call(verb, s)
 	if err == nil && (res.Status != 0 || len(res.Stderr) > 0) {
@@ -164,5 +166,5 @@ func run(rt *harness.Runtime, verb string, s harness.Sandbox) error {
 	return err
 }
 
-// progress says what is being measured, as [harness.Progress] does.
+// progress shows what is being measured, as [harness.Progress] does.
 func progress(text string) { harness.Progress("%s", text) }

@@ -10,28 +10,29 @@ import (
 	"strings"
 )
 
-// counts are what one verb asks of the kernel, by system call, to what it writes, and
-// how much it exchanges with the agent: what costs time on every machine, and is the same
-// in every run.
+// counts are the system calls of one verb, the targets of its writes, and the
+// amount that it exchanges with the agent. These cost time on every machine and are
+// the same in every run.
 type counts map[string]int
 
-// counted are the system calls that are the same in every run, whatever the
-// scheduler does; threads and their waits are not, nor is in how many pieces a pipe
-// or a socket is read.
+// counted are the system calls whose number is the same in every run, whatever the
+// scheduler does. Threads and their waits vary, and so does the number of pieces in
+// which a pipe or a socket is read.
 var counted = []string{
 	"fsync", "fdatasync", "openat", "renameat", "unlinkat", "mkdirat", "flock", "setns", "socket", "connect", "sendto", "recvfrom", "pipe2", "memfd_create",
 	"newfstatat", "fstat", "fcntl", "process",
 }
 
-// Keys beside system calls: the characters exchanged with the agent, the files that
-// are opened to be written from their beginning, and reads of files.
+// Keys besides system calls: the characters exchanged with the agent, the files
+// opened with truncation, and reads of files.
 const (
 	agentText    = "characters to and from the agent"
 	writtenFiles = "files written"
 	fileReads    = "read of files"
 )
 
-// writes are how often the plugin writes to what, by what the descriptor is.
+// writes maps a part of the descriptor, as strace prints it, to the name of the
+// target.
 var writes = []struct{ what, of string }{
 	{"agent", "<socket:"},
 	{"journal", ".journal>"},
@@ -41,20 +42,21 @@ var writes = []struct{ what, of string }{
 	{"delegate", "</memfd:"},
 }
 
-// ofTheRuntime are files of the Go runtime alone, which differ from machine to
-// machine, and what is set of each of its threads.
+// ofTheRuntime matches files that only the Go runtime reads, which differ between
+// machines, and settings of each of its threads.
 var ofTheRuntime = regexp.MustCompile(`/sys/fs/cgroup/|/sys/kernel/mm/|/proc/(self|\d+)/(cgroup|mountinfo)|/timerslack_ns`)
 
-// Lines of strace -f: a call, or the rest of one that another thread's interrupted,
-// what it returned, and that it is to be made again.
+// Patterns for lines of strace -f: a call, or the rest of a call that another
+// thread's interrupted; the value it returned; that it is retried.
 var (
 	traceLine = regexp.MustCompile(`^(\d+) +(?:[\d.]+ )?(?:<\.\.\. )?(\w+)(?:\(| resumed>)(.*)$`)
 	returned  = regexp.MustCompile(`= (\d+)[^=]*$`)
 	again     = regexp.MustCompile(`= (-1 EAGAIN|-1 EINTR|\? ERESTART)`)
 )
 
-// countCalls reads what strace -f -y wrote of a plugin in the node's directory dir,
-// and counts its own calls: those of the programs that it starts are theirs.
+// countCalls reads the output of strace -f -y for a plugin in the node's directory
+// dir, and counts the plugin's own calls but not those of the programs that it
+// starts.
 func countCalls(r io.Reader, dir string) (counts, error) {
 	out, t := counts{}, tracer{others: map[string]bool{}, begun: map[string]string{}}
 	lines := bufio.NewScanner(r)
@@ -63,7 +65,7 @@ func countCalls(r io.Reader, dir string) (counts, error) {
 	for lines.Scan() {
 		m := traceLine.FindStringSubmatch(lines.Text())
 		if m == nil {
-			continue // a signal, or an end
+			continue // a signal, or an exit
 		}
 		if name, text, done := t.call(m[1], m[2], m[3]); done {
 			out.add(name, names.Replace(text))
@@ -72,19 +74,19 @@ func countCalls(r io.Reader, dir string) (counts, error) {
 	return out, lines.Err()
 }
 
-// tracer joins calls that strace shows in two parts.
+// tracer joins calls that strace prints in two parts.
 type tracer struct {
 	first  string            // the plugin's first thread
 	others map[string]bool   // threads of other programs
-	begun  map[string]string // by thread, what of its call was shown
+	begun  map[string]string // by thread, the part of its call printed so far
 }
 
-// call takes a line and returns the plugin's call that is complete with it.
+// call takes a line and returns the plugin's call that the line completes, if any.
 func (t *tracer) call(thread, name, text string) (_, whole string, done bool) {
 	if t.first == "" {
 		t.first = thread
 	}
-	// The line that says whose child it is may come later.
+	// The line of the clone that created this thread may come later.
 	if name == "execve" && thread != t.first {
 		t.others[thread] = true
 	}
@@ -137,21 +139,21 @@ func (c counts) add(name, text string) {
 	}
 }
 
-// varies is what no two runs have alike in a message: identifiers, numbers and times,
-// whose lengths differ.
+// varies matches what differs between runs in a message: identifiers, numbers and
+// times, also in their lengths.
 var varies = regexp.MustCompile(`[0-9a-f]{8,}(-[0-9a-f]{4,})*|[0-9]+(\.[0-9]+)?`)
 
-// message returns how many characters of JSON a call exchanges, where each number
-// and each identifier is one.
+// message returns how many characters of JSON a call exchanges, with each number
+// and each identifier counted as one character.
 func message(text string) int {
 	begin, end := strings.IndexByte(text, '{'), strings.LastIndexByte(text, '}')
 	if begin < 0 {
-		return 0 // the length of a message
+		return 0 // the length prefix of a message
 	}
 	return len(varies.ReplaceAllString(text[begin:end+1], "0"))
 }
 
-// String renders counts, a line each.
+// String renders the counts, one per line.
 func (c counts) String() string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(c)) {

@@ -17,8 +17,9 @@ var update = flag.Bool("update", false, "make the golden file anew")
 
 func TestMain(m *testing.M) { harness.Main(m, func() error { return build(options{fake: true}) }) }
 
-// TestCostOfAPod: what a pod with three networks costs, in counts that no noise
-// changes. Less is a golden file made anew; more wants a reason.
+// TestCostOfAPod pins the cost of a pod with three networks in counts that do not
+// depend on noise. If they sink, regenerate the golden file; if they rise, there
+// must be a reason.
 func TestCostOfAPod(t *testing.T) {
 	if _, err := exec.LookPath("strace"); err != nil {
 		t.Skip("strace is not installed, which counts the system calls")

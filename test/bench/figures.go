@@ -20,14 +20,14 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// restartAtOnce is how many pods a node that comes back attaches at once.
+// restartAtOnce is the number of pods that a restarted node attaches at once.
 const restartAtOnce = 50
 
-// restartRounds is how often the node comes back, for each contender in turn.
+// restartRounds is how often the node restarts for each contender, in turn.
 const restartRounds = 5
 
-// restart measures how long a node that comes back takes to attach all its pods
-// anew: from the start of the agent, and of all the pods with it, to the last one.
+// restart measures how long a restarted node takes to attach all its pods again,
+// from the simultaneous start of agent and pods to the last attached pod.
 func (n *node) restart(r *report) error {
 	contenders := n.contenders(n.sets[0])[:2]
 	walls := make([][]float64, len(contenders))
@@ -52,9 +52,9 @@ func (n *node) restart(r *report) error {
 	return nil
 }
 
-// comeBack attaches all pods of the node, ends the agent and starts it again with
-// the pods, each in a new sandbox while the files of the old one are still there. It
-// returns how long the pods took.
+// comeBack attaches all pods of the node, stops the agent, and starts it again
+// together with the pods, each in a new sandbox while the files of the old sandbox
+// are still there. It returns how long the pods took, in ms.
 func (n *node) comeBack(who contender, round int) (float64, error) {
 	before, after := n.boots(round, "before"), n.boots(round, "after")
 	if err := all(who.add, before); err != nil {
@@ -78,7 +78,7 @@ func (n *node) comeBack(who contender, round int) (float64, error) {
 	return wall, errors.Join(n.settle(), all(who.del, before), all(who.del, after))
 }
 
-// boots returns sandboxes of all pods of the node, as one of its boots makes them.
+// boots returns new sandboxes of all pods of the node, as one boot creates them.
 func (n *node) boots(round int, name string) []harness.Sandbox {
 	out := make([]harness.Sandbox, n.options.restart)
 	for i := range out {
@@ -88,7 +88,7 @@ func (n *node) boots(round int, name string) []harness.Sandbox {
 	return out
 }
 
-// all runs a verb in sandboxes, so many at once.
+// all runs a verb in all sandboxes, restartAtOnce at a time.
 func all(verb func(harness.Sandbox) error, boxes []harness.Sandbox) error {
 	errs := make([]error, restartAtOnce)
 	next := make(chan harness.Sandbox)
@@ -108,7 +108,7 @@ func all(verb func(harness.Sandbox) error, boxes []harness.Sandbox) error {
 	return errors.Join(errs...)
 }
 
-// fallback measures ADD without an agent, which it ends.
+// fallback measures ADD without an agent, and stops the agent for that.
 func (n *node) fallback(r *report) error {
 	if err := n.stopAgent(); err != nil {
 		return err
@@ -133,8 +133,9 @@ func (n *node) fallback(r *report) error {
 	return nil
 }
 
-// starts measures a process's start to end, doing nothing (VERSION), beside the
-// no-op delegate's in C and that of a Go program that does nothing at all.
+// starts measures a process from start to exit when it does nothing but answer
+// VERSION: the no-op delegate in C, a Go program that does nothing at all, and the
+// plugin.
 func (n *node) starts(r *report) error {
 	all := []*series{}
 	for _, name := range []string{"noop", "nothing", "manifold"} {
@@ -154,11 +155,11 @@ func (n *node) starts(r *report) error {
 	return nil
 }
 
-// readiness measures STATUS, which runtimes ask every few seconds: the floor asks
+// readiness measures STATUS, which runtimes call every few seconds: the floor asks
 // the default network's delegate, Manifold its agent and then that delegate.
 func (n *node) readiness(r *report) error {
 	d := delegates{name: "status"}
-	config := []byte(`{"cniVersion":"1.1.0","name":"status-0","plugins":[{"type":"noop"}]}`) // older ones know no STATUS
+	config := []byte(`{"cniVersion":"1.1.0","name":"status-0","plugins":[{"type":"noop"}]}`) // older versions have no STATUS
 	list, err := libcni.NetworkConfFromBytes(config)
 	if err != nil {
 		return err
@@ -189,8 +190,8 @@ func (n *node) readiness(r *report) error {
 	return nil
 }
 
-// footprint measures the plugin's size, memory and start, and the agent's CPU when
-// nothing happens.
+// footprint measures the plugin's size, memory and start, and the CPU of an idle
+// agent.
 func (n *node) footprint(r *report) error {
 	fmt.Fprintln(r.out)
 	fi, err := os.Stat(n.path("bin/manifold"))
@@ -216,7 +217,7 @@ func (n *node) footprint(r *report) error {
 	return nil
 }
 
-// most measures the plugin's resident memory in one ADD.
+// most measures the plugin's peak resident memory in one ADD.
 func (n *node) most(r *report) error {
 	d, pods := n.sets[0], n.podsOf[noopName]
 	box := n.sandbox(pods[len(pods)-1], 0)
@@ -231,8 +232,8 @@ func (n *node) most(r *report) error {
 	return errors.Join(err, n.manifold(d, statusSync).del(box))
 }
 
-// firstDelegate measures the time from the plugin's start to that of its first
-// delegate, which writes it down.
+// firstDelegate measures the time from the plugin's start to the start of its first
+// delegate, which records its own start time.
 func (n *node) firstDelegate(r *report) error {
 	stamp, rt := n.path("stamp"), n.runtime(n.sets[0], statusSync)
 	rt.Env = []string{"NOOP_STAMP=" + stamp}
@@ -261,8 +262,8 @@ func (n *node) firstDelegate(r *report) error {
 	return nil
 }
 
-// requests prints what the agent has asked of the API server so far, for each pod
-// that was attached: there was none that was attached twice.
+// requests prints the agent's requests to the API server so far per attached pod.
+// No pod has been attached twice by then.
 func (n *node) requests(r *report) error {
 	asked, err := n.cluster.asked()
 	if err != nil || asked == nil {
@@ -275,9 +276,9 @@ func (n *node) requests(r *report) error {
 	return nil
 }
 
-// podWatches counts the watches of pods that agents of this run had, where the
-// kubelet tells them what is on the node. A watch is in the audit log once it has
-// ended: as all have but that of the last agent, after restarts of the node.
+// podWatches counts the watches of pods by the agents of this run, where the
+// kubelet reports the node's pods. The audit log has a watch once it has ended,
+// which is true for all agents but the last after the restarts of the node.
 func (n *node) podWatches(r *report) error {
 	asked, err := n.cluster.asked()
 	if err != nil || asked == nil {
@@ -291,9 +292,9 @@ func (n *node) podWatches(r *report) error {
 }
 
 // published measures what publishing a pod's network-status takes alone: the same
-// PATCH, from a process that does nothing else. One after another they would take
-// two thirds of that: between them here is the floor's ADD and DEL, as in a call of
-// the plugin there is its other work, during which API server and processors cool.
+// PATCH, from a process that does nothing else. PATCHes back to back would take
+// only two thirds of the time. A floor's ADD and DEL between them stand in for the
+// plugin's other work, during which API server and processors cool down.
 func (n *node) published(r *report) error {
 	floor := n.contenders(n.sets[0])[0]
 	var took []float64
@@ -327,7 +328,8 @@ func (n *node) published(r *report) error {
 	return nil
 }
 
-// traced writes the system calls of one ADD and one DEL into a directory, by strace.
+// traced writes the system calls of one ADD and one DEL into a directory, by
+// strace.
 func (n *node) traced(dir string) error {
 	strace, err := exec.LookPath("strace")
 	if err != nil {
@@ -338,7 +340,7 @@ func (n *node) traced(dir string) error {
 	}
 	d := n.sets[0]
 	who, box := n.manifold(d, statusSync), n.sandbox(n.podsOf[noopName][0], 0)
-	if err := errors.Join(who.add(box), who.del(box)); err != nil { // the first one makes directories
+	if err := errors.Join(who.add(box), who.del(box)); err != nil { // the first call creates directories
 		return err
 	}
 	for _, verb := range []string{"ADD", "DEL"} {
@@ -353,9 +355,9 @@ func (n *node) traced(dir string) error {
 	return nil
 }
 
-// peak follows a process until it ends and returns the largest resident memory
-// of its own program, in KiB. The kernel's accounting of an ended process would
-// count its parent's memory from before the exec.
+// peak follows a process until it exits and returns the peak resident memory of its
+// own program, in KiB. The kernel's accounting of an exited process would include
+// its parent's memory from before the exec.
 func peak(pid int, program string, ended <-chan error) (int64, error) {
 	var most int64
 	for {

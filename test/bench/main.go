@@ -1,11 +1,11 @@
-// Command bench compares Manifold with the floor: libcni in one running process
-// executing the same delegates, on the same machine, in the same run, all
-// contenders in turn, each round with pods that nobody has seen before. What counts are differences and ratios; absolute figures
-// mean little without the floor's beside them.
+// Command bench compares Manifold with a floor: libcni in one running process that
+// executes the same delegates. All contenders run in turn on the same machine in
+// the same run, each round with pods that nobody has seen before. Only differences
+// and ratios count; absolute figures mean little without the floor's.
 //
-// It needs the real API server, which the first run builds. -fake takes an
-// in-process one instead, for a quick look. -json writes every figure, -trace
-// what one ADD and one DEL ask of the kernel.
+// It needs the real API server, which the first run builds. -fake uses an
+// in-process one instead, for a quick look. -json writes every figure, -trace the
+// system calls of one ADD and one DEL.
 package main
 
 import (
@@ -24,26 +24,27 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// dirEnv hands the directory of built programs to the process inside.
+// dirEnv passes the directory of built programs to the process inside the
+// namespaces.
 const dirEnv = "MANIFOLD_BENCH_DIR"
 
 // options are the command's flags.
 type options struct {
 	pods   int
 	levels string
-	real   bool // real delegates as well
+	real   bool // also measure with real delegates
 	fake   bool
 	json   string
 	trace  string
 	beside string
-	// restart is how many pods a node that comes back has.
+	// restart is the number of pods that a restarted node has.
 	restart int
 	idle    time.Duration
-	// held is how many pods with a device are attached all at once.
+	// held is the number of pods with a device that are attached all at once.
 	held        int
-	definitions int // beside those that pods select
+	definitions int // besides those that pods select
 	elsewhere   int // pods of other nodes, for the agent's memory
-	soak        int // how often a pod is attached and released, for the agent's memory
+	soak        int // number of times that pods are attached and released, for the agent's memory
 }
 
 func main() {
@@ -74,7 +75,7 @@ func main() {
 	os.Exit(code)
 }
 
-// build builds the programs, outside the namespaces.
+// build builds the programs, outside the namespaces, where modules can be fetched.
 func build(o options) error {
 	dir, err := os.MkdirTemp("", "manifold-bench-")
 	if err != nil {
@@ -106,9 +107,9 @@ func build(o options) error {
 	return os.Setenv(dirEnv, dir)
 }
 
-// install writes programs anew, at once, as the agent installs the plugin: as a
-// linker leaves them, page by page, the kernel takes longer to start them. The agent
-// runs where its image is.
+// install rewrites programs in one go, as the agent installs the plugin. The kernel
+// takes longer to start a file as the linker leaves it, written page by page. The
+// agent's own program is not rewritten, since it runs from its image.
 func install(programs ...string) error {
 	for _, name := range programs {
 		raw, err := os.ReadFile(name)
@@ -122,7 +123,8 @@ func install(programs ...string) error {
 	return nil
 }
 
-// measure makes the node, runs every measurement, prints and writes figures.
+// measure sets up the node, runs every measurement, and prints and writes the
+// figures.
 func measure(o options, dir string) (err error) {
 	defer os.RemoveAll(dir)
 	levels, err := parseLevels(o.levels)
@@ -161,7 +163,7 @@ func measure(o options, dir string) (err error) {
 	return r.write(o.json)
 }
 
-// parseLevels reads an ascending list of numbers.
+// parseLevels parses an ascending list of numbers.
 func parseLevels(s string) ([]int, error) {
 	var out []int
 	for _, f := range strings.Split(s, ",") {

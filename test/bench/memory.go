@@ -11,12 +11,12 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// soakAtOnce is how many pods come and go at once while the agent's memory is
-// watched.
+// soakAtOnce is the number of pods attached and released at a time while the
+// agent's memory is measured.
 const soakAtOnce = 10
 
-// soaked measures the agent's memory with all pods and definitions of the node,
-// and again after pods have come and gone very often.
+// soaked measures the agent's memory with all pods and definitions of the node, and
+// again after many ADDs and DELs.
 func (n *node) soaked(r *report) error {
 	fmt.Fprintln(r.out)
 	resident := func() float64 {
@@ -42,7 +42,7 @@ func (n *node) soaked(r *report) error {
 	return nil
 }
 
-// crowd makes pods of other nodes, which an agent is not to notice.
+// crowd creates pods of other nodes, which an agent must not notice.
 func (n *node) crowd() error {
 	for i := range n.elsewhere {
 		_, err := n.cluster.create(&corev1.Pod{
@@ -58,8 +58,8 @@ func (n *node) crowd() error {
 	return nil
 }
 
-// churn attaches and releases all pods in turn until that was done so often, some
-// at once, none twice at once.
+// churn attaches and releases pods times times in total, several pods at a time,
+// but never the same pod twice at once.
 func (n *node) churn(times int) error {
 	who := n.manifold(n.sets[0], statusSync)
 	pods := len(n.podsOf[noopName])
@@ -87,8 +87,8 @@ func (n *node) churn(times int) error {
 	return errors.Join(errs...)
 }
 
-// allHeld attaches pods with a device, all at once, and counts what the kubelet
-// was asked, which answers so many calls in a second and no more.
+// allHeld attaches all pods with a device at once and counts the calls to the
+// kubelet, which limits them per second.
 func (n *node) allHeld(r *report) error {
 	pods, who := n.podsOf[n.held.name], n.manifold(n.held, statusSync)
 	calls := func() int {

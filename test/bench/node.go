@@ -23,13 +23,13 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// nodeName is the node's, and uplink its network device for macvlan.
+// nodeName is the node's name, uplink its network device for macvlan.
 const (
 	nodeName = "bench"
 	uplink   = "up0"
 )
 
-// metricsAddress is where the agent serves its metrics, on the loopback of the
+// metricsAddress is where the agent serves its metrics: on the loopback of the
 // benchmark's own network namespace.
 const metricsAddress = "127.0.0.1:9610"
 
@@ -42,28 +42,29 @@ type node struct {
 	agent   *exec.Cmd
 	sets    []delegates
 	held    delegates        // of pods with a device
-	netns   []*harness.NetNS // one for each pod that is attached at once
-	// Pods that the node has all the time, by set of delegates; the last is spare.
+	netns   []*harness.NetNS // one for each pod attached at the same time
+	// podsOf are the pods that the node always has, by set of delegates; the last is
+	// spare.
 	podsOf map[string][]*corev1.Pod
-	// made is how many pods there were so far, attached how many of those that live
-	// for one round were attached by Manifold, each once.
+	// made is the number of pods created so far. attached counts the pods of a single
+	// round that Manifold has attached, each of them once.
 	made, attached int
-	background     float64 // what part of a processor the API server takes by itself
+	background     float64 // share of a processor that the API server uses when idle
 }
 
 func (n *node) path(elem string) string { return filepath.Join(n.dir, elem) }
 
-// delegates is a set of three networks: the default and two definitions.
+// delegates is a set of networks: the default one and definitions.
 type delegates struct {
 	name    string
-	configs []string // of the cluster default network, then of <name>-1 and <name>-2
+	configs []string // of the cluster default network, then of <name>-1, <name>-2, ...
 	lists   []*libcni.NetworkConfigList
 }
 
 // noopName is the name of the set of no-op delegates.
 const noopName = "no-op"
 
-// noopSet is so many times a program that does nothing.
+// noopSet returns a set of networks whose delegate does nothing.
 func noopSet(name string, networks int) delegates {
 	d := delegates{name: name}
 	for i := range networks {
@@ -72,8 +73,8 @@ func noopSet(name string, networks int) delegates {
 	return d
 }
 
-// realSet is what pods use: a bridge, another one, and a macvlan, each with
-// addresses of host-local.
+// realSet returns what pods really use: two bridges and a macvlan, each with
+// host-local addresses.
 func realSet(dir string) delegates {
 	ipam := func(i int) string {
 		return fmt.Sprintf(`{"type":"host-local","ranges":[[{"subnet":"10.%d.0.0/16"}]],"dataDir":%q}`, 80+i, filepath.Join(dir, "ipam"))
@@ -85,7 +86,7 @@ func realSet(dir string) delegates {
 	}}
 }
 
-// heldResource is advertised by a device plugin.
+// heldResource is the resource of the pods with a device.
 const heldResource = "bench.example/device"
 
 // advertise gives the node a device for each pod that holds one.
@@ -97,7 +98,7 @@ func (n *node) advertise() error {
 	return n.kubelet.SetDevices(heldResource, devices...)
 }
 
-// newNode makes a node that attaches at most atOnce pods at once.
+// newNode sets up a node that attaches at most atOnce pods at a time.
 func newNode(o options, dir string, atOnce int) (*node, error) {
 	n := &node{options: o, dir: dir, podsOf: map[string][]*corev1.Pod{}}
 	for _, d := range []string{"net.d", "state", "floor", "kubelet", "api"} {
@@ -123,7 +124,7 @@ func newNode(o options, dir string, atOnce int) (*node, error) {
 	return n, n.start()
 }
 
-// links makes the sandboxes and the uplink.
+// links creates the sandboxes' network namespaces and the uplink.
 func (n *node) links(atOnce int) error {
 	for i := range max(atOnce, restartAtOnce) {
 		one, err := harness.NewNetNS(fmt.Sprintf("bench%d", i))
@@ -165,8 +166,8 @@ func (n *node) define() error {
 	return os.Setenv("CNI_PATH", plugins)
 }
 
-// define makes a set's default network a file and its others definitions, on
-// devices of a resource if it is not empty.
+// define writes a set's default network to a file and creates definitions for the
+// others. The definitions are of resourceName unless it is empty.
 func (d *delegates) define(n *node, resourceName string) error {
 	for k, config := range d.configs {
 		list, err := libcni.NetworkConfFromBytes([]byte(config))
@@ -186,7 +187,7 @@ func (d *delegates) define(n *node, resourceName string) error {
 	return nil
 }
 
-// definition makes a definition.
+// definition creates a definition.
 func (n *node) definition(name, resourceName, config string) error {
 	d := &netattach.Definition{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}, Spec: netattach.DefinitionSpec{Config: config}}
 	if resourceName != "" {
@@ -195,7 +196,7 @@ func (n *node) definition(name, resourceName, config string) error {
 	return n.cluster.define(d)
 }
 
-// admit makes the pods that the node has all the time.
+// admit creates the pods that the node always has.
 func (n *node) admit() error {
 	one := corev1.ResourceList{heldResource: resource.MustParse("1")}
 	for range n.options.restart + 1 {
@@ -215,8 +216,7 @@ func (n *node) admit() error {
 	return nil
 }
 
-// pod makes a new pod on all definitions of a set, which kubelet and API server
-// know.
+// pod creates a pod on all definitions of a set, at the API server and the kubelet.
 func (n *node) pod(d delegates, limits corev1.ResourceList) (*corev1.Pod, error) {
 	var selected []string
 	for k := 1; k < len(d.configs); k++ {
@@ -238,14 +238,15 @@ func (n *node) pod(d delegates, limits corev1.ResourceList) (*corev1.Pod, error)
 	return n.kubelet.AddPod(pod, nil)
 }
 
-// sandbox is a pod's sandbox, with one of the network namespaces.
+// sandbox returns a sandbox of the pod that uses one of the network namespaces.
 func (n *node) sandbox(pod *corev1.Pod, netns int) harness.Sandbox {
 	return harness.Sandbox{
 		ID: pod.Name, NetNS: n.netns[netns%len(n.netns)].Path, Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID),
 	}
 }
 
-// start configures and starts the agent and waits for its snapshot of the definitions.
+// start configures and starts the agent and waits for its snapshot of the
+// definitions.
 func (n *node) start() error {
 	config, err := json.Marshal(map[string]any{
 		"node": nodeName, "socket": n.path("agent.sock"), "kubeletDir": n.path("kubelet"), "apiServer": n.cluster.kubeconfig(), "snapshot": n.path("snapshot"),
@@ -268,14 +269,14 @@ func (n *node) start() error {
 	return errors.New("the agent did not come up")
 }
 
-// launch starts the agent, and does not wait for it.
+// launch starts the agent without waiting for it.
 func (n *node) launch() error {
 	n.agent = exec.Command(n.path("bin/manifold-agent"), "serve", "--config", n.path("agent.json"))
 	n.agent.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return n.agent.Start()
 }
 
-// stopAgent ends the agent, where it runs.
+// stopAgent stops the agent if it runs.
 func (n *node) stopAgent() error {
 	if n.agent == nil {
 		return nil

@@ -12,15 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// provenance is what a reader must know to compare one run with another.
+// provenance is what a reader must know to compare runs.
 type provenance struct {
 	Began      time.Time         `json:"began"`
-	Commit     string            `json:"commit"` // "-dirty" behind it where files differ; empty outside a repository
+	Commit     string            `json:"commit"` // ends in "-dirty" if files differ; empty outside a repository
 	Go         string            `json:"go"`
 	Kernel     string            `json:"kernel"`
 	Processor  string            `json:"processor"`
 	Processors int               `json:"processors"`
-	LoadBefore string            `json:"loadBefore"` // of 1, 5 and 15 minutes
+	LoadBefore string            `json:"loadBefore"` // over 1, 5 and 15 minutes
 	LoadAfter  string            `json:"loadAfter"`
 	Flags      map[string]string `json:"flags"`
 }
@@ -43,18 +43,17 @@ func begin() (p provenance, err error) {
 	return p, err
 }
 
-// commit is what the programs were built of, by git: the build's own stamp is missing
-// where GOFLAGS says so, and from go run.
+// commit returns the commit that the programs were built from, by git: the build's
+// own stamp is missing with go run, or if GOFLAGS disables it.
 func commit() string {
 	out, err := exec.Command("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").Output()
 	if err != nil {
-		return "" // no repository, or no git
+		return "" // no repository or no git
 	}
 	return strings.TrimSpace(string(out))
 }
 
-// processor is the first one's model, as the kernel names it; empty where it does
-// not.
+// processor returns the kernel's model name of the first processor, or "".
 func processor() (string, error) {
 	raw, err := os.ReadFile("/proc/cpuinfo")
 	for line := range strings.Lines(string(raw)) {
@@ -73,7 +72,7 @@ func load() (string, error) {
 	return strings.Join(strings.Fields(string(raw))[:3], " "), nil
 }
 
-// String says it in one line.
+// String describes the run in one line.
 func (p provenance) String() string {
 	return fmt.Sprintf("commit %s, %s, kernel %s, %d × %s, load %s", p.Commit, p.Go, p.Kernel, p.Processors, p.Processor, p.LoadBefore)
 }

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// series is one contender's times of one verb under one load.
+// series holds the times of one contender for one verb under one load.
 type series struct {
 	Delegates string `json:"delegates"`
 	AtOnce    int    `json:"atOnce"`
@@ -18,19 +18,19 @@ type series struct {
 	summary
 	CPUMillis   float64     `json:"cpuMsPerCall"`      // of the contender's processes and the delegates
 	AgentMillis float64     `json:"agentCPUMsPerCall"` // the agent's part of it
-	APIMillis   float64     `json:"apiCPUMsPerCall"`   // of API server and etcd, beside it, without what they use when nobody asks
+	APIMillis   float64     `json:"apiCPUMsPerCall"`   // of API server and etcd, in addition, without what they use when idle
 	Rounds      [][]float64 `json:"msByRound"`         // of each call
 }
 
-// summary is what a series comes to, in ms. Of calls at once, which wait for each
-// other, each round counts as one value, its median.
+// summary sums up a series, in ms. Simultaneous calls wait for each other, so each
+// of their rounds counts as one value, its median.
 type summary struct {
 	P50 estimate `json:"p50"`
-	// P90 is that of all calls, and P99; nil where there are not enough.
+	// P90 and P99 are of all calls; nil if there are too few.
 	P90 *float64  `json:"p90,omitempty"`
 	P99 *estimate `json:"p99,omitempty"`
-	// Over is the median's distance from the floor's, P99Over that of the 99th
-	// percentile, Ratio the median's to the floor's; nil for the floor itself.
+	// Over is the median minus the floor's, P99Over the same for the 99th percentile,
+	// Ratio the median divided by the floor's; nil for the floor itself.
 	Over    *estimate `json:"p50OverFloor,omitempty"`
 	P99Over *estimate `json:"p99OverFloor,omitempty"`
 	Ratio   *estimate `json:"p50RatioToFloor,omitempty"`
@@ -48,7 +48,7 @@ func (s *series) add(times []float64, u usage) {
 	s.Rounds = append(s.Rounds, times)
 }
 
-// values returns one for each round.
+// values returns one value for each round.
 func (s *series) values() []float64 {
 	out := make([]float64, len(s.Rounds))
 	for i, times := range s.Rounds {
@@ -57,7 +57,7 @@ func (s *series) values() []float64 {
 	return out
 }
 
-// summarize fills in what the series comes to, beside the floor's.
+// summarize computes the summary, relative to the floor.
 func (s *series) summarize(floor *series) {
 	own, base := s.values(), floor.values()
 	s.P50 = bootstrap(quantileOf(50), own)
@@ -88,7 +88,7 @@ type figure struct {
 	estimate
 }
 
-// report collects what is measured, and prints it as it comes.
+// report collects the measurements and prints them as they come.
 type report struct {
 	Run     provenance `json:"run"`
 	Series  []*series  `json:"series"`
@@ -120,8 +120,8 @@ func (r *report) estimated(name string, e estimate, unit string) {
 	fmt.Fprintf(r.out, "%-66s %10s %s\n", name, e, unit)
 }
 
-// compared records series of one verb, the floor's first, and prints them with
-// their distance from the floor.
+// compared records series of one verb, the floor's first, and prints them relative
+// to the floor.
 func (r *report) compared(all []*series) {
 	r.Series = append(r.Series, all...)
 	floor := all[0]

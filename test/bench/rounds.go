@@ -12,15 +12,15 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// How many rounds there are: they are independent of each other, calls at once within
-// one are not.
+// Numbers of rounds. Rounds are independent of each other; simultaneous calls
+// within a round are not.
 const (
-	bursts    = 10  // rounds of many pods at once
-	realShare = 10  // real delegates have one round for so many of no-op ones
-	fewRounds = 200 // of what needs no 99th percentile
+	bursts    = 10  // rounds with many pods at once
+	realShare = 10  // real delegates get one round for this many of no-op delegates
+	fewRounds = 200 // for what needs no 99th percentile
 )
 
-// rounds returns how many there are of so many pods at once.
+// rounds returns the number of rounds with atOnce pods at a time.
 func (n *node) rounds(d delegates, atOnce int) int {
 	switch {
 	case atOnce > 1:
@@ -32,10 +32,10 @@ func (n *node) rounds(d delegates, atOnce int) int {
 	}
 }
 
-// few is how many rounds there are of what is measured with the node's own pods.
+// few is the number of rounds for measurements with the node's own pods.
 func (n *node) few() int { return min(fewRounds, n.pods, n.options.restart) }
 
-// level measures all contenders with a number of pods at once, in turn.
+// level measures all contenders in turn, with atOnce pods at a time.
 func (n *node) level(r *report, d delegates, atOnce int) error {
 	contenders := n.contenders(d)
 	adds, dels := make([]*series, len(contenders)), make([]*series, len(contenders))
@@ -59,9 +59,9 @@ func (n *node) level(r *report, d delegates, atOnce int) error {
 	return nil
 }
 
-// round lets each contender attach and release pods that nobody has seen before:
-// what is said about a pod, and Events of it, counts once for each. Another one
-// begins in each round.
+// round lets each contender attach and release pods that nobody has seen before,
+// because what is published about a pod, and its Events, happens once per pod. Each
+// round starts with another contender.
 func (n *node) round(d delegates, contenders []contender, round int, adds, dels []*series) error {
 	boxes := make([][]harness.Sandbox, len(contenders))
 	for c := range contenders {
@@ -97,8 +97,8 @@ func (n *node) round(d delegates, contenders []contender, round int, adds, dels 
 	return nil
 }
 
-// measure runs a verb in all sandboxes at once, and adds what it takes: the time of
-// each call, and the processor time until nothing of it is left to do.
+// measure runs a verb in all sandboxes at once, and adds its cost to s: the time of
+// each call, and the processor time until no work of it is left.
 func (n *node) measure(s *series, who contender, verb func(harness.Sandbox) error, boxes []harness.Sandbox) error {
 	before, err := who.used()
 	if err != nil {
@@ -132,20 +132,20 @@ func (n *node) measure(s *series, who contender, verb func(harness.Sandbox) erro
 	return err
 }
 
-// The agent and the API server are at rest when they use almost no processor time in
-// some spans one after another.
+// The agent and the API server are at rest when they use almost no processor time
+// in several successive spans.
 const (
 	restSpan   = 3 * time.Millisecond
 	restAtMost = restSpan / 20
 	restSpans  = 2
 )
 
-// patience is how long something that comes by itself may take.
+// patience is the timeout for something that happens on its own.
 const patience = time.Minute
 
-// settle waits until agent and API server do nothing more: an Event, or a status
-// that is published after ADD, are the work of the call before, and must not run
-// beside the next one.
+// settle waits until agent and API server are at rest: an Event, or a status
+// published after ADD, belongs to the call before and must not overlap the next
+// one.
 func (n *node) settle() error {
 	end := time.Now().Add(patience)
 	for quiet := 0; quiet < restSpans; {
@@ -169,15 +169,15 @@ func (n *node) settle() error {
 	return nil
 }
 
-// working is the processor time of agent and API server so far.
+// working returns the processor time of agent and API server so far.
 func (n *node) working() (time.Duration, error) {
 	agent, err := n.agentCPU()
 	api, err2 := n.cluster.cpu()
 	return agent + api, errors.Join(err, err2)
 }
 
-// watchBackground finds what part of a processor the API server takes when nobody
-// asks it, which is no contender's.
+// watchBackground measures the share of a processor that the API server uses when
+// nobody calls it, which is charged to no contender.
 func (n *node) watchBackground() error {
 	if err := n.settle(); err != nil {
 		return err
@@ -193,8 +193,9 @@ func (n *node) watchBackground() error {
 	return err
 }
 
-// forget ends the pods of sandboxes on the node. Those that an agent attached must
-// have a network-status by then: else something other was measured.
+// forget deletes the sandboxes' pods from the node. Pods that an agent attached
+// must have a network-status by then; otherwise the measurement was of something
+// else.
 func (n *node) forget(boxes []harness.Sandbox, attached bool) error {
 	for _, box := range boxes {
 		if attached {

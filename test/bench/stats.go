@@ -6,35 +6,35 @@ import (
 	"slices"
 )
 
-// confidence is that of every interval, and resamples how often the rounds are drawn
-// anew for one.
+// confidence is the confidence level of every interval, and resamples the number of
+// times that the rounds are resampled for one.
 const (
 	confidence = 0.95
 	resamples  = 1000
 )
 
-// fewest is how many rounds an interval takes: the median lies between the lowest and
-// the highest of five with 94 %, of four with 88 %.
+// fewest is the number of rounds that an interval needs: the median lies between
+// the lowest and the highest of five with 94 %, of four with 88 %.
 const fewest = 5
 
-// beyond is how many values lie above a quantile that is worth saying: with fewer it
-// is the chance of single calls.
+// beyond is how many values must lie above a quantile worth reporting: with fewer,
+// it depends on the chance of single calls.
 const beyond = 10
 
-// interval holds a value with some confidence.
+// interval contains a value with some confidence.
 type interval struct {
 	Low  float64 `json:"low"`
 	High float64 `json:"high"`
 }
 
-// estimate is a value that was measured, and the interval that it lies in; nil for
-// what does not vary, or was measured once.
+// estimate is a measured value and its interval; nil for a value that does not
+// vary, or was measured once.
 type estimate struct {
 	Value    float64   `json:"value"`
 	Interval *interval `json:"interval95,omitempty"`
 }
 
-// bounds are the interval's, or the value where it has none.
+// bounds returns the interval, or the value itself if there is none.
 func (e estimate) bounds() interval {
 	if e.Interval == nil {
 		return interval{e.Value, e.Value}
@@ -42,8 +42,8 @@ func (e estimate) bounds() interval {
 	return *e.Interval
 }
 
-// quantile returns the smallest of the values that so many percent of them do not
-// exceed (the nearest rank).
+// quantile returns the smallest of the values that at least percent of them do not
+// exceed (nearest rank).
 func quantile(values []float64, percent int) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	return sorted[max(1, (len(sorted)*percent+99)/100)-1]
@@ -51,15 +51,14 @@ func quantile(values []float64, percent int) float64 {
 
 func median(values []float64) float64 { return quantile(values, 50) }
 
-// enough says whether there are so many values that a quantile of them is worth
-// saying.
+// enough reports whether there are enough values for a quantile worth reporting.
 func enough(values, percent int) bool { return values*(100-percent) >= 100*beyond }
 
-// bootstrap returns a statistic of samples that have a value for each round, and its
-// interval: between the percentiles of what the statistic is of rounds drawn from
-// these at random. The same rounds are drawn of all samples, since what disturbs one
-// contender in a round disturbs the others. The same samples always give the same;
-// too few rounds give no interval.
+// bootstrap returns a statistic of samples that have one value per round, and its
+// interval: the percentiles of the statistic over rounds resampled at random. The
+// same rounds are drawn from all samples, since what disturbs one contender in a
+// round disturbs the others. The same samples always give the same result; too few
+// rounds give no interval.
 func bootstrap(statistic func(samples [][]float64) float64, samples ...[]float64) estimate {
 	rounds := len(samples[0])
 	if rounds < fewest {
@@ -85,20 +84,21 @@ func bootstrap(statistic func(samples [][]float64) float64, samples ...[]float64
 	return estimate{statistic(samples), &interval{found[int(outside)], found[resamples-1-int(outside)]}}
 }
 
-// quantileOf is the quantile of one sample.
+// quantileOf returns the statistic that is the quantile of one sample.
 func quantileOf(percent int) func([][]float64) float64 {
 	return func(of [][]float64) float64 { return quantile(of[0], percent) }
 }
 
-// quantileOver is the distance of the second sample's quantile from the first's.
+// quantileOver returns the statistic that is the second sample's quantile minus the
+// first's.
 func quantileOver(percent int) func([][]float64) float64 {
 	return func(of [][]float64) float64 { return quantile(of[1], percent) - quantile(of[0], percent) }
 }
 
-// medianRatio is the second sample's median by the first's.
+// medianRatio is the second sample's median divided by the first's.
 func medianRatio(of [][]float64) float64 { return median(of[1]) / median(of[0]) }
 
-// String returns the value with its interval.
+// String formats the value with its interval.
 func (e estimate) String() string {
 	if e.Interval == nil {
 		return fmt.Sprintf("%.2f", e.Value)

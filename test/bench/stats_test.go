@@ -8,7 +8,7 @@ import (
 func TestQuantileIsTheNearestRank(t *testing.T) {
 	var hundred []float64
 	for i := range 100 {
-		hundred = append(hundred, float64(100-i)) // in no order that helps
+		hundred = append(hundred, float64(100-i)) // descending
 	}
 	for _, c := range []struct {
 		values  []float64
@@ -27,7 +27,7 @@ func TestQuantileIsTheNearestRank(t *testing.T) {
 	}
 }
 
-// What slows a round down for both contenders leaves their distance as it was.
+// What slows a round down for both contenders does not change their difference.
 func TestBootstrapDrawsTheSameRoundsOfAllSamples(t *testing.T) {
 	floor := []float64{1, 9, 2, 8, 3, 7, 4, 6, 5, 10}
 	var own []float64

@@ -13,7 +13,7 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// said is what the plugin logs of a call that succeeded.
+// said is what the plugin logs for a call that succeeded.
 type said struct {
 	Message string          `json:"msg"`
 	Took    string          `json:"took"`
@@ -21,13 +21,13 @@ type said struct {
 	Parts   map[string]part `json:"parts"`
 }
 
-// part is how long a call spent with one thing, and how often it was there.
+// part is how long a call spent in one part, and how often it entered it.
 type part struct {
 	Took  string `json:"took"`
 	Times int    `json:"times"`
 }
 
-// Rows of the table of parts beside the plugin's own, in ms.
+// Rows of the table besides the plugin's own parts, in ms.
 const (
 	partStart   = "start and end of the process, which does nothing"
 	partElse    = "all else inside"
@@ -36,15 +36,15 @@ const (
 	partCPU     = "processor time of the plugin alone, until then"
 )
 
-// parts are how long one contender's calls spent with what.
+// parts is how long one contender's calls spent in each part.
 type parts struct {
-	calls []map[string]float64 // ms of each, by part
+	calls []map[string]float64 // ms of each call, by part
 	times map[string]int       // in the last call
 }
 
-// partsOf measures where the time of an ADD and a DEL goes, one pod at a time, as the
-// plugin's log tells it, beside the time that the same program takes to start, to say
-// its version and to end.
+// partsOf measures where the time of an ADD and a DEL goes, one pod at a time, from
+// the plugin's log, next to the time that the same program takes to start, print
+// its version and exit.
 func (n *node) partsOf(r *report) error {
 	d := n.sets[0]
 	names := []string{statusSync, statusAsync}
@@ -84,7 +84,7 @@ func (n *node) partsOf(r *report) error {
 	return nil
 }
 
-// partsOfCall measures one call, and one start of the plugin beside it.
+// partsOfCall measures one call, and one bare start of the plugin along with it.
 func partsOfCall(p *parts, rt *harness.Runtime, verb string, box harness.Sandbox) error {
 	began := time.Now()
 	if _, err := rt.Call("VERSION", harness.Sandbox{}); err != nil {
@@ -104,7 +104,7 @@ func partsOfCall(p *parts, rt *harness.Runtime, verb string, box harness.Sandbox
 	return p.add(res.Stderr, start, whole)
 }
 
-// add adds a call that logged this, with the time of a start that does nothing.
+// add adds a call with its log and the time of a bare start.
 func (p *parts) add(log []byte, start, whole time.Duration) error {
 	lines := json.NewDecoder(bytes.NewReader(log))
 	var done said
@@ -130,10 +130,10 @@ func (p *parts) add(log []byte, start, whole time.Duration) error {
 	return err
 }
 
-// means returns the means of the middle half of all calls by how long they took: unlike
-// medians the parts' add up to the whole's, and unlike those of all calls they are not
-// the few that waited for something else. A start is another process's, so that of these
-// the median is meant.
+// means returns the means of the middle half of all calls, sorted by duration.
+// Unlike medians, the parts' means add up to the whole's, and the few calls that
+// waited for something else do not count. A bare start is a process of its own, so
+// its row is a median.
 func (p *parts) means() map[string]float64 {
 	sorted := slices.SortedFunc(slices.Values(p.calls), func(a, b map[string]float64) int { return cmp.Compare(a[partWhole], b[partWhole]) })
 	middle := sorted[len(sorted)/4 : len(sorted)-len(sorted)/4]
@@ -158,7 +158,7 @@ func (p *parts) means() map[string]float64 {
 	return out
 }
 
-// parts prints where the time of a call goes, what takes most first.
+// parts prints where the time of a call goes, largest part first.
 func (r *report) parts(of string, p *parts) {
 	fmt.Fprintf(r.out, "\nWhere the time goes of %s, no-op delegates, 1 at once, the middle half of %d calls\n  %-58s %8s %6s\n", of, len(p.calls), "", "ms", "times")
 	means := p.means()

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// TestPartsOfACall: what the plugin says of its parts, and what they leave of the whole.
+// TestPartsOfACall proves how the parts in the plugin's log, and the rest of the
+// whole, add up.
 func TestPartsOfACall(t *testing.T) {
 	p := &parts{times: map[string]int{}}
 	log := `{"msg":"a line before it"}
@@ -23,7 +24,7 @@ func TestPartsOfACall(t *testing.T) {
 	if p.times["delegate"] != 3 {
 		t.Errorf("%v", p.times)
 	}
-	for _, whole := range []time.Duration{6, 7, 60} { // of four, the middle two are meant
+	for _, whole := range []time.Duration{6, 7, 60} { // of the four calls, the middle two count
 		if err := p.add([]byte(log), time.Millisecond, whole*time.Millisecond); err != nil {
 			t.Fatal(err)
 		}

@@ -26,15 +26,15 @@ const (
 	decoding          = "checkpoint of 5,000 entries, decoded and indexed"
 )
 
-// target is what a measurement is to be at most.
+// target is the upper limit of a measurement.
 type target struct {
 	name  string
 	most  float64
 	unit  string
-	value func(*report) *estimate // nil for what was not measured
+	value func(*report) *estimate // nil if it was not measured
 }
 
-// targets are those of the project.
+// targets are the project's targets.
 var targets = []target{
 	{"ADD p50 over the floor, status published before ADD returns", 6, "ms", of("ADD", statusSync, 1, over)},
 	{"ADD p99 over the floor, the same", 15, "ms", of("ADD", statusSync, 1, p99Over)},
@@ -58,10 +58,10 @@ var targets = []target{
 	{decoding, 20, "ms", figureOf(decoding)},
 }
 
-// oneShot is the contender without an agent.
+// oneShot names the contender without an agent.
 const oneShot = "one-shot"
 
-// of is a part of the summary of a contender with no-op delegates.
+// of returns a part of a contender's summary with no-op delegates.
 func of(verb, contender string, atOnce int, part func(summary) *estimate) func(*report) *estimate {
 	return func(r *report) *estimate {
 		for _, s := range r.Series {
@@ -79,7 +79,7 @@ func over(s summary) *estimate    { return s.Over }
 func p99Over(s summary) *estimate { return s.P99Over }
 func ratio(s summary) *estimate   { return s.Ratio }
 
-// figureOf is a figure as it was measured.
+// figureOf returns a figure as it was measured.
 func figureOf(name string) func(*report) *estimate {
 	return func(r *report) *estimate {
 		for _, f := range r.Figures {
@@ -91,7 +91,7 @@ func figureOf(name string) func(*report) *estimate {
 	}
 }
 
-// outcome is what became of a target.
+// outcome is the verdict on a target.
 type outcome struct {
 	Name    string  `json:"name"`
 	AtMost  float64 `json:"atMost"`
@@ -100,15 +100,15 @@ type outcome struct {
 	estimate
 }
 
-// Verdicts on a target. An interval must lie within it; what was measured once, a
-// size or a count, is taken as it is.
+// Verdicts on a target. The whole interval must lie within it; a value without an
+// interval, such as a size or a count, is compared as it is.
 const (
 	met     = "met"
 	missed  = "missed"
 	unknown = "undecided" // the target lies within the interval
 )
 
-// judge says whether a target is met.
+// judge returns the verdict on a measured value.
 func (t target) judge(e estimate) string {
 	switch bounds := e.bounds(); {
 	case bounds.High <= t.most:
@@ -120,7 +120,7 @@ func (t target) judge(e estimate) string {
 	}
 }
 
-// targets judges and prints what was measured beside what it is to be.
+// targets prints and judges each measurement that has a target.
 func (r *report) targets() {
 	const row = "%-66s %8s %-24s %s\n"
 	fmt.Fprintf(r.out, "\n"+row, "", "at most", "measured", "")

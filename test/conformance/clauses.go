@@ -9,21 +9,21 @@ import (
 	"strings"
 )
 
-// clause is a row of the document.
+// clause is a row of a table of clauses.
 type clause struct {
 	id  string // for example "MN-4.1.2-ips"
-	lab string // name of the test that proves it in the SR-IOV lab; empty where any machine will do
-	// labExists says that the tree has that test.
+	lab string // name of the test that proves it in the SR-IOV lab; empty if any machine can
+	// labExists is whether that test is in the source tree.
 	labExists bool
 }
 
-// idForm is the form of an id: which standard, and words of letters, digits and
+// idForm is the form of an id: the standard, then words of letters, digits and
 // dots.
 var idForm = regexp.MustCompile(`^(MN|DI|DV|VF|CNI)-[A-Za-z0-9.]+(-[A-Za-z0-9.]+)*$`)
 
 // parseClauses reads the tables of a Markdown document: every row whose first
-// column is an id in backquotes. The second column is for people, the third is
-// the name of a lab test in backquotes, or empty.
+// column is an id in backquotes. The second column is for people; the third is the
+// name of a lab test in backquotes, or empty.
 func parseClauses(text string) ([]clause, error) {
 	var out []clause
 	seen := map[string]bool{}
@@ -57,8 +57,8 @@ func parseClauses(text string) ([]clause, error) {
 	return out, nil
 }
 
-// findLabTests looks for the lab tests' functions in the source below root:
-// they are built for the lab only, so running the tests here does not show them.
+// findLabTests looks for the lab tests' functions in the source below root: they
+// have a build tag, so running the tests here does not list them.
 func findLabTests(root string, clauses []clause) error {
 	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
@@ -78,8 +78,8 @@ func findLabTests(root string, clauses []clause) error {
 	})
 }
 
-// parts are the names of a test and its subtests, without the numbers that
-// package testing adds to names that are there twice.
+// parts splits the name of a subtest into its parts, without the numbers that
+// package testing appends to duplicate names.
 func parts(test string) []string {
 	out := strings.Split(test, "/")
 	for i, p := range out {

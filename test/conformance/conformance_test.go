@@ -95,8 +95,8 @@ func TestFindLabTests(t *testing.T) {
 	}
 }
 
-// stream is a test run as `go test -json` prints it: lines of action, package,
-// test and output, separated by blanks; "-" is no test.
+// stream returns a test run as `go test -json` prints it. A line of text is action,
+// package, test and output, separated by blanks; "-" stands for no test.
 func stream(t *testing.T, text string) *bytes.Buffer {
 	t.Helper()
 	var out bytes.Buffer
@@ -176,7 +176,7 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// TestLog holds that a run's results are printed as go test prints them.
+// TestLog proves that a run's results are printed as go test prints them.
 func TestLog(t *testing.T) {
 	var log bytes.Buffer
 	in := stream(t, `
@@ -203,7 +203,7 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// full is a writer that takes nothing.
+// full is a writer that accepts nothing.
 type full struct{}
 
 // Write implements io.Writer.

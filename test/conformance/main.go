@@ -1,15 +1,15 @@
 // Command conformance runs the tests of the standards' clauses and prints which
-// clause is proven by which test.
+// test proves which clause.
 //
 //	go run ./test/conformance [packages]
 //	go test -json ./... | go run ./test/conformance -results -
 //
-// The second form takes the results of a run of all tests, and prints of it what
-// go test would.
+// The second form reads the results of a run of all tests, and also prints what go
+// test would print.
 //
-// The clauses are the tables of docs/conformance.md. A test proves a clause when
-// the clause's id is a part of the name of a subtest, between slashes, of a test
-// called TestClause…. The exit status is 1 unless every clause has passed or is
+// The clauses are the tables of docs/conformance.md. A test proves a clause if its
+// name is TestClause… and one of its subtests has the clause's id as a part of its
+// name, between slashes. The exit status is 1 unless every clause has passed or is
 // proven in the SR-IOV lab alone, and no package failed.
 package main
 
@@ -44,8 +44,8 @@ func main() {
 	}
 }
 
-// run takes the results from source and prints the table, and reports whether all
-// is proven.
+// run reads the clauses, takes their results from source, prints the table, and
+// reports whether all clauses are proven.
 func run(w io.Writer, doc, root string, source func([]clause) (*results, error)) (bool, error) {
 	text, err := os.ReadFile(doc)
 	if err != nil {
@@ -65,8 +65,8 @@ func run(w io.Writer, doc, root string, source func([]clause) (*results, error))
 	return report(w, clauses, res)
 }
 
-// read takes results that a run of tests left in a file, or leaves in a pipe, and
-// prints each package's end and what failed tests printed.
+// read reads results from the file from, or from stdin for "-". It prints the final
+// line of each package and the output of failed tests to w.
 func read(w io.Writer, from string, clauses []clause) (*results, error) {
 	in := os.Stdin
 	if from != "-" {
@@ -79,8 +79,8 @@ func read(w io.Writer, from string, clauses []clause) (*results, error) {
 	return readResults(in, clauses, w)
 }
 
-// test runs the clauses' tests. Results are never taken from the cache, which
-// does not know of the programs that the tests build and run.
+// test runs the clauses' tests. It bypasses the test cache, which does not know the
+// programs that the tests build and run.
 func test(packages []string, clauses []clause) (*results, error) {
 	cmd := exec.Command("go", append([]string{"test", "-json", "-count=1", "-timeout=20m", "-run=^TestClause"}, packages...)...)
 	cmd.Stderr = os.Stderr

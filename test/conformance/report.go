@@ -10,10 +10,11 @@ import (
 	"text/tabwriter"
 )
 
-// module is left out of packages' names.
+// module is the prefix that the report drops from package names.
 const module = "github.com/manifold-cni/manifold/"
 
-// stateOf is the state of a clause. A lab test that nobody wrote proves nothing.
+// stateOf returns the state of a clause. A lab test that does not exist proves
+// nothing.
 func stateOf(c clause, proofs []*proof) state {
 	here := missing
 	for _, p := range proofs {
@@ -28,7 +29,7 @@ func stateOf(c clause, proofs []*proof) state {
 	return missing
 }
 
-// report prints the table, then what is behind every clause that is not passed,
+// report prints the table, then the output behind every clause that has not passed,
 // and reports whether all is well.
 func report(w io.Writer, clauses []clause, res *results) (bool, error) {
 	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -68,8 +69,8 @@ func report(w io.Writer, clauses []clause, res *results) (bool, error) {
 	return ok, nil
 }
 
-// testsOf names the tests of a clause, at least one cell, and returns what they
-// said.
+// testsOf returns the cells that name the tests of a clause, at least one, and what
+// the tests printed.
 func testsOf(c clause, proofs []*proof) (tests, notes []string) {
 	if c.lab != "" {
 		test := "SR-IOV lab: " + c.lab

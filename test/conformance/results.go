@@ -9,9 +9,8 @@ import (
 	"strings"
 )
 
-// state is what became of a test or a clause. Of several tests' states the
-// greatest is the clause's: one that passed makes up for one that was skipped,
-// nothing makes up for one that failed.
+// state is the outcome of a test or a clause. The greatest state among its tests is
+// the clause's: a pass makes up for a skip, nothing makes up for a failure.
 type state int
 
 const (
@@ -19,33 +18,33 @@ const (
 	skipped
 	passed
 	failed
-	labOnly // of clauses alone
+	labOnly // only clauses have this state
 )
 
 func (s state) String() string {
 	return [...]string{"missing", "skipped", "passed", "failed", "lab-only"}[s]
 }
 
-// proof is a test of a clause: the part of its name up to the clause's id, under
-// which all its subtests are summed up.
+// proof is a test of a clause: the part of its name up to the clause's id, which
+// sums up all its subtests.
 type proof struct {
 	pkg, test string
 	state     state
-	// said is what the failed tests printed, and why tests were skipped.
+	// said is the output of failed tests, and why tests were skipped.
 	said []string
 }
 
-// results are the proofs by clause, and what went wrong beside them.
+// results are the proofs by clause, and all other problems of the run.
 type results struct {
 	proofs map[string][]*proof
-	// strays are subtests that bear an id that no clause has.
+	// strays are subtests whose name has the form of an id but matches no clause.
 	strays []string
-	// broken are packages that failed otherwise than by a clause's test, with
-	// what they printed.
+	// broken are packages, with their output, that failed for another reason than a
+	// clause's test.
 	broken map[string][]string
 }
 
-// failed reports whether anything did.
+// failed reports whether any test or package failed.
 func (r *results) failed() bool {
 	for _, proofs := range r.proofs {
 		if slices.ContainsFunc(proofs, func(p *proof) bool { return p.state == failed }) {
@@ -64,19 +63,19 @@ type event struct {
 	Output     string
 }
 
-// reader makes results of the events of a test run.
+// reader builds results from the events of a test run.
 type reader struct {
 	*results
 	known   map[string]bool
 	output  map[string][]string // by package and test
-	running map[string]event    // tests that have not ended
+	running map[string]event    // tests that have not ended yet
 	bad     map[string]bool     // packages with a failed test of a clause
 	log     io.Writer           // gets what go test would print
-	logErr  error               // the first failure to write to it
+	logErr  error               // the first error of a write to log
 }
 
-// readResults reads what `go test -json` prints, and prints to log what go test
-// without it would.
+// readResults reads the output of `go test -json`, and prints to log what go test
+// would print without -json.
 func readResults(in io.Reader, clauses []clause, log io.Writer) (*results, error) {
 	r := &reader{
 		results: &results{proofs: map[string][]*proof{}, broken: map[string][]string{}},
@@ -96,7 +95,7 @@ func readResults(in io.Reader, clauses []clause, log io.Writer) (*results, error
 		}
 		r.take(e)
 	}
-	// A test that has not ended died with its program.
+	// A test that has not ended died with its process.
 	for _, e := range r.running {
 		r.end(e, failed)
 	}
@@ -106,8 +105,8 @@ func readResults(in io.Reader, clauses []clause, log io.Writer) (*results, error
 	return r.results, nil
 }
 
-// print prints what a package or a failed test has printed; of a package that has
-// passed, that alone.
+// print prints the output of a package or a failed test; for a package that passed,
+// only its "ok" line.
 func (r *reader) print(end state, lines []string) {
 	for _, line := range lines {
 		if end != failed && !strings.HasPrefix(line, "ok ") {
@@ -119,7 +118,7 @@ func (r *reader) print(end state, lines []string) {
 	}
 }
 
-// take takes one event.
+// take handles one event.
 func (r *reader) take(e event) {
 	key := e.Package + e.ImportPath + " " + e.Test
 	switch e.Action {
@@ -144,7 +143,7 @@ func (r *reader) take(e event) {
 	}
 }
 
-// end books a test's end under every clause that its name has.
+// end records a test's outcome under every clause in its name.
 func (r *reader) end(e event, s state) {
 	names := parts(e.Test)
 	for i, name := range names[1:] {
@@ -162,7 +161,7 @@ func (r *reader) end(e event, s state) {
 	}
 }
 
-// proofOf returns the proof of that name, a new one when there is none yet.
+// proofOf returns the proof of that name and creates it if needed.
 func (r *reader) proofOf(id, pkg, test string) *proof {
 	for _, p := range r.proofs[id] {
 		if p.pkg == pkg && p.test == test {
@@ -174,7 +173,7 @@ func (r *reader) proofOf(id, pkg, test string) *proof {
 	return p
 }
 
-// said is what a test printed, without the lines of package testing.
+// said returns the output of a test, without the lines of package testing.
 func said(test string, output []string) []string {
 	var out []string
 	for _, line := range strings.Split(strings.Join(output, ""), "\n") {

@@ -1,11 +1,11 @@
-// Command demo shows Manifold's main job on any Linux machine with Go: no
-// cluster, no special hardware, no root where user namespaces are allowed.
+// Command demo shows Manifold's main job on any Linux machine with Go: no cluster,
+// no special hardware, and no root where user namespaces are allowed.
 //
-// It makes a node of namespaces: a fake kubelet with real gRPC APIs and
-// allocated devices, a small API server, the agent, the plugin, and real
-// delegates. A pod gets its networks, is killed in mid-ADD, is deleted, and gets
-// its networks again with no agent running. Every statement that it prints is
-// checked; it fails on the first that does not hold.
+// It sets up a node in namespaces: a fake kubelet with real gRPC APIs and allocated
+// devices, a small API server, the agent, the plugin, and real delegates. A pod
+// gets its networks, is killed in mid-ADD, is deleted, and gets its networks again
+// with no agent running. The demo checks every statement that it prints and fails
+// on the first that does not hold.
 package main
 
 import (
@@ -16,7 +16,8 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// dirEnv hands the directory of built programs to the process inside.
+// dirEnv passes the directory of built programs to the process inside the
+// namespaces.
 const dirEnv = "MANIFOLD_DEMO_DIR"
 
 func main() {
@@ -65,7 +66,7 @@ func build() error {
 	return os.Setenv(dirEnv, dir)
 }
 
-// story tells the demo in order.
+// story runs the parts of the demo in order.
 func story(dir string) (err error) {
 	defer os.RemoveAll(dir)
 	n, err := newNode(dir)

@@ -21,7 +21,7 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// resourceName is what the demo's device plugin would advertise.
+// resourceName is the resource of the demo's devices.
 const resourceName = "demo.example/nic"
 
 // node is the demo's node.
@@ -40,7 +40,7 @@ type node struct {
 
 func (n *node) path(elem string) string { return filepath.Join(n.dir, elem) }
 
-// newNode starts kubelet, API server and agent, and makes the hardware.
+// newNode creates the hardware and starts kubelet, API server and agent.
 func newNode(dir string) (*node, error) {
 	n := &node{dir: dir, ids: map[string]string{}}
 	for _, d := range []string{"net.d", "state", "kubelet"} {
@@ -60,7 +60,7 @@ func newNode(dir string) (*node, error) {
 	return n, n.startAgent()
 }
 
-// hardware makes an uplink for macvlan and two devices.
+// hardware creates an uplink for macvlan and two devices.
 func (n *node) hardware() error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "uplink0"
@@ -88,7 +88,7 @@ func (n *node) hardware() error {
 	return nil
 }
 
-// cluster starts the kubelet and the API server with two definitions.
+// cluster starts the kubelet with devices and the API server with two definitions.
 func (n *node) cluster() (err error) {
 	if n.kubelet, err = fakekubelet.Start(n.path("kubelet")); err != nil {
 		return err
@@ -108,8 +108,8 @@ func (n *node) cluster() (err error) {
 	return n.kubelet.SetDevices(resourceName, fakekubelet.Device{ID: n.ids["nic0"], NUMA: 0}, fakekubelet.Device{ID: n.ids["nic1"], NUMA: 0})
 }
 
-// configure writes the default network and the configurations of plugin and
-// agent.
+// configure writes the default network and the agent's configuration, and sets the
+// plugin's.
 func (n *node) configure() error {
 	kubeconfig, err := n.api.Kubeconfig(n.dir)
 	if err != nil {
@@ -165,7 +165,7 @@ func (n *node) stopAgent() error {
 }
 
 func (n *node) stop() {
-	_ = n.stopAgent() // what it is asked to end ends with the namespaces anyway
+	_ = n.stopAgent() // an agent that does not stop ends with the namespaces anyway
 	n.kubelet.Stop()
 	n.api.Stop()
 }

@@ -32,7 +32,7 @@ func (n *node) admitPod() error {
 	}
 	n.api.AddPod(pod)
 	// The first container gets the device with the higher ID, as happens on real
-	// nodes: sorting the pod's devices would give each container the other's.
+	// nodes: sorting the pod's devices would swap the two containers' devices.
 	admitted, err := n.kubelet.AddPod(pod, map[string]map[string][]string{"rx": {resourceName: {n.ids["nic1"]}}, "tx": {resourceName: {n.ids["nic0"]}}})
 	if err != nil {
 		return err
@@ -48,8 +48,8 @@ func (n *node) admitPod() error {
 	return n.newSandbox("c0ffee01")
 }
 
-// warm runs a plain pod once: the bridge plugin leaves its bridge on purpose,
-// which is no part of what a pod must give back.
+// warm runs a plain pod once: the bridge plugin leaves its bridge behind on
+// purpose, which is not something that a pod must give back.
 func (n *node) warm() error {
 	if err := n.newSandbox("c0ffee00"); err != nil {
 		return err
@@ -72,7 +72,7 @@ func (n *node) newSandbox(id string) (err error) {
 	return err
 }
 
-// showPlan asks the agent as the plugin does.
+// showPlan asks the agent for the plan as the plugin does.
 func (n *node) showPlan() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -101,7 +101,7 @@ func (n *node) call(verb string) (*harness.Result, error) {
 	return res, nil
 }
 
-// attach runs ADD and shows what stands in the sandbox.
+// attach runs ADD and shows the sandbox's interfaces and what was verified.
 func (n *node) attach() error {
 	res, err := n.call("ADD")
 	if err != nil {
@@ -120,7 +120,7 @@ func (n *node) attach() error {
 	return n.showVerified()
 }
 
-// showVerified prints what the journal says was verified.
+// showVerified prints the checks that the journal records.
 func (n *node) showVerified() error {
 	entry, err := journal.Dir{Path: n.path("state")}.Open(journal.Key{ContainerID: n.sandbox.ID, IfName: "eth0"})
 	if err != nil {
@@ -134,8 +134,8 @@ func (n *node) showVerified() error {
 	return nil
 }
 
-// showInterfaces prints the sandbox's interfaces and checks whose devices the
-// last two are.
+// showInterfaces prints the sandbox's interfaces and checks which devices the last
+// two are.
 func (n *node) showInterfaces() error {
 	want := map[string]string{"net2": "nic1", "net3": "nic0"}
 	return n.netns.Do(func() error {
@@ -172,7 +172,7 @@ func (n *node) showInterfaces() error {
 	})
 }
 
-// showStatus prints the annotation as the API server has it.
+// showStatus prints the annotation as stored at the API server.
 func (n *node) showStatus() error {
 	pod := n.api.Pod("default", n.pod.Name)
 	status := pod.Annotations[netattach.StatusAnnotation]
@@ -187,7 +187,7 @@ func (n *node) showStatus() error {
 	return nil
 }
 
-// detach runs DEL twice and compares the host with what it was.
+// detach runs DEL twice and compares the host with its state before ADD.
 func (n *node) detach() error {
 	for range 2 {
 		if _, err := n.call("DEL"); err != nil {
@@ -209,10 +209,10 @@ func (n *node) unchanged() error {
 	return nil
 }
 
-// killed kills an ADD in the middle, then deletes.
+// killed kills an ADD halfway, then runs DEL.
 func (n *node) killed() error {
 	rt := n.rt
-	const afterSecondDelegate = 9 // counted by the kill points of an ADD
+	const afterSecondDelegate = 9 // a kill point of ADD, counted from its start
 	rt.Env = []string{fmt.Sprintf("MANIFOLD_KILL_AT=%d", afterSecondDelegate), "MANIFOLD_KILL_LOG=" + n.path("points")}
 	res, err := rt.Call("ADD", n.sandbox)
 	if err != nil {
@@ -234,7 +234,7 @@ func (n *node) killed() error {
 	return n.detach()
 }
 
-// shorten cuts lines for the screen.
+// shorten cuts lines to the width of a screen.
 func shorten(diff string) string {
 	var out []string
 	for _, line := range strings.Split(diff, "\n") {

@@ -15,15 +15,15 @@ import (
 	dpv1 "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 )
 
-// Pins are device IDs by container and resource, for containers that shall get
-// these and no others.
+// Pins are device IDs by container and resource, for containers that must get
+// exactly these devices.
 type Pins = map[string]map[string][]string
 
-// reusable are a pod's devices, by resource, that its ordinary init containers
-// have had and its later containers get first.
+// reusable holds the devices, by resource, that a pod's ordinary init containers
+// used and that its later containers get first.
 type reusable map[string]sets.Set[string]
 
-// claim is what a container asks of one resource.
+// claim is a container's request for devices of one resource.
 type claim struct {
 	podUID, container, resource string
 	count                       int
@@ -31,9 +31,9 @@ type claim struct {
 	pinned                      []string
 }
 
-// allocatePod gives a pod's containers their devices, in the order of a kubelet:
-// init containers, then the others. What was given before a failure stays in the
-// books until it is purged, as it does there.
+// allocatePod allocates devices to a pod's containers in a kubelet's order: init
+// containers, then the others. As in a kubelet, what was allocated before a failure
+// stays recorded until it is purged.
 func (k *Kubelet) allocatePod(ctx context.Context, pod *corev1.Pod, pins Pins) error {
 	reuse := reusable{}
 	for i := range pod.Spec.InitContainers {
@@ -53,13 +53,12 @@ func (k *Kubelet) allocatePod(ctx context.Context, pod *corev1.Pod, pins Pins) e
 	return nil
 }
 
-// restartable says that an init container runs as long as its pod.
+// restartable reports whether an init container runs as long as its pod.
 func restartable(c *corev1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
-// note adds a container's devices to those that can be used again, or takes them
-// away.
+// note adds a container's devices to the reusable ones, or removes them.
 func (k *Kubelet) note(reuse reusable, uid types.UID, container string, add bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -75,7 +74,7 @@ func (k *Kubelet) note(reuse reusable, uid types.UID, container string, add bool
 	}
 }
 
-// allocateContainer gives a container the devices that its limits ask for and
+// allocateContainer allocates the devices that a container's limits ask for and
 // writes the checkpoint.
 func (k *Kubelet) allocateContainer(ctx context.Context, pod *corev1.Pod, c *corev1.Container, pins map[string][]string, reuse reusable) error {
 	purged, changed := false, false
@@ -105,8 +104,8 @@ func (k *Kubelet) allocateContainer(ctx context.Context, pod *corev1.Pod, c *cor
 	return k.persist()
 }
 
-// manages says whether the device manager knows a resource: it was advertised, or
-// something of it is allocated.
+// manages reports whether the device manager knows a resource: it was advertised,
+// or devices of it are allocated.
 func (k *Kubelet) manages(name string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -127,13 +126,13 @@ func (k *Kubelet) purge() {
 	})
 }
 
-// active says that a pod is known and has not ended.
+// active reports whether a pod is known and has not ended.
 func active(pod *corev1.Pod) bool {
 	return pod != nil && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed
 }
 
-// allocate meets a claim and says whether that took anything: a container that
-// has its devices already, from before a restart, keeps them.
+// allocate satisfies a claim and reports whether it allocated anything: a container
+// that already has its devices, from before a restart, keeps them.
 func (k *Kubelet) allocate(ctx context.Context, c claim) (bool, error) {
 	ids, err := k.choose(ctx, c)
 	if err != nil || len(ids) == 0 {
@@ -151,8 +150,8 @@ func (k *Kubelet) allocate(ctx context.Context, c claim) (bool, error) {
 	return true, nil
 }
 
-// choose picks the devices for a claim, in the order in which the device plugin
-// is asked for them. None without error: nothing is needed.
+// choose picks the devices for a claim, in the order in which it asks the device
+// plugin for them. No devices and no error mean that none are needed.
 func (k *Kubelet) choose(ctx context.Context, c claim) ([]string, error) {
 	k.mu.Lock()
 	held, r := k.held(c), k.resources[c.resource]
@@ -193,7 +192,7 @@ func (k *Kubelet) choose(ctx context.Context, c claim) ([]string, error) {
 	return shuffled(k, chosen), nil
 }
 
-// pinned returns a claim's pinned devices if it may have them.
+// pinned returns a claim's pinned devices if they are available to it.
 func pinned(c claim, free []string) ([]string, error) {
 	ids := sets.New(c.pinned...)
 	if ids.Len() != len(c.pinned) || len(c.pinned) != c.count {
@@ -205,8 +204,8 @@ func pinned(c claim, free []string) ([]string, error) {
 	return c.pinned, nil
 }
 
-// held returns what the claim's container has of the resource already, nil for
-// nothing; mu is held.
+// held returns the devices of the resource that the claim's container already has,
+// or nil; mu is held.
 func (k *Kubelet) held(c claim) sets.Set[string] {
 	for _, e := range k.entries {
 		if e.podUID == c.podUID && e.container == c.container && e.resource == c.resource {
@@ -227,9 +226,9 @@ func (k *Kubelet) inUse(resource string) sets.Set[string] {
 	return out
 }
 
-// respond returns the device plugin's answer for devices: a real plugin's, or
-// the built-in one's, which names them in the environment as the SR-IOV device
-// plugin does, in the order given.
+// respond returns the device plugin's response for the devices: a real plugin's, or
+// that of the built-in one, which lists them in the environment in the given order,
+// as the SR-IOV device plugin does.
 func (k *Kubelet) respond(ctx context.Context, name string, ids []string) (*dpv1.ContainerAllocateResponse, error) {
 	k.mu.Lock()
 	ep := k.resource(name).serving()

@@ -87,7 +87,7 @@ func TestInitContainersInTheAPIs(t *testing.T) {
 	if got, err := k.got("p"); err != nil || !sameHeld(got, want) {
 		t.Errorf("Get = %v, %v, want %v", got, err, want)
 	}
-	// The checkpoint has the ordinary one as well.
+	// The checkpoint also has the ordinary init container.
 	if n := len(k.decoded().Pod(string(pod.UID))); n != 3 {
 		t.Errorf("%d entries, want 3", n)
 	}
@@ -137,7 +137,7 @@ func TestUnhealthyDevices(t *testing.T) {
 	if got := k.held(pod.UID)["c1"]; got[0] != "b" {
 		t.Errorf("holds %v", got)
 	}
-	// Its device goes bad: it keeps it, but cannot be admitted again.
+	// Its device turns unhealthy: the pod keeps it, but cannot be admitted again.
 	k.must(k.SetDevices(vfs, fakekubelet.Device{ID: "a"}, fakekubelet.Device{ID: "b", Unhealthy: true}))
 	if _, err := k.AddPod(pod, nil); err == nil {
 		t.Error("admitted with an unhealthy device")
@@ -161,8 +161,8 @@ func TestAdmittedAgain(t *testing.T) {
 	}
 }
 
-// TestReboot: the file of a real kubelet is there when the fake starts; the same
-// pods come again and have the same devices.
+// TestReboot proves that a fake that starts with a real kubelet's checkpoint gives
+// the same devices to the same pods when they return.
 func TestReboot(t *testing.T) {
 	dir, err := os.MkdirTemp("", "kubelet")
 	if err != nil {
@@ -182,7 +182,7 @@ func TestReboot(t *testing.T) {
 	k := startIn(t, dir)
 	want, err := checkpoint.Decode(raw)
 	k.must(err)
-	// Devices of the file are known, but nothing is free before it is advertised.
+	// Devices of the file are known, but none is free before it is advertised.
 	if _, err := k.AddPod(podOf("new", asking("c1", map[string]int{igb: 1})), nil); !errors.Is(err, fakekubelet.ErrNoDevices) {
 		t.Errorf("error %v, want %v", err, fakekubelet.ErrNoDevices)
 	}
@@ -206,8 +206,8 @@ func TestReboot(t *testing.T) {
 	}
 }
 
-// TestResourceOfTheCheckpointIsKnown: after a start a resource that was advertised
-// before is not passed over, although nothing of it is allocated.
+// TestResourceOfTheCheckpointIsKnown proves that after a start a resource that was
+// advertised before is not skipped, although no device of it is allocated.
 func TestResourceOfTheCheckpointIsKnown(t *testing.T) {
 	k := start(t)
 	k.advertise(vfs, "a")
@@ -234,8 +234,8 @@ func TestNUMANodesInTheCheckpoint(t *testing.T) {
 	}
 }
 
-// TestPluginsOrder: what the plugin answers has an order of its own, which the
-// application sees; with pins it is that of the pins.
+// TestPluginsOrder proves that the plugin's response has its own order, which the
+// application sees; with pins it is the order of the pins.
 func TestPluginsOrder(t *testing.T) {
 	k := start(t)
 	k.advertise("a-b.example/x.y", "a", "b", "c")
@@ -248,8 +248,8 @@ func TestPluginsOrder(t *testing.T) {
 	}
 }
 
-// TestOrdersDifferButRepeat: two answers differ in order, two kubelets of one
-// seed do not.
+// TestOrdersDifferButRepeat proves that two answers differ in order, while two
+// kubelets with the same seed agree.
 func TestOrdersDifferButRepeat(t *testing.T) {
 	orders := func(seed int64) string {
 		k := start(t, fakekubelet.WithSeed(seed))

@@ -30,8 +30,9 @@ func wantCode(t *testing.T, what string, err error, want codes.Code) {
 	}
 }
 
-// TestRateLimit: with a limit that never fills again the burst is all there is,
-// for all clients and methods of an API together; the other API has its own.
+// TestRateLimit uses a limit that never refills, so that only the burst is
+// answered, for all clients and methods of an API together. The other API has its
+// own limit.
 func TestRateLimit(t *testing.T) {
 	k := start(t, fakekubelet.WithRateLimit(1e-9, 10))
 	var answered, rejected atomic.Int32
@@ -68,14 +69,15 @@ func TestRateLimit(t *testing.T) {
 			t.Errorf("ListPods %d: %v, want %v", i, err, want)
 		}
 	}
-	// A new process has a full burst.
+	// A new process starts with a full burst.
 	k.must(k.SetPhase(fakekubelet.Down))
 	k.must(k.SetPhase(fakekubelet.Normal))
 	_, err := k.resources.List(t.Context(), &resv1.ListPodResourcesRequest{})
 	wantCode(t, "List after a restart", err, codes.OK)
 }
 
-// TestRealRateLimit asks over one connection for as long as it is answered.
+// TestRealRateLimit proves that the default limit exceeds its burst: clients call
+// over one connection until one is rejected.
 func TestRealRateLimit(t *testing.T) {
 	dir, err := os.MkdirTemp("", "kubelet")
 	if err != nil {
@@ -150,8 +152,8 @@ func TestPodsAPI(t *testing.T) {
 	}
 }
 
-// add2 admits a pod without looking at the checkpoint, which no device has
-// caused to be written.
+// add2 admits a pod without devices, so it does not look at the checkpoint, which
+// nothing has written.
 func (k *kubelet) add2(pod *corev1.Pod) *corev1.Pod {
 	k.t.Helper()
 	pod, err := k.AddPod(pod, nil)
@@ -218,7 +220,8 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// TestPodIsOnDiskBeforeItShows: whoever sees the pod finds its devices.
+// TestPodIsOnDiskBeforeItShows proves that whoever sees a pod finds its devices in
+// the checkpoint.
 func TestPodIsOnDiskBeforeItShows(t *testing.T) {
 	k := start(t)
 	k.advertise(vfs, "a", "b", "c", "d", "e", "f", "g", "h")
@@ -249,7 +252,7 @@ func TestSlowWatcherIsDropped(t *testing.T) {
 	defer cancel()
 	w, err := k.pods.WatchPods(ctx, &podsv1.WatchPodsRequest{})
 	k.must(err)
-	next(t, w) // it watches, and receives no more until it is dropped
+	next(t, w) // it watches, and receives nothing more until it is dropped
 	next(t, w)
 	for k.Watchers() > 0 {
 		k.must(k.UpdatePod(pod))
@@ -344,8 +347,9 @@ func TestShadow(t *testing.T) {
 	}
 }
 
-// TestTwoPodsOfOneName: Get answers for the one that came last, and for none once
-// any of them is deleted: a kubelet keeps one index by name.
+// TestTwoPodsOfOneName proves that Get answers for the last of two pods of one
+// name, and for neither once one of them is deleted: a kubelet keeps a single index
+// by name.
 func TestTwoPodsOfOneName(t *testing.T) {
 	k := start(t)
 	k.advertise(vfs, "a", "b")

@@ -13,15 +13,15 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 )
 
-// persist writes the checkpoint as a kubelet does: a temporary file beside it,
-// synced and renamed; mu is held.
+// persist writes the checkpoint as a kubelet does: to a temporary file in the same
+// directory, then sync and rename; mu is held.
 func (k *Kubelet) persist() error {
 	if k.opts.noCheckpoint {
 		return nil
 	}
 	var entries []checkpoint.Entry
 	for _, e := range shuffled(k, k.entries) {
-		// Deterministic only to be repeatable: maps have no order on the wire.
+		// Deterministic only for repeatability: maps have no order on the wire.
 		raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(e.resp)
 		if err != nil {
 			return fmt.Errorf("encode the device plugin's answer for %s: %w", e.resource, err)
@@ -30,7 +30,7 @@ func (k *Kubelet) persist() error {
 	}
 	registered := map[string][]string{}
 	for name, r := range k.resources {
-		registered[name] = append([]string{}, shuffled(k, r.healthy())...) // [] and not null when there are none
+		registered[name] = append([]string{}, shuffled(k, r.healthy())...) // [] rather than null when there are none
 	}
 	raw, err := checkpoint.Encode(entries, registered)
 	if err != nil {
@@ -46,10 +46,10 @@ func (k *Kubelet) replaceCheckpoint(raw []byte) error {
 	return nil
 }
 
-// load reads the allocations from the checkpoint as a process does that starts.
-// A file that is missing or damaged means that there are none: a kubelet goes on
-// without. Resources are known again, but have no device until registered; mu is
-// held.
+// load reads the allocations from the checkpoint as a starting process does. A
+// missing or damaged file means that there are none: a kubelet carries on without.
+// The resources are known again but have no devices until someone registers them;
+// mu is held.
 func (k *Kubelet) load() {
 	if k.opts.noCheckpoint {
 		return
@@ -66,7 +66,7 @@ func (k *Kubelet) load() {
 	for _, e := range decoded.Entries {
 		resp := &dpv1.ContainerAllocateResponse{}
 		if err := proto.Unmarshal(e.AllocResp, resp); err != nil {
-			continue // such an entry is passed over by a kubelet, too
+			continue // a kubelet skips such an entry, too
 		}
 		k.entries = append(k.entries, &entry{podUID: e.PodUID, container: e.Container, resource: e.Resource, devices: e.Devices, resp: resp})
 	}
@@ -75,8 +75,8 @@ func (k *Kubelet) load() {
 	}
 }
 
-// CorruptCheckpoint replaces the checkpoint by what change makes of its bytes, in
-// one step. The kubelet notices at its next start, and writes a good one at its
+// CorruptCheckpoint atomically replaces the checkpoint with what change makes of
+// its bytes. The kubelet notices at its next start, and writes a good one at its
 // next change.
 func (k *Kubelet) CorruptCheckpoint(change func([]byte) []byte) error {
 	k.mu.Lock()
@@ -88,7 +88,7 @@ func (k *Kubelet) CorruptCheckpoint(change func([]byte) []byte) error {
 	return k.replaceCheckpoint(change(raw))
 }
 
-// RemoveCheckpoint removes the checkpoint; it may be missing already.
+// RemoveCheckpoint removes the checkpoint; a missing one is no error.
 func (k *Kubelet) RemoveCheckpoint() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -19,35 +19,34 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 )
 
-// ErrClaim says that a pod's claim cannot be prepared: it is not allocated, or
-// its driver refuses. The pod shows, and its sandbox would not be started.
+// ErrClaim means that a pod's claim cannot be prepared: it is not allocated, or its
+// driver refuses. The pod shows, but its sandbox would not start.
 var ErrClaim = errors.New("resource claim cannot be prepared")
 
-// Claim is a ResourceClaim as the scheduler has allocated it.
+// Claim is a ResourceClaim as allocated by the scheduler.
 type Claim struct {
-	Namespace string // default where it is empty
+	Namespace string // empty means default
 	Name      string
 	UID       string
 	Devices   []ClaimDevice
 }
 
-// ClaimDevice is a device that is allocated to a claim.
+// ClaimDevice is a device allocated to a claim.
 type ClaimDevice struct {
 	checkpoint.ClaimDevice
-	// Metadata are attributes that the driver leaves in a file of device metadata,
-	// by their names; nil for a driver that leaves none.
+	// Metadata are the attributes, by name, that the driver writes to the device
+	// metadata file; nil for a driver that writes none.
 	Metadata map[string]string
 }
 
 // prepared is a claim that the kubelet has prepared for pods.
 type prepared struct {
 	checkpoint.Claim
-	wrote []string // drivers that left metadata
+	wrote []string // drivers that wrote metadata
 }
 
-// SetClaim makes a claim known, as the API server tells a kubelet of one that is
-// allocated, in place of one of the same name. Pods that have it keep what they
-// have.
+// SetClaim makes an allocated claim known, as the API server would, and replaces
+// one of the same name. Pods that use it already keep what they have.
 func (k *Kubelet) SetClaim(c Claim) {
 	if c.Namespace == "" {
 		c.Namespace = corev1.NamespaceDefault
@@ -57,14 +56,14 @@ func (k *Kubelet) SetClaim(c Claim) {
 	k.claims[types.NamespacedName{Namespace: c.Namespace, Name: c.Name}] = c
 }
 
-// ClaimCheckpointPath is the checkpoint of claims.
+// ClaimCheckpointPath returns the path of the checkpoint of claims.
 func (k *Kubelet) ClaimCheckpointPath() string { return filepath.Join(k.dir, "dra_manager_state") }
 
-// PluginsDir is where DRA drivers have their directories.
+// PluginsDir returns the directory below which DRA drivers have theirs.
 func (k *Kubelet) PluginsDir() string { return filepath.Join(k.dir, "plugins") }
 
-// podClaims returns the names of a pod's ResourceClaims by its own names of them,
-// the one behind extended resources by the empty name.
+// podClaims returns the names of a pod's ResourceClaims by the pod's own names for
+// them. The claim behind extended resources has the empty name.
 func podClaims(pod *corev1.Pod) (map[string]string, error) {
 	out := map[string]string{}
 	for _, c := range pod.Spec.ResourceClaims {
@@ -83,8 +82,8 @@ func podClaims(pod *corev1.Pod) (map[string]string, error) {
 	return out, nil
 }
 
-// prepareClaims prepares a pod's claims: the drivers leave what they say of their
-// devices, then the checkpoint is written.
+// prepareClaims prepares a pod's claims: the drivers write their device metadata,
+// then the checkpoint is written.
 func (k *Kubelet) prepareClaims(pod *corev1.Pod) error {
 	names, err := podClaims(pod)
 	if err != nil || len(names) == 0 {
@@ -104,8 +103,8 @@ func (k *Kubelet) prepareClaims(pod *corev1.Pod) error {
 	return k.persistClaims()
 }
 
-// prepare prepares one claim for a pod, unless another pod has it already; mu is
-// held.
+// prepare prepares one claim for a pod, unless it is prepared for another pod
+// already; mu is held.
 func (k *Kubelet) prepare(claim *Claim, podClaim string, pod *corev1.Pod) error {
 	for _, p := range k.prepared {
 		if p.Namespace == claim.Namespace && p.Name == claim.Name {
@@ -135,7 +134,7 @@ func (k *Kubelet) prepare(claim *Claim, podClaim string, pod *corev1.Pod) error 
 	return nil
 }
 
-// metadataDir is where a driver leaves metadata of a claim.
+// metadataDir returns the directory where a driver writes the metadata of a claim.
 func (k *Kubelet) metadataDir(driver, namespace, claim string) string {
 	return filepath.Join(k.PluginsDir(), driver, "dra-device-metadata", namespace+"_"+claim)
 }
@@ -177,8 +176,8 @@ func (k *Kubelet) writeMetadata(claim *Claim, podClaim, driver, request string, 
 	return os.WriteFile(filepath.Join(dir, "metadata.json"), file, 0o644)
 }
 
-// unprepareClaims takes a pod that is gone out of its claims. A claim that no pod
-// has any more is given back, with what its drivers left; mu is held.
+// unprepareClaims removes a deleted pod from its claims. It unprepares a claim that
+// no pod uses any more and removes its metadata; mu is held.
 func (k *Kubelet) unprepareClaims(uid types.UID) error {
 	changed := false
 	var errs []error
@@ -221,8 +220,8 @@ func (k *Kubelet) persistClaims() error {
 	return nil
 }
 
-// loadClaims reads the prepared claims as a process does that starts. Which
-// drivers left metadata their directories tell; mu is held.
+// loadClaims reads the prepared claims as a starting process does. The drivers'
+// directories tell which of them wrote metadata; mu is held.
 func (k *Kubelet) loadClaims() error {
 	if k.opts.noCheckpoint {
 		return nil
@@ -252,8 +251,8 @@ func (k *Kubelet) loadClaims() error {
 }
 
 // dynamicResources lists the claims of a container, each with all of its devices,
-// whichever request the container uses. A claim that is not prepared leaves the
-// container without any, as in a kubelet. mu is held.
+// whichever request the container uses. As in a kubelet, one unprepared claim
+// leaves the container without any. mu is held.
 func (k *Kubelet) dynamicResources(pod *corev1.Pod, container string, claims []*prepared) []*resv1.DynamicResource {
 	names, err := podClaims(pod)
 	if err != nil {
@@ -281,8 +280,8 @@ func (k *Kubelet) dynamicResources(pod *corev1.Pod, container string, claims []*
 	return out
 }
 
-// usesClaim says whether a container uses a claim of its pod, by the pod's own
-// name of it.
+// usesClaim reports whether a container uses a claim, which is given by the pod's
+// own name for it.
 func usesClaim(pod *corev1.Pod, container, claim string) bool {
 	if claim == "" {
 		return slices.ContainsFunc(pod.Status.ExtendedResourceClaimStatus.RequestMappings, func(m corev1.ContainerExtendedResourceRequest) bool {

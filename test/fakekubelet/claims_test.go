@@ -17,7 +17,8 @@ import (
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// allocated makes a claim known with a device for each request.
+// allocated makes a claim with these devices known, as if the scheduler had
+// allocated it.
 func (k *kubelet) allocated(name string, devices ...fakekubelet.ClaimDevice) {
 	k.SetClaim(fakekubelet.Claim{Name: name, UID: "uid-of-" + name, Devices: devices})
 }
@@ -26,7 +27,7 @@ func claimDevice(name, request string, metadata map[string]string) fakekubelet.C
 	return fakekubelet.ClaimDevice{Metadata: metadata, ClaimDevice: checkpoint.ClaimDevice{Driver: "vf.example", Pool: "node1", Name: name, Requests: []string{request}}}
 }
 
-// claiming is a container that uses claims of its pod.
+// claiming returns a container that uses claims of its pod.
 func claiming(name string, claims ...string) corev1.Container {
 	c := corev1.Container{Name: name}
 	for _, claim := range claims {
@@ -35,7 +36,7 @@ func claiming(name string, claims ...string) corev1.Container {
 	return c
 }
 
-// withClaims gives a pod claims by name.
+// withClaims adds claims to a pod, each under its own name.
 func withClaims(pod *corev1.Pod, claims ...string) *corev1.Pod {
 	for _, name := range claims {
 		pod.Spec.ResourceClaims = append(pod.Spec.ResourceClaims, corev1.PodResourceClaim{Name: name, ResourceClaimName: &name})
@@ -43,7 +44,7 @@ func withClaims(pod *corev1.Pod, claims ...string) *corev1.Pod {
 	return pod
 }
 
-// claimsOnDisk is the checkpoint of claims in words, ascending.
+// claimsOnDisk describes the checkpoint of claims, sorted.
 func (k *kubelet) claimsOnDisk() string {
 	k.t.Helper()
 	raw, err := os.ReadFile(k.ClaimCheckpointPath())
@@ -58,7 +59,7 @@ func (k *kubelet) claimsOnDisk() string {
 	return strings.Join(out, ", ")
 }
 
-// claimed asks Get which devices of claims each container has.
+// claimed asks Get for the claimed devices of each container.
 func (k *kubelet) claimed(pod string) string {
 	k.t.Helper()
 	resp, err := k.resources.Get(k.t.Context(), &resv1.GetPodResourcesRequest{PodNamespace: "default", PodName: pod})
@@ -118,7 +119,7 @@ func TestClaimsOfPods(t *testing.T) {
 
 func errOf(_ *corev1.Pod, err error) error { return err }
 
-// A claim that is not allocated has the pod waiting; once it is, the pod starts.
+// A pod waits for a claim that is not allocated; once it is, the pod starts.
 func TestClaimThatIsNotAllocated(t *testing.T) {
 	k := start(t)
 	pod, err := k.AddPod(withClaims(podOf("one", claiming("c1", "nics")), "nics"), nil)
@@ -140,8 +141,8 @@ func TestClaimThatIsNotAllocated(t *testing.T) {
 	}
 }
 
-// The claim behind extended resources is the scheduler's, told in the pod's
-// status, which the Pods API does not serve.
+// The scheduler allocates the claim behind extended resources and names it in the
+// pod's status, which the Pods API does not serve.
 func TestClaimBehindExtendedResources(t *testing.T) {
 	k := start(t)
 	k.allocated("extended", claimDevice("vf-1", "r", nil))

@@ -13,32 +13,32 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 )
 
-// ErrNoDevices says that a container asks for more devices than are free.
+// ErrNoDevices means that a container asks for more devices than are free.
 var ErrNoDevices = errors.New("not enough free devices")
 
 // Device is a device of a built-in device plugin.
 type Device struct {
 	ID        string
-	NUMA      int64 // the NUMA node; checkpoint.NoNUMA for none
-	Unhealthy bool  // advertised, but neither allocatable nor in the checkpoint's registered devices
+	NUMA      int64 // NUMA node; checkpoint.NoNUMA for none
+	Unhealthy bool  // advertised, but neither allocatable nor among the checkpoint's registered devices
 }
 
-// resource is what is known of an extended resource.
+// resource is what the kubelet knows of an extended resource.
 type resource struct {
 	order     []string // device IDs as advertised
 	devices   map[string]advertised
-	endpoints []*endpoint // of device plugins, the last one serves; none when built in
+	endpoints []*endpoint // device plugins, the last one serves; empty when built in
 	builtin   bool
-	live      bool // advertised since the process began: else every device counts as unhealthy
+	live      bool // advertised since the process started; otherwise every device counts as unhealthy
 }
 
 // advertised is a device as its plugin last described it.
 type advertised struct {
-	nodes   []int64 // NUMA nodes; none means no affinity
+	nodes   []int64 // NUMA nodes; empty means no affinity
 	healthy bool
 }
 
-// healthy returns the IDs of usable devices, as advertised.
+// healthy returns the IDs of usable devices, in the order advertised.
 func (r *resource) healthy() []string {
 	if r == nil || !r.live {
 		return nil
@@ -46,7 +46,7 @@ func (r *resource) healthy() []string {
 	return slices.DeleteFunc(slices.Clone(r.order), func(id string) bool { return !r.devices[id].healthy })
 }
 
-// serving returns the device plugin that allocates; nil for the built-in one.
+// serving returns the device plugin that allocates, or nil for the built-in one.
 func (r *resource) serving() *endpoint {
 	if len(r.endpoints) == 0 {
 		return nil
@@ -59,10 +59,10 @@ func (r *resource) set(order []string, devices map[string]advertised) {
 	r.order, r.devices, r.live = order, devices, true
 }
 
-// SetDevices makes these the devices of a resource, as if a device plugin inside
-// the kubelet advertised them, and writes the checkpoint. What is allocated stays
-// allocated. The resource must be an extended resource's name, its IDs differ,
-// and no real device plugin may serve it.
+// SetDevices sets the devices of a resource, as if a device plugin inside the
+// kubelet advertised them, and writes the checkpoint. Allocated devices stay
+// allocated. It fails unless name is an extended resource that no real device
+// plugin serves and the IDs are unique.
 func (k *Kubelet) SetDevices(name string, devices ...Device) error {
 	if err := checkResourceName(name); err != nil {
 		return err
@@ -89,12 +89,12 @@ func (k *Kubelet) SetDevices(name string, devices ...Device) error {
 	r.set(order, byID)
 	r.builtin, r.live = true, k.phase >= Registered
 	if !r.live {
-		return nil // registered with the phase
+		return nil // they register with the phase
 	}
 	return k.persist()
 }
 
-// resource returns a resource, which it makes at need; mu is held.
+// resource returns a resource and creates it if needed; mu is held.
 func (k *Kubelet) resource(name string) *resource {
 	r := k.resources[name]
 	if r == nil {
@@ -118,8 +118,8 @@ func (k *Kubelet) registerBuiltins() error {
 	return k.persist()
 }
 
-// checkResourceName refuses what a kubelet would not take for the name of an
-// extended resource: a domain of its own, a slash, a name.
+// checkResourceName rejects a name that a kubelet would not accept for an extended
+// resource, which is a non-native domain, a slash and a name.
 func checkResourceName(name string) error {
 	domain, _, found := strings.Cut(name, "/")
 	native := !found || domain == "kubernetes.io" || strings.HasSuffix(domain, ".kubernetes.io")
@@ -132,8 +132,8 @@ func checkResourceName(name string) error {
 	return nil
 }
 
-// entry is an allocation: what the device manager remembers of a container and a
-// resource.
+// entry is an allocation: the devices of one resource that a container holds, as
+// the device manager remembers them.
 type entry struct {
 	podUID    string
 	container string
@@ -142,8 +142,8 @@ type entry struct {
 	resp      *dpv1.ContainerAllocateResponse
 }
 
-// ids returns the entry's devices. A device of two NUMA nodes is among those of
-// both, but is one device.
+// ids returns the entry's devices. A device of two NUMA nodes is listed under both,
+// but is one device.
 func (e *entry) ids() sets.Set[string] {
 	out := sets.New[string]()
 	for _, n := range e.devices {
@@ -152,7 +152,7 @@ func (e *entry) ids() sets.Set[string] {
 	return out
 }
 
-// byNode groups devices by NUMA node, in no order inside a node; mu is held.
+// byNode groups devices by NUMA node, shuffled within a node; mu is held.
 func (k *Kubelet) byNode(resource string, ids []string) []checkpoint.NUMADevices {
 	groups := map[int64][]string{}
 	for _, id := range shuffled(k, ids) {

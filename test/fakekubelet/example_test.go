@@ -13,8 +13,8 @@ import (
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// A pod gets two of three devices; the kubelet's checkpoint says so, also while
-// the kubelet is down and after the pod is gone.
+// A pod gets two of three devices. The kubelet's checkpoint shows them, also while
+// the kubelet is down and after the pod is deleted.
 func Example() {
 	dir, err := os.MkdirTemp("", "kubelet")
 	if err != nil {

@@ -23,13 +23,14 @@ import (
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// testdata has answers and files of a real kubelet 1.37.2; see the pods below.
+// Resources of the captures in testdata: answers and files of a real kubelet 1.37.2
+// with the pods below.
 const (
 	igb  = "rig.example/igb_vfs"
 	igbB = "rig.example/igb_vfs_b"
 )
 
-// captured is a pod that a real kubelet had, with the devices it got.
+// captured is a pod of the captured kubelet, with the devices it got.
 type captured struct {
 	name, uid string
 	pins      fakekubelet.Pins
@@ -98,7 +99,7 @@ func message[M proto.Message](t *testing.T, m M, elem ...string) M {
 	return m
 }
 
-// sorted gives the parts of an answer that have no order one.
+// sorted sorts the parts of an answer that have no order of their own.
 func sorted(pods []*resv1.PodResources) []*resv1.PodResources {
 	slices.SortFunc(pods, func(a, b *resv1.PodResources) int { return cmp.Compare(a.GetName(), b.GetName()) })
 	for _, p := range pods {
@@ -116,7 +117,7 @@ func sortDevices(list []*resv1.ContainerDevices) {
 }
 
 // TestAnswersAreThoseOfARealKubelet gives the fake the pods of a real node and
-// compares everything it says with what the kubelet there said.
+// compares all of its answers with those of the kubelet there.
 func TestAnswersAreThoseOfARealKubelet(t *testing.T) {
 	for node := range nodes {
 		t.Run(node, func(t *testing.T) {
@@ -153,7 +154,7 @@ func compareMessages(t *testing.T, what string, got, want proto.Message) {
 	}
 }
 
-// TestCheckpointIsThatOfARealKubelet compares the file, but for its orders.
+// TestCheckpointIsThatOfARealKubelet compares the checkpoints, ignoring order.
 func TestCheckpointIsThatOfARealKubelet(t *testing.T) {
 	for node := range nodes {
 		t.Run(node, func(t *testing.T) {
@@ -171,8 +172,8 @@ func TestCheckpointIsThatOfARealKubelet(t *testing.T) {
 	}
 }
 
-// describe prints a checkpoint with the parts that have no order sorted. What a
-// plugin lists of several devices has the plugin's order, which stays.
+// describe prints a checkpoint with its unordered parts sorted. A plugin's response
+// keeps the plugin's order of devices.
 func describe(t *testing.T, c *checkpoint.Checkpoint) string {
 	t.Helper()
 	var lines []string
@@ -194,8 +195,8 @@ func describe(t *testing.T, c *checkpoint.Checkpoint) string {
 	return strings.Join(lines, "\n")
 }
 
-// TestRestartWindowIsThatOfARealKubelet goes through the phases and asks what
-// was asked of a real kubelet that restarted, in the words of that record.
+// TestRestartWindowIsThatOfARealKubelet steps through the phases and compares the
+// answers with the recorded ones of a real kubelet during its restart.
 func TestRestartWindowIsThatOfARealKubelet(t *testing.T) {
 	raw, err := os.ReadFile("testdata/two-numa/podresources-across-kubelet-restart.txt")
 	if err != nil {
@@ -221,7 +222,7 @@ func TestRestartWindowIsThatOfARealKubelet(t *testing.T) {
 	}
 }
 
-// TestStaticPodIsListedBeforeItsDevices is the same for a pod that comes after
+// TestStaticPodIsListedBeforeItsDevices does the same for a pod that appears after
 // the start, as on a kubelet without an API server.
 func TestStaticPodIsListedBeforeItsDevices(t *testing.T) {
 	raw, err := os.ReadFile("testdata/two-numa/podresources-standalone-kubelet-static-pod.txt")
@@ -243,7 +244,7 @@ func TestStaticPodIsListedBeforeItsDevices(t *testing.T) {
 	}
 }
 
-// record asks the three questions and says what came.
+// record asks the three questions and describes the answers.
 func record(k *kubelet, pod string) string {
 	k.t.Helper()
 	ctx := k.t.Context()
@@ -269,8 +270,8 @@ func record(k *kubelet, pod string) string {
 	return line + fmt.Sprintf("%d containers %s=%d", len(containers), containers[0].GetName(), len(containers[0].GetDevices()))
 }
 
-// TestCheckpointFollowsADeletion: the file keeps the entries of pods that are
-// gone, also while List no longer knows them, until the next allocation.
+// TestCheckpointFollowsADeletion proves that the file keeps the entries of deleted
+// pods until the next allocation, even when List no longer knows them.
 func TestCheckpointFollowsADeletion(t *testing.T) {
 	k := start(t)
 	k.advertise(vfs, "a", "b")

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // vfs is the resource of most tests.
 const vfs = "vendor.example/vfs"
 
-// kubelet is a fake under test with a client of each of its APIs.
+// kubelet is a fake under test with a client for each of its APIs.
 type kubelet struct {
 	*fakekubelet.Kubelet
 	t         testing.TB
@@ -43,7 +43,7 @@ type kubelet struct {
 // opts say so.
 func start(t testing.TB, opts ...fakekubelet.Option) *kubelet {
 	t.Helper()
-	// Not TempDir, whose path can be too long for a socket.
+	// Not TempDir: its path can be too long for a socket.
 	dir, err := os.MkdirTemp("", "kubelet")
 	if err != nil {
 		t.Fatal(err)
@@ -67,13 +67,14 @@ func startIn(t testing.TB, dir string, opts ...fakekubelet.Option) *kubelet {
 	}
 }
 
-// dial connects to a socket at each call anew, so that calls wait for no backoff.
+// dial returns a connection that dials the socket anew for each call, so that no
+// call waits for a backoff.
 func dial(t testing.TB, socket string) grpc.ClientConnInterface {
 	t.Helper()
 	return &dialer{t, socket}
 }
 
-// dialer is a connection for each unary call and each stream.
+// dialer opens a connection for each unary call and each stream.
 type dialer struct {
 	t      testing.TB
 	socket string
@@ -110,7 +111,7 @@ func (k *kubelet) must(err error) {
 	}
 }
 
-// await waits for what another goroutine is about to do.
+// await waits for something that another goroutine is about to do.
 func await(t testing.TB, done func() bool) {
 	t.Helper()
 	for !done() {
@@ -121,7 +122,7 @@ func await(t testing.TB, done func() bool) {
 	}
 }
 
-// advertise makes built-in devices on no NUMA node.
+// advertise sets built-in devices that belong to no NUMA node.
 func (k *kubelet) advertise(resource string, ids ...string) {
 	k.t.Helper()
 	var devices []fakekubelet.Device
@@ -131,7 +132,7 @@ func (k *kubelet) advertise(resource string, ids ...string) {
 	k.must(k.SetDevices(resource, devices...))
 }
 
-// add admits a pod and holds the checkpoint against the truth.
+// add admits a pod and compares the checkpoint with the actual allocations.
 func (k *kubelet) add(pod *corev1.Pod, pins fakekubelet.Pins) *corev1.Pod {
 	k.t.Helper()
 	pod, err := k.AddPod(pod, pins)
@@ -140,12 +141,12 @@ func (k *kubelet) add(pod *corev1.Pod, pins fakekubelet.Pins) *corev1.Pod {
 	return pod
 }
 
-// container asks for n devices of vfs.
+// container returns a container that asks for n devices of vfs.
 func container(name string, n int) corev1.Container {
 	return asking(name, map[string]int{vfs: n})
 }
 
-// asking is a container with limits.
+// asking returns a container with limits.
 func asking(name string, limits map[string]int) corev1.Container {
 	c := corev1.Container{Name: name, Resources: corev1.ResourceRequirements{Limits: corev1.ResourceList{}}}
 	for r, n := range limits {
@@ -161,12 +162,12 @@ func sidecar(c corev1.Container) corev1.Container {
 	return c
 }
 
-// podOf is a pod of namespace default.
+// podOf returns a pod of namespace default.
 func podOf(name string, containers ...corev1.Container) *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}, Spec: corev1.PodSpec{Containers: containers}}
 }
 
-// withInit gives a pod init containers.
+// withInit sets a pod's init containers.
 func withInit(pod *corev1.Pod, init ...corev1.Container) *corev1.Pod {
 	pod.Spec.InitContainers = init
 	return pod

@@ -1,44 +1,44 @@
-// Package fakekubelet is a kubelet as far as a node's programs can tell. It
-// serves the real gRPC APIs on unix sockets and writes real checkpoint files,
-// below a directory laid out like /var/lib/kubelet:
+// Package fakekubelet is a fake kubelet that programs on a node cannot tell from a
+// real one. It serves the real gRPC APIs on unix sockets and writes real checkpoint
+// files, below a directory laid out like /var/lib/kubelet:
 //
 //	pod-resources/kubelet.sock                 PodResources v1
 //	pods-api/pods-api.sock                     Pods v1alpha1
 //	device-plugins/kubelet.sock                DevicePlugin v1beta1, registration
 //	device-plugins/kubelet_internal_checkpoint the device manager's checkpoint
 //	dra_manager_state                          the checkpoint of resource claims
-//	plugins/<driver>/dra-device-metadata       what DRA drivers say of claims' devices
+//	plugins/<driver>/dra-device-metadata       metadata that DRA drivers write for claims' devices
 //
-// It holds state and follows the rules of a kubelet 1.37 (its device manager and
-// its API servers), not a script of answers:
+// It keeps state and follows the rules of a kubelet 1.37 (its device manager and
+// its API servers) instead of replaying canned answers:
 //
-//   - A pod is admitted container by container, init containers first. What an
-//     ordinary init container got is used again by later containers; what a
-//     restartable one got is not. The checkpoint is on disk before the pod shows.
-//   - A resource that nobody has advertised is passed over: such a pod runs
-//     without the device.
-//   - Entries of pods that are gone stay, in the checkpoint too, until the next
+//   - A pod is admitted container by container, init containers first. Later
+//     containers reuse the devices of an ordinary init container, but not those of
+//     a restartable one. The checkpoint is on disk before the pod shows.
+//   - A resource that nobody has advertised is skipped: such a pod runs without the
+//     device.
+//   - Entries of deleted pods stay, also in the checkpoint, until the next
 //     allocation purges them.
 //   - PodResources answers by namespace and name, the Pods API and the checkpoint
 //     by UID. Unary calls are limited to 100 a second with a burst of 10, for all
-//     clients of an API together; rejected ones answer ResourceExhausted.
-//   - A claim is prepared for the first pod that has it and given back after the
-//     last one is deleted; the checkpoint names pods by UID, PodResources lists all
-//     of a claim's devices for each container that uses any. The Pods API serves no
-//     status of claims: another writes it.
-//   - No order means anything: pods, devices and checkpoint entries are shuffled
-//     anew each time, by a seed.
+//     clients of an API together; rejected calls return ResourceExhausted.
+//   - A claim is prepared for its first pod and unprepared after its last pod is
+//     deleted. The checkpoint names pods by UID. PodResources lists all devices of
+//     a claim for each container that uses any of them. The Pods API serves no
+//     claim statuses, since a controller writes them and not the kubelet.
+//   - No order is guaranteed: pods, devices and checkpoint entries are shuffled
+//     anew each time, from a seed.
 //
-// Devices come from [Kubelet.SetDevices], as if a device plugin inside the
-// kubelet advertised them, or from real device plugins that register on the
-// socket and are then called back. Free devices are given out in the order in
-// which they are advertised; a test that cares says which with pins. Claims come
-// from [Kubelet.SetClaim], allocated already, as the scheduler does it.
+// Devices come from [Kubelet.SetDevices], as if a device plugin inside the kubelet
+// advertised them, or from real device plugins that register on the socket and are
+// then called back. Free devices are handed out in the order in which they are
+// advertised; a test that needs particular devices pins them. Claims come from
+// [Kubelet.SetClaim], already allocated, as the scheduler leaves them.
 //
-// What a kubelet does not do on demand can be asked for: the window of its
-// restart, phase by phase ([Kubelet.SetPhase]); calls that hang or fail; an older
-// pod of the same name still answered for; a damaged checkpoint. Nothing depends
-// on time except the rate limit.
+// A test can also force what a real kubelet does not do on demand: the phases of
+// its restart, one by one ([Kubelet.SetPhase]); calls that hang or fail; answers
+// for an older pod of the same name; a damaged checkpoint. Only the rate limit
+// depends on time.
 package fakekubelet
 
 import (
@@ -55,23 +55,25 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// The limit of a kubelet's PodResources and Pods APIs, each for itself.
+// The rate limit of the PodResources and Pods APIs of a kubelet; each API has its
+// own.
 const (
 	realRate  = 100 // requests per second
 	realBurst = 10
 )
 
-// realWatchBuffer is how many events a watcher of the Pods API may be behind.
+// realWatchBuffer is the number of events that a watcher of the Pods API may lag
+// behind.
 const realWatchBuffer = 100
 
-// The directories below the kubelet's own.
+// Directories below the kubelet's root directory.
 const (
 	podResourcesDir  = "pod-resources"
 	podsAPIDir       = "pods-api"
 	devicePluginsDir = "device-plugins"
 )
 
-// ErrDown says that an operation needs a running kubelet.
+// ErrDown means that an operation needs a running kubelet.
 var ErrDown = errors.New("the kubelet is down")
 
 // Kubelet is a fake kubelet. It is safe for concurrent use.
@@ -79,15 +81,15 @@ type Kubelet struct {
 	dir  string
 	opts options
 
-	life      sync.Mutex // one change of phase at a time
-	admission sync.Mutex // one admission at a time, as in a kubelet
+	life      sync.Mutex // serializes changes of phase
+	admission sync.Mutex // serializes admissions, as in a kubelet
 
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards the fields below
 	run       *run       // nil while down
 	phase     Phase
 	rng       *rand.Rand
 	calls     map[string]int
-	hangs     map[string]chan struct{} // by method; closed to let calls go
+	hangs     map[string]chan struct{} // by method; closed to release the calls
 	failures  map[string]error         // by method
 	resources map[string]*resource
 	entries   []*entry
@@ -101,7 +103,7 @@ type Kubelet struct {
 	uids      int
 }
 
-// options are what an Option sets.
+// options is what the Options set.
 type options struct {
 	rate         float64
 	burst        int
@@ -111,34 +113,35 @@ type options struct {
 	noPodsAPI    bool
 }
 
-// Option changes a kubelet that starts.
+// Option configures a kubelet before it starts.
 type Option func(*options)
 
-// WithRateLimit replaces the limit of unary calls, in requests per second: 100
-// with a burst of 10 unless said otherwise.
+// WithRateLimit replaces the limit on unary calls, in requests per second. The
+// default is 100 with a burst of 10.
 func WithRateLimit(perSecond float64, burst int) Option {
 	return func(o *options) { o.rate, o.burst = perSecond, burst }
 }
 
-// WithSeed chooses the orders that mean nothing. The same seed and the same
-// calls one after the other give the same orders.
+// WithSeed seeds the random orders. The same seed and the same sequence of calls
+// give the same orders.
 func WithSeed(seed int64) Option { return func(o *options) { o.seed = seed } }
 
-// WithWatchBuffer lets a watcher of the Pods API be n events behind, not 100,
-// before it is dropped.
+// WithWatchBuffer lets a watcher of the Pods API lag n events behind before it is
+// dropped. The default is 100.
 func WithWatchBuffer(n int) Option { return func(o *options) { o.watchBuffer = n } }
 
-// WithoutCheckpoint leaves the checkpoint unwritten. Allocations then outlive a
-// restart in memory.
+// WithoutCheckpoint disables the checkpoint. Allocations then survive a restart in
+// memory.
 func WithoutCheckpoint() Option { return func(o *options) { o.noCheckpoint = true } }
 
-// WithoutPodsAPI leaves out the Pods API, as kubelets before 1.36 do.
+// WithoutPodsAPI disables the Pods API, as in kubelets before 1.36.
 func WithoutPodsAPI() Option { return func(o *options) { o.noPodsAPI = true } }
 
-// Start starts a kubelet on dir, which is made where it is missing. A checkpoint
-// found there is read, as after a reboot; damaged ones are passed over and
-// replaced at the next change, as a kubelet does. Every socket path must fit the
-// 107 bytes that the system allows.
+// Start starts a kubelet on dir and creates dir if needed. It reads a checkpoint
+// that it finds there, as after a reboot. Like a kubelet it ignores a damaged
+// checkpoint of the device manager and replaces it at the next change; a damaged
+// checkpoint of claims is an error. Every socket path must fit the system's limit
+// of 107 bytes.
 func Start(dir string, opts ...Option) (*Kubelet, error) {
 	o := options{rate: realRate, burst: realBurst, watchBuffer: realWatchBuffer}
 	for _, set := range opts {
@@ -160,53 +163,54 @@ func Start(dir string, opts ...Option) (*Kubelet, error) {
 	return k, nil
 }
 
-// Stop takes the kubelet down and waits for all that it began. Its checkpoint
-// stays, as on a node that is switched off. Stopping twice is no mistake.
+// Stop takes the kubelet down and waits for everything it started. Its checkpoint
+// stays, as on a node that is powered off. Stop may be called twice.
 func (k *Kubelet) Stop() {
 	k.life.Lock()
 	defer k.life.Unlock()
 	k.down()
 }
 
-// Dir is the kubelet's root directory, absolute.
+// Dir returns the kubelet's root directory, absolute.
 func (k *Kubelet) Dir() string { return k.dir }
 
-// PodResourcesSocket is the socket of the PodResources API.
+// PodResourcesSocket returns the path of the PodResources API's socket.
 func (k *Kubelet) PodResourcesSocket() string {
 	return filepath.Join(k.dir, podResourcesDir, "kubelet.sock")
 }
 
-// PodsSocket is the socket of the Pods API.
+// PodsSocket returns the path of the Pods API's socket.
 func (k *Kubelet) PodsSocket() string { return filepath.Join(k.dir, podsAPIDir, "pods-api.sock") }
 
-// DevicePluginDir is where device plugins put their sockets.
+// DevicePluginDir returns the directory where device plugins put their sockets.
 func (k *Kubelet) DevicePluginDir() string { return filepath.Join(k.dir, devicePluginsDir) }
 
-// RegistrationSocket is the socket on which device plugins register.
+// RegistrationSocket returns the path of the socket on which device plugins
+// register.
 func (k *Kubelet) RegistrationSocket() string {
 	return filepath.Join(k.DevicePluginDir(), "kubelet.sock")
 }
 
-// CheckpointPath is the device manager's checkpoint.
+// CheckpointPath returns the path of the device manager's checkpoint.
 func (k *Kubelet) CheckpointPath() string {
 	return filepath.Join(k.DevicePluginDir(), "kubelet_internal_checkpoint")
 }
 
-// Calls returns how often each method was called since Start, by its name alone
-// (List, Get, GetAllocatableResources, ListPods, GetPod, WatchPods, Register):
-// calls that were rejected or still hang included.
+// Calls returns how often each method was called since Start, keyed by bare method
+// name (List, Get, GetAllocatableResources, ListPods, GetPod, WatchPods, Register).
+// Rejected and hanging calls count.
 func (k *Kubelet) Calls() map[string]int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return maps.Clone(k.calls)
 }
 
-// podResourcesMethods are those that SetHang and SetError mean without names.
+// podResourcesMethods is what SetHang and SetError act on when no method is named.
 var podResourcesMethods = []string{"List", "Get", "GetAllocatableResources"}
 
-// SetHang makes calls of the named methods hang until SetHang(false) of the same
-// method or the end of the call's context; no names mean all of PodResources.
-// A call that is let go is answered.
+// SetHang makes calls of the named methods hang until SetHang(false) for the same
+// method or the end of the call's context. Without names it acts on all methods of
+// PodResources. A released call is answered.
 func (k *Kubelet) SetHang(on bool, methods ...string) {
 	if len(methods) == 0 {
 		methods = podResourcesMethods
@@ -224,9 +228,9 @@ func (k *Kubelet) SetHang(on bool, methods ...string) {
 	}
 }
 
-// SetError makes calls of the named methods fail with err, a gRPC status or any
-// other error (code Unknown), until SetError(nil); no names mean all of
-// PodResources.
+// SetError makes calls of the named methods fail with err until SetError(nil): a
+// gRPC status, or any other error (code Unknown). Without names it acts on all
+// methods of PodResources.
 func (k *Kubelet) SetError(err error, methods ...string) {
 	if len(methods) == 0 {
 		methods = podResourcesMethods
@@ -238,7 +242,7 @@ func (k *Kubelet) SetError(err error, methods ...string) {
 	}
 }
 
-// context returns the context of the running kubelet.
+// context returns the context of the running kubelet, or ErrDown.
 func (k *Kubelet) context() (context.Context, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -248,7 +252,7 @@ func (k *Kubelet) context() (context.Context, error) {
 	return k.run.ctx, nil
 }
 
-// shuffled returns list in an order that means nothing; mu is held.
+// shuffled returns a shuffled copy of list; mu is held.
 func shuffled[T any](k *Kubelet, list []T) []T {
 	out := slices.Clone(list)
 	k.rng.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })

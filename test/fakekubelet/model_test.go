@@ -15,9 +15,9 @@ import (
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// FuzzLife runs any sequence of what can happen to a kubelet and holds its state
-// against what must always be true. Each byte is a step: three bits say which,
-// the others what with.
+// FuzzLife runs arbitrary sequences of events in the life of a kubelet and checks
+// its invariants after each. Each byte is a step: three bits choose the event, the
+// others its argument.
 func FuzzLife(f *testing.F) {
 	f.Add([]byte("\x08\x10\x09\x03\x18"))
 	f.Fuzz(func(t *testing.T, steps []byte) {
@@ -31,11 +31,11 @@ func FuzzLife(f *testing.F) {
 	})
 }
 
-// step does one step and returns the pods that live then.
+// step performs one step and returns the pods that are alive after it.
 func (k *kubelet) step(t *testing.T, live []types.UID, name string, what, arg int) []types.UID {
 	t.Helper()
 	switch what {
-	case 0, 1: // a pod, with an init container or two
+	case 0, 1: // a pod is added, with up to two init containers
 		pod := withInit(podOf(name, container("c1", arg&3), container("c2", arg>>3&1)), container("i1", arg>>2&1))
 		if arg>>4&1 == 1 {
 			pod.Spec.InitContainers = append(pod.Spec.InitContainers, sidecar(container("s1", 1)))
@@ -47,7 +47,7 @@ func (k *kubelet) step(t *testing.T, live []types.UID, name string, what, arg in
 		if !errors.Is(err, fakekubelet.ErrNoDevices) {
 			t.Errorf("step %s: %v", name, err)
 		}
-	case 2, 3: // a pod goes or ends
+	case 2, 3: // a pod is deleted or ends
 		if len(live) == 0 {
 			return live
 		}
@@ -61,24 +61,24 @@ func (k *kubelet) step(t *testing.T, live []types.UID, name string, what, arg in
 			k.must(k.UpdatePod(pod))
 		}
 		return slices.DeleteFunc(live, func(u types.UID) bool { return u == uid })
-	case 4: // the kubelet starts again
+	case 4: // the kubelet restarts
 		k.must(k.SetPhase(fakekubelet.Down))
 		k.must(k.SetPhase(fakekubelet.Normal))
-	case 5: // a device more or less healthy
+	case 5: // devices change health
 		k.must(k.SetDevices(vfs, fakekubelet.Device{ID: "a", Unhealthy: arg&1 == 1}, fakekubelet.Device{ID: "b", NUMA: 1},
 			fakekubelet.Device{ID: "c", Unhealthy: arg&2 == 2}, fakekubelet.Device{ID: "d"}))
 	case 6: // a client lists
 		k.listed()
 	case 7: // a pod is admitted again
 		if pods := k.Pods(); len(pods) > 0 {
-			_, _ = k.AddPod(pods[arg%len(pods)], nil) // refused when a device of its is not healthy
+			_, _ = k.AddPod(pods[arg%len(pods)], nil) // refused if one of its devices is unhealthy
 		}
 	}
 	return live
 }
 
-// consistent checks that no device has two live pods, that each live pod has what
-// it asks for, and that the checkpoint knows it.
+// consistent checks that no device belongs to two live pods, that each live pod has
+// what it asks for, and that the checkpoint agrees.
 func (k *kubelet) consistent(live []types.UID) {
 	k.t.Helper()
 	owner := map[string]types.UID{}
@@ -110,7 +110,7 @@ func (k *kubelet) consistent(live []types.UID) {
 	}
 }
 
-// BenchmarkList is List on a full node: 250 pods with two devices each.
+// BenchmarkList measures List on a full node: 250 pods with two devices each.
 func BenchmarkList(b *testing.B) {
 	k := full(b, 250)
 	conn, err := grpc.NewClient("unix:"+k.PodResourcesSocket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -125,7 +125,7 @@ func BenchmarkList(b *testing.B) {
 	}
 }
 
-// BenchmarkAddPod is an admission on a full node, checkpoint included.
+// BenchmarkAddPod measures an admission on a full node, including the checkpoint.
 func BenchmarkAddPod(b *testing.B) {
 	k := full(b, 249)
 	for b.Loop() {
@@ -135,7 +135,7 @@ func BenchmarkAddPod(b *testing.B) {
 	}
 }
 
-// full is a kubelet with 500 devices and n pods of two.
+// full returns a kubelet with 500 devices and n pods of two.
 func full(b *testing.B, n int) *kubelet {
 	b.Helper()
 	k := start(b)

@@ -18,14 +18,14 @@ import (
 	dpv1 "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 )
 
-// How long a kubelet waits for a device plugin: to be reached when it registers,
+// Timeouts of a kubelet for a device plugin: to connect to it when it registers,
 // and to prepare a container's start.
 const (
 	dialTimeout     = 10 * time.Second
 	preStartTimeout = dpv1.KubeletPreStartContainerRPCTimeoutInSecs * time.Second
 )
 
-// registration serves the device plugins' way in.
+// registration serves the API on which device plugins register.
 type registration struct {
 	dpv1.UnimplementedRegistrationServer
 	k *Kubelet
@@ -40,9 +40,9 @@ type endpoint struct {
 	opts     *dpv1.DevicePluginOptions
 }
 
-// Register implements the API: the kubelet calls the plugin back on its own
-// socket, asks for its options, and follows its devices. Refusals have code
-// Unknown, as a kubelet's.
+// Register implements the API: the kubelet calls the plugin back on the plugin's
+// own socket, asks for its options, and follows its devices. Refusals have code
+// Unknown, as in a kubelet.
 func (s *registration) Register(ctx context.Context, r *dpv1.RegisterRequest) (*dpv1.Empty, error) {
 	if !slices.Contains(dpv1.SupportedVersions[:], r.GetVersion()) {
 		return nil, fmt.Errorf("device plugin API version %q is not among %q", r.GetVersion(), dpv1.SupportedVersions)
@@ -60,8 +60,8 @@ func (s *registration) Register(ctx context.Context, r *dpv1.RegisterRequest) (*
 	return &dpv1.Empty{}, nil
 }
 
-// connect reaches a device plugin and asks for its options. What the plugin said
-// of them when it registered does not count, as in a kubelet.
+// connect connects to a device plugin and asks for its options. As in a kubelet,
+// the options in the plugin's registration do not count.
 func connect(ctx context.Context, resource, socket string) (*endpoint, error) {
 	conn, err := grpc.NewClient("passthrough:///"+resource, grpc.WithAuthority("localhost"),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -81,8 +81,8 @@ func connect(ctx context.Context, resource, socket string) (*endpoint, error) {
 	return ep, nil
 }
 
-// register makes the plugin the one that serves its resource. An older one of
-// another socket stays connected and takes over when this one goes.
+// register makes the plugin the one that serves its resource. An older plugin on
+// another socket stays connected and takes over when this one goes away.
 func (k *Kubelet) register(ep *endpoint) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -100,7 +100,7 @@ func (k *Kubelet) register(ep *endpoint) error {
 	return nil
 }
 
-// follow keeps what a plugin advertises until it goes, or the kubelet does.
+// follow records what a plugin advertises until the plugin or the kubelet stops.
 func (k *Kubelet) follow(ctx context.Context, ep *endpoint) {
 	stream, err := ep.api.ListAndWatch(ctx, &dpv1.Empty{})
 	for err == nil {
@@ -110,10 +110,10 @@ func (k *Kubelet) follow(ctx context.Context, ep *endpoint) {
 		}
 	}
 	k.disconnect(ep)
-	_ = ep.conn.Close() // there is no call under way that could be told
+	_ = ep.conn.Close() // no call is under way that could report the error
 }
 
-// advertise takes a plugin's devices and writes the checkpoint.
+// advertise records a plugin's devices and writes the checkpoint.
 func (k *Kubelet) advertise(resource string, devices []*dpv1.Device) error {
 	var order []string
 	byID := map[string]advertised{}
@@ -133,8 +133,8 @@ func (k *Kubelet) advertise(resource string, devices []*dpv1.Device) error {
 	return k.persist()
 }
 
-// disconnect forgets a plugin. Without another one its devices count as
-// unhealthy; the checkpoint says so from the next time it is written.
+// disconnect forgets a plugin. If no other plugin serves the resource, its devices
+// count as unhealthy; the checkpoint shows that when it is next written.
 func (k *Kubelet) disconnect(ep *endpoint) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -143,8 +143,8 @@ func (k *Kubelet) disconnect(ep *endpoint) {
 	r.live = r.live && len(r.endpoints) > 0
 }
 
-// preferred asks the device plugin, where its options offer it, which free
-// devices go best with those already chosen.
+// preferred asks the device plugin, if its options offer it, which free devices go
+// best with those already chosen.
 func (k *Kubelet) preferred(ctx context.Context, c claim, free, chosen []string) ([]string, error) {
 	k.mu.Lock()
 	ep := k.resource(c.resource).serving()
@@ -167,7 +167,7 @@ func (k *Kubelet) preferred(ctx context.Context, c claim, free, chosen []string)
 	return resp.GetContainerResponses()[0].GetDeviceIDs(), nil
 }
 
-// allocate asks the plugin for its answer for one container.
+// allocate asks the plugin to allocate devices to one container.
 func (ep *endpoint) allocate(ctx context.Context, ids []string) (*dpv1.ContainerAllocateResponse, error) {
 	resp, err := ep.api.Allocate(ctx, &dpv1.AllocateRequest{ContainerRequests: []*dpv1.ContainerAllocateRequest{{DevicesIds: ids}}})
 	if err != nil {
@@ -179,7 +179,7 @@ func (ep *endpoint) allocate(ctx context.Context, ids []string) (*dpv1.Container
 	return resp.GetContainerResponses()[0], nil
 }
 
-// preStart tells the plugin that a container with these devices starts.
+// preStart tells the plugin that a container with these devices is about to start.
 func (ep *endpoint) preStart(ctx context.Context, ids []string) error {
 	ctx, cancel := context.WithTimeout(ctx, preStartTimeout)
 	defer cancel()
@@ -189,8 +189,8 @@ func (ep *endpoint) preStart(ctx context.Context, ids []string) error {
 	return nil
 }
 
-// removePluginSockets removes the sockets of device plugins, as a kubelet does
-// when it starts, so that plugins notice and register again.
+// removePluginSockets removes the sockets of device plugins, as a kubelet does when
+// it starts, so that plugins notice and register again.
 func (k *Kubelet) removePluginSockets() error {
 	list, err := os.ReadDir(k.DevicePluginDir())
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// plugin is a device plugin as others write them: it serves its API on a socket
-// beside the kubelet's, registers, and advertises what it is told to.
+// plugin is a device plugin like any other: it serves its API on a socket beside
+// the kubelet's, registers, and advertises the devices that a test gives it.
 type plugin struct {
 	dpv1.UnimplementedDevicePluginServer
 	t      *testing.T
@@ -30,15 +30,15 @@ type plugin struct {
 	opts   *dpv1.DevicePluginOptions
 	lists  chan []*dpv1.Device
 
-	want []string // what GetPreferredAllocation prefers
+	want []string // the answer of GetPreferredAllocation
 
 	mu    sync.Mutex
-	calls []string // what the kubelet asked
-	fail  error    // what Allocate, GetPreferredAllocation and PreStartContainer say
-	empty bool     // whether their answers are for no container
+	calls []string // calls of the kubelet
+	fail  error    // the error of Allocate, GetPreferredAllocation and PreStartContainer
+	empty bool     // whether they answer for no container
 }
 
-// answer tells the plugin how to answer from now on.
+// answer sets how the plugin answers from now on.
 func (p *plugin) answer(fail error, empty bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -51,7 +51,7 @@ func (p *plugin) told() (error, bool) {
 	return p.fail, p.empty
 }
 
-// newPlugin serves a plugin at a socket of the kubelet's plugin directory.
+// newPlugin serves a plugin on a socket in the kubelet's plugin directory.
 func newPlugin(k *kubelet, t *testing.T, name string) *plugin {
 	t.Helper()
 	p := &plugin{
@@ -141,7 +141,7 @@ func (p *plugin) PreStartContainer(_ context.Context, r *dpv1.PreStartContainerR
 	return &dpv1.PreStartContainerResponse{}, fail
 }
 
-// device is a healthy device on NUMA nodes.
+// device returns a healthy device on NUMA nodes.
 func device(id string, nodes ...int64) *dpv1.Device {
 	d := &dpv1.Device{ID: id, Health: dpv1.Healthy}
 	if len(nodes) > 0 {
@@ -153,7 +153,7 @@ func device(id string, nodes ...int64) *dpv1.Device {
 	return d
 }
 
-// allocatable asks for all devices and waits until there are n.
+// allocatable waits until there are n allocatable devices and returns them.
 func (k *kubelet) allocatable(n int) (out []*resv1.ContainerDevices) {
 	k.t.Helper()
 	await(k.t, func() bool {
@@ -183,7 +183,7 @@ func TestDevicePlugin(t *testing.T) {
 	if got := unique(entry.ResponseOrder()); !slices.Equal(got, []string{"a", "b"}) || len(entry.Devices) != 2 {
 		t.Errorf("entry %+v", entry)
 	}
-	// Health and number change; what is allocated stays.
+	// Health and number change; allocations stay.
 	p.lists <- []*dpv1.Device{device("b", 1), device("c", 1), device("d")}
 	k.allocatable(3)
 	if got := k.listed()["web"]["c1"]; !slices.Equal(got, []string{"a", "b"}) {
@@ -193,7 +193,7 @@ func TestDevicePlugin(t *testing.T) {
 	if got := k.held(other.UID)["c1"]; !slices.Equal(got, []string{"d"}) {
 		t.Errorf("holds %v", got)
 	}
-	// The plugin goes: nothing can be allocated, but the file is as it was.
+	// The plugin stops: nothing can be allocated, but the file is unchanged.
 	p.stop()
 	k.allocatable(0)
 	if got := len(k.decoded().Registered[vfs]); got != 3 {
@@ -295,8 +295,8 @@ func TestDeviceOfTwoNodes(t *testing.T) {
 	}
 }
 
-// TestSecondPlugin: one that registers later serves; when it goes, the older one
-// serves again.
+// TestSecondPlugin proves that a plugin that registers later serves the resource,
+// and that the older one takes over when it stops.
 func TestSecondPlugin(t *testing.T) {
 	k := start(t)
 	k.advertise(vfs, "builtin")
@@ -321,7 +321,7 @@ func TestSecondPlugin(t *testing.T) {
 	if got := first.asked(); !slices.Equal(got, []string{"allocate b"}) {
 		t.Errorf("the kubelet asked %q", got)
 	}
-	// The built-in devices are no more, so nothing comes back by itself.
+	// The built-in devices are gone for good, so nothing returns by itself.
 	k.must(k.SetPhase(fakekubelet.Down))
 	k.must(k.SetPhase(fakekubelet.Normal))
 	k.allocatable(0)

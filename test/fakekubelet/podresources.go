@@ -19,8 +19,8 @@ type podResources struct {
 	k *Kubelet
 }
 
-// List implements the API: all pods that have not ended. As in a kubelet it also
-// purges allocations of pods that are gone, in memory alone.
+// List implements the API: it returns all pods that have not ended. As in a
+// kubelet, it also purges allocations of deleted pods, but only in memory.
 func (s *podResources) List(context.Context, *resv1.ListPodResourcesRequest) (*resv1.ListPodResourcesResponse, error) {
 	s.k.purge()
 	k := s.k
@@ -41,7 +41,7 @@ func (s *podResources) List(context.Context, *resv1.ListPodResourcesRequest) (*r
 	return out, nil
 }
 
-// Get implements the API, by namespace and name.
+// Get implements the API; it finds a pod by namespace and name.
 func (s *podResources) Get(_ context.Context, r *resv1.GetPodResourcesRequest) (*resv1.GetPodResourcesResponse, error) {
 	k := s.k
 	k.mu.Lock()
@@ -52,14 +52,14 @@ func (s *podResources) Get(_ context.Context, r *resv1.GetPodResourcesRequest) (
 		pod, entries, claims = s.pod, s.entries, s.claims
 	}
 	if !active(pod) || k.phase < GetOnly {
-		// No status of its own: a kubelet's answer has code Unknown.
+		// A plain error without a gRPC status: a kubelet answers with code Unknown.
 		return nil, fmt.Errorf("pod %s in namespace %s not found", name.Name, name.Namespace)
 	}
 	return &resv1.GetPodResourcesResponse{PodResources: k.podResources(pod, entries, claims)}, nil
 }
 
-// GetAllocatableResources implements the API: all healthy devices, those in use
-// included.
+// GetAllocatableResources implements the API: it returns all healthy devices,
+// including those in use.
 func (s *podResources) GetAllocatableResources(context.Context, *resv1.AllocatableResourcesRequest) (*resv1.AllocatableResourcesResponse, error) {
 	k := s.k
 	k.mu.Lock()
@@ -81,9 +81,9 @@ func (s *podResources) GetAllocatableResources(context.Context, *resv1.Allocatab
 	return out, nil
 }
 
-// podResources describes a pod: restartable init containers and ordinary
-// containers as its spec has them, each device by itself, in no order. A device
-// of two NUMA nodes is listed once for each. mu is held.
+// podResources describes a pod: its restartable init containers and ordinary
+// containers in the order of the spec, each device by itself, shuffled. A device of
+// two NUMA nodes is listed once for each. mu is held.
 func (k *Kubelet) podResources(pod *corev1.Pod, entries []*entry, claims []*prepared) *resv1.PodResources {
 	out := &resv1.PodResources{Name: pod.Name, Namespace: pod.Namespace}
 	list := func(container string) {
@@ -112,7 +112,7 @@ func (k *Kubelet) podResources(pod *corev1.Pod, entries []*entry, claims []*prep
 	return out
 }
 
-// containerDevices describes one device of one NUMA node.
+// containerDevices describes one device on one NUMA node.
 func containerDevices(resource string, node int64, id string) *resv1.ContainerDevices {
 	out := &resv1.ContainerDevices{ResourceName: resource, DeviceIds: []string{id}}
 	if node != checkpoint.NoNUMA {

@@ -16,7 +16,7 @@ import (
 	podsv1 "k8s.io/kubelet/pkg/apis/pods/v1alpha1"
 )
 
-// ErrUnknownPod says that the kubelet has no such pod.
+// ErrUnknownPod means that the kubelet has no such pod.
 var ErrUnknownPod = errors.New("no such pod")
 
 // Allocation is what one container holds of one resource.
@@ -24,11 +24,11 @@ type Allocation struct {
 	Container string
 	Resource  string
 	IDs       []string // ascending
-	// Response is the device plugin's answer, which the container sees.
+	// Response is the device plugin's response, which the container sees.
 	Response *dpv1.ContainerAllocateResponse
 }
 
-// shadow is an older pod that PodResources answers for.
+// shadow is an older pod that PodResources still answers for.
 type shadow struct {
 	pod     *corev1.Pod
 	entries []*entry
@@ -36,18 +36,17 @@ type shadow struct {
 }
 
 // AddPod admits a pod: each container gets the devices that its limits ask for,
-// those pinned to it or else free ones. The pod returned has a UID and namespace
-// where they were missing, and phase Pending. It shows on the APIs once its
+// either those pinned to it or free ones. The returned pod has a UID, a namespace
+// and phase Pending where they were missing. It shows on the APIs once its
 // allocation is on disk.
 //
-// A pod that cannot have its devices ([ErrNoDevices] and what a device plugin
-// refuses) is rejected and never shows. Where a claim cannot be prepared
-// ([ErrClaim]), or a device plugin asks for PreStartContainer and refuses it, the
-// pod shows and is returned beside the error: a kubelet would have it waiting to
-// start.
+// A pod that cannot have its devices ([ErrNoDevices], or a refusal by a device
+// plugin) is rejected and never shows. If a claim cannot be prepared ([ErrClaim]),
+// or a device plugin asks for PreStartContainer and refuses it, the pod shows and
+// is returned along with the error: a kubelet would keep it waiting to start.
 //
 // A pod that shows already, by [Kubelet.AnnouncePod] or from before a restart, is
-// admitted again: it keeps what it has.
+// admitted again and keeps what it has.
 func (k *Kubelet) AddPod(pod *corev1.Pod, pins Pins) (*corev1.Pod, error) {
 	k.admission.Lock()
 	defer k.admission.Unlock()
@@ -79,7 +78,7 @@ func (k *Kubelet) AddPod(pod *corev1.Pod, pins Pins) (*corev1.Pod, error) {
 }
 
 // AnnouncePod lets a pod show before its devices are allocated, as happens for a
-// moment in a kubelet; [Kubelet.AddPod] with the pod returned ends the moment.
+// moment in a kubelet. [Kubelet.AddPod] with the returned pod ends that moment.
 func (k *Kubelet) AnnouncePod(pod *corev1.Pod) (*corev1.Pod, error) {
 	if _, err := k.context(); err != nil {
 		return nil, fmt.Errorf("announce pod %s: %w", pod.Name, err)
@@ -91,8 +90,8 @@ func (k *Kubelet) AnnouncePod(pod *corev1.Pod) (*corev1.Pod, error) {
 	return pod.DeepCopy(), k.show(pod)
 }
 
-// complete copies a pod, fills in what an API server would, and refuses what it
-// would refuse, as far as devices depend on it.
+// complete copies a pod, sets the defaults that an API server would, and rejects
+// what an API server would reject, as far as devices depend on it.
 func (k *Kubelet) complete(pod *corev1.Pod, pins Pins) (*corev1.Pod, error) {
 	pod = pod.DeepCopy()
 	if pod.Name == "" {
@@ -136,7 +135,7 @@ func (k *Kubelet) setAdmitting(uid types.UID) {
 	k.admitting = uid
 }
 
-// show puts a pod on the APIs.
+// show publishes a pod on the APIs.
 func (k *Kubelet) show(pod *corev1.Pod) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -149,7 +148,7 @@ func (k *Kubelet) show(pod *corev1.Pod) error {
 	return k.tell(kind, pod)
 }
 
-// preStart tells device plugins that ask for it that containers start.
+// preStart tells the device plugins that ask for it that containers start.
 func (k *Kubelet) preStart(ctx context.Context, pod *corev1.Pod) error {
 	type start struct {
 		ep  *endpoint
@@ -174,9 +173,9 @@ func (k *Kubelet) preStart(ctx context.Context, pod *corev1.Pod) error {
 	return nil
 }
 
-// UpdatePod replaces the object of a pod that shows, by UID. Its devices stay as
-// they are; a pod of phase Succeeded or Failed is no longer listed by
-// PodResources, and loses its devices at the next allocation.
+// UpdatePod replaces a pod that shows, found by UID. Its devices stay as they are.
+// PodResources no longer lists a pod of phase Succeeded or Failed, which loses its
+// devices at the next allocation.
 func (k *Kubelet) UpdatePod(pod *corev1.Pod) error {
 	pod = pod.DeepCopy()
 	k.mu.Lock()
@@ -189,8 +188,8 @@ func (k *Kubelet) UpdatePod(pod *corev1.Pod) error {
 }
 
 // DeletePod removes a pod. Its allocations stay until the next allocation purges
-// them; its claims are given back, as after the end of its sandbox. As in a kubelet, Get then finds no pod of that name, even while another
-// of the same name lives.
+// them; its claims are unprepared, as after its sandbox is gone. As in a kubelet,
+// Get then finds no pod of that name, even if another pod of the same name lives.
 func (k *Kubelet) DeletePod(uid types.UID) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -203,7 +202,7 @@ func (k *Kubelet) DeletePod(uid types.UID) error {
 	if err := k.unprepareClaims(uid); err != nil {
 		return fmt.Errorf("delete pod of UID %s: %w", uid, err)
 	}
-	// Name, namespace and UID are all that a kubelet tells of a deleted pod.
+	// A kubelet reports only name, namespace and UID of a deleted pod.
 	return k.tell(podsv1.EventType_DELETED, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}})
 }
 
@@ -218,10 +217,10 @@ func (k *Kubelet) Pods() []*corev1.Pod {
 	return out
 }
 
-// Shadow makes PodResources go on answering for this pod, with the devices it
-// has now, under its name: what a client meets while an older pod of the same
-// name has not ended. It hides other pods of the name, outlives the deletion of
-// its own, and lasts until end is called.
+// Shadow makes PodResources keep answering for this pod under its name, with the
+// devices it has now: what a client sees while an older pod of the same name has
+// not ended. The shadow hides other pods of that name, outlives the deletion of its
+// own pod, and lasts until end is called.
 func (k *Kubelet) Shadow(old *corev1.Pod) (end func()) {
 	name, s := nameOf(old), &shadow{pod: old.DeepCopy()}
 	k.mu.Lock()
@@ -242,8 +241,8 @@ func (k *Kubelet) Shadow(old *corev1.Pod) (end func()) {
 	}
 }
 
-// Allocations returns what a pod's containers hold, by container and resource:
-// the truth, for tests. A pod that is gone has allocations until they are purged.
+// Allocations returns what a pod's containers hold, by container and resource.
+// Tests take it as the truth. A deleted pod has allocations until they are purged.
 func (k *Kubelet) Allocations(uid types.UID) []Allocation {
 	k.mu.Lock()
 	defer k.mu.Unlock()

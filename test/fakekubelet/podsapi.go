@@ -20,12 +20,12 @@ type podsAPI struct {
 	k *Kubelet
 }
 
-// watcher is one WatchPods call; its channel is closed when it is dropped.
+// watcher is one WatchPods call; its channel is closed when the watcher is dropped.
 type watcher struct {
 	events chan *podsv1.WatchPodsEvent
 }
 
-// ready refuses until the kubelet knows which pods there are; mu is held.
+// ready fails until the kubelet knows which pods there are; mu is held.
 func (k *Kubelet) ready() error {
 	if k.phase < GetOnly {
 		return status.Error(codes.FailedPrecondition, "Kubelet is initializing")
@@ -46,8 +46,8 @@ func (k *Kubelet) encodedPods() ([][]byte, error) {
 	return out, nil
 }
 
-// encode encodes a pod. A kubelet serves the status that it makes itself, without
-// what the scheduler and controllers write into it.
+// encode encodes a pod. A kubelet serves the status that it maintains itself,
+// without what the scheduler and controllers write there.
 func encode(pod *corev1.Pod) ([]byte, error) {
 	pod = pod.DeepCopy()
 	pod.Status.ResourceClaimStatuses, pod.Status.ExtendedResourceClaimStatus = nil, nil
@@ -90,8 +90,8 @@ func (s *podsAPI) GetPod(_ context.Context, r *podsv1.GetPodRequest) (*podsv1.Ge
 	return &podsv1.GetPodResponse{Pod: raw}, nil
 }
 
-// WatchPods implements the API: all pods, the end of the first sync, then each
-// change, until the watcher falls too far behind.
+// WatchPods implements the API: it sends all pods, the end of the initial sync,
+// then each change, until the watcher falls too far behind.
 func (s *podsAPI) WatchPods(_ *podsv1.WatchPodsRequest, stream grpc.ServerStreamingServer[podsv1.WatchPodsEvent]) error {
 	w := &watcher{events: make(chan *podsv1.WatchPodsEvent, s.k.opts.watchBuffer)}
 	first, err := s.k.watch(w)
@@ -122,7 +122,7 @@ func (s *podsAPI) WatchPods(_ *podsv1.WatchPodsRequest, stream grpc.ServerStream
 	}
 }
 
-// watch lets a watcher follow changes from now on and returns the pods of now.
+// watch registers a watcher for all later changes and returns the current pods.
 func (k *Kubelet) watch(w *watcher) ([][]byte, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -143,7 +143,7 @@ func (k *Kubelet) unwatch(w *watcher) {
 	delete(k.watchers, w)
 }
 
-// tell sends a change to all watchers and drops those that are too far behind; mu
+// tell sends a change to all watchers and drops those that lag too far behind; mu
 // is held.
 func (k *Kubelet) tell(kind podsv1.EventType, pod *corev1.Pod) error {
 	raw, err := encode(pod)
@@ -160,14 +160,14 @@ func (k *Kubelet) tell(kind podsv1.EventType, pod *corev1.Pod) error {
 	return nil
 }
 
-// drop ends a watcher; mu is held.
+// drop drops a watcher; mu is held.
 func (k *Kubelet) drop(w *watcher) {
 	delete(k.watchers, w)
 	close(w.events)
 }
 
 // DropWatchers drops all watchers of the Pods API, as if they were too slow: they
-// get what they have waiting, then ResourceExhausted.
+// get their pending events, then ResourceExhausted.
 func (k *Kubelet) DropWatchers() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -176,7 +176,7 @@ func (k *Kubelet) DropWatchers() {
 	}
 }
 
-// Watchers returns how many watchers of the Pods API there are.
+// Watchers returns the number of watchers of the Pods API.
 func (k *Kubelet) Watchers() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -20,19 +20,19 @@ import (
 	podsv1 "k8s.io/kubelet/pkg/apis/pods/v1alpha1"
 )
 
-// Phase is a moment in the life of a kubelet process.
+// Phase is a stage in the life of a kubelet process.
 type Phase int
 
-// The phases in the order in which a kubelet that restarts goes through them.
+// The phases, in the order in which a restarting kubelet passes through them.
 const (
-	// Down: the process is gone, its sockets too.
+	// Down: the process and its sockets are gone.
 	Down Phase = iota
-	// Empty: the sockets answer, but the kubelet knows neither pods nor devices.
-	// List and GetAllocatableResources are empty, Get answers Unknown with "not
-	// found", the Pods API FailedPrecondition. No pod can be given a device.
+	// Empty: the sockets answer, but the kubelet knows neither pods nor devices. List
+	// and GetAllocatableResources are empty, Get returns Unknown with "not found", the
+	// Pods API FailedPrecondition. No pod can get a device.
 	Empty
 	// Registered: the device plugins have registered again, which rewrites the
-	// checkpoint; there are still no pods. Pods that are added now purge nothing.
+	// checkpoint; there are still no pods. Adding a pod now purges nothing.
 	Registered
 	// GetOnly: Get answers and the Pods API is ready; List is still empty.
 	GetOnly
@@ -40,19 +40,18 @@ const (
 	Normal
 )
 
-// run is one process of the kubelet, from its start to its end.
+// run is one kubelet process, from start to exit.
 type run struct {
 	ctx     context.Context // ends with the process
 	cancel  context.CancelFunc
 	servers []*grpc.Server
-	work    sync.WaitGroup // servers, and followers of device plugins
+	work    sync.WaitGroup // servers and goroutines that follow device plugins
 }
 
-// SetPhase moves the kubelet to a phase, at once. Going back to an earlier phase
-// than the present one is a restart and passes through Down: connections and
-// watches end, allocations are read from the checkpoint, and the sockets of
-// device plugins are removed, so that real plugins must register again. SetPhase
-// also starts a stopped kubelet again.
+// SetPhase moves the kubelet to a phase at once. Moving back to an earlier phase is
+// a restart and passes through Down: connections and watches end, allocations are
+// read from the checkpoint, and the sockets of device plugins are removed, so that
+// real plugins must register again. SetPhase also restarts a stopped kubelet.
 func (k *Kubelet) SetPhase(p Phase) error {
 	k.life.Lock()
 	defer k.life.Unlock()
@@ -77,7 +76,7 @@ func (k *Kubelet) SetPhase(p Phase) error {
 	return nil
 }
 
-// Phase returns the present phase.
+// Phase returns the current phase.
 func (k *Kubelet) Phase() Phase {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -112,7 +111,7 @@ func (k *Kubelet) up() error {
 	return nil
 }
 
-// down ends the process, if there is one; life is held.
+// down stops the process, if there is one; life is held.
 func (k *Kubelet) down() {
 	k.mu.Lock()
 	r := k.run
@@ -123,7 +122,7 @@ func (k *Kubelet) down() {
 	}
 	r.cancel()
 	for _, s := range r.servers {
-		s.Stop() // waits for handlers, so nothing is added to work any more
+		s.Stop() // waits for handlers, so nothing adds to work after this
 	}
 	r.work.Wait()
 	k.mu.Lock()
@@ -133,7 +132,7 @@ func (k *Kubelet) down() {
 	}
 }
 
-// listen opens the sockets of a process.
+// listen opens the sockets of the process.
 func (k *Kubelet) listen(r *run) error {
 	limit := func() *rate.Limiter { return rate.NewLimiter(rate.Limit(k.opts.rate), k.opts.burst) }
 	if err := k.serve(r, k.PodResourcesSocket(), limit(), func(s *grpc.Server) {
@@ -153,7 +152,7 @@ func (k *Kubelet) listen(r *run) error {
 	})
 }
 
-// serve serves one socket; a nil limit is none.
+// serve serves one socket; a nil limit means no limit.
 func (k *Kubelet) serve(r *run, socket string, limit *rate.Limiter, register func(*grpc.Server)) error {
 	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -169,7 +168,7 @@ func (k *Kubelet) serve(r *run, socket string, limit *rate.Limiter, register fun
 			}
 			return handler(ctx, req)
 		}),
-		// Streams are not limited by a kubelet either.
+		// A kubelet does not limit streams either.
 		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 			if err := k.enter(stream.Context(), path.Base(info.FullMethod), nil); err != nil {
 				return err
@@ -178,12 +177,12 @@ func (k *Kubelet) serve(r *run, socket string, limit *rate.Limiter, register fun
 		}))
 	register(s)
 	r.servers = append(r.servers, s)
-	r.work.Go(func() { _ = s.Serve(l) }) // ends by Stop, which is no error to tell of
+	r.work.Go(func() { _ = s.Serve(l) }) // returns after Stop, which is no failure
 	return nil
 }
 
-// enter is what every call passes: it is counted, held against the limit, and
-// hangs or fails when so asked.
+// enter runs before every call: it counts the call, applies the rate limit, and
+// hangs or fails as configured.
 func (k *Kubelet) enter(ctx context.Context, method string, limit *rate.Limiter) error {
 	k.mu.Lock()
 	k.calls[method]++

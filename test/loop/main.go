@@ -1,11 +1,11 @@
 // Command loop is what a careful runtime would do without Manifold: a CNI plugin
-// that runs a list of networks with libcni, in order, and undoes them in reverse
-// on failure and on DEL, with no journal, no lock and no verification. The
-// kill-point test runs it beside Manifold: what the reference delegates
-// themselves leave after a kill shows here.
+// that runs a list of networks with libcni, in order, and undoes them in reverse on
+// failure and on DEL, without journal, lock or verification. The kill-point test
+// runs it next to Manifold to show what the reference delegates themselves leave
+// behind after a kill.
 //
-// Its configuration has "networks", a list of configuration lists, and
-// "cniDir", libcni's directory.
+// Its configuration has "networks", a list of configuration lists, and "cniDir",
+// libcni's directory.
 package main
 
 import (
@@ -28,7 +28,7 @@ func main() {
 	skel.PluginMainFuncs(skel.CNIFuncs{Add: add, Del: del}, version.All, "careful loop over libcni")
 }
 
-// loop is one call's libcni and networks.
+// loop holds libcni and the networks of one call.
 type loop struct {
 	cni   *libcni.CNIConfig
 	lists []*libcni.NetworkConfigList
@@ -93,7 +93,7 @@ func del(a *skel.CmdArgs) error {
 	return l.release(len(l.lists) - 1)
 }
 
-// release runs DEL of networks last to 0, past failures.
+// release runs DEL of networks last to 0 and continues past failures.
 func (l *loop) release(last int) error {
 	var errs []error
 	for i := last; i >= 0; i-- {

@@ -26,10 +26,10 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// namespace is that of everything here.
+// namespace is the namespace of all objects here.
 const namespace = metav1.NamespaceDefault
 
-// cluster is one API server and the nodes' agents.
+// cluster is one API server and the agents of its nodes.
 type cluster struct {
 	dir        string
 	server     *apiserver.Server
@@ -44,15 +44,15 @@ type cluster struct {
 	published  int
 }
 
-// load is processor time per time: of API server and etcd, and of this process.
+// load is processor time per time: of API server with etcd, and of this process.
 type load struct{ server, agents float64 }
 
-// node is one node's kubelet and agent.
+// node is the kubelet and the agent of one node.
 type node struct {
 	kubelet  *fakekubelet.Kubelet
 	assembly *agent.Assembly
 	agent    *agent.Agent
-	end      func() // ends the agent
+	end      func() // stops agent and kubelet
 }
 
 func newCluster(dir string, definitions int) (*cluster, error) {
@@ -90,7 +90,7 @@ func newCluster(dir string, definitions int) (*cluster, error) {
 	return c, c.weighKubelet()
 }
 
-// define creates a definition of a usual size.
+// define creates a definition of a typical size.
 func (c *cluster) define(name string) error {
 	return c.server.Define(&netattach.Definition{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Annotations: map[string]string{netattach.ResourceNameAnnotation: "vendor.example/vfs"}},
@@ -99,7 +99,7 @@ func (c *cluster) define(name string) error {
 	})
 }
 
-// weighKubelet finds what a fake kubelet takes of this process's memory.
+// weighKubelet measures how much of this process's memory a fake kubelet takes.
 func (c *cluster) weighKubelet() error {
 	const some = 10
 	c.empty = heapBytes()
@@ -172,9 +172,9 @@ func (c *cluster) start(i int) (*node, error) {
 
 func nodeName(i int) string { return fmt.Sprintf("node-%d", i) }
 
-// awaitDefinition waits until every agent knows a definition. It asks one after the
-// other, so that hardly anything is spent on asking: who was told while another was
-// waited for is asked once.
+// awaitDefinition waits until every agent knows a definition. It polls one agent
+// after the other, which keeps polling cheap: an agent that learned the definition
+// in the meantime is asked only once.
 func (c *cluster) awaitDefinition(name string) {
 	for _, a := range c.agents {
 		for {
@@ -186,19 +186,19 @@ func (c *cluster) awaitDefinition(name string) {
 	}
 }
 
-// used is processor time: of API server and etcd, and of this process, which is the
-// agents and their kubelets.
+// used is processor time: of API server with etcd, and of this process, which runs
+// the agents and their kubelets.
 type used struct{ server, agents time.Duration }
 
-// usage returns what was used so far.
+// usage returns what has been used so far.
 func (c *cluster) usage() (used, error) {
 	server, err := c.server.CPU()
 	agents, err2 := harness.ProcessCPU(os.Getpid())
 	return used{server, agents}, errors.Join(err, err2)
 }
 
-// spend returns what f takes beyond what is used in that time when nothing happens,
-// for each of count things that it does.
+// spend returns what f uses beyond the idle load, divided by count, the number of
+// things it does.
 func (c *cluster) spend(count int, f func() error) (used, error) {
 	before, err := c.usage()
 	if err != nil {
@@ -216,18 +216,18 @@ func (c *cluster) spend(count int, f func() error) (used, error) {
 	return used{each(after.server-before.server, c.idle.server), each(after.agents-before.agents, c.idle.agents)}, err
 }
 
-// rest measures what is used while nothing happens.
+// rest measures the idle load.
 func (c *cluster) rest(pause time.Duration) error {
-	time.Sleep(time.Second) // the agents write their snapshots a moment after they have all
+	time.Sleep(time.Second) // the agents write their snapshots a moment after they have all definitions
 	c.idle = load{}
 	spent, err := c.spend(1, func() error { time.Sleep(pause); return nil })
 	c.idle = load{float64(spent.server) / float64(pause), float64(spent.agents) / float64(pause)}
 	return err
 }
 
-// publish lets every agent publish the status of a number of pods, all agents at
-// once, and returns how many there were per second until the last one's Event was
-// written, and what each took.
+// publish makes all agents at once publish the status of a number of pods each. It
+// returns how many were published per second until the last Event was written, and
+// what each cost.
 func (c *cluster) publish(pods int) (perSecond float64, each used, err error) {
 	reports, err := c.reports(pods)
 	if err != nil {
@@ -255,7 +255,7 @@ func (c *cluster) publish(pods int) (perSecond float64, each used, err error) {
 	return float64(count) / time.Since(began).Seconds(), each, err
 }
 
-// reports makes a number of pods for each agent and returns their reports.
+// reports creates pods for each agent and returns the reports on them.
 func (c *cluster) reports(pods int) (reports [][]plan.Report, err error) {
 	for i := range c.agents {
 		var own []plan.Report
@@ -277,10 +277,10 @@ func (c *cluster) reports(pods int) (reports [][]plan.Report, err error) {
 }
 
 // eventsTime is how long the agents may take to write their Events, which they do
-// after a report is answered.
+// after they have answered a report.
 const eventsTime = 5 * time.Minute
 
-// awaitEvents waits until so many Events were written.
+// awaitEvents waits until at least want Events were written.
 func (c *cluster) awaitEvents(want int64) error {
 	for end := time.Now().Add(eventsTime); ; time.Sleep(20 * time.Millisecond) {
 		n, err := c.events()
@@ -293,7 +293,7 @@ func (c *cluster) awaitEvents(want int64) error {
 	}
 }
 
-// events returns how many Events there are, by a list of one: etcd counts the rest.
+// events counts the Events with a list of one: etcd counts the rest.
 func (c *cluster) events() (int64, error) {
 	list, err := c.client.CoreV1().Events(namespace).List(context.Background(), metav1.ListOptions{Limit: 1})
 	if err != nil {
@@ -306,7 +306,7 @@ func (c *cluster) events() (int64, error) {
 	return n, nil
 }
 
-// reportOf is the report of a pod with three networks.
+// reportOf returns the report on a pod with three networks.
 func reportOf(pod *corev1.Pod) plan.Report {
 	r := plan.Report{Version: plan.Version, Verb: "ADD", Plan: &plan.Plan{Version: plan.Version, Pod: plan.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID)}}}
 	for i, name := range []string{"cluster-net", namespace + "/definition-1", namespace + "/definition-2"} {
@@ -320,10 +320,11 @@ func reportOf(pod *corev1.Pod) plan.Report {
 	return r
 }
 
-// watchMetric is the API server's gauge of requests that stay open.
+// watchMetric is the API server's gauge of long-running requests.
 const watchMetric = "apiserver_longrunning_requests{"
 
-// watches returns how many watches of definitions and pods the API server serves.
+// watches returns the number of watches of definitions and pods that the API server
+// serves.
 func (c *cluster) watches() (float64, error) {
 	raw, err := c.client.Discovery().RESTClient().Get().AbsPath("/metrics").DoRaw(context.Background())
 	if err != nil {
@@ -345,7 +346,7 @@ func (c *cluster) watches() (float64, error) {
 	return sum, nil
 }
 
-// stop ends everything.
+// stop stops everything.
 func (c *cluster) stop() {
 	for _, a := range c.agents {
 		a.end()

@@ -1,7 +1,7 @@
-// Command scale runs the agents of many nodes in one process, each with a kubelet
-// of its own, against one real API server, and measures what grows with nodes:
-// watches and their fan-out, PATCHes, memory. What a cluster of thousands of nodes
-// costs is extrapolated from it in docs/scale.md.
+// Command scale runs the agents of many nodes in one process, each with its own
+// kubelet, against one real API server, and measures what grows with the number of
+// nodes: watches and their fan-out, PATCHes, memory. docs/scale.md extrapolates the
+// cost of a cluster of thousands of nodes from it.
 package main
 
 import (
@@ -37,7 +37,7 @@ func main() {
 	os.Exit(code)
 }
 
-// run measures with more and more nodes.
+// run measures with increasing numbers of nodes.
 func run(levels string, definitions, pods int, idle time.Duration) (err error) {
 	dir, err := os.MkdirTemp("", "manifold-scale-")
 	if err != nil {
@@ -67,7 +67,7 @@ func run(levels string, definitions, pods int, idle time.Duration) (err error) {
 	return nil
 }
 
-// measure prints a line for the nodes that there are.
+// measure prints the line of the current number of nodes.
 func (c *cluster) measure(pods int, idle time.Duration) error {
 	kib := c.heap()
 	harness.Progress("%d nodes: nothing happens for %v", len(c.agents), idle)
@@ -94,26 +94,26 @@ func (c *cluster) measure(pods int, idle time.Duration) error {
 	return nil
 }
 
-// heap returns what the agents hold in memory, in KiB: what is more than without
-// them.
+// heap returns the memory that the agents hold, in KiB: the live heap beyond that
+// of no node, without the kubelets.
 func (c *cluster) heap() float64 {
 	return float64(heapBytes()-c.empty)/1024 - float64(len(c.agents))*c.kubeletKiB
 }
 
-// heapBytes is the live heap of this process.
+// heapBytes returns the live heap of this process, with stacks.
 func heapBytes() int64 {
 	runtime.GC()
-	runtime.GC() // what the first one finalised
+	runtime.GC() // also frees what the first run finalized
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc + m.StackInuse)
 }
 
-// changes is how many definitions are made one after the other, for what one takes.
+// changes is the number of definitions that are created one after the other.
 const changes = 20
 
-// spread creates definitions, one when all agents know the one before, and returns
-// the median of the times until all did, and what one takes.
+// spread creates definitions, each once all agents know the one before. It returns
+// the median time until all agents know one, and what one costs.
 func (c *cluster) spread() (known time.Duration, each used, err error) {
 	var times []time.Duration
 	each, err = c.spend(changes, func() error {

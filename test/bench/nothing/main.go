@@ -1,5 +1,5 @@
-// Command nothing does nothing: what starting and ending it takes is the Go
-// runtime's alone, whatever a program does with it.
+// Command nothing does nothing: its start and exit show what the Go runtime alone
+// takes, whatever a program does with it.
 package main
 
 func main() {}

@@ -1,21 +1,22 @@
 // Command scripted is a CNI delegate that does what its configuration says: work
-// as a real plugin does, lie, hang or die. Tests of what Manifold does with bad
-// delegates run it beside the reference plugins.
+// like a real plugin, lie, hang or die. Tests of how Manifold handles bad delegates
+// run it next to the reference plugins.
 //
-// It makes a veth pair "s" and the container ID's first ten characters on the
-// host, one end in the sandbox under CNI_IFNAME, with mac, mtu and addresses of
-// its configuration; or with "device" it moves that network device. Its own key
-// "script" has by verb what else happens:
+// It creates a veth pair, named on the host "s", the container ID's first ten
+// characters and the last character of CNI_IFNAME. One end goes into the sandbox as
+// CNI_IFNAME, with the mac, mtu and addresses of the configuration. With "device"
+// it moves that network device instead. Its own key "script" says by verb what else
+// happens:
 //
 //	{"type": "scripted", "addresses": ["10.1.2.3/24"], "log": "/tmp/calls",
 //	 "script": {"ADD": {"exit": 3, "stdout": "garbage"}}}
 //
-// before the work: "gate" (touches FILE.reached, then waits until FILE exists),
-// "hang"; instead of it: "exit" with "stdout", "signal", "error" {code, msg};
-// in the result of it: "lie" missing (claims another interface), mac, mtu,
-// address; or in the work: left (nothing is moved), device (moves "other"), renamed
-// (the interface has another name), down (it is not set up).
-// Every call is appended to "log" as a line of JSON: verb, environment, stdin.
+// Before the work: "gate" (touches FILE.reached, then waits until FILE exists),
+// "hang". Instead of the work: "exit" with "stdout", "signal", "error" {code, msg}.
+// In the result: "lie" missing (claims another interface), mac, mtu, address. In
+// the work: "lie" left (moves nothing), device (moves "other"), renamed (gives the
+// interface another name), down (does not set it up). Every call is appended to
+// "log" as a line of JSON: verb, environment, stdin.
 package main
 
 import (
@@ -115,7 +116,7 @@ func record(c *config, verb string, a *skel.CmdArgs) error {
 	return errors.Join(err, f.Close())
 }
 
-// wait tells that it was reached and waits for the gate to open.
+// wait creates GATE.reached and waits for the gate to open.
 func wait(gate string) error {
 	if err := os.WriteFile(gate+".reached", nil, 0o600); err != nil {
 		return err
@@ -130,7 +131,7 @@ func wait(gate string) error {
 
 func nothing(*skel.CmdArgs, *config, script) error { return nil }
 
-// hostName is the host's end of the pair.
+// hostName returns the name of the host's end of the pair.
 func hostName(a *skel.CmdArgs) string {
 	return "s" + a.ContainerID[:min(10, len(a.ContainerID))] + a.IfName[len(a.IfName)-1:]
 }
@@ -175,7 +176,7 @@ func add(a *skel.CmdArgs, c *config, s script) error {
 	return types.PrintResult(result, c.CNIVersion)
 }
 
-// makeLink returns the name of the link on the host that goes into the sandbox.
+// makeLink returns the name of the host's link that goes into the sandbox.
 func makeLink(a *skel.CmdArgs, c *config, s script) (string, error) {
 	if s.Lie == "device" {
 		return c.Other, nil
@@ -188,7 +189,7 @@ func makeLink(a *skel.CmdArgs, c *config, s script) (string, error) {
 	return "t" + attrs.Name[1:], netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "t" + attrs.Name[1:]})
 }
 
-// renamed is what the interface is called by a plugin that lies about it.
+// renamed returns the name that the lie "renamed" gives to an interface.
 func renamed(ifName string) string { return ifName + "x" }
 
 // enter moves a link into the sandbox and configures it there.
@@ -224,7 +225,7 @@ func enter(sandbox ns.NetNS, name, ifName string, c *config, s script, iface *ty
 	})
 }
 
-// configure gives an interface its MAC, MTU and addresses.
+// configure sets an interface's MAC, MTU and addresses.
 func configure(link netlink.Link, c *config) error {
 	if c.MAC != "" {
 		mac, err := net.ParseMAC(c.MAC)
@@ -252,7 +253,7 @@ func configure(link netlink.Link, c *config) error {
 	return nil
 }
 
-// del takes back what ADD may have done; what is gone already is no error.
+// del undoes what ADD may have done; what is gone already is no error.
 func del(a *skel.CmdArgs, c *config, _ script) error {
 	if c.Device == "" && c.Other == "" {
 		link, err := netlinksafe.LinkByName(hostName(a))

@@ -1,13 +1,13 @@
-// Command vfprops is a CNI plugin that sets what a PF keeps for a VF, by the keys
-// of the SR-IOV CNI: vlan, vlanQoS, vlanProto, mac, spoofchk, trust, link_state,
-// min_tx_rate, max_tx_rate. It stands in a chain before a plugin that moves
-// the VF. The VF is the one of "deviceID", which is injected.
+// Command vfprops is a CNI plugin that sets the properties of a VF that its PF
+// keeps, with the keys of the SR-IOV CNI plugin: vlan, vlanQoS, vlanProto, mac,
+// spoofchk, trust, link_state, min_tx_rate, max_tx_rate. In a chain it comes before
+// a plugin that moves the VF. The VF is the injected "deviceID".
 //
-// Its DEL gives back what a VF has that nobody uses: no VLAN, no rate, spoof check
-// on, trust off, and the link state of the PF. It does not know what was before.
+// Its DEL restores the properties of an unused VF: no VLAN, no rate, spoof check
+// on, trust off, and the link state of the PF. It does not know the earlier values.
 //
-// "lie" lists keys that it leaves as they are and says nothing of; with DEL among
-// them its DEL does nothing. While the file "refuse" exists its DEL fails.
+// "lie" lists keys that it silently leaves unset; if DEL is among them, its DEL
+// does nothing. While the file "refuse" exists, its DEL fails.
 package main
 
 import (
@@ -56,8 +56,8 @@ type vf struct {
 	index int
 }
 
-// find finds a VF by its address. The error satisfies errors.Is(err,
-// os.ErrNotExist) when it is not on this node.
+// find finds a VF by its PCI address. The error satisfies errors.Is(err,
+// os.ErrNotExist) if the VF is not on this node.
 func find(addr string) (*vf, error) {
 	pf := filepath.Join("/sys/bus/pci/devices", addr, "physfn")
 	names, err := os.ReadDir(filepath.Join(pf, "net"))
@@ -108,7 +108,7 @@ func add(a *skel.CmdArgs) error {
 	return types.PrintResult(c.PrevResult, c.CNIVersion)
 }
 
-// set sets what the configuration asks for, but for what it is to lie about.
+// set sets what the configuration asks for, except for the lies.
 func (v *vf) set(c *config) error {
 	var problems []error
 	do := func(key string, asked bool, set func() error) {
@@ -127,8 +127,8 @@ func (v *vf) set(c *config) error {
 		proto = unix.ETH_P_8021AD
 	}
 	do("vlan", c.VLAN != nil, func() error { return netlink.LinkSetVfVlanQosProto(v.pf, v.index, *c.VLAN, qos, proto) })
-	// Before the trust: of a VF that is trusted, igb takes the MAC that its driver
-	// has, and the PF's is gone.
+	// Set before trust: igb takes the MAC of a trusted VF from the VF's driver, and
+	// the PF's MAC is lost.
 	do("mac", c.MAC != "", func() error {
 		mac, err := net.ParseMAC(c.MAC)
 		if err != nil {
@@ -150,12 +150,12 @@ func (v *vf) set(c *config) error {
 	return errors.Join(problems...)
 }
 
-// cycle sets the VF's network device up and down, where it is on the host: its
-// driver takes the PF's MAC over no sooner.
+// cycle sets the VF's network device up and down if it is on the host: only then
+// does its driver adopt the PF's MAC.
 func (v *vf) cycle() error {
 	names, err := os.ReadDir(filepath.Join("/sys/bus/pci/devices", v.addr, "net"))
 	if err != nil || len(names) != 1 {
-		return nil // it has none, or it is in a pod
+		return nil // it has no network device, or the device is in a pod
 	}
 	link, err := netlinksafe.LinkByName(names[0].Name())
 	if err != nil {
@@ -172,8 +172,7 @@ func (v *vf) setLinkState(name string) error {
 	return netlink.LinkSetVfState(v.pf, v.index, uint32(state))
 }
 
-// del takes back what the configuration had set. A VF that left the node needs
-// nothing.
+// del resets what the configuration had set. A VF that left the node needs nothing.
 func del(a *skel.CmdArgs) error {
 	var c config
 	if err := json.Unmarshal(a.StdinData, &c); err != nil {

@@ -1,12 +1,11 @@
-// Command fakekubelet runs the fake kubelet by itself, for shell scripts and for
+// Command fakekubelet runs the fake kubelet on its own, for shell scripts and for
 // trying a program or a device plugin by hand:
 //
 //	fakekubelet --dir DIR [--devices resource=id1,id2@0]... [--pods DIR]
 //
-// It prints where its sockets and its checkpoint are, what each pod got, and
-// "ready", then runs until SIGTERM or SIGINT. SIGHUP reads the pod manifests
-// anew: pods whose manifest is new are added, pods whose manifest is gone are
-// deleted.
+// It prints the paths of its sockets and its checkpoint, what each pod got, and
+// "ready", then runs until SIGTERM or SIGINT. On SIGHUP it reads the pod manifests
+// again: it adds pods with a new manifest and deletes pods whose manifest is gone.
 package main
 
 import (
@@ -44,7 +43,7 @@ func main() {
 	}
 }
 
-// config is the command line.
+// config holds the command-line flags.
 type config struct {
 	dir, pods string
 	devices   deviceFlag
@@ -53,7 +52,7 @@ type config struct {
 	seed      int64
 }
 
-// deviceFlag collects --devices.
+// deviceFlag collects the --devices flags.
 type deviceFlag []resourceDevices
 
 type resourceDevices struct {
@@ -64,7 +63,7 @@ type resourceDevices struct {
 // String implements flag.Value.
 func (f *deviceFlag) String() string { return "" }
 
-// Set implements flag.Value: resource=id,id@node.
+// Set implements flag.Value; the form is resource=id,id@node.
 func (f *deviceFlag) Set(value string) error {
 	resource, ids, found := strings.Cut(value, "=")
 	if !found {
@@ -105,8 +104,8 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	return c, nil
 }
 
-// run runs the kubelet until ctx ends. Pods that cannot be admitted are told on
-// stderr and passed over.
+// run runs the kubelet until ctx ends. Pods that cannot be admitted are reported on
+// stderr and skipped.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer, reload <-chan os.Signal) error {
 	c, err := parse(args, stderr)
 	if err != nil {
@@ -138,7 +137,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, reload <-
 	}
 }
 
-// manifest is where a pod comes from.
+// manifest identifies a pod by the file it comes from.
 type manifest struct {
 	file string
 	pod  types.NamespacedName
@@ -152,7 +151,7 @@ type manifests struct {
 	stdout, stderr io.Writer
 }
 
-// read makes the kubelet's pods those of the directory.
+// read makes the kubelet's pods match the directory.
 func (m *manifests) read() {
 	if m.dir == "" {
 		return
@@ -207,12 +206,12 @@ func (m *manifests) add(key manifest, pod *corev1.Pod) {
 	}
 }
 
-// readPods reads the pods of a file; those before a mistake are returned with
-// it.
+// readPods reads the pods of a file. Together with an error it returns the pods
+// before it.
 func readPods(path string) ([]*corev1.Pod, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // went since the directory was read
+		return nil, nil // removed since the directory was read
 	}
 	if err != nil {
 		return nil, err

@@ -22,7 +22,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// program is the program running in this process.
+// program is the command, running in this process.
 type program struct {
 	t      *testing.T
 	dir    string
@@ -68,10 +68,10 @@ spec: {containers: [{name: c1, resources: {limits: {vendor.example/vfs: 9}}}]}
 	return p
 }
 
-// end ends the program as SIGTERM does.
+// end stops the program as SIGTERM does.
 func (p *program) end() {
 	p.cancel()
-	_, _ = io.Copy(io.Discard, p.out) // until it ends
+	_, _ = io.Copy(io.Discard, p.out) // until it exits
 	p.done.Wait()
 }
 
@@ -86,7 +86,8 @@ func (p *program) write(name, content string) {
 	}
 }
 
-// ready reads what the program prints up to "ready", the directory replaced.
+// ready reads the program's output up to "ready" and replaces the directory's path
+// with DIR.
 func (p *program) ready() string {
 	p.t.Helper()
 	var text strings.Builder
@@ -145,7 +146,7 @@ func TestReload(t *testing.T) {
 	if got := p.ready(); !regexp.MustCompile(`^pod default/db \S+\nready\n$`).MatchString(got) {
 		t.Errorf("printed %q", got)
 	}
-	// A manifest that is half written leaves its pods; one that is gone does not.
+	// A half-written manifest keeps its pods; a removed one does not.
 	p.write("pods/a.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name")
 	if err := os.Remove(filepath.Join(p.dir, "pods/b.json")); err != nil {
 		t.Fatal(err)
