@@ -8,11 +8,14 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
+// TestPlainPod proves that a pod without annotations gets the default network alone.
 func TestPlainPod(t *testing.T) {
 	f := begin(t)
 	f.check(f.run("plain-pod"), map[string]string{"eth0": "cluster-net"})
 }
 
+// TestThreeNetworks proves that a pod gets the networks it selects, in either form of
+// the annotation, with the interface names it asks for.
 func TestThreeNetworks(t *testing.T) {
 	for form, selection := range map[string]string{
 		"comma": "storage, plain@side, default/storage",
@@ -26,6 +29,8 @@ func TestThreeNetworks(t *testing.T) {
 	}
 }
 
+// TestDefaultNetworkOverride proves that a pod's annotation replaces its default
+// network.
 func TestDefaultNetworkOverride(t *testing.T) {
 	f := begin(t)
 	f.check(f.run("override", annotation(netattach.DefaultNetworkAnnotation, "default/plain")), map[string]string{"eth0": "plain"})

@@ -24,19 +24,20 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// churn makes and deletes pods until it is stopped.
-// Failures of the API server are part of what is tested, and tried again.
+// churn creates and deletes pods until it is stopped. It retries failed API requests,
+// because outages of the API server are part of what it tests.
 type churn struct {
 	f       *fixture
 	label   string
-	patient bool // a pod is only deleted after it has run with all it must have
+	patient bool // delete a pod only after it has run with all its networks
 	stop    context.CancelFunc
 	work    sync.WaitGroup
 	created atomic.Int32
-	ran     atomic.Int32 // of a patient one: pods that ran
+	ran     atomic.Int32 // pods that ran; counted only if patient
 }
 
-// kinds are the pods of a churn, and what they must have.
+// kinds are the kinds of pods in a churn, and the networks that each must get, by
+// interface.
 var kinds = []struct {
 	options []option
 	want    map[string]string
@@ -46,11 +47,11 @@ var kinds = []struct {
 	{[]option{networks("red, storage"), container("main", Red)}, map[string]string{"eth0": "cluster-net", "net1": red, "net2": storage}},
 }
 
-// writers is how many pods of a churn are made at once: more wait for each other
-// on a small machine.
+// writers is the number of goroutines that create pods. On a small machine more would
+// only wait for each other.
 const writers = 4
 
-// startChurn starts writers, each of which has two pods of its own at a time.
+// startChurn starts the writers. Each has up to two pods at a time.
 func (f *fixture) startChurn(label string) *churn {
 	c := &churn{f: f, label: label}
 	c.start()
@@ -71,7 +72,7 @@ func (c *churn) start() {
 	})
 }
 
-// write makes pods as one writer.
+// write creates and deletes pods as one writer.
 func (c *churn) write(ctx context.Context, w int) {
 	random, last := rand.New(rand.NewPCG(1, uint64(w))), ""
 	for i := 0; ctx.Err() == nil; i++ {
@@ -85,13 +86,13 @@ func (c *churn) write(ctx context.Context, w int) {
 			c.delete(ctx, last)
 		}
 		last = name
-		if !c.patient { // some are deleted before they run, some in the middle of it, some later
+		if !c.patient { // some pods are deleted before they run, some while they start, some later
 			sleep(ctx, time.Duration(random.IntN(3000))*time.Millisecond)
 		}
 	}
 }
 
-// await waits until a pod runs and holds its network-status to what it must have.
+// await waits until a pod runs and checks its network-status.
 func (c *churn) await(ctx context.Context, name string, kind int) {
 	var pod *corev1.Pod
 	err := eventually(ctx, "pod "+name+" to run", func(context.Context) (err error) {
@@ -101,7 +102,7 @@ func (c *churn) await(ctx context.Context, name string, kind int) {
 		return err
 	})
 	if ctx.Err() != nil {
-		return // what is left is looked at when it has settled
+		return // settle checks the pods that are left
 	}
 	if err != nil {
 		c.f.Error(err)
@@ -114,10 +115,10 @@ func (c *churn) await(ctx context.Context, name string, kind int) {
 	c.ran.Add(1)
 }
 
-// goOn waits until a patient churn's writers have made more pods, which ran.
+// goOn waits until more pods of a patient churn have run.
 func (c *churn) goOn() {
 	c.f.Helper()
-	enough := c.ran.Load() + 2*writers // what was under way before, and as many again
+	enough := c.ran.Load() + 2*writers // all that may be in flight, and as many again
 	c.f.eventually("pods to come and go", func() error {
 		if now := c.ran.Load(); now < enough {
 			return fmt.Errorf("%d have run, not %d", now, enough)
@@ -126,7 +127,7 @@ func (c *churn) goOn() {
 	})
 }
 
-// reach waits until so many pods have been made.
+// reach waits until the churn has created this many pods in all.
 func (c *churn) reach(pods int32) {
 	c.f.Helper()
 	for now := c.created.Load(); now < pods; now = c.created.Load() {
@@ -171,16 +172,17 @@ func (c *churn) delete(ctx context.Context, name string) {
 	})
 }
 
-// insist does something until it succeeds or the churn ends.
+// insist retries a request until it succeeds or the churn stops.
 func (c *churn) insist(ctx context.Context, do func(context.Context) error) {
 	for ctx.Err() == nil && do(ctx) != nil {
 		sleep(ctx, 200*time.Millisecond)
 	}
 }
 
-// settle stops the churn and waits until every pod that is left runs and has its
-// status, but for those that the kubelet itself has refused: after its restart it knows no device
-// until the device plugin has registered again. It checks them.
+// settle stops the churn, waits until every pod that is left runs and has its
+// network-status, and checks those pods. It excepts pods that the kubelet itself
+// refused: a kubelet that has restarted knows no device until the device plugin
+// registers again.
 func (c *churn) settle() {
 	f := c.f
 	f.Helper()
@@ -213,7 +215,7 @@ func (c *churn) settle() {
 	f.Logf("%d pods were made; of those left %d run, the kubelet refused %d", c.created.Load(), len(ran), len(pods)-len(ran))
 }
 
-// killAgent kills the agent's process; that of another container is not hit.
+// killAgent kills an agent's process, found by its command line.
 func (f *fixture) killAgent() error {
 	entries, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	f.must(err)
@@ -229,15 +231,15 @@ func (f *fixture) killAgent() error {
 	return errors.New("no agent runs")
 }
 
-// outages are how hard TestOutages is.
+// outages says how hard TestOutages is.
 type outages struct {
-	pods      int32         // that come and go in each outage, at least
-	kills     int           // of the agent, before each of which the kubelet waits twice as long to start it again
-	apiserver time.Duration // for which the API server is away, before it is started again; who misses it tries again ever less often
+	pods      int32         // minimum number of pods created in each outage
+	kills     int           // of the agent; each makes the kubelet wait twice as long before it restarts the agent
+	apiserver time.Duration // how long the API server is away; its clients retry ever less often
 }
 
-// howHard returns what an ordinary run does, or with the environment variable
-// OUTAGES=long what takes longer.
+// howHard returns the numbers of an ordinary run or, with the environment variable
+// OUTAGES=long, those of a longer one.
 func howHard() outages {
 	if os.Getenv("OUTAGES") == "long" {
 		return outages{pods: 200, kills: 4, apiserver: time.Minute}
@@ -245,9 +247,10 @@ func howHard() outages {
 	return outages{pods: 16, kills: 2, apiserver: 5 * time.Second}
 }
 
-// While pods come and go, the kubelet, the runtime and the agent are killed, and
-// the API server is away: after it settles, every pod has exactly what it asked
-// for, and those that went left nothing.
+// TestOutages proves that pods survive outages: while pods come and go, it kills the
+// kubelet, the runtime and the agent, and takes the API server away. Afterwards every
+// remaining pod has exactly what it asked for, and the deleted ones left nothing
+// behind.
 func TestOutages(t *testing.T) {
 	hard := howHard()
 	agent := func(f *fixture) {
@@ -287,7 +290,7 @@ func TestOutages(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			f := begin(t)
 			churn := f.startChurn("outage-" + c.name)
-			time.Sleep(3 * time.Second) // the first pods are under way
+			time.Sleep(3 * time.Second) // let the first pods start
 			c.outage(f)
 			churn.reach(hard.pods)
 			churn.settle()

@@ -27,43 +27,43 @@ type Cluster struct {
 	API    *apiserver.Server
 	Client kubernetes.Interface
 	Node   *Node
-	// Kubeconfig is the path of the administrator's.
+	// Kubeconfig is the path of the administrator's kubeconfig.
 	Kubeconfig string
-	dir        string         // of the run
-	root       string         // of the repository
-	values     map[string]any // of the chart that the node needs
+	dir        string         // directory of the run
+	root       string         // root of the repository
+	values     map[string]any // chart values that this node needs
 }
 
-// kubeletEnv selects the line of the node's kubelet, by default the newest.
+// kubeletEnv selects the release line of the node's kubelet; the default is the newest.
 const kubeletEnv = "KUBELET"
 
-// kubeletLine is the line of the node's kubelet.
+// kubeletLine returns the release line of the node's kubelet.
 func kubeletLine() string { return cmp.Or(os.Getenv(kubeletEnv), harness.NewestKubelet) }
 
-// hasPodsAPI tells whether the node's kubelet serves its Pods API.
+// hasPodsAPI tells whether the node's kubelet serves the Pods API.
 func hasPodsAPI() bool { return kubeletLine() != harness.OlderKubelet }
 
 func nodePrograms() (string, error) { return harness.NodePrograms(kubeletLine()) }
 
-// builds are the programs that a cluster is made of.
+// builds holds the directories of everything that a cluster is built from.
 type builds struct {
-	node     string // directory of the kubelet, containerd, runc
-	plugins  string // directory of the CNI reference plugins
-	programs string // directory of ours
-	archives string // directory of image archives
+	node     string // kubelet, containerd, runc
+	plugins  string // CNI reference plugins
+	programs string // our own programs
+	archives string // image archives
 }
 
-// buildDir is where our own programs are built, outside the machine, in the
-// directory of the run.
+// buildDir is the directory of our own programs, built outside the machine, within a
+// run's directory.
 func buildDir(dir string) string { return filepath.Join(dir, "programs") }
 
-// toolDir is where the programs of the cluster's administrator are built, which the
-// node does not have.
+// toolDir is the directory of the cluster administrator's programs, which the node does
+// not have.
 func toolDir(dir string) string { return filepath.Join(dir, "tools") }
 
-// build builds everything, in the run's directory what is ours: programs for the node
-// beside those that every lab has, and images of releases. It must be called outside
-// the machine, since builds need the network.
+// build builds everything: third-party programs into the cache, and into the run's
+// directory the images of releases, the programs that every lab needs, and the given
+// programs for the node. Call it outside the machine: builds need the network.
 func build(dir string, releases []string, programs ...string) error {
 	for _, f := range []func() (string, error){nodePrograms, harness.PluginDir, harness.ControlPlane, harness.Controllers, harness.Helm} {
 		if _, err := f(); err != nil {
@@ -81,7 +81,8 @@ func build(dir string, releases []string, programs ...string) error {
 	return atOnce(builds...)
 }
 
-// atOnce does several things at once and returns when all are done.
+// atOnce runs functions concurrently and returns their joined errors when all have
+// returned.
 func atOnce(things ...func() error) error {
 	errs := make([]error, len(things))
 	var all sync.WaitGroup
@@ -92,25 +93,25 @@ func atOnce(things ...func() error) error {
 	return errors.Join(errs...)
 }
 
-// Releases of Manifold, which differ in their names alone: the one that is
-// installed, and one to upgrade to.
+// Releases of Manifold, which differ only in name: the one that is installed, and one
+// to upgrade to.
 const (
 	release     = "lab"
 	nextRelease = "lab-next"
 )
 
-// Releases that a node has the images of: one whose machine is this one both; to a
-// guest each is half a minute.
+// Releases whose images a node gets. A node in namespaces gets both; a guest gets only
+// the installed one, because importing an image takes half a minute there.
 var releases, guestReleases = []string{release, nextRelease}, []string{release}
 
-// imageFile is the archive of a release's image, in the run's directory or on the
-// node.
+// imageFile is the name of a release's image archive, both in the run's directory and
+// on the node.
 func imageFile(release string) string { return release + ".tar" }
 
-// boxFile is that of the image of pods.
+// boxFile is the image archive of the pods' image.
 const boxFile = "box.tar"
 
-// built returns what [build] has built.
+// built returns the directories that [build] filled, after writing the pods' image.
 func built(dir string) (b *builds, err error) {
 	b = &builds{programs: buildDir(dir), archives: dir}
 	if b.node, err = nodePrograms(); err != nil {
@@ -122,8 +123,8 @@ func built(dir string) (b *builds, err error) {
 	return b, writeBoxImage(filepath.Join(dir, boxFile), filepath.Join(b.programs, "box"))
 }
 
-// Start starts a cluster on the machine that [Enter] made and waits until its
-// node is ready and has its devices.
+// Start starts a cluster on the machine that [Enter] created and waits until its node
+// is ready and has its devices.
 func Start(ctx context.Context) (c *Cluster, err error) {
 	host, _, _ := strings.Cut(serviceAddress, ":")
 	if err := answer(host); err != nil {
@@ -145,8 +146,9 @@ func Start(ctx context.Context) (c *Cluster, err error) {
 	return c, c.join(ctx, apiserver.URL(), releases)
 }
 
-// join starts the node's kubelet, which reaches the API server at url, gives the node
-// the images of pods and of releases, and waits until it is ready and has its devices.
+// join starts the node's kubelet, which connects to the API server at url, imports the
+// images of pods and of releases, and waits until the node is ready and has its
+// devices.
 func (c *Cluster) join(ctx context.Context, url string, releases []string) error {
 	kubeconfig, err := c.API.NodeKubeconfig(url)
 	if err != nil {
@@ -172,13 +174,15 @@ func (c *Cluster) join(ctx context.Context, url string, releases []string) error
 	return eventually(ctx, "the node to be ready with its devices", c.nodeReady)
 }
 
-// Directories of a run: of the control plane's and of the node's files at hand.
+// Subdirectories of a run's directory: the control plane's files, and the node's files
+// on this machine.
 const (
 	controlDir = "control"
 	nodeDir    = "node"
 )
 
-// prepare returns a cluster of which nothing runs yet, and what it is made of.
+// prepare returns a cluster with nothing running yet, and the directories it is built
+// from.
 func prepare() (c *Cluster, b *builds, err error) {
 	c = &Cluster{dir: os.Getenv(dirEnv), values: map[string]any{}}
 	if !hasPodsAPI() {
@@ -196,7 +200,8 @@ func prepare() (c *Cluster, b *builds, err error) {
 	return c, b, err
 }
 
-// startControlPlane starts what the node is yet to join, on this machine's loopback.
+// startControlPlane starts the control plane on this machine's loopback; the node joins
+// later.
 func (c *Cluster) startControlPlane() (err error) {
 	if c.API, err = apiserver.StartCluster(filepath.Join(c.dir, controlDir), NodeName); err != nil {
 		return err
@@ -208,8 +213,8 @@ func (c *Cluster) startControlPlane() (err error) {
 	return err
 }
 
-// Stop ends the control plane, and a node that is a guest; one that is this
-// machine ends with it.
+// Stop stops the control plane and a guest node. A node on this machine needs no stop:
+// it ends with the process.
 func (c *Cluster) Stop() error {
 	err := c.API.Stop()
 	if _, ok := c.Node.machine.(*guest); ok {
@@ -218,7 +223,7 @@ func (c *Cluster) Stop() error {
 	return err
 }
 
-// nodeReady returns nil when the node is ready and its devices can be asked for.
+// nodeReady returns nil when the node is ready and all its devices are allocatable.
 func (c *Cluster) nodeReady(ctx context.Context) error {
 	node, err := c.Client.CoreV1().Nodes().Get(ctx, NodeName, metav1.GetOptions{})
 	if err != nil {
@@ -242,10 +247,11 @@ func (c *Cluster) nodeReady(ctx context.Context) error {
 	return nil
 }
 
-// serviceAddress is the API server's service address, which pods are given.
+// serviceAddress is the API server's service address, which pods get in their
+// environment.
 const serviceAddress = "10.96.0.1:443"
 
-// answer makes an address one of this machine, on loopback, which it brings up.
+// answer adds an address to this machine's loopback, which it brings up.
 func answer(address string) error {
 	lo, err := netlinksafe.LinkByName("lo")
 	if err != nil {
@@ -258,8 +264,8 @@ func answer(address string) error {
 	return errors.Join(netlink.LinkSetUp(lo), netlink.AddrAdd(lo, addr))
 }
 
-// forward passes connections to one address on to another, as long as this
-// process lives.
+// forward listens on one address and passes each connection on to another, for the
+// lifetime of this process.
 func forward(from, to string) error {
 	l, err := net.Listen("tcp", from)
 	if err != nil {
@@ -277,7 +283,7 @@ func forward(from, to string) error {
 	return nil
 }
 
-// pass connects one connection with a new one to an address, until either ends.
+// pass connects in to a new connection to an address, until either side closes.
 func pass(in net.Conn, to string) {
 	defer in.Close()
 	out, err := net.Dial("tcp", to)
@@ -288,15 +294,15 @@ func pass(in net.Conn, to string) {
 	done := make(chan struct{}, 2)
 	for _, way := range [][2]net.Conn{{in, out}, {out, in}} {
 		go func() {
-			_, _ = io.Copy(way[0], way[1]) // either end may go at any time
+			_, _ = io.Copy(way[0], way[1]) // either side may close at any time
 			done <- struct{}{}
 		}()
 	}
 	<-done
 }
 
-// Environment is this process's, with the cluster's programs first in PATH and set
-// up for it.
+// Environment returns this process's environment with PATH, kubeconfig and containerd
+// address set for the cluster; the cluster's programs come first in PATH.
 func (c *Cluster) Environment() ([]string, error) {
 	control, err1 := harness.Controllers()
 	helm, err2 := harness.Helm()

@@ -12,16 +12,17 @@ import (
 	"testing"
 )
 
-// agentAccount is the agent's name in the audit log.
+// agentAccount is the agent's user name in the audit log.
 const agentAccount = "system:serviceaccount:kube-system:manifold"
 
-// A pod's life costs the API server two requests of ours, the status and an Event,
-// and the kubelet one question for devices: none for a pod without any.
+// TestRequestsOfAPodsLife proves what a pod costs: two requests of ours to the API
+// server, the status and an Event, and one PodResources request to the kubelet for a
+// pod with devices, none for a pod without.
 func TestRequestsOfAPodsLife(t *testing.T) {
 	const pods = 8
 	for name, c := range map[string]struct {
 		options []option
-		devices int // questions to the kubelet at most, per pod
+		devices int // PodResources requests per pod, at most
 	}{
 		"networks": {[]option{networks("storage, plain")}, 0},
 		"device":   {[]option{networks("red, storage"), container("main", Red)}, 1},
@@ -39,7 +40,7 @@ func TestRequestsOfAPodsLife(t *testing.T) {
 			}
 			f.remove(names...)
 			want, count := map[string]int{"patch pods": pods, "create events": pods}, map[string]int{}
-			f.eventually("the last Event", func() error { // which nobody waits for
+			f.eventually("the last Event", func() error { // no pod waits for its Event
 				if count = f.requests("cost-" + name); count["create events"] < pods {
 					return fmt.Errorf("there were %v", count)
 				}
@@ -57,8 +58,8 @@ func TestRequestsOfAPodsLife(t *testing.T) {
 	}
 }
 
-// requests returns how often the agent has asked the API server for what, as to pods
-// whose names begin so.
+// requests counts the agent's requests to the API server for pods with this name
+// prefix, by verb and resource.
 func (f *fixture) requests(prefix string) map[string]int {
 	f.Helper()
 	all, err := lab.API.Requests(agentAccount)
@@ -72,15 +73,14 @@ func (f *fixture) requests(prefix string) map[string]int {
 	return count
 }
 
-// podResourcesCalls returns how often the kubelet's PodResources API was called,
-// as the kubelet counts.
+// podResourcesCalls returns the kubelet's own count of calls to its PodResources API.
 func (f *fixture) podResourcesCalls() int {
 	f.Helper()
 	return f.kubeletCounts("kubelet_pod_resources_endpoint_requests_total{")
 }
 
-// kubeletCounts returns the sum of the kubelet's counters whose names with labels
-// begin so.
+// kubeletCounts returns the sum of the kubelet's counters whose name and labels begin
+// with prefix.
 func (f *fixture) kubeletCounts(prefix string) (sum int) {
 	f.Helper()
 	raw, err := lab.Client.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes", NodeName, "proxy/metrics").DoRaw(f.ctx)

@@ -14,10 +14,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Each container's device is the interface's that is meant for it, however often
-// the pod is made: pods share the devices, in changing order.
+// TestContainersDevices proves that each interface gets the device of the container it
+// names, however often pods are created and in whatever order they are given the
+// devices.
 func TestContainersDevices(t *testing.T) {
-	const rounds, atOnce = 7, DevicesPerResource / 2 // each has two of one resource
+	const rounds, atOnce = 7, DevicesPerResource / 2 // each pod takes two devices of one resource
 	f := begin(t)
 	options := []option{
 		networks(`[{"name":"red","manifold.dev/container":"tx"},{"name":"red","manifold.dev/container":"rx"},{"name":"blue"}]`),
@@ -43,8 +44,9 @@ func TestContainersDevices(t *testing.T) {
 	}
 }
 
-// A pod whose containers request nothing of a definition's resource waits, and its
-// Event says what is missing and what to do; with the definition mended it starts.
+// TestResourceThatNoContainerRequests proves that a pod waits if no container requests
+// a definition's resource, that its Event says what is missing and how to fix it, and
+// that the same pod starts once the definition is corrected.
 func TestResourceThatNoContainerRequests(t *testing.T) {
 	f := begin(t)
 	f.must(lab.Define("mistaken", Red, `{"cniVersion": "1.0.0", "type": "host-device", "capabilities": {"deviceID": true}}`))
@@ -84,11 +86,12 @@ func TestResourceThatNoContainerRequests(t *testing.T) {
 	}
 }
 
-// A pod of the name of one that is still ending has devices of its own.
+// TestPodOfTheSameName proves that a pod gets devices of its own while a pod of the
+// same name is still terminating.
 func TestPodOfTheSameName(t *testing.T) {
 	f := begin(t)
 	pod := template("same", networks(red), container("main", Red))
-	pod.Spec.Containers[0].Args = []string{"stubborn"} // the old one is there to its last moment
+	pod.Spec.Containers[0].Args = []string{"stubborn"} // the old pod stays until it is killed
 	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Name: "same"}, Spec: appsv1.StatefulSetSpec{
 		Replicas: new(int32(1)), Selector: &metav1.LabelSelector{MatchLabels: pod.Labels},
 		Template: corev1.PodTemplateSpec{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec},
@@ -104,7 +107,8 @@ func TestPodOfTheSameName(t *testing.T) {
 	for range 3 {
 		old := f.running("same-0")
 		oldDevice := f.device(f.probe()[string(old.UID)], "main", Red)
-		// With force the name is free while the old pod still ends on the node.
+		// A forced deletion frees the name while the old pod still terminates on the
+		// node.
 		f.must(lab.Client.CoreV1().Pods(namespace).Delete(f.ctx, "same-0", metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}))
 		f.eventually("the next pod", func() error {
 			now, err := f.get("same-0")
@@ -147,6 +151,8 @@ func (f *fixture) list(selector string) ([]corev1.Pod, error) {
 	return list.Items, nil
 }
 
+// TestDeployment proves that 20 pods that start together all get their networks, each
+// with addresses of its own.
 func TestDeployment(t *testing.T) {
 	const replicas = 20
 	f := begin(t)

@@ -21,8 +21,8 @@ import (
 )
 
 // EnterGuest is [Enter] for a node that is a guest with SR-IOV functions, see
-// [StartGuest]: this process gets network and mount namespaces of its own, for
-// which it needs no root where user namespaces are allowed.
+// [StartGuest]. This process gets network and mount namespaces of its own, which needs
+// no root where user namespaces are allowed.
 func EnterGuest() (code int, err error) {
 	if os.Getenv(dirEnv) != "" {
 		return harness.Enter()
@@ -43,15 +43,16 @@ func EnterGuest() (code int, err error) {
 		})
 }
 
-// StartGuest starts a cluster, after [EnterGuest]: the control plane on this
-// machine's loopback, and as its node a guest with two PFs, whose VFs are the
-// devices of both resources. It waits until the node is ready and has its devices.
+// StartGuest starts a cluster after [EnterGuest]: the control plane on this machine's
+// loopback, and as its node a guest with two PFs whose VFs are the devices of the
+// resources. It waits until the node is ready and has its devices.
 func StartGuest(ctx context.Context) (c *Cluster, err error) {
 	if err := answer(vm.GuestAddress); err != nil {
 		return nil, err
 	}
-	// The API server asks the agent at the node's address, and the guest would take
-	// whoever has that address for itself.
+	// The API server reaches the agent at the node's address, which this machine holds,
+	// so its connections also come from that address. The guest would take such a peer
+	// for itself: the forwarder connects from 127.0.0.1 instead.
 	view := fmt.Sprintf(":%d", viewPort)
 	if err := forward(vm.GuestAddress+view, "127.0.0.1"+view); err != nil {
 		return nil, err
@@ -75,18 +76,17 @@ func StartGuest(ctx context.Context) (c *Cluster, err error) {
 	return c, c.join(ctx, "https://"+net.JoinHostPort(vm.GuestsHost, port), guestReleases)
 }
 
-// guestDir is the directory of the guest's files, in a run's.
+// guestDir is the directory of the guest's files, within a run's directory.
 const guestDir = "guest"
 
-// viewPort is where the agent serves the node's view, which kubectl manifold asks
-// for through the API server.
+// viewPort is the port where the agent serves the node's view. kubectl manifold reaches
+// it through the API server.
 const viewPort = 9611
 
-// Userspace is a resource that only a node in a guest has: one VF, which is bound
-// to vfio-pci.
+// Userspace is a resource that only a guest node has: one VF, bound to vfio-pci.
 const Userspace = "lab.example/userspace"
 
-// bootNode boots a guest as a node that is yet to join its cluster.
+// bootNode boots a guest as a node that has yet to join its cluster.
 func bootNode(ctx context.Context, dir string, b *builds) (*Node, error) {
 	const own = "/opt/node"
 	devices, err := functions()
@@ -111,7 +111,7 @@ func bootNode(ctx context.Context, dir string, b *builds) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Kubelet and container runtime look for these.
+	// The kubelet and the container runtime read these files.
 	for path, content := range map[string]string{
 		"/etc/resolv.conf": "", "/etc/hosts": "127.0.0.1 localhost\n", "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "/etc/group": "root:x:0:\n",
 	} {
@@ -127,8 +127,9 @@ func bootNode(ctx context.Context, dir string, b *builds) (*Node, error) {
 	return n, n.powerOn(ctx)
 }
 
-// functions are the VFs of the guest's PFs as devices, each with device
-// information: one resource for each PF, but for the last VF.
+// functions returns the VFs of the guest's PFs as devices with device information. Each
+// PF's VFs are one resource, except the last VF of the second PF, which is the
+// [Userspace] device.
 func functions() (map[string][]device, error) {
 	out := map[string][]device{}
 	for numa, resource := range []string{Red, Blue} {
@@ -147,13 +148,13 @@ func functions() (map[string][]device, error) {
 	return out, nil
 }
 
-// powerOn boots a node's guest with what its disk has from before, makes its
-// devices ready, and starts its container runtime.
+// powerOn boots a node's guest from its existing disk, prepares its devices, and starts
+// its container runtime.
 func (n *Node) powerOn(ctx context.Context) error {
 	if err := n.machine.(*guest).boot(ctx); err != nil {
 		return err
 	}
-	// For pods that ask for huge pages: the kubelet counts them when it starts.
+	// Pods request huge pages, and the kubelet counts them only when it starts.
 	if _, err := n.run(ctx, "/bin/sh", "-c", "echo 8 > /proc/sys/vm/nr_hugepages"); err != nil {
 		return err
 	}
@@ -176,29 +177,29 @@ func (n *Node) powerOn(ctx context.Context) error {
 	return n.startRuntime(ctx)
 }
 
-// powerOff ends a node's guest as a power failure does.
+// powerOff stops a node's guest as a power failure does.
 func (n *Node) powerOff() error {
 	if err := n.machine.(*guest).Machine.Kill(); err != nil {
 		return err
 	}
 	for name := range n.services {
-		_ = n.KillService(name) // it went with the guest
+		_ = n.KillService(name) // it died with the guest
 	}
 	return nil
 }
 
-// guest is the machine of a node that is a guest.
+// guest is a virtual machine that a node runs on.
 type guest struct {
-	path   string // PATH of what runs there
+	path   string // PATH of the programs run there
 	config vm.Config
 	*vm.Machine
 }
 
-// bootLimit is how long a guest may take to boot, which on an idle machine is
-// half a minute.
+// bootLimit is how long a guest may take to boot. On an idle machine booting takes half
+// a minute.
 const bootLimit = 15 * time.Minute
 
-// boot boots the guest, with what its disk has from before.
+// boot boots the guest from its existing disk.
 func (g *guest) boot(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
@@ -243,7 +244,7 @@ func (g *guest) run(ctx context.Context, args ...string) ([]byte, error) {
 	return stdout.Bytes(), err
 }
 
-// guestService is a program that runs in a guest.
+// guestService is a program running in a guest.
 type guestService struct {
 	*vm.Process
 	log *os.File

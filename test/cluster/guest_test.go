@@ -5,6 +5,6 @@ package cluster
 // The node of these tests is a guest with SR-IOV functions.
 var enter, start = EnterGuest, StartGuest
 
-// bridged gives a pod the networks that make bridges, beside the default one: the pods
-// of these tests have none.
+// bridged gives a pod the networks that create bridges, apart from the default one. The
+// pods of these tests use none.
 var bridged []option

@@ -26,10 +26,11 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// As docs/uninstall.md has it: helm uninstall costs no pod anything. Those from
-// before are deleted and give back all that they have, new ones get the primary
-// network, and when the last that has more is gone the runtime calls that alone.
-// Then it can be installed again: on the node by hand, from the base of kustomize, by Helm.
+// TestUninstallAndReinstall proves docs/uninstall.md: helm uninstall harms no pod.
+// Existing pods give back all they have when they are deleted, new pods get the primary
+// network, and when the last pod with more is gone the runtime calls the primary
+// network alone. Then Manifold can be installed again: by hand on the node, from the
+// kustomize base, and by Helm.
 func TestUninstallAndReinstall(t *testing.T) {
 	f := begin(t)
 	f.Cleanup(f.forget)
@@ -52,7 +53,7 @@ func TestUninstallAndReinstall(t *testing.T) {
 	f.remove("meanwhile", "from-before")
 	f.remove("networked")
 	f.forget()
-	f.unchanged() // though nothing of it runs any more
+	f.unchanged() // although no part of Manifold runs any more
 	f.withdrawn()
 	f.onOneNode(func() { f.check(f.run("networked", networked...), want) })
 	f.fromBase(func() { f.check(f.run("networked", networked...), want) })
@@ -60,8 +61,8 @@ func TestUninstallAndReinstall(t *testing.T) {
 	f.check(f.run("networked", networked...), want)
 }
 
-// Nothing of the cluster's credentials is left on the host: the agent's token is in its
-// pod's volume alone, which the kubelet keeps.
+// TestNoCredentialIsLeftOnTheHost proves that no credential of the cluster is left on
+// the host: the agent's token is only in its pod's volume, which the kubelet keeps.
 func TestNoCredentialIsLeftOnTheHost(t *testing.T) {
 	f := begin(t)
 	tokens, err := filepath.Glob("/var/lib/kubelet/pods/*/volumes/kubernetes.io~projected/*/token")
@@ -71,7 +72,7 @@ func TestNoCredentialIsLeftOnTheHost(t *testing.T) {
 	}
 	token, err := os.ReadFile(tokens[0])
 	f.must(err)
-	header, _, _ := bytes.Cut(token, []byte(".")) // the same in all that the cluster's key has signed
+	header, _, _ := bytes.Cut(token, []byte(".")) // the same for every token signed with the cluster's key
 	var holders []string
 	for _, dir := range []string{"/etc", "/opt", "/run/manifold", "/var/lib/cni", filepath.Dir(tokens[0])} {
 		f.must(filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -85,7 +86,7 @@ func TestNoCredentialIsLeftOnTheHost(t *testing.T) {
 			if bytes.Contains(content, header) {
 				holders = append(holders, path)
 			}
-			if errors.Is(err, os.ErrNotExist) { // it has gone meanwhile
+			if errors.Is(err, os.ErrNotExist) { // the file has gone meanwhile
 				err = nil
 			}
 			return err
@@ -96,8 +97,9 @@ func TestNoCredentialIsLeftOnTheHost(t *testing.T) {
 	}
 }
 
-// forget removes what libcni remembers for the runtime of the network manifold:
-// for pods that end while the runtime does not call it, nobody else does.
+// forget removes libcni's cached results of network manifold. The runtime removes the
+// result of a pod only when it calls the plugin for the pod's DEL, so results of pods
+// that end while the plugin is withdrawn stay.
 func (f *fixture) forget() {
 	f.Helper()
 	records, err := filepath.Glob("/var/lib/cni/results/manifold-*")
@@ -107,9 +109,8 @@ func (f *fixture) forget() {
 	}
 }
 
-// onOneNode has Manifold installed on the node without the chart, as
-// docs/install.md says, while something is done, then upgrades and uninstalls it as
-// those pages say.
+// onOneNode installs Manifold on the node without the chart as docs/install.md says,
+// calls do, then upgrades and uninstalls as those pages say.
 func (f *fixture) onOneNode(do func()) {
 	f.Helper()
 	config, err := json.Marshal(map[string]string{"apiServer": lab.Kubeconfig, "node": NodeName})
@@ -117,7 +118,7 @@ func (f *fixture) onOneNode(do func()) {
 	f.must(os.WriteFile(filepath.Join(lab.userDir(), "agent.json"), config, 0o600))
 	install, err := lab.commands(f.ctx, "install.md", 2)
 	f.must(err)
-	_, err = harness.StartProcess(lab.Node.path("agent.log"), install) // whose last command serves
+	_, err = harness.StartProcess(lab.Node.path("agent.log"), install) // the last command serves until it is killed
 	f.must(err)
 	f.eventually("the agent to serve", func() error {
 		conn, err := net.Dial("unix", "/run/manifold/agent.sock")
@@ -128,7 +129,7 @@ func (f *fixture) onOneNode(do func()) {
 	})
 	do()
 	f.must(lab.follow(f.ctx, "upgrade.md", 1))
-	f.remove("networked") // the plugin is another program now
+	f.remove("networked") // the plugin's program has changed
 	f.must(f.killAgent())
 	f.must(lab.follow(f.ctx, "uninstall.md", 1))
 	if _, err := os.Stat(filepath.Join(pluginDir, "manifold")); !errors.Is(err, os.ErrNotExist) {
@@ -136,11 +137,12 @@ func (f *fixture) onOneNode(do func()) {
 	}
 }
 
-// baseImage finds the image that a manifest names, and its repository.
+// baseImage matches the image that a manifest names; its groups are the image and its
+// repository.
 var baseImage = regexp.MustCompile(`image: ((\S+):\S+)`)
 
-// fromBase has Manifold installed from the base of kustomize, as docs/install.md says,
-// while something is done, then uninstalls it as docs/uninstall.md does.
+// fromBase installs Manifold from the kustomize base as docs/install.md says, calls do,
+// then uninstalls as docs/uninstall.md says.
 func (f *fixture) fromBase(do func()) {
 	f.Helper()
 	base, err := os.ReadFile(filepath.Join(lab.root, "deploy", "kustomize", "base", "manifold.yaml"))
@@ -168,10 +170,10 @@ func (f *fixture) withdrawn() {
 	}
 }
 
-// As docs/upgrade.md has it, while pods come and go: no ADD and no DEL fails, and
-// every pod has exactly its networks; with the new release, and with the way back.
-// Where the kubelet serves no Pods API, ADDs are refused while no agent runs, and
-// tried again.
+// TestUpgradeDuringChurn proves docs/upgrade.md while pods come and go: no ADD and no
+// DEL fails, and every pod has exactly its networks, both on the way to the new release
+// and on the way back. If the kubelet serves no Pods API, ADDs are refused while no
+// agent runs, and retried.
 func TestUpgradeDuringChurn(t *testing.T) {
 	f := begin(t)
 	f.Cleanup(func() {
@@ -196,7 +198,7 @@ func TestUpgradeDuringChurn(t *testing.T) {
 	}
 	events, err := lab.Client.CoreV1().Events(namespace).List(f.ctx, metav1.ListOptions{FieldSelector: "type=Warning"})
 	f.must(err)
-	for _, e := range events.Items { // of others' trouble on a busy machine there may be some
+	for _, e := range events.Items { // a busy machine may cause other components' warnings too
 		ours := e.Source.Component == "manifold" || strings.Contains(e.Reason, "Sandbox") || strings.Contains(e.Message, "manifold")
 		if ours && strings.HasPrefix(e.InvolvedObject.Name, c.label) {
 			t.Errorf("pod %s: %s: %s", e.InvolvedObject.Name, e.Reason, e.Message)
@@ -204,8 +206,10 @@ func TestUpgradeDuringChurn(t *testing.T) {
 	}
 }
 
-// The chart goes by the API server's version where nobody says what kubelets serve:
-// the agent of an older one may not watch pods then, asks for each, and is ready.
+// TestKubeletOlderThanTheAPIServer proves that an agent works on a kubelet older than
+// the API server. Unless the values say what kubelets serve, the chart goes by the API
+// server's version: the agent then may not watch pods, asks for each pod instead, and
+// becomes ready.
 func TestKubeletOlderThanTheAPIServer(t *testing.T) {
 	if hasPodsAPI() {
 		t.Skip("this node's kubelet is as new as its API server; " + kubeletEnv + "=" + harness.OlderKubelet + " makes it an older one")
@@ -227,7 +231,7 @@ func TestKubeletOlderThanTheAPIServer(t *testing.T) {
 	f.check(f.run("undecided", networks("storage, red"), container("main", Red)), map[string]string{"eth0": "cluster-net", "net1": storage, "net2": red})
 }
 
-// upgrade brings another release onto the node.
+// upgrade installs another release on the node.
 func (f *fixture) upgrade(to string) {
 	f.Helper()
 	f.must(errors.Join(lab.Choose(to), lab.Follow(f.ctx, "upgrade.md")))
@@ -256,8 +260,8 @@ func (f *fixture) agentRelease() (release string) {
 	return release
 }
 
-// failedCalls returns how often the runtime failed to end a sandbox or, where it
-// must not, to make one, as the kubelet counts.
+// failedCalls returns the kubelet's count of sandboxes that the runtime failed to stop
+// or, if the kubelet serves the Pods API, failed to create.
 func (f *fixture) failedCalls() int {
 	f.Helper()
 	failed := func(operation string) int {

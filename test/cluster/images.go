@@ -10,12 +10,12 @@ import (
 	"os"
 )
 
-// BoxImage is the image of every container, and of the sandboxes: one static
+// BoxImage is the image of every container and of the sandboxes. It holds one static
 // program, see package box.
 const BoxImage = "lab.example/box:1"
 
-// writeBoxImage writes the image as `docker save` does, for there is no registry
-// to pull it from.
+// writeBoxImage writes the image as `docker save` does: there is no registry to pull it
+// from.
 func writeBoxImage(path, program string) (err error) {
 	content, err := os.ReadFile(program)
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// Install installs Manifold as docs/install.md says, whose image the node has, and
-// defines the lab's networks.
+// Install installs Manifold as docs/install.md says, from the image already on the
+// node, and defines the lab's networks.
 func (c *Cluster) Install(ctx context.Context) error {
 	if err := os.MkdirAll(c.userDir(), 0o755); err != nil {
 		return err
@@ -33,25 +33,25 @@ func (c *Cluster) Install(ctx context.Context) error {
 	return c.defineNetworks()
 }
 
-// userDir is where commands of the documentation are run: as they expect, with
+// userDir is where commands of the documentation run. It holds what they expect:
 // deploy/ and a values.yaml.
 func (c *Cluster) userDir() string { return filepath.Join(c.dir, "user") }
 
-// Choose writes the values.yaml with which a release is installed.
+// Choose writes the values.yaml that installs a release.
 func (c *Cluster) Choose(release string) error {
 	values := map[string]any{"image": map[string]any{"tag": release, "pullPolicy": "Never"}}
 	maps.Copy(values, c.values)
-	raw, err := json.Marshal(values) // which is YAML as well
+	raw, err := json.Marshal(values) // JSON is valid YAML
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(c.userDir(), "values.yaml"), raw, 0o600)
 }
 
-// Follow runs the first block of commands of a page of docs/, as it is written.
+// Follow runs the first command block of a page of docs/, exactly as it is written.
 func (c *Cluster) Follow(ctx context.Context, page string) error { return c.follow(ctx, page, 0) }
 
-// follow runs a block of commands of a page of docs/.
+// follow runs one command block of a page of docs/.
 func (c *Cluster) follow(ctx context.Context, page string, block int) error {
 	cmd, err := c.commands(ctx, page, block)
 	if err != nil {
@@ -63,7 +63,7 @@ func (c *Cluster) follow(ctx context.Context, page string, block int) error {
 	return nil
 }
 
-// commands returns what runs a block of commands of a page of docs/.
+// commands returns the command that runs one block of a page of docs/.
 func (c *Cluster) commands(ctx context.Context, page string, block int) (*exec.Cmd, error) {
 	blocks, err := harness.Commands(page)
 	if err != nil {
@@ -75,27 +75,27 @@ func (c *Cluster) commands(ctx context.Context, page string, block int) (*exec.C
 	return c.command(ctx, "sh", "-ec", blocks[block])
 }
 
-// command returns a program as a user would run it who administers the cluster
-// from this node.
+// command returns a program set up as the cluster's administrator would run it from
+// this node.
 func (c *Cluster) command(ctx context.Context, name string, args ...string) (cmd *exec.Cmd, err error) {
 	env, err := c.Environment()
 	if err != nil {
 		return nil, err
 	}
-	cmd = exec.CommandContext(ctx, "/usr/bin/env", append([]string{name}, args...)...) // which searches in the PATH given
+	cmd = exec.CommandContext(ctx, "/usr/bin/env", append([]string{name}, args...)...) // env searches the PATH it is given; exec would search ours
 	cmd.Dir, cmd.Env = c.userDir(), append(env, "HOME="+c.dir)
 	return cmd, nil
 }
 
-// Networks of the lab, beside the default one.
+// Networks of the lab, in addition to the default one.
 const (
 	storage = "storage" // macvlan on the uplink
 	plain   = "plain"   // a bridge
-	red     = "red"     // a device of resource Red
-	blue    = "blue"    // a device of resource Blue
+	red     = "red"     // a device of resource [Red]
+	blue    = "blue"    // a device of resource [Blue]
 )
 
-// deviceConfig is the configuration of a network of devices.
+// deviceConfig is the configuration of a network that attaches a device.
 const deviceConfig = `{"cniVersion": "1.0.0", "type": "host-device", "capabilities": {"deviceID": true}}`
 
 // defineNetworks defines the lab's networks.
@@ -113,7 +113,7 @@ func (c *Cluster) defineNetworks() error {
 	return nil
 }
 
-// Define creates a network in namespace default; no resource means none.
+// Define creates a network in namespace default; an empty resource means none.
 func (c *Cluster) Define(name, resource, config string) error {
 	d := &netattach.Definition{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: metav1.NamespaceDefault}, Spec: netattach.DefinitionSpec{Config: config}}
 	if resource != "" {

@@ -21,7 +21,7 @@ import (
 	"github.com/manifold-cni/manifold/test/vm"
 )
 
-// lab is the cluster that all tests use, one after the other.
+// lab is the cluster that all tests share, one after the other.
 var lab *Cluster
 
 func TestMain(m *testing.M) {
@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 func inside(m *testing.M) (code int, err error) {
 	began := time.Now()
 	tell := func(what string) { fmt.Printf("cluster: %5.1fs %s\n", time.Since(began).Seconds(), what) }
-	defer func() { // after the logs are kept, some of which are on the node
+	defer func() { // after the logs are kept: some are on the node
 		if lab != nil {
 			err = errors.Join(err, lab.Stop())
 		}
@@ -67,11 +67,12 @@ func inside(m *testing.M) (code int, err error) {
 	return code, nil
 }
 
-// How many tests have ended how; one with parts counts like one of its parts.
+// Numbers of tests that passed and failed. A test with subtests counts once per subtest
+// that called begin.
 var passed, failed int
 
-// keepLogs copies the logs of a run to a place that outlives the machine, and
-// returns it.
+// keepLogs copies the logs of a run to a directory that outlives the machine, and
+// returns a description of that directory.
 func keepLogs(dir string) string {
 	to, err := os.MkdirTemp("", "manifold-cluster-logs-")
 	for _, pattern := range []string{controlDir + "/*.log", nodeDir + "/*.log", guestDir + "/" + vm.ConsoleFile, guestDir + "/" + vm.LogFile} {
@@ -93,39 +94,40 @@ func keepLogs(dir string) string {
 	return to
 }
 
-// onNodeSh runs a line of shell on the node, which may be no more.
+// onNodeSh runs a line of shell on the node, which may be down.
 func onNodeSh(line string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	return lab.Node.run(ctx, "/bin/sh", "-c", line)
 }
 
-// fixture is what a test has of the lab: everything that it makes is removed with
-// it, and the node must be as before.
+// fixture is a test's access to the lab. Its cleanup removes everything the test
+// created, then checks that the node is as it was before.
 type fixture struct {
 	*testing.T
 	ctx    context.Context
 	began  time.Time
 	before harness.HostState
-	pods   []string // created and not removed
+	pods   []string // created and not yet removed
 }
 
-// warm makes the bridges once.
+// warm creates the bridges once.
 var warm sync.Once
 
-// bridges runs a pod so that the bridge plugin makes its bridges, which it leaves
-// on purpose and are no part of what a pod must give back.
+// bridges runs a pod so that the bridge plugin creates its bridges. The plugin never
+// removes them, so they are no part of what a pod must leave unchanged.
 func (f *fixture) bridges() {
 	f.Helper()
 	f.run("warm", bridged...)
 	f.remove("warm")
 }
 
-// begin begins a test.
+// begin starts a test: it waits until the node is at rest, records its state, and
+// checks on cleanup that the state is the same.
 func begin(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{T: t, ctx: context.Background(), began: time.Now()}
-	t.Cleanup(func() { // after all others
+	t.Cleanup(func() { // runs last
 		if t.Failed() {
 			failed++
 			t.Log(testimony(f.began))
@@ -145,16 +147,16 @@ func begin(t *testing.T) *fixture {
 	return f
 }
 
-// isLock tells a sandbox's lock in a node's state. Between tests no pod has a
-// sandbox, so that one is a call of the plugin under way: the kubelet ends again,
-// some time later, what was ended before.
+// isLock tells whether a line of a node's state is a sandbox's lock. Between tests no
+// pod has a sandbox, so a lock means that a call of the plugin is under way: some time
+// after a sandbox has stopped, the kubelet stops it once more.
 func isLock(line string) bool {
 	return strings.HasPrefix(line, "file ") && strings.Contains(line, "@eth0.lock ")
 }
 
-// testimony is what a reader of a failure asks for first, where the logs that are kept
-// may be out of reach: the pods that are left, the events since some time, the ends of
-// the logs of agent, runtime and kubelet.
+// testimony returns what a reader of a failure needs first, since the kept logs may be
+// out of reach: the remaining pods, the events since a time, and the last lines of the
+// logs of agent, runtime and kubelet.
 func testimony(since time.Time) string {
 	var out strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&out, format+"\n", args...) }
@@ -181,7 +183,7 @@ func testimony(since time.Time) string {
 	agent, err := onNodeSh("tail -n 50 /var/log/pods/*_manifold-*/agent/*.log")
 	say("the agent's log ends, %v:\n%s", err, agent)
 	for _, service := range []string{Agent, Containerd, Kubelet, Standalone} {
-		if log, err := os.ReadFile(filepath.Join(lab.Node.logs, service+".log")); err == nil { // not each was started
+		if log, err := os.ReadFile(filepath.Join(lab.Node.logs, service+".log")); err == nil { // not every service was started
 			say("the log of %s ends:\n%s", service, log[max(0, len(log)-6000):])
 		}
 	}
@@ -205,12 +207,13 @@ func (f *fixture) eventually(what string, ok func() error) {
 	}
 }
 
-// noteworthy is how long a wait is for a log to tell of it, where the time goes.
+// noteworthy is how long a wait takes before the test logs it, to show where time goes.
 const noteworthy = 5 * time.Second
 
-// hostState is what a pod must leave as it was: links, addresses, routes and
-// firewall, network namespaces, addresses given out, journals, the runtime's
-// cache of results. Definitions are no pod's, and an empty claim is nobody's.
+// hostState returns the state that a pod must leave unchanged: links, addresses,
+// routes, firewall, network namespaces, allocated addresses, journals, the runtime's
+// result cache. It leaves out the snapshot of definitions, which belongs to no pod, and
+// empty claims, which nobody holds.
 func (f *fixture) hostState() harness.HostState {
 	f.Helper()
 	var s harness.HostState
@@ -220,7 +223,7 @@ func (f *fixture) hostState() harness.HostState {
 	})
 }
 
-// unchanged waits until the node is as before the test.
+// unchanged waits until the node is as it was before the test.
 func (f *fixture) unchanged() {
 	f.Helper()
 	var diff string
@@ -235,8 +238,8 @@ func (f *fixture) unchanged() {
 	}
 }
 
-// restart kills services and starts them again, in this order. A kubelet ends when
-// it finds no runtime.
+// restart kills services and starts them again in the given order. The runtime must
+// come before the kubelet, which exits if it finds no runtime.
 func (f *fixture) restart(services ...string) {
 	f.Helper()
 	for _, s := range services {

@@ -18,22 +18,21 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// Environment of the processes that [Enter] starts: the run's directory, and how
-// far in they are.
+// Environment variables of the processes that [Enter] starts: the run's directory, and
+// which stage of Enter the process is at.
 const (
 	dirEnv   = "MANIFOLD_CLUSTER_DIR"
 	stageEnv = "MANIFOLD_CLUSTER_STAGE"
 )
 
-// Enter builds all programs, runs this one again as the only one on a machine of
-// its own and returns its exit status; inside it returns -1, after the machine is
-// prepared.
+// Enter builds all programs, runs this program again on a machine of its own, and
+// returns its exit status. Within that machine Enter prepares the machine and returns
+// -1.
 //
-// The machine is a set of namespaces: processes, mounts, network, cgroups. Its
-// first process collects orphans, as an init does, and when it ends the kernel
-// ends all others. So nothing that a cluster starts, mounts or makes outlives
-// this process, however it ends; the directories of its files and cgroups are
-// removed here.
+// The machine is a set of namespaces: PID, mount, network, IPC, UTS and cgroup. Its
+// first process reaps orphans as an init does, and when it exits the kernel kills all
+// others. So nothing that a cluster starts, mounts or creates outlives this process,
+// however it exits; Enter removes the directories of its files and cgroups.
 func Enter() (code int, err error) {
 	switch os.Getenv(stageEnv) {
 	case "init":
@@ -56,8 +55,8 @@ func Enter() (code int, err error) {
 	return harness.Again(os.Args[1:], attr, dirEnv+"="+dir, stageEnv+"=init")
 }
 
-// initProcess is the machine's first process: it starts this program once more,
-// below a cgroup of its own, and collects whatever ends until that has.
+// initProcess is the machine's first process. It starts this program once more, in a
+// cgroup of its own, and reaps every process until that one exits.
 func initProcess() (int, error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return 0, fmt.Errorf("make mounts private: %w", err)
@@ -83,7 +82,7 @@ func initProcess() (int, error) {
 	}
 	go func() {
 		for s := range signals {
-			_ = child.Signal(s) // it may have ended
+			_ = child.Signal(s) // it may have exited
 		}
 	}()
 	for {
@@ -101,14 +100,14 @@ func initProcess() (int, error) {
 	}
 }
 
-// hierarchy is a mounted cgroup hierarchy and where this process is in it.
+// hierarchy is a mounted cgroup hierarchy and this process's place in it.
 type hierarchy struct {
-	options string // of its mount: controllers or a name; empty for the unified one
-	dir     string // of this process's own cgroup
+	options string // mount options: controllers or a name; empty for the unified hierarchy
+	dir     string // this process's own cgroup
 }
 
-// hierarchies returns those of version 1, or the unified one where no other has
-// controllers.
+// hierarchies returns the version 1 hierarchies, or the unified one if no version 1
+// hierarchy has controllers.
 func hierarchies() ([]hierarchy, error) {
 	own, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -141,12 +140,12 @@ func hierarchies() ([]hierarchy, error) {
 // cgroupRoot is where hierarchies are mounted.
 const cgroupRoot = "/sys/fs/cgroup"
 
-// mountPoint is where the hierarchy is mounted.
+// mountPoint returns where the hierarchy is mounted.
 func (h hierarchy) mountPoint() string {
 	return filepath.Join(cgroupRoot, strings.TrimPrefix(h.options, "none,name="))
 }
 
-// enterCgroups makes a cgroup in each hierarchy and moves this process into it.
+// enterCgroups creates a cgroup in each hierarchy and moves this process into it.
 func enterCgroups(name string) error {
 	all, err := hierarchies()
 	if err != nil {
@@ -157,7 +156,7 @@ func enterCgroups(name string) error {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
-		if strings.Contains(h.options, "cpuset") { // empty in a new cgroup, which no process may then enter
+		if strings.Contains(h.options, "cpuset") { // empty in a new cgroup, and no process can enter until it is set
 			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 				value, err := os.ReadFile(filepath.Join(h.dir, file))
 				if err != nil {
@@ -175,8 +174,9 @@ func enterCgroups(name string) error {
 	return nil
 }
 
-// removeCgroups removes the cgroups that [enterCgroups] made, with all below
-// them: their processes have ended, and the kernel notices soon.
+// removeCgroups removes the cgroups that [enterCgroups] created, with all below them.
+// Their processes have exited, but the kernel may report the cgroups as busy for a
+// moment.
 func removeCgroups(name string) error {
 	all, err := hierarchies()
 	if err != nil {
@@ -211,7 +211,7 @@ func removeCgroup(dir string) error {
 	return err
 }
 
-// mount is one call of mount(2); a target that does not exist is made.
+// mount is one call of mount(2); mountAll creates a target that does not exist.
 type mount struct {
 	source, target, kind string
 	flags                uintptr
@@ -231,10 +231,10 @@ func mountAll(mounts ...mount) error {
 	return nil
 }
 
-// furnish makes the machine a bare node: /run, /var/lib, /var/log and /opt are
-// empty, /etc can be written to, all of them in the run's directory; /sys has the
-// network devices and cgroups of this machine, and the PCI and auxiliary buses
-// that tests build.
+// furnish turns the machine into a bare node: /opt, /var/lib and /var/log are empty
+// directories of the run, /etc is writable and keeps its changes in the run's directory,
+// and /run is an empty tmpfs. It mounts the machine's own sysfs at realSys; [mountSys]
+// later combines that with the PCI and auxiliary buses that tests build.
 func furnish(dir string) error {
 	if err := uncover("/opt", "/run", "/var/lib", "/var/log"); err != nil {
 		return err
@@ -254,7 +254,7 @@ func furnish(dir string) error {
 	mounts = append(mounts,
 		mount{"overlay", "/etc", "overlay", 0, "lowerdir=/etc,upperdir=" + upper + ",workdir=" + work},
 		mount{"tmpfs", "/run", "tmpfs", 0, "mode=755"},
-		mount{target: "/run", flags: unix.MS_SHARED}, // as on a node: containers see what is mounted there later
+		mount{target: "/run", flags: unix.MS_SHARED}, // as on a node, so that containers see later mounts
 		mount{"sysfs", realSys, "sysfs", 0, ""},
 	)
 	if err := mountAll(mounts...); err != nil {
@@ -266,9 +266,9 @@ func furnish(dir string) error {
 	return errors.Join(os.MkdirAll("/run/netns", 0o755), os.MkdirAll(builtSys, 0o755))
 }
 
-// uncover takes away what is mounted at or below directories that will be covered.
-// It would still be in the list of mounts, where the container runtime looks up how
-// a directory is mounted: /run/netns often is one of the machine at hand.
+// uncover unmounts everything at or below directories that will be covered. A covered
+// mount would stay in the mount table, where the container runtime looks up how a
+// directory is mounted; /run/netns is often a mount of the host.
 func uncover(dirs ...string) error {
 	list, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -287,16 +287,17 @@ func uncover(dirs ...string) error {
 	return nil
 }
 
-// octal reads what the kernel writes of mount points that have such characters.
+// octal decodes the escapes that the kernel writes for special characters in mount
+// points.
 var octal = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 const (
-	realSys  = "/run/sysfs"    // the kernel's
+	realSys  = "/run/sysfs"    // the kernel's sysfs
 	builtSys = "/run/host/sys" // what package harness builds
 )
 
-// mountSys puts /sys together: the kernel's own, but for the buses and devices
-// that are built.
+// mountSys assembles /sys: the kernel's sysfs, with the buses and devices that tests
+// build in place of its own.
 func mountSys() error {
 	hierarchies, err := hierarchies()
 	if err != nil {
@@ -306,7 +307,7 @@ func mountSys() error {
 		return err
 	}
 	for _, part := range []string{"", "bus", "devices", "fs"} {
-		for _, from := range []string{builtSys, realSys} { // the first that has a name gives it
+		for _, from := range []string{builtSys, realSys} { // the first that has a name wins
 			entries, err := os.ReadDir(filepath.Join(from, part))
 			if errors.Is(err, os.ErrNotExist) {
 				continue
@@ -324,7 +325,7 @@ func mountSys() error {
 	return mountCgroups(hierarchies)
 }
 
-// bindSys shows one directory of a sysfs in /sys, unless there is one already.
+// bindSys shows one directory of a sysfs in /sys, unless /sys already has it.
 func bindSys(from, name string) error {
 	if slices.Contains([]string{"bus", "devices", "fs", "fs/cgroup"}, name) || from == builtSys && name == "class" {
 		return nil
@@ -336,9 +337,9 @@ func bindSys(from, name string) error {
 	return mountAll(mount{source: filepath.Join(from, name), target: target, flags: unix.MS_BIND | unix.MS_REC})
 }
 
-// mountCgroups mounts the hierarchies as this machine's cgroup namespace shows
-// them. In a unified one no process may stand where controllers are handed down,
-// so this one goes a step further down.
+// mountCgroups mounts the hierarchies as this machine's cgroup namespace shows them. In
+// the unified hierarchy a cgroup that delegates controllers may hold no processes, so
+// this process moves into a child.
 func mountCgroups(all []hierarchy) error {
 	if all[0].options != "" {
 		for _, h := range all {

@@ -18,29 +18,29 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// NodeName is the node's name, and its host's.
+// NodeName is the name of the node and of its host.
 const NodeName = "node1"
 
-// Resources that the node's device plugin advertises, each with [DevicesPerResource]
-// devices, on NUMA nodes 0 and 1.
+// Resources that the node's device plugin advertises. A node in namespaces has
+// [DevicesPerResource] devices of each: Red on NUMA node 0, Blue on NUMA node 1.
 const (
 	Red  = "lab.example/red"
 	Blue = "lab.example/blue"
 )
 
-// DevicesPerResource is how many devices each resource has.
+// DevicesPerResource is the number of devices per resource on a node in namespaces.
 const DevicesPerResource = 16
 
-// Directories of a node, as they are by default.
+// Directories of a node, at their default paths.
 const (
 	confDir     = "/etc/cni/net.d"
 	pluginDir   = "/opt/cni/bin"
 	socket      = "/run/containerd/containerd.sock"
-	manifestDir = "/etc/kubernetes/manifests" // of static pods
+	manifestDir = "/etc/kubernetes/manifests" // static pods
 )
 
-// primaryConf is the default network's configuration, as a network's own
-// installer would have put it there.
+// primaryConf is the default network's configuration, as a network's own installer
+// would leave it.
 const primaryConf = `{"cniVersion": "1.0.0", "name": "cluster-net", "plugins": [{
 	"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
 	"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
@@ -68,9 +68,9 @@ state = "/run/containerd"
   SystemdCgroup = false
 `
 
-// kubeletConf is the kubelet's. What it could not do for a pod it tries again when it
-// looks at the pod again, syncFrequency, and not after ten seconds or more; one of 1.34
-// does so all the same.
+// kubeletConf is the kubelet's configuration. syncFrequency makes the kubelet retry a
+// failed pod after 3 seconds instead of 10 or more; a kubelet of 1.34 waits that long
+// anyway.
 const kubeletConf = `apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 containerRuntimeEndpoint: unix://` + socket + `
@@ -91,33 +91,33 @@ registryPullQPS: 0
 syncFrequency: 3s
 `
 
-// Node is a node: a machine with the programs of a node.
+// Node is a machine that runs the programs of a Kubernetes node.
 type Node struct {
 	machine
-	logs     string // directory at hand
-	dir      string // of programs and configuration, on the machine
-	bin      string // of the node's programs, on the machine
-	archives string // of image archives, on the machine
+	logs     string // logs, on this machine
+	dir      string // programs and configuration, on the node's machine
+	bin      string // the node's programs, on the node's machine
+	archives string // image archives, on the node's machine
 	address  string
 	services map[string]service
 	devices  map[string][]device // by resource
-	// NetDevs are the network devices by device ID; one of a userspace driver has
-	// none.
+	// NetDevs maps device IDs to network devices; the name is empty for a device bound
+	// to a userspace driver.
 	NetDevs map[string]string
 }
 
-// machine is what a node runs on: this process's own, see [Enter], or a guest, see
-// [EnterGuest].
+// machine is what a node runs on: this process's own machine, see [Enter], or a guest,
+// see [EnterGuest].
 type machine interface {
-	// start starts a program; what it prints goes to the end of a file at hand.
+	// start starts a program and appends its output to a log file on this machine.
 	start(log string, args ...string) (service, error)
-	// run runs a program to its end and returns what it wrote on standard output.
+	// run runs a program until it exits and returns its standard output.
 	run(ctx context.Context, args ...string) ([]byte, error)
 }
 
 // service is a program that runs on a machine.
 type service interface {
-	Kill() error // and returns when it has ended
+	Kill() error // Kill kills the program and returns when it has exited
 }
 
 // Services of a node.
@@ -125,8 +125,8 @@ const (
 	Containerd   = "containerd"
 	Kubelet      = "kubelet"
 	DevicePlugin = "deviceplugin"
-	Standalone   = "standalone" // a kubelet that knows of no API server
-	Agent        = "agent"      // Manifold's, where no pod is
+	Standalone   = "standalone" // a kubelet without an API server
+	Agent        = "agent"      // Manifold's agent, run without a pod
 )
 
 // command returns a service's command line.
@@ -143,13 +143,13 @@ func (n *Node) command(service string) []string {
 
 func (n *Node) path(elem string) string { return filepath.Join(n.dir, elem) }
 
-// StartService starts a service, which is not running.
+// StartService starts a service that is not running.
 func (n *Node) StartService(name string) (err error) {
 	n.services[name], err = n.start(filepath.Join(n.logs, name+".log"), n.command(name)...)
 	return err
 }
 
-// KillService ends a service at once; one that was not started has ended.
+// KillService kills a service; it does nothing for a service that is not running.
 func (n *Node) KillService(name string) error {
 	s := n.services[name]
 	if s == nil {
@@ -159,7 +159,7 @@ func (n *Node) KillService(name string) error {
 	return s.Kill()
 }
 
-// files are the node's configuration, by path on the machine.
+// files returns the node's configuration files by path on the machine.
 func (n *Node) files() (map[string][]byte, error) {
 	advertised, err := json.Marshal(n.devices)
 	return map[string][]byte{
@@ -168,21 +168,21 @@ func (n *Node) files() (map[string][]byte, error) {
 	}, err
 }
 
-// write writes a file on the node, which nobody sees in part: the kubelet takes every
-// file for a static pod's whose name begins with no dot.
+// write writes a file on the node atomically: the kubelet reads every file in its
+// manifest directory as a static pod, unless the name begins with a dot.
 func (n *Node) write(ctx context.Context, file string, content []byte) error {
 	_, err := n.run(ctx, "/bin/sh", "-ec", `umask 077; mkdir -p "$2"; printf %s "$1" > "$2/.$3"; mv "$2/.$3" "$2/$3"`, "sh", string(content), filepath.Dir(file), filepath.Base(file))
 	return err
 }
 
-// device is a device of the device plugin's configuration.
+// device is one device in the device plugin's configuration.
 type device struct {
 	ID   string          `json:"id"`
 	NUMA int             `json:"numa"`
 	Info json.RawMessage `json:"info,omitempty"`
 }
 
-// own is the machine of this process.
+// own is the machine of this process, with the directory of the node's programs.
 type own struct{ bin string }
 
 func (o own) command(ctx context.Context, args []string) *exec.Cmd {
@@ -206,8 +206,8 @@ func (o own) run(ctx context.Context, args ...string) ([]byte, error) {
 	return out, nil
 }
 
-// install makes the files of a node on this machine: configuration, delegates,
-// default network.
+// install writes the files of a node on this machine: configuration, delegates, default
+// network.
 func (n *Node) install(plugins, programs string) error {
 	for _, d := range []string{confDir, pluginDir, manifestDir, n.path("bin")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -231,12 +231,11 @@ func (n *Node) install(plugins, programs string) error {
 	return nil
 }
 
-// nodeAddress is the node's own address.
+// nodeAddress is the node's own address on [Uplink].
 const nodeAddress = "192.168.77.2"
 
-// connect gives the node an interface with its address and a default route; what
-// is at the other end takes everything and answers nothing. It is also what
-// secondary networks are made on.
+// connect gives the node an uplink with its address. The other end accepts everything
+// and answers nothing. Secondary networks are created on the uplink too.
 func connect() error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = Uplink
@@ -266,7 +265,7 @@ func connect() error {
 // Uplink is the node's interface to the outside.
 const Uplink = "uplink0"
 
-// makeDevices makes the devices of both resources.
+// makeDevices creates the devices of both resources.
 func (n *Node) makeDevices() error {
 	host, err := harness.NewHost()
 	if err != nil {
@@ -286,7 +285,7 @@ func (n *Node) makeDevices() error {
 	return mountSys()
 }
 
-// startNode makes this machine a node that is yet to join its cluster.
+// startNode turns this machine into a node that has yet to join its cluster.
 func startNode(ctx context.Context, dir string, b *builds) (*Node, error) {
 	n := &Node{
 		machine: own{b.node}, logs: dir, dir: dir, bin: b.node, archives: b.archives, address: nodeAddress,
@@ -310,7 +309,7 @@ func (n *Node) startRuntime(ctx context.Context) error {
 	return eventually(ctx, "containerd", n.runtimeServes)
 }
 
-// runtimeServes returns nil when a kubelet can be started.
+// runtimeServes returns nil when the runtime is ready for a kubelet to start.
 func (n *Node) runtimeServes(ctx context.Context) error {
 	_, err := n.run(ctx, n.path("bin/probe"), "runtime")
 	return err
@@ -331,13 +330,13 @@ func (n *Node) ctr(ctx context.Context, args ...string) error {
 	return err
 }
 
-// patience is how long the cluster may take to reach a state, on a machine that does
-// much else; nothing is measured by it.
+// patience is how long the cluster may take to reach a state. It allows for a busy
+// machine; no test measures time with it.
 const patience = 8 * time.Minute
 
-// eventually waits until ok returns nil. It looks half of the time at most: on a
-// guest, where a program starts slowly, looking would keep from coming what is
-// waited for.
+// eventually waits until ok returns nil, at most [patience]. It spends at most half of
+// the time in ok: programs start slowly on a guest, and constant probing would delay
+// the very state it waits for.
 func eventually(ctx context.Context, what string, ok func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

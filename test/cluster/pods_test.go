@@ -19,7 +19,7 @@ import (
 	"github.com/manifold-cni/manifold/test/cluster/nodestate"
 )
 
-// namespace is where the tests' pods and definitions are.
+// namespace is the namespace of the tests' pods and definitions.
 const namespace = "default"
 
 // option changes a pod before it is created.
@@ -29,17 +29,17 @@ func annotation(key, value string) option {
 	return func(p *corev1.Pod) { p.Annotations[key] = value }
 }
 
-// networks selects networks, in either form.
+// networks selects networks, in either form of the annotation.
 func networks(selection string) option { return annotation(netattach.NetworksAnnotation, selection) }
 
-// container adds a container that requests a device of each resource, of one that
-// is named twice two.
+// container adds a container that requests one device per resource given; a resource
+// given twice means two devices.
 func container(name string, resources ...corev1.ResourceName) option {
 	return func(p *corev1.Pod) { p.Spec.Containers = append(p.Spec.Containers, box(name, resources...)) }
 }
 
-// initContainer adds an init container; a restartable one goes on beside the
-// others.
+// initContainer adds an init container. A restartable one (a sidecar) keeps running
+// beside the others.
 func initContainer(name string, restartable bool, resources ...corev1.ResourceName) option {
 	return func(p *corev1.Pod) {
 		c := box(name, resources...)
@@ -52,7 +52,7 @@ func initContainer(name string, restartable bool, resources ...corev1.ResourceNa
 	}
 }
 
-// box is a container of the lab's image.
+// box returns a container of the lab's image.
 func box(name string, resources ...corev1.ResourceName) corev1.Container {
 	c := corev1.Container{Name: name, Image: BoxImage, ImagePullPolicy: corev1.PullNever}
 	for _, r := range resources {
@@ -66,7 +66,7 @@ func box(name string, resources ...corev1.ResourceName) corev1.Container {
 	return c
 }
 
-// template is a pod with options, and a container if they give none.
+// template returns a pod with options; if they add no container, it gets one.
 func template(name string, options ...option) *corev1.Pod {
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{}, Labels: map[string]string{"app": name}}}
 	for _, o := range options {
@@ -81,7 +81,7 @@ func template(name string, options ...option) *corev1.Pod {
 	return p
 }
 
-// create creates a pod, which is removed with the test, together with the others.
+// create creates a pod. The test's cleanup removes all its pods at once.
 func (f *fixture) create(name string, options ...option) {
 	f.Helper()
 	_, err := lab.Client.CoreV1().Pods(namespace).Create(f.ctx, template(name, options...), metav1.CreateOptions{})
@@ -90,7 +90,7 @@ func (f *fixture) create(name string, options ...option) {
 	f.Cleanup(func() { f.remove(slices.Clone(f.pods)...) })
 }
 
-// run creates a pod and returns it when it runs.
+// run creates a pod and returns it once it runs.
 func (f *fixture) run(name string, options ...option) *corev1.Pod {
 	f.Helper()
 	f.create(name, options...)
@@ -117,7 +117,7 @@ func (f *fixture) get(name string) (*corev1.Pod, error) {
 	return lab.Client.CoreV1().Pods(namespace).Get(f.ctx, name, metav1.GetOptions{})
 }
 
-// ready tells whether a pod runs and is not being deleted.
+// ready tells whether a pod is ready and is not being deleted.
 func ready(pod *corev1.Pod) bool {
 	isReady := slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
 		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
@@ -162,14 +162,14 @@ func (f *fixture) remove(names ...string) {
 	f.pods = slices.DeleteFunc(f.pods, func(name string) bool { return slices.Contains(names, name) })
 }
 
-// onNode is a pod as it stands on the node.
+// onNode is a pod as found on the node.
 type onNode struct {
 	pod        string                         // namespace/name
 	links      map[string]nodestate.Link      // by name in the sandbox
 	containers map[string]nodestate.Container // by name
 }
 
-// ask runs program probe on the node and reads its answer.
+// ask runs program probe on the node and decodes its answer.
 func (f *fixture) ask(answer any, args ...string) {
 	f.Helper()
 	raw, err := lab.Node.run(f.ctx, append([]string{lab.Node.path("bin/probe")}, args...)...)
@@ -177,7 +177,7 @@ func (f *fixture) ask(answer any, args ...string) {
 	f.must(json.Unmarshal(raw, answer))
 }
 
-// probe returns what is on the node, by pod UID.
+// probe returns the pods on the node by UID.
 func (f *fixture) probe() map[string]*onNode {
 	f.Helper()
 	var all []nodestate.Container
@@ -200,9 +200,9 @@ func (f *fixture) probe() map[string]*onNode {
 	return out
 }
 
-// check holds a running pod to itself: the interfaces in its sandbox are exactly
-// those of want and of its network-status, each with its network, addresses and
-// MAC. want are networks by interface.
+// check fails unless a running pod has exactly the interfaces of want, which maps
+// interfaces to networks, and its network-status lists exactly these, each with the
+// addresses and MAC that the interface has.
 func (f *fixture) check(pod *corev1.Pod, want map[string]string) *onNode {
 	f.Helper()
 	here := f.interfaces(pod, want)
@@ -219,7 +219,7 @@ func (f *fixture) check(pod *corev1.Pod, want map[string]string) *onNode {
 	return here
 }
 
-// networksOf returns the networks of a network-status by interface.
+// networksOf returns the networks of a network-status, by interface.
 func networksOf(status []netattach.Status) map[string]string {
 	out := map[string]string{}
 	for _, s := range status {
@@ -228,7 +228,7 @@ func networksOf(status []netattach.Status) map[string]string {
 	return out
 }
 
-// interfaces holds a running pod to the interfaces that it must have.
+// interfaces fails unless a running pod has exactly the interfaces of want.
 func (f *fixture) interfaces(pod *corev1.Pod, want map[string]string) *onNode {
 	f.Helper()
 	here := f.probe()[string(pod.UID)]
@@ -249,7 +249,7 @@ func (f *fixture) status(pod *corev1.Pod) []netattach.Status {
 	return status
 }
 
-// statusOf reads a pod's network-status.
+// statusOf decodes a pod's network-status.
 func statusOf(pod *corev1.Pod) (status []netattach.Status, err error) {
 	if err := json.Unmarshal([]byte(pod.Annotations[netattach.StatusAnnotation]), &status); err != nil {
 		return nil, fmt.Errorf("pod %s: network-status: %w", pod.Name, err)
@@ -257,8 +257,8 @@ func statusOf(pod *corev1.Pod) (status []netattach.Status, err error) {
 	return status, nil
 }
 
-// devices returns the devices of a resource that a container was given by the
-// device plugin, from its environment.
+// devices returns the devices of a resource that the device plugin gave a container, as
+// its environment says.
 func (f *fixture) devices(here *onNode, container string, resource corev1.ResourceName) []string {
 	f.Helper()
 	variable := "PCIDEVICE_" + strings.ToUpper(strings.NewReplacer(".", "_", "/", "_").Replace(string(resource)))
@@ -271,7 +271,7 @@ func (f *fixture) devices(here *onNode, container string, resource corev1.Resour
 	return ids
 }
 
-// device is devices for a container that was given one.
+// device returns the one device of a resource that a container has.
 func (f *fixture) device(here *onNode, container string, resource corev1.ResourceName) string {
 	f.Helper()
 	ids := f.devices(here, container, resource)
@@ -281,10 +281,10 @@ func (f *fixture) device(here *onNode, container string, resource corev1.Resourc
 	return ids[0]
 }
 
-// isDevice fails unless an interface is the network device of a device.
+// isDevice fails unless an interface is the network device of device id.
 func (f *fixture) isDevice(here *onNode, ifName, id string) {
 	f.Helper()
-	// The delegate that moves a device keeps its name on the host as the alias.
+	// host-device keeps the name that the device has on the host as its alias.
 	if got := here.links[ifName].Alias; got != lab.Node.NetDevs[id] {
 		f.Errorf("%s is %q, and must be %q of device %s", ifName, got, lab.Node.NetDevs[id], id)
 	}

@@ -13,8 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// A static pod is one that the kubelet takes from a file; at the API server there
-// is only its mirror, under another UID.
+// TestStaticPod proves that a static pod gets its networks and its device. The kubelet
+// takes the pod from a file; the API server only has a mirror pod under another UID.
 func TestStaticPod(t *testing.T) {
 	f := begin(t)
 	pod := template("static", networks("storage, red"), container("main", Red))

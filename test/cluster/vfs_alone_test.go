@@ -13,13 +13,15 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// definitionDir is where definitions are on a node without an API server.
+// definitionDir holds the definitions of a node without an API server.
 const definitionDir = "/etc/manifold/definitions"
 
-// A kubelet without an API server: a static pod gets its VF, with Manifold installed
-// as docs/install.md has it for one node. It is the first test, by its file's name: where
-// pods have ended, a kubelet that is killed may be ending their sandboxes once more, and
-// what is left of that DEL waits a minute for the next.
+// TestStandalone proves that a static pod gets its VF on a kubelet without an API
+// server, with Manifold installed as docs/install.md says for one node.
+//
+// Its file's name makes it the first test. Where pods have ended, a kubelet that is
+// killed may be in the middle of stopping their sandboxes once more, and what that DEL
+// leaves waits a minute for the next one.
 func TestStandalone(t *testing.T) {
 	f := begin(t)
 	f.Cleanup(f.rejoin)
@@ -51,7 +53,7 @@ func TestStandalone(t *testing.T) {
 	f.isDevice(here, "net1", vf)
 	f.inOrder()
 	remove()
-	f.unchanged() // before the kubelet is killed: with it ends a DEL that it has begun, and the next comes a minute later
+	f.unchanged() // before the kubelet is killed: that would cut off a DEL under way, and the next comes a minute later
 	f.inOrder()
 }
 
@@ -66,8 +68,8 @@ func (f *fixture) agentRuns() bool {
 	return false
 }
 
-// installAlone installs Manifold on a node without an API server, with the
-// definition of network red.
+// installAlone installs Manifold on a node without an API server, and the definition of
+// network red.
 func (f *fixture) installAlone() {
 	f.Helper()
 	definition, err1 := json.Marshal(netattach.Definition{
@@ -83,7 +85,7 @@ func (f *fixture) installAlone() {
 	f.must(err)
 }
 
-// rejoin makes the node one of the cluster again, with the cluster's agent.
+// rejoin lets the node join the cluster again, with the cluster's agent.
 func (f *fixture) rejoin() {
 	f.Helper()
 	f.must(errors.Join(lab.Node.KillService(Agent), lab.Node.KillService(Standalone), lab.API.Restart(), lab.Node.StartService(Kubelet)))

@@ -21,7 +21,7 @@ import (
 	"github.com/manifold-cni/manifold/test/cluster/nodestate"
 )
 
-// allocated returns the devices that the kubelet says are these pods'.
+// allocated returns the devices that the kubelet has allocated to these pods.
 func (f *fixture) allocated(pods ...string) (ids []string) {
 	f.Helper()
 	var all []nodestate.Allocation
@@ -35,11 +35,11 @@ func (f *fixture) allocated(pods ...string) (ids []string) {
 	return ids
 }
 
-// A node loses its power while pods have VFs. After the boot the journals of before
-// are known as those of sandboxes that are no more; the pod that is still wanted
-// comes back with its devices, and of the one that is not nothing is left. Its sandbox
-// the kubelet ends when it collects, once a minute: by then, unless the machine at hand
-// is slow, the VF is another pod's, and stays that one's.
+// TestPowerFailure proves what happens to VFs when the node loses its power. After the
+// boot the old journals are recognized as those of dead sandboxes, the pod that is
+// still wanted comes back with its devices, and nothing is left of the deleted pod. The
+// kubelet stops the deleted pod's sandbox in its garbage collection, once a minute: by
+// then, unless this machine is slow, the VF belongs to another pod, which must keep it.
 func TestPowerFailure(t *testing.T) {
 	f := begin(t)
 	both := []string{red, blue}
@@ -56,7 +56,7 @@ func TestPowerFailure(t *testing.T) {
 		}
 	}
 	old := []string{f.sandboxOf(stays), f.sandboxOf(goes)}
-	_, err := lab.Node.run(f.ctx, "/bin/sync") // they have lived for some time
+	_, err := lab.Node.run(f.ctx, "/bin/sync") // so the power failure does not lose their files
 	f.must(err)
 	f.must(lab.Node.powerOff())
 	f.must(lab.Client.CoreV1().Pods(namespace).Delete(f.ctx, "goes", metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}))
@@ -79,7 +79,8 @@ func TestPowerFailure(t *testing.T) {
 	f.standVFPods()
 }
 
-// attachedAgain waits until a pod of before a power failure runs with networks of after.
+// attachedAgain waits until a pod that ran before an outage runs again, with a
+// network-status of after it.
 func (f *fixture) attachedAgain(before *corev1.Pod) {
 	f.Helper()
 	f.eventually("the pod to be attached again", func() error {
@@ -100,7 +101,8 @@ func (f *fixture) sandboxOf(pod *corev1.Pod) string {
 	return f.probe()[string(pod.UID)].containers["main"].Sandbox
 }
 
-// released returns nil when the node has nothing of sandboxes: their DELs have come.
+// released returns nil when nothing of the sandboxes is left on the node: their DELs
+// have come.
 func (f *fixture) released(sandboxes ...string) error {
 	f.Helper()
 	for _, line := range f.hostState() {
@@ -111,8 +113,8 @@ func (f *fixture) released(sandboxes ...string) error {
 	return nil
 }
 
-// startKubeletWithDevices starts the kubelet, and lets it know of pods when it knows of
-// devices.
+// startKubeletWithDevices starts the kubelet with the API server paused, so that the
+// kubelet knows its devices before it hears of pods.
 func (f *fixture) startKubeletWithDevices() {
 	f.Helper()
 	f.must(lab.API.Pause())
@@ -123,8 +125,9 @@ func (f *fixture) startKubeletWithDevices() {
 	resume()
 }
 
-// knowsDevices waits until the kubelet knows every VF: its plugin registers some time
-// after the kubelet has started, and a pod that comes before is refused for good.
+// knowsDevices waits until the kubelet knows every VF. The device plugin registers some
+// time after the kubelet starts, and the kubelet refuses for good a pod that comes
+// before.
 func (f *fixture) knowsDevices() {
 	f.Helper()
 	f.eventually("the kubelet to know the devices", func() error {
@@ -145,11 +148,11 @@ func (f *fixture) knowsDevices() {
 	})
 }
 
-// areStranded fails unless the agent's program finds exactly these VFs to have been
-// left by dead sandboxes of pods.
+// areStranded fails unless `manifold-agent reconcile` finds exactly these VFs, each
+// left by a dead sandbox of the given pod. It empties pods.
 func (f *fixture) areStranded(pods map[string]string) {
 	f.Helper()
-	out, _ := lab.Node.run(f.ctx, pluginDir+"/manifold-agent", "reconcile") // its status says that it found some
+	out, _ := lab.Node.run(f.ctx, pluginDir+"/manifold-agent", "reconcile") // exits non-zero because it finds some
 	for line := range strings.Lines(string(out)) {
 		var found reconcile.Finding
 		f.must(json.Unmarshal([]byte(line), &found))
@@ -163,11 +166,13 @@ func (f *fixture) areStranded(pods map[string]string) {
 	}
 }
 
-// A kubelet that has just started answers for pods that hold devices as if there
-// were none, until it hears of them: here, without an API server, for as long as
-// the test likes. Meanwhile nothing is taken for free; the ADDs of a static pod, which
-// the kubelet makes but tells nobody of, are refused and leave nothing; a DEL gives
-// back what the sandbox had, and that pod is attached again when the kubelet knows it.
+// TestKubeletThatKnowsNoPods proves that no device changes hands while the kubelet does
+// not know its pods. A kubelet that has just started lists no devices for pods that
+// hold some until it hears of them; here the API server is away, so that lasts as long
+// as the test likes. Meanwhile no device counts as free; the ADDs of a static pod,
+// which the kubelet runs but lists nowhere, are refused and leave nothing; a DEL gives
+// back what its sandbox had. Once the kubelet knows its pods, the pod of that DEL is
+// attached again.
 func TestKubeletThatKnowsNoPods(t *testing.T) {
 	f := begin(t)
 	for _, name := range []string{"holds", "ends"} {
@@ -210,7 +215,7 @@ func TestKubeletThatKnowsNoPods(t *testing.T) {
 	f.inOrder()
 }
 
-// end ends a pod's sandbox and fails unless its VF is then the host's again, by its
+// end stops a pod's sandbox and fails unless its VF is back on the host under its own
 // name.
 func (f *fixture) end(pod *corev1.Pod, vf string) {
 	f.Helper()
@@ -222,8 +227,7 @@ func (f *fixture) end(pod *corev1.Pod, vf string) {
 	}
 }
 
-// refused waits until the plugin has refused ADDs of a static pod, as the runtime
-// says in its log.
+// refused waits until the runtime's log shows this many refused ADDs of a static pod.
 func (f *fixture) refused(static string, times int) {
 	f.Helper()
 	f.eventually("ADDs to be refused", func() error {
@@ -235,7 +239,7 @@ func (f *fixture) refused(static string, times int) {
 	})
 }
 
-// manifest makes a static pod, until the test ends or remove is called.
+// manifest creates a static pod, which remove or the test's cleanup removes.
 func (f *fixture) manifest(name string, options ...option) (remove func()) {
 	f.Helper()
 	pod := template(name, options...)
@@ -258,7 +262,7 @@ func (f *fixture) manifest(name string, options ...option) (remove func()) {
 	return remove
 }
 
-// sandbox returns what is on the node of a static pod, nil when nothing is.
+// sandbox returns a static pod as found on the node, or nil.
 func (f *fixture) sandbox(static string) *onNode {
 	f.Helper()
 	for _, p := range f.probe() {
@@ -269,7 +273,7 @@ func (f *fixture) sandbox(static string) *onNode {
 	return nil
 }
 
-// attached waits until the networks of a static pod are attached.
+// attached waits until a static pod has net1, and returns it.
 func (f *fixture) attached(static string) (here *onNode) {
 	f.Helper()
 	f.eventually("static pod "+static+" to be attached", func() error {
@@ -281,9 +285,9 @@ func (f *fixture) attached(static string) (here *onNode) {
 	return here
 }
 
-// containerd is killed in the middle of an ADD, alone or with the plugin that it
-// runs: the pod starts all the same, with its VF, and the first sandbox leaves
-// nothing.
+// TestRuntimeKilledDuringADD proves that a pod starts with its VF although containerd
+// is killed in the middle of its ADD, alone or together with the plugin it runs, and
+// that the first sandbox leaves nothing.
 func TestRuntimeKilledDuringADD(t *testing.T) {
 	for name, kill := range map[string]func(f *fixture){
 		"alone": func(f *fixture) {

@@ -20,15 +20,15 @@ import (
 	"github.com/manifold-cni/manifold/test/vm"
 )
 
-// page is a page of docs/ that a test follows.
+// page is a page of docs/ that a test follows, command block by command block.
 type page struct {
 	*fixture
-	names  *strings.Replacer // of what the page calls otherwise than the lab
-	blocks []string          // of commands that have not run
+	names  *strings.Replacer // replaces the page's names with the lab's
+	blocks []string          // command blocks that have not run yet
 }
 
-// open opens a page, with names of the page and of the lab in turn; the pod and the
-// network that it makes are removed with the test.
+// open opens a page of docs/. names are pairs of a name on the page and its name in the
+// lab. The test's cleanup removes the pod and the network that the page creates.
 func (f *fixture) open(file, pod, network string, names ...string) *page {
 	f.Helper()
 	blocks, err := harness.Commands(file)
@@ -44,8 +44,8 @@ func (f *fixture) open(file, pod, network string, names ...string) *page {
 	return &page{f, strings.NewReplacer(names...), blocks}
 }
 
-// next runs the next block of commands as its reader does, and returns what it
-// prints.
+// next runs the next command block as a reader of the page does and returns its
+// standard output.
 func (p *page) next() string {
 	p.Helper()
 	out, err := p.try()
@@ -54,7 +54,7 @@ func (p *page) next() string {
 	return out
 }
 
-// try is next for a block that fails, or is to be run once more.
+// try is next for a block that fails or that will run again: it does not advance.
 func (p *page) try() (string, error) {
 	p.Helper()
 	if len(p.blocks) == 0 {
@@ -70,8 +70,8 @@ func (p *page) try() (string, error) {
 	return stdout.String(), nil
 }
 
-// published runs a block that prints a pod's network-status, of which the last network
-// stands on a VF.
+// published runs the next block, which prints a pod's network-status, and fails unless
+// its second network is on the VF.
 func (p *page) published(pod *corev1.Pod, vf string) {
 	p.Helper()
 	var status []netattach.Status
@@ -82,7 +82,7 @@ func (p *page) published(pod *corev1.Pod, vf string) {
 	p.isInfo(pod, status[1], vf)
 }
 
-// done fails unless all of the page has run.
+// done fails unless all blocks of the page have run.
 func (p *page) done() {
 	p.Helper()
 	if len(p.blocks) > 0 {
@@ -90,8 +90,8 @@ func (p *page) done() {
 	}
 }
 
-// says fails unless one line of a table has these cells, in this order, with others
-// between them.
+// says fails unless some line of a table has these cells in this order, possibly with
+// others between them.
 func (f *fixture) says(table string, cells ...string) {
 	f.Helper()
 	has := func(line string) bool {
@@ -110,7 +110,7 @@ func (f *fixture) says(table string, cells ...string) {
 	}
 }
 
-// index is the number of a VF, as its PF counts.
+// index returns the number of a VF within its PF.
 func index(vf string) int {
 	for i := range 2 {
 		if _, vfs := vm.Functions(i); slices.Contains(vfs, vf) {
@@ -120,8 +120,8 @@ func index(vf string) int {
 	return -1
 }
 
-// The commands of docs/first-sriov-pod.md, on VFs of a real PF: they are asked for
-// and shown by kubectl, through the API server.
+// TestFirstPodPage runs the commands of docs/first-sriov-pod.md on VFs of a real PF.
+// kubectl manifold shows the devices through the API server.
 func TestFirstPodPage(t *testing.T) {
 	f := begin(t)
 	const misspelt = Red + "dish"
@@ -159,8 +159,9 @@ func TestFirstPodPage(t *testing.T) {
 	p.done()
 }
 
-// The commands of docs/dpdk-pod.md, on a VF that is bound to vfio-pci: the pod is
-// told its address, and has no interface. The guest has small huge pages alone.
+// TestUserspaceVF runs the commands of docs/dpdk-pod.md on a VF that is bound to
+// vfio-pci: the pod learns its address and has no interface. The guest has only small
+// huge pages.
 func TestUserspaceVF(t *testing.T) {
 	f := begin(t)
 	p := f.open("dpdk-pod.md", "forwarder", "dpdk", "vendor.example/vfs", Userspace, "registry.example/forwarder", BoxImage, "hugepages-1Gi: 2Gi, memory: 1Gi", "hugepages-2Mi: 4Mi, memory: 16Mi")

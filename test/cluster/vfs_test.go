@@ -16,8 +16,8 @@ import (
 	"github.com/manifold-cni/manifold/test/vm"
 )
 
-// isVF fails unless an interface of a running pod is a VF: that it stands on, of a
-// container's devices, in the kernel's words and in the pod's network-status.
+// isVF fails unless an interface of a running pod is the network device of a VF,
+// according to the kernel and to the pod's network-status.
 func (f *fixture) isVF(pod *corev1.Pod, here *onNode, ifName, vf string) {
 	f.Helper()
 	if got := here.links[ifName].Parent; got != vf {
@@ -32,7 +32,7 @@ func (f *fixture) isVF(pod *corev1.Pod, here *onNode, ifName, vf string) {
 	f.isInfo(pod, status[i], vf)
 }
 
-// isInfo fails unless the device information of one network's status is of a VF.
+// isInfo fails unless the device information in one network's status is that of a VF.
 func (f *fixture) isInfo(pod *corev1.Pod, s netattach.Status, vf string) {
 	f.Helper()
 	var info netattach.DeviceInfo
@@ -52,8 +52,8 @@ func pfOf(vf string) string {
 	return ""
 }
 
-// given returns the devices of a resource that a pod's container has, as its
-// environment and the kubelet say, which must be the same.
+// given returns the devices of a resource that a pod's container has according to its
+// environment, and fails unless the kubelet says the same.
 func (f *fixture) given(pod *corev1.Pod, here *onNode, container string, resource corev1.ResourceName) []string {
 	f.Helper()
 	ids := slices.Sorted(slices.Values(f.devices(here, container, resource)))
@@ -71,14 +71,15 @@ func (f *fixture) given(pod *corev1.Pod, here *onNode, container string, resourc
 	return ids
 }
 
-// place is where devices are given to a pod: to a container, of a resource.
+// place is where a pod gets devices: a container and a resource.
 type place struct {
 	container string
 	resource  corev1.ResourceName
 }
 
-// stands fails unless net1, net2 and so on of a running pod are the VFs given at
-// places, those of one place in the order of their addresses.
+// stands fails unless net1, net2 and so on of a running pod are the VFs that its
+// containers have: the i-th network uses places[i], and networks of the same place use
+// its VFs in the order of their addresses.
 func (f *fixture) stands(pod *corev1.Pod, networks []string, places ...place) {
 	f.Helper()
 	want := map[string]string{"eth0": "cluster-net"}
@@ -99,8 +100,8 @@ func (f *fixture) stands(pod *corev1.Pod, networks []string, places ...place) {
 	}
 }
 
-// vfPods are pods to which VFs are given in each way that there is. They have all VFs of
-// the first PF but one.
+// vfPods are pods that get VFs in every possible way. Together they take all VFs of the
+// first PF but one.
 var vfPods = []struct {
 	name       string
 	networks   []string
@@ -113,7 +114,7 @@ var vfPods = []struct {
 	{"both", []string{blue, red}, []option{container("main", Red, Blue)}, []place{{"main", Blue}, {"main", Red}}},
 }
 
-// vfPodNames returns their names.
+// vfPodNames returns the names of [vfPods].
 func vfPodNames() (names []string) {
 	for _, p := range vfPods {
 		names = append(names, p.name)
@@ -121,8 +122,9 @@ func vfPodNames() (names []string) {
 	return names
 }
 
-// createVFPods creates them. A pod's VFs are the same for the kubelet, which gave them
-// away, for its containers, for the kernel in its sandbox, and in its network-status.
+// createVFPods creates [vfPods] and checks them. The kubelet that allocated a pod's
+// VFs, the pod's containers, the kernel in its sandbox and its network-status must all
+// name the same VFs.
 func (f *fixture) createVFPods() {
 	f.Helper()
 	for _, p := range vfPods {
@@ -131,7 +133,7 @@ func (f *fixture) createVFPods() {
 	f.standVFPods()
 }
 
-// standVFPods fails unless that is so.
+// standVFPods fails unless each of [vfPods] has its VFs.
 func (f *fixture) standVFPods() {
 	f.Helper()
 	for _, p := range vfPods {
@@ -139,7 +141,7 @@ func (f *fixture) standVFPods() {
 	}
 }
 
-// isInOrder returns nil when the agent's program finds every VF as it should be.
+// isInOrder returns nil if `manifold-agent reconcile` finds nothing wrong with any VF.
 func (f *fixture) isInOrder() error {
 	findings, err := lab.Node.run(f.ctx, pluginDir+"/manifold-agent", "reconcile")
 	if len(findings) > 0 {
@@ -153,7 +155,7 @@ func (f *fixture) inOrder() {
 	f.must(f.isInOrder())
 }
 
-// network defines a network until the test ends.
+// network defines a network for the duration of the test.
 func (f *fixture) network(name, resource, config string) {
 	f.Helper()
 	f.must(lab.Define(name, resource, config))

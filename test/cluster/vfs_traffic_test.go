@@ -8,8 +8,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// onVLAN defines a network of VFs on a VLAN of their PF, with addresses that differ
-// in the last byte, from first on.
+// onVLAN defines a network of VFs on a VLAN of their PF. Its addresses start at
+// 10.33.0.first.
 func (f *fixture) onVLAN(vlan, first int) (name string) {
 	f.Helper()
 	name = fmt.Sprintf("vlan-%d", vlan)
@@ -19,8 +19,8 @@ func (f *fixture) onVLAN(vlan, first int) (name string) {
 	return name
 }
 
-// ping pings the address that one pod has on net1 from another, some times in as many
-// seconds, and returns nil when one was answered.
+// ping sends pings, one a second, from one pod to the address that another has on net1,
+// and returns nil if any is answered.
 func (f *fixture) ping(pods map[string]*onNode, from, to *corev1.Pod, times int) error {
 	sender := pods[string(from.UID)].containers["main"].PID
 	address := pods[string(to.UID)].links["net1"].Addresses[0]
@@ -28,8 +28,8 @@ func (f *fixture) ping(pods map[string]*onNode, from, to *corev1.Pod, times int)
 	return err
 }
 
-// trafficOverVLANs creates pods whose VFs are on one VLAN, which reach each other, and
-// no others.
+// trafficOverVLANs creates three pods, two of them with VFs on the same VLAN, and
+// proves that these two reach each other and not the third.
 func (f *fixture) trafficOverVLANs() {
 	f.Helper()
 	together, apart := f.onVLAN(100, 100), f.onVLAN(200, 200)

@@ -1,6 +1,6 @@
-// Command box is all that runs in the containers of a lab's pods: it waits for a
-// signal to end. With the argument "done" it ends at once, as an ordinary init
-// container does; with "stubborn" it does not end until it is killed.
+// Command box is the only program in the containers of a lab's pods: it runs until it
+// gets a signal. With the argument "done" it exits at once, as an ordinary init
+// container does; with "stubborn" it ignores signals until it is killed.
 package main
 
 import (

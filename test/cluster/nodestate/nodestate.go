@@ -1,29 +1,29 @@
-// Package nodestate is what program probe tells of a node.
+// Package nodestate holds the types of program probe's answers about a node.
 package nodestate
 
-// Container is a container or sandbox that runs.
+// Container is a running container or sandbox.
 type Container struct {
 	ID      string
 	Kind    string // "sandbox" or "container"
 	Sandbox string // the sandbox's ID
-	Pod     string // namespace/name
-	UID     string // the pod's
-	Name    string // the container's in the pod's spec
+	Pod     string // the pod's namespace/name
+	UID     string // the pod's UID
+	Name    string // the container's name in the pod's spec
 	PID     int
 	Env     map[string]string
-	Links   []Link // but loopback
+	Links   []Link // all except loopback
 }
 
 // Link is an interface in a container's network namespace.
 type Link struct {
 	Name, Kind, MAC, Alias string
-	Parent                 string // the device that it is on, where the kernel says so
+	Parent                 string // the device that it belongs to, if the kernel says so
 	Addresses              []string
 }
 
-// Allocation are devices that the kubelet has given to a container.
+// Allocation is a container's devices of one resource, as the kubelet allocated them.
 type Allocation struct {
-	Pod       string // namespace/name
+	Pod       string // the pod's namespace/name; empty for devices that belong to no pod
 	Container string
 	Resource  string
 	IDs       []string

@@ -1,12 +1,12 @@
-// Command probe tells what is on a node, as JSON, as the kernel, the container
-// runtime's files and the kubelet have it, not as the API server says.
+// Command probe prints what is on a node as JSON. It asks the kernel, the container
+// runtime's files and the kubelet, never the API server.
 //
-//	probe containers   # what runs, with environment and interfaces: [nodestate.Container]
-//	probe state        # what must be as before when pods have gone: [harness.HostState]
-//	probe devices      # what the kubelet has given away: [nodestate.Allocation]
-//	probe allocatable  # what it has to give, of no pod
-//	probe runtime      # nothing: fails until the container runtime serves a kubelet
-//	probe end SANDBOX  # nothing: has the runtime end a sandbox, as the kubelet does
+//	probe containers   # running containers with environment and interfaces: [nodestate.Container]
+//	probe state        # what must be unchanged when pods are gone: [harness.HostState]
+//	probe devices      # devices that the kubelet has allocated: [nodestate.Allocation]
+//	probe allocatable  # devices that the kubelet can allocate: the same, without pods
+//	probe runtime      # nothing: fails until the container runtime is ready for a kubelet
+//	probe end SANDBOX  # nothing: has the runtime stop a sandbox, as the kubelet does
 //
 // The labs run it on the node, which may be another machine than the test's.
 package main
@@ -61,14 +61,14 @@ func answer(args []string) (any, error) {
 	case len(args) == 1 && args[0] == "runtime":
 		return nil, runtime(context.Background(), "Version", &emptypb.Empty{})
 	case len(args) == 2 && args[0] == "end":
-		return nil, runtime(context.Background(), "StopPodSandbox", wrapperspb.String(args[1])) // on the wire the same message
+		return nil, runtime(context.Background(), "StopPodSandbox", wrapperspb.String(args[1])) // an equal message on the wire
 	}
 	return nil, errors.New("usage: probe containers | state | devices | allocatable | runtime | end SANDBOX")
 }
 
-// runtime calls containerd as a kubelet does, which asks for its Version first. That
-// is answered some time after containerd's own API is there, and a kubelet that is
-// refused ends. Of the answer only matters that it comes.
+// runtime calls a method of the CRI on containerd. The kubelet asks for the Version
+// first and exits if it is refused, and containerd answers that only some time after
+// its own API. The content of the answer does not matter.
 func runtime(ctx context.Context, method string, question proto.Message) error {
 	conn, err := grpc.NewClient("unix:///run/containerd/containerd.sock", grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -78,10 +78,10 @@ func runtime(ctx context.Context, method string, question proto.Message) error {
 	return conn.Invoke(ctx, "/runtime.v1.RuntimeService/"+method, question, &emptypb.Empty{})
 }
 
-// netnsDir is where the runtime keeps sandboxes' network namespaces.
+// netnsDir is where the runtime keeps the network namespaces of sandboxes.
 const netnsDir = "/run/netns"
 
-// state is the host's network, the plugins' files and the network namespaces.
+// state returns the host's network, the plugins' files and the network namespaces.
 func state() (harness.HostState, error) {
 	s, err := harness.Capture("/var/lib/cni", netnsDir)
 	return slices.DeleteFunc(s, func(line string) bool {
@@ -90,9 +90,9 @@ func state() (harness.HostState, error) {
 	}), err
 }
 
-// untouched tells whether no plugin was ever called for a network namespace: it
-// has its loopback alone, which is down. A runtime that is killed before it has
-// recorded the namespace it made forgets it.
+// untouched tells whether no plugin was ever called for a network namespace: loopback
+// is its only link, and is down. A runtime that is killed after it has created a
+// namespace but before it has recorded it leaves such a namespace behind.
 func untouched(path string) bool {
 	var links []netlink.Link
 	err := (&harness.NetNS{Path: path}).Do(func() (err error) {
@@ -102,7 +102,7 @@ func untouched(path string) bool {
 	return err == nil && len(links) == 1 && links[0].Attrs().Flags&net.FlagUp == 0
 }
 
-// ask asks the kubelet for devices.
+// ask calls what with a client of the kubelet's PodResources API.
 func ask(ctx context.Context, what func(context.Context, podresourcesv1.PodResourcesListerClient) ([]nodestate.Allocation, error)) (out []nodestate.Allocation, err error) {
 	conn, err := grpc.NewClient("unix:///var/lib/kubelet/pod-resources/kubelet.sock", grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -112,7 +112,7 @@ func ask(ctx context.Context, what func(context.Context, podresourcesv1.PodResou
 	return what(ctx, podresourcesv1.NewPodResourcesListerClient(conn))
 }
 
-// allocatable asks for the healthy devices of each resource.
+// allocatable returns the allocatable devices of each resource.
 func allocatable(ctx context.Context, kubelet podresourcesv1.PodResourcesListerClient) (out []nodestate.Allocation, err error) {
 	all, err := kubelet.GetAllocatableResources(ctx, &podresourcesv1.AllocatableResourcesRequest{})
 	for _, d := range all.GetDevices() {
@@ -121,7 +121,7 @@ func allocatable(ctx context.Context, kubelet podresourcesv1.PodResourcesListerC
 	return out, err
 }
 
-// devices asks for the devices of all containers.
+// devices returns the allocated devices of all containers.
 func devices(ctx context.Context, kubelet podresourcesv1.PodResourcesListerClient) (out []nodestate.Allocation, err error) {
 	list, err := kubelet.List(ctx, &podresourcesv1.ListPodResourcesRequest{})
 	if err != nil {
@@ -137,7 +137,7 @@ func devices(ctx context.Context, kubelet podresourcesv1.PodResourcesListerClien
 	return out, nil
 }
 
-// tasks is where containerd keeps the bundles of what runs.
+// tasks is where containerd keeps the bundles of running containers.
 const tasks = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 
 func containers() ([]nodestate.Container, error) {
@@ -148,7 +148,7 @@ func containers() ([]nodestate.Container, error) {
 	out := []nodestate.Container{}
 	for _, b := range bundles {
 		c, err := container(filepath.Join(tasks, b.Name()))
-		if errors.Is(err, os.ErrNotExist) { // it ends, or has not begun
+		if errors.Is(err, os.ErrNotExist) { // it is ending, or has not started yet
 			continue
 		}
 		if err != nil {
@@ -160,7 +160,7 @@ func containers() ([]nodestate.Container, error) {
 	return out, nil
 }
 
-// container reads a bundle.
+// container reads a container from its bundle.
 func container(bundle string) (*nodestate.Container, error) {
 	raw, err := os.ReadFile(filepath.Join(bundle, "config.json"))
 	if err != nil {
@@ -196,7 +196,7 @@ func container(bundle string) (*nodestate.Container, error) {
 	return c, err
 }
 
-// links lists the interfaces of a network namespace but loopback.
+// links returns the interfaces of a network namespace except loopback.
 func links(netns string) (out []nodestate.Link, err error) {
 	err = ns.WithNetNSPath(netns, func(ns.NetNS) error {
 		all, err := netlinksafe.LinkList()

@@ -1,5 +1,5 @@
-// Command shell starts the labs' cluster with Manifold installed and opens a shell
-// on its node, with kubectl, ctr and helm for it. With the shell everything ends.
+// Command shell starts the labs' cluster with Manifold installed and opens a shell on
+// its node, with kubectl, ctr and helm set up for it. The cluster ends with the shell.
 package main
 
 import (
@@ -38,6 +38,6 @@ func shell(ctx context.Context) (int, error) {
 	fmt.Println("kubectl, with kubectl manifold, helm and ctr are for this cluster; the image of pods is", cluster.BoxImage)
 	cmd := exec.Command("bash", "-i")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.Env = os.Stdin, os.Stdout, os.Stderr, env
-	_ = cmd.Run() // the status of the last command in it
+	_ = cmd.Run() // its status is that of the last command typed
 	return 0, c.Stop()
 }
