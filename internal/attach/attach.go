@@ -1,10 +1,10 @@
-// Package attach is the engine: it executes a plan with libcni, verifies and
-// records every step, undoes what failed, and releases, checks and collects
-// what it recorded.
+// Package attach is the engine. It executes a plan with libcni, verifies and records
+// every step, undoes what failed, and later checks, releases and collects what it
+// recorded.
 //
-// The order is the same everywhere: take the sandbox's lock, write the journal,
-// then act. Whatever process dies at whatever moment, the next DEL finds in the
-// journal all that may exist, and in the lock whether a delegate still runs.
+// The order is the same everywhere: take the sandbox's lock, write the journal, then
+// act. Whichever process dies at whatever moment, the next DEL finds in the journal
+// everything that may exist, and learns from the lock whether a delegate still runs.
 package attach
 
 import (
@@ -36,11 +36,11 @@ type Engine struct {
 	Journal journal.Dir
 	Links   sriov.Links // the host's network devices; nil for the kernel's
 	Log     *slog.Logger
-	Stderr  io.Writer // what delegates print there
-	Times   *Times    // of this call; nil takes down none
+	Stderr  io.Writer // standard error of the delegates
+	Times   *Times    // of this call; nil records none
 }
 
-// reportTime bounds how long a verb waits for its report to be published.
+// reportTime is how long a verb waits at most for its report to be published.
 const reportTime = 20 * time.Second
 
 // run is one verb's work on one sandbox, under its lock.
@@ -51,13 +51,13 @@ type run struct {
 	entry *journal.Entry
 	exec  *executor
 	cni   *libcni.CNIConfig
-	lists []*libcni.NetworkConfigList // of an ADD, the plan's configurations in order
-	box   *verify.Sandbox             // once something was asked of it
+	lists []*libcni.NetworkConfigList // the plan's configurations in order; ADD only
+	box   *verify.Sandbox             // opened at the first look into the sandbox
 }
 
-// begin takes the sandbox's lock. The lock comes before everything else, the
-// question to the planner included: a DEL beside an ADD that is still asking
-// must wait for it, or the ADD would attach what nobody will ever release.
+// begin takes the sandbox's lock. The lock comes first, even before the question to the
+// planner: a DEL must wait for an ADD that is still asking, or the ADD would attach
+// what nobody ever releases.
 func (e *Engine) begin(ctx context.Context, inv *netconf.Invocation) (*run, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(inv.Conf.LockTime))
 	defer cancel()
@@ -82,12 +82,13 @@ func keyOf(inv *netconf.Invocation) journal.Key {
 	return journal.Key{ContainerID: inv.ContainerID, IfName: inv.IfName}
 }
 
-// host is the node as the verb sees it.
+// host returns the node as the verb sees it.
 func (r *run) host() sriov.Host {
 	return sriov.Host{FS: sriov.FS{Root: r.inv.Conf.SysRoot}, Links: r.Links}
 }
 
-// sandbox returns the look into the sandbox's network namespace.
+// sandbox returns the view into the sandbox's network namespace and opens it on first
+// use.
 func (r *run) sandbox(netns string) (*verify.Sandbox, error) {
 	if r.box != nil {
 		return r.box, nil
@@ -107,7 +108,8 @@ func (r *run) inSandbox(netns, name string) (bool, error) {
 	return box.Exists(name)
 }
 
-// end releases the lock; clean says that nothing is left of the sandbox.
+// end releases the lock. clean says that nothing of the sandbox is left, so that the
+// lock file can go too.
 func (r *run) end(clean bool, err error) error {
 	defer r.Times.part(partClose)()
 	if r.box != nil {
@@ -119,7 +121,7 @@ func (r *run) end(clean bool, err error) error {
 	return errors.Join(err, r.lock.Unlock(clean))
 }
 
-// about is the log with what a line concerns.
+// about returns a logger with the attachment's network, interface and device.
 func (r *run) about(a *plan.Attachment) *slog.Logger {
 	log := r.Log.With("network", a.Name, "interface", a.IfName)
 	if a.Device != nil {
@@ -133,9 +135,9 @@ func (r *run) warn(format string, args ...any) {
 }
 
 // Add attaches the sandbox to all networks of its plan and returns the default
-// network's result in the version that the runtime asked for. On failure nothing
-// stays attached; if something could not be undone the journal stays, and the
-// runtime's DEL releases it.
+// network's result in the version that the runtime asked for. On failure nothing stays
+// attached. What could not be undone stays in the journal, and the runtime's DEL
+// releases it.
 func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result, error) {
 	if inv.Conf.ReleaseOnly != "" {
 		return e.passOver(inv)
@@ -178,8 +180,8 @@ func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result
 	return result, r.end(false, nil)
 }
 
-// beginJournal writes the journal's first record. After a failure the lock is
-// released; its file stays beside a journal that was there before.
+// beginJournal writes the journal's first record. On failure it releases the lock; the
+// lock file stays if the sandbox already had a journal.
 func (r *run) beginJournal(ctx context.Context, p *plan.Plan) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.LockTime))
 	defer cancel()
@@ -192,11 +194,11 @@ func (r *run) beginJournal(ctx context.Context, p *plan.Plan) error {
 	return nil
 }
 
-// readinessPoll is how often an ADD looks for the readiness file.
+// readinessPoll is how often ADD looks for the readiness file.
 const readinessPoll = 50 * time.Millisecond
 
-// awaitReadiness waits for the file by which the default network says that it
-// is ready; an empty name is always there.
+// awaitReadiness waits for the file that tells that the default network is ready. It
+// does not wait when file is empty.
 func awaitReadiness(ctx context.Context, file string) error {
 	for file != "" {
 		_, err := os.Stat(file)
@@ -213,7 +215,7 @@ func awaitReadiness(ctx context.Context, file string) error {
 	return nil
 }
 
-// plan asks the planner, once the default network is ready.
+// plan asks the planner once the default network is ready.
 func (r *run) plan(ctx context.Context) (*plan.Plan, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.PlanTime))
 	defer cancel()
@@ -231,8 +233,8 @@ func (r *run) plan(ctx context.Context) (*plan.Plan, error) {
 	return p, nil
 }
 
-// preflight finds every program of the plan, so that a pod whose delegates are
-// not installed is refused before anything is done, and gives each network its
+// preflight finds every program of the plan, so that a pod whose delegates are not
+// installed is refused before anything is done. It also sets each network's CNI
 // version.
 func (r *run) preflight(ctx context.Context, p *plan.Plan) error {
 	for i := range p.Attachments {
@@ -254,11 +256,11 @@ func (r *run) preflight(ctx context.Context, p *plan.Plan) error {
 	return nil
 }
 
-// attachAll runs the plan's attachments in order, sets the default route, and looks
-// for the carriers.
+// attachAll runs the plan's attachments in order, sets the default route, and waits for
+// the carriers.
 func (r *run) attachAll(ctx context.Context) (types.Result, []plan.Outcome, error) {
 	var outcomes []plan.Outcome
-	var recorded []int // of each, how many differences the journal has
+	var recorded []int // number of findings that the journal has of each outcome
 	for i := range r.entry.Plan.Attachments {
 		r.exec.attachment = i
 		out, err := r.attach(ctx, i)
@@ -274,7 +276,7 @@ func (r *run) attachAll(ctx context.Context) (types.Result, []plan.Outcome, erro
 		return nil, nil, err
 	}
 	for i := range outcomes {
-		// A carrier that is missing came to light behind the comparison's record.
+		// A missing carrier was found after the comparison was recorded.
 		if len(outcomes[i].Findings) > recorded[i] {
 			if err := r.compared(i, &outcomes[i]); err != nil {
 				return nil, nil, cnierr.Annotate(err, r.subject(i))
@@ -285,7 +287,7 @@ func (r *run) attachAll(ctx context.Context) (types.Result, []plan.Outcome, erro
 	return result, outcomes, cnierr.Annotate(err, r.subject(0))
 }
 
-// subject names attachment i for errors.
+// subject names attachment i in errors.
 func (r *run) subject(i int) cnierr.Subject {
 	return subjectOf(r.entry.Plan, &r.entry.Plan.Attachments[i])
 }
@@ -298,8 +300,8 @@ func subjectOf(p *plan.Plan, a *plan.Attachment) cnierr.Subject {
 	return s
 }
 
-// attach runs one attachment: refuse a taken name, record, run, record, verify,
-// record.
+// attach runs one attachment: refuse a taken interface name, record, run the delegates,
+// record, verify, record.
 func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 	a := &r.entry.Plan.Attachments[i]
 	taken, err := r.inSandbox(r.inv.NetNS, a.IfName)
@@ -307,7 +309,7 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 		return nil, err
 	}
 	if taken {
-		// Refused before anything is tried, so that undoing cannot touch it.
+		// Refuse before anything is tried, so that undo cannot touch the interface.
 		return nil, cnierr.New("attach", cnierr.InterfaceConflict, "the sandbox has an interface of that name already").
 			WithFix("choose another interface name in the pod's annotation")
 	}
@@ -330,7 +332,7 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 	started := r.exec.started
 	result, err := r.add(ctx, i)
 	if err != nil && r.exec.started == started {
-		// No program of the chain ever ran: nothing is there to be torn down.
+		// No program of the chain ever ran: there is nothing to tear down.
 		err = errors.Join(err, r.record(journal.Step{Attachment: i, Phase: journal.Untouched}))
 	}
 	if err != nil {
@@ -356,7 +358,7 @@ func (r *run) record(s journal.Step) error {
 	return r.entry.Append(s)
 }
 
-// compared records what attachment i was compared in, and what differed.
+// compared records which properties of attachment i were compared and which differed.
 func (r *run) compared(i int, out *plan.Outcome) error {
 	return r.record(journal.Step{Attachment: i, Phase: journal.Verified, Checked: out.Verified, Differs: out.Findings})
 }
@@ -383,7 +385,7 @@ func (r *run) add(ctx context.Context, i int) (json.RawMessage, error) {
 	return raw, nil
 }
 
-// verify compares the interface with plan and result.
+// verify compares the interface with the plan and the delegate's result.
 func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *sriov.Snapshot) (*plan.Outcome, error) {
 	out := &plan.Outcome{Name: a.Name, IfName: a.IfName, Result: result}
 	if a.Want.Verify == plan.VerifyOff {
@@ -406,8 +408,7 @@ func (r *run) verify(a *plan.Attachment, result json.RawMessage, before *sriov.S
 	return out, verify.Vanished(r.host(), a.Device, before, r.judge(a, out, verify.Compare(a, claim, before, facts)))
 }
 
-// judge adds a comparison to an outcome; what differs is an error in mode enforce
-// only.
+// judge adds a comparison to an outcome. Differences are an error only in mode enforce.
 func (r *run) judge(a *plan.Attachment, out *plan.Outcome, rep verify.Report) error {
 	out.Verified = append(out.Verified, rep.Checked...)
 	var found []string
@@ -425,8 +426,8 @@ func (r *run) judge(a *plan.Attachment, out *plan.Outcome, rep verify.Report) er
 	return nil
 }
 
-// carriers looks for the carriers of all attachments, which have the same time
-// for it: their links come up side by side.
+// carriers waits for the carriers of all attachments up to a common deadline, because
+// their links come up in parallel.
 func (r *run) carriers(outcomes []plan.Outcome) error {
 	box, err := r.sandbox(r.inv.NetNS)
 	if err != nil {
@@ -451,8 +452,8 @@ func (r *run) carriers(outcomes []plan.Outcome) error {
 	return nil
 }
 
-// undo releases what a failed ADD attached and returns the ADD's error, with
-// what could not be released.
+// undo releases what a failed ADD attached, reports what could not be released, and
+// returns the ADD's error.
 func (r *run) undo(cause error) error {
 	r.exec.step = plan.StepUndo
 	problems := r.releaseAll(context.Background())
@@ -463,7 +464,7 @@ func (r *run) undo(cause error) error {
 	return r.end(len(problems) == 0, cause)
 }
 
-// report tells the agent how the verb went; a failure to tell is printed, and
+// report tells the agent how the verb went. A report that fails is only logged and
 // never fails the verb: the pod has its networks.
 func (r *run) report(rep plan.Report, cause error) {
 	ctx, cancel := context.WithTimeout(context.Background(), reportTime)
@@ -494,7 +495,8 @@ func texts(errs []error) []string {
 	return out
 }
 
-// listOf parses the attachment's configuration for libcni.
+// listOf parses the attachment's configuration for libcni. It refuses a list without
+// plugins.
 func listOf(a *plan.Attachment) (*libcni.NetworkConfigList, error) {
 	list, err := libcni.NetworkConfFromBytes(a.Config)
 	if err != nil {
@@ -506,8 +508,8 @@ func listOf(a *plan.Attachment) (*libcni.NetworkConfigList, error) {
 	return list, nil
 }
 
-// runtimeConf is libcni's view of the attachment: the same for ADD, CHECK and
-// DEL but for the network namespace, which DEL may find gone.
+// runtimeConf is libcni's view of the attachment. It is the same for ADD, CHECK and DEL
+// except for the network namespace, which may be gone at DEL.
 func (r *run) runtimeConf(a *plan.Attachment, netns string) *libcni.RuntimeConf {
 	rt := &libcni.RuntimeConf{ContainerID: r.inv.ContainerID, NetNS: netns, IfName: a.IfName, Args: a.Args}
 	if len(a.Capabilities) > 0 {
@@ -519,18 +521,18 @@ func (r *run) runtimeConf(a *plan.Attachment, netns string) *libcni.RuntimeConf 
 	return rt
 }
 
-// delegateError gives a libcni error a kind when the executor has not.
+// delegateError gives a libcni error a kind unless the executor already has.
 func delegateError(verb string, err error) *cnierr.Error {
 	var typed *cnierr.Error
 	if errors.As(err, &typed) {
-		return typed // the executor's, which names the delegate as libcni's wrapping does
+		return typed // set by the executor; names the delegate as libcni's wrapping does
 	}
 	return cnierr.New("delegate "+verb, cnierr.DelegateFailed, "%w", err)
 }
 
-// explainUserspace says that the attachment's device has no interface, where a
-// delegate failed on one that a userspace driver has: what the delegate prints is
-// that it did not find an interface, and not why there is none.
+// explainUserspace adds a fix when a delegate fails on a device that has no interface
+// because a userspace driver holds it. The delegate only says that it found no
+// interface, not why.
 func explainUserspace(a *plan.Attachment, err *cnierr.Error) *cnierr.Error {
 	if a.Device == nil || !a.Device.Userspace || err.Kind != cnierr.DelegateFailed || err.Fix != "" {
 		return err
@@ -538,8 +540,7 @@ func explainUserspace(a *plan.Attachment, err *cnierr.Error) *cnierr.Error {
 	return err.WithFix("the device is bound to %s and has no interface: bind it to its kernel driver, or take out of the network what needs an interface", a.Device.Driver)
 }
 
-// explainVersion says what helps where a delegate does not speak the version of its
-// network.
+// explainVersion adds a fix when a delegate does not support its network's CNI version.
 func explainVersion(list *libcni.NetworkConfigList, err *cnierr.Error) *cnierr.Error {
 	var own *types.Error
 	if err.Fix != "" || !errors.As(err, &own) || own.Code != types.ErrIncompatibleCNIVersion {

@@ -12,23 +12,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// child is a delegate's process. Its streams are read by the goroutine that
-// waits for it: os/exec takes a goroutine, and so a thread, per stream, which
-// costs a pod with three networks more than all its other system calls.
+// child is a delegate's process. The goroutine that waits for it also reads its
+// streams. os/exec takes a goroutine, and so a thread, per stream; for a pod with three
+// networks that costs more than all its other system calls.
 type child struct {
 	pid    int
-	pidfd  int // -1 on kernels without (before 5.3)
-	ends   int // whom kill ends: its pid, or its process group
-	out    int // read end of its stdout, non-blocking; -1 at its end
-	err    int // the same of its stderr
+	pidfd  int // -1 on kernels without pidfds (before 5.3)
+	ends   int // what kill signals: the pid, or the negative process group ID
+	out    int // read end of its stdout, non-blocking; -1 after EOF
+	err    int // likewise for its stderr
 	mu     sync.Mutex
-	reaped bool // pid may be another process's
+	reaped bool // pid may belong to another process
 }
 
-// startChild starts the program at path. Its descriptor 3 is inherit, unless
-// that is nil: by that its own children are found when it is killed. Without it they
-// are ended as its process group, since what hangs in each STATUS would leave more of
-// them every few seconds.
+// startChild starts the program at path. The child inherits inherit as descriptor 3, by
+// which its own children are found when it is killed. When inherit is nil the child
+// leads a process group that is killed as a whole: a plugin that hangs in STATUS would
+// otherwise leave more processes every few seconds.
 func startChild(path string, stdin []byte, environ []string, inherit *os.File) (_ *child, err error) {
 	var ours, theirs []int
 	defer func() {
@@ -69,8 +69,8 @@ func startChild(path string, stdin []byte, environ []string, inherit *os.File) (
 	return c, nil
 }
 
-// memory returns a descriptor to read content from: unlike a pipe it takes any
-// size without anybody who writes.
+// memory returns a descriptor to read content from. Unlike a pipe it holds any amount
+// without a writer.
 func memory(content []byte) (int, error) {
 	fd, err := unix.MemfdCreate("stdin", unix.MFD_CLOEXEC)
 	if err != nil {
@@ -92,9 +92,9 @@ func closeAll(fds []int) {
 	}
 }
 
-// wait reads the child's output until it ends, killing it when ctx ends, and
-// returns what it ended with if that is not success. What the child's own
-// children still hold open is not waited for.
+// wait reads the child's output until the child exits, and kills it when ctx ends. It
+// returns an error unless the child succeeded. It does not wait for the child's own
+// children, which may hold the streams open.
 func (c *child) wait(ctx context.Context, stdout, stderr *bounded) error {
 	stop := context.AfterFunc(ctx, c.kill)
 	defer stop()
@@ -105,7 +105,7 @@ func (c *child) wait(ctx context.Context, stdout, stderr *bounded) error {
 			c.kill()
 			return errors.Join(err, c.reap())
 		}
-		// After its end, what it wrote is all there.
+		// After the exit, all output is there to read.
 		if err := errors.Join(drain(&c.out, stdout), drain(&c.err, stderr)); err != nil {
 			c.kill()
 			return errors.Join(err, c.reap())
@@ -114,7 +114,7 @@ func (c *child) wait(ctx context.Context, stdout, stderr *bounded) error {
 	return c.reap()
 }
 
-// open returns the descriptors that are open.
+// open returns the descriptors that are still open.
 func (c *child) open() []int {
 	var fds []int
 	for _, fd := range []int{c.out, c.err, c.pidfd} {
@@ -125,12 +125,12 @@ func (c *child) open() []int {
 	return fds
 }
 
-// noPidfdPause is how long output is waited for between two looks whether the
-// child has ended, on kernels that do not say so.
+// noPidfdPause is how long to wait for output between two checks whether the child has
+// exited, on kernels without pidfds.
 const noPidfdPause = 20 * time.Millisecond
 
-// poll waits until there is output, or the child has ended, and says whether it
-// has.
+// poll waits until there is output or the child has exited, and reports whether it has
+// exited.
 func (c *child) poll() (ended bool, err error) {
 	if c.out < 0 && c.err < 0 {
 		return true, nil // or is about to: there is nothing else to wait for
@@ -154,7 +154,7 @@ func (c *child) poll() (ended bool, err error) {
 	return info.Signo != 0, nil
 }
 
-// drain moves what there is from fd to b, and closes fd at its end.
+// drain moves all available output from fd to b, and closes fd at EOF.
 func drain(fd *int, b *bounded) error {
 	buf := make([]byte, 8<<10)
 	for *fd >= 0 {
@@ -169,26 +169,26 @@ func drain(fd *int, b *bounded) error {
 			closeAll([]int{*fd})
 			*fd = -1
 		default:
-			_, _ = b.Write(buf[:n]) // it never fails
+			_, _ = b.Write(buf[:n]) // never fails
 		}
 	}
 	return nil
 }
 
-// kill ends the child, unless it has ended.
+// kill kills the child unless it was reaped.
 func (c *child) kill() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.reaped {
-		_ = unix.Kill(c.ends, unix.SIGKILL) // it may have ended by itself
+		_ = unix.Kill(c.ends, unix.SIGKILL) // it may have exited already
 	}
 }
 
-// reap takes the child's status when it has ended or is about to.
+// reap waits for the child to exit and returns an error unless its exit status is 0.
 func (c *child) reap() error {
 	var info unix.Siginfo
 	for {
-		// Looked at first: once it is reaped, its number may be another's.
+		// Wait without reaping, so that kill cannot hit a process that reuses the pid.
 		err := unix.Waitid(unix.P_PID, c.pid, &info, unix.WEXITED|unix.WNOWAIT, nil)
 		if err == nil {
 			break

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// script writes a shell program.
+// script writes a shell script and returns its path.
 func script(t *testing.T, body string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "delegate")
@@ -24,7 +24,7 @@ func script(t *testing.T, body string) string {
 	return path
 }
 
-// runChild runs a program to its end; noPidfd as on a kernel without pidfds.
+// runChild runs a program to its end. noPidfd simulates a kernel without pidfds.
 func runChild(t *testing.T, ctx context.Context, path, stdin string, inherit *os.File, noPidfd bool) (stdout, stderr string, err error) {
 	t.Helper()
 	c, err := startChild(path, []byte(stdin), []string{"PATH=" + os.Getenv("PATH")}, inherit)
@@ -69,7 +69,7 @@ func TestChild(t *testing.T) {
 	}
 }
 
-// endDaemon ends the process whose number stdout holds, and empties it.
+// endDaemon kills the process whose ID is in stdout, and empties stdout.
 func endDaemon(t *testing.T, stdout *string) {
 	t.Helper()
 	pid := 0
@@ -96,7 +96,7 @@ func TestChildIsKilledAtItsDeadline(t *testing.T) {
 	}
 }
 
-// TestChildIsKilledWithItsOwnChildren where no lock tells who they are.
+// When no lock tells who its children are, a child is killed as a process group.
 func TestChildIsKilledWithItsOwnChildren(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	if err := unix.Mkfifo(pipe, 0o600); err != nil {
@@ -108,7 +108,7 @@ func TestChildIsKilledWithItsOwnChildren(t *testing.T) {
 		_, _, err := runChild(t, ctx, script(t, "sleep 1000 > "+pipe+" & wait"), "", nil, false)
 		ended <- err
 	}()
-	alive, err := os.Open(pipe) // once the child's own is there
+	alive, err := os.Open(pipe) // opens once the child's own child has it open
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestChildIsKilledWithItsOwnChildren(t *testing.T) {
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "ended by signal 9") {
 		t.Errorf("error %v", err)
 	}
-	if _, err := io.ReadAll(alive); err != nil { // ends with the last who has it open
+	if _, err := io.ReadAll(alive); err != nil { // EOF when the last process that has it open is gone
 		t.Error(err)
 	}
 }

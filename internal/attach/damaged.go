@@ -19,13 +19,13 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// A sandbox whose journal is damaged is released by what else is known of it: its
-// attachments by libcni's records, its VFs by their claims. What must stand as
+// A sandbox whose journal is damaged is released from what else is known: its
+// attachments from libcni's records, its VFs from their claims. The state of a VF
 // before ADD may still be in a sound line of the journal.
 
-// delCorrupt serves a DEL, or a GC, of a sandbox whose journal cannot be read. When
-// nothing is left the damaged file is set aside and the damage reported once, so
-// that the pod can go at the next DEL.
+// delCorrupt serves a DEL or GC of a sandbox whose journal cannot be read. When nothing
+// is left, it sets the damaged file aside and reports the damage once, so that the next
+// DEL lets the pod go.
 func (r *run) delCorrupt(ctx context.Context, cause error) error {
 	attachments, lost, err := r.records()
 	if lost != nil {
@@ -33,7 +33,7 @@ func (r *run) delCorrupt(ctx context.Context, cause error) error {
 	}
 	problems := []error{err}
 	if r.inv.NetNS == "" && len(attachments) > 0 {
-		r.inv.NetNS = attachments[0].NetNS // if that still is one
+		r.inv.NetNS = attachments[0].NetNS // if that is still a namespace
 	}
 	for _, c := range slices.Backward(attachments) {
 		if err := r.releaseCached(ctx, c); err != nil {
@@ -57,9 +57,9 @@ func (r *run) delCorrupt(ctx context.Context, cause error) error {
 		WithFix("the damaged journal is now %s; look for what may be left of the sandbox", aside))
 }
 
-// giveBackClaimed gives back the VFs that the sandbox has claimed, and returns how
-// many they are. Where something else could not be released, they stay claimed, and
-// are only made as before.
+// giveBackClaimed restores the VFs that the sandbox has claimed and gives them back. It
+// returns how many they are. If something else could not be released, the VFs are
+// restored but stay claimed.
 func (r *run) giveBackClaimed(ctx context.Context, released bool) (int, error) {
 	waiting, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
@@ -79,9 +79,9 @@ func (r *run) giveBackClaimed(ctx context.Context, released bool) (int, error) {
 	return len(devices), errors.Join(problems...)
 }
 
-// salvage makes a VF stand as before its ADD, if what remains of the journal tells
-// how that was. Where it does not, or the VF cannot be made so, it goes into
-// quarantine: what the pod left on it must not be the next one's.
+// salvage restores a VF to its state before ADD, if the rest of the journal still holds
+// that state. Otherwise, or when the VF cannot be restored, it puts the VF into
+// quarantine: the next pod must not get what this one left on it.
 func (r *run) salvage(ctx context.Context, device string, remains journal.Remains) error {
 	if !r.inv.Conf.RestoreDevices || remains.OtherBoot {
 		return nil
@@ -102,7 +102,7 @@ func (r *run) salvage(ctx context.Context, device string, remains journal.Remain
 	})
 }
 
-// podOf is the sandbox's pod: as the runtime says, or else the journal.
+// podOf returns the sandbox's pod from the runtime, or else from the journal.
 func (r *run) podOf(remains journal.Remains) plan.Pod {
 	if r.inv.Pod.Name != "" {
 		return r.inv.Pod
@@ -110,8 +110,8 @@ func (r *run) podOf(remains journal.Remains) plan.Pod {
 	return remains.Pod
 }
 
-// recordOf returns what was recorded of a VF before its ADD, nil when it is lost.
-// The record names the PF's network device and the VF's index there.
+// recordOf returns what was recorded of a VF before its ADD, nil when that is lost. It
+// finds the record by the PF's netdev and the VF's index.
 func (r *run) recordOf(device string, remains journal.Remains) (json.RawMessage, *sriov.Snapshot) {
 	now, err := r.host().Snapshot(device)
 	if err != nil || now.PF == "" {
@@ -126,8 +126,8 @@ func (r *run) recordOf(device string, remains journal.Remains) (json.RawMessage,
 	return nil, nil
 }
 
-// function returns the device of an ID as a plan has it, by its PCI address or as the
-// network device of a VF, nil when there is none.
+// function returns the device that id names, by PCI address or as the netdev of a VF,
+// in the form a plan has it; nil when there is none.
 func (r *run) function(id string) *plan.Device {
 	f, err := r.host().FunctionNamed(id)
 	if err != nil {
@@ -138,8 +138,8 @@ func (r *run) function(id string) *plan.Device {
 	return d
 }
 
-// hadBy returns the VF that another sandbox has under the name of its network device,
-// by its journal; nil for none.
+// hadBy returns the VF that another sandbox's journal knows by this netdev name, nil
+// for none.
 func (r *run) hadBy(ctx context.Context, name string) *plan.Device {
 	had, err := r.Journal.Had(ctx, keyOf(r.inv), &plan.Device{ID: name})
 	if err != nil || had == nil {
@@ -148,8 +148,8 @@ func (r *run) hadBy(ctx context.Context, name string) *plan.Device {
 	return had.Device
 }
 
-// ofRecord makes an attachment of a record of libcni: its name, and the PCI function
-// that its plugins were given.
+// ofRecord converts a record of libcni into an attachment: its name, and the PCI
+// function that its plugins were given.
 func (r *run) ofRecord(ctx context.Context, c *libcni.NetworkAttachment) *plan.Attachment {
 	a := &plan.Attachment{Name: c.Network, IfName: c.IfName}
 	type ids struct {
@@ -160,7 +160,7 @@ func (r *run) ofRecord(ctx context.Context, c *libcni.NetworkAttachment) *plan.A
 		ids
 		Plugins []ids `json:"plugins"`
 	}
-	_ = json.Unmarshal(c.Config, &conf) // of what is no JSON, no device is known
+	_ = json.Unmarshal(c.Config, &conf) // a configuration that is no JSON names no device
 	capability, _ := c.CapabilityArgs["deviceID"].(string)
 	all := []string{capability}
 	for _, p := range append(conf.Plugins, conf.ids) {
@@ -181,8 +181,8 @@ func (r *run) ofRecord(ctx context.Context, c *libcni.NetworkAttachment) *plan.A
 	return a
 }
 
-// releaseCached runs DEL from a record of libcni. A VF that serves another sandbox
-// by now is left to it.
+// releaseCached runs DEL from a record of libcni. It leaves a VF alone that already
+// serves another sandbox.
 func (r *run) releaseCached(ctx context.Context, c *libcni.NetworkAttachment) error {
 	list, err := chain.List(c.Config)
 	if err != nil {
@@ -192,7 +192,7 @@ func (r *run) releaseCached(ctx context.Context, c *libcni.NetworkAttachment) er
 		ContainerID: c.ContainerID, NetNS: r.liveNetNS(), IfName: c.IfName, Args: c.CniArgs, CapabilityArgs: c.CapabilityArgs,
 	}
 	a := r.ofRecord(ctx, c)
-	// libcni records what was attached. Multus writes its file before any ADD.
+	// libcni records only what was attached. Multus writes its file before any ADD.
 	t := teardown{a: a, list: list, rt: rt, completed: r.hasRecord(c)}
 	fenced, err := r.fence(ctx, a)
 	if cnierr.Is(err, cnierr.JournalCorrupt) {
@@ -218,7 +218,7 @@ func (r *run) releaseCached(ctx context.Context, c *libcni.NetworkAttachment) er
 func (r *run) hasRecord(c *libcni.NetworkAttachment) bool {
 	name, err := r.cacheFile(c.Network, c.ContainerID, c.IfName)
 	if err != nil {
-		return false // none can be called so
+		return false // no file can have that name
 	}
 	_, err = os.Lstat(name)
 	return err == nil

@@ -16,7 +16,7 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// journalFile is a sandbox's journal.
+// journalFile returns the path of a sandbox's journal.
 func (h *hardware) journalFile(id string) string {
 	return h.path("state/" + key(id).String() + ".journal")
 }
@@ -31,15 +31,15 @@ func (h *hardware) damage(id string, change func(lines []string)) {
 	h.must(os.WriteFile(h.journalFile(id), []byte(strings.Join(lines, "")), 0o600))
 }
 
-// damaged is a line whose checksum is wrong.
+// damaged is a line with a wrong checksum.
 const damaged = "00000000 {}\n"
 
-// sound is a line as a journal has it.
+// sound returns body as a line of a journal.
 func sound(body string) string {
 	return fmt.Sprintf("%08x %s\n", crc32.Checksum([]byte(body), crc32.MakeTable(crc32.Castagnoli)), body)
 }
 
-// collect is a GC with no sandbox that lives.
+// collect runs GC with an empty list of live sandboxes.
 func (h *hardware) collect() error {
 	h.t.Helper()
 	inv := h.invocation("")
@@ -47,8 +47,8 @@ func (h *hardware) collect() error {
 	return h.GC(h.t.Context(), inv)
 }
 
-// The VF of a damaged journal is restored where a sound line tells how, else in
-// quarantine; the damage is told once, and the pod can go.
+// The VF of a damaged journal is restored when a sound line has its state, and goes
+// into quarantine otherwise. The damage is reported once, and the pod can be deleted.
 func TestReleaseOfADamagedJournal(t *testing.T) {
 	const restored, confined, alone = "restored", "confined", "left alone"
 	otherBoot := func(l []string) {
@@ -107,8 +107,8 @@ func TestReleaseOfADamagedJournal(t *testing.T) {
 	}
 }
 
-// A journal with one damaged line is still read. Where that line is the record of
-// how the VF stood, the VF is nobody's, whoever comes next.
+// A journal with one damaged line is still read. When that line is the record of the
+// VF's state, the VF goes into quarantine, whoever comes next.
 func TestReleaseWithOneLineDamaged(t *testing.T) {
 	const trying, attached, verified = 1, 2, 3
 	only := func(l []string) { l[trying] = damaged; clear(l[attached:]) }
@@ -151,8 +151,8 @@ func TestReleaseWithOneLineDamaged(t *testing.T) {
 	}
 }
 
-// confined fails unless the next pod is refused the VF until somebody has accepted
-// it as it stands.
+// confined fails the test unless the next pod is refused the VF until somebody accepts
+// it in its present state.
 func (h *hardware) confined(used *sriov.Snapshot) {
 	h.t.Helper()
 	err := h.claim("new")
@@ -167,8 +167,8 @@ func (h *hardware) confined(used *sriov.Snapshot) {
 	h.nothingLeft()
 }
 
-// A delegate's failure is told with the damage, keeps nothing else from being
-// released, and is tried again.
+// A delegate's failure is reported together with the damage, keeps nothing else from
+// being released, and is tried again.
 func TestDamagedJournalWithDelegateFailing(t *testing.T) {
 	h := newHardware(t, "exit 1")
 	before := h.attach("old")
@@ -205,8 +205,8 @@ func TestADDNamesTheDamagedJournal(t *testing.T) {
 	h.must(h.del("new"))
 }
 
-// Neither its claim nor all journals tell whose the VF is: the pod can go, and the
-// VF is nobody's until that is known.
+// When neither the claim nor the journals tell who holds the VF, the pod can be
+// deleted, and nobody gets the VF until that is known.
 func TestDELWithClaimAndJournalDamaged(t *testing.T) {
 	h := newHardware(t, `touch "$dir/ran"`)
 	before := h.attach("old")
@@ -234,8 +234,8 @@ func TestDELWithClaimAndJournalDamaged(t *testing.T) {
 	h.nothingLeft()
 }
 
-// CHECK does not call a device as planned of which the journal does not say what it
-// was: less would be compared than the caller believes.
+// CHECK fails when the journal lacks the device's state before ADD: it would compare
+// less than the caller believes.
 func TestCHECKNeedsToKnowTheDeviceOfBefore(t *testing.T) {
 	h := newHardware(t, "")
 	r := h.begin("old")
@@ -248,7 +248,7 @@ func TestCHECKNeedsToKnowTheDeviceOfBefore(t *testing.T) {
 	}
 }
 
-// record writes libcni's record of a sandbox with a device.
+// record writes a record of libcni for a sandbox with a device.
 func (h *hardware) record(id, device string) {
 	h.t.Helper()
 	config := `{"cniVersion":"1.0.0","name":"fast","type":"mover","deviceID":"` + device + `"}`

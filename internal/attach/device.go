@@ -17,32 +17,32 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// A VF serves one sandbox at a time. The kubelet may hand it to the next pod
-// while the DEL of the last is still to come, or to be tried again; so each VF
-// is claimed by its sandbox from before ADD until its DEL has succeeded. While
-// the claim stands and the sandbox lives, the next ADD is refused and tried
-// again. Where the sandbox is dead, its namespace gone or the node rebooted, the
-// next ADD takes the claim over, and the late DEL finds that it has no longer a
-// device to release. A DEL claims the VF as well, since its sandbox may have given
-// it back in an earlier DEL that left something else: no ADD gets a VF that is
-// being released. A VF that cannot be made as it was before its last use is in
-// quarantine, and refused until it is.
+// A VF serves one sandbox at a time. The kubelet may give it to the next pod before the
+// last pod's DEL has come or succeeded. Therefore the sandbox claims the VF before ADD
+// and holds the claim until DEL has succeeded. While the claim stands and the sandbox
+// lives, the next ADD is refused and tried again. When the sandbox is dead (its
+// namespace is gone or the node was rebooted), the next ADD takes the claim over, and
+// the late DEL finds that it no longer has a device to release. DEL claims the VF too,
+// because an earlier DEL may have given it back and then left something else: no ADD
+// gets a VF that is being released. A VF that cannot be restored to its state before
+// the last use is in quarantine, and is refused until it has that state.
 
-// claimTime bounds the wait for a device's claim, which is held for moments.
+// claimTime is how long to wait for a device's claim, which is only held for moments.
 const claimTime = 5 * time.Second
 
-// restoreTime bounds the wait for a network device that the kernel gives back
-// from a network namespace that is gone.
+// restoreTime is how long to wait for a netdev that the kernel returns from a network
+// namespace that is gone.
 const restoreTime = 5 * time.Second
 
-// isClaimed reports whether the attachment's device is one that is claimed.
+// isClaimed reports whether the attachment's device is subject to claims: a VF.
 func isClaimed(a *plan.Attachment) bool {
 	return a.Device != nil && a.Device.PF != "" && a.Device.PCIAddress != ""
 }
 
-// claim takes the attachment's VF for this sandbox, and makes it usable. A VF that
-// is taken over from a dead sandbox is in quarantine from before it is taken over
-// until it is as that one found it, whoever dies meanwhile.
+// claim claims the attachment's VF for this sandbox and makes it usable. A VF taken
+// over from a dead sandbox enters quarantine before the takeover and leaves it once its
+// state before that sandbox is restored, so no crash in between loses the need to
+// restore it.
 func (r *run) claim(ctx context.Context, a *plan.Attachment) error {
 	if !isClaimed(a) {
 		return nil
@@ -74,13 +74,13 @@ func (r *run) claim(ctx context.Context, a *plan.Attachment) error {
 		WithFix("nothing, if that pod is being deleted; else see why its DEL fails")
 }
 
-// errBeingReset tells that the reconciler has the VF.
+// errBeingReset is the error of a claim while the reconciler holds the VF.
 func errBeingReset() error {
 	return cnierr.New("claim device", cnierr.TryAgain, "it is being reset").WithFix("nothing; the runtime will try again")
 }
 
-// takeOver puts the VF of a dead sandbox, whose journal is last, into quarantine.
-// Without a journal, or of another boot, nothing is left of it.
+// takeOver puts the VF of a dead sandbox into quarantine. last is that sandbox's
+// journal. Without a journal, or after a reboot, nothing is left of that sandbox.
 func (r *run) takeOver(a *plan.Attachment, last *journal.Entry) error {
 	if last == nil || !last.SameBoot() || !r.inv.Conf.RestoreDevices {
 		return nil
@@ -94,8 +94,8 @@ func (r *run) takeOver(a *plan.Attachment, last *journal.Entry) error {
 	return r.Journal.Quarantine(quarantineOf(last, i, "its sandbox is dead, and its DEL has not come"))
 }
 
-// quarantineOf is the quarantine of the VF of attachment i of a sandbox: it must
-// stand as that sandbox found it.
+// quarantineOf returns the quarantine of the VF of attachment i of a sandbox: the VF
+// must return to the state in which that sandbox found it.
 func quarantineOf(e *journal.Entry, i int, reason string) journal.Quarantine {
 	a := &e.Plan.Attachments[i]
 	return journal.Quarantine{
@@ -103,7 +103,8 @@ func quarantineOf(e *journal.Entry, i int, reason string) journal.Quarantine {
 	}
 }
 
-// usable takes the VF out of quarantine if it is as it must be, or can be made so.
+// usable takes the VF out of quarantine if it has the required state or can be
+// restored.
 func (r *run) usable(ctx context.Context, a *plan.Attachment) error {
 	q, err := r.Journal.Quarantined(a.Device.PCIAddress)
 	if err != nil || q == nil || !r.inv.Conf.RestoreDevices {
@@ -123,8 +124,8 @@ func (r *run) usable(ctx context.Context, a *plan.Attachment) error {
 	return r.Journal.Release(q.Device)
 }
 
-// stillHeld reports whether the sandbox k may still have its devices, and
-// returns its journal's entry, nil for none.
+// stillHeld reports whether sandbox k may still have its devices, and returns its
+// journal's entry, nil for none.
 func (r *run) stillHeld(k journal.Key) (*journal.Entry, bool, error) {
 	lock, err := r.Journal.TryLock(k)
 	if err != nil || lock == nil {
@@ -134,12 +135,13 @@ func (r *run) stillHeld(k journal.Key) (*journal.Entry, bool, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, false, lock.Unlock(true)
 	}
-	// Of a journal that cannot be read it is not known; its DEL sets it aside.
+	// An unreadable journal does not tell, so count the device as held. The sandbox's
+	// DEL sets the journal aside.
 	held := err != nil || entry.SameBoot() && ns.IsNSorErr(entry.Plan.NetNS) == nil
 	return entry, held, lock.Unlock(false)
 }
 
-// restore makes a VF stand as before, waiting for its network device.
+// restore restores the VF to its state before, waiting for its netdev.
 func (r *run) restore(ctx context.Context, a *plan.Attachment, before *sriov.Snapshot) error {
 	ctx, cancel := context.WithTimeout(ctx, restoreTime)
 	defer cancel()
@@ -150,10 +152,9 @@ func (r *run) restore(ctx context.Context, a *plan.Attachment, before *sriov.Sna
 	return err
 }
 
-// fence claims the attachment's VF for the DEL of its sandbox, and reports whether
-// it is fenced off instead: whether another sandbox has taken it over. Then nothing
-// of the VF may be touched. The error is of kind [cnierr.JournalCorrupt] where no
-// journal says whose it is.
+// fence claims the attachment's VF for the DEL of its sandbox. fenced reports that
+// another sandbox has taken the VF over instead; then nothing of the VF may be touched.
+// The error is of kind [cnierr.JournalCorrupt] when no journal says who holds the VF.
 func (r *run) fence(ctx context.Context, a *plan.Attachment) (fenced bool, err error) {
 	if !isClaimed(a) {
 		return false, nil
@@ -166,7 +167,7 @@ func (r *run) fence(ctx context.Context, a *plan.Attachment) (fenced bool, err e
 			_, held, err := r.stillHeld(k)
 			return held, err
 		}
-		// Dead or alive: who has a journal has its own DEL to come.
+		// Dead or alive: a sandbox with a journal has a DEL to come.
 		_, err := r.Journal.Open(k)
 		return !errors.Is(err, os.ErrNotExist), nil
 	})
@@ -192,10 +193,11 @@ func (r *run) confine(i int, reason error) error {
 	return r.Journal.Quarantine(quarantineOf(r.entry, i, reason.Error()))
 }
 
-// giveBack makes a VF stand as before ADD, and gives its claim back. failed is what
-// the delegate's DEL ended with: after an error the VF is made so as soon as it is
-// out of the sandbox, whatever a delegate may go on to refuse, and stays claimed for
-// the next DEL. A VF that cannot be made so goes into quarantine, and the pod can go.
+// giveBack restores the VF to its state before ADD and gives its claim back. failed is
+// the error of the delegate's DEL. After an error the VF is restored only if it is out
+// of the sandbox, since a delegate may go on refusing DEL, and stays claimed for the
+// next DEL. A VF that cannot be restored goes into quarantine, and the pod can be
+// deleted.
 func (r *run) giveBack(ctx context.Context, i int, netns string, failed error) error {
 	a := &r.entry.Plan.Attachments[i]
 	if !isClaimed(a) || failed != nil && !r.isOut(a, netns) {
@@ -224,15 +226,15 @@ func (r *run) isOut(a *plan.Attachment, netns string) bool {
 	return err == nil && !there
 }
 
-// standAsBefore restores the VF of attachment i, and ends a quarantine in which the
-// sandbox's next owner had put it but died. After another boot the VF is as that
-// made it: what the old boot found is nothing to go back to.
+// standAsBefore restores the VF of attachment i. It ends a quarantine that the next
+// owner of the VF imposed for this sandbox before it died. After a reboot there is
+// nothing to restore: the state recorded in the old boot no longer applies.
 func (r *run) standAsBefore(ctx context.Context, i int) error {
 	if !r.inv.Conf.RestoreDevices || !r.entry.SameBoot() {
 		return nil
 	}
 	a := &r.entry.Plan.Attachments[i]
-	before, err := verify.Recorded(r.entry.Before(i)) // which may be the damaged line
+	before, err := verify.Recorded(r.entry.Before(i)) // its line may be the damaged one
 	if err != nil {
 		return err
 	}
@@ -246,7 +248,7 @@ func (r *run) standAsBefore(ctx context.Context, i int) error {
 	return r.Journal.Release(a.Device.PCIAddress)
 }
 
-// unclaim gives back the claim of the attachment's VF, if there is one.
+// unclaim gives back the claim of the attachment's VF, if it has one.
 func (r *run) unclaim(ctx context.Context, a *plan.Attachment) error {
 	if !isClaimed(a) {
 		return nil

@@ -25,7 +25,7 @@ import (
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
 )
 
-// The VF of these tests, its PF, and their network devices.
+// The VF of these tests, its PF, and their netdevs.
 const (
 	vfAddress = "0000:21:10.4"
 	vfIndex   = 2
@@ -34,7 +34,7 @@ const (
 	uplink    = "enp33s0"
 )
 
-// silent plans nothing and hears no report.
+// silent is a planner that plans nothing and ignores reports.
 type silent struct{}
 
 func (silent) Plan(context.Context, plan.Request) (*plan.Plan, error) {
@@ -45,19 +45,18 @@ func (silent) Status(context.Context, plan.StatusQuery) (json.RawMessage, error)
 	return nil, nil
 }
 
-// hardware is a node with the VFs of a tree, and a delegate that is a shell
-// script.
+// hardware is a node with a tree of VFs and a shell script as its delegate.
 type hardware struct {
 	*Engine
 	t    *testing.T
 	tree *sriovtest.Tree
 	dir  string
 	conf map[string]any
-	id   string          // by which the VF is allocated, and known if it is the address
+	id   string          // the allocated device ID: the VF's address or its netdev
 	ns   string          // network namespace of the sandboxes
-	info json.RawMessage // that plans have of the VF
-	// written is how the network's configuration names the VF itself, where nobody
-	// has allocated it.
+	info json.RawMessage // device information of the VF in plans
+	// written is how the network's configuration names the VF itself when nobody has
+	// allocated it.
 	written string
 }
 
@@ -91,14 +90,13 @@ func (h *hardware) must(err error) {
 	}
 }
 
-// delegate makes the node's delegate run body, which finds the node's directory in
-// $dir.
+// delegate makes the node's delegate run body, with the node's directory in $dir.
 func (h *hardware) delegate(body string) {
 	h.t.Helper()
 	h.must(os.Rename(script(h.t, fmt.Sprintf("dir=%s\n%s", h.dir, body)), h.path("mover")))
 }
 
-// invocation is a call of the runtime for a sandbox whose namespace is gone.
+// invocation returns a call of the runtime for a sandbox whose namespace is h.ns.
 func (h *hardware) invocation(id string) *netconf.Invocation {
 	h.t.Helper()
 	raw, err := json.Marshal(h.conf)
@@ -110,7 +108,7 @@ func (h *hardware) invocation(id string) *netconf.Invocation {
 
 func key(id string) journal.Key { return journal.Key{ContainerID: id, IfName: "eth0"} }
 
-// plan is that of a pod with the VF.
+// plan returns the plan of a pod with the VF.
 func (h *hardware) plan(id string) *plan.Plan {
 	device := &plan.Device{Resource: "lab.example/vfs", ID: h.id}
 	if h.id == vfAddress {
@@ -132,7 +130,7 @@ func (h *hardware) plan(id string) *plan.Plan {
 	}
 }
 
-// begin is an ADD of a sandbox until it claims the VF.
+// begin runs ADD of a sandbox up to the claim of the VF.
 func (h *hardware) begin(id string) *run {
 	h.t.Helper()
 	r, err := h.Engine.begin(h.t.Context(), h.invocation(id))
@@ -144,7 +142,8 @@ func (h *hardware) begin(id string) *run {
 	return r
 }
 
-// claim is an ADD of a sandbox that ends with its claim, whose error it returns.
+// claim runs ADD of a sandbox up to and including the claim, and returns the claim's
+// error.
 func (h *hardware) claim(id string) error {
 	h.t.Helper()
 	r := h.begin(id)
@@ -153,8 +152,8 @@ func (h *hardware) claim(id string) error {
 	return err
 }
 
-// attach is an ADD of a sandbox that gets the VF and changes what it can. It
-// returns how the VF stood before.
+// attach runs an ADD that gets the VF and changes everything it can. It returns the
+// VF's state before.
 func (h *hardware) attach(id string) *sriov.Snapshot {
 	h.t.Helper()
 	before := h.vf()
@@ -175,8 +174,8 @@ func (h *hardware) attach(id string) *sriov.Snapshot {
 	return before
 }
 
-// prepare gives the VF what an administrator may have set and what nobody's pod did:
-// as before is not as a VF is when it is made.
+// prepare sets on the VF what an administrator may have set, so that the state before
+// ADD differs from that of a freshly created VF.
 func (h *hardware) prepare() {
 	h.t.Helper()
 	set := sriov.VFState{VLAN: 7, VLANQoS: 1, VLANProto: "802.1q", SpoofChk: false, Trust: true, LinkState: "disable", MaxTxRate: 50}
@@ -187,7 +186,7 @@ func (h *hardware) prepare() {
 	}
 }
 
-// use changes all that a pod and its delegate can change of a VF.
+// use changes everything that a pod and its delegate can change on a VF.
 func (h *hardware) use(vlan int) {
 	h.t.Helper()
 	links, now := h.tree.Host().Links, h.vf()
@@ -200,7 +199,7 @@ func (h *hardware) use(vlan int) {
 	h.must(links.SetNetDev(now.NetDevs[0].Name, sriov.NetDev{Name: "eth7", MAC: dirty.MAC, MTU: 9000, Alias: vfNetDev}))
 }
 
-// vf is how the VF stands.
+// vf returns the state of the VF.
 func (h *hardware) vf() *sriov.Snapshot {
 	h.t.Helper()
 	s, err := h.tree.Host().Snapshot(vfAddress)
@@ -208,7 +207,7 @@ func (h *hardware) vf() *sriov.Snapshot {
 	return s
 }
 
-// stands fails unless the VF stands as in want.
+// stands fails the test unless the VF has the state want.
 func (h *hardware) stands(want *sriov.Snapshot) {
 	h.t.Helper()
 	if left := want.Compare(h.vf()); len(left) > 0 {
@@ -216,7 +215,7 @@ func (h *hardware) stands(want *sriov.Snapshot) {
 	}
 }
 
-// holds fails unless the sandbox of that ID holds the VF; "" for nobody.
+// holds fails the test unless the sandbox with that ID holds the VF; "" means nobody.
 func (h *hardware) holds(id string) {
 	h.t.Helper()
 	want := journal.Key{}
@@ -228,7 +227,7 @@ func (h *hardware) holds(id string) {
 	}
 }
 
-// nothingLeft fails unless nothing of any sandbox is left.
+// nothingLeft fails the test if anything of any sandbox is left.
 func (h *hardware) nothingLeft() {
 	h.t.Helper()
 	h.holds("")
@@ -244,7 +243,7 @@ func (h *hardware) del(id string) error {
 	return h.Del(h.t.Context(), h.invocation(id))
 }
 
-// A VF does not wait for what a delegate refuses.
+// DEL restores the VF even when the delegate refuses.
 func TestDELRestoresTheVFWhateverTheDelegateDoes(t *testing.T) {
 	const fails = `echo '{"cniVersion":"1.0.0","code":7,"msg":"no more"}'; exit 1`
 	for name, tc := range map[string]struct {
@@ -277,7 +276,7 @@ func TestDELRestoresTheVFWhateverTheDelegateDoes(t *testing.T) {
 					t.Fatalf("%v, want the delegate's error %s with %q", err, tc.kind, tc.want)
 				}
 				h.stands(before)
-				h.holds("old") // for the DEL to come
+				h.holds("old") // for the next DEL
 			}
 			if tc.kind == cnierr.InvalidDefinition {
 				return
@@ -290,7 +289,7 @@ func TestDELRestoresTheVFWhateverTheDelegateDoes(t *testing.T) {
 	}
 }
 
-// spoil writes a sandbox's journal anew, with a configuration that is none.
+// spoil rewrites a sandbox's journal with an invalid configuration.
 func (h *hardware) spoil(id string) {
 	h.t.Helper()
 	old, err := h.Journal.Open(key(id))
@@ -305,8 +304,8 @@ func (h *hardware) spoil(id string) {
 	}
 }
 
-// What the driver refuses is told beside the delegate's error, and the VF is not
-// given away; when only the driver refuses, the pod can go.
+// When delegate and driver both refuse, DEL reports both and the VF stays claimed. When
+// only the driver refuses, the pod can be deleted.
 func TestDELWithDelegateAndDriverRefusing(t *testing.T) {
 	h := newHardware(t, "exit 1")
 	before := h.attach("old")
@@ -334,10 +333,10 @@ func TestDELWithDelegateAndDriverRefusing(t *testing.T) {
 	h.nothingLeft()
 }
 
-// A PF that cannot be asked, or does not answer, says nothing of what is set on its VF:
-// no pod gets the VF before it has.
+// A PF that cannot be asked, or does not answer, says nothing about the settings of its
+// VF: no pod gets the VF until the PF has answered.
 func TestSilentPFIsNoCleanVF(t *testing.T) {
-	away := func(h *hardware) { h.tree.RemoveNetDev(uplink) } // in another network namespace
+	away := func(h *hardware) { h.tree.RemoveNetDev(uplink) } // into another network namespace
 	back := func(h *hardware) { h.tree.AddNetDev(pfAddress, sriovtest.NetDev{Name: uplink}) }
 	omit := func(answers int) func(*hardware) { return func(h *hardware) { h.tree.Omit(vfAddress, answers) } }
 	for name, tc := range map[string]struct {
@@ -377,9 +376,9 @@ func TestSilentPFIsNoCleanVF(t *testing.T) {
 	}
 }
 
-// A VF that was bound to another driver while its pod had it is not as it was, though
-// no network device can be compared. What its delegate's DEL does not find is passed
-// over.
+// A VF that was bound to another driver while its pod had it is not in its former
+// state, even though no netdev can be compared. The delegate's failure to find it is
+// passed over.
 func TestVFWithAnotherDriverIsConfined(t *testing.T) {
 	for _, driver := range []string{"vfio-pci", ""} {
 		t.Run("driver "+driver, func(t *testing.T) {
@@ -405,7 +404,7 @@ func TestVFWithAnotherDriverIsConfined(t *testing.T) {
 	}
 }
 
-// Claims of VFs that no delegate was run on go with their sandbox.
+// Claims of VFs on which no delegate ran are given back with their sandbox.
 func TestUntriedClaimsAreGivenBack(t *testing.T) {
 	for name, phase := range map[string]journal.Phase{"killed after its claim": "", "no program could be started": journal.Untouched} {
 		t.Run(name, func(t *testing.T) {
@@ -425,8 +424,8 @@ func TestUntriedClaimsAreGivenBack(t *testing.T) {
 	}
 }
 
-// The next owner's ADD put the VF of a dead sandbox into quarantine and died: the
-// late DEL restores the VF and ends that.
+// When the next owner's ADD puts the VF of a dead sandbox into quarantine and dies, the
+// late DEL restores the VF and ends the quarantine.
 func TestLateDELEndsTheQuarantineOfItsOwnVF(t *testing.T) {
 	h := newHardware(t, "exit 0")
 	before := h.attach("old")
@@ -444,7 +443,7 @@ func TestLateDELEndsTheQuarantineOfItsOwnVF(t *testing.T) {
 func TestLateDELIsFencedOff(t *testing.T) {
 	h := newHardware(t, `echo "$CNI_CONTAINERID" >>"$dir/calls"`)
 	h.attach("old")
-	h.must(h.claim("new")) // which takes the VF over, and restores it
+	h.must(h.claim("new")) // takes the VF over and restores it
 	h.use(200)
 	want := h.vf()
 	h.must(h.del("old"))
@@ -458,8 +457,8 @@ func TestLateDELIsFencedOff(t *testing.T) {
 	}
 }
 
-// While the DEL of a sandbox that gave its claim back before, and left something
-// else, runs its delegate, no ADD gets the VF.
+// A sandbox gave its claim back in an earlier DEL that left something else. While its
+// next DEL runs the delegate, no ADD gets the VF.
 func TestADDWaitsForALateDEL(t *testing.T) {
 	h := newHardware(t, `touch "$dir/reached"; while ! test -e "$dir/gate"; do sleep 0.01; done`)
 	before := h.attach("old")
@@ -487,7 +486,7 @@ func TestADDWaitsForALateDEL(t *testing.T) {
 	h.nothingLeft()
 }
 
-// The reconciler has the VF: DEL comes again.
+// While the reconciler repairs the VF, DEL fails and is tried again.
 func TestDELWaitsForARepair(t *testing.T) {
 	h := newHardware(t, `touch "$dir/ran"`)
 	before := h.attach("old")
@@ -508,8 +507,8 @@ func TestDELWaitsForARepair(t *testing.T) {
 	h.nothingLeft()
 }
 
-// TestADDAndLateDELRace lets them meet as they come: whoever has the claim works,
-// and the other leaves the VF alone.
+// TestADDAndLateDELRace runs ADD and a late DEL at the same time: the one that holds
+// the claim works, and the other leaves the VF alone.
 func TestADDAndLateDELRace(t *testing.T) {
 	const rounds = 20
 	h := newHardware(t, `cat "$dir/state/devices/`+vfAddress+`" >>"$dir/calls"`)
@@ -517,7 +516,7 @@ func TestADDAndLateDELRace(t *testing.T) {
 	for i := range rounds {
 		old, next := fmt.Sprintf("old%d", i), fmt.Sprintf("new%d", i)
 		before := h.attach(old)
-		if i%2 == 0 { // killed after it had given the VF back
+		if i%2 == 0 { // killed after giving the VF back
 			h.must(h.Journal.Unclaim(t.Context(), vfAddress, key(old)))
 		}
 		var failed, refused error

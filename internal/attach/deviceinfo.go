@@ -8,9 +8,9 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// placeDeviceInfo creates the attachment's device-information file with what the
-// device plugin wrote, for a delegate that has the capability
-// CNIDeviceInfoFile and may extend it (device information specification, 4.2).
+// placeDeviceInfo creates the attachment's device-information file with what the device
+// plugin wrote, for a delegate that has the capability CNIDeviceInfoFile and may extend
+// the file (device information specification, 4.2).
 func placeDeviceInfo(a *plan.Attachment) error {
 	if a.DeviceInfoFile == "" {
 		return nil
@@ -25,7 +25,8 @@ func placeDeviceInfo(a *plan.Attachment) error {
 	return nil
 }
 
-// removeDeviceInfo removes the file, whoever wrote it last.
+// removeDeviceInfo removes the attachment's device-information file, whoever wrote it
+// last.
 func removeDeviceInfo(a *plan.Attachment) error {
 	if a.DeviceInfoFile == "" {
 		return nil

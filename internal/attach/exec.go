@@ -24,28 +24,28 @@ import (
 	"github.com/manifold-cni/manifold/internal/journal"
 )
 
-// maxOutput bounds what is kept of a delegate's stdout and stderr, in bytes.
+// maxOutput is how much of a delegate's stdout and stderr is kept, in bytes.
 const maxOutput = 4 << 20
 
-// executor runs delegates for libcni (its invoke.Exec). Beyond libcni's own it
-// lets each delegate inherit the sandbox's lock, bounds its output, ends what it
-// leaves running after its deadline, and types every failure.
+// executor runs delegates for libcni (as its invoke.Exec). Unlike libcni's own it lets
+// each delegate inherit the sandbox's lock, limits its output, kills what it leaves
+// running after its deadline, and gives every failure a kind.
 type executor struct {
 	version.PluginDecoder
-	lock   *journal.Lock // may be nil: nothing to inherit
+	lock   *journal.Lock // nil: nothing to inherit
 	stderr io.Writer     // where a delegate's stderr goes
 	// started counts the programs that were started.
 	started int
-	// sought counts the programs that were looked for: of a chain that failed, the
-	// plugins that were tried.
+	// sought counts the programs that were looked up. For a chain that failed, it tells
+	// how many plugins were tried.
 	sought int
-	// times takes down each run, as step, of the attachment of that index.
+	// times records each run as the step named step of this attachment.
 	times      *Times
 	step       string
 	attachment int
 }
 
-// findAll finds the programs of a chain, those of its IPAM included.
+// findAll finds the programs of a chain, IPAM plugins included.
 func (e *executor) findAll(list *libcni.NetworkConfigList, paths []string) error {
 	for _, program := range chain.Programs(list) {
 		if _, err := e.FindInPath(program, paths); err != nil {
@@ -69,7 +69,7 @@ func (e *executor) FindInPath(plugin string, paths []string) (string, error) {
 	return path, nil
 }
 
-// ExecPlugin implements invoke.Exec: one run of one delegate.
+// ExecPlugin implements invoke.Exec. It runs one delegate once.
 func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	done := e.times.step(e.step, filepath.Base(path), e.attachment)
 	out, err := e.execPlugin(ctx, path, stdin, environ)
@@ -82,7 +82,7 @@ func (e *executor) execPlugin(ctx context.Context, path string, stdin []byte, en
 	var stdout, stderr bounded
 	err := e.run(ctx, path, stdin, environ, &stdout, &stderr)
 	if stderr.Len() > 0 {
-		// A delegate's stderr is for people; a full pipe must not fail the pod.
+		// A delegate's stderr is for people: failing to write it must not fail the pod.
 		_, _ = e.stderr.Write(stderr.Bytes())
 	}
 	if ctx.Err() != nil && err != nil {
@@ -98,7 +98,8 @@ func (e *executor) execPlugin(ctx context.Context, path string, stdin []byte, en
 	return checkOutput(op, stdout.Bytes(), environ)
 }
 
-// run starts the delegate, again for a moment while its file is being replaced.
+// run starts the delegate and waits for it. It retries for a second while the program
+// file is being replaced (ETXTBSY).
 func (e *executor) run(ctx context.Context, path string, stdin []byte, environ []string, stdout, stderr *bounded) error {
 	var inherit *os.File
 	if e.lock != nil {
@@ -117,8 +118,8 @@ func (e *executor) run(ctx context.Context, path string, stdin []byte, environ [
 	}
 }
 
-// failure types the error of a delegate that did not end well. What it printed
-// as a CNI error object keeps its code.
+// failure gives the error of a failed delegate a kind. A CNI error object that the
+// delegate printed keeps its code.
 func failure(op string, err error, stdout, stderr []byte) error {
 	if errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOEXEC) {
 		return cnierr.New(op, cnierr.DelegateMissing, "%w", err).WithFix("make it an executable program for this machine")
@@ -134,8 +135,8 @@ func failure(op string, err error, stdout, stderr []byte) error {
 	return cnierr.New(op, cnierr.DelegateFailed, "%w, and it printed no CNI error object: %s", err, text)
 }
 
-// checkOutput checks a successful delegate's stdout. ADD without any output stands
-// for an empty result.
+// checkOutput checks a successful delegate's stdout. ADD without output stands for an
+// empty result.
 func checkOutput(op string, stdout []byte, environ []string) ([]byte, error) {
 	verb := ""
 	for _, kv := range environ {
@@ -157,10 +158,11 @@ func checkOutput(op string, stdout []byte, environ []string) ([]byte, error) {
 	return stdout, nil
 }
 
-// bounded keeps at most maxOutput bytes and drops the rest, so that a delegate
-// that floods its output neither blocks nor fills the memory.
+// bounded keeps at most maxOutput bytes and drops the rest, so that a delegate that
+// floods its output neither blocks nor fills the memory.
 type bounded struct{ bytes.Buffer }
 
+// Write implements [io.Writer]. It never fails.
 func (b *bounded) Write(p []byte) (int, error) {
 	if room := maxOutput - b.Len(); room > 0 {
 		b.Buffer.Write(p[:min(room, len(p))])

@@ -19,14 +19,13 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// A foreign sandbox is one without a journal that another meta-plugin attached
-// with the same cniDir. Its attachments are known from the file of Multus, which
-// has their order, and from libcni's records, which have results, arguments and
-// capability data.
+// A foreign sandbox has no journal: another meta-plugin attached it with the same
+// cniDir. Its attachments are known from the file of Multus, which has their order, and
+// from libcni's records, which have results, arguments and capability data.
 
-// foreign returns the attachments of a foreign sandbox in order of attachment;
-// none when nothing is known of it. What cannot be read does not keep the rest from
-// being released.
+// foreign returns the attachments of a foreign sandbox in order of attachment, none
+// when nothing is known. Records that cannot be read do not keep the rest from being
+// released.
 func (r *run) foreign() ([]*libcni.NetworkAttachment, error) {
 	out, lost, err := r.recordedForeign()
 	if lost != nil {
@@ -35,7 +34,7 @@ func (r *run) foreign() ([]*libcni.NetworkAttachment, error) {
 	return out, err
 }
 
-// recordedForeign returns what foreign does; lost says what of the sandbox's
+// recordedForeign returns what foreign does. lost says which of the sandbox's
 // attachments could not be read.
 func (r *run) recordedForeign() (out []*libcni.NetworkAttachment, lost, err error) {
 	records, lost, err := r.records()
@@ -62,16 +61,16 @@ func (r *run) recordedForeign() (out []*libcni.NetworkAttachment, lost, err erro
 		}
 		out = append(out, a)
 	}
-	// libcni does not keep the order. The runtime's interface is the default
-	// network's, which was attached first.
+	// libcni does not keep the order. The runtime's interface belongs to the default
+	// network, which was attached first.
 	slices.SortStableFunc(records, func(x, y *libcni.NetworkAttachment) int {
 		return rank(x.IfName == r.inv.IfName) - rank(y.IfName == r.inv.IfName)
 	})
 	return append(out, records...), lost, nil
 }
 
-// records returns libcni's records of the sandbox. lost says which have no
-// configuration that could ever be run, so that nothing can be released by them.
+// records returns libcni's records of the sandbox. lost says which of them have no
+// runnable configuration, so that nothing can ever be released from them.
 func (r *run) records() (out []*libcni.NetworkAttachment, lost, err error) {
 	all, err := r.cni.GetCachedAttachments(r.inv.ContainerID)
 	if err != nil && !errors.Is(err, unix.ENOTDIR) {
@@ -87,8 +86,8 @@ func (r *run) records() (out []*libcni.NetworkAttachment, lost, err error) {
 	return out, lost, nil
 }
 
-// forgetLost removes the sandbox's records that nothing can be released by, once all
-// else is: no DEL and no GC would ever get further with them.
+// forgetLost removes the sandbox's records from which nothing can be released. It runs
+// once everything else is released: no later DEL or GC would get further with them.
 func (r *run) forgetLost() error {
 	all, err := r.cni.GetCachedAttachments(r.inv.ContainerID)
 	if err != nil && !errors.Is(err, unix.ENOTDIR) {
@@ -100,7 +99,7 @@ func (r *run) forgetLost() error {
 		}
 		name, err := r.cacheFile(a.Network, a.ContainerID, a.IfName)
 		if err != nil {
-			continue // its file is called otherwise
+			continue // the record is under another file name
 		}
 		if err := remove(name); err != nil {
 			return err
@@ -109,7 +108,7 @@ func (r *run) forgetLost() error {
 	return nil
 }
 
-// planOf is what GC needs of a foreign sandbox's attachments, as a plan.
+// planOf returns a plan with what GC needs of a foreign sandbox's attachments.
 func planOf(containerID string, attachments []*libcni.NetworkAttachment) *plan.Plan {
 	p := &plan.Plan{ContainerID: containerID}
 	for _, a := range attachments {
@@ -118,6 +117,7 @@ func planOf(containerID string, attachments []*libcni.NetworkAttachment) *plan.P
 	return p
 }
 
+// rank orders the default network's attachment before the others.
 func rank(first bool) int {
 	if first {
 		return 0
@@ -125,8 +125,8 @@ func rank(first bool) int {
 	return 1
 }
 
-// ofDelegate makes an attachment of what Multus wrote, for one of which libcni
-// has no record.
+// ofDelegate converts a delegate in the file of Multus into an attachment, for use
+// where libcni has no record.
 func (r *run) ofDelegate(d multus.Delegate) (*libcni.NetworkAttachment, error) {
 	list, err := chain.List(d.Config)
 	if err != nil {
@@ -150,12 +150,12 @@ func (r *run) ofDelegate(d multus.Delegate) (*libcni.NetworkAttachment, error) {
 	return a, nil
 }
 
-// releaseForeign runs DEL of a foreign sandbox's attachments in reverse order
-// and past failures; its file of Multus stays until all succeeded.
+// releaseForeign runs DEL of a foreign sandbox's attachments in reverse order and past
+// failures. The file of Multus stays until all have succeeded.
 func (r *run) releaseForeign(ctx context.Context, attachments []*libcni.NetworkAttachment) error {
 	var problems []error
 	for _, a := range slices.Backward(attachments) {
-		// Without a journal there is no claim to be kept for the next DEL.
+		// Without a journal no claim is kept for the next DEL.
 		if err := errors.Join(r.releaseCached(ctx, a), r.unclaim(ctx, r.ofRecord(ctx, a))); err != nil {
 			subject := cnierr.Subject{Pod: r.inv.Pod.String(), Network: a.Network, Interface: a.IfName}
 			problems = append(problems, cnierr.Annotate(err, subject))
@@ -176,8 +176,8 @@ func (r *run) forgetFile() error {
 	return nil
 }
 
-// checkForeign runs CHECK of a foreign sandbox's attachments with libcni's
-// records.
+// checkForeign runs CHECK of a foreign sandbox's attachments with libcni's records. It
+// skips networks of a CNI version before 0.4.0, which has no CHECK.
 func (r *run) checkForeign(ctx context.Context, attachments []*libcni.NetworkAttachment) error {
 	for _, a := range attachments {
 		list, err := chain.List(a.Config)
@@ -200,16 +200,16 @@ func (r *run) checkForeign(ctx context.Context, attachments []*libcni.NetworkAtt
 	return nil
 }
 
-// collectForeign releases the foreign sandboxes of which libcni has records and
-// which the runtime does not name any more.
+// collectForeign releases the foreign sandboxes that libcni has records of and that the
+// runtime no longer names.
 func (e *Engine) collectForeign(ctx context.Context, g *collection) error {
 	probe := e.newRun(&g.inv, nil)
 	records, err := probe.cni.GetCachedAttachments("")
 	if err != nil {
 		return cnierr.New("read libcni's records", cnierr.IO, "%w", err)
 	}
-	// Journals are listed after the records: a sandbox of Manifold has its
-	// journal before it has records.
+	// List the journals after the records: a sandbox of Manifold has a journal before
+	// it has records.
 	keys, err := e.Journal.List()
 	if err != nil {
 		return err
@@ -222,7 +222,7 @@ func (e *Engine) collectForeign(ctx context.Context, g *collection) error {
 		if g.keep[a.ContainerID] {
 			continue
 		}
-		g.keep[a.ContainerID] = true // each once
+		g.keep[a.ContainerID] = true // each sandbox once
 		if g.sparesForeign(probe, records, a) {
 			probe.spared(journal.Key{ContainerID: a.ContainerID, IfName: defaultIfName})
 			continue
@@ -232,9 +232,10 @@ func (e *Engine) collectForeign(ctx context.Context, g *collection) error {
 	return errors.Join(problems...)
 }
 
-// sparesForeign is spares of a sandbox of which libcni has records, a among them: the
-// newest was written when its ADD ended. That is known by the clock alone; a time in
-// the future is no reason to spare a sandbox until then.
+// sparesForeign is collection.spares for the foreign sandbox of record a, one of
+// records. Its newest record was written when its ADD finished. Only the wall clock
+// tells when that was; a time in the future is no reason to spare the sandbox until
+// then.
 func (g *collection) sparesForeign(r *run, records []*libcni.NetworkAttachment, a *libcni.NetworkAttachment) bool {
 	if _, err := os.Lstat(a.NetNS); err != nil {
 		return false
@@ -245,14 +246,14 @@ func (g *collection) sparesForeign(r *run, records []*libcni.NetworkAttachment, 
 		}
 		name, err := r.cacheFile(o.Network, o.ContainerID, o.IfName)
 		if err != nil {
-			return false // its file is called otherwise
+			return false // the record is under another file name
 		}
 		fi, err := os.Stat(name)
 		return err == nil && g.clock.Sub(fi.ModTime()) < time.Duration(g.inv.Conf.GCGrace) && time.Since(fi.ModTime()) >= 0
 	})
 }
 
-// collectForeignOne releases one sandbox, which a is a record of.
+// collectForeignOne releases the sandbox of record a.
 func (e *Engine) collectForeignOne(ctx context.Context, g *collection, a *libcni.NetworkAttachment) error {
 	inv := g.inv
 	inv.ContainerID, inv.IfName, inv.NetNS, inv.Args = a.ContainerID, defaultIfName, a.NetNS, a.CniArgs
@@ -272,5 +273,5 @@ func (e *Engine) collectForeignOne(ctx context.Context, g *collection, a *libcni
 	return r.end(true, err)
 }
 
-// defaultIfName is what every runtime calls a pod's first interface.
+// defaultIfName is the name that every runtime gives a pod's first interface.
 const defaultIfName = "eth0"

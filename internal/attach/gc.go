@@ -18,13 +18,12 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// GC releases every sandbox that is not in the list of valid attachments, of the
-// journal and of those that Multus left, then passes GC on to the delegates. A sandbox
-// that is being added or deleted at this moment holds its lock and is left alone, and
-// so is one that may have been added while the runtime made its list (see
-// collection.spares): by the delegates too. With the key disableGC nothing is
-// collected: for several runtimes that share a directory, each of which knows its own
-// sandboxes only.
+// GC releases every sandbox, of the journal or left by Multus, that is not in the
+// runtime's list of valid attachments. Then it passes GC on to the delegates. A sandbox
+// that is being added or deleted holds its lock and is left alone, by the delegates
+// too. So is one that may have been added while the runtime made its list, see
+// collection.spares. With the key disableGC nothing is collected: it is for several
+// runtimes that share a directory, where each knows only its own sandboxes.
 func (e *Engine) GC(ctx context.Context, inv *netconf.Invocation) error {
 	if inv.Conf.DisableGC {
 		return nil
@@ -50,8 +49,8 @@ func (e *Engine) GC(ctx context.Context, inv *netconf.Invocation) error {
 	return nil
 }
 
-// checkValid refuses a GC that does not say what lives: taken for an empty list it
-// would release every pod of the node.
+// checkValid refuses a GC that does not name the live attachments. Taken for an empty
+// list, it would release every pod of the node.
 func checkValid(inv *netconf.Invocation) error {
 	err := cnierr.New("collect", cnierr.InvalidConfig, "the runtime does not say which attachments live").
 		WithFix("give cni.dev/valid-attachments, with containerID and ifname of each (CNI specification, verb GC)")
@@ -69,25 +68,25 @@ func checkValid(inv *netconf.Invocation) error {
 // collection is one GC.
 type collection struct {
 	inv      netconf.Invocation
-	began    time.Duration        // when it began, as journal.Uptime
-	clock    time.Time            // the same by the clock
-	valid    map[journal.Key]bool // the runtime's attachments that live
-	keep     map[string]bool      // container IDs that are not foreign and stale
+	began    time.Duration        // journal.Uptime at the start
+	clock    time.Time            // the same moment on the wall clock
+	valid    map[journal.Key]bool // the runtime's live attachments
+	keep     map[string]bool      // container IDs that collectForeign leaves alone
 	networks networks
 }
 
-// spares reports whether a sandbox that the runtime does not name may be one that it
-// was adding when it made its list: its ADD ended since GC began, or within the key
+// spares reports whether the runtime may have been adding a sandbox, which it does not
+// name, while it made its list: the sandbox's ADD succeeded after GC began, or up to
 // gcGrace before. The runtime must not add while it collects (CNI specification,
-// lifecycle and ordering), and one that does may lose a live pod its networks. What is
-// spared is no pod's for ever: the next GC collects it.
+// lifecycle and ordering), but without this a runtime that does would take a live pod's
+// networks away. A spared sandbox that belongs to no pod is collected by the next GC.
 func (g *collection) spares(lock *journal.Lock, e *journal.Entry) bool {
 	added, known := lock.Added()
 	return known && g.began-added < time.Duration(g.inv.Conf.GCGrace) && !e.Releasing() && e.Gone() == ""
 }
 
-// collectStale releases the sandboxes with a journal that the runtime does not
-// name any more.
+// collectStale releases the sandboxes that have a journal and that the runtime no
+// longer names.
 func (e *Engine) collectStale(ctx context.Context, g *collection) error {
 	keys, err := e.Journal.List()
 	if err != nil {
@@ -107,8 +106,8 @@ func (e *Engine) collectStale(ctx context.Context, g *collection) error {
 	return errors.Join(problems...)
 }
 
-// collect releases one stale sandbox unless it is spared or somebody works on it, and
-// returns its journal's entry, nil when there is none, or it is damaged.
+// collect releases one stale sandbox unless it is spared or somebody works on it. It
+// returns the journal's entry, or nil when nothing was released from one.
 func (e *Engine) collect(ctx context.Context, g *collection, k journal.Key) (*journal.Entry, error) {
 	inv := g.inv
 	inv.ContainerID, inv.IfName, inv.NetNS = k.ContainerID, k.IfName, ""
@@ -135,20 +134,20 @@ func (e *Engine) collect(ctx context.Context, g *collection, k journal.Key) (*jo
 	return r.entry, r.end(err == nil, err)
 }
 
-// spared says in the log that a sandbox was.
+// spared logs that GC spared a sandbox.
 func (r *run) spared(k journal.Key) {
 	r.warn("GC spares sandbox %s, which the runtime does not name: it was attached meanwhile or shortly before, so that the runtime may not have known it yet; the next GC collects it", k)
 }
 
 // network is a delegate chain that GC is passed on to.
 type network struct {
-	label  string // what network-status calls it
-	name   string // the "name" in its configuration, which delegates keep their state under
+	label  string // its name in network-status
+	name   string // "name" in its configuration, under which delegates keep their state
 	config json.RawMessage
 }
 
-// networks are the networks that sandboxes of this node are or were attached to,
-// and by name the attachments that live.
+// networks are the networks that sandboxes of this node are or were attached to, and
+// the live attachments by network name.
 type networks struct {
 	all   []network
 	valid map[string][]types.GCAttachment
@@ -165,7 +164,7 @@ func (n *networks) know(p *plan.Plan) {
 	}
 }
 
-// live adds a plan's attachments to those that live.
+// live adds a plan's attachments to the live ones.
 func (n *networks) live(p *plan.Plan) {
 	n.know(p)
 	for i := range p.Attachments {
@@ -174,22 +173,22 @@ func (n *networks) live(p *plan.Plan) {
 	}
 }
 
-// lives adds an attachment to those of a network that live, once.
+// lives adds an attachment to the live ones of a network, once.
 func (n *networks) lives(network string, a types.GCAttachment) {
 	if !slices.Contains(n.valid[network], a) {
 		n.valid[network] = append(n.valid[network], a)
 	}
 }
 
-// passOn runs GC of every network's delegates with the attachments of that
-// network that live (CNI specification, GC), which are more than the runtime
-// knows: it has one for each sandbox. libcni releases what its own records name
-// beyond them, which is how a delegate without GC is served.
+// passOn runs GC of every network's delegates with the live attachments of that network
+// (CNI specification, GC). These are more than the runtime knows, which has one per
+// sandbox. Where libcni's own records name others, libcni releases them; that serves
+// delegates without GC.
 //
-// A new sandbox would be missing from that list, so none may begin meanwhile;
-// that is why all of it must end within half of what an ADD would wait.
+// A new sandbox would be missing from that list, so none may begin meanwhile. Therefore
+// all of GC must finish within half the time that an ADD would wait.
 func (e *Engine) passOn(ctx context.Context, g *collection) (err error) {
-	// Asked for before, so that a slow planner keeps nobody waiting.
+	// Ask before taking the barrier, so that a slow planner keeps nobody waiting.
 	def, noDefault := e.knownDefault(ctx, &g.inv)
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(g.inv.Conf.LockTime)/2)
 	defer cancel()
@@ -229,11 +228,11 @@ func partsOf(err error) []error {
 	return []error{err}
 }
 
-// survey learns the attachments of all sandboxes that hold any: from the journals,
-// and of the others, which are older than Manifold on this node, from what Multus
-// and libcni recorded. It returns those of the runtime's that this does not tell
-// all of. A journal that cannot be read ends it: delegates must not release what
-// it may hold.
+// survey learns the attachments of all sandboxes that have any: from the journals, and
+// for sandboxes older than Manifold on this node from what Multus and libcni recorded.
+// unknown are the runtime's attachments whose sandboxes these records do not cover
+// completely. A journal that cannot be read stops the survey, because delegates must
+// not release what it may hold.
 func (r *run) survey(nets *networks) (unknown []netconf.Attachment, err error) {
 	keys, err := r.Journal.List()
 	if err != nil {
@@ -242,7 +241,7 @@ func (r *run) survey(nets *networks) (unknown []netconf.Attachment, err error) {
 	for _, k := range keys {
 		entry, err := r.Journal.Open(k)
 		if errors.Is(err, os.ErrNotExist) {
-			continue // deleted meanwhile
+			continue // deleted in the meantime
 		}
 		if err != nil {
 			return nil, err
@@ -270,13 +269,13 @@ func (r *run) survey(nets *networks) (unknown []netconf.Attachment, err error) {
 	return unknown, nil
 }
 
-// others returns the sandboxes without a journal that may hold attachments: the
-// runtime's, by each interface that it names, of which the first need not be the
-// one that Multus was called for; and, each once, those that are worked on, which
-// the runtime need not name any more while it deletes them, and those that libcni
-// has records of. The last were collected just before, so what is left is being
-// deleted or could not be, and libcni would run a DEL beside another, or the same
-// one again.
+// others returns the sandboxes without a journal that may hold attachments. The
+// runtime's come by each interface that it names, because the first need not be the one
+// that Multus was called for. After them come, once each, the sandboxes that are being
+// worked on, which the runtime may no longer name while it deletes them, and those that
+// libcni has records of. Stale ones among the latter were collected just before. Those
+// left are being deleted or could not be released, and libcni would run a second DEL
+// beside the first or after it.
 func (r *run) others(journals []journal.Key) ([]journal.Key, error) {
 	locked, err := r.Journal.Locked()
 	if err != nil {
@@ -312,11 +311,11 @@ func (r *run) others(journals []journal.Key) ([]journal.Key, error) {
 	return out, nil
 }
 
-// withDefault returns the networks to pass GC on to: those that are known, and
-// the cluster default network, nil for one that cannot be read, even when no
-// sandbox is left on it. Of unknown sandboxes only the attachment to the default
-// network is certain. While there are any, the other networks are left out, since
-// the attachments that these sandboxes have there would be taken for stale.
+// withDefault returns the networks to pass GC on to: the known ones and the cluster
+// default network def, even when no sandbox is left on it. def is nil when it cannot be
+// read. For unknown sandboxes only the attachment to the default network is certain.
+// While there are any, the other networks are left out: their delegates would take the
+// attachments of these sandboxes for stale.
 func (n *networks) withDefault(def *libcni.NetworkConfigList, unknown []netconf.Attachment) []network {
 	out := n.all
 	if def != nil {
@@ -335,9 +334,9 @@ func (n *networks) withDefault(def *libcni.NetworkConfigList, unknown []netconf.
 	return out[:1]
 }
 
-// passOnTo runs the GC of one network, with its part of the time that it and the
-// others behind it have: a delegate that hangs keeps none of theirs. It returns the
-// failures of its plugins.
+// passOnTo runs the GC of one network within its share of the time left for it and the
+// networks after it, so that a delegate that hangs takes none of theirs. left is the
+// number of these networks. It returns the failures of the network's plugins.
 func (r *run) passOnTo(ctx context.Context, n network, valid []types.GCAttachment, left int) (problems []error) {
 	if end, bounded := ctx.Deadline(); bounded {
 		var cancel context.CancelFunc
@@ -352,7 +351,7 @@ func (r *run) passOnTo(ctx context.Context, n network, valid []types.GCAttachmen
 	if valid == nil {
 		valid = []types.GCAttachment{} // an empty list, not none
 	}
-	list.Name = n.name // which a definition's configuration need not say
+	list.Name = n.name // a definition's configuration need not have a name
 	err = r.cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
 	for _, err := range partsOf(err) {
 		problems = append(problems, cnierr.Annotate(explainVersion(list, delegateError("gc", err)), about))

@@ -19,9 +19,9 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// Check runs every delegate's CHECK with the recorded configuration and result,
-// and verification again. A delegate older than CNI 0.4.0 knows no CHECK and is
-// verified only.
+// Check runs every delegate's CHECK with the recorded configuration and result, and
+// repeats the verification. A network of a CNI version before 0.4.0 has no CHECK and is
+// only verified.
 func (e *Engine) Check(ctx context.Context, inv *netconf.Invocation) error {
 	if inv.Conf.ReleaseOnly != "" {
 		return nil
@@ -64,7 +64,7 @@ func (r *run) checkOne(ctx context.Context, i int) (*plan.Outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Without what the device was before, less would be compared than is said to be.
+	// Without the recorded state, verify would compare less than its outcome claims.
 	var before *sriov.Snapshot
 	if a.Device != nil {
 		if before, err = verify.Recorded(r.entry.Before(i)); err != nil {
@@ -88,13 +88,13 @@ func (r *run) checkOne(ctx context.Context, i int) (*plan.Outcome, error) {
 	return out, err
 }
 
-// statusTime bounds all of STATUS: the kubelet takes a runtime for dead that has
-// not said within 30 s how it is.
+// statusTime bounds the whole STATUS. The kubelet considers a runtime dead that does
+// not report its status within 30 s.
 const statusTime = 20 * time.Second
 
 // Status returns nil when an ADD can be served: a journal can be begun, the planner
-// answers, the default network is configured and can be planned, its programs and
-// those of the other networks that every pod gets are there, and its own STATUS agrees.
+// answers, the default network is configured and can be planned, its programs and those
+// of the other networks that every pod gets are installed, and its own STATUS succeeds.
 func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 	if inv.Conf.ReleaseOnly != "" {
 		return nil
@@ -130,8 +130,8 @@ func (e *Engine) Status(ctx context.Context, inv *netconf.Invocation) error {
 	return nil
 }
 
-// findFurther finds the programs of what every pod gets behind the default network:
-// without them each ADD is refused.
+// findFurther finds the programs of the networks that every pod gets after the default
+// network. Without them each ADD is refused.
 func (r *run) findFurther() error {
 	further, err := r.inv.Conf.Further()
 	if err != nil {
@@ -149,8 +149,8 @@ func (r *run) findFurther() error {
 	return nil
 }
 
-// defaultNetwork returns the cluster default network as an ADD would take it now;
-// beside an error, without its version.
+// defaultNetwork returns the cluster default network as an ADD would use it now. If
+// only finding its CNI version fails, it returns the network with the error.
 func (e *Engine) defaultNetwork(ctx context.Context, inv *netconf.Invocation) (list *libcni.NetworkConfigList, raw json.RawMessage, err error) {
 	raw, err = inv.Conf.ClusterDefault(func(namespace, name string) (json.RawMessage, error) {
 		return e.Planner.Status(ctx, plan.StatusQuery{Namespace: namespace, Name: name})
@@ -165,14 +165,13 @@ func (e *Engine) defaultNetwork(ctx context.Context, inv *netconf.Invocation) (l
 	return list, raw, err
 }
 
-// knownTime bounds the question which definition is the default network where what
-// is to be released cannot wait for the answer, nor depends on it: the planner asks
-// nobody else.
+// knownTime bounds the question to the planner which definition is the default network,
+// for verbs that release. These can neither wait for the answer nor depend on it.
 const knownTime = 10 * time.Second
 
-// knownDefault is defaultNetwork for GC and DEL: after a planner that does not
-// answer soon the file serves, and plugins that do not say in time what they speak
-// are called in the oldest version.
+// knownDefault is defaultNetwork for GC and DEL. The file serves when the planner does
+// not answer soon, and plugins that do not tell their versions in time are called in
+// the oldest version.
 func (e *Engine) knownDefault(ctx context.Context, inv *netconf.Invocation) (*libcni.NetworkConfigList, error) {
 	ctx, cancel := context.WithTimeout(ctx, min(knownTime, time.Duration(inv.Conf.PlanTime)))
 	defer cancel()

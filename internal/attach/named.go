@@ -11,16 +11,15 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// A device plugin may call a VF by its network device. Such a name means something in
-// the host's network namespace alone, which the planner need not be in, and goes with
-// the network device into a pod. What it names is told by the host while the network
-// device is there, and otherwise by the journal of the sandbox that has the VF: then
-// the VF has a claim like any other, and the next pod waits for it, or gets it as that
-// sandbox found it, under its name.
+// A device plugin may name a VF by its netdev. Such a name means something only in the
+// host's network namespace, where the planner need not be, and the netdev takes the
+// name with it into a pod. While the netdev is on the host, the host tells which VF the
+// name means; otherwise the journal of the sandbox that has the VF tells. With that the
+// VF has a claim like any other: the next pod waits for it, or gets it restored and
+// under this name.
 
-// nameVFs completes the plan's devices that are called by the network devices of VFs.
-// An ID that is nobody's name is the device plugin's own word, of which nothing is
-// known.
+// nameVFs completes the plan's devices whose IDs are netdev names of VFs. Any other ID
+// is the device plugin's own, and nothing is known about its device.
 func (r *run) nameVFs(ctx context.Context, p *plan.Plan) error {
 	for i := range p.Attachments {
 		a := &p.Attachments[i]
@@ -36,8 +35,8 @@ func (r *run) nameVFs(ctx context.Context, p *plan.Plan) error {
 
 // nameVF completes the device of one attachment.
 func (r *run) nameVF(ctx context.Context, a *plan.Attachment) error {
-	// A DEL puts the network device back before it ends its journal: where neither has
-	// the name the first time, it may have come back between the looks.
+	// DEL returns the netdev before it removes its journal. When the first look finds
+	// the name in neither place, the netdev may have come back in between.
 	for range 2 {
 		f, err := r.host().VFOfNetDev(a.Device.ID)
 		if err == nil {

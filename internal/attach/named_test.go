@@ -11,12 +11,12 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// A VF that its device plugin calls by its network device has one owner like any
-// other: while the name is away with it, and after it came back under another.
+// A VF that its device plugin names by netdev has one owner like any other: while the
+// netdev is away in the pod, and after it came back under another name.
 func TestVFCalledByItsNetworkDeviceHasOneOwner(t *testing.T) {
 	h := newHardware(t, `echo "$CNI_CONTAINERID" >>"$dir/calls"`)
 	h.id, h.ns = vfNetDev, "/proc/self/ns/net"
-	before := h.attach("old") // which renames it
+	before := h.attach("old") // which renames the netdev
 	h.holds("old")
 	if err := h.claim("early"); !cnierr.Is(err, cnierr.TryAgain) || !strings.Contains(err.Error(), "sandbox old@eth0 still has it") {
 		t.Errorf("while its owner lives: %v", err)
@@ -47,9 +47,9 @@ func (h *hardware) ends(id string) {
 	h.ns = h.path("gone")
 }
 
-// What a name means is told by the host, else by a journal, of which network-status has
-// its device information then; where one that may tell cannot be read, the pod waits.
-// What is no VF's name stays the device plugin's word.
+// The host tells what a name means, or else a journal, which then also has the device
+// information for network-status. While a journal that may tell cannot be read, the pod
+// waits. An ID that names no VF stays the device plugin's own.
 func TestWhatTheIDOfADeviceNames(t *testing.T) {
 	h := newHardware(t, "")
 	h.id = vfNetDev
@@ -77,7 +77,7 @@ func TestWhatTheIDOfADeviceNames(t *testing.T) {
 	is(vfNetDev, vfAddress)
 	h.id, h.info = vfNetDev, json.RawMessage(`{"type":"pci"}`)
 	h.attach("old")
-	h.info = nil // which a planner that does not see the network device does not know
+	h.info = nil // a planner that does not see the netdev has none
 	if a := is(vfNetDev, vfAddress); string(a.DeviceInfo) != `{"type":"pci"}` {
 		t.Errorf("device-info %s, want that of the journal", a.DeviceInfo)
 	}
@@ -85,15 +85,15 @@ func TestWhatTheIDOfADeviceNames(t *testing.T) {
 	if _, err := name(vfNetDev); !cnierr.Is(err, cnierr.TryAgain) || !strings.Contains(err.Error(), h.journalFile("old")) || !strings.Contains(err.Error(), "device "+vfNetDev) {
 		t.Errorf("%v, want the damaged journal", err)
 	}
-	is(uplink, "") // which the host tells
+	is(uplink, "") // the host tells
 	if err := h.del("old"); !cnierr.Is(err, cnierr.JournalCorrupt) {
 		t.Errorf("%v, want the damage", err)
 	}
-	is(vfNetDev, vfAddress) // by the host again
+	is(vfNetDev, vfAddress) // the host tells again
 }
 
-// A late DEL of a sandbox that another meta-plugin attached is fenced off also where
-// the VF is known by its network device, and that is away.
+// The late DEL of a sandbox that another meta-plugin attached is also fenced off when
+// its VF is known by netdev name and the netdev is away.
 func TestForeignSandboxIsFencedOffByName(t *testing.T) {
 	h := newHardware(t, `touch "$dir/ran"`)
 	h.id = vfNetDev

@@ -27,8 +27,8 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// Del releases all attachments of the sandbox, in reverse order and past
-// failures, from the journal alone. It succeeds only when nothing is left; what
+// Del releases all attachments of the sandbox in reverse order, continues past
+// failures, and uses the journal alone. It succeeds only when nothing is left. What
 // failed stays in the journal for the next DEL.
 func (e *Engine) Del(ctx context.Context, inv *netconf.Invocation) error {
 	defer e.leave(inv)
@@ -58,8 +58,8 @@ func (e *Engine) Del(ctx context.Context, inv *netconf.Invocation) error {
 	return r.end(true, nil)
 }
 
-// unlocked serves a DEL when the journal directory cannot hold a lock: without a
-// journal nothing was attached there, and nothing can be being attached.
+// unlocked serves a DEL when the journal directory cannot hold a lock. There is no
+// journal there, so nothing was attached and nothing can be about to be.
 func (e *Engine) unlocked(inv *netconf.Invocation, lockErr error) (*run, error) {
 	if !cnierr.Is(lockErr, cnierr.IO) {
 		return nil, lockErr
@@ -71,7 +71,7 @@ func (e *Engine) unlocked(inv *netconf.Invocation, lockErr error) (*run, error) 
 	return e.newRun(inv, nil), nil
 }
 
-// incomplete is the error of a DEL that left something, and tells the agent.
+// incomplete reports a DEL that left something to the agent and returns its error.
 func (r *run) incomplete(problems []error) error {
 	err := cnierr.New("release", cnierr.TeardownIncomplete, "%w", errors.Join(problems...)).
 		About(cnierr.Subject{Pod: r.entry.Plan.Pod.String()}).
@@ -80,7 +80,7 @@ func (r *run) incomplete(problems []error) error {
 	return err
 }
 
-// releaseAll releases the sandbox and, when nothing is left, removes its journal.
+// releaseAll releases the sandbox and removes its journal when nothing is left.
 func (r *run) releaseAll(ctx context.Context) []error {
 	problems := r.release(ctx)
 	if len(problems) > 0 {
@@ -92,8 +92,8 @@ func (r *run) releaseAll(ctx context.Context) []error {
 	return nil
 }
 
-// close removes the journal of a sandbox that is released, and before it the claims
-// of VFs that no delegate was run on.
+// close removes the journal of a released sandbox. Before that it gives back the claims
+// of VFs on which no delegate ran.
 func (r *run) close(ctx context.Context) error {
 	defer r.Times.part(partClose)()
 	for i := range r.entry.Plan.Attachments {
@@ -111,8 +111,8 @@ func (r *run) release(ctx context.Context) []error {
 	var problems []error
 	for _, i := range r.entry.Unreleased() {
 		r.exec.attachment = i
-		// That a step cannot be recorded must not keep an attachment alive: DEL
-		// is repeatable, so the worst is that it runs twice.
+		// A step that cannot be recorded must not keep an attachment alive. DEL is
+		// repeatable, so at worst it runs twice.
 		recorded := r.record(journal.Step{Attachment: i, Phase: journal.Releasing})
 		err := r.releaseOne(ctx, i)
 		step := journal.Step{Attachment: i, Phase: journal.Released}
@@ -128,14 +128,14 @@ func (r *run) release(ctx context.Context) []error {
 	return problems
 }
 
-// releaseOne releases one attachment: what its delegates made, its device, its
-// files. Of a device that serves another sandbox by now the rest is released: the
-// delegates' own DEL would reset it under its next owner.
+// releaseOne releases one attachment: what its delegates created, its device, its
+// files. If the device already serves another sandbox, it releases everything but the
+// device, because the delegates' DEL would reset the device under its new owner.
 func (r *run) releaseOne(ctx context.Context, i int) error {
 	a := &r.entry.Plan.Attachments[i]
 	fenced, err := r.fence(ctx, a)
 	if cnierr.Is(err, cnierr.JournalCorrupt) {
-		// Whose it is no journal says. That must not keep the pod from going.
+		// No journal says who holds it. That must not keep the pod from being deleted.
 		fenced, err = true, r.confine(i, err)
 	}
 	if err != nil {
@@ -176,22 +176,22 @@ func (r *run) releaseChain(ctx context.Context, i int, t teardown) error {
 	return r.left(t.a, t.rt.NetNS)
 }
 
-// teardown is what releases an attachment.
+// teardown is the input to an attachment's release.
 type teardown struct {
 	a      *plan.Attachment
 	list   *libcni.NetworkConfigList
 	rt     *libcni.RuntimeConf
-	before json.RawMessage // what was recorded of the device before ADD, nil for nothing
-	// completed says that its ADD was. Of an ADD that was never completed the cause
-	// may be one that the DEL has as well, and will have for ever: a value that the
-	// delegate cannot read, a version that it does not speak. Then its failures do
-	// not keep the pod, once its interface is not there and every plugin was tried.
+	before json.RawMessage // the device as recorded before ADD, nil when nothing was
+	// completed says that ADD completed. If it did not, what failed it may fail every
+	// DEL too: a value that the delegate cannot read, a version that it does not
+	// support. Such failures do not keep the pod once the interface is out of the
+	// sandbox and DEL of every plugin was tried.
 	completed bool
 }
 
-// runDEL runs a delegate chain's DEL, and that of its addresses where the delegates
-// may not have. While the interface is in the sandbox its addresses are in use, and
-// only the delegates give them back.
+// runDEL runs a delegate chain's DEL. It also releases the addresses where the
+// delegates may not have, but not while the interface is in the sandbox: then they are
+// in use, and only the delegates give them back.
 func (r *run) runDEL(ctx context.Context, t teardown) error {
 	failed, problems := r.delAll(ctx, t)
 	if failed && !t.completed && !r.isOut(t.a, t.rt.NetNS) {
@@ -205,15 +205,16 @@ func (r *run) runDEL(ctx context.Context, t teardown) error {
 	case !r.isOut(t.a, t.rt.NetNS):
 		return held(t, join(problems))
 	case !r.gone(t):
-		t.completed = true // its device is somewhere
+		t.completed = true // the device is not back on the host, so a delegate may still hold it
 	}
 	return r.releaseRest(ctx, t, problems)
 }
 
-// held is the failure of a DEL whose interface is still in the sandbox. That it is
-// there says that a delegate made or moved it, and may hold more outside of the
-// sandbox, which nobody else gives back. Nor is it deleted: nothing tells one that was
-// made from one that was moved in from the host, with which the host's own would go.
+// held is the error of a DEL whose interface is still in the sandbox. A delegate
+// created or moved that interface, and may hold more outside the sandbox that nobody
+// else gives back. The interface is not deleted either: nothing tells a created
+// interface from one moved in from the host, and deleting the latter would take the
+// host's own device.
 func held(t teardown, err error) error {
 	if t.completed {
 		return err
@@ -222,9 +223,9 @@ func held(t teardown, err error) error {
 		WithFix("correct the delegate, and the next DEL succeeds; or take the interface away by hand (nsenter --net=%s ip link, delete %s or move it back to the host), then no failure of the delegate keeps the pod", t.rt.NetNS, t.rt.IfName)
 }
 
-// delAll runs DEL of a chain's plugins, last first and past failures: libcni ends
-// at the first, and what the plugins before it made would stay. It reports whether
-// one failed, and returns the failures that count.
+// delAll runs DEL of a chain's plugins, last first and past failures. libcni stops at
+// the first failure and would leave what the earlier plugins created. delAll reports
+// whether a plugin failed, and returns the failures that count.
 func (r *run) delAll(ctx context.Context, t teardown) (failed bool, problems []error) {
 	sought := r.exec.sought
 	ended := r.Times.part(partLibcni)
@@ -235,7 +236,7 @@ func (r *run) delAll(ctx context.Context, t teardown) (failed bool, problems []e
 		return false, nil
 	}
 	tried := r.exec.sought - sought
-	if tried == 0 { // libcni refuses the list
+	if tried == 0 { // libcni refused the list
 		return true, []error{delegateError("del", err)}
 	}
 	for i := len(t.list.Plugins) - tried; ; {
@@ -249,9 +250,9 @@ func (r *run) delAll(ctx context.Context, t teardown) (failed bool, problems []e
 	}
 }
 
-// delBare runs DEL of a chain's plugins that have an IPAM without it. host-device
-// leaves its device in the sandbox when its IPAM refuses ADD, and gives it back
-// after its IPAM's DEL alone, which is refused as well.
+// delBare runs DEL without "ipam" for the plugins of a chain that have an IPAM plugin.
+// When its IPAM plugin refuses ADD, host-device leaves its device in the sandbox. Its
+// DEL returns the device only after the IPAM plugin's DEL, which is refused as well.
 func (r *run) delBare(ctx context.Context, t teardown) (problems []error) {
 	for _, p := range slices.Backward(t.list.Plugins) {
 		if p.Network.IPAM.Type == "" {
@@ -265,15 +266,15 @@ func (r *run) delBare(ctx context.Context, t teardown) (problems []error) {
 	return problems
 }
 
-// within runs f within the time that delegates have.
+// within runs f within the time limit for delegates.
 func (r *run) within(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
 	defer cancel()
 	return f(ctx)
 }
 
-// delPlugin runs DEL of one plugin of a chain, with what libcni gives it and more
-// keys.
+// delPlugin runs DEL of one plugin of a chain with what libcni would pass to it, and
+// with the additional keys more.
 func (r *run) delPlugin(ctx context.Context, t teardown, p *libcni.PluginConfig, more map[string]any) error {
 	if result, err := r.cni.GetNetworkListCachedResult(t.list, t.rt); err == nil && result != nil {
 		more["prevResult"] = result
@@ -290,7 +291,8 @@ func (r *run) delPlugin(ctx context.Context, t teardown, p *libcni.PluginConfig,
 	return r.execDEL(ctx, t, p, p.Network.Type, t.rt.NetNS, more)
 }
 
-// execDEL runs DEL of a program with a plugin's configuration and more keys.
+// execDEL runs DEL of program with the configuration of plugin p and the additional
+// keys more.
 func (r *run) execDEL(ctx context.Context, t teardown, p *libcni.PluginConfig, program, netns string, more map[string]any) error {
 	more["name"], more["cniVersion"] = t.list.Name, t.list.CNIVersion
 	conf, err := libcni.InjectConf(p, more)
@@ -308,9 +310,9 @@ func (r *run) execDEL(ctx context.Context, t teardown, p *libcni.PluginConfig, p
 	return invoke.ExecPluginWithoutResult(ctx, path, conf.Bytes, args, r.exec)
 }
 
-// releaseRest releases what an attachment has beside its device where the chain's DEL
-// did not run or did not succeed: its addresses, and libcni's record, which libcni
-// itself removes after a DEL that succeeded. problems are the chain's failures.
+// releaseRest releases everything but the device of an attachment whose chain did not
+// run DEL or failed it: its addresses, and libcni's record, which libcni itself removes
+// only after a successful DEL. problems are the chain's failures.
 func (r *run) releaseRest(ctx context.Context, t teardown, problems []error) error {
 	if err := r.outcome(t, append(problems, r.releaseAddresses(ctx, t)...)); err != nil {
 		return err
@@ -318,8 +320,8 @@ func (r *run) releaseRest(ctx context.Context, t teardown, problems []error) err
 	return r.seedCache(t.list, t.rt, nil)
 }
 
-// outcome is what the release of an attachment ends with whose interface is not in
-// the sandbox: problems, unless they are such as would keep the pod for ever.
+// outcome is the result of releasing an attachment whose interface is not in the
+// sandbox: problems, unless they would keep the pod forever.
 func (r *run) outcome(t teardown, problems []error) error {
 	if t.completed || slices.ContainsFunc(problems, passes) {
 		return join(problems)
@@ -330,14 +332,14 @@ func (r *run) outcome(t teardown, problems []error) error {
 	return nil
 }
 
-// passes reports whether a delegate's failure is one that may pass: it did not end
-// in time, or asks to be tried again.
+// passes reports whether a delegate's failure may be temporary: the delegate timed out
+// or asked to be tried again.
 func passes(err error) bool {
 	var own *types.Error
 	return cnierr.Is(err, cnierr.DelegateTimeout) || errors.As(err, &own) && own.Code == types.ErrTryAgainLater
 }
 
-// join makes one error of problems; one alone stays as it is.
+// join joins problems into one error. A single problem stays as it is.
 func join(problems []error) error {
 	if len(problems) == 1 {
 		return problems[0]
@@ -345,9 +347,9 @@ func join(problems []error) error {
 	return errors.Join(problems...)
 }
 
-// liveNetNS returns the sandbox's network namespace, empty when it is gone:
-// delegates take an empty CNI_NETNS as gone, a path that cannot be opened as an
-// error that would return for ever.
+// liveNetNS returns the path of the sandbox's network namespace, empty when it is gone.
+// Delegates take an empty CNI_NETNS as gone, but a path that cannot be opened as an
+// error, which every DEL would repeat.
 func (r *run) liveNetNS() string {
 	path := r.inv.NetNS
 	if path == "" && r.entry != nil {
@@ -357,15 +359,15 @@ func (r *run) liveNetNS() string {
 		return ""
 	}
 	if r.entry != nil && !r.entry.SameBoot() {
-		return "" // what has that path now is another sandbox's
+		return "" // the path now belongs to another sandbox
 	}
 	return path
 }
 
-// nothingLeft reports whether a delegate's DEL failed only because there was
-// nothing to do. Some delegates do not know that DEL must succeed then (host-device
-// for one), and the pod could never be deleted. Without a device this is said of
-// the chain's first plugin alone, which made the interface.
+// nothingLeft reports whether a delegate's DEL failed only because there was nothing to
+// do. DEL must succeed then, but some delegates (host-device for one) do not know that,
+// and the pod could never be deleted. Without a device this holds only for the chain's
+// first plugin, which created the interface.
 func (r *run) nothingLeft(t teardown, first bool, cause error) bool {
 	if t.a.Device == nil && !first || t.rt.NetNS == "" || !cnierr.Is(cause, cnierr.DelegateFailed) || passes(cause) || !r.gone(t) {
 		return false
@@ -374,8 +376,8 @@ func (r *run) nothingLeft(t teardown, first bool, cause error) bool {
 	return true
 }
 
-// gone reports whether the attachment's interface is not in the sandbox, and its
-// device stands on the host as before ADD. A sandbox that is gone has none.
+// gone reports whether the attachment's interface is out of the sandbox and its device
+// is on the host as before ADD. If the sandbox is gone, both hold.
 func (r *run) gone(t teardown) bool {
 	if !r.isOut(t.a, t.rt.NetNS) {
 		return false
@@ -391,7 +393,7 @@ func (r *run) gone(t teardown) bool {
 	return err == nil && back
 }
 
-// recorded decodes what was recorded of a device, nil for nothing.
+// recorded decodes the recorded state of a device, nil for none.
 func recorded(raw json.RawMessage) (*sriov.Snapshot, error) {
 	if raw == nil {
 		return nil, nil
@@ -399,7 +401,7 @@ func recorded(raw json.RawMessage) (*sriov.Snapshot, error) {
 	return verify.Recorded(raw)
 }
 
-// left refuses to call a device released that is still in the sandbox.
+// left returns an error while a device is still in the sandbox after its release.
 func (r *run) left(a *plan.Attachment, netns string) error {
 	if a.Device == nil || netns == "" {
 		return nil
@@ -411,10 +413,10 @@ func (r *run) left(a *plan.Attachment, netns string) error {
 	return cnierr.New("release device", cnierr.TeardownIncomplete, "the delegate's DEL succeeded, but its interface is still in the sandbox")
 }
 
-// releaseAddresses runs DEL of the chain's IPAM plugins themselves, past failures.
-// With the network namespace gone some delegates return success before they release
-// their addresses (host-device for one), which would then be lost for ever. An
-// IPAM plugin's DEL is repeatable, so that it may run twice is no harm.
+// releaseAddresses runs DEL of the chain's IPAM plugins directly and past failures.
+// When the network namespace is gone, some delegates (host-device for one) return
+// success before they release their addresses, which would be lost forever. DEL of an
+// IPAM plugin is repeatable, so a second run does no harm.
 func (r *run) releaseAddresses(ctx context.Context, t teardown) (problems []error) {
 	for _, p := range t.list.Plugins {
 		ipam := p.Network.IPAM.Type
@@ -429,7 +431,7 @@ func (r *run) releaseAddresses(ctx context.Context, t teardown) (problems []erro
 	return problems
 }
 
-// cacheFile is where libcni keeps its record of an attachment.
+// cacheFile returns where libcni keeps its record of an attachment.
 func (r *run) cacheFile(network, containerID, ifName string) (string, error) {
 	dir := filepath.Join(r.Journal.Path, "results")
 	name := filepath.Join(dir, fmt.Sprintf("%s-%s-%s", network, containerID, ifName))
@@ -439,8 +441,8 @@ func (r *run) cacheFile(network, containerID, ifName string) (string, error) {
 	return name, nil
 }
 
-// record is libcni's of an attachment, in its form "cniCacheV1": the same fields in
-// the same order, so that what libcni wrote itself is byte for byte the same.
+// record is libcni's record of an attachment in its form "cniCacheV1". Fields and order
+// are libcni's, so that an unchanged record encodes to the same bytes.
 type record struct {
 	Kind           string         `json:"kind"`
 	ContainerID    string         `json:"containerId"`
@@ -453,11 +455,10 @@ type record struct {
 	Result         map[string]any `json:"result,omitempty"`
 }
 
-// seedCache makes libcni's record of the attachment what the journal says, so that
-// delegates get the recorded result as prevResult even if libcni's own file was cut
-// in mid-write or lost. As a rule it stands there as ADD left it, and is not written
-// again. An attachment without a result was never attached: what stands there was
-// cut in mid-write.
+// seedCache makes libcni's record of the attachment match the journal, so that
+// delegates get the recorded result as prevResult even if libcni's own file was torn or
+// lost. Usually the file is as ADD left it and is not rewritten. An attachment without
+// a result was never attached: any file is a torn one and is removed.
 func (r *run) seedCache(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, result json.RawMessage) error {
 	defer r.Times.part(partSeed)()
 	name, err := r.cacheFile(list.Name, rt.ContainerID, rt.IfName)
@@ -483,14 +484,14 @@ func (r *run) seedCache(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, 
 		err = errors.Join(os.MkdirAll(filepath.Dir(name), 0o700), os.WriteFile(name, body, 0o600))
 	}
 	if err != nil {
-		// libcni still has its own file; without either, delegates get no
-		// prevResult, which DEL allows.
+		// libcni still has its own file. Without either, delegates get no prevResult,
+		// which DEL allows.
 		r.warn("seed cached result: %v", err)
 	}
 	return nil
 }
 
-// remove removes a file that may be absent, as one is that no file can be called.
+// remove removes a file that may be absent, also one whose path cannot name a file.
 func remove(path string) error {
 	err := os.Remove(path)
 	if err == nil || errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENAMETOOLONG) {
@@ -499,12 +500,12 @@ func remove(path string) error {
 	return cnierr.New("remove "+path, cnierr.IO, "%w", err)
 }
 
-// delUnknown serves a DEL of which there is no journal: nothing was attached, or
-// it was released before, or the pod is older than Manifold on this node. Then
-// what Multus and libcni recorded is released; without any record the default
-// network's DEL runs, which is repeatable. That network may be broken by now, or
-// have been when ADD was refused for it: what it refuses is passed over, unless the
-// interface is there. A file of Multus that tells of no attachment goes with it.
+// delUnknown serves a DEL for which there is no journal: nothing was attached, or it
+// was already released, or the pod is older than Manifold on this node. It releases
+// what Multus and libcni recorded. Without any record it runs the default network's
+// DEL, which is repeatable. That network may be broken by now, or ADD may have been
+// refused because of it: a refused DEL is passed over unless the interface is there. A
+// Multus file that names no attachment is removed too.
 func (r *run) delUnknown(ctx context.Context) error {
 	attachments, err := r.foreign()
 	if err == nil && len(attachments) > 0 {
@@ -530,8 +531,8 @@ func (r *run) delUnknown(ctx context.Context) error {
 	return r.end(true, cnierr.Annotate(err, cnierr.Subject{Pod: r.inv.Pod.String(), Network: t.list.Name}))
 }
 
-// defaultAlone is the release of the default network of a sandbox of which nothing
-// is known. The error is what an ADD would be refused for.
+// defaultAlone returns the teardown of the default network of a sandbox of which
+// nothing is known. The error is the one that ADD would be refused with.
 func (r *run) defaultAlone(ctx context.Context) (t teardown, err error) {
 	if t.list, err = r.knownDefault(ctx, r.inv); err != nil {
 		return t, err

@@ -14,7 +14,8 @@ import (
 	"github.com/manifold-cni/manifold/internal/verify"
 )
 
-// decodeResult decodes a result of any version, and converts it to the newest form.
+// decodeResult decodes a result of any version. It returns the result as it is and
+// converted to the newest version.
 func decodeResult(raw json.RawMessage) (types.Result, *types100.Result, error) {
 	res, err := create.CreateFromBytes(raw)
 	if err != nil {
@@ -27,16 +28,16 @@ func decodeResult(raw json.RawMessage) (types.Result, *types100.Result, error) {
 	return res, r, nil
 }
 
-// withDefaultRoutes returns the result of attachment a with the default routes
-// that setDefaultRoutes made of those that the delegate reported. A result that
-// cannot say so in its own version, of no addresses before 0.3.0, stays as it is.
+// withDefaultRoutes returns the result of attachment a with the default routes that
+// setDefaultRoutes set in place of those that the delegate reported. A result whose
+// version cannot express them (one without addresses before 0.3.0) stays unchanged.
 func withDefaultRoutes(raw json.RawMessage, a *plan.Attachment) (json.RawMessage, error) {
 	res, r, err := decodeResult(raw)
 	if err != nil {
 		return nil, err
 	}
 	kept := slices.DeleteFunc(slices.Clone(r.Routes), func(t *types.Route) bool {
-		// A route of another table is policy routing, which is not touched.
+		// A route in another table is policy routing, which stays as it is.
 		return t == nil || isDefault(&t.Dst) && (t.Table == nil || *t.Table == unix.RT_TABLE_MAIN)
 	})
 	changed := len(kept) != len(r.Routes)
@@ -61,8 +62,7 @@ func withDefaultRoutes(raw json.RawMessage, a *plan.Attachment) (json.RawMessage
 	return raw, nil
 }
 
-// inVersion converts a recorded result to the CNI version that the runtime
-// asked for.
+// inVersion converts a recorded result to the CNI version that the runtime asked for.
 func inVersion(raw json.RawMessage, version string) (types.Result, error) {
 	res, err := create.CreateFromBytes(raw)
 	if err == nil {
@@ -74,8 +74,8 @@ func inVersion(raw json.RawMessage, version string) (types.Result, error) {
 	return res, nil
 }
 
-// claimOf reads from a result what it says of the attachment's own interface,
-// and the names of all interfaces that it places in the sandbox.
+// claimOf returns what a result claims about the attachment's own interface, and the
+// names of all interfaces that it places in the sandbox.
 func claimOf(raw json.RawMessage, ifName string) (verify.Claim, []string, error) {
 	var c verify.Claim
 	_, r, err := decodeResult(raw)
@@ -94,16 +94,16 @@ func claimOf(raw json.RawMessage, ifName string) (verify.Claim, []string, error)
 		}
 	}
 	if own < 0 && len(names) > 0 {
-		c.Interface = true // it claims interfaces, so the planned one must be there
+		c.Interface = true // it lists interfaces, so the planned one must exist
 	}
 	c.Addresses = addressesOf(r.IPs, own, len(names))
 	return c, names, nil
 }
 
-// addressesOf returns the addresses of the interface at index own, negative for none,
-// in a result of so many interfaces in the sandbox. An address need not say of which
-// interface it is, and before 0.3.0 cannot: it is the attachment's own where no other
-// could be meant.
+// addressesOf returns the addresses of the interface at index own (negative for none),
+// in a result with the given number of interfaces in the sandbox. An address need not
+// name its interface, and before 0.3.0 cannot. It then belongs to the attachment's
+// interface if no other can be meant.
 func addressesOf(ips []*types100.IPConfig, own, interfaces int) (out []string) {
 	alone := interfaces == 0 || own >= 0 && interfaces == 1
 	for _, ip := range ips {

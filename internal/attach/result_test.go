@@ -67,7 +67,7 @@ func TestResultSaysTheDefaultRoutesThatAreThere(t *testing.T) {
 	}
 }
 
-// An address belongs to the attachment's own interface where no other can be meant.
+// An address belongs to the attachment's own interface if no other can be meant.
 func TestAddressesThatAResultClaims(t *testing.T) {
 	own, other := `{"name":"net1","sandbox":"/run/netns/x"}`, `{"name":"net2","sandbox":"/run/netns/x"}`
 	for result, want := range map[string][]string{

@@ -17,8 +17,8 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// route sets the sandbox's default routes, and makes the recorded results say
-// the same: the runtime, CHECK and DEL get what is really there.
+// route sets the sandbox's default routes and updates the recorded results to match:
+// the runtime, CHECK and DEL get what is really there.
 func (r *run) route(outcomes []plan.Outcome) error {
 	attachments := r.entry.Plan.Attachments
 	if !slices.ContainsFunc(attachments, routed) {
@@ -41,14 +41,13 @@ func (r *run) route(outcomes []plan.Outcome) error {
 	return nil
 }
 
-// routed reports whether the plan says something of the attachment's default
-// route.
+// routed reports whether the plan decides about the attachment's default route.
 func routed(a plan.Attachment) bool { return a.DropDefaultRoute || a.DefaultRoute != nil }
 
-// setDefaultRoutes makes the sandbox's default routes those that the plan asks
-// for (multi-network specification 4.1.2.1.10): the default routes of every
-// attachment that must not have one are removed, then the gateways of the one
-// that has them are added, the first with the lowest metric.
+// setDefaultRoutes gives the sandbox the default routes that the plan asks for
+// (multi-network specification 4.1.2.1.10). It removes the default routes of every
+// attachment that the plan decides about, then adds the gateways of the attachment that
+// has default-route, the first with the lowest metric.
 func setDefaultRoutes(netns string, attachments []plan.Attachment) error {
 	err := ns.WithNetNSPath(netns, func(ns.NetNS) error {
 		for _, a := range attachments {
@@ -76,13 +75,13 @@ func setDefaultRoutes(netns string, attachments []plan.Attachment) error {
 	return cnierr.New("set default route", cnierr.IO, "%w", err)
 }
 
-// routeError is a failure at the default routes of an attachment.
+// routeError is the error of setting an attachment's default routes.
 func routeError(a *plan.Attachment, err error) *cnierr.Error {
 	return cnierr.New("set default route", cnierr.IO, "%w", err).About(cnierr.Subject{Network: a.Name, Interface: a.IfName})
 }
 
-// removeDefaultRoutes removes the interface's default routes of both families, and
-// looks whether they are gone: the runtime is told so. An interface that does not
+// removeDefaultRoutes removes the interface's default routes of both families and
+// checks that they are gone, because the runtime is told so. An interface that does not
 // exist has none.
 func removeDefaultRoutes(ifName string) error {
 	link, err := netlinksafe.LinkByName(ifName)
@@ -114,10 +113,10 @@ func removeDefaultRoutes(ifName string) error {
 	return nil
 }
 
-// defaultRoutesOf returns the main table's default routes through an interface. A
-// route of several next hops, as the kernel makes of two IPv6 routes of one metric,
-// names its interfaces in them alone, and is left out where routes are listed by
-// interface.
+// defaultRoutesOf returns the main table's default routes through an interface. It
+// lists the routes of all interfaces: a route with several next hops, which the kernel
+// makes of two IPv6 routes with the same metric, names interfaces only in its hops, and
+// a list by interface omits it.
 func defaultRoutesOf(index, family int) ([]netlink.Route, error) {
 	routes, err := netlinksafe.RouteList(nil, family)
 	if err != nil {
@@ -129,8 +128,8 @@ func defaultRoutesOf(index, family int) ([]netlink.Route, error) {
 	}), nil
 }
 
-// removeRoute removes a route through an interface; its next hops through others
-// stay.
+// removeRoute removes a route through an interface. Its next hops through other
+// interfaces stay.
 func removeRoute(r netlink.Route, index int) error {
 	if err := netlink.RouteDel(&r); err != nil {
 		return err
@@ -139,7 +138,7 @@ func removeRoute(r netlink.Route, index int) error {
 	if len(r.MultiPath) == 0 {
 		return nil
 	}
-	// What the kernel says of the state of a route and its hops it does not take back.
+	// The kernel refuses the state flags that it reports for a route and its hops.
 	r.Flags &= unix.RTNH_F_ONLINK
 	for _, h := range r.MultiPath {
 		h.Flags &= unix.RTNH_F_ONLINK
@@ -147,8 +146,8 @@ func removeRoute(r netlink.Route, index int) error {
 	return netlink.RouteAdd(&r)
 }
 
-// isDefault reports whether a route's destination is everything: netlink gives
-// nil or the zero prefix, depending on its release.
+// isDefault reports whether a route's destination is everything. Depending on its
+// release, netlink returns nil or the zero prefix for that.
 func isDefault(dst *net.IPNet) bool {
 	if dst == nil {
 		return true
@@ -157,8 +156,8 @@ func isDefault(dst *net.IPNet) bool {
 	return ones == 0 && dst.IP.IsUnspecified()
 }
 
-// addDefaultRoutes adds one default route per gateway, in order of preference
-// within each family.
+// addDefaultRoutes adds one default route per gateway, in order of preference within
+// each family.
 func addDefaultRoutes(ifName string, gateways []string) error {
 	if len(gateways) == 0 {
 		return nil
@@ -176,21 +175,22 @@ func addDefaultRoutes(ifName string, gateways []string) error {
 	return nil
 }
 
-// gateway is one default route: the zero prefix of its family, and a metric.
+// gateway is one default route: its gateway, the zero prefix of the family, and a
+// metric.
 type gateway struct {
 	ip     net.IP
 	dst    *net.IPNet
 	metric int
 }
 
-// metricStep is the distance of the metrics of two gateways.
+// metricStep is the difference between the metrics of successive gateways.
 const metricStep = 100
 
-// metric6 is what the kernel makes of metric 0 for IPv6.
+// metric6 is the metric that the kernel gives an IPv6 route without one.
 const metric6 = 1024
 
-// gatewaysOf gives gateways their metrics, the first of each family the lowest:
-// the one that a route has which asks for none.
+// gatewaysOf gives the gateways their metrics. The first of each family gets the
+// lowest, the one that a route without a metric has.
 func gatewaysOf(list []string) []gateway {
 	var out []gateway
 	metric := map[bool]int{false: metric6}

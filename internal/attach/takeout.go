@@ -11,14 +11,14 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// A delegate's DEL looks for the interface by its name, and host-device moves what it
-// finds to the host under the name that the interface's alias has. Name, alias and
-// alternative names are the pod's to change where it has NET_ADMIN: it could keep its
-// VF, or have an interface of its own moved to the host.
+// A delegate's DEL looks the interface up by name, and host-device moves what it finds
+// to the host under the name in the interface's alias. A pod with NET_ADMIN can change
+// name, alias and alternative names: it could keep its VF, or have an interface of its
+// own moved to the host.
 
 // takeOut takes the VF of attachment i out of a sandbox in which the delegates' DEL
-// would miss it, and returns the network namespace that they are given: none then, as
-// for a sandbox that is gone.
+// would miss it. It returns the network namespace to pass to the delegates: empty after
+// such a removal, as for a sandbox that is gone.
 func (r *run) takeOut(i int, netns string, list *libcni.NetworkConfigList) (string, error) {
 	a := &r.entry.Plan.Attachments[i]
 	if netns == "" || !isClaimed(a) || !r.inv.Conf.RestoreDevices {
@@ -40,8 +40,8 @@ func (r *run) takeOut(i int, netns string, list *libcni.NetworkConfigList) (stri
 	return "", nil
 }
 
-// aliasOf returns the alias that the network device of before has in the sandbox, empty
-// where the chain's plugins mind none.
+// aliasOf returns the alias that the netdev of before has in the sandbox, empty when no
+// plugin of the chain depends on it.
 func aliasOf(list *libcni.NetworkConfigList, before *sriov.Snapshot) string {
 	moves := func(p *libcni.PluginConfig) bool { return p.Network.Type == "host-device" }
 	if len(before.NetDevs) != 1 || !slices.ContainsFunc(list.Plugins, moves) {
@@ -50,8 +50,8 @@ func aliasOf(list *libcni.NetworkConfigList, before *sriov.Snapshot) string {
 	return before.NetDevs[0].Name
 }
 
-// movedIn reports whether the delegate had moved the VF's network device into the
-// sandbox: its interface was found to be that, or the host does not have it.
+// movedIn reports whether the delegate had moved the VF's netdev into the sandbox:
+// verification found it there, or the host does not have it.
 func (r *run) movedIn(i int, a *plan.Attachment) bool {
 	for _, s := range r.entry.Steps {
 		if s.Attachment == i && s.Phase == journal.Verified && slices.Contains(s.Checked, verify.ParentDevice) {

@@ -13,8 +13,8 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// An interface that the pod has put in the place of its VF's is not shown to the
-// delegate, which would move it to the host; one that the delegate made is.
+// An interface that the pod put in the place of its VF is hidden from the delegate,
+// which would move it to the host. An interface that the delegate created is not.
 func TestDecoyIsNotTheDelegatesToMove(t *testing.T) {
 	if !harness.Alone(t) {
 		return
@@ -39,7 +39,7 @@ func TestDecoyIsNotTheDelegatesToMove(t *testing.T) {
 			if got, _ := os.ReadFile(h.path("netns")); strings.TrimSpace(string(got)) != netns {
 				t.Errorf("the delegate's network namespace: %s, want %s", got, netns)
 			}
-			if netns == "live" { // it has not deleted its interface
+			if netns == "live" { // the delegate has not deleted its interface
 				if !cnierr.Is(err, cnierr.TeardownIncomplete) {
 					t.Errorf("%v, want that the interface is left", err)
 				}

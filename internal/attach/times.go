@@ -12,42 +12,43 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// Times takes down how one call goes, for the agent to show, and for the log in more
-// detail. A nil *Times takes down nothing.
+// Times records how one call goes: its steps for the agent, and its parts for the log.
+// A nil *Times records nothing.
 type Times struct {
-	ID    string // the call's, in every log line of it
+	ID    string // of the call, in every log line of it
 	began time.Time
 	op    plan.Operation
-	told  bool // a report has had it
+	told  bool // a report has carried op to the agent
 	parts []part
-	inner time.Duration // of the part under way, what parts within it took
+	inner time.Duration // what the parts nested in the current one took
 }
 
-// part is what a call spent with one thing, without what parts within it took.
+// part is the time that a call spent on one thing, without the parts nested in it.
 type part struct {
 	name  string
 	took  time.Duration
 	times int
 }
 
-// Parts of a call that are no steps: they are many, or end when the agent was told.
+// Parts of a call that are not steps: there are many of them, or they end after the
+// agent was told.
 const (
 	partRecord = "record" // append a line to the journal
-	partLook   = "look"   // whether an interface of that name is in the sandbox
-	partLibcni = "libcni" // what libcni does around its delegates, its record of an attachment above all
-	partReport = "report" // tell the agent how it went, and wait until that is published
+	partLook   = "look"   // check whether the sandbox has an interface of some name
+	partLibcni = "libcni" // libcni's work around its delegates, above all its record of an attachment
+	partReport = "report" // tell the agent how the call went, and wait until that is published
 	partRead   = "read"   // read the journal
 	partSeed   = "seed"   // compare libcni's record with the journal
 	partClose  = "close"  // remove the journal, release the lock
 )
 
-// NewTimes begins a call of a verb, and gives it its ID.
+// NewTimes begins recording a call of verb and gives the call its ID.
 func NewTimes(verb string) *Times {
 	id := fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64())
 	return &Times{ID: id, began: time.Now(), op: plan.Operation{Version: plan.Version, Request: id, Verb: verb}}
 }
 
-// step begins a step of attachment i; the function returned ends it.
+// step begins a step of attachment i. The returned function ends the step.
 func (t *Times) step(name, plugin string, i int) (done func(error)) {
 	if t == nil {
 		return func(error) {}
@@ -63,7 +64,7 @@ func (t *Times) step(name, plugin string, i int) (done func(error)) {
 	}
 }
 
-// part begins a part; the function returned ends it.
+// part begins a part. The returned function ends the part.
 func (t *Times) part(name string) (ended func()) {
 	if t == nil {
 		return func() {}
@@ -82,8 +83,8 @@ func (t *Times) part(name string) (ended func()) {
 	}
 }
 
-// LogValue implements [slog.LogValuer]: the parts of the call, how long each took and
-// how often it was there. What they leave of the whole is everything else.
+// LogValue implements [slog.LogValuer]. It returns how long each part of the call took
+// and how often it ran. The rest of the call's time belongs to no part.
 func (t *Times) LogValue() slog.Value {
 	var all []slog.Attr
 	for _, p := range t.parts {
@@ -92,14 +93,14 @@ func (t *Times) LogValue() slog.Value {
 	return slog.GroupValue(all...)
 }
 
-// differed takes down in which field an interface is not as planned.
+// differed records a field in which an interface is not as planned.
 func (t *Times) differed(field string) {
 	if t != nil && len(t.op.Differed) < plan.MaxSteps {
 		t.op.Differed = append(t.op.Differed, field)
 	}
 }
 
-// end returns the operation that ended with err.
+// end returns the call's operation, given the call's error.
 func (t *Times) end(err error) plan.Operation {
 	op := t.op
 	op.Took, op.Failed, op.Kind = micros(time.Since(t.began)), err != nil, cnierr.KindOf(err)
@@ -108,7 +109,7 @@ func (t *Times) end(err error) plan.Operation {
 
 func micros(d time.Duration) plan.Micros { return plan.Micros(d.Microseconds()) }
 
-// Done tells the agent how the call went that ends with err, unless a report did.
+// Done tells the agent how a call went that returned err, unless a report already has.
 func (e *Engine) Done(err error) {
 	t := e.Times
 	if t == nil || t.told {

@@ -8,8 +8,8 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// TestPartsDoNotOverlap: what a part within another takes is its own alone, so that
-// all parts together are not more than the call.
+// A nested part's time is not counted in the part around it, so all parts together take
+// no longer than the call.
 func TestPartsDoNotOverlap(t *testing.T) {
 	times := NewTimes("ADD")
 	outer := times.part(partLibcni)
@@ -34,5 +34,5 @@ func TestPartsDoNotOverlap(t *testing.T) {
 	if got := times.LogValue().Group(); len(got) != 2 {
 		t.Errorf("logged: %v", got)
 	}
-	(*Times)(nil).part(partLook)() // takes down nothing
+	(*Times)(nil).part(partLook)() // records nothing
 }

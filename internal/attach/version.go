@@ -14,15 +14,14 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// oldest is the version that a configuration means which says none (CNI
-// specification).
+// oldest is the version of a configuration that names none (CNI specification).
 const oldest = "0.1.0"
 
-// versioned gives a network that says no CNI version the highest that the runtime
-// and all its programs speak. To stay with the oldest, as libcni does, would lose
-// what its results cannot say: interfaces, MACs, CHECK, STATUS and GC. What is
-// recorded has it, so that DEL and CHECK say the same. Where one does not answer in
-// time the list is returned as it is, with the error.
+// versioned gives a network without a CNI version the highest that the runtime and all
+// its programs support. libcni would use the oldest, and lose what its results cannot
+// express: interfaces, MACs, CHECK, STATUS and GC. The plan records the version, so
+// that DEL and CHECK use the same. When a program does not answer in time, versioned
+// returns the list unchanged with the error.
 func (r *run) versioned(ctx context.Context, list *libcni.NetworkConfigList) (*libcni.NetworkConfigList, error) {
 	if list.CNIVersion != "" {
 		return list, nil
@@ -49,9 +48,9 @@ func (r *run) versioned(ctx context.Context, list *libcni.NetworkConfigList) (*l
 }
 
 // spoken returns the highest version that the runtime and all programs of a chain
-// speak, the IPAM's included. Where one does not say what it speaks, or they have
-// none in common, that is the oldest. One that hangs is an error: what it would answer
-// another time nobody knows.
+// support, IPAM plugins included. It is the oldest when a program does not tell its
+// versions, or when they have none in common. A program that hangs is an error, since
+// it may answer differently another time.
 func (r *run) spoken(ctx context.Context, list *libcni.NetworkConfigList) (string, error) {
 	asking, cancel := context.WithTimeout(ctx, time.Duration(r.inv.Conf.DelegateTime))
 	defer cancel()
@@ -76,5 +75,5 @@ func (r *run) spoken(ctx context.Context, list *libcni.NetworkConfigList) (strin
 	if len(common) == 0 {
 		return oldest, nil
 	}
-	return common[len(common)-1], nil // they are in order
+	return common[len(common)-1], nil // sorted, oldest first
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// What a plugin speaks is asked in a step of its own: it is no ADD, and one that does
-// not say has refused no pod.
+// Asking a plugin for its versions is a step of its own: it is no ADD, and a plugin
+// that does not tell them refuses no pod.
 func TestAskingForVersionsIsNoRunOfTheVerb(t *testing.T) {
 	for body, want := range map[string]string{`echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","0.3.1"]}'`: "0.4.0", "exit 1": oldest} {
 		h := newHardware(t, body)
@@ -37,8 +37,8 @@ func TestAskingForVersionsIsNoRunOfTheVerb(t *testing.T) {
 	}
 }
 
-// A plugin of the default network that hangs before it says what it speaks is what
-// STATUS tells, and DEL and GC still call it.
+// STATUS names a plugin of the default network that hangs when asked for its versions.
+// DEL and GC still call it.
 func TestPluginThatNeverSaysWhatItSpeaks(t *testing.T) {
 	h := newHardware(t, "exec sleep 1000")
 	h.must(os.WriteFile(h.path("default.conf"), []byte(`{"name":"cluster-net","type":"mover"}`), 0o600))

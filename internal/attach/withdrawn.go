@@ -10,12 +10,12 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
 
-// Where Manifold was uninstalled while sandboxes have more than the default
-// network, it stands behind the primary network's own plugins (the key
-// releaseOnly): the runtime makes interfaces without it, and its DELs still
-// arrive here. No agent runs.
+// When Manifold is uninstalled while sandboxes still have more than the default
+// network, the plugin stays in the chain after the primary network's own plugins (the
+// key releaseOnly). The runtime creates interfaces without it, and DELs still arrive
+// here. No agent runs then.
 
-// passOver is the ADD of a plugin that attaches nothing: the result is that of the
+// passOver is ADD of a plugin that attaches nothing. It returns the result of the
 // plugins before it.
 func (e *Engine) passOver(inv *netconf.Invocation) (types.Result, error) {
 	const op = "pass the result on"
@@ -34,8 +34,8 @@ func (e *Engine) passOver(inv *netconf.Invocation) (types.Result, error) {
 	return result, nil
 }
 
-// leave takes the plugin out of the runtime's way once no sandbox needs it any
-// more. That it fails is no pod's affair: the next call tries again.
+// leave removes the plugin from the runtime's configuration once no sandbox needs it
+// any more. A failure does not concern the pod: the next call tries again.
 func (e *Engine) leave(inv *netconf.Invocation) {
 	if inv.Conf.ReleaseOnly == "" {
 		return

@@ -11,13 +11,13 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// A configuration can name a VF itself, which nobody has allocated to the pod. The
-// delegate sets it, or moves it into the pod, all the same: so it has a claim like any
-// other, by which a pod's VF is nobody else's, and is made as it was when the pod ends.
+// A configuration can name a VF that nobody allocated to the pod. The delegate
+// configures that VF or moves it into the pod all the same. So the VF gets a claim like
+// any other: it cannot be the VF of another pod, and it is restored when the pod ends.
 
-// ownWritten gives attachments without a device the VF that their configuration names.
-// One that names another VF than its own is refused, since a sandbox claims what the
-// plan says alone.
+// ownWritten gives each attachment without a device the VF that its configuration
+// names. It refuses an attachment whose configuration names a VF other than its own,
+// because a sandbox claims only the device that the plan has.
 func (r *run) ownWritten(p *plan.Plan) error {
 	for i := range p.Attachments {
 		a := &p.Attachments[i]
@@ -34,7 +34,7 @@ func (r *run) ownWritten(p *plan.Plan) error {
 	return nil
 }
 
-// own makes a VF the attachment's, unless the pod has it already.
+// own makes the VF f the attachment's device, unless the pod already has it.
 func own(p *plan.Plan, a *plan.Attachment, text string, f *sriov.Function) error {
 	for _, b := range p.Attachments {
 		if b.Device != nil && b.Device.PCIAddress == f.Address {
@@ -50,9 +50,9 @@ func own(p *plan.Plan, a *plan.Attachment, text string, f *sriov.Function) error
 	return nil
 }
 
-// vfWritten returns the VF that a configuration names, also by the MAC of its network
-// device; nil for none. Of several with a MAC, as a VF and the VLANs on it, host-device
-// takes the first.
+// vfWritten returns the VF that a configuration names, by address or netdev or the MAC
+// of its netdev; nil for none. When several netdevs share a MAC, as a VF and its VLANs
+// do, it takes the first, as host-device does.
 func (r *run) vfWritten(text string) (*sriov.Function, error) {
 	if mac, err := net.ParseMAC(text); err == nil {
 		links, err := net.Interfaces()

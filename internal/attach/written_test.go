@@ -12,8 +12,8 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// A VF that a configuration names itself, in whatever form, is its owner's; one that
-// nobody has is claimed, and given back as it was.
+// A VF that a configuration names, in whatever form, belongs to the sandbox that has
+// it. A free one is claimed, and restored when it is given back.
 func TestVFThatAConfigurationNamesHasOneOwner(t *testing.T) {
 	for _, written := range []string{vfAddress, strings.ToUpper(vfAddress), "/sys/devices/pci0000:00/0000:00:01.0/" + vfAddress} {
 		h := newHardware(t, "")
@@ -37,7 +37,7 @@ func TestVFThatAConfigurationNamesHasOneOwner(t *testing.T) {
 	}
 }
 
-// The network device says which VF it is while it is on the host.
+// While a netdev is on the host, its name identifies the VF.
 func TestVFsThatAConfigurationNames(t *testing.T) {
 	h := newHardware(t, "")
 	r, err := h.Engine.begin(t.Context(), h.invocation("asks"))
@@ -68,7 +68,7 @@ func TestVFsThatAConfigurationNames(t *testing.T) {
 	}
 }
 
-// A VLAN on a VF has the VF's MAC, by which a configuration names the VF all the same.
+// A VLAN on a VF has the VF's MAC; the MAC still identifies the VF.
 func TestVFByItsMAC(t *testing.T) {
 	if !harness.Alone(t) {
 		return

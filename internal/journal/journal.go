@@ -1,8 +1,8 @@
 // Package journal is the write-ahead record of every attachment on the node. It is
 // the only state that Manifold keeps.
 //
-// There is one journal per sandbox and runtime interface name: the file "<container
-// ID>@<interface>.journal" in the journal directory. It is a log of lines:
+// There is one journal per sandbox and runtime interface name, in the journal
+// directory: "<container ID>@<interface>.journal". It is a log of lines:
 //
 //	<crc32c, 8 hex digits> <JSON record>\n
 //
