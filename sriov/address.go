@@ -7,27 +7,27 @@ import (
 	"strings"
 )
 
-// ErrAddress is wrapped by the errors of every function that is given a string
-// which is not a PCI address.
+// ErrAddress is wrapped by the errors of all functions that take a PCI address and are
+// given another string.
 var ErrAddress = errors.New("not a PCI address")
 
-// Bounds of a PCI address as the kernel prints it.
+// Limits of a PCI address as the kernel prints it.
 const (
 	minDomainDigits = 4  // the kernel prints the domain with %04x
-	maxDomainDigits = 8  // and keeps it in 32 bits; VMD domains start at 10000
+	maxDomainDigits = 8  // the kernel stores it in 32 bits; VMD domains start at 10000
 	tailLength      = 8  // ":bb:dd.f"
 	maxDevice       = 31 // 5 bits
-	maxFunction     = 7  // 3 bits; ARI functions print as device and function too
+	maxFunction     = 7  // 3 bits; ARI functions, too, print as device and function
 )
 
-// ParseAddress checks that s is a PCI address in the form that the kernel gives
-// it below /sys/bus/pci/devices, domain:bus:device.function in hexadecimal
-// (0000:21:10.2), and returns it in lower case.
+// ParseAddress checks that s is a PCI address as the kernel writes it below
+// /sys/bus/pci/devices, domain:bus:device.function in hexadecimal (0000:21:10.2), and
+// returns it in lower case.
 //
 // The domain has four digits, or up to eight without leading zeros (10000:00:1f.0
 // behind an Intel VMD). The short form without a domain is refused: it names no
-// directory, and guessing domain 0 is wrong on machines that have several. The
-// error wraps [ErrAddress]. A returned address is safe as a path component.
+// directory, and assuming domain 0 is wrong on machines with several. The error wraps
+// [ErrAddress]. A returned address is safe as a path component.
 func ParseAddress(s string) (string, error) {
 	if _, ok := parseAddress(s); !ok {
 		return "", fmt.Errorf("%s: %w, want dddd:bb:dd.f", quote(s), ErrAddress)
@@ -41,10 +41,10 @@ func IsAddress(s string) bool {
 	return ok
 }
 
-// CompareAddresses orders PCI addresses by domain, bus, device and function as
-// numbers. It returns 0 exactly when both name the same function, whatever the
-// case of their letters. Strings that are not addresses sort after all that are,
-// and among themselves as [CompareIDs] has them.
+// CompareAddresses orders PCI addresses numerically by domain, bus, device and
+// function. It returns 0 exactly if both name the same function, regardless of case.
+// Strings that are not addresses sort after all addresses, and among themselves in the
+// natural order of [CompareIDs].
 func CompareAddresses(a, b string) int {
 	x, okA := parseAddress(a)
 	y, okB := parseAddress(b)
@@ -59,11 +59,11 @@ func CompareAddresses(a, b string) int {
 	return compareNatural(a, b)
 }
 
-// CompareIDs orders device IDs as device plugins invent them: PCI addresses first
-// and numerically, then everything else in natural order, where runs of decimal
-// digits compare as numbers (eth2 before eth10, mlx5_core.sf.9 before
-// mlx5_core.sf.10). It is a total order over all strings and returns 0 only for
-// equal ones, so that sorting by it never depends on the order of the input.
+// CompareIDs orders device IDs as device plugins invent them. PCI addresses come first,
+// in numeric order. Everything else follows in natural order, where runs of decimal
+// digits compare as numbers (eth2 before eth10, mlx5_core.sf.9 before mlx5_core.sf.10).
+// It is a total order over all strings and returns 0 only for equal strings, so a
+// sorted result never depends on the order of the input.
 func CompareIDs(a, b string) int {
 	if c := CompareAddresses(a, b); c != 0 {
 		return c
@@ -71,8 +71,8 @@ func CompareIDs(a, b string) int {
 	return strings.Compare(a, b)
 }
 
-// compareNatural compares byte by byte, but runs of digits by value; strings that
-// differ in leading zeros only compare by bytes in the end.
+// compareNatural compares byte by byte, but runs of digits by value. Strings that
+// differ only in leading zeros are compared by bytes at the end.
 func compareNatural(a, b string) int {
 	x, y := a, b
 	for x != "" && y != "" {
@@ -86,8 +86,8 @@ func compareNatural(a, b string) int {
 		var m, n string
 		m, x = cutNumber(x)
 		n, y = cutNumber(y)
-		// Without leading zeros the longer number is the greater; no
-		// conversion, because an ID may hold any number of digits.
+		// Without leading zeros the longer number is the greater. Conversion is no
+		// option, because an ID may have any number of digits.
 		if c := cmp.Or(cmp.Compare(len(m), len(n)), strings.Compare(m, n)); c != 0 {
 			return c
 		}
@@ -106,8 +106,7 @@ func cutNumber(s string) (number, rest string) {
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
-// parseAddress returns the address as a number whose order is that of the
-// addresses.
+// parseAddress returns the address as a number that sorts in the order of addresses.
 func parseAddress(s string) (uint64, bool) {
 	digits := len(s) - tailLength
 	if digits < minDomainDigits || digits > maxDomainDigits {
@@ -118,7 +117,7 @@ func parseAddress(s string) (uint64, bool) {
 		return 0, false
 	}
 	if digits > minDomainDigits && s[0] == '0' {
-		return 0, false // the kernel pads to four digits, not further
+		return 0, false // the kernel pads to four digits and no further
 	}
 	domain, ok1 := parseHex(s[:digits])
 	bus, ok2 := parseHex(tail[1:3])
@@ -130,8 +129,8 @@ func parseAddress(s string) (uint64, bool) {
 	return domain<<16 | bus<<8 | device<<3 | function, true
 }
 
-// parseHex is strconv.ParseUint(s, 16, 64) without signs, prefixes and
-// underscores, for at most 16 digits.
+// parseHex is strconv.ParseUint(s, 16, 64) for at most 16 digits, without signs,
+// prefixes and underscores.
 func parseHex(s string) (uint64, bool) {
 	var n uint64
 	for i := range len(s) {
@@ -151,8 +150,8 @@ func parseHex(s string) (uint64, bool) {
 	return n, true
 }
 
-// quote renders outside input for an error message: escaped, and bounded so that
-// a hostile ID cannot flood a log or an Event.
+// quote renders outside input for an error message: escaped, and truncated so that a
+// hostile ID cannot flood a log or an Event.
 func quote(s string) string {
 	const limit = 64
 	if len(s) > limit {

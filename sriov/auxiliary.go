@@ -14,20 +14,20 @@ import (
 type Auxiliary struct {
 	// ID is the device's name on the bus, module.kind.number: mlx5_core.sf.2.
 	ID string
-	// Parent is the address of the PCI function that it is a slice of.
+	// Parent is the address of the PCI function that the device is a slice of.
 	Parent string
-	// NetDevs are the network devices on it, as in [Function.NetDevs].
+	// NetDevs are the device's network devices, as in [Function.NetDevs].
 	NetDevs []string
-	// Driver is the bound driver's name, empty for none.
+	// Driver is the name of the bound driver, or empty.
 	Driver string
-	// SFNum is the number that the administrator gave to the subfunction; -1 when
-	// the device is none.
+	// SFNum is the number that the administrator gave to the subfunction, or -1 if the
+	// device is not a subfunction.
 	SFNum int
 }
 
-// Auxiliary reads the auxiliary device with the given name on the bus. Its errors
-// are those of [FS.Function], with [io/fs.ErrInvalid] for a malformed ID and
-// [ErrNotPCI] for a device whose parent is no PCI function.
+// Auxiliary reads the auxiliary device with the given name on the bus. Its errors are
+// those of [FS.Function], plus [io/fs.ErrInvalid] for a malformed ID and [ErrNotPCI]
+// for a device whose parent is not a PCI function.
 func (s FS) Auxiliary(id string) (*Auxiliary, error) {
 	if !IsAuxiliary(id) {
 		return nil, fmt.Errorf("sriov: %s is not an auxiliary device ID: %w", quote(id), fs.ErrInvalid)
@@ -74,7 +74,8 @@ func (s FS) auxiliary(id string) (*Auxiliary, error) {
 }
 
 // IsAuxiliary reports whether id has the form of an auxiliary device's name,
-// module.kind.number, in letters, digits, '_' and '-', at most 64 bytes.
+// module.kind.number: letters, digits, '_' and '-' in the first two parts, digits in
+// the last, and at most 64 bytes in total.
 func IsAuxiliary(id string) bool {
 	const limit = 64
 	parts := strings.Split(id[:min(len(id), limit+1)], ".")

@@ -12,57 +12,57 @@ import (
 	"syscall"
 )
 
-// ErrNotVF is wrapped by the errors of methods that need a virtual function and
-// are given another PCI function.
+// ErrNotVF is wrapped by the errors of methods that need a virtual function and are
+// given another PCI function.
 var ErrNotVF = errors.New("not a virtual function")
 
-// Function is what sysfs says of one PCI function.
+// Function is what sysfs tells about one PCI function.
 type Function struct {
 	// Address is dddd:bb:dd.f in lower case.
 	Address string
-	// PF is the address of the physical function; empty unless this is a VF.
+	// PF is the address of the physical function. It is empty unless this is a VF.
 	PF string
-	// VFIndex is N of the PF's virtfnN link to this function, which is the VF
-	// number of netlink and ip-link(8); -1 unless this is a VF.
+	// VFIndex is N of the PF's virtfnN link to this function, which is the VF number of
+	// netlink and ip-link(8). It is -1 unless this is a VF.
 	VFIndex int
-	// VFs are a PF's virtual functions by index. While VFs are added or removed,
-	// or when a single one was unplugged, an index without a VF is empty.
+	// VFs are a PF's virtual functions by index. The address at an index without a VF
+	// is empty, for example while VFs are added or removed, or after one was unplugged.
 	VFs []string
-	// TotalVFs is how many VFs the PF's driver allows, NumVFs how many are
-	// enabled (sriov_totalvfs, sriov_numvfs); 0 unless this is a PF.
+	// TotalVFs is the number of VFs that the PF's driver allows, and NumVFs the number
+	// of enabled VFs (sriov_totalvfs, sriov_numvfs). Both are 0 unless this is a PF.
 	TotalVFs, NumVFs int
-	// NetDevs are the names of the network devices on this function that the
-	// sysfs mount's network namespace holds, in natural order. A PF in switchdev
-	// mode has its VFs' representors here as well, see [FS.Uplink]; devices of
-	// auxiliary devices (subfunctions) are not among them, see [FS.Auxiliary].
+	// NetDevs are the names of the function's network devices in the network namespace
+	// of the sysfs mount, in natural order. For a PF in switchdev mode they include the
+	// representors of its VFs, see [FS.Uplink]. They do not include the network devices
+	// of auxiliary devices (subfunctions), see [FS.Auxiliary].
 	NetDevs []string
-	// Driver is the bound driver's name, empty for none.
+	// Driver is the name of the bound driver, or empty.
 	Driver string
-	// IOMMUGroup is the group's number, empty without an IOMMU.
+	// IOMMUGroup is the number of the group. It is empty without an IOMMU.
 	IOMMUGroup string
-	// NUMANode is -1 when the platform does not say.
+	// NUMANode is -1 if the platform does not tell.
 	NUMANode int
-	// Vendor and Device are four hexadecimal digits, Class is six (base class,
+	// Vendor and Device have four hexadecimal digits, Class has six (base class,
 	// subclass, programming interface), in lower case without 0x: "8086", "10ca",
-	// "020000". Empty when the tree does not say.
+	// "020000". They are empty if the tree does not tell.
 	Vendor, Device, Class string
-	// Instance tells the function from another that has its address later: a VF
-	// that was removed and made again is another one. It is the inode of its
-	// directory in sysfs, of which the kernel gives out each once in a boot; it says
-	// nothing in another boot.
+	// Instance distinguishes the function from a later function at the same address: a
+	// VF that was removed and created again is a different VF. Instance is the inode of
+	// the function's sysfs directory, which the kernel uses only once per boot. It is
+	// meaningless in another boot.
 	Instance uint64
 }
 
-// IsPF reports whether the function is a physical function: one that can have
-// VFs, enabled or not.
+// IsPF reports whether the function is a physical function: one that can have VFs,
+// whether they are enabled or not.
 func (f Function) IsPF() bool { return f.PF == "" && (f.TotalVFs > 0 || len(f.VFs) > 0) }
 
 // IsVF reports whether the function is a virtual function.
 func (f Function) IsVF() bool { return f.PF != "" }
 
-// Userspace reports whether the function is bound to a driver that hands it to a
-// program or a virtual machine, so that it has no network device and needs none:
-// uio_pci_generic, igb_uio, or one of [Function.VFIO].
+// Userspace reports whether the bound driver hands the function to a program or a
+// virtual machine, so that it has no network device and needs none: uio_pci_generic,
+// igb_uio, or a driver of [Function.VFIO].
 func (f Function) Userspace() bool {
 	switch f.Driver {
 	case "uio_pci_generic", "igb_uio":
@@ -71,15 +71,14 @@ func (f Function) Userspace() bool {
 	return f.VFIO()
 }
 
-// ethernet is the PCI class of network controllers that are Ethernet's, without
-// the programming interface.
+// ethernet is the PCI class of Ethernet controllers, without the programming interface.
 const ethernet = "0200"
 
-// NeedsNetDev reports whether the PCI function at addr is of use only through a
-// network device: an Ethernet function that no program drives, see
-// [Function.Userspace], and to which its driver gives no RDMA and no vDPA device,
-// by which it would serve without one. A function without a driver needs one too.
-// The error is that of [FS.Function].
+// NeedsNetDev reports whether the PCI function at addr is useful only through a network
+// device. This holds for an Ethernet function unless a userspace program drives it (see
+// [Function.Userspace]) or its driver gives it an RDMA or vDPA device, through which it
+// works without a network device. It also holds for an Ethernet function without a
+// driver. The error is that of [FS.Function].
 func (s FS) NeedsNetDev(addr string) (bool, error) {
 	f, err := s.Function(addr)
 	if err != nil || f.Userspace() || !strings.HasPrefix(f.Class, ethernet) {
@@ -97,15 +96,16 @@ func (s FS) NeedsNetDev(addr string) (bool, error) {
 
 // Function reads the PCI function at addr.
 //
-// The error wraps [ErrAddress] when addr is malformed and satisfies
-// errors.Is(err, [io/fs.ErrNotExist]) when the function is not there or does not
-// stay while it is read. Attributes that a device or kernel does not have (driver,
-// IOMMU group, NUMA node, SR-IOV) leave their fields at the documented value for
-// none; an attribute that is there and makes no sense is an error.
+// The error wraps [ErrAddress] if addr is malformed. It satisfies errors.Is(err,
+// [io/fs.ErrNotExist]) if the function does not exist or disappears during the read. If
+// the device or the kernel lacks an attribute (driver, IOMMU group, NUMA node, SR-IOV),
+// its field has the value documented for that; an attribute that exists but makes no
+// sense is an error.
 //
-// The kernel links a VF to its PF shortly after the VF appears, and unlinks it
-// before the VF's driver is detached. In these moments it looks like a function
-// that is neither PF nor VF; whoever knows that addr must be a VF checks IsVF.
+// The kernel links a VF to its PF shortly after the VF appears, and removes the link
+// before the VF's driver is detached. In these moments the VF looks like a function
+// that is neither PF nor VF. Callers that know that addr must be a VF should check
+// IsVF.
 func (s FS) Function(addr string) (*Function, error) {
 	a, err := ParseAddress(addr)
 	if err != nil {
@@ -170,8 +170,8 @@ func instance(dir os.FileInfo) uint64 {
 	return 0
 }
 
-// unchanged returns an error if dir is not the directory any more that it was
-// when before was taken: the absence of its entries would say nothing then.
+// unchanged returns an error if dir is no longer the directory that it was when before
+// was taken. In that case the absence of an entry would prove nothing.
 func unchanged(dir string, before os.FileInfo) error {
 	after, err := os.Stat(dir)
 	if err != nil {
@@ -183,10 +183,10 @@ func unchanged(dir string, before os.FileInfo) error {
 	return nil
 }
 
-// maxVFs is the greatest number of VFs: NumVFs is a 16-bit register.
+// maxVFs is the largest number of VFs: NumVFs is a 16-bit register.
 const maxVFs = 1<<16 - 1
 
-// virtfnIndex returns N of virtfnN.
+// virtfnIndex returns N of a virtfnN link.
 func virtfnIndex(name string) (int, bool) {
 	digits, ok := strings.CutPrefix(name, "virtfn")
 	if !ok {
@@ -196,8 +196,8 @@ func virtfnIndex(name string) (int, bool) {
 	return i, err == nil && 0 <= i && i < maxVFs
 }
 
-// vfIndex returns the index at which the PF links to the VF. A VF without such a
-// link is being removed.
+// vfIndex returns the index at which the PF links to the VF. A VF without such a link
+// is being removed.
 func (s FS) vfIndex(pf, vf string) (int, error) {
 	n, err := openNode(s.device(pf))
 	if err != nil {
@@ -215,8 +215,8 @@ func (s FS) vfIndex(pf, vf string) (int, error) {
 	return -1, fmt.Errorf("no virtfn link of PF %s leads back to VF %s: %w", pf, vf, fs.ErrNotExist)
 }
 
-// vfs returns the VFs of the function pf by index; those that are gone, or that
-// do not name pf as their physical function, are left empty.
+// vfs returns the VFs of the function pf by index. It leaves an index empty if its VF
+// is gone or does not name pf as its physical function.
 func (s FS) vfs(n *node, pf string) ([]string, error) {
 	var out []string
 	for _, name := range n.names {

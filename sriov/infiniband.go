@@ -5,24 +5,24 @@ import (
 	"net"
 )
 
-// The address of an InfiniBand network device: flags and the number of a queue pair,
-// the subnet's prefix, then the GUID of its port.
+// The address of an InfiniBand network device: flags and a queue pair number, the
+// subnet prefix, then the GUID of its port.
 const (
 	infinibandLength = 20
 	guidOffset       = 12
 )
 
-// SameMAC reports whether two hardware addresses, as [NetDev] has them, are those of one
-// network device. Of InfiniBand's 20 bytes the GUID decides, which are the last 8: the
-// queue pair is another when the driver makes the device anew, and the prefix is the
-// subnet manager's to give.
+// SameMAC reports whether two hardware addresses, in the form of [NetDev].MAC, belong
+// to the same network device. Of the 20 bytes of an InfiniBand address only the GUID
+// counts, the last 8: the queue pair changes when the driver recreates the device, and
+// the subnet manager assigns the prefix.
 func SameMAC(a, b string) bool {
 	guid := guidOf(a)
 	return a == b || guid != "" && guid == guidOf(b)
 }
 
-// guidOf returns the GUID in the address of an InfiniBand network device, empty for
-// another address.
+// guidOf returns the GUID in the address of an InfiniBand network device, or an empty
+// string for any other address.
 func guidOf(address string) string {
 	hw, err := net.ParseMAC(address)
 	if err != nil || len(hw) != infinibandLength {
@@ -31,8 +31,8 @@ func guidOf(address string) string {
 	return hw[guidOffset:].String()
 }
 
-// identity returns what of the network device's address is its function's, and how that
-// is called.
+// identity returns the part of the network device's address that belongs to its
+// function, and the name of that part.
 func (d NetDev) identity() (field, value string) {
 	if guid := guidOf(d.MAC); guid != "" {
 		return "GUID", guid
@@ -40,9 +40,10 @@ func (d NetDev) identity() (field, value string) {
 	return "MAC", d.MAC
 }
 
-// toSet returns what to set so that a network device with the address is has the MAC to,
-// nil where it has it or to is none. Of InfiniBand's the kernel lets the GUID alone be
-// set: it refuses an address that begins otherwise than the device's.
+// toSet returns the address to set on a network device with the address is so that it
+// gets the MAC to. It returns nil if the device has that MAC already, or if to is not
+// an address. For InfiniBand, the kernel lets only the GUID be set: it refuses an
+// address whose other bytes differ from the device's.
 func toSet(is, to string) net.HardwareAddr {
 	mac, err := net.ParseMAC(to)
 	if err != nil || SameMAC(is, to) {
@@ -54,17 +55,17 @@ func toSet(is, to string) net.HardwareAddr {
 	return mac
 }
 
-// takenGUID is what a VF is given to have no GUID any more.
+// takenGUID is the GUID that takes a VF's GUID away.
 const takenGUID = "ff:ff:ff:ff:ff:ff:ff:ff"
 
-// unsetGUID reports whether a PF that tells guid was never set to one: all zeros. The
-// VF has its own then.
+// unsetGUID reports whether guid, as a PF reports it, means that the PF was never set
+// to a GUID for the VF: all zeros. The VF then has its own GUID.
 func unsetGUID(guid string) bool { return guid != "" && noMAC(guid) }
 
-// sameGUID reports whether the PF gives the VF the InfiniBand GUID that it gave it in s.
-// One of which nothing was told is not missed. Where it gave none, it may give the VF
-// what it is restored to; and a VF that was to have none has none either where the PF
-// was never set to one.
+// sameGUID reports whether the PF gives the VF the same InfiniBand GUID as in s. An
+// unknown GUID in s counts as the same. If the PF gave none in s, it may now give the
+// GUID to which the VF is restored. If the VF was to have none in s, a PF that was
+// never set to a GUID counts as the same.
 func (s *Snapshot) sameGUID(was, is string) bool {
 	switch {
 	case was == "" || was == is:
@@ -75,12 +76,12 @@ func (s *Snapshot) sameGUID(was, is string) bool {
 	return was == takenGUID && unsetGUID(is)
 }
 
-// restoredGUID returns what the PF is to be set to where it told guid in s. A PF that was
-// set to a GUID cannot be set to none again: its driver tells what it was set to, never
-// what the VF has by itself, and to it all zeros are another GUID, which no VF can use.
-// So the VF is given its own. Where that is not known, as of a VF that is bound to VFIO
-// and has no network device to read it from, it is given none: what its last user had
-// must not be the next one's, who has to ask for a GUID.
+// restoredGUID returns the GUID to set on the PF if it reported guid in s. Once a PF
+// was set to a GUID, it cannot be set back to none: its driver reports what was set and
+// never what the VF has by itself, and treats all zeros as just another GUID, which no
+// VF can use. So the VF is given its own GUID. If that is unknown, as for a VF that is
+// bound to VFIO and has no network device to read it from, the VF gets takenGUID: the
+// next user must not inherit the last user's GUID, and has to ask for one.
 func (s *Snapshot) restoredGUID(guid string) string {
 	if unsetGUID(guid) {
 		return cmp.Or(s.ownGUID(), takenGUID)
@@ -88,8 +89,8 @@ func (s *Snapshot) restoredGUID(guid string) string {
 	return guid
 }
 
-// ownGUID returns the GUID of the one network device of s. It is empty where there is
-// none, also for all zeros.
+// ownGUID returns the GUID of the only network device of s. It is empty if there is no
+// such device or its GUID is all zeros.
 func (s *Snapshot) ownGUID() string {
 	if len(s.NetDevs) != 1 {
 		return ""
@@ -101,10 +102,10 @@ func (s *Snapshot) ownGUID() string {
 	return guid
 }
 
-// keptGUID reports whether the one network device of s must have its GUID now: its PF
-// tells the same of it as in s, so that whoever may administer the device has changed
-// it. A GUID that a PF is set to is the device's from when the VF's driver is next bound:
-// the device may have it already.
+// keptGUID reports whether the only network device of s must have its GUID back now:
+// the PF reports the same GUID as in s, so somebody with administrative rights over the
+// device changed the device's GUID. The exception is a device that has the GUID set on
+// the PF, which reaches the device when the VF's driver is next bound.
 func (s *Snapshot) keptGUID(now *Snapshot) bool {
 	if s.VF == nil || now.VF == nil || s.VF.PortGUID == "" {
 		return false

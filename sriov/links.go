@@ -16,48 +16,49 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoLink is wrapped by errors of [Links] that are asked about a network device
-// that the network namespace does not have (any more).
+// ErrNoLink is wrapped by the errors of [Links] about a network device that the network
+// namespace does not have, or no longer.
 var ErrNoLink = errors.New("no such network device in this network namespace")
 
-// Links is what this package needs of the kernel's network devices, beside sysfs.
-// [Kernel] is the real one.
+// Links is what this package needs from the kernel's network devices besides sysfs.
+// [Kernel] is the real implementation.
 type Links interface {
-	// Link returns a network device. A name that is none wraps [ErrNoLink].
+	// Link returns a network device. The error for an unknown name wraps [ErrNoLink].
 	Link(name string) (*Link, error)
-	// SetVF sets one property of the VF at index of the PF whose network device is
-	// pf, to what it is in to. A word that VFState does not have is refused with
-	// [io/fs.ErrInvalid]; an empty one is 802.1q, or auto.
+	// SetVF sets one property of the VF at index to its value in to. pf is the network
+	// device of the VF's PF. An unknown VLANProto or LinkState gives
+	// [io/fs.ErrInvalid]; an empty one means 802.1q or auto.
 	SetVF(pf string, index int, p Property, to VFState) error
-	// SetNetDev gives the named network device the name, alias, MTU and MAC of to, an
-	// InfiniBand one the GUID in that, and its settings where it has them.
+	// SetNetDev gives the named network device the name, alias, MTU and MAC of to, and
+	// its settings unless they are nil. On an InfiniBand device it sets only the GUID
+	// of the MAC.
 	SetNetDev(name string, to NetDev) error
-	// Events returns a channel that gets a value after network devices or drivers
-	// of the node changed; changes in quick succession give one. When ctx ends, or
-	// no event can be heard any more, it is closed.
+	// Events returns a channel that receives a value after network devices or drivers
+	// of the node changed; changes in quick succession are merged into one. The channel
+	// is closed when ctx ends or events can no longer be received.
 	Events(ctx context.Context) (<-chan struct{}, error)
 }
 
-// Link is a network device, and what it keeps for the VFs of its function.
+// Link is a network device together with what it keeps for the VFs of its function.
 type Link struct {
 	NetDev
-	VFs map[int]VFState // by index; nil unless it is the uplink of a PF that has VFs
+	VFs map[int]VFState // by index; nil unless this is the uplink of a PF that has VFs
 }
 
 // NetDev is a network device in a network namespace.
 type NetDev struct {
 	Name  string `json:"name"`
 	Index int    `json:"index"`
-	MAC   string `json:"mac,omitempty"` // 20 bytes of an InfiniBand device, see [SameMAC]
+	MAC   string `json:"mac,omitempty"` // 20 bytes for an InfiniBand device, see [SameMAC]
 	MTU   int    `json:"mtu,omitempty"`
-	Alias string `json:"alias,omitempty"` // where the plugin host-device keeps the name that it had on the host
-	// Settings are nil where they were not taken down, as before they were known of.
+	Alias string `json:"alias,omitempty"` // the plugin host-device stores the name on the host here
+	// Settings are nil if they were not recorded, as in snapshots of older versions.
 	Settings *Settings `json:"settings,omitempty"`
 }
 
-// VFState is what a PF keeps for one of its VFs, and forces on whoever has it.
+// VFState is what a PF keeps for one of its VFs and forces on the VF's user.
 type VFState struct {
-	MAC       string `json:"mac,omitempty"` // all zeros where the VF may choose; empty for an InfiniBand VF, which has none
+	MAC       string `json:"mac,omitempty"` // all zeros if the VF may choose; empty for an InfiniBand VF, which has none
 	VLAN      int    `json:"vlan"`          // 0 for none
 	VLANQoS   int    `json:"vlanQoS"`
 	VLANProto string `json:"vlanProto,omitempty"` // 802.1q or 802.1ad
@@ -66,15 +67,15 @@ type VFState struct {
 	LinkState string `json:"linkState"` // auto, enable or disable
 	MinTxRate int    `json:"minTxRate"` // Mbit/s, 0 for no limit
 	MaxTxRate int    `json:"maxTxRate"`
-	// NodeGUID and PortGUID are those that an InfiniBand VF was given: all zeros where it
-	// was given none and has its own, all ones where it is to have none, and empty where
-	// they are not told, as by a kernel before 5.5.
+	// NodeGUID and PortGUID are the GUIDs that an InfiniBand VF was given: all zeros if
+	// it was given none and has its own, all ones if it is to have none, and empty if
+	// they are not reported, as by a kernel before 5.5.
 	NodeGUID string `json:"nodeGUID,omitempty"`
 	PortGUID string `json:"portGUID,omitempty"`
 }
 
-// Property is a part of [VFState] that is set by itself: a driver refuses what it
-// does not have, which must not keep the rest from being set.
+// Property is a part of [VFState] that is set on its own: a driver refuses properties
+// that it does not support, which must not keep the others from being set.
 type Property string
 
 // The properties, in the order in which [Host.Reset] sets them.
@@ -83,7 +84,7 @@ const (
 	PropertySpoofChk  Property = "spoof check"
 	PropertyTrust     Property = "trust"
 	PropertyLinkState Property = "link state"
-	PropertyRate      Property = "rate" // both
+	PropertyRate      Property = "rate" // minimum and maximum
 	PropertyNodeGUID  Property = "node GUID"
 	PropertyPortGUID  Property = "port GUID"
 	PropertyMAC       Property = "MAC"
@@ -95,8 +96,8 @@ var linkStates = []string{"auto", "enable", "disable"}
 // vlanProtos are the names of the protocols that a VF's VLAN can have.
 var vlanProtos = []string{"802.1q", "802.1ad"}
 
-// word returns the place of a property's word among those that it can have, the first
-// for none.
+// word returns the index of a property's value among its allowed values. An empty value
+// means the first.
 func word(p Property, of []string, is string) (int, error) {
 	i := slices.Index(of, cmp.Or(is, of[0]))
 	if i < 0 {
@@ -106,7 +107,7 @@ func word(p Property, of []string, is string) (int, error) {
 }
 
 // Kernel is the running kernel's network devices, in the network namespace of the
-// thread that calls; whoever calls from several is on a locked one.
+// calling thread. Programs that use several network namespaces must lock the thread.
 type Kernel struct{}
 
 // Link implements [Links].
@@ -130,7 +131,7 @@ func (h Host) SetVF(pf string, index int, p Property, to VFState) error {
 	return h.links().SetVF(pf, index, p, to)
 }
 
-// netDevOf reads a network device; body is the message that link was read of.
+// netDevOf converts a network device; body is the message from which link was decoded.
 func netDevOf(link netlink.Link, body []byte) (NetDev, error) {
 	a := link.Attrs()
 	settings, err := settingsOf(a, body)
@@ -140,8 +141,8 @@ func netDevOf(link netlink.Link, body []byte) (NetDev, error) {
 	return NetDev{Name: a.Name, Index: a.Index, MAC: a.HardwareAddr.String(), MTU: a.MTU, Alias: a.Alias, Settings: settings}, nil
 }
 
-// OfLink is [FS.OfNetDev] for any name of the network device, also an alternative
-// one, which sysfs does not have. The error wraps [ErrNoLink] where the network
+// OfLink is [FS.OfNetDev] for any name of the network device, including alternative
+// names, which sysfs does not show. The error wraps [ErrNoLink] if the network
 // namespace has no device of that name.
 func (h Host) OfLink(name string) (string, error) {
 	addr, err := h.OfNetDev(name)
@@ -155,8 +156,8 @@ func (h Host) OfLink(name string) (string, error) {
 	return h.OfNetDev(link.Name)
 }
 
-// VFWritten is [FS.VFWritten] for any name of the VF's network device, also an
-// alternative one, which sysfs does not have.
+// VFWritten is [FS.VFWritten] for any name of the VF's network device, including
+// alternative names, which sysfs does not show.
 func (h Host) VFWritten(text string) (*Function, error) {
 	f, err := h.FS.VFWritten(text)
 	if f != nil || err != nil || strings.ContainsAny(text, "/:") {
@@ -201,7 +202,7 @@ func (Kernel) SetVF(pf string, index int, p Property, to VFState) error {
 	return setVFAddress(link, index, p, to)
 }
 
-// setVFAddress is SetVF for the properties that are addresses.
+// setVFAddress implements SetVF for the properties that are addresses.
 func setVFAddress(link netlink.Link, index int, p Property, to VFState) error {
 	for _, a := range []struct {
 		Property
@@ -213,7 +214,7 @@ func setVFAddress(link netlink.Link, index int, p Property, to VFState) error {
 		{PropertyMAC, to.MAC, netlink.LinkSetVfHardwareAddr},
 	} {
 		if a.Property == p {
-			value, err := net.ParseMAC(a.value) // which reads GUIDs as well
+			value, err := net.ParseMAC(a.value) // parses GUIDs as well
 			if err != nil {
 				return err
 			}
@@ -223,9 +224,9 @@ func setVFAddress(link netlink.Link, index int, p Property, to VFState) error {
 	return fmt.Errorf("a VF has no property %q", string(p))
 }
 
-// setMAC gives a link that is down its MAC. A VF may not choose its own where the
-// PF did; then the PF's is in force, which a VF's driver may take over no sooner
-// than when the link is set down.
+// setMAC sets the MAC of a link that is down. A VF may not choose its own MAC if the PF
+// chose one. The PF's MAC is then in force, but the VF's driver may not adopt it before
+// the link is set up and down.
 func setMAC(link netlink.Link, mac net.HardwareAddr) error {
 	err := netlink.LinkSetHardwareAddr(link, mac)
 	if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EPERM) {
@@ -234,8 +235,8 @@ func setMAC(link netlink.Link, mac net.HardwareAddr) error {
 	return err
 }
 
-// SetNetDev implements [Links]. A device that is up is down meanwhile, since the
-// kernel renames no other.
+// SetNetDev implements [Links]. It takes the device down meanwhile, because the kernel
+// does not rename a device that is up.
 func (Kernel) SetNetDev(name string, to NetDev) error {
 	link, body, err := ask(name, 0)
 	if err != nil {
@@ -250,7 +251,7 @@ func (Kernel) SetNetDev(name string, to NetDev) error {
 		return fmt.Errorf("set %s down: %w", name, err)
 	}
 	var problems []error
-	if to.Settings != nil { // first: an alternative name may be the one that is to be given
+	if to.Settings != nil { // first: the new name may be one of the device's alternative names
 		problems = append(problems, setSettings(link, is.Settings, to.Settings))
 	}
 	if to.Name != is.Name {
@@ -271,9 +272,9 @@ func (Kernel) SetNetDev(name string, to NetDev) error {
 	return errors.Join(problems...)
 }
 
-// Events implements [Links]. It hears the namespace's links by rtnetlink, and by
-// uevents that drivers are bound and that VFs appear. What a message says does not
-// matter, and a lost one does no harm: whoever is told looks for himself.
+// Events implements [Links]. It listens on rtnetlink for the namespace's links, and for
+// uevents about bound drivers and new VFs. The content of a message does not matter,
+// and a lost one does no harm: receivers look at the current state.
 func (Kernel) Events(ctx context.Context) (<-chan struct{}, error) {
 	links, err := listen(unix.NETLINK_ROUTE, unix.RTMGRP_LINK)
 	if err != nil {
@@ -284,12 +285,12 @@ func (Kernel) Events(ctx context.Context) (<-chan struct{}, error) {
 		return nil, errors.Join(fmt.Errorf("listen to changes of drivers: %w", err), links.Close())
 	}
 	changed := make(chan struct{}, 1)
-	stop := func() { _ = errors.Join(links.Close(), drivers.Close()) } // which ends their reading
+	stop := func() { _ = errors.Join(links.Close(), drivers.Close()) } // this ends the reads
 	context.AfterFunc(ctx, stop)
 	var all sync.WaitGroup
 	for _, socket := range []*os.File{links, drivers} {
 		all.Go(func() {
-			defer stop() // one alone is not enough
+			defer stop() // one source alone is not enough
 			hear(socket, changed)
 		})
 	}
@@ -300,7 +301,7 @@ func (Kernel) Events(ctx context.Context) (<-chan struct{}, error) {
 	return changed, nil
 }
 
-// listen opens a netlink socket that receives a protocol's groups.
+// listen opens a netlink socket that is subscribed to a protocol's groups.
 func listen(protocol int, groups uint32) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
@@ -312,17 +313,17 @@ func listen(protocol int, groups uint32) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "netlink"), nil
 }
 
-// hear tells of every message, until the socket is closed.
+// hear signals every message on changed, until the socket is closed.
 func hear(socket *os.File, changed chan<- struct{}) {
-	buf := make([]byte, 1<<12) // the rest of a longer message is dropped
+	buf := make([]byte, 1<<12) // longer messages are truncated
 	for {
 		_, err := socket.Read(buf)
-		if err != nil && !errors.Is(err, unix.ENOBUFS) { // some were lost, and this tells of them
+		if err != nil && !errors.Is(err, unix.ENOBUFS) { // ENOBUFS: lost messages are changes, too
 			return
 		}
 		select {
 		case changed <- struct{}{}:
-		default: // one is waiting already
+		default: // a value is already pending
 		}
 	}
 }

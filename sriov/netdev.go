@@ -13,13 +13,13 @@ import (
 	"syscall"
 )
 
-// ErrNotPCI is wrapped by the errors of methods that look for the PCI function
-// under something that stands on none, as a bridge, a veth or a USB adapter.
+// ErrNotPCI is wrapped by the errors of methods that look for the PCI function of
+// something that has none, such as a bridge, a veth or a USB adapter.
 var ErrNotPCI = errors.New("does not stand on a PCI function")
 
-// netDevs returns the network devices of the function listed in n: those in its
-// net directory, and those of a virtio device, which the kernel puts as a device
-// of its own between the PCI function and the network device.
+// netDevs returns the network devices of the function listed in n: those in its net
+// directory, and those of a virtio device, which the kernel places as a separate device
+// between the PCI function and the network device.
 func (s FS) netDevs(n *node) []string {
 	names := n.children("net")
 	for _, name := range n.names {
@@ -27,7 +27,7 @@ func (s FS) netDevs(n *node) []string {
 			continue
 		}
 		// Only a virtio network device has a net directory, and only while the
-		// namespace holds it.
+		// namespace holds the network device.
 		children, err := list(filepath.Join(n.dir, name, "net"))
 		if err == nil {
 			names = append(names, children...)
@@ -37,14 +37,14 @@ func (s FS) netDevs(n *node) []string {
 	return names
 }
 
-// PFNetDev returns the name of the network device through which the VF at vfAddr
-// is configured, which is its PF's uplink as [FS.Uplink] finds it, and the VF's
-// index there.
+// PFNetDev returns the name of the network device through which the VF at vfAddr is
+// configured, which is its PF's uplink as found by [FS.Uplink], and the VF's index on
+// that PF.
 //
-// The error wraps [ErrNotVF] when vfAddr is another PCI function, [ErrAddress]
-// when it is malformed, and satisfies errors.Is(err, [io/fs.ErrNotExist]) when
-// the VF is not there or the PF has no network device in this namespace, for
-// example because it is itself bound to a userspace driver.
+// The error wraps [ErrAddress] if vfAddr is malformed and [ErrNotVF] if it is another
+// PCI function. It satisfies errors.Is(err, [io/fs.ErrNotExist]) if the VF does not
+// exist, or if the PF has no network device in this namespace, for example because the
+// PF itself is bound to a userspace driver.
 func (s FS) PFNetDev(vfAddr string) (name string, index int, err error) {
 	a, err := ParseAddress(vfAddr)
 	if err != nil {
@@ -65,7 +65,7 @@ func (s FS) PFNetDev(vfAddr string) (name string, index int, err error) {
 	return name, index, nil
 }
 
-// parent returns the PF of the function at addr and the function's index there.
+// parent returns the PF of the function at addr, and the function's index on that PF.
 func (s FS) parent(addr string) (pf string, index int, err error) {
 	n, err := openNode(s.device(addr))
 	if err != nil {
@@ -81,21 +81,21 @@ func (s FS) parent(addr string) (pf string, index int, err error) {
 	return pf, index, err
 }
 
-// Uplink returns the network device of the PF at pf that stands for its physical
-// port, and through which its VFs are configured.
+// Uplink returns the network device of the PF at pf that represents its physical port.
+// VFs are configured through this device.
 //
-// Usually it is the only one. In switchdev mode the representors of VFs and
-// subfunctions stand beside it; they are told apart by phys_port_name:
+// Usually the PF has only one network device. In switchdev mode it also has the
+// representors of VFs and subfunctions, which phys_port_name tells apart:
 //
 //   - p0, or p0s1 for a split port, is an uplink;
-//   - a device without a name is the uplink of a driver that names no ports;
-//   - pf0vf3, c1pf0sf88, p0pf0vf3 and the like are representors, never chosen;
+//   - a device without a port name is the uplink of a driver that names no ports;
+//   - pf0vf3, c1pf0sf88, p0pf0vf3 and the like are representors, and never chosen;
 //   - any other name, such as the bare VF number that older kernels gave to
-//     representors, is chosen only where nothing better stands.
+//     representors, is chosen only if there is nothing better.
 //
-// Of several equally good ones (two ports on one function, as on ConnectX-3) it is
-// the one with the lowest dev_port, then dev_id. If that does not decide either,
-// Uplink refuses to guess. With no candidate the error satisfies
+// Among several equally good devices (two ports on one function, as on ConnectX-3),
+// Uplink chooses the lowest dev_port, then the lowest dev_id. If that does not decide
+// either, Uplink refuses to guess. If there is no candidate, the error satisfies
 // errors.Is(err, [io/fs.ErrNotExist]).
 func (s FS) Uplink(pf string) (string, error) {
 	a, err := ParseAddress(pf)
@@ -143,7 +143,7 @@ func (s FS) ports(addr string) ([]port, error) {
 	return out, nil
 }
 
-// The kinds of port, from the best candidate for an uplink to the worst.
+// Kinds of port, from the best candidate for an uplink to the worst.
 const (
 	portPhysical = iota
 	portUnnamed
@@ -151,7 +151,7 @@ const (
 	portRepresentor
 )
 
-// port is a network device as a candidate for being its function's uplink.
+// port is a network device as a candidate for its function's uplink.
 type port struct {
 	name           string
 	kind           int
@@ -162,8 +162,9 @@ func (p port) compare(q port) int {
 	return cmp.Or(cmp.Compare(p.kind, q.kind), cmp.Compare(p.devPort, q.devPort), cmp.Compare(p.devID, q.devID))
 }
 
-// readPort reads what tells ports apart. One that went meanwhile is an error: what
-// cannot be read of it says nothing, and a representor would pass for an uplink.
+// readPort reads what tells ports apart. A device that disappears meanwhile is an
+// error: its unreadable attributes would look like absent ones, and a representor would
+// pass for an uplink.
 func readPort(dir string) (port, error) {
 	number := func(name string) int {
 		text, err := readAttr(filepath.Join(dir, name))
@@ -179,7 +180,7 @@ func readPort(dir string) (port, error) {
 	p := port{name: filepath.Base(dir), devPort: number("dev_port"), devID: number("dev_id")}
 	name, err := readAttr(filepath.Join(dir, "phys_port_name"))
 	switch {
-	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EOPNOTSUPP): // the latter two where its driver names no ports
+	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EOPNOTSUPP): // the latter two if the driver names no ports
 		p.kind = portKind(name)
 	default:
 		p.kind = portOther
@@ -189,9 +190,9 @@ func readPort(dir string) (port, error) {
 }
 
 // portKind classifies a phys_port_name. The grammar is devlink's: p0 and p0s1 are
-// physical ports; pf0, pf0vf3, pf0sf88, each with an optional controller c1 in
+// physical ports; pf0, pf0vf3 and pf0sf88, each with an optional controller c1 in
 // front, are the host side of PCI ports. BlueField calls its host PF pf0hpf, and sfc
-// has the physical port in front, p0pf0vf3.
+// puts the physical port in front, p0pf0vf3.
 func portKind(name string) int {
 	if name == "" {
 		return portUnnamed
@@ -217,7 +218,7 @@ func portKind(name string) int {
 	return portOther
 }
 
-// cutPart cuts prefix and the decimal number after it from the front of s.
+// cutPart removes prefix and the decimal number that follows from the front of s.
 func cutPart(s, prefix string) (rest string, ok bool) {
 	s, ok = strings.CutPrefix(s, prefix)
 	if !ok || s == "" || !isDigit(s[0]) {
@@ -226,14 +227,14 @@ func cutPart(s, prefix string) (rest string, ok bool) {
 	return strings.TrimLeft(s, "0123456789"), true
 }
 
-// OfNetDev returns the address of the PCI function that the named network device
-// stands on, directly or through a virtio or auxiliary device (a subfunction's
-// network device stands on its PF).
+// OfNetDev returns the address of the PCI function below the named network device,
+// which may sit on a virtio or auxiliary device in between (the network device of a
+// subfunction belongs to its PF).
 //
-// The error wraps [ErrNotPCI] for a device that stands on no PCI function: virtual
-// ones, but also a USB adapter, although its host controller is one. It satisfies
-// errors.Is(err, [io/fs.ErrNotExist]) when the network namespace has no such
-// device, and [io/fs.ErrInvalid] when name cannot be one.
+// The error wraps [ErrNotPCI] for a device without a PCI function: a virtual device,
+// but also a USB adapter, although its host controller is a PCI function. It satisfies
+// errors.Is(err, [io/fs.ErrNotExist]) if the network namespace has no such device, and
+// [io/fs.ErrInvalid] if name cannot be the name of a network device.
 func (s FS) OfNetDev(name string) (string, error) {
 	if !validNetDev(name) {
 		return "", fmt.Errorf("sriov: %s is not a network device name: %w", quote(name), fs.ErrInvalid)
@@ -243,7 +244,7 @@ func (s FS) OfNetDev(name string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("sriov: network device %s: %w", name, err)
 	}
-	// The link leads to DEVICE/net/NAME.
+	// The link points to DEVICE/net/NAME.
 	dir := filepath.Dir(filepath.Dir(filepath.Join(class, target)))
 	addr, err := s.pciAncestor(dir)
 	if err != nil {
@@ -252,10 +253,10 @@ func (s FS) OfNetDev(name string) (string, error) {
 	return addr, nil
 }
 
-// OfParent returns the address of the PCI function whose network device has that
-// parent device, as the kernel names it (IFLA_PARENT_DEV_NAME): of a virtio device,
-// which the kernel puts between, that of the function below. Any other name comes
-// back as it is.
+// OfParent translates the parent of a network device, as the kernel names it
+// (IFLA_PARENT_DEV_NAME), to the address of the PCI function. For a virtio device,
+// which the kernel places in between, it returns the function below. Any other name is
+// returned unchanged.
 func (s FS) OfParent(name string) string {
 	if !strings.HasPrefix(name, "virtio") {
 		return name
@@ -267,17 +268,17 @@ func (s FS) OfParent(name string) string {
 	}
 	addr, err := s.pciAncestor(filepath.Join(devices, target))
 	if err != nil {
-		return name // on another bus
+		return name // a device on another bus
 	}
 	return addr
 }
 
 // VFOfNetDev returns the VF whose network device has this name.
 //
-// The error wraps [ErrNotVF] where the network device is that of another PCI
-// function, or stands on a part of one as a subfunction's does; else it is that of
-// [FS.OfNetDev]. A network device that is in another network namespace is not there,
-// and its name may be another's meanwhile.
+// The error wraps [ErrNotVF] if the network device belongs to another PCI function, or
+// to a part of one, such as a subfunction. Any other error is that of [FS.OfNetDev]. A
+// network device in another network namespace is not found, and another device may have
+// its name meanwhile.
 func (s FS) VFOfNetDev(name string) (*Function, error) {
 	addr, err := s.OfNetDev(name)
 	if err != nil {
@@ -294,7 +295,7 @@ func (s FS) VFOfNetDev(name string) (*Function, error) {
 }
 
 // FunctionNamed returns the PCI function that a device plugin's ID names: by its PCI
-// address, or, as some plugins call a VF, by its network device. The error is that of
+// address or, as some plugins name VFs, by its network device. The error is that of
 // [FS.Function] for an address, else that of [FS.VFOfNetDev].
 func (s FS) FunctionNamed(id string) (*Function, error) {
 	if !IsAddress(id) {
@@ -303,10 +304,10 @@ func (s FS) FunctionNamed(id string) (*Function, error) {
 	return s.Function(id)
 }
 
-// VFWritten returns the VF that the configuration of a plugin names: by its PCI
-// address, by its network device, or by its directory below /sys/devices. It is nil
-// for a text that names none on this node. Plugins make a path of what they are given,
-// so that a path from /sys/bus/pci/devices is as good as an address.
+// VFWritten returns the VF that a plugin's configuration names: by PCI address, by
+// network device, or by its directory below /sys/devices. It returns nil for a text
+// that names no VF on this node. Plugins build a path from such a text, so a path
+// relative to /sys/bus/pci/devices is as good as an address.
 func (s FS) VFWritten(text string) (*Function, error) {
 	if strings.Contains(text, "/") {
 		text = s.written(text)
@@ -323,9 +324,10 @@ func (s FS) VFWritten(text string) (*Function, error) {
 	return f, nil
 }
 
-// written returns the address of the PCI function that a path leads to, by whatever
-// detours and links: of a directory below /sys/devices, or from /sys/bus/pci/devices.
-// Where it leads to none it is its last element.
+// written returns the address of the PCI function that a path leads to through any
+// links and "..": an absolute path below /sys/devices, or a path relative to
+// /sys/bus/pci/devices. If the path leads to no function, written returns its last
+// element.
 func (s FS) written(path string) string {
 	dir := s.path("bus/pci/devices/" + path)
 	if below, ok := strings.CutPrefix(path, "/sys/devices/"); ok {
@@ -339,9 +341,9 @@ func (s FS) written(path string) string {
 	return filepath.Base(filepath.Clean(path))
 }
 
-// pciAncestor returns the address of the PCI function that dir, a device directory
-// below sys/devices, is or stands on. Only virtio and auxiliary devices are
-// climbed: they are the function under another name.
+// pciAncestor returns the address of the PCI function that is dir or an ancestor of
+// dir, a device directory below sys/devices. It climbs only over virtio and auxiliary
+// devices, which are the function under another name.
 func (s FS) pciAncestor(dir string) (string, error) {
 	top := s.path("devices")
 	for strings.HasPrefix(dir, top+"/") {
@@ -361,8 +363,8 @@ func (s FS) pciAncestor(dir string) (string, error) {
 	return "", ErrNotPCI
 }
 
-// validNetDev reports whether the kernel would accept name for a network device:
-// 1 to 15 bytes, not a directory's own name, no slash, colon or white space.
+// validNetDev reports whether the kernel would accept name for a network device: 1 to
+// 15 bytes, neither "." nor "..", and without slash, colon and white space.
 func validNetDev(name string) bool {
 	const ifNameSize = 16 // with the terminating NUL
 	return name != "" && len(name) < ifNameSize && name != "." && name != ".." &&

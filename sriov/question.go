@@ -11,16 +11,16 @@ import (
 	"github.com/manifold-cni/manifold/sriov/rtnl"
 )
 
-// withVFs is what a question is asked beside the network device: its VFs, but not each
-// VF's statistics, which make the answer of a PF several times as long.
+// withVFs requests the VFs along with the network device, but without statistics for
+// each VF, which would multiply the size of a PF's response.
 const withVFs = nl.RTEXT_FILTER_VF | rtnl.SkipStatistics
 
-// question asks for a network device of a name and its VFs. body is the message that
-// link was read of.
+// question asks for the network device of that name and its VFs. body is the message
+// from which link was decoded.
 type question func(name string) (link netlink.Link, body []byte, err error)
 
-// firstThatFits asks one question after another, while the kernel says that the answer
-// is too long.
+// firstThatFits asks the questions in turn as long as the kernel reports that the
+// response is too long.
 func firstThatFits(name string, questions ...question) (link netlink.Link, body []byte, err error) {
 	for _, q := range questions {
 		if link, body, err = q(name); !errors.Is(err, unix.EMSGSIZE) {
@@ -30,11 +30,11 @@ func firstThatFits(name string, questions ...question) (link netlink.Link, body 
 	return link, body, err
 }
 
-// alone asks for one network device: one question with one answer, and no dump, which a
-// change would interrupt.
+// alone asks for one network device: one request with one response, and no dump, which
+// changes would interrupt.
 func alone(name string) (netlink.Link, []byte, error) { return ask(name, withVFs) }
 
-// ask is alone with what is asked beside the network device.
+// ask is alone with a choice of what to request along with the network device.
 func ask(name string, mask uint32) (netlink.Link, []byte, error) {
 	fail := func(err error) (netlink.Link, []byte, error) {
 		return nil, nil, fmt.Errorf("network device %s: %w", quote(name), err)
@@ -43,7 +43,7 @@ func ask(name string, mask uint32) (netlink.Link, []byte, error) {
 		return fail(ErrNoLink)
 	}
 	answers, err := rtnl.Execute(rtnl.Named(name, mask))
-	// The latter is what a kernel says that has no alternative names.
+	// Kernels without alternative names answer EINVAL to such a name.
 	if errors.Is(err, unix.ENODEV) || !validNetDev(name) && errors.Is(err, unix.EINVAL) {
 		return fail(ErrNoLink)
 	}
@@ -60,10 +60,11 @@ func ask(name string, mask uint32) (netlink.Link, []byte, error) {
 	return link, answers[0], nil
 }
 
-// listed asks for one network device among all. Kernels before 6.15 forget the GUIDs of
-// VFs when they make room for the answer about one: with a dozen VFs that of an InfiniBand
-// PF does not fit. In a list there is more room. That network devices come and go meanwhile
-// interrupts the list, but what it says of one is true all the same.
+// listed finds one network device in a dump of all. When kernels before 6.15 size the
+// response about a single device, they forget the VFs' GUIDs, so the response about an
+// InfiniBand PF with a dozen VFs does not fit. A dump has more room. Network devices
+// that come and go interrupt the dump, but what it says about a single device is true
+// all the same.
 func listed(name string) (netlink.Link, []byte, error) {
 	link, _, err := ask(name, 0)
 	if err != nil {
@@ -82,7 +83,7 @@ func listed(name string) (netlink.Link, []byte, error) {
 		}
 	}
 	if err == nil {
-		err = ErrNoLink // by now
+		err = ErrNoLink // it has disappeared
 	}
 	return nil, nil, fmt.Errorf("network device %s, in a list: %w", quote(name), err)
 }

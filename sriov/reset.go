@@ -7,13 +7,13 @@ import (
 	"io/fs"
 )
 
-// ResetError says that a device is not as it was to be made.
+// ResetError reports that a device is not in the state to which it was to be reset.
 type ResetError struct {
-	Left []Difference // what is still not as wanted
-	Err  error        // what the kernel or the driver refused; may be nil
+	Left []Difference // what still differs
+	Err  error        // what the kernel or the driver refused, or nil
 }
 
-// Error names what is left and why.
+// Error describes the differences and their cause.
 func (e *ResetError) Error() string {
 	if e.Err == nil {
 		return Sentences(e.Left)
@@ -21,20 +21,20 @@ func (e *ResetError) Error() string {
 	return fmt.Sprintf("%s: %v", Sentences(e.Left), e.Err)
 }
 
-// Unwrap returns the refusals.
+// Unwrap returns Err.
 func (e *ResetError) Unwrap() error { return e.Err }
 
-// ErrReplaced is wrapped by the error of [Host.Reset] when another PCI function has
-// got the address since the snapshot, see [Snapshot.SameFunction].
+// ErrReplaced is wrapped by the error of [Host.Reset] if another PCI function took the
+// address since the snapshot, see [Snapshot.SameFunction].
 var ErrReplaced = errors.New("another function has its address by now")
 
-// Reset makes a device stand as in to, a snapshot of it: its network device's name,
-// alias, MTU, settings and MAC, then what the PF keeps for a VF. What is so already is not
-// touched, and a device that has another driver by now is not bound anew. It looks again afterwards, and returns what it changed; what is
-// still different then is a [*ResetError]. Nobody else must use the device
-// meanwhile. Where it has no network device on the host it cannot be given one:
-// see [Host.Wait]. A function that came after the snapshot is left as it is, with
-// [ErrReplaced].
+// Reset restores a device to the state in its snapshot to: the name, alias, MTU,
+// settings and MAC of its network device, then what the PF keeps for a VF. It touches
+// only what differs, and does not rebind a device that has another driver by now.
+// Afterwards it reads the state again and returns what it changed; what still differs
+// is a [*ResetError]. A function that replaced the snapshot's function is left alone,
+// with [ErrReplaced]. Reset cannot give a network device to a device that has none on
+// the host: see [Host.Wait]. Nobody else may use the device meanwhile.
 func (h Host) Reset(id string, to *Snapshot) ([]Difference, error) {
 	now, err := h.Snapshot(id)
 	if err != nil {
@@ -48,8 +48,9 @@ func (h Host) Reset(id string, to *Snapshot) ([]Difference, error) {
 		return nil, nil
 	}
 	var refused error
-	// Again after a refusal, since a network device that has just come is also udev's: it
-	// renames it, or takes the name that it is to get for an alternative one.
+	// Try again after a refusal, because udev handles a network device that has just
+	// come, too: it renames the device, or makes the device's future name an
+	// alternative one.
 	for range 2 {
 		refused = errors.Join(h.resetNetDev(to, now), h.resetVF(to, now))
 		if now, err = h.Snapshot(id); err != nil {
@@ -60,10 +61,10 @@ func (h Host) Reset(id string, to *Snapshot) ([]Difference, error) {
 		}
 	}
 	if to.VF != nil && now.VF != nil && !to.sameMAC(now) {
-		// Last, and where nothing else helps: a MAC that the PF was told by its VF is
-		// told anew by then, and one that is set through the PF is the VF's for good
-		// with some drivers, which let it choose no other ever after. No message of
-		// the kernel's shows which it is.
+		// The MAC comes last, and only if it is still wrong. A MAC that the VF told its
+		// PF has been told anew by now. A MAC that is set through the PF is final with
+		// some drivers, which never again let the VF choose another. No kernel message
+		// tells the two apart.
 		refused = errors.Join(refused, h.setVF(now, PropertyMAC, *to.VF), h.resetNetDev(to, now))
 		if now, err = h.Snapshot(id); err != nil {
 			return nil, errors.Join(refused, err)
@@ -75,7 +76,7 @@ func (h Host) Reset(id string, to *Snapshot) ([]Difference, error) {
 	return differences, nil
 }
 
-// resetVF sets what differs of what the PF keeps for the VF, but its MAC.
+// resetVF restores what differs in the PF's state for the VF, except for its MAC.
 func (h Host) resetVF(to, now *Snapshot) error {
 	b, n := to.VF, now.VF
 	if b == nil || n == nil {
@@ -103,7 +104,7 @@ func (h Host) resetVF(to, now *Snapshot) error {
 	return errors.Join(problems...)
 }
 
-// setVF sets one property of the VF that stands as in now.
+// setVF sets one property of the VF described by now.
 func (h Host) setVF(now *Snapshot, p Property, to VFState) error {
 	if err := h.SetVF(now.PF, now.VFIndex, p, to); err != nil {
 		return fmt.Errorf("%s of VF %d on %s: %w", p, now.VFIndex, now.PF, err)
@@ -111,15 +112,15 @@ func (h Host) setVF(now *Snapshot, p Property, to VFState) error {
 	return nil
 }
 
-// resetNetDev gives the device's network device its name, alias, MTU, settings
-// and MAC.
+// resetNetDev restores the name, alias, MTU, settings and MAC of the device's network
+// device.
 func (h Host) resetNetDev(to, now *Snapshot) error {
 	was, is := to.single(now)
 	if was == nil {
 		return nil
 	}
 	give := *was
-	if guidOf(is.MAC) != "" && !to.ownMAC(now) { // then it is its PF's to give, and comes when its driver is next bound
+	if guidOf(is.MAC) != "" && !to.ownMAC(now) { // then the PF gives the GUID, and it arrives when the driver is next bound
 		give.MAC = is.MAC
 	}
 	if give.stands(*is) {
@@ -128,22 +129,22 @@ func (h Host) resetNetDev(to, now *Snapshot) error {
 	return h.links().SetNetDev(is.Name, give)
 }
 
-// stands reports whether the network device is as now, but for its index.
+// stands reports whether the network device equals now in everything but its index.
 func (d NetDev) stands(now NetDev) bool {
 	return d.Name == now.Name && d.Alias == now.Alias && d.MTU == now.MTU && SameMAC(d.MAC, now.MAC) && len(d.Settings.differences(d.Name, now.Settings)) == 0
 }
 
-// errDeaf ends a wait that nothing would ever end.
+// errDeaf ends a wait that no event could end any more.
 var errDeaf = errors.New("the kernel's events cannot be heard any more")
 
-// Wait returns the first snapshot of a device that ready accepts, or the error of
-// ctx with the device as it last stood. It looks at once, and then whenever
-// network devices or drivers change: it does not poll. A device that is not there
-// is shown to ready as nil; where that is accepted, the error is that of
-// [Host.Snapshot]. One that its PF leaves out, for all that Snapshot asks it again,
-// ends the wait with [ErrOmitted]: no event tells that a driver has done with a reset.
+// Wait returns the first snapshot of a device that ready accepts. It looks at once, and
+// then whenever network devices or drivers change; it does not poll. If ctx ends first,
+// Wait returns the error of ctx with the last snapshot. ready gets nil for a device
+// that does not exist; if it accepts that, the error is that of [Host.Snapshot]. If the
+// device's PF still omits the device after Snapshot has asked again, the wait ends with
+// [ErrOmitted]: no event tells that a driver has completed a reset.
 //
-// [HasNetDev] and [HasDriver] are what is most often waited for.
+// [HasNetDev] and [HasDriver] are the most common conditions.
 func (h Host) Wait(ctx context.Context, id string, ready func(*Snapshot) bool) (*Snapshot, error) {
 	s, done, err := h.look(id, ready)
 	if done || err != nil {
@@ -156,7 +157,7 @@ func (h Host) Wait(ctx context.Context, id string, ready func(*Snapshot) bool) (
 		return nil, fmt.Errorf("sriov: %w", err)
 	}
 	for {
-		// The first look is one for what happened before the events were heard.
+		// The first look here covers what happened before the subscription to events.
 		if s, done, err = h.look(id, ready); done || err != nil {
 			return s, err
 		}
@@ -171,8 +172,8 @@ func (h Host) Wait(ctx context.Context, id string, ready func(*Snapshot) bool) (
 	}
 }
 
-// look takes a snapshot and reports whether it ends the wait. That there is no
-// such device is an error only then.
+// look takes a snapshot and reports whether it ends the wait. An absent device is an
+// error only if it does.
 func (h Host) look(id string, ready func(*Snapshot) bool) (s *Snapshot, done bool, err error) {
 	s, err = h.Snapshot(id)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -184,12 +185,11 @@ func (h Host) look(id string, ready func(*Snapshot) bool) (s *Snapshot, done boo
 	return s, true, err
 }
 
-// HasNetDev is a condition for [Host.Wait]: the device has a network device on the
-// host.
+// HasNetDev is the condition for [Host.Wait] that the device has a network device on
+// the host.
 func HasNetDev(s *Snapshot) bool { return s != nil && len(s.NetDevs) > 0 }
 
-// HasDriver returns the condition for [Host.Wait] that the device is bound to the
-// driver.
+// HasDriver returns the condition for [Host.Wait] that the device is bound to driver.
 func HasDriver(driver string) func(*Snapshot) bool {
 	return func(s *Snapshot) bool { return s != nil && s.Driver == driver }
 }

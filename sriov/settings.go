@@ -12,19 +12,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Settings is what of a network device whoever may administer it can change, a pod with
-// NET_ADMIN for one, which goes with it from one network namespace to the next, and
-// which no delegate looks at.
+// Settings are the properties of a network device that anyone with administrative
+// rights over it can change, such as a pod with NET_ADMIN. They travel with the device
+// from one network namespace to the next, and no delegate looks at them.
 type Settings struct {
-	AltNames []string `json:"altNames,omitempty"` // in alphabetical order
-	Flags    uint32   `json:"flags,omitempty"`    // IFF_*, those that can be set
-	TxQueue  int      `json:"txQueue,omitempty"`  // its length, in packets
+	AltNames []string `json:"altNames,omitempty"` // sorted
+	Flags    uint32   `json:"flags,omitempty"`    // IFF_*, only those that can be set
+	TxQueue  int      `json:"txQueue,omitempty"`  // length in packets
 	Group    uint32   `json:"group,omitempty"`
-	XDP      []uint32 `json:"xdp,omitempty"` // IDs of the programs that see its packets first
+	XDP      []uint32 `json:"xdp,omitempty"` // IDs of the programs that see incoming packets first
 }
 
-// linkFlags are the flags that can be set, by the names that 'ip link' has for them;
-// that the device is up is not among them.
+// linkFlags are the flags that can be set, with their names in 'ip link'. IFF_UP is not
+// among them.
 var linkFlags = []struct {
 	bit  uint32
 	name string
@@ -37,7 +37,7 @@ var linkFlags = []struct {
 	{unix.IFF_DEBUG, "DEBUG"},
 }
 
-// settable are the flags of linkFlags.
+// settable returns the mask of all linkFlags.
 func settable() (mask uint32) {
 	for _, f := range linkFlags {
 		mask |= f.bit
@@ -45,8 +45,8 @@ func settable() (mask uint32) {
 	return mask
 }
 
-// differences names what of the settings of the network device name is another now.
-// Where one side was not taken down nothing is.
+// differences lists the settings of the network device name that are not as in s. It
+// lists nothing if one side was not recorded.
 func (s *Settings) differences(name string, now *Settings) (out []Difference) {
 	if s == nil || now == nil {
 		return nil
@@ -62,9 +62,9 @@ func (s *Settings) differences(name string, now *Settings) (out []Difference) {
 	}
 	expect("transmit queue", fmt.Sprint(s.TxQueue), fmt.Sprint(now.TxQueue))
 	expect("group", fmt.Sprint(s.Group), fmt.Sprint(now.Group))
-	// One that is gone is none: only its ID is known, and whoever attached it may have
-	// taken it off, as the AF_XDP plugin does that its device plugin attaches at each
-	// allocation.
+	// A removed program is no difference: only its ID is known, and its owner may have
+	// removed it. The AF_XDP plugin, for example, removes the program that its device
+	// plugin attaches at each allocation.
 	if slices.ContainsFunc(now.XDP, func(id uint32) bool { return !slices.Contains(s.XDP, id) }) {
 		expect("XDP program", numbers(s.XDP), numbers(now.XDP))
 	}
@@ -73,7 +73,8 @@ func (s *Settings) differences(name string, now *Settings) (out []Difference) {
 
 func numbers(of []uint32) string { return strings.Trim(fmt.Sprint(of), "[]") }
 
-// settingsOf reads the settings of a network device; body is the message about it.
+// settingsOf returns the settings of a network device; body is the message about the
+// device.
 func settingsOf(a *netlink.LinkAttrs, body []byte) (*Settings, error) {
 	programs, err := decodeXDP(body)
 	if err != nil {
@@ -89,18 +90,18 @@ func settingsOf(a *netlink.LinkAttrs, body []byte) (*Settings, error) {
 // program is an XDP program of a network device.
 type program struct {
 	id   uint32
-	mode int // the flag with which it is taken off
+	mode int // the XDP flag that detaches it
 }
 
-// decodeXDP reads the XDP programs of a network device from the body of an
-// RTM_NEWLINK message, in the order in which they see a packet. The netlink library
-// does not know of several.
+// decodeXDP reads the XDP programs of a network device from the body of an RTM_NEWLINK
+// message, in the order in which they see a packet. The netlink library knows only one
+// program.
 func decodeXDP(body []byte) (out []program, err error) {
 	if len(body) < unix.SizeofIfInfomsg {
 		return nil, fmt.Errorf("a message of %d bytes about a network device", len(body))
 	}
-	// IFLA_XDP_DRV_PROG_ID and its like of the kernel's linux/if_link.h, each with
-	// XDP_FLAGS_DRV_MODE and its like.
+	// IFLA_XDP_DRV_PROG_ID and the related attributes of the kernel's linux/if_link.h,
+	// each with its XDP_FLAGS_DRV_MODE or related flag.
 	modes := map[uint16]int{5: 1 << 2, 6: 1 << 1, 7: 1 << 3}
 	attrs, err := attributes(body[unix.SizeofIfInfomsg:])
 	for _, a := range attrs {
@@ -121,7 +122,8 @@ func decodeXDP(body []byte) (out []program, err error) {
 	return out, nil
 }
 
-// setSettings gives a network device the settings of to. A program that is gone stays so.
+// setSettings changes the settings of a network device from is to to. It does not
+// restore removed XDP programs.
 func setSettings(link netlink.Link, is, to *Settings) error {
 	var problems []error
 	for _, name := range is.AltNames {
@@ -146,7 +148,7 @@ func setSettings(link netlink.Link, is, to *Settings) error {
 	return errors.Join(append(problems, dropXDP(link, to.XDP))...)
 }
 
-// setFlags sets the flags of linkFlags, in one request: the netlink library has one for
+// setFlags sets all linkFlags in one request; the netlink library needs one request for
 // each.
 func setFlags(link netlink.Link, flags uint32) error {
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -159,7 +161,7 @@ func setFlags(link netlink.Link, flags uint32) error {
 	return nil
 }
 
-// dropXDP takes the programs off a network device that are not among keep.
+// dropXDP detaches the XDP programs that are not in keep.
 func dropXDP(link netlink.Link, keep []uint32) error {
 	_, body, err := ask(link.Attrs().Name, 0)
 	if err != nil {

@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// Host is a node's functions as they are and as they can be set: a sysfs tree,
-// and the network devices that it names. The zero value is the running kernel's,
-// in the network namespace of the calling thread; both must be of one namespace.
+// Host is a node's PCI functions with the means to change them: a sysfs tree, and the
+// network devices that it names. The zero value is the running kernel's, in the network
+// namespace of the calling thread; the sysfs mount must belong to the same namespace.
 type Host struct {
 	FS
 	Links Links // nil: [Kernel]
@@ -25,37 +25,37 @@ func (h Host) links() Links {
 	return h.Links
 }
 
-// Events tells of changes of the host's devices, see [Links].
+// Events reports changes of the host's devices, see [Links].
 func (h Host) Events(ctx context.Context) (<-chan struct{}, error) { return h.links().Events(ctx) }
 
-// Snapshot is a device as it stands on the host, in a form that can be kept.
+// Snapshot is the state of a device on the host, in a form that can be stored.
 type Snapshot struct {
 	NetDevs []NetDev `json:"netDevs,omitempty"`
 	Driver  string   `json:"driver,omitempty"`
-	// IOMMUGroup is that of a PCI function, see [Function].
+	// IOMMUGroup is the IOMMU group of a PCI function, see [Function].
 	IOMMUGroup string `json:"iommuGroup,omitempty"`
-	// PF is the PF's network device, through which a VF is set; empty unless the
-	// device is a VF whose PF has one.
+	// PF is the PF's network device, through which a VF is configured. It is empty
+	// unless the device is a VF whose PF has a network device.
 	PF      string   `json:"pf,omitempty"`
 	VFIndex int      `json:"vfIndex,omitempty"` // -1 unless the device is a VF
-	VF      *VFState `json:"vf,omitempty"`      // what the PF keeps for it; nil where the PF says nothing
-	// Instance is that of a PCI function, see [Snapshot.SameFunction]; 0 where it
-	// is not known.
+	VF      *VFState `json:"vf,omitempty"`      // what the PF keeps for the VF; nil if the PF does not tell
+	// Instance identifies a PCI function, see [Snapshot.SameFunction]; 0 if unknown.
 	Instance uint64 `json:"instance,omitempty"`
 }
 
-// SameFunction reports whether now is of the PCI function that s is of, and not of
-// one that got its address later in the same boot: what was so of the first one
-// says nothing of the second. Where one of them does not know, it is the same.
+// SameFunction reports whether s and now are of the same PCI function, and not of two
+// that had the same address one after the other in the same boot: the state of the
+// first says nothing about the second. If either instance is unknown, they count as the
+// same.
 func (s *Snapshot) SameFunction(now *Snapshot) bool {
 	return s.Instance == 0 || now.Instance == 0 || s.Instance == now.Instance
 }
 
-// Snapshot takes down how a device stands. id is the address of a PCI function,
-// the name of an auxiliary device, or that of a network device itself. The error
-// satisfies errors.Is(err, [io/fs.ErrNotExist]) when there is no such device, and
-// wraps [ErrOmitted] when its PF, asked again for moments, does not say how it keeps
-// this VF.
+// Snapshot records the state of a device. id is the address of a PCI function, the name
+// of an auxiliary device, or the name of a network device. The error satisfies
+// errors.Is(err, [io/fs.ErrNotExist]) if there is no such device. It wraps [ErrOmitted]
+// if the device is a VF and its PF, asked repeatedly for a short time, does not report
+// its state.
 func (h Host) Snapshot(id string) (*Snapshot, error) {
 	switch {
 	case IsAddress(id):
@@ -75,19 +75,19 @@ func (h Host) Snapshot(id string) (*Snapshot, error) {
 	return &Snapshot{VFIndex: -1, NetDevs: []NetDev{link.NetDev}}, nil
 }
 
-// ErrOmitted is wrapped by errors about a VF that its PF leaves out of an answer which
-// it gives for others, as drivers do while they reset it. It is no VF of which nothing
-// is kept.
+// ErrOmitted is wrapped by errors about a VF that its PF omits although it reports
+// other VFs, as drivers do while they reset the VF. It does not mean that the PF keeps
+// nothing for the VF.
 var ErrOmitted = errors.New("its PF does not say how it keeps this VF")
 
-// errMute is ErrOmitted where the PF leaves out every VF: they are all being reset, or
-// another host has the card's switch and this one's driver never knows.
+// errMute replaces ErrOmitted if the PF omits every VF: either all are being reset, or
+// another host controls the card's switch and this host's driver never knows.
 var errMute = errors.New("its PF does not say how it keeps any VF")
 
-// How often a PF is asked that leaves a VF out, and how long it is given in between;
-// a reset takes a driver a part of a second. What may never come is not waited for as
-// long. Some drivers, ice for one, wait for the reset themselves in each answer, and
-// nobody can change a network device of the node meanwhile: then it is the time that counts.
+// Limits on asking a PF that omits a VF. A driver takes a fraction of a second for a
+// reset. An answer that may never come is given fewer tries. Some drivers, such as ice,
+// wait for the reset inside each request, and block all changes of network devices on
+// the node meanwhile: for those the limit is answerTime.
 const (
 	omittedTries = 40
 	muteTries    = 5
@@ -95,7 +95,7 @@ const (
 	answerTime   = 3 * time.Second
 )
 
-// patiently takes down a PCI function, and asks a PF again that leaves the VF out.
+// patiently records a PCI function, and asks again if its PF omits the VF.
 func (h Host) patiently(addr string) (*Snapshot, error) {
 	start := time.Now()
 	for try := 1; ; try++ {
@@ -118,10 +118,9 @@ func (h Host) patiently(addr string) (*Snapshot, error) {
 	}
 }
 
-// Snapshots takes down how functions stand that were read just now, by address.
-// Each PF is asked once, however many of its VFs are among them: it answers for
-// all of them. Functions of which something cannot be read are left out, with the
-// reasons in the error.
+// Snapshots records the state of functions that were read just now, and returns it by
+// address. It asks each PF once, however many of its VFs are among the functions.
+// Functions that cannot be read completely are left out, and the error has the reasons.
 func (h Host) Snapshots(functions []Function) (map[string]*Snapshot, error) {
 	type answer struct {
 		uplink *Link
@@ -149,8 +148,8 @@ func (h Host) Snapshots(functions []Function) (map[string]*Snapshot, error) {
 	return out, errors.Join(problems...)
 }
 
-// askPF returns the uplink of a PF with what it keeps for its VFs; nil where the
-// PF has no network device, so that nobody can be asked.
+// askPF returns the uplink of a PF with what it keeps for its VFs. It returns nil if
+// the PF has no network device, so that nobody can be asked.
 func (h Host) askPF(pf string) (*Link, error) {
 	name, err := h.Uplink(pf)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -166,8 +165,8 @@ func (h Host) askPF(pf string) (*Link, error) {
 	return link, nil
 }
 
-// of returns what a PF's uplink keeps for one of its VFs; nil where there is none to
-// ask, and where its driver has no answers about VFs at all.
+// of returns what a PF's uplink keeps for one of its VFs. It returns nil if there is no
+// uplink to ask, or if its driver never reports VFs.
 func (l *Link) of(vfIndex int) (*VFState, error) {
 	if l == nil || l.VFs == nil {
 		return nil, nil
@@ -182,8 +181,8 @@ func (l *Link) of(vfIndex int) (*VFState, error) {
 	return nil, fmt.Errorf("sriov: VF %d of %s: %w", vfIndex, l.Name, err)
 }
 
-// snapshot takes down a PCI function, whose PF is asked by ask. It is complete but for
-// what the PF keeps also where the error is errMute.
+// snapshot records a PCI function, and calls ask for its PF. With errMute, too, it
+// returns a snapshot, which lacks only what the PF keeps.
 func (h Host) snapshot(f *Function, ask func(pf string) (*Link, error)) (*Snapshot, error) {
 	s := &Snapshot{VFIndex: f.VFIndex, Driver: f.Driver, IOMMUGroup: f.IOMMUGroup, Instance: f.Instance}
 	if f.IsVF() {
@@ -202,12 +201,12 @@ func (h Host) snapshot(f *Function, ask func(pf string) (*Link, error)) (*Snapsh
 	return s, h.addNetDevs(s, f.NetDevs)
 }
 
-// addNetDevs adds a device's network devices.
+// addNetDevs adds the named network devices to s.
 func (h Host) addNetDevs(s *Snapshot, names []string) error {
 	for _, name := range names {
 		link, err := h.links().Link(name)
 		if errors.Is(err, ErrNoLink) {
-			continue // it left between sysfs and netlink
+			continue // it moved away between sysfs and netlink
 		}
 		if err != nil {
 			return fmt.Errorf("sriov: %w", err)
@@ -217,10 +216,10 @@ func (h Host) addNetDevs(s *Snapshot, names []string) error {
 	return nil
 }
 
-// Neutral returns the snapshot as it would be of a VF that nobody uses: the PF
-// keeps no VLAN and no rates for it, and leaves it its link state. MAC, GUIDs, spoof
-// check and trust stay, since an administrator may have set them for all VFs; so does the
-// link state of an InfiniBand VF, whose link is down until somebody sets it.
+// Neutral returns the snapshot as it would be for an unused VF: no VLAN, no rates, link
+// state auto. MAC, GUIDs, spoof check and trust stay, because an administrator may have
+// set them for all VFs. The link state of an InfiniBand VF stays as well, because its
+// link is down until somebody sets it.
 func (s *Snapshot) Neutral() *Snapshot {
 	out := *s
 	if s.VF != nil {
@@ -235,7 +234,7 @@ func (s *Snapshot) Neutral() *Snapshot {
 	return &out
 }
 
-// Difference is one thing that is not as wanted.
+// Difference is one field that is not as wanted.
 type Difference struct{ Field, Want, Found string }
 
 // String renders the difference as a sentence.
@@ -243,7 +242,7 @@ func (d Difference) String() string {
 	return fmt.Sprintf("%s: wanted %s, found %s", d.Field, d.Want, d.Found)
 }
 
-// Sentences joins the differences for people.
+// Sentences joins the differences into a text for people.
 func Sentences(differences []Difference) string {
 	var out []string
 	for _, d := range differences {
@@ -252,12 +251,14 @@ func Sentences(differences []Difference) string {
 	return strings.Join(out, ", ")
 }
 
-// Compare names what now is not as in s, in a fixed order: what the PF keeps for a
-// VF, where s knows it, the driver, then the network device: that it is there, its
-// name, alias, MTU, settings and MAC, or GUID. That the PF cannot be asked now, or has no answer, is a difference:
-// nothing that was set is gone for that. The network device is compared while the driver is the same, and where there
-// are not several; its index, which is another after each move, is not, nor is its
-// MAC where the PF gives the VF another.
+// Compare lists what differs in now from s, in a fixed order: what the PF keeps for a
+// VF, if s has it; the driver; then the network device's presence, name, alias, MTU,
+// settings, and MAC or GUID. If the PF cannot be asked now, or gives no answer, that is
+// a difference too, because what was set is still in force.
+//
+// The network device is compared only if the driver is the same and there is at most
+// one. Its index does not count, because it changes with each move, nor does its MAC if
+// the PF gives the VF another.
 func (s *Snapshot) Compare(now *Snapshot) []Difference {
 	var out []Difference
 	expect := func(field string, want, found any) {
@@ -309,10 +310,11 @@ func (s *Snapshot) Compare(now *Snapshot) []Difference {
 	return out
 }
 
-// fieldPF is the difference that what a PF keeps for a VF cannot be compared.
+// fieldPF is the field of the difference that the PF's state for a VF cannot be
+// compared.
 const fieldPF = "what the PF keeps for the VF"
 
-// silence says why it is not known what the PF keeps for the VF.
+// silence tells why the PF's state for the VF is unknown.
 func (s *Snapshot) silence() string {
 	if s.PF == "" {
 		return "unknown, since the PF has no network device here"
@@ -320,7 +322,7 @@ func (s *Snapshot) silence() string {
 	return "unknown, since " + s.PF + " does not say it"
 }
 
-// text words a value for people.
+// text formats a value for people.
 func text(v any) string {
 	switch v {
 	case true:
@@ -333,9 +335,9 @@ func text(v any) string {
 	return fmt.Sprint(v)
 }
 
-// sameMAC reports whether the PF gives the VF the MAC that it gave in s. A VF to
-// which it gave none draws its own, and tells the PF when it is first up. An InfiniBand
-// VF has none, which a snapshot of before that was known of does not say.
+// sameMAC reports whether the PF gives the VF the same MAC as in s. A VF that was given
+// none chooses its own, and tells the PF when it is first set up. An InfiniBand VF has
+// none, but snapshots of older versions may have recorded one.
 func (s *Snapshot) sameMAC(now *Snapshot) bool {
 	b, n := s.VF.MAC, now.VF.MAC
 	if b == "" || n == "" {
@@ -345,12 +347,12 @@ func (s *Snapshot) sameMAC(now *Snapshot) bool {
 	return b == n || drawn
 }
 
-// noMAC reports whether a PF that keeps mac for a VF gives it none: all zeros.
+// noMAC reports whether mac, as a PF keeps it for a VF, means none: all zeros.
 func noMAC(mac string) bool { return strings.Trim(mac, "0:") == "" }
 
-// ownMAC reports whether the one network device of s must have its MAC now: the PF
-// had given it that one, or has given it no other, neither in s nor now. A VF that
-// was given another may not choose its own.
+// ownMAC reports whether the only network device of s must have its own MAC now: either
+// the PF gave it that MAC in s, or the PF gives it no other, neither in s nor now. A VF
+// that was given another may not choose its own.
 func (s *Snapshot) ownMAC(now *Snapshot) bool {
 	own := s.NetDevs[0].MAC
 	if guidOf(own) != "" {
@@ -363,8 +365,8 @@ func (s *Snapshot) ownMAC(now *Snapshot) bool {
 	return free(s.VF) && free(now.VF)
 }
 
-// single returns the one network device that a device has, in s and now; nil
-// where there is none or, with subfunctions, more than one.
+// single returns the only network device of a device, in s and in now. It returns nil
+// if there is none or, as with subfunctions, more than one, or if the driver changed.
 func (s *Snapshot) single(now *Snapshot) (was, is *NetDev) {
 	if len(s.NetDevs) != 1 || len(now.NetDevs) != 1 || s.Driver != now.Driver {
 		return nil, nil

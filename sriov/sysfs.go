@@ -15,24 +15,25 @@ import (
 
 // FS is a sysfs tree. The zero value is the running kernel's.
 type FS struct {
-	// Root is the absolute path of the directory that holds sys; empty means "/". An
-	// agent in a container that mounts the host's root at /host says "/host".
+	// Root is the absolute path of the directory that contains sys; empty means "/". An
+	// agent in a container that mounts the host's root at /host sets "/host".
 	Root string
 }
 
-// path returns Root/sys/elem. The caller has validated what comes from outside.
+// path returns Root/sys/elem. The caller validates any outside input in elem.
 func (s FS) path(elem string) string {
 	return filepath.Join("/", s.Root, "sys", elem)
 }
 
-// device returns the directory of a PCI function whose address is normalised.
+// device returns the directory of a PCI function, given its normalized address.
 func (s FS) device(addr string) string { return s.path("bus/pci/devices/" + addr) }
 
-// maxAttr bounds an attribute. The longest that this package reads is a port name.
+// maxAttr limits the size of an attribute. The longest that this package reads is a
+// port name.
 const maxAttr = 128
 
-// readAttr returns the trimmed content of a sysfs attribute. The kernel answers
-// an attribute whole in one read.
+// readAttr returns the trimmed content of a sysfs attribute. The kernel returns a whole
+// attribute in one read.
 func readAttr(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -50,7 +51,7 @@ func readAttr(path string) (string, error) {
 	return strings.TrimSpace(string(buf[:n])), nil
 }
 
-// linkBase returns the last component of a link's target.
+// linkBase returns the last element of a link's target.
 func linkBase(path string) (string, error) {
 	target, err := os.Readlink(path)
 	if err != nil {
@@ -59,7 +60,7 @@ func linkBase(path string) (string, error) {
 	return filepath.Base(target), nil
 }
 
-// list returns the names in a directory, in no order.
+// list returns the names in a directory, in no particular order.
 func list(dir string) ([]string, error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -69,18 +70,18 @@ func list(dir string) ([]string, error) {
 	return f.Readdirnames(-1)
 }
 
-// isGone reports whether err says that a file vanished. Reading an attribute that
-// was opened before its device went away gives ENODEV.
+// isGone reports whether err means that a file vanished. Reading an attribute that was
+// opened before its device disappeared gives ENODEV.
 func isGone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV)
 }
 
-// attempts bounds how often a function that changes while it is read is read.
+// attempts limits how often a function is read that changes during the read.
 const attempts = 3
 
-// settle calls read until it succeeds or fails for another reason than that
-// something vanished halfway. What remains unsettled, or is gone, satisfies
-// errors.Is(err, fs.ErrNotExist).
+// settle repeats read while it fails because something vanished halfway, up to attempts
+// times. If read still fails so in the end, the error satisfies errors.Is(err,
+// fs.ErrNotExist).
 func settle(read func() error) error {
 	var err error
 	for range attempts {
@@ -94,9 +95,10 @@ func settle(read func() error) error {
 	return err
 }
 
-// node reads the entries of one directory of which some are optional. It was
-// listed once: what was not listed is absent, what was listed and cannot be read
-// is an error, kept in err so that callers read on and check once.
+// node reads the entries of one directory, some of which are optional. The directory is
+// listed once: an entry that was not listed is absent, and a listed entry that cannot
+// be read is an error. The first error is kept in err, so that callers can read on and
+// check once.
 type node struct {
 	dir   string
 	names []string
@@ -113,7 +115,8 @@ func openNode(dir string) (*node, error) {
 
 func (n *node) has(name string) bool { return slices.Contains(n.names, name) }
 
-// get returns what read makes of the named entry, or the empty string.
+// get applies read to the named entry, and returns an empty string if the entry is
+// absent.
 func (n *node) get(name string, read func(string) (string, error)) string {
 	if n.err != nil || !n.has(name) {
 		return ""
@@ -125,10 +128,11 @@ func (n *node) get(name string, read func(string) (string, error)) string {
 	return v
 }
 
-// link returns the last component of a link's target, empty when absent.
+// link returns the last element of a link's target, or an empty string if it is absent.
 func (n *node) link(name string) string { return n.get(name, linkBase) }
 
-// address returns the PCI address that a link points to, empty when absent.
+// address returns the PCI address that a link points to, or an empty string if it is
+// absent.
 func (n *node) address(name string) string {
 	base := n.link(name)
 	if base == "" {
@@ -141,8 +145,8 @@ func (n *node) address(name string) string {
 	return addr
 }
 
-// id returns a hexadecimal attribute such as 0x8086 without its prefix, in lower
-// case; empty when absent.
+// id returns a hexadecimal attribute such as 0x8086 without its prefix and in lower
+// case, or an empty string if it is absent.
 func (n *node) id(name string) string {
 	v := n.get(name, readAttr)
 	if v == "" {
@@ -155,7 +159,7 @@ func (n *node) id(name string) string {
 	return digits
 }
 
-// number returns a decimal attribute, or absent when there is none.
+// number returns a decimal attribute, or the value absent if there is none.
 func (n *node) number(name string, absent int) int {
 	v := n.get(name, readAttr)
 	if v == "" {
@@ -168,7 +172,7 @@ func (n *node) number(name string, absent int) int {
 	return i
 }
 
-// children returns the names in the listed directory name, none when absent.
+// children returns the names in the directory name, or none if it is absent.
 func (n *node) children(name string) []string {
 	if n.err != nil || !n.has(name) {
 		return nil

@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a PF's driver says of its VFs is read from the message itself. The netlink
-// library takes a VF's number from its place in it, though the kernel leaves VFs
-// out that the driver gives no answer for; and it takes a spoof check that the
-// driver does not have for one that is on.
+// VFs are decoded from the message itself, for two reasons. The netlink library takes a
+// VF's number from its position, although the kernel omits VFs for which the driver has
+// no answer. And it reads a spoof check that the driver does not support as enabled.
 
-// decodeVFs reads the body of an RTM_NEWLINK message. Without VFs it returns nil.
+// decodeVFs reads the VFs in the body of an RTM_NEWLINK message. Without any it returns
+// nil.
 func decodeVFs(body []byte) (map[int]VFState, error) {
 	if len(body) < unix.SizeofIfInfomsg {
 		return nil, fmt.Errorf("a message of %d bytes about a network device", len(body))
@@ -40,7 +40,7 @@ func decodeVFs(body []byte) (map[int]VFState, error) {
 			if err != nil {
 				return nil, err
 			}
-			if infiniband { // what is told is the PF's own address
+			if infiniband { // the message has the PF's own address
 				state.MAC = ""
 			}
 			out[index] = state
@@ -49,14 +49,14 @@ func decodeVFs(body []byte) (map[int]VFState, error) {
 	return out, nil
 }
 
-// attribute is one of a message's.
+// attribute is one attribute of a netlink message.
 type attribute struct {
 	kind  uint16
 	value []byte
 }
 
-// attributes splits a message, or a nested attribute, into its attributes. The
-// last may lack its padding.
+// attributes splits a message or a nested attribute into its attributes. The last one
+// may lack its padding.
 func attributes(b []byte) (out []attribute, err error) {
 	for len(b) >= unix.SizeofRtAttr {
 		size := int(binary.NativeEndian.Uint16(b))
@@ -70,8 +70,8 @@ func attributes(b []byte) (out []attribute, err error) {
 	return out, nil
 }
 
-// vfFields is the value of an IFLA_VF_* attribute: the VF's number, and up to two
-// numbers more; those that it is too short for are 0.
+// vfFields decodes an IFLA_VF_* attribute: the VF's number and up to two more numbers.
+// Numbers beyond the end of the value are 0.
 func vfFields(value []byte) (f [3]uint32) {
 	for i := range f {
 		if at := 4 * i; at+4 <= len(value) {
@@ -81,8 +81,8 @@ func vfFields(value []byte) (f [3]uint32) {
 	return f
 }
 
-// decodeVF reads one VF's attributes. Of what the driver does not have, the kernel
-// sets all bits or says nothing: it is then off.
+// decodeVF reads one VF's attributes. For what the driver does not support, the kernel
+// sets all bits or sends nothing: it counts as off.
 func decodeVF(info []byte) (index int, s VFState, err error) {
 	attrs, err := attributes(info)
 	if err != nil {
@@ -92,7 +92,7 @@ func decodeVF(info []byte) (index int, s VFState, err error) {
 	for _, a := range attrs {
 		f := vfFields(a.value)
 		switch a.kind {
-		case nl.IFLA_VF_MAC: // the first, and always there
+		case nl.IFLA_VF_MAC: // comes first, and always
 			if len(a.value) >= 10 {
 				index, s.MAC = int(f[0]), net.HardwareAddr(a.value[4:10]).String()
 			}
@@ -120,7 +120,7 @@ func decodeVF(info []byte) (index int, s VFState, err error) {
 	return index, s, err
 }
 
-// linkState returns the name of a link state, auto for one that is unknown.
+// linkState returns the name of a link state, or auto for an unknown one.
 func linkState(value uint32) string {
 	if uint64(value) < uint64(len(linkStates)) {
 		return linkStates[value]
@@ -128,23 +128,24 @@ func linkState(value uint32) string {
 	return linkStates[0]
 }
 
-// decodeGUID returns an InfiniBand GUID as it is written, empty where there is none.
+// decodeGUID returns an InfiniBand GUID in text form, or an empty string if there is
+// none.
 func decodeGUID(value []byte) string {
-	const at = 8 // behind the VF, aligned as a number of 64 bits
+	const at = 8 // after the VF number, aligned to 64 bits
 	if len(value) < at+8 {
 		return ""
 	}
 	return net.HardwareAddr(binary.BigEndian.AppendUint64(nil, binary.NativeEndian.Uint64(value[at:]))).String()
 }
 
-// decodeProtocol returns the protocol of the first VLAN of a list, empty for one
-// that is unknown.
+// decodeProtocol returns the protocol of the first VLAN in a list, or an empty string
+// for an unknown protocol.
 func decodeProtocol(list []byte) (string, error) {
 	vlans, err := attributes(list)
 	if err != nil {
 		return "", err
 	}
-	const at = 12 // behind the VF, the VLAN and its QoS; in network byte order
+	const at = 12 // after the VF number, the VLAN and its QoS; in network byte order
 	if len(vlans) == 0 || len(vlans[0].value) < at+2 {
 		return "", nil
 	}

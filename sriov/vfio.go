@@ -10,30 +10,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// VFIO reports whether the function is bound to vfio-pci or a vendor's variant of
-// it (mlx5_vfio_pci, hisi-acc-vfio-pci and others, all of which end so): a program
-// or a virtual machine reaches it through its VFIO device node.
+// VFIO reports whether the function is bound to vfio-pci or to a vendor's variant of it
+// (mlx5_vfio_pci, hisi-acc-vfio-pci and others, which all have that ending). A program
+// or a virtual machine reaches such a function through its VFIO device node.
 func (f Function) VFIO() bool {
 	return strings.HasSuffix(strings.ReplaceAll(f.Driver, "-", "_"), "vfio_pci")
 }
 
-// NodeError says what stands where a device node should be.
+// NodeError reports what was found in place of a device node.
 type NodeError struct {
 	Path  string // of the node, below the root of the tree
-	Found string // in words
+	Found string // what was found, in words
 }
 
-// Error names the path and what is there.
+// Error names the path and what was found there.
 func (e *NodeError) Error() string { return fmt.Sprintf("device node %s: found %s", e.Path, e.Found) }
 
 // VFIONode returns the path, below the root of the tree, of the device node through
-// which programs reach a function that is bound to VFIO: its IOMMU group's
-// (/dev/vfio/15), which without an IOMMU has another name (/dev/vfio/noiommu-15), or
-// where the kernel has no groups the function's own (/dev/vfio/devices/vfio3).
+// which programs reach a function that is bound to VFIO. That is the node of its IOMMU
+// group (/dev/vfio/15, or /dev/vfio/noiommu-15 without an IOMMU), or the function's own
+// node if the kernel has no groups (/dev/vfio/devices/vfio3).
 //
-// What is there must be a character device with the number that the kernel gives it
-// in sysfs. Otherwise the error is a [*NodeError]. The directory dev of the root must
-// be the host's: a container has its own.
+// The node must be a character device with the number that the kernel lists in sysfs;
+// otherwise the error is a [*NodeError]. The directory dev below the root must be the
+// host's, because a container has its own.
 func (s FS) VFIONode(f Function) (string, error) {
 	path, number, err := s.vfioNode(f)
 	if err != nil {
@@ -45,8 +45,8 @@ func (s FS) VFIONode(f Function) (string, error) {
 	return path, nil
 }
 
-// vfioNode returns a function's node and its number, both as the kernel has them.
-// Where it has none, the path is that of the group.
+// vfioNode returns a function's device node and its number, as the kernel lists them.
+// If the kernel lists none, the path is that of the group.
 func (s FS) vfioNode(f Function) (path, number string, err error) {
 	for _, name := range []string{f.IOMMUGroup, "noiommu-" + f.IOMMUGroup} {
 		number, err = readAttr(s.path("class/vfio/" + name + "/dev"))
@@ -68,8 +68,8 @@ func (s FS) vfioNode(f Function) (path, number string, err error) {
 	return "/dev/vfio/" + f.IOMMUGroup, "", nil
 }
 
-// nodeAt says what stands at path instead of the character device with that number,
-// empty where it is that.
+// nodeAt describes what is at path if it is not the character device with that number.
+// It returns an empty string if it is.
 func (s FS) nodeAt(path, number string) string {
 	var st unix.Stat_t
 	err := unix.Stat(filepath.Join("/", s.Root, path), &st)

@@ -1,13 +1,14 @@
 // Package inventory lists the network hardware of a node: every network-class PCI
 // function, physical or virtual, with its NUMA node, and the node's NUMA topology.
 //
-// It joins what ghw enumerates with the facts of package sriov. It is for programs
-// that look at a whole node, an agent or a command-line tool; a program that has
-// one address to ask about needs package sriov alone, which is much smaller.
+// It joins the enumeration of ghw with the facts of package sriov. It is for programs
+// that look at a whole node, such as an agent or a command-line tool. A program that
+// only has one address to ask about should use package sriov alone, which is much
+// smaller.
 //
-// Reading it costs some milliseconds and touches only files below the given root:
-// no PCI ID database is needed or fetched (so there are IDs but no vendor names),
-// no program is run, no environment variable heeded, nothing is printed.
+// Reading takes some milliseconds and touches only files below the given root. It
+// neither needs nor fetches a PCI ID database (so there are IDs but no vendor names),
+// runs no program, reads no environment variable, and prints nothing.
 package inventory
 
 import (
@@ -31,43 +32,42 @@ import (
 // InfiniBand, fabric and others.
 const networkClass = "02"
 
-// Inventory is the network hardware of a node at the moment of reading.
+// Inventory is a node's network hardware at the time of reading.
 type Inventory struct {
-	// Functions are the network-class PCI functions in order of their addresses.
+	// Functions are the network-class PCI functions, sorted by address.
 	Functions []Function
-	// Nodes are the NUMA nodes in order of their IDs, at least one on every
-	// ordinary machine; none if the tree does not tell all of them. They are read
-	// from sys/devices/system and proc/meminfo below the root.
+	// Nodes are the NUMA nodes, sorted by ID. Every ordinary machine has at least one.
+	// Nodes is empty if the tree does not describe all of them. They are read from
+	// sys/devices/system and proc/meminfo below the root.
 	Nodes []Node
 }
 
 // Function is a network-class PCI function.
 type Function struct {
 	sriov.Function
-	// Subvendor and Subdevice are the subsystem IDs, four hexadecimal digits in
-	// lower case, by which adapters with the same chip are told apart.
+	// Subvendor and Subdevice are the subsystem IDs, four hexadecimal digits in lower
+	// case. They distinguish adapters with the same chip.
 	Subvendor, Subdevice string
-	// Revision is the silicon's revision, two hexadecimal digits.
+	// Revision is the silicon revision, two hexadecimal digits.
 	Revision string
-	// Bridge is the address of the PCI bridge above the function; empty on a root
-	// bus. Functions below one bridge share its link.
+	// Bridge is the address of the PCI bridge above the function, or empty on a root
+	// bus. Functions below the same bridge share its link.
 	Bridge string
 }
 
 // Node is a NUMA node.
 type Node struct {
 	ID int
-	// CPUs are the node's logical processors that are online, ascending.
+	// CPUs are the node's online logical processors, ascending.
 	CPUs []int
-	// Distances are the relative costs of reaching the nodes, in their order; 10
-	// is local.
+	// Distances are the relative costs of reaching the nodes, in the order of
+	// [Inventory].Nodes; 10 is local.
 	Distances []int
-	// MemoryBytes is the usable memory.
+	// MemoryBytes is the usable memory, in bytes.
 	MemoryBytes int64
 }
 
-// Function returns the function at addr, in any case of its letters, and whether
-// there is one.
+// Function returns the function at addr, regardless of case, and whether it exists.
 func (inv *Inventory) Function(addr string) (Function, bool) {
 	i, ok := slices.BinarySearchFunc(inv.Functions, addr, func(f Function, addr string) int {
 		return sriov.CompareAddresses(f.Address, addr)
@@ -78,16 +78,16 @@ func (inv *Inventory) Function(addr string) (Function, bool) {
 	return inv.Functions[i], true
 }
 
-// errChanging says that the tree was caught between two states.
+// errChanging means that the tree changed during the read.
 var errChanging = errors.New("PCI devices come and go while they are read")
 
-// attempts bounds how often a tree that changes while it is read is read.
+// attempts limits how often a tree is read that changes during the read.
 const attempts = 3
 
-// Read takes the inventory of the tree at root, the directory that holds sys;
-// empty means "/". A machine without PCI devices has an empty inventory; a root
-// without sys is an error. Devices that come and go while they are listed make it
-// read again, and finally an error: an inventory is complete or there is none.
+// Read takes the inventory of the tree at root, the directory that contains sys; empty
+// means "/". A machine without PCI devices has an empty inventory; a root without sys
+// is an error. Read retries when devices come and go, and finally returns an error: it
+// never returns an incomplete inventory.
 func Read(root string) (*Inventory, error) {
 	root = filepath.Join("/", root)
 	if _, err := os.Stat(filepath.Join(root, "sys")); err != nil {
@@ -108,9 +108,9 @@ func Read(root string) (*Inventory, error) {
 	return &Inventory{Functions: functions, Nodes: nodes}, nil
 }
 
-// options tell ghw to keep to root and to itself. The empty PCI ID database keeps
-// it from looking for one on disk and in the network; topology is read apart
-// because ghw's PCI list needs it only for the NUMA node that package sriov reads.
+// options confine ghw to root. The empty PCI ID database keeps it from looking for one
+// on disk and on the network. Topology is read separately, because ghw's PCI list needs
+// it only for the NUMA node, which package sriov reads.
 func options(root string) []any {
 	return []any{
 		ghw.WithChroot(root), ghw.WithPCIDB(&pcidb.PCIDB{}), ghw.WithDisableTopology(),
@@ -123,7 +123,7 @@ func readFunctions(root string) ([]Function, error) {
 	if err != nil {
 		return nil, err
 	}
-	// ghw answers with no devices at all when one of them cannot be read.
+	// ghw returns no devices at all if one of them cannot be read.
 	if len(info.Devices) == 0 {
 		return nil, checkEmpty(root)
 	}
@@ -160,8 +160,8 @@ func checkEmpty(root string) error {
 	return err
 }
 
-// readNodes returns the NUMA nodes, or none if not all can be read: ghw stops at
-// the first it does not understand and answers with those before.
+// readNodes returns the NUMA nodes, or none if it cannot read all of them: ghw stops at
+// the first node that it does not understand and returns those before it.
 func readNodes(root string) ([]Node, error) {
 	dir := filepath.Join(root, "sys/devices/system/node")
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {

@@ -6,7 +6,8 @@ import (
 	"github.com/manifold-cni/manifold/sriov/rtnl"
 )
 
-// A socket asks in the network namespace in which it was opened, from wherever it is used.
+// A socket sends its requests in the network namespace in which it was opened, wherever
+// it is used.
 func Example() {
 	socket, err := rtnl.Open()
 	if err != nil {

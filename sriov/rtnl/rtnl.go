@@ -1,13 +1,14 @@
-// Package rtnl asks the kernel for network devices, however long the answer is.
+// Package rtnl looks up network devices in the kernel, however long the response is.
 //
-// The netlink library reads 64 KiB of an answer and says "invalid argument" of a longer
-// one. The alternative names of one network device can be that long, and whoever may
-// administer it, as a pod with NET_ADMIN, can give it so many: then nobody who uses the
-// library can look that device up, nor list those of its network namespace.
+// The netlink library reads at most 64 KiB of a response and reports "invalid argument"
+// for a longer one. The alternative names of one network device can be that long, and
+// anyone with administrative rights over the device, such as a pod with NET_ADMIN, can
+// give it so many. Then no user of the library can look up that device or list the
+// devices of its network namespace.
 //
-// Begin with [Open]: a [Socket] belongs to the network namespace in which it was opened.
-// [Named] begins a question about one network device, and [Execute] asks it without a
-// socket of one's own.
+// Start with [Open]: a [Socket] belongs to the network namespace in which it was
+// opened. [Named] builds a request about one network device, and [Execute] sends it
+// without a long-lived socket.
 package rtnl
 
 import (
@@ -23,17 +24,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SkipStatistics is what a question about network devices asks not to be told: of each
-// VF its statistics. The netlink library does not have it. A list of network devices must
-// ask for something or other: only then does the kernel make room for the longest of them,
-// and else leaves out one that is too long, with all that come after it.
+// SkipStatistics in a request's mask suppresses the statistics of the VFs. The netlink
+// library lacks this flag. A request for all network devices must have some flag in its
+// mask: only then does the kernel make room for the longest device; otherwise it omits
+// a device that is too long and all devices after it.
 const SkipStatistics = 1 << 3 // RTEXT_FILTER_SKIP_STATS of the kernel's linux/rtnetlink.h
 
-// tries is how often a list is asked for that changes while it is read.
+// tries is how often a dump is requested that changes while it is read.
 const tries = 10
 
-// Named returns the question about a network device of a name that [IsName] accepts,
-// its own or an alternative one; mask says what is asked beside it, RTEXT_FILTER_*.
+// Named returns the request about the network device with a name that [IsName] accepts,
+// its own or an alternative one. mask selects additional data, RTEXT_FILTER_*.
 func Named(name string, mask uint32) *nl.NetlinkRequest {
 	kind := unix.IFLA_IFNAME
 	if len(name) >= unix.IFNAMSIZ {
@@ -44,7 +45,8 @@ func Named(name string, mask uint32) *nl.NetlinkRequest {
 	return req
 }
 
-// Listed returns the question about all network devices; mask is that of [Named], and not 0.
+// Listed returns the request about all network devices. mask is as for [Named], but not
+// 0.
 func Listed(mask uint32) *nl.NetlinkRequest { return request(unix.NLM_F_DUMP, mask) }
 
 func request(flags int, mask uint32) *nl.NetlinkRequest {
@@ -54,16 +56,16 @@ func request(flags int, mask uint32) *nl.NetlinkRequest {
 	return req
 }
 
-// IsName reports whether a network device can have name, as its own or an alternative
-// one: 1 to 127 bytes and no NUL.
+// IsName reports whether name can be the own or an alternative name of a network
+// device: 1 to 127 bytes and no NUL.
 func IsName(name string) bool {
 	const altNameSize = 128 // with the terminating NUL
 	return name != "" && len(name) < altNameSize && !strings.Contains(name, "\x00")
 }
 
-// Socket asks in one network namespace. Several may use it.
+// Socket sends requests in one network namespace. It is safe for concurrent use.
 type Socket struct {
-	mu sync.Mutex // held while a request is answered
+	mu sync.Mutex // held while a request is being answered
 	fd int
 }
 
@@ -82,14 +84,14 @@ func Open() (*Socket, error) {
 // Close closes the socket.
 func (s *Socket) Close() error { return unix.Close(s.fd) }
 
-// Link returns the network device of that name, its own or an alternative one; nil where
-// there is none.
+// Link returns the network device with that name, its own or an alternative one, or nil
+// if there is none.
 func (s *Socket) Link(name string) (netlink.Link, error) {
 	if !IsName(name) {
 		return nil, nil
 	}
 	bodies, err := s.Execute(Named(name, SkipStatistics))
-	// The latter is what a kernel says that has no alternative names.
+	// Kernels without alternative names answer EINVAL to such a name.
 	if errors.Is(err, unix.ENODEV) || len(name) >= unix.IFNAMSIZ && errors.Is(err, unix.EINVAL) {
 		return nil, nil
 	}
@@ -102,7 +104,7 @@ func (s *Socket) Link(name string) (netlink.Link, error) {
 	return netlink.LinkDeserialize(nil, bodies[0])
 }
 
-// Links returns all network devices.
+// Links returns all network devices of the namespace.
 func (s *Socket) Links() (links []netlink.Link, err error) {
 	var bodies [][]byte
 	err = nl.ErrDumpInterrupted
@@ -120,7 +122,8 @@ func (s *Socket) Links() (links []netlink.Link, err error) {
 	return links, nil
 }
 
-// Execute is [Socket.Execute] in the network namespace of the calling thread.
+// Execute is [Socket.Execute] on a new socket in the network namespace of the calling
+// thread.
 func Execute(req *nl.NetlinkRequest) ([][]byte, error) {
 	s, err := Open()
 	if err != nil {
@@ -133,9 +136,10 @@ func Execute(req *nl.NetlinkRequest) ([][]byte, error) {
 	return bodies, err
 }
 
-// Execute sends a request of rtnetlink and returns the bodies of the messages that answer
-// it. The request must have NLM_F_ACK or NLM_F_DUMP, which end the answer. A list that was
-// interrupted is returned beside [nl.ErrDumpInterrupted], and may not be whole.
+// Execute sends an rtnetlink request and returns the bodies of the messages in the
+// response. The request must have NLM_F_ACK or NLM_F_DUMP, which end the response. An
+// interrupted dump is returned together with [nl.ErrDumpInterrupted], and may be
+// incomplete.
 func (s *Socket) Execute(req *nl.NetlinkRequest) ([][]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,7 +164,7 @@ func (s *Socket) Execute(req *nl.NetlinkRequest) ([][]byte, error) {
 	return a.bodies, nil
 }
 
-// receive reads what the kernel sends next, whole.
+// receive reads the next datagram of the kernel completely.
 func receive(socket int) ([]syscall.NetlinkMessage, error) {
 	size, _, err := again(func() (int, unix.Sockaddr, error) { return unix.Recvfrom(socket, nil, unix.MSG_PEEK|unix.MSG_TRUNC) })
 	if err != nil {
@@ -172,12 +176,12 @@ func receive(socket int) ([]syscall.NetlinkMessage, error) {
 		return nil, err
 	}
 	if sender, ok := from.(*unix.SockaddrNetlink); !ok || sender.Pid != 0 {
-		return nil, nil // another process's
+		return nil, nil // from another process
 	}
 	return syscall.ParseNetlinkMessage(text[:size])
 }
 
-// again calls what a signal may interrupt.
+// again repeats a call that a signal interrupted.
 func again(call func() (int, unix.Sockaddr, error)) (n int, from unix.Sockaddr, err error) {
 	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
 		n, from, err = call()
@@ -185,14 +189,14 @@ func again(call func() (int, unix.Sockaddr, error)) (n int, from unix.Sockaddr, 
 	return n, from, err
 }
 
-// answer is what has been read of an answer.
+// answer is the part of a response that has been read.
 type answer struct {
 	seq                uint32
 	bodies             [][]byte
 	ended, interrupted bool
 }
 
-// add adds one message; what it ends with may be an error.
+// add adds one message. The last message may carry an error.
 func (a *answer) add(m syscall.NetlinkMessage) error {
 	if m.Header.Seq != a.seq {
 		return nil

@@ -3,8 +3,8 @@ package sriovtest
 import "fmt"
 
 // AddIGB adds two Intel 82576 ports, one on each of two NUMA nodes, with seven VFs
-// each: the machine of the project's SR-IOV lab, where software emulates it and
-// the kernel's igb and igbvf drive it.
+// each. It is the machine of the project's SR-IOV lab, which emulates these ports in
+// software and drives them with the kernel's igb and igbvf.
 //
 //	node 0: PF 0000:21:00.0 enp33s0, VFs 0-6 at 0000:21:10.0 .2 .4 .6, 0000:21:11.0 .2 .4
 //	node 1: PF 0000:41:00.0 enp65s0, VFs 0-6 at 0000:41:10.0 .2 .4 .6, 0000:41:11.0 .2 .4
@@ -20,7 +20,8 @@ func (t *Tree) AddIGB() {
 			NetDev: fmt.Sprintf("enp%ds0", bus), Bridge: fmt.Sprintf("0000:%02x:00.0", bus-1),
 		})
 		for i := range 7 {
-			// The first VF is 0x80 functions after the PF, each next one 2 further.
+			// The first VF is 0x80 functions after the PF, and each further one 2 after
+			// that.
 			slot, function := 0x10+2*i/8, 2*i%8
 			name := fmt.Sprintf("enp%ds%d", bus, slot)
 			if function > 0 {
@@ -34,7 +35,7 @@ func (t *Tree) AddIGB() {
 	}
 }
 
-// AddICE adds an Intel E810 port with an IOMMU whose VFs are used in every way:
+// AddICE adds an Intel E810 port with an IOMMU and VFs in every kind of use:
 //
 //	PF 0000:18:00.0 ens1f0 (ice), node 0
 //	VF 0 0000:18:01.0 ens1f0v0 (iavf)
@@ -57,8 +58,8 @@ func (t *Tree) AddICE() {
 	}
 }
 
-// AddSwitchdev adds an NVIDIA ConnectX-6 Dx port in switchdev mode, where
-// representors stand beside the uplink:
+// AddSwitchdev adds an NVIDIA ConnectX-6 Dx port in switchdev mode, whose PF has
+// representors besides the uplink:
 //
 //	PF 0000:08:00.0 enp8s0f0np0 (mlx5_core), port name p0, node 1
 //	VF 0 0000:08:00.2 enp8s0f0v0, representor enp8s0f0_0 (pf0vf0)

@@ -19,11 +19,11 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// Host returns the tree with network devices that can be set, for package sriov.
+// Host returns the tree together with network devices that can be configured.
 func (t *Tree) Host() sriov.Host { return sriov.Host{FS: t.FS(), Links: links{t}} }
 
-// Refuse makes the PF's driver answer err whenever a property of the VF at addr is
-// to be set; nil lets it be set again.
+// Refuse makes the PF's driver refuse with err to set the property p of the VF at addr.
+// A nil err lets it be set again.
 func (t *Tree) Refuse(addr string, p sriov.Property, err error) {
 	addr = t.address(addr)
 	t.kernel.mu.Lock()
@@ -32,7 +32,7 @@ func (t *Tree) Refuse(addr string, p sriov.Property, err error) {
 }
 
 // Omit makes the PF leave the VF at addr out of its next answers, as drivers do while
-// they reset it. A negative number is for ever.
+// they reset it. A negative number means forever.
 func (t *Tree) Omit(addr string, answers int) {
 	addr = t.address(addr)
 	t.kernel.mu.Lock()
@@ -40,9 +40,10 @@ func (t *Tree) Omit(addr string, answers int) {
 	t.kernel.vf(addr).omitted = answers
 }
 
-// Tell makes the driver of the VF at addr tell its PF which MAC its network device has,
-// and the PF's refuse any other once it was itself set to one, until that is all zeros:
-// so do igbvf and igb. A trusted VF may choose all the same.
+// Tell makes the driver of the VF at addr tell its PF the MAC of the VF's network
+// device. Once the PF itself was set to a MAC, the PF's driver refuses any other until
+// the PF's is all zeros again. igbvf and igb behave so. A trusted VF may choose its MAC
+// all the same.
 func (t *Tree) Tell(addr string) {
 	addr = t.address(addr)
 	t.kernel.mu.Lock()
@@ -57,27 +58,27 @@ func (t *Tree) AddAltName(netDev, name string) {
 	t.kernel.altNames[name] = netDev
 }
 
-// kernel is what the kernel and the PFs' drivers hold beside sysfs.
+// kernel is the state of the kernel and the PFs' drivers that sysfs does not show.
 type kernel struct {
 	mu        sync.Mutex
 	vfs       map[string]*vfState       // by address
-	altNames  map[string]string         // network devices by alternative name
-	settings  map[string]sriov.Settings // of network devices by name, but alternative names
+	altNames  map[string]string         // network device by alternative name
+	settings  map[string]sriov.Settings // by name of the network device, without alternative names
 	listeners map[chan struct{}]bool
 }
 
-// vfState is what a PF's driver holds for a VF.
+// vfState is what a PF's driver keeps for a VF.
 type vfState struct {
 	sriov.VFState
 	refused map[sriov.Property]error
-	omitted int // from so many answers to come
+	omitted int // how many of the next answers omit the VF
 	tells   bool
-	given   bool // its MAC, by the PF
-	guids   bool // it is an InfiniBand VF, which has these instead of a MAC
+	given   bool // the PF gave it its MAC
+	guids   bool // it is an InfiniBand VF, which has GUIDs instead of a MAC
 }
 
-// vf returns the state of a VF, at first that of one just made: no VLAN, no MAC of
-// its own, spoof check on.
+// vf returns the state of a VF. A new VF has no VLAN, no MAC of its own, and its spoof
+// check on.
 func (k *kernel) vf(addr string) *vfState {
 	v := k.vfs[addr]
 	if v == nil {
@@ -93,16 +94,16 @@ func (k *kernel) vf(addr string) *vfState {
 // infinibandClass is the PCI class of InfiniBand controllers.
 const infinibandClass = "020700"
 
-// guidText is the length of a GUID as it is written.
+// guidText is the length of a GUID in text form.
 const guidText = len("00:00:00:00:00:00:00:00")
 
-// infiniband reports whether a network device's address is that of an InfiniBand one.
+// infiniband reports whether address is that of an InfiniBand network device.
 func infiniband(address string) bool {
 	hw, err := net.ParseMAC(address)
 	return err == nil && len(hw) == 20
 }
 
-// addInfiniBand makes the state of an InfiniBand VF, which was never given a GUID.
+// addInfiniBand sets the state of an InfiniBand VF that was never given a GUID.
 func (k *kernel) addInfiniBand(addr string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -111,8 +112,8 @@ func (k *kernel) addInfiniBand(addr string) {
 	v.VFState, v.guids = sriov.VFState{LinkState: "auto", NodeGUID: none, PortGUID: none}, true
 }
 
-// refuses returns the error with which a PF's driver answers when p is to be set: that
-// of IPoIB knows of link state and GUIDs alone.
+// refuses returns the error of the PF's driver for an attempt to set p. The driver of
+// an InfiniBand PF supports only link state and GUIDs.
 func (v *vfState) refuses(p sriov.Property) error {
 	known := p == sriov.PropertyLinkState || p == sriov.PropertyNodeGUID || p == sriov.PropertyPortGUID
 	if v.guids && !known {
@@ -128,26 +129,27 @@ func (k *kernel) forget(addr string) {
 	delete(k.vfs, addr)
 }
 
-// named returns the name in sysfs of the network device of any name.
+// named returns the name in sysfs of a network device, given any of its names.
 func (k *kernel) named(name string) string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return cmp.Or(k.altNames[name], name)
 }
 
-// tell tells all listeners that something changed.
+// tell signals all listeners that something changed.
 func (k *kernel) tell() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for c := range k.listeners {
 		select {
 		case c <- struct{}{}:
-		default: // it has been told
+		default: // a value is already pending
 		}
 	}
 }
 
-// settingsOf returns a network device's settings, at first those of one just made.
+// settingsOf returns a network device's settings. A new device has the kernel's
+// defaults.
 func (k *kernel) settingsOf(netDev string) sriov.Settings {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -164,7 +166,8 @@ func (k *kernel) settingsOf(netDev string) sriov.Settings {
 	return s
 }
 
-// set gives a network device its name and settings; nil leaves these.
+// set changes a network device's name and settings. It keeps the settings if to has
+// none.
 func (k *kernel) set(netDev string, to sriov.NetDev) {
 	s := k.settingsOf(netDev)
 	if to.Settings != nil {
@@ -181,8 +184,8 @@ func (k *kernel) set(netDev string, to sriov.NetDev) {
 	k.settings[to.Name] = s
 }
 
-// links is the tree's network side. It reads what the tree shows, as the kernel's
-// own answers and sysfs agree.
+// links implements [sriov.Links] for the tree. It reads network devices from the tree's
+// files, because the kernel's answers and its sysfs agree.
 type links struct{ tree *Tree }
 
 // Link implements [sriov.Links].
@@ -195,7 +198,7 @@ func (l links) Link(name string) (*sriov.Link, error) {
 	attribute := func(name string) string {
 		raw, err := os.ReadFile(dir + "/" + name)
 		if err != nil {
-			return "" // one that is going away
+			return "" // the device is being removed
 		}
 		return strings.TrimSpace(string(raw))
 	}
@@ -234,8 +237,8 @@ func (l links) Link(name string) (*sriov.Link, error) {
 	return out, nil
 }
 
-// vfs returns the addresses of the VFs of which the network device name answers:
-// all of its PF's if it is the uplink, none for a representor and others.
+// vfs returns the addresses of the VFs that the network device name reports: all VFs of
+// its PF if it is the uplink, and none for a representor or any other device.
 func (l links) vfs(name string) ([]string, error) {
 	addr, err := l.tree.FS().OfNetDev(name)
 	if errors.Is(err, sriov.ErrNotPCI) {
@@ -296,8 +299,8 @@ func (l links) SetVF(pf string, index int, p sriov.Property, to sriov.VFState) e
 	return nil
 }
 
-// chooses returns the MAC that the network device of the function at addr gets when it
-// is to get mac, see [Tree.Tell].
+// chooses returns the MAC that the network device of the function at addr gets if
+// somebody sets mac, see [Tree.Tell].
 func (k *kernel) chooses(addr, mac string) string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -311,7 +314,8 @@ func (k *kernel) chooses(addr, mac string) string {
 	return v.MAC
 }
 
-// SetNetDev implements [sriov.Links]. It changes the tree, like the tree's methods.
+// SetNetDev implements [sriov.Links]. It changes the tree, so the rules for the tree's
+// own methods apply.
 func (l links) SetNetDev(name string, to sriov.NetDev) error {
 	t := l.tree
 	dir := t.follow("sys/class/net/" + name)
@@ -320,7 +324,7 @@ func (l links) SetNetDev(name string, to sriov.NetDev) error {
 	}
 	mac := to.MAC
 	if is := t.read(dir, "address"); infiniband(is) && infiniband(mac) {
-		mac = is[:len(is)-guidText] + mac[len(mac)-guidText:] // IPoIB lets no more be set
+		mac = is[:len(is)-guidText] + mac[len(mac)-guidText:] // IPoIB lets only the GUID be set
 	}
 	if addr, err := t.FS().OfNetDev(name); err == nil {
 		mac = t.kernel.chooses(addr, mac)

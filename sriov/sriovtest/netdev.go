@@ -12,24 +12,24 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// NetDev describes a network device. Only Name is needed.
+// NetDev describes a network device. Only Name is required.
 type NetDev struct {
 	Name string // at most 15 bytes
-	MAC  string // 20 bytes of an InfiniBand one; default: made up, of the locally administered kind
+	MAC  string // 20 bytes for an InfiniBand device; by default a generated, locally administered address
 	// PhysPortName is p0 for an uplink and pf0vf3 for a representor, see
-	// [sriov.FS.Uplink]; empty for a driver that names no ports.
+	// [sriov.FS.Uplink]. It is empty for a driver that names no ports.
 	PhysPortName string
 	PhysSwitchID string // the same for all ports of one embedded switch; may be empty
-	DevPort      int    // port number where one function has several ports
-	DevID        int    // the same for older drivers
+	DevPort      int    // port number, for functions with several ports
+	DevID        int    // the same, for older drivers
 }
 
-// AddNetDev adds a network device to parent: the address of a PCI function (whose
-// virtio device it then stands on, if there is one), the ID of an auxiliary device,
-// or empty for a virtual device as a bridge or lo.
+// AddNetDev adds a network device to parent: the address of a PCI function (the device
+// then sits on the function's virtio device, if it has one), the ID of an auxiliary
+// device, or empty for a virtual device such as a bridge or lo.
 //
-// Only devices of the network namespace that the tree stands for are in it: adding
-// and removing is also how a device enters and leaves this namespace.
+// The tree contains only devices of the network namespace that it represents, so adding
+// and removing a device also models its moves into and out of this namespace.
 func (t *Tree) AddNetDev(parent string, n NetDev) {
 	t.component("network device", n.Name)
 	if len(n.Name) > 15 {
@@ -67,8 +67,8 @@ func (t *Tree) AddNetDev(parent string, n NetDev) {
 	t.link("sys/class/net/"+n.Name, dir)
 }
 
-// RemoveNetDev removes a network device, or moves it to a namespace that the tree
-// does not show.
+// RemoveNetDev removes a network device, or moves it to a namespace that the tree does
+// not show.
 func (t *Tree) RemoveNetDev(name string) {
 	t.component("network device", name)
 	dir := t.follow("sys/class/net/" + name)
@@ -78,13 +78,13 @@ func (t *Tree) RemoveNetDev(name string) {
 	}
 	t.remove("sys/class/net/" + name)
 	t.remove(dir)
-	// The kernel keeps a net directory only while there is something in it.
+	// The kernel keeps a net directory only while it has entries.
 	if net := filepath.Dir(dir); net != "sys/devices/virtual/net" && len(t.glob(net, "*")) == 0 {
 		t.remove(net)
 	}
 }
 
-// RenameNetDev gives a network device another name.
+// RenameNetDev renames a network device.
 func (t *Tree) RenameNetDev(name, to string) {
 	t.component("network device", to)
 	dir := t.follow("sys/class/net/" + name)
@@ -101,7 +101,7 @@ func (t *Tree) RenameNetDev(name, to string) {
 	t.link("sys/class/net/"+to, renamed)
 }
 
-// removeNetDevs removes the network devices of a function and what stands on it.
+// removeNetDevs removes the network devices of a function and of the devices on it.
 func (t *Tree) removeNetDevs(dir string) {
 	names := t.glob(dir+"/net", "*")
 	for _, child := range t.glob(dir, "*") {
@@ -114,8 +114,8 @@ func (t *Tree) removeNetDevs(dir string) {
 	}
 }
 
-// parent returns the directory of the device that a network device stands on,
-// empty for none.
+// parent returns the directory of the device that a network device sits on, or an empty
+// string for none.
 func (t *Tree) parent(id string) string {
 	switch {
 	case id == "":
@@ -134,11 +134,11 @@ func (t *Tree) parent(id string) string {
 	return dir
 }
 
-// NoSF is the number of an auxiliary device that is no subfunction.
+// NoSF is the SFNum of an auxiliary device that is not a subfunction.
 const NoSF = -1
 
 // Auxiliary describes a device on the auxiliary bus: a subfunction, or a part of a
-// function that has a driver of its own.
+// function that has its own driver.
 type Auxiliary struct {
 	ID     string // for example mlx5_core.sf.2
 	Parent string // address of a PCI function in the tree, or the ID of a subfunction

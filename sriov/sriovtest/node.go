@@ -8,13 +8,13 @@ import (
 // Node describes a NUMA node.
 type Node struct {
 	ID        int
-	CPUs      []int // logical processors, each a core of its own
-	Distances []int // to every node, in order of their IDs
+	CPUs      []int // logical processors, each a separate core
+	Distances []int // to every node, ordered by node ID
 	MemoryKB  int   // usable memory in units of 1024 bytes
 }
 
-// AddNode adds a NUMA node with its processors and memory, and the tree's
-// proc/meminfo, without which topology readers find no memory at all.
+// AddNode adds a NUMA node with its processors and memory. It also writes the tree's
+// proc/meminfo, without which topology readers find no memory.
 func (t *Tree) AddNode(n Node) {
 	dir := fmt.Sprintf("sys/devices/system/node/node%d", n.ID)
 	var cpus []entry

@@ -1,12 +1,12 @@
-// Package sriovtest builds sysfs trees of PCI functions, laid out as the kernel
-// does, for tests and demonstrations without SR-IOV hardware.
+// Package sriovtest builds sysfs trees of PCI functions, laid out as the kernel does,
+// for tests and demonstrations without SR-IOV hardware.
 //
-// A [Tree] is a directory: whatever reads sysfs below a root directory can be
-// pointed at it. It has real directories under sys/devices and the kernel's
-// relative links to them under sys/bus and sys/class, so following a link leads
-// where it would lead on a machine. The directory is the only state; adding,
-// binding, moving and removing change it step by step in the kernel's order, and a
-// reader may look on.
+// A [Tree] is a directory, and anything that reads sysfs below a root directory can be
+// pointed at it. It has real directories under sys/devices and the kernel's relative
+// links to them under sys/bus and sys/class, so following a link leads to the same
+// place as on a machine. The directory is the only state. Adding, binding, moving and
+// removing devices change it step by step in the kernel's order, and readers may look
+// on meanwhile.
 //
 //	tree := sriovtest.New(dir)
 //	tree.AddPF(sriovtest.PF{Address: "0000:21:00.0", NetDev: "ens1", Driver: "igb", TotalVFs: 7})
@@ -18,14 +18,13 @@
 //
 // [Tree.AddIGB], [Tree.AddICE], [Tree.AddI40E], [Tree.AddICESwitchdev],
 // [Tree.AddSwitchdev], [Tree.AddMLX5Dual], [Tree.AddMLX5InfiniBand] and [Tree.AddBNXT]
-// add adapters as their vendors' drivers show them.
+// add adapters as their vendors' drivers present them.
 //
-// [Tree.Host] adds what sysfs does not show: what each PF keeps for its VFs, that it
-// can be set, that a driver refuses it ([Tree.Refuse]), and the kernel's events.
+// [Tree.Host] adds what sysfs does not show: the state that each PF keeps for its VFs,
+// the means to set it, drivers that refuse to ([Tree.Refuse]), and the kernel's events.
 //
-// What a plain directory cannot imitate: attributes that exist but fail to read
-// (they are left out instead), and writes that have an effect, for which Tree has
-// methods.
+// A plain directory cannot imitate attributes that exist but fail to read (they are
+// left out instead), nor writes that have an effect, for which Tree has methods.
 package sriovtest
 
 import (
@@ -40,10 +39,10 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// Tree is a sysfs tree under construction. The first failure, of the file system
-// or of a description that makes no sense, is kept; from then on methods do
-// nothing. Its methods must not be called concurrently, but others may read the
-// tree meanwhile.
+// Tree is a sysfs tree under construction. It keeps the first failure, whether of the
+// file system or because of a description that makes no sense; later method calls do
+// nothing. The methods must not be called concurrently, but others may read the tree
+// meanwhile.
 type Tree struct {
 	root    string
 	err     error
@@ -51,21 +50,21 @@ type Tree struct {
 	kernel  kernel
 }
 
-// New returns an empty tree in root, which must exist. There is no PCI device and
-// no NUMA node in it yet, and not even a PCI bus.
+// New returns an empty tree in root, which must exist. The tree has no PCI device and
+// no NUMA node yet, not even a PCI bus.
 func New(root string) *Tree {
 	t := &Tree{root: root, kernel: kernel{vfs: map[string]*vfState{}, altNames: map[string]string{}, settings: map[string]sriov.Settings{}, listeners: map[chan struct{}]bool{}}}
 	t.mkdir("sys/class/net")
 	return t
 }
 
-// Root returns the directory that holds sys.
+// Root returns the directory that contains sys.
 func (t *Tree) Root() string { return t.root }
 
 // FS returns the tree for package sriov.
 func (t *Tree) FS() sriov.FS { return sriov.FS{Root: t.root} }
 
-// Err returns the first failure of any method so far.
+// Err returns the first failure of any method so far, or nil.
 func (t *Tree) Err() error { return t.err }
 
 func (t *Tree) fail(format string, args ...any) {
@@ -74,7 +73,7 @@ func (t *Tree) fail(format string, args ...any) {
 	}
 }
 
-// do runs op unless something failed before, and tells who waits for a change.
+// do runs op unless something failed before, and signals those who wait for changes.
 func (t *Tree) do(op func() error) {
 	if t.err != nil {
 		return
@@ -96,8 +95,8 @@ type entry struct{ name, value string }
 
 func attr(name string, value any) entry { return entry{name, fmt.Sprintln(value)} }
 
-// place makes a directory with attributes and with links to paths in the tree. It
-// appears with all of them at once, as a device does in sysfs.
+// place creates a directory with attributes and with links to paths in the tree. They
+// all appear at once, as for a device in sysfs.
 func (t *Tree) place(dir string, attrs, links []entry) {
 	const staging = ".staging"
 	t.mkdir(filepath.Dir(dir))
@@ -111,23 +110,23 @@ func (t *Tree) place(dir string, attrs, links []entry) {
 	t.do(func() error { return os.Rename(t.abs(staging), t.abs(dir)) })
 }
 
-// write replaces an attribute. A reader sees the old or the new value, as in
-// sysfs, never an empty file.
+// write replaces an attribute. As in sysfs, a reader sees the old or the new value and
+// never an empty file.
 func (t *Tree) write(dir string, a entry) {
 	const staging = ".attribute"
 	t.do(func() error { return os.WriteFile(t.abs(staging), []byte(a.value), 0o644) })
 	t.do(func() error { return os.Rename(t.abs(staging), t.abs(dir+"/"+a.name)) })
 }
 
-// link makes a relative link, as all links in sysfs are; its directory is made.
+// link creates a relative link, as all links in sysfs are, and the directory for it.
 func (t *Tree) link(path, target string) {
 	t.mkdir(filepath.Dir(path))
 	t.symlink(path, filepath.Dir(path), target)
 }
 
-// symlink makes a link at path to target that is right in directory dir. The
-// kernel names the target even in a link to an ancestor: ../../../virtio2, not
-// ../.. alone.
+// symlink creates a link at path that leads to target from the directory dir. The
+// kernel names the target even in a link to an ancestor: ../../../virtio2, not just
+// ../..
 func (t *Tree) symlink(path, dir, target string) {
 	t.do(func() error {
 		up, err := filepath.Rel(dir, filepath.Dir(target))
@@ -138,12 +137,13 @@ func (t *Tree) symlink(path, dir, target string) {
 	})
 }
 
-// remove deletes a link, attribute or whole directory; absence is fine.
+// remove deletes a link, an attribute or a whole directory. The path may be absent.
 func (t *Tree) remove(path string) {
 	t.do(func() error { return os.RemoveAll(t.abs(path)) })
 }
 
-// follow returns the target of a link as a path in the tree, empty when absent.
+// follow returns the target of a link as a path in the tree, or an empty string if the
+// link is absent.
 func (t *Tree) follow(path string) string {
 	if t.err != nil {
 		return ""
@@ -185,23 +185,23 @@ func (t *Tree) component(what, name string) {
 }
 
 // Function describes a PCI function that is neither PF nor VF. Only Address is
-// needed.
+// required.
 type Function struct {
 	Address string
-	// Vendor and Device are four hexadecimal digits, Class is six; the default is
-	// an Intel 82576 Ethernet controller: 8086, 10c9, 020000.
+	// Vendor and Device have four hexadecimal digits, Class has six. The default is an
+	// Intel 82576 Ethernet controller: 8086, 10c9, 020000.
 	Vendor, Device, Class string
 	Driver                string // empty for none
-	NUMA                  int    // the node; -1 where the platform does not say
+	NUMA                  int    // the node; -1 if the platform does not tell
 	IOMMUGroup            string // a number; empty without an IOMMU
-	// Bridge is the address of the PCI bridge above the function, added when it
-	// is not there; empty for a function on a root bus.
+	// Bridge is the address of the PCI bridge above the function, which is added if it
+	// is absent; empty for a function on a root bus.
 	Bridge string
-	// Virtio is the name (virtio2) of the virtio device that stands between the
-	// function and its network devices; empty for functions that are not virtio.
+	// Virtio is the name (virtio2) of the virtio device between the function and its
+	// network devices; empty for a function that is not virtio.
 	Virtio string
-	// NetDev is the network device on the function; empty for none. More of them,
-	// or such with port names, are added by [Tree.AddNetDev].
+	// NetDev is the network device on the function; empty for none. [Tree.AddNetDev]
+	// adds further ones, and those with port names.
 	NetDev string
 }
 
@@ -214,11 +214,11 @@ type PF struct {
 	IOMMUGroup            string
 	Bridge                string
 	NetDev                string
-	TotalVFs              int // what sriov_totalvfs says
+	TotalVFs              int // the value of sriov_totalvfs
 }
 
-// VF describes a virtual function. What is not said is as its PF has it; Device
-// is 10ca by default, the VF of an 82576.
+// VF describes a virtual function. It has its PF's values for everything that has no
+// field here. Device is 10ca by default, the VF of an 82576.
 type VF struct {
 	PF         string // address of a PF that is in the tree
 	Index      int
@@ -257,9 +257,9 @@ func (t *Tree) AddPF(p PF) {
 	}, attr("sriov_totalvfs", p.TotalVFs), attr("sriov_numvfs", 0))
 }
 
-// AddVF adds a virtual function to a PF in the tree, and counts it in
-// sriov_numvfs. As in the kernel the function appears first, then its links to
-// and from the PF, then its driver and network device.
+// AddVF adds a virtual function to a PF in the tree, and counts it in sriov_numvfs. As
+// in the kernel, the function appears first, then the links between it and the PF, then
+// its driver and network device.
 func (t *Tree) AddVF(v VF) {
 	pf := t.mustDir(t.address(v.PF))
 	v.Address = t.address(v.Address)
@@ -281,8 +281,8 @@ func (t *Tree) AddVF(v VF) {
 	t.countVFs(pf)
 }
 
-// Remove takes a PCI function away as if it were unplugged; a PF takes its VFs
-// along. Removing a VF is what writing sriov_numvfs does to each VF.
+// Remove removes a PCI function as if it were unplugged, and with a PF its VFs.
+// Removing a VF is what writing sriov_numvfs does to each VF.
 func (t *Tree) Remove(addr string) {
 	addr = t.address(addr)
 	dir := t.mustDir(addr)
@@ -308,8 +308,8 @@ func (t *Tree) Remove(addr string) {
 	}
 }
 
-// bury takes a function's directory out of the tree, empties it and keeps it: no
-// function may get its inode again, see [sriov.Function].
+// bury moves a function's directory out of the tree, empties it and keeps it, so that
+// no other function ever gets its inode, see [sriov.Function].
 func (t *Tree) bury(dir string) {
 	const graves = ".gone"
 	t.mkdir(graves)
@@ -335,9 +335,8 @@ func (t *Tree) RemoveVFs(pf string) {
 	}
 }
 
-// Bind binds a function to another driver, or to none if driver is empty. Its
-// network devices are the old driver's and go with it; a new driver's are added by
-// [Tree.AddNetDev].
+// Bind binds a function to another driver, or to none if driver is empty. The old
+// driver's network devices disappear; [Tree.AddNetDev] adds those of the new driver.
 func (t *Tree) Bind(addr, driver string) {
 	dir := t.mustDir(t.address(addr))
 	if t.err != nil {
@@ -348,7 +347,7 @@ func (t *Tree) Bind(addr, driver string) {
 	t.bind(dir, driver)
 }
 
-// address normalises an address that the tree's user gave.
+// address normalizes an address that the tree's user gave.
 func (t *Tree) address(s string) string {
 	addr, err := sriov.ParseAddress(s)
 	if err != nil {
@@ -357,10 +356,11 @@ func (t *Tree) address(s string) string {
 	return addr
 }
 
-// busOf returns dddd:bb of an address.
+// busOf returns the dddd:bb part of an address.
 func busOf(addr string) string { return addr[:max(0, len(addr)-len(":dd.f"))] }
 
-// dir returns the directory of a function in the tree, empty when absent.
+// dir returns the directory of a function in the tree, or an empty string if it is
+// absent.
 func (t *Tree) dir(addr string) string { return t.follow("sys/bus/pci/devices/" + addr) }
 
 func (t *Tree) mustDir(addr string) string {
@@ -371,7 +371,7 @@ func (t *Tree) mustDir(addr string) string {
 	return dir
 }
 
-// add makes the function's directory and shows it on the bus.
+// add creates the function's directory and its entry on the bus.
 func (t *Tree) add(parent string, f Function, attrs []entry) {
 	dir := parent + "/" + f.Address
 	if t.dir(f.Address) != "" {
@@ -410,7 +410,7 @@ func (t *Tree) attributes(f Function) []entry {
 // isID reports whether s has n hexadecimal digits in lower case.
 func isID(s string, n int) bool { return len(s) == n && strings.Trim(s, "0123456789abcdef") == "" }
 
-// attach does what a driver does to a function.
+// attach does what a driver does to a function when it binds.
 func (t *Tree) attach(f Function) {
 	dir := t.dir(f.Address)
 	t.bind(dir, f.Driver)
@@ -438,13 +438,13 @@ func (t *Tree) bind(dir, driver string) {
 	}
 }
 
-// What stands for every VFIO device node, since making one needs privilege: a
-// character device that each machine has.
+// The stand-in for every VFIO device node, because creating a device node needs
+// privilege: a character device that every machine has.
 const vfioDevice, vfioNumber = "/dev/null", "1:3"
 
-// vfioNode returns the device node of a function that is bound to VFIO and has an
-// IOMMU group, and the group's directory in sysfs; else nothing. Groups have one
-// function here.
+// vfioNode returns the device node of a function that is bound to VFIO and has an IOMMU
+// group, and the group's directory in sysfs. For other functions it returns empty
+// strings. A group has one function here.
 func (t *Tree) vfioNode(dir string) (node, class string) {
 	group, driver := t.follow(dir+"/iommu_group"), t.follow(dir+"/driver")
 	if group == "" || !(sriov.Function{Driver: filepath.Base(driver)}).VFIO() {
@@ -464,7 +464,8 @@ func (t *Tree) unbind(dir string) {
 	}
 }
 
-// detach undoes all that leads to a function from elsewhere but the bus.
+// detach removes everything that leads to a function from elsewhere, except for the bus
+// entry.
 func (t *Tree) detach(dir string) {
 	t.removeNetDevs(dir)
 	for _, aux := range t.glob("sys/bus/auxiliary/devices", "*") {
@@ -488,7 +489,7 @@ func (t *Tree) countVFs(pf string) {
 // hex reads an attribute of a function, without 0x.
 func (t *Tree) hex(dir, name string) string { return strings.TrimPrefix(t.read(dir, name), "0x") }
 
-// number reads a decimal attribute, 0 when it is not there.
+// number reads a decimal attribute, or 0 if it is absent.
 func (t *Tree) number(dir, name string) int {
 	var n int
 	if v := t.read(dir, name); v != "" {

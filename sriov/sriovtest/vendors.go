@@ -2,8 +2,8 @@ package sriovtest
 
 import "fmt"
 
-// AddI40E adds both ports of an Intel XL710, whose driver names no ports: of
-// PF and VFs only the links tell which belongs to which.
+// AddI40E adds both ports of an Intel XL710, whose driver names no ports: only the
+// links tell which VF belongs to which PF.
 //
 //	PF 0000:5e:00.0 ens3f0 (i40e), node 0; VFs 0, 1 at 0000:5e:02.0 ens3f0v0, 02.1 ens3f0v1 (iavf)
 //	PF 0000:5e:00.1 ens3f1 (i40e), node 0; VFs 0, 1 at 0000:5e:0a.0 ens3f1v0, 0a.1 bound to vfio-pci
@@ -28,8 +28,8 @@ func (t *Tree) AddI40E() {
 	}
 }
 
-// AddICESwitchdev adds an Intel E810 port in switchdev mode, which has its ports
-// named by devlink:
+// AddICESwitchdev adds an Intel E810 port in switchdev mode, whose ports are named by
+// devlink:
 //
 //	PF 0000:51:00.0 ens4f0np0 (ice), port name p0, node 1
 //	VF 0 0000:51:01.0 ens4f0v0 (iavf), representor ens4f0npf0vf0 (pf0vf0)
@@ -47,8 +47,8 @@ func (t *Tree) AddICESwitchdev() {
 	t.AddVF(VF{PF: pf, Index: 1, Device: "1889", Address: "0000:51:01.1", Driver: "vfio-pci", IOMMUGroup: "72"})
 }
 
-// AddBNXT adds both ports of a Broadcom BCM57414. PF and VF have the same driver,
-// which numbers its ports from the PCI function, in legacy mode too:
+// AddBNXT adds both ports of a Broadcom BCM57414. PF and VF have the same driver, which
+// numbers its ports by PCI function, in legacy mode too:
 //
 //	PF 0000:86:00.0 enp134s0f0np0 (bnxt_en), port name p0, legacy
 //	VF 0 0000:86:02.0 enp134s0f0v0 (bnxt_en), VF 1 0000:86:02.1 without a driver
@@ -76,11 +76,11 @@ func (t *Tree) AddBNXT() {
 	t.AddVF(VF{PF: "0000:86:00.0", Index: 1, Device: "16dc", Address: "0000:86:02.1"})
 }
 
-// AddMLX5Dual adds both ports of an NVIDIA ConnectX-7 that are bonded: then all
-// ports of both PFs are of one switch, and only the number of the PF in a
-// representor's name tells whose it is. Each PF and each subfunction has auxiliary
-// devices of its own for its network and RDMA drivers; a subfunction's network
-// device stands on the subfunction all the same.
+// AddMLX5Dual adds both ports of an NVIDIA ConnectX-7 in a bond. All ports of both PFs
+// then belong to one switch, and only the PF number in a representor's port name tells
+// which PF it belongs to. Each PF and each subfunction has auxiliary devices of its own
+// for its network and RDMA drivers; a subfunction's network device sits on the
+// subfunction all the same.
 //
 //	PF 0000:c1:00.0 enp193s0f0np0 (mlx5_core), port name p0, node 1
 //	VF 0 0000:c1:00.2 enp193s0f0v0, representor enp193s0f0r0 (pf0vf0)
@@ -105,8 +105,8 @@ func (t *Tree) AddMLX5Dual() {
 	t.AddAuxiliary(Auxiliary{ID: "mlx5_core.eth.2", Parent: "mlx5_core.sf.4", Driver: "mlx5_core.eth", SFNum: NoSF})
 }
 
-// AddMLX5InfiniBand adds an NVIDIA ConnectX-6 port of an InfiniBand network, whose
-// network devices are IPoIB's and whose VFs were never given a GUID:
+// AddMLX5InfiniBand adds an NVIDIA ConnectX-6 port on an InfiniBand network. Its
+// network devices are IPoIB devices, and its VFs were never given a GUID:
 //
 //	PF 0000:3b:00.0 ibp59s0f0 (mlx5_core), node 0
 //	VF 0 0000:3b:00.2 ibp59s0f0v0 (mlx5_core), its own GUID b8:59:9f:03:00:a4:3e:7c
