@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Client is a Planner that asks the agent over its unix socket, one connection
-// per call.
+// Client is a Planner that asks the agent over its unix socket, with one connection per
+// call.
 type Client struct {
 	Socket string // path of the agent's socket
 }
@@ -36,8 +36,8 @@ func (c Client) Status(ctx context.Context, q StatusQuery) (json.RawMessage, err
 	return out.Config, err
 }
 
-// Ping returns nil when the agent accepts a call and answers it, whatever its
-// sources say.
+// Ping returns nil when the agent accepts and answers a call, whatever the state of its
+// sources.
 func (c Client) Ping(ctx context.Context) error {
 	_, err := c.do(ctx, call{Op: opPing})
 	return err
@@ -65,8 +65,8 @@ func (c Client) do(ctx context.Context, in call) (out answer, err error) {
 	return out, out.refusal()
 }
 
-// dial connects to the agent, which succeeds or fails at once; what is read and
-// written there ends with ctx.
+// dial connects to the agent, which succeeds or fails at once. When ctx ends, reads and
+// writes on the connection fail.
 func (c Client) dial(ctx context.Context) (net.Conn, error) {
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: c.Socket, Net: "unix"})
 	if err != nil {
@@ -76,7 +76,7 @@ func (c Client) dial(ctx context.Context) (net.Conn, error) {
 	return bound{conn, stop}, nil
 }
 
-// bound is a connection that ends with a context.
+// bound is a connection whose reads and writes fail once a context ends.
 type bound struct {
 	net.Conn
 	stop func() bool
@@ -88,27 +88,29 @@ func (b bound) Close() error {
 	return b.Conn.Close()
 }
 
-// Fallback is a Planner that asks First, and Then only when First could not be
-// reached, or hung: a refusal is an answer. Who waits for the API server is told from
-// who hangs by a ping: one that answers it has all the time that there is, one that
-// does not is given up soon, one that cannot be pinged after two thirds of the time,
-// and in Status each after askTime. First is not asked again once it was given up: a
-// verb's process would wait as long for its report as it did for its plan. Planning
-// has no effect, so asking twice is safe; a report that was lost in transit is
-// published at most once more. It is not for use by several goroutines.
+// Fallback is a Planner that asks First, and asks Then only when First could not be
+// reached or hung: a refusal is an answer. A ping tells a planner that waits for the
+// API server from one that hangs: a planner that answers the ping has all the time
+// there is, and one that does not is soon given up. A planner that cannot be pinged is
+// given up after two thirds of the time. For Status every planner has askTime. Once
+// given up, First is not asked again: otherwise a verb would wait for its report as
+// long as it did for its plan. Planning has no effect, so asking twice is safe; a
+// report that was lost in transit is published at most once more. Fallback is not for
+// concurrent use.
 //
-// Where many ask at once, as when a node comes back, the agent is about to start and
-// each of them would run its program: with Queue, the path of a file that each can
-// read, one after another plans by Then, and who waits asks First again.
+// When many processes ask at once, for example after a node reboot, the agent is about
+// to start and each of them would run its program. With Queue, the path of a file that
+// each can read, they plan through Then one after another, and those that wait ask
+// First again.
 type Fallback struct {
 	First, Then Planner
 	Queue       string // empty for none
 
-	hung error // how First was given up, nil while it was not
+	hung error // why First was given up, nil if it was not
 }
 
-// shareOf returns a context with two thirds of the time that ctx has left, and with
-// most at most.
+// shareOf returns a context with two thirds of the time that ctx has left, but at most
+// most.
 func shareOf(ctx context.Context, most time.Duration) (context.Context, context.CancelFunc) {
 	if end, ok := ctx.Deadline(); ok {
 		most = min(most, time.Until(end)*2/3)
@@ -116,15 +118,15 @@ func shareOf(ctx context.Context, most time.Duration) (context.Context, context.
 	return context.WithTimeout(ctx, most)
 }
 
-// pingTime is how long First may take for an answer before it is asked whether it
-// answers at all, and for that: many times what either takes on a node that is busy.
+// pingTime is how long First may take for an answer before it is pinged, and for
+// answering the ping. On a busy node either takes a small fraction of it.
 const pingTime = 5 * time.Second
 
 // pinger is a Planner that can be asked whether it answers at all.
 type pinger interface{ Ping(context.Context) error }
 
-// whileItAnswers returns a context that ends with ctx, and before once first does not
-// answer a ping: with two thirds of the time that ctx has, where that is short.
+// whileItAnswers returns a context that ends with ctx, or earlier when first does not
+// answer a ping. If ctx is short, that happens after two thirds of its time.
 func whileItAnswers(ctx context.Context, first pinger) (context.Context, context.CancelFunc) {
 	pause := pingTime
 	if end, ok := ctx.Deadline(); ok {
@@ -150,7 +152,7 @@ func whileItAnswers(ctx context.Context, first pinger) (context.Context, context
 	return ctx, giveUp
 }
 
-// patient is the time of First for what may have to wait for the API server.
+// patient limits First where it may have to wait for the API server.
 func (f *Fallback) patient(ctx context.Context) (context.Context, context.CancelFunc) {
 	if first, can := f.First.(pinger); can {
 		return whileItAnswers(ctx, first)
@@ -158,21 +160,21 @@ func (f *Fallback) patient(ctx context.Context) (context.Context, context.Cancel
 	return shareOf(ctx, callTimeout)
 }
 
-// askTime is what First has for a question that it answers from its memory, at
-// once or not at all: the kubelet takes a runtime for dead after 30 s.
+// askTime is the time for a question that First answers from memory, at once or not at
+// all. The kubelet considers a runtime dead after 30 s.
 const askTime = 2 * time.Second
 
-// soon is the time of First for what it answers from its memory.
+// soon limits First where it answers from memory.
 func soon(ctx context.Context) (context.Context, context.CancelFunc) { return shareOf(ctx, askTime) }
 
-// limit gives a question some of the time that there is.
+// limit gives a question part of the time that is left.
 type limit func(context.Context) (context.Context, context.CancelFunc)
 
 // question asks one of the planners.
 type question func(context.Context, Planner) error
 
-// first asks First, in the time that it is given of ctx. over is false where it could
-// not be reached, which err says, and there is time to ask another.
+// first asks First within the limit given. over is false when First could not be
+// reached, as err says, and there is time to ask another planner.
 func (f *Fallback) first(ctx context.Context, given limit, ask question) (over bool, err error) {
 	if f.hung != nil {
 		return false, f.hung
@@ -190,7 +192,7 @@ func (f *Fallback) first(ctx context.Context, given limit, ask question) (over b
 	return false, err
 }
 
-// inTurn asks First, in the time that it is given of ctx, and Then where it must.
+// inTurn asks First within the limit given, and Then if it must.
 func (f *Fallback) inTurn(ctx context.Context, given limit, ask question) error {
 	over, err := f.first(ctx, given, ask)
 	if over {

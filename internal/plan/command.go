@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// Command is a Planner that runs the agent's program: the way without an agent. The
-// program starts with the first call and answers all of them, since starting it
-// costs more than answering; each call is a JSON document on its stdin, each answer
-// one on its stdout. It is not for use by several goroutines.
+// Command is a Planner that runs the agent's program, for a node without a running
+// agent. The program starts with the first call and answers all calls, since starting
+// costs more than answering. Each call is a JSON document on its stdin, each answer one
+// on its stdout. Command is not for concurrent use.
 type Command struct {
 	Path string   // the agent's program
 	Args []string // its arguments, for example "plan", "--config", FILE
@@ -22,8 +22,8 @@ type Command struct {
 	running *conversation
 }
 
-// endTime is how long the program may take to end after the last answer, writing
-// an Event for example.
+// endTime is how long the program may take to exit after the last answer, for example
+// to write an Event.
 const endTime = 15 * time.Second
 
 // Plan implements [Planner].
@@ -47,7 +47,7 @@ func (c *Command) Status(ctx context.Context, q StatusQuery) (json.RawMessage, e
 	return out.Config, err
 }
 
-// Close ends the program, where it runs, and returns what it ended with.
+// Close stops the program if it is running, and returns an error unless it succeeded.
 func (c *Command) Close() error {
 	if c.running == nil {
 		return nil
@@ -62,7 +62,7 @@ func (c *Command) Close() error {
 	return nil
 }
 
-// do makes one call. A program that has ended since the last one is started again.
+// do makes one call. It starts a program again that has exited since the last call.
 func (c *Command) do(ctx context.Context, in call) (out answer, err error) {
 	again := c.running != nil
 	for {
@@ -95,6 +95,7 @@ type conversation struct {
 	stderr limited
 }
 
+// converse starts the program at path.
 func converse(path string, args []string) (*conversation, error) {
 	c := &conversation{cmd: exec.Command(path, args...)}
 	c.cmd.Stderr, c.cmd.WaitDelay = &c.stderr, time.Second
@@ -109,10 +110,9 @@ func converse(path string, args []string) (*conversation, error) {
 	return c, c.cmd.Start()
 }
 
-// ask makes a call and reads its answer; it is given up, and the program with it,
-// when ctx ends.
+// ask makes a call and reads its answer. When ctx ends, it kills the program.
 func (c *conversation) ask(ctx context.Context, in call) (out answer, err error) {
-	stop := context.AfterFunc(ctx, func() { _ = c.cmd.Process.Kill() }) // it may have ended
+	stop := context.AfterFunc(ctx, func() { _ = c.cmd.Process.Kill() }) // it may have exited already
 	defer stop()
 	c.out.N = MaxMessage
 	if err = json.NewEncoder(c.in).Encode(in); err == nil {
@@ -124,10 +124,10 @@ func (c *conversation) ask(ctx context.Context, in call) (out answer, err error)
 	return out, nil
 }
 
-// end closes the program's stdin, for which it ends by itself, and waits for it,
-// until ctx ends.
+// end closes the program's stdin, which makes it exit, and waits for it. When ctx ends,
+// it kills the program.
 func (c *conversation) end(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = c.cmd.Process.Kill() }) // it may have ended
+	stop := context.AfterFunc(ctx, func() { _ = c.cmd.Process.Kill() }) // it may have exited already
 	defer stop()
 	err := errors.Join(c.in.Close(), c.cmd.Wait())
 	if err != nil {
@@ -136,7 +136,7 @@ func (c *conversation) end(ctx context.Context) error {
 	return nil
 }
 
-// limited keeps at most MaxMessage bytes of what is written to it.
+// limited keeps what is written to it, up to MaxMessage bytes.
 type limited struct{ bytes.Buffer }
 
 // Write implements [io.Writer].

@@ -5,13 +5,13 @@ import (
 	"os"
 )
 
-// maxDeviceInfo bounds a device-information file, in bytes.
+// maxDeviceInfo is the largest device-information file that is read, in bytes.
 const maxDeviceInfo = 64 << 10
 
-// ReadDeviceInfo returns what a device-information file holds, of a device plugin
-// or of a delegate. It is nil without a name, and where there is no file or no
-// JSON object in it: anybody who may write there can have put anything in its
-// place, and what describes a device must not fail its pod.
+// ReadDeviceInfo returns the content of a device-information file, written by a device
+// plugin or a delegate. It returns nil when path is empty, the file is missing, or it
+// holds no JSON object: anybody with write access there can put anything in its place,
+// and a description of a device must not fail its pod.
 func ReadDeviceInfo(path string) json.RawMessage {
 	if path == "" {
 		return nil

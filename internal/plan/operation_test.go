@@ -10,7 +10,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
-// observing is a planner that takes operations.
+// observing is a planner that accepts operations.
 type observing struct {
 	fake
 	ops chan Operation
@@ -26,7 +26,7 @@ func TestObserve(t *testing.T) {
 	if got := <-o.ops; !slices.Equal(got.Steps, want.Steps) || got.Request != "ab" || got.Kind != cnierr.Busy || got.Took != 7 || !got.Failed {
 		t.Errorf("%+v", got)
 	}
-	// A planner that takes none, and none at all: nothing fails.
+	// Without an Observer, and without any planner, nothing fails.
 	served(t, fake{}).Observe(t.Context(), want)
 	Client{Socket: filepath.Join(t.TempDir(), "absent")}.Observe(t.Context(), want)
 	(&Fallback{First: fake{}, Then: c}).Observe(t.Context(), want)
@@ -35,7 +35,7 @@ func TestObserve(t *testing.T) {
 	}
 }
 
-// The times of a pod with three attachments cost less than its plan does.
+// The operation of a pod with three attachments is smaller than its plan.
 func TestOperationIsSmall(t *testing.T) {
 	op := Operation{Version: Version, Request: "0123456789abcdef0123456789abcdef", Verb: "ADD", Took: 123456}
 	for i := range 3 {

@@ -1,13 +1,12 @@
-// Package plan holds the plan of a pod's attachments as data, the Planner
-// interface that makes plans, and its transports.
+// Package plan holds the plan of a pod's attachments as data, the [Planner] interface
+// that makes plans, and its transports.
 //
-// A plan is complete: whoever executes, stores, prints or undoes it looks
-// nothing up again, but for what the name of a network device means: that is known
-// in the host's network namespace alone, and the shim completes it before it journals
-// the plan. The agent makes plans; the shim journals and executes them.
-// The same Planner is reached over the agent's unix socket ([Client], [Serve]),
-// by running the agent's program with the request on stdin ([Command]), or in
-// process.
+// A plan is complete: whoever executes, stores, prints or undoes it looks nothing up
+// again. The one exception is the meaning of a netdev name, which is known only in the
+// host's network namespace; the shim fills that in before it journals the plan. The
+// agent makes plans; the shim journals and executes them. The same Planner is reached
+// over the agent's unix socket ([Client], [Serve]), by running the agent's program with
+// the request on stdin ([Command]), or in process.
 package plan
 
 import (
@@ -17,36 +16,35 @@ import (
 	"time"
 )
 
-// Version is the version of [Request], [Plan] and [Report] as written by this
-// code. A reader accepts the versions from 1 up to its own; fields are only ever
-// added.
+// Version is the version of [Request], [Plan] and [Report] that this code writes. A
+// reader accepts versions from 1 up to its own. Fields are only ever added.
 const Version = 1
 
-// Planner is what the shim asks of the agent.
+// Planner is what the shim needs from the agent.
 type Planner interface {
 	// Plan returns the complete plan for one sandbox, or a *cnierr.Error.
 	Plan(ctx context.Context, req Request) (*Plan, error)
-	// Report publishes what became of a plan: the pod's network-status and one
-	// Event. It never changes what is attached.
+	// Report publishes the outcome of a plan: the pod's network-status and one Event.
+	// It never changes what is attached.
 	Report(ctx context.Context, r Report) error
 	// Status returns nil when Plan can be served now (CNI verb STATUS).
 	Status(ctx context.Context, q StatusQuery) (json.RawMessage, error)
 }
 
-// StatusQuery is what is asked beyond whether the planner is ready: the definition
-// that is the cluster default network, which is answered with its configuration, or
-// with none where it leaves that to a file; or whether a configuration could be
-// planned, which an older agent does not look at. That a definition is broken is a
-// [cnierr.InvalidDefinition]; an older agent says it as if there were none.
+// StatusQuery is an additional question in Status. Namespace and Name ask for the
+// definition of the cluster default network: the answer is its configuration, or none
+// when the definition leaves that to a file. Config asks whether that configuration can
+// be planned; an older agent ignores it. A broken definition is
+// [cnierr.InvalidDefinition]; an older agent reports it as missing.
 type StatusQuery struct {
 	Namespace string          `json:"namespace,omitempty"`
-	Name      string          `json:"name,omitempty"`   // of the definition; empty: none is asked for
-	Config    json.RawMessage `json:"config,omitempty"` // the default network's; empty: not looked at
-	Type      string          `json:"type,omitempty"`   // Manifold's own, which is no default network
+	Name      string          `json:"name,omitempty"`   // of the definition; empty: not asked
+	Config    json.RawMessage `json:"config,omitempty"` // the default network's; empty: not asked
+	Type      string          `json:"type,omitempty"`   // Manifold's own plugin type, which cannot be the default network's
 }
 
-// Inspector answers the questions of people's programs. An agent is one beside
-// being a Planner; its answers are documents whose form the asker knows.
+// Inspector answers the questions of people's programs. The agent implements it besides
+// Planner. Its answers are documents whose form the asker knows.
 type Inspector interface {
 	Inspect(ctx context.Context, q Question) (json.RawMessage, error)
 }
@@ -54,18 +52,17 @@ type Inspector interface {
 // What a [Question] is about.
 const (
 	AboutNode = "node" // the node's view: attachments and devices
-	AboutPod  = "pod"  // the plan of one pod in dry-run, every step with its reason
+	AboutPod  = "pod"  // the plan of one pod as a dry run, every step with its reason
 )
 
-// Question is what a person's program asks of the agent. No answer changes
-// anything.
+// Question is what a person's program asks the agent. No answer changes anything.
 type Question struct {
 	About     string `json:"about"`               // one of the About constants
 	Namespace string `json:"namespace,omitempty"` // of AboutPod
 	Name      string `json:"name,omitempty"`      // of AboutPod
 }
 
-// Request asks for the plan of one sandbox: what the runtime said, decoded.
+// Request asks for the plan of one sandbox. It holds what the runtime passed, decoded.
 type Request struct {
 	Version      int             `json:"version"`
 	PodNamespace string          `json:"podNamespace,omitempty"` // K8S_POD_NAMESPACE; empty outside Kubernetes
@@ -76,7 +73,7 @@ type Request struct {
 	IfName       string          `json:"ifName"`                 // CNI_IFNAME, the default network's interface
 	Args         [][2]string     `json:"args,omitempty"`         // CNI_ARGS, in order
 	Config       json.RawMessage `json:"config"`                 // the plugin's configuration, as on stdin
-	ID           string          `json:"id,omitempty"`           // the call's, see Operation
+	ID           string          `json:"id,omitempty"`           // of the call, see Operation
 }
 
 // Plan is everything that an ADD, CHECK or DEL of one sandbox needs.
@@ -88,13 +85,13 @@ type Plan struct {
 	Attachments []Attachment `json:"attachments"`        // in order of attachment; the first is the cluster default network
 	Notes       []string     `json:"notes,omitempty"`    // decisions about devices, for people
 	Warnings    []string     `json:"warnings,omitempty"` // what has no effect or was overridden
-	// Ignored says what the pod selects and does not get, by configuration; it is
-	// one of Warnings as well.
+	// Ignored says what the pod selects but does not get because of the node's
+	// configuration. Warnings holds it too.
 	Ignored string `json:"ignored,omitempty"`
 }
 
-// Digest returns the plan without what only its execution needs: it is not sent
-// back to where it came from.
+// Digest returns the plan without what only its execution needs. It is for reports: the
+// agent made the plan and knows the rest.
 func (p *Plan) Digest() *Plan {
 	d := *p
 	d.Notes, d.Warnings = nil, nil
@@ -111,8 +108,8 @@ type Pod struct {
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name,omitempty"`
 	UID       string `json:"uid,omitempty"` // as the runtime gave it
-	// Static pods come from the kubelet's own files; the API server knows them
-	// under another UID.
+	// Static reports that the pod comes from the kubelet's own files; the API server
+	// knows it under another UID.
 	Static bool `json:"static,omitempty"`
 }
 
@@ -126,11 +123,11 @@ func (p Pod) String() string {
 
 // Attachment is one interface that the pod gets from one delegate chain.
 type Attachment struct {
-	// Name is what network-status says: namespace/name of the definition, or the
+	// Name is the name in network-status: namespace/name of the definition, or the
 	// default network's name.
 	Name string `json:"name"`
-	// Network is the "name" inside Config; with the container ID and IfName it is
-	// the tuple that ADD, CHECK and DEL share (CNI specification, section 2).
+	// Network is the "name" inside Config. With the container ID and IfName it is the
+	// tuple that ADD, CHECK and DEL share (CNI specification, section 2).
 	Network string `json:"network"`
 	IfName  string `json:"ifName"`
 	Default bool   `json:"default,omitempty"`
@@ -142,46 +139,47 @@ type Attachment struct {
 	Args [][2]string `json:"args,omitempty"`
 	// Device is the hardware that the attachment stands on; nil for none.
 	Device *Device `json:"device,omitempty"`
-	// Written are the devices that the configuration names itself, beside Device and
-	// as it writes them. Which of them are VFs is for the node to say.
+	// Written are the devices that the configuration itself names, besides Device,
+	// spelled as there. The node tells which of them are VFs.
 	Written []string `json:"written,omitempty"`
 	// Want is what verification compares the interface with.
 	Want Want `json:"want"`
-	// DefaultRoute, when not nil, makes these gateways the pod's only default
-	// routes; an empty list removes all (multi-network specification 4.1.2.1.10).
+	// DefaultRoute, when not nil, lists the gateways of the pod's only default routes;
+	// an empty list removes all (multi-network specification 4.1.2.1.10).
 	DefaultRoute *[]string `json:"defaultRoute,omitempty"`
-	// DropDefaultRoute says that another attachment owns the default route.
+	// DropDefaultRoute reports that another attachment owns the default route.
 	DropDefaultRoute bool `json:"dropDefaultRoute,omitempty"`
-	// DeviceInfo is the device-info object for network-status when the delegate
+	// DeviceInfo is the device-info object for network-status in case the delegate
 	// writes none (device information specification); nil for none.
 	DeviceInfo json.RawMessage `json:"deviceInfo,omitempty"`
-	// DeviceInfoFile is the CNI device-info file that the attachment may write,
-	// removed on DEL; empty for none.
+	// DeviceInfoFile is the CNI device-info file that the attachment may write; DEL
+	// removes it. Empty for none.
 	DeviceInfoFile string `json:"deviceInfoFile,omitempty"`
-	// Reason says how this attachment and its device came about, for people.
+	// Reason says how this attachment and its device were chosen, for people.
 	Reason string `json:"reason,omitempty"`
 }
 
-// Device is an allocated device and where the knowledge of it comes from.
+// Device is an allocated device and where the knowledge about it comes from.
 type Device struct {
 	Resource   string  `json:"resource"`             // for example vendor.example/vfs
 	ID         string  `json:"id"`                   // the device plugin's ID, verbatim
-	PCIAddress string  `json:"pciAddress,omitempty"` // dddd:bb:dd.f when the ID is one, or the network device of a VF; else empty
+	PCIAddress string  `json:"pciAddress,omitempty"` // dddd:bb:dd.f when the ID is one or names a VF's netdev; else empty
 	Container  string  `json:"container,omitempty"`  // the container that it is allocated to
 	NUMANodes  []int64 `json:"numaNodes,omitempty"`
-	Driver     string  `json:"driver,omitempty"` // bound driver when planned
+	Driver     string  `json:"driver,omitempty"` // at the time of planning
 	PF         string  `json:"pf,omitempty"`     // PCI address of the physical function; empty unless a VF
 	VFIndex    int     `json:"vfIndex,omitempty"`
 	Userspace  bool    `json:"userspace,omitempty"`  // bound to vfio-pci or uio: no netdev is expected
-	IOMMUGroup string  `json:"iommuGroup,omitempty"` // when planned; empty without an IOMMU
-	Source     string  `json:"source"`               // which sources agreed on it
+	IOMMUGroup string  `json:"iommuGroup,omitempty"` // at the time of planning; empty without an IOMMU
+	Source     string  `json:"source"`               // the sources that agree on it
 	Reason     string  `json:"reason,omitempty"`     // why this device for this attachment
-	Claim      *Claim  `json:"claim,omitempty"`      // the resource claim that it is of; nil for a device plugin's
-	Written    bool    `json:"written,omitempty"`    // nobody allocated it: the configuration names it itself
+	Claim      *Claim  `json:"claim,omitempty"`      // the resource claim that allocates it; nil for a device plugin's
+	Written    bool    `json:"written,omitempty"`    // nobody allocated it: the configuration names it
 }
 
-// plainDevice is a Device for encoding/json, which prepares a type with methods of its
-// own when there is one: most pods have no device.
+// plainDevice is a Device without methods. encoding/json prepares a type that has
+// methods only when it meets a value of it, which saves the work for pods without
+// devices.
 type plainDevice Device
 
 // MarshalJSON implements json.Marshaler.
@@ -190,8 +188,8 @@ func (d *Device) MarshalJSON() ([]byte, error) { return json.Marshal((*plainDevi
 // UnmarshalJSON implements json.Unmarshaler.
 func (d *Device) UnmarshalJSON(raw []byte) error { return json.Unmarshal(raw, (*plainDevice)(d)) }
 
-// Name is how messages call the device: by its ID, and by its PCI address where that
-// is known and written otherwise.
+// Name returns the device's name in messages: its ID, and its PCI address when that is
+// known and spelled differently.
 func (d *Device) Name() string {
 	if d.PCIAddress == "" || d.PCIAddress == d.ID {
 		return d.ID
@@ -199,12 +197,12 @@ func (d *Device) Name() string {
 	return d.ID + " (" + d.PCIAddress + ")"
 }
 
-// Claim is the resource claim that a device is of, and the device as its driver
-// calls it.
+// Claim names the resource claim that a device belongs to, and the device as its driver
+// names it.
 type Claim struct {
 	Name     string   `json:"name"`               // of the ResourceClaim, in the pod's namespace
-	PodClaim string   `json:"podClaim,omitempty"` // the pod's own name of it; empty behind extended resources
-	Requests []string `json:"requests,omitempty"` // that the device serves
+	PodClaim string   `json:"podClaim,omitempty"` // the pod's own name for it; empty with extended resources
+	Requests []string `json:"requests,omitempty"` // the requests that the device serves
 	Driver   string   `json:"driver"`
 	Pool     string   `json:"pool"`
 	Device   string   `json:"device"`
@@ -221,25 +219,24 @@ const (
 // Policies for the interface of a device that has no carrier.
 const (
 	CarrierWarn    = "warn"    // report only
-	CarrierRequire = "require" // it is not as planned, see Want.Verify
+	CarrierRequire = "require" // a finding, see Want.Verify
 	CarrierIgnore  = "ignore"  // do not look
 )
 
-// Want is the expectation of an attachment's interface. Empty fields are not
-// compared.
+// Want is what an attachment's interface must be like. Empty fields are not compared.
 type Want struct {
 	Verify string   `json:"verify"`        // VerifyEnforce, VerifyWarn or VerifyOff
 	MAC    string   `json:"mac,omitempty"` // as requested by the selection
 	MTU    int      `json:"mtu,omitempty"` // as set by the configuration
 	IPs    []string `json:"ips,omitempty"` // as requested by the selection, CIDR or bare address
 	VF     *VF      `json:"vf,omitempty"`  // PF-side state that the configuration asks for
-	// Carrier is CarrierWarn, CarrierRequire or CarrierIgnore; empty where no
-	// carrier is expected.
+	// Carrier is CarrierWarn, CarrierRequire or CarrierIgnore; empty when no carrier is
+	// expected.
 	Carrier string `json:"carrier,omitempty"`
 }
 
-// VF is the PF-side state of a virtual function that a configuration asks for;
-// nil and empty fields are not compared. The keys are the SR-IOV CNI's.
+// VF is the PF-side state of a virtual function that a configuration asks for. Nil and
+// empty fields are not compared. The keys are those of the SR-IOV CNI.
 type VF struct {
 	VLAN      *int   `json:"vlan,omitempty"`
 	VLANQoS   *int   `json:"vlanQoS,omitempty"`
@@ -250,10 +247,10 @@ type VF struct {
 	LinkState string `json:"linkState,omitempty"` // auto, enable or disable
 	MinTxRate *int   `json:"minTxRate,omitempty"` // Mbit/s
 	MaxTxRate *int   `json:"maxTxRate,omitempty"` // Mbit/s
-	GUID      string `json:"guid,omitempty"`      // of an InfiniBand VF, of its node and port alike
+	GUID      string `json:"guid,omitempty"`      // of an InfiniBand VF, for both its node and its port
 }
 
-// plainVF is a VF for encoding/json, as plainDevice is a Device.
+// plainVF is a VF without methods, for the same reason as plainDevice.
 type plainVF VF
 
 // MarshalJSON implements json.Marshaler.
@@ -262,37 +259,36 @@ func (v *VF) MarshalJSON() ([]byte, error) { return json.Marshal((*plainVF)(v)) 
 // UnmarshalJSON implements json.Unmarshaler.
 func (v *VF) UnmarshalJSON(raw []byte) error { return json.Unmarshal(raw, (*plainVF)(v)) }
 
-// Outcome is what became of one attachment.
+// Outcome is the outcome of one attachment.
 type Outcome struct {
 	Name   string          `json:"name"`
 	IfName string          `json:"ifName"`
 	Result json.RawMessage `json:"result,omitempty"` // the delegate's result, in its own version
-	// Verified lists what was compared and found equal; Findings what differed and
-	// does not refuse the pod, one sentence each.
+	// Verified lists what was compared and found equal. Findings lists what differed
+	// without refusing the pod, one sentence each.
 	Verified []string `json:"verified,omitempty"`
 	Findings []string `json:"findings,omitempty"`
-	// MTU and MAC are as found in the network namespace; zero when not looked at.
+	// MTU and MAC are as found in the network namespace; zero when not verified.
 	MTU int    `json:"mtu,omitempty"`
 	MAC string `json:"mac,omitempty"`
-	// DeviceInfo is what the attachment's device-information file holds after
-	// ADD; empty for none.
+	// DeviceInfo is the content of the attachment's device-information file after ADD;
+	// empty for none.
 	DeviceInfo json.RawMessage `json:"deviceInfo,omitempty"`
 }
 
-// Report tells the agent what became of a plan.
+// Report tells the agent the outcome of a plan.
 type Report struct {
 	Version  int           `json:"version"`
 	Plan     *Plan         `json:"plan"` // may be a [Plan.Digest]
 	Verb     string        `json:"verb"` // ADD or DEL
 	Outcomes []Outcome     `json:"outcomes,omitempty"`
 	Error    string        `json:"error,omitempty"`    // why the verb failed; empty on success
-	Problems []string      `json:"problems,omitempty"` // what is left behind or was only warned of
+	Problems []string      `json:"problems,omitempty"` // what is left behind or was only warned about
 	Took     time.Duration `json:"took,omitempty"`
-	// Made is when the report was made; callers older than it say none.
+	// Made is when the report was made. Older callers do not set it.
 	Made time.Time `json:"made,omitzero"`
-	// Later says that the caller is answered before anything is published.
+	// Later asks the agent to answer before it publishes anything.
 	Later bool `json:"later,omitempty"`
-	// Operation has the times and the kind of the failure; callers older than it
-	// give none.
+	// Operation has the times and the kind of failure. Older callers do not set it.
 	Operation *Operation `json:"operation,omitempty"`
 }

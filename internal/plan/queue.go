@@ -8,19 +8,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// queueTime is how long a process waits at most for its turn to plan without an agent:
-// longer than many plans take, and short beside what a runtime gives a sandbox, since
-// the one whose turn it is may wait for the kubelet.
+// queueTime is how long a process waits at most for its turn to plan without an agent.
+// It is longer than many plans take, and short compared with what a runtime allows for
+// a sandbox, because the process whose turn it is may be waiting for the kubelet.
 const queueTime = 2 * time.Second
 
-// queuePoll is how often it looks again. flock has no wait with a deadline.
+// queuePoll is how often queue retries, because flock cannot wait with a deadline.
 const queuePoll = 10 * time.Millisecond
 
-// queue returns once this process has locked the file at path, which makes it its turn;
-// once waiting, which is called while it is another's, says that it need not have one;
-// or once it has waited long enough, so that one that is stuck holds up nobody. A file
-// that cannot be opened, or locked, has no queue. end ends the turn, as the end of the
-// process would.
+// queue waits until it is this process's turn, that is, until it has locked the file at
+// path. It returns early when waiting, which it calls while another has the turn, says
+// that no turn is needed any more. It also returns after queueTime, so that a stuck
+// process holds up nobody. Without a file that can be opened and locked there is no
+// queue. end ends the turn, as the exit of the process would.
 func queue(ctx context.Context, path string, waiting func() bool) (end func()) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -16,18 +16,18 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
-// callTimeout bounds one call at the agent. It is longer than any runtime's
-// patience for a sandbox, so that the caller's own limit decides.
+// callTimeout is the time limit of one call at the agent. It is longer than any runtime
+// waits for a sandbox, so that the caller's own limit decides.
 const callTimeout = 4 * time.Minute
 
-// Listen creates the agent's socket at path, mode 0600, replacing one that a
-// killed agent left. The directory is created with mode 0700 when absent.
+// Listen creates the agent's socket at path with mode 0600. It replaces a socket that a
+// killed agent left. It creates dir with mode 0700 if needed.
 func Listen(dir, path string) (*net.UnixListener, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, cnierr.New("create socket directory", cnierr.IO, "%w", err)
 	}
-	// A socket under a temporary name is renamed into place: a client sees the
-	// old socket, or the new one, never a name that nobody listens on.
+	// Rename the socket into place from a temporary name: a client sees the old socket
+	// or the new one, never a name that nobody listens on.
 	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, cnierr.New("listen on "+path, cnierr.IO, "%w", err)
@@ -43,13 +43,12 @@ func Listen(dir, path string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// acceptPause is the wait after a failed accept: file descriptors or memory that
-// ran out come back when calls end.
+// acceptPause is the pause after a failed accept: exhausted file descriptors or memory
+// become available when calls end.
 const acceptPause = 50 * time.Millisecond
 
-// Serve answers calls on l with p until ctx ends, closes l, and waits for the
-// calls under way. Callers of another user than root or the agent's own are
-// refused.
+// Serve answers calls on l with p until ctx ends. Then it closes l and waits for the
+// calls in progress. It refuses callers other than root and the agent's own user.
 func Serve(ctx context.Context, l *net.UnixListener, p Planner) error {
 	var calls sync.WaitGroup
 	defer calls.Wait()
@@ -86,21 +85,22 @@ func serveConn(ctx context.Context, conn *net.UnixConn, p Planner) {
 		out = answerTo(ctx, conn, in, p)
 		cancel()
 	}
-	// The caller may be gone, killed in mid-call; there is nobody to tell.
+	// The caller may have been killed in the meantime. Then there is nobody to tell.
 	if err := writeFrame(conn, out); errors.Is(err, errTooLarge) {
-		// Nothing was written yet, and silence would be taken for a dead agent.
+		// Nothing was written yet, and the caller would take silence for a dead agent.
 		_ = writeFrame(conn, answer{Error: cnierr.New(in.Op, cnierr.Other, "answer: %w", err)})
 	}
 }
 
-// watchAfter is how long a question may take before its caller is watched. As a rule it
-// is answered from memory by then, in less time than the watching goroutine takes to
-// start and to be ended.
+// watchAfter is how long a question may take before its caller is watched. Usually it
+// is answered from memory sooner, in less time than it takes to start and stop the
+// watching goroutine.
 const watchAfter = 20 * time.Millisecond
 
-// answerTo does what a caller asks. A question ends with its caller: the plan of one
-// that was given up serves nobody, and its refusal may be of a pod that runs meanwhile.
-// What a caller tells is taken also when it is gone, killed for example.
+// answerTo does what a caller asks. A question ends with its caller: the plan of an
+// abandoned call serves nobody, and its refusal may concern a pod that is running by
+// then. A report or operation is accepted even when its caller is gone, for example
+// killed.
 func answerTo(ctx context.Context, conn net.Conn, in call, p Planner) answer {
 	if in.Op == opReport || in.Op == opObserve {
 		return dispatch(ctx, in, p)
@@ -110,7 +110,7 @@ func answerTo(ctx context.Context, conn net.Conn, in call, p Planner) answer {
 	watched := make(chan struct{})
 	watch := time.AfterFunc(watchAfter, func() {
 		defer close(watched)
-		// Nothing follows a call, so that this ends with the connection.
+		// Nothing follows a call, so the read returns when the connection ends.
 		if n, _ := conn.Read(make([]byte, 1)); n == 0 {
 			cancel()
 		}
@@ -146,9 +146,9 @@ func checkPeer(conn *net.UnixConn) error {
 	return nil
 }
 
-// ServeStream answers the calls read from r on w until r ends: the agent program's
-// one-shot mode, the other end of [Command]. What cannot be read is answered with an
-// error, behind which nothing is read any more.
+// ServeStream reads calls from r and answers them on w until r ends. It is the agent
+// program's one-shot mode, the other end of [Command]. It answers a call that cannot be
+// read with an error and then stops.
 func ServeStream(ctx context.Context, r io.Reader, w io.Writer, p Planner) error {
 	limited := &io.LimitedReader{R: r}
 	calls, answers := json.NewDecoder(limited), json.NewEncoder(w)
@@ -172,6 +172,7 @@ func ServeStream(ctx context.Context, r io.Reader, w io.Writer, p Planner) error
 	}
 }
 
+// dispatch makes the call in on p.
 func dispatch(ctx context.Context, in call, p Planner) answer {
 	var out answer
 	var err error
@@ -202,7 +203,7 @@ func dispatch(ctx context.Context, in call, p Planner) answer {
 	return out
 }
 
-// inspect asks a planner that is an Inspector as well.
+// inspect asks a planner that is also an Inspector.
 func inspect(ctx context.Context, p Planner, q Question) (json.RawMessage, error) {
 	i, ok := p.(Inspector)
 	if !ok {
@@ -211,7 +212,7 @@ func inspect(ctx context.Context, p Planner, q Question) (json.RawMessage, error
 	return i.Inspect(ctx, q)
 }
 
-// wrap makes err fit for the wire without losing its kind.
+// wrap converts err for the wire without losing its kind.
 func wrap(op string, err error) *cnierr.Error {
 	var e *cnierr.Error
 	if errors.As(err, &e) {

@@ -13,9 +13,9 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
-// While a node is upgraded an old plugin may meet a new agent, and the reverse.
-// testdata/first has calls and answers as the first release writes them; it is
-// not made anew.
+// During an upgrade of a node an old plugin may meet a new agent, and the reverse.
+// testdata/first has calls and answers as the first release writes them. It is never
+// regenerated.
 
 func first(t *testing.T, name string) json.RawMessage {
 	t.Helper()
@@ -55,7 +55,7 @@ func TestThisAgentAnswersTheFirstPlugin(t *testing.T) {
 	}
 }
 
-// firstAgent answers as the first release's agent does.
+// firstAgent answers like the agent of the first release.
 func firstAgent(t *testing.T) Client {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "plan-")
@@ -114,7 +114,7 @@ func answerAsFirst(t *testing.T, conn net.Conn) error {
 	case in.Op == "report" && in.Report.Version == 1 && in.Report.Plan.ContainerID != "":
 		out = struct{}{}
 	}
-	if err := writeFrame(conn, out); err != nil && in.Op != opObserve { // whose caller does not wait
+	if err := writeFrame(conn, out); err != nil && in.Op != opObserve { // its caller does not wait
 		return fmt.Errorf("%s: %w", in.Op, err)
 	}
 	return nil
@@ -134,15 +134,15 @@ func TestThisPluginUnderstandsTheFirstAgent(t *testing.T) {
 	if config, err := c.Status(ctx, StatusQuery{Name: "cluster-net"}); err != nil || string(config) == "" {
 		t.Errorf("status: %s, %v", config, err)
 	}
-	// After this a file serves: it is neither taken for a definition that is broken,
-	// nor for an agent that is not there.
+	// On this error the caller falls back to a file. It must look neither like a broken
+	// definition nor like an unreachable agent.
 	if _, err := c.Status(ctx, StatusQuery{Name: "missing"}); !cnierr.Is(err, cnierr.NotReady) || cnierr.Is(err, cnierr.InvalidDefinition) || IsTransport(err) {
 		t.Errorf("status without a definition: %v", err)
 	}
 	if err := c.Report(ctx, Report{Version: Version, Plan: p.Digest(), Verb: "ADD", Later: true, Operation: &Operation{Verb: "ADD"}}); err != nil {
 		t.Errorf("report: %v", err)
 	}
-	c.Observe(ctx, Operation{Verb: "DEL"}) // refused there, and nobody is told
+	c.Observe(ctx, Operation{Verb: "DEL"}) // refused there, without telling anybody
 	if _, err := c.Inspect(ctx, Question{About: AboutNode}); !cnierr.Is(err, cnierr.Decode) {
 		t.Errorf("what the first agent does not know: %v", err)
 	}

@@ -21,7 +21,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
-// helperEnv makes the test binary the one-shot program.
+// helperEnv makes the test binary act as the one-shot program.
 const helperEnv = "MANIFOLD_PLAN_HELPER"
 
 func TestMain(m *testing.M) {
@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// fake plans one attachment per pod, and refuses the pod "bad".
+// fake plans one attachment per pod and refuses the pod "bad".
 type fake struct{ reports chan string }
 
 func (f fake) Plan(_ context.Context, r Request) (*Plan, error) {
@@ -105,7 +105,7 @@ func TestOverTheSocket(t *testing.T) {
 	if err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("socket %v %v", fi.Mode(), err)
 	}
-	again, err := Listen(filepath.Dir(c.Socket), c.Socket) // over a socket in place
+	again, err := Listen(filepath.Dir(c.Socket), c.Socket) // over the existing socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +130,7 @@ func TestByProgram(t *testing.T) {
 	if err := first.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	exercise(t, c) // by a new one
+	exercise(t, c) // starts a new program
 	if err := c.Close(); err != nil || c.running != nil {
 		t.Errorf("close: %v", err)
 	}
@@ -146,7 +146,7 @@ func TestByProgram(t *testing.T) {
 	}
 }
 
-// TestAProgramThatHangs is ended when the call's time is over.
+// A program that hangs is killed when the call's time is over.
 func TestAProgramThatHangs(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
@@ -180,8 +180,8 @@ func exercise(t *testing.T, p Planner) {
 	}
 }
 
-// slow is a planner that takes its time for everything, and answers a ping meanwhile
-// or hangs.
+// slow is a planner that takes its time for everything. It still answers a ping, or
+// hangs.
 type slow struct {
 	takes time.Duration
 	hangs bool
@@ -213,8 +213,8 @@ func (s slow) Ping(ctx context.Context) error {
 	return nil
 }
 
-// within runs do with a minute's time, that passes in sleep alone, and returns how
-// much of it that took.
+// within runs do with a time limit of one minute of fake time, and returns how much of
+// it do took.
 func within(t *testing.T, do func(ctx context.Context)) (took time.Duration) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -227,12 +227,12 @@ func within(t *testing.T, do func(ctx context.Context)) (took time.Duration) {
 	return took
 }
 
-// TestWhoHangsIsGivenUpSooner than who cannot say that it waits for somebody else; who
-// can is not given up.
+// A planner that hangs is given up sooner than one that cannot be pinged. One that
+// answers pings is not given up.
 func TestWhoHangsIsGivenUpSooner(t *testing.T) {
 	for name, c := range map[string]struct {
 		first Planner
-		of    string // whose plan it is, empty for none
+		of    string // the planner whose plan it is, empty for none
 		after time.Duration
 	}{
 		"late":       {slow{takes: 50 * time.Second}, "slow", 50 * time.Second},
@@ -254,7 +254,8 @@ func TestWhoHangsIsGivenUpSooner(t *testing.T) {
 	}
 }
 
-// TestWhoHungIsNotAskedAgain: one process waits for it once, whatever it asks first.
+// A planner that hung is not asked again: a process waits for it once, whatever it asks
+// first.
 func TestWhoHungIsNotAskedAgain(t *testing.T) {
 	ask := map[string]func(context.Context, *Fallback) error{
 		"plan": func(ctx context.Context, f *Fallback) error {
@@ -305,18 +306,18 @@ func (a away) Plan(ctx context.Context, r Request) (*Plan, error) {
 	return a.fake.Plan(ctx, r)
 }
 
-// TestOneAfterAnotherPlansWithoutAnAgent, until there is one, and for no longer than
-// anybody can be expected to wait.
+// Without an agent, processes plan one after another until there is an agent, and wait
+// no longer than queueTime.
 func TestOneAfterAnotherPlansWithoutAnAgent(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "program")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct {
-		comes time.Duration // the agent, after the first has its turn
-		ends  time.Duration // that turn
-		after time.Duration // the second has its plan
-		of    string        // and whose it is
+		comes time.Duration // when the agent comes, after the first has its turn
+		ends  time.Duration // how long that turn takes
+		after time.Duration // when the second has its plan
+		of    string        // and whose plan it is
 	}{
 		"the agent comes":   {comes: time.Second, ends: time.Minute, after: time.Second, of: "agent's"},
 		"the turn is over":  {comes: time.Hour, ends: time.Second, after: time.Second + 50*time.Second, of: "slow"},
@@ -345,7 +346,7 @@ func TestOneAfterAnotherPlansWithoutAnAgent(t *testing.T) {
 	}
 }
 
-// TestQueueOfAFileThatIsNot: it is nobody's turn.
+// With a missing queue file there is no queue.
 func TestQueueOfAFileThatIsNot(t *testing.T) {
 	f := &Fallback{First: away{back: new(atomic.Bool)}, Then: fake{}, Queue: filepath.Join(t.TempDir(), "absent")}
 	if p, err := f.Plan(t.Context(), Request{PodName: "app"}); err != nil || p == nil {
@@ -353,8 +354,8 @@ func TestQueueOfAFileThatIsNot(t *testing.T) {
 	}
 }
 
-// waiting is a planner that tells what began and waits until the call ends; a report
-// also until it is told to end.
+// waiting is a planner that tells what began and waits until the call ends. A report
+// also waits until it is told to end.
 type waiting struct {
 	fake
 	began, ended chan string
@@ -378,7 +379,7 @@ func (w waiting) Report(ctx context.Context, _ Report) error {
 	return nil
 }
 
-// TestACallEndsWithItsCaller where it is a question; a report is published all the same.
+// A question ends with its caller; a report is published all the same.
 func TestACallEndsWithItsCaller(t *testing.T) {
 	w := waiting{began: make(chan string), ended: make(chan string, 2), enough: make(chan struct{})}
 	c := served(t, w)
@@ -424,7 +425,8 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
-// unanswered returns the path of a socket that accepts, and on which nobody answers.
+// unanswered returns the path of a socket that accepts connections without anybody
+// answering.
 func unanswered(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "agent.sock")
@@ -436,8 +438,8 @@ func unanswered(t *testing.T) string {
 	return path
 }
 
-// TestAnAgentThatHangs: its socket accepts, nobody answers; the other planner is
-// asked while there is time.
+// When the agent's socket accepts and nobody answers, the other planner is asked while
+// there is time.
 func TestAnAgentThatHangs(t *testing.T) {
 	path := unanswered(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
@@ -448,7 +450,7 @@ func TestAnAgentThatHangs(t *testing.T) {
 	}
 }
 
-// Whoever asks an agent until the time is up reads what to look at.
+// Whoever waits for an agent until the time is up reads what to look at.
 func TestTimeIsUp(t *testing.T) {
 	path := unanswered(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
@@ -512,8 +514,8 @@ func TestBadCalls(t *testing.T) {
 	}
 }
 
-// TestManyCalls: several on one stream, each with an answer, and one that is too
-// large is the last.
+// One stream carries several calls, each with an answer. A call that is too large is
+// the last.
 func TestManyCalls(t *testing.T) {
 	status := `{"op":"status","status":{"namespace":"a","name":"b"}}`
 	huge := `{"op":"` + strings.Repeat("x", 2*MaxMessage) + `"}`
@@ -546,8 +548,8 @@ func FuzzFrame(f *testing.F) {
 	})
 }
 
-// What a call carries is encoded as if encoding/json did it, a part that is added
-// later as well.
+// A call is encoded as encoding/json would encode it, including fields that are added
+// later.
 func TestEveryPartOfACallIsEncoded(t *testing.T) {
 	type plain call
 	for _, f := range reflect.VisibleFields(reflect.TypeFor[call]()) {

@@ -12,11 +12,11 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
-// MaxMessage bounds one message on the socket or a pipe, in bytes: many times
-// what the planner accepts of configurations in one plan.
+// MaxMessage is the maximum size of a message on the socket or a pipe, in bytes. It is
+// many times what the planner accepts of configurations in one plan.
 const MaxMessage = 32 << 20
 
-// errTooLarge is a message beyond MaxMessage.
+// errTooLarge is the error for a message larger than MaxMessage.
 var errTooLarge = errors.New("message too large")
 
 // Operations of the protocol.
@@ -25,17 +25,17 @@ const (
 	opReport  = "report"
 	opStatus  = "status"
 	opInspect = "inspect"
-	opPing    = "ping"    // nothing is asked
+	opPing    = "ping"    // asks nothing
 	opObserve = "observe" // nobody waits for the answer
 )
 
-// call is one request as it travels; exactly one of the pointers is set for the
-// operations that take an argument.
+// call is one request on the wire. Exactly one of the pointers is set for operations
+// that take an argument.
 type call struct {
 	Op      string   `json:"op"`
 	Request *Request `json:"request,omitempty"`
 	Report  *Report  `json:"report,omitempty"`
-	// Status goes with opStatus; an older caller sends none.
+	// Status goes with opStatus. Older callers do not set it.
 	Status *StatusQuery `json:"status,omitempty"`
 	// Question goes with opInspect, Operation with opObserve.
 	Question  *Question  `json:"question,omitempty"`
@@ -45,9 +45,9 @@ type call struct {
 // MarshalJSON implements json.Marshaler.
 func (c call) MarshalJSON() ([]byte, error) { return json.Marshal(c.fields()) }
 
-// fields returns what there is of a call, to be encoded: for a struct encoding/json
-// prepares every type below it, used or not, which took a process that makes one call
-// longer than the call.
+// fields returns the set fields of a call for encoding. Given a struct, encoding/json
+// prepares every type below it, used or not, which in a process with a single call
+// takes longer than the call.
 func (c call) fields() map[string]any {
 	fields := map[string]any{"op": c.Op}
 	if c.Request != nil {
@@ -68,8 +68,8 @@ func (c call) fields() map[string]any {
 	return fields
 }
 
-// answer is one response as it travels: a plan, a network configuration, a
-// document for people, an error, or nothing.
+// answer is one response on the wire: a plan, a network configuration, a document for
+// people, an error, or nothing.
 type answer struct {
 	Plan     *Plan           `json:"plan,omitempty"`
 	Config   json.RawMessage `json:"config,omitempty"`
@@ -77,7 +77,7 @@ type answer struct {
 	Error    *cnierr.Error   `json:"error,omitempty"`
 }
 
-// writeFrame writes v as JSON behind its length in four bytes, big endian.
+// writeFrame writes v as JSON, preceded by its length in four bytes, big endian.
 func writeFrame(w io.Writer, v any) error {
 	body, err := json.Marshal(v)
 	if err != nil {
@@ -92,7 +92,7 @@ func writeFrame(w io.Writer, v any) error {
 	return err
 }
 
-// readFrame reads what writeFrame wrote into v.
+// readFrame reads into v what writeFrame wrote.
 func readFrame(r io.Reader, v any) error {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
@@ -109,16 +109,16 @@ func readFrame(r io.Reader, v any) error {
 	return json.Unmarshal(body, v)
 }
 
-// errTransport marks failures to reach a planner or to understand its answer, as
-// opposed to a planner's own refusal; only those justify asking another one.
+// errTransport marks failures to reach a planner or to understand its answer. Only
+// these, not a planner's own refusal, justify asking another planner.
 var errTransport = errors.New("planner not reached")
 
-// IsTransport reports whether err says that a planner could not be reached, as
-// opposed to a planner that was reached and refused.
+// IsTransport reports whether err says that a planner could not be reached, as opposed
+// to one that was reached and refused.
 func IsTransport(err error) bool { return errors.Is(err, errTransport) }
 
-// transportError is a retryable error of op caused by err. Who was asked in vain until
-// the time was up waits for somebody else.
+// transportError returns a retryable error of op caused by err. When the planner did
+// not answer within the time limit, it is waiting for somebody else.
 func transportError(op string, err error) error {
 	e := cnierr.New(op, cnierr.TryAgain, "%w: %w", errTransport, err)
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -135,7 +135,8 @@ func (a answer) refusal() error {
 	return a.Error
 }
 
-// plan returns the plan that an answer must hold.
+// plan returns the plan of an answer, and an error when the answer holds no usable
+// plan.
 func (a answer) plan() (*Plan, error) {
 	if a.Plan == nil || len(a.Plan.Attachments) == 0 {
 		return nil, transportError("read plan", errors.New("the answer holds no attachment"))

@@ -14,12 +14,11 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// Carrier compares whether an attachment's interface has its link with the policy
-// of the plan, which must not be to ignore it. An interface that is up is given
-// time until the deadline: a VF and its PF agree on the link after it was set up.
-// The kernel tells of every change, so that nothing is polled and no time is lost.
-// Of an interface that is not there nothing is said: a device may serve without one,
-// and whether this one may is [Compare]'s to say.
+// Carrier checks, by the plan's policy, that an attachment's interface has a carrier.
+// The policy must not be to ignore it. An interface that is up has until the deadline:
+// a VF and its PF settle the link after setup. The kernel announces every change, so
+// nothing is polled and no time is lost. A missing interface yields no finding: a
+// device may serve without one, and [Compare] decides whether this one may.
 func (s *Sandbox) Carrier(a *plan.Attachment, deadline time.Time) (Report, error) {
 	var r Report
 	flags, err := s.awaitCarrier(a.IfName, deadline)
@@ -32,11 +31,11 @@ func (s *Sandbox) Carrier(a *plan.Attachment, deadline time.Time) (Report, error
 	return r, nil
 }
 
-// noLink stands for the flags of a link that is not there.
+// noLink stands for the flags of a missing link.
 const noLink = ^uint32(0)
 
-// flags are a link's that say how far it has come, for [unix.IFF_UP] and
-// [unix.IFF_LOWER_UP]; [noLink] without a link.
+// flags returns [unix.IFF_UP] and [unix.IFF_LOWER_UP] as far as the link has them, or
+// [noLink] without a link.
 func (s *Sandbox) flags(ifName string) (uint32, error) {
 	link, err := s.named(ifName)
 	if err != nil || link == nil {
@@ -45,7 +44,8 @@ func (s *Sandbox) flags(ifName string) (uint32, error) {
 	return link.Attrs().RawFlags & (unix.IFF_UP | unix.IFF_LOWER_UP), nil
 }
 
-// awaitCarrier returns the flags of a link that may yet get its carrier.
+// awaitCarrier waits until the deadline for a link that is up to get its carrier, and
+// returns the link's flags.
 func (s *Sandbox) awaitCarrier(ifName string, deadline time.Time) (uint32, error) {
 	flags, err := s.flags(ifName)
 	if err != nil || flags != unix.IFF_UP {
@@ -57,10 +57,10 @@ func (s *Sandbox) awaitCarrier(ifName string, deadline time.Time) (uint32, error
 	}
 	defer changes.Close()
 	for {
-		// Again at first, since what happened before the subscription was missed.
+		// Look again first: changes before the subscription were missed.
 		flags, err := s.flags(ifName)
 		left := time.Until(deadline)
-		if err != nil || flags != unix.IFF_UP || left < time.Microsecond { // which would mean for ever
+		if err != nil || flags != unix.IFF_UP || left < time.Microsecond { // a zero timeout would mean forever
 			return flags, err
 		}
 		if err := await(changes, left); err != nil {
@@ -69,8 +69,8 @@ func (s *Sandbox) awaitCarrier(ifName string, deadline time.Time) (uint32, error
 	}
 }
 
-// await waits for a change, at most that long. Which link has changed does not
-// matter, nor that messages were lost: it is looked at again.
+// await waits for a change for at most patience. It does not matter which link changed
+// or whether messages were lost: the caller looks at the link again.
 func await(changes *nl.NetlinkSocket, patience time.Duration) error {
 	timeout := unix.NsecToTimeval(patience.Nanoseconds())
 	if err := changes.SetReceiveTimeout(&timeout); err != nil {
@@ -83,7 +83,7 @@ func await(changes *nl.NetlinkSocket, patience time.Duration) error {
 	return err
 }
 
-// changes subscribes to the sandbox's links.
+// changes subscribes to changes of the sandbox's links.
 func (s *Sandbox) changes() (out *nl.NetlinkSocket, err error) {
 	err = ns.WithNetNSPath(s.path, func(ns.NetNS) error {
 		out, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
@@ -95,7 +95,7 @@ func (s *Sandbox) changes() (out *nl.NetlinkSocket, err error) {
 	return out, nil
 }
 
-// carrierField is what findings about the carrier are called.
+// carrierField is the field of findings about the carrier.
 const carrierField = "carrier"
 
 // compareCarrier compares a link's flags with a policy.

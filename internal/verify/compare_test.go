@@ -25,8 +25,7 @@ const (
 
 func ptr(n int) *int { return &n }
 
-// good is an attachment on a VF, what was claimed of it, and the facts as they
-// should be.
+// good returns an attachment on a VF, the claim for it, and facts that match both.
 func good() (*plan.Attachment, Claim, *sriov.Snapshot, *Facts) {
 	a := &plan.Attachment{
 		IfName: "net1", Device: &plan.Device{Resource: "r/x", ID: vf, PCIAddress: vf, PF: pf, Driver: "igbvf"},
@@ -108,8 +107,8 @@ func TestEveryLieIsFound(t *testing.T) {
 	}
 }
 
-// What a configuration names itself serves an end that is not known; that it is there,
-// and the one that was handed over, is compared all the same.
+// The purpose of a device that the configuration names itself is unknown. Its presence
+// and identity are compared all the same.
 func TestDeviceThatTheConfigurationNames(t *testing.T) {
 	a, _, before, f := good()
 	a.Device.Written, a.Want = true, plan.Want{}
@@ -123,8 +122,8 @@ func TestDeviceThatTheConfigurationNames(t *testing.T) {
 	}
 }
 
-// Of the address of an InfiniBand interface the GUID is compared, whatever of the rest its
-// driver has made anew since the delegate ran.
+// Of an InfiniBand interface's address only the GUID is compared, even when its driver
+// has renewed the rest since the delegate ran.
 func TestInfiniBandInterface(t *testing.T) {
 	const begin, guid = "00:00:02:08:fe:80:00:00:00:00:00:00:", "c2:11:22:33:44:55:66:77"
 	a, c, before, f := good()
@@ -143,7 +142,8 @@ func TestInfiniBandInterface(t *testing.T) {
 	}
 }
 
-// An InfiniBand VF has no MAC that its PF could be asked for: who asks for one is told so.
+// An InfiniBand VF has no MAC that its PF could tell. A configuration that asks for one
+// learns that.
 func TestMACOfAnInfiniBandVF(t *testing.T) {
 	d := &sriov.Snapshot{VF: &sriov.VFState{LinkState: "auto"}}
 	found := CompareVF(&plan.VF{MAC: "02:00:00:00:00:01"}, d)
@@ -152,7 +152,7 @@ func TestMACOfAnInfiniBandVF(t *testing.T) {
 	}
 }
 
-// A kernel that tells no GUIDs does not contradict one that was asked for.
+// A kernel that tells no GUIDs does not contradict a requested one.
 func TestGUIDsThatAreNotTold(t *testing.T) {
 	a, c, before, f := good()
 	f.Device.VF.NodeGUID, f.Device.VF.PortGUID = "", ""
@@ -161,8 +161,7 @@ func TestGUIDsThatAreNotTold(t *testing.T) {
 	}
 }
 
-// A GUID alone does not ask for a PF that can be seen: what is not told of it is not
-// compared. Anything beside it does.
+// A GUID alone does not need a visible PF; anything beside it does.
 func TestGUIDWithoutAPFToAsk(t *testing.T) {
 	_, _, _, f := good()
 	f.Device.VF = nil
@@ -179,7 +178,7 @@ func TestGUIDWithoutAPFToAsk(t *testing.T) {
 	}
 }
 
-// That an interface is down contradicts a plan that asks for its link alone.
+// An interface that is down is a finding only if the plan asks for its link to be up.
 func TestInterfaceThatMayBeDown(t *testing.T) {
 	for _, state := range []string{"auto", "disable", ""} {
 		a, c, before, f := good()
@@ -223,7 +222,7 @@ func TestDevicesOfWhichTheKernelNamesNoParent(t *testing.T) {
 	if r := Compare(a, Claim{}, before, f); len(r.Findings) != 1 || !strings.Contains(r.Findings[0].String(), "02:00:00:00:00:09") {
 		t.Errorf("another device: %+v", r)
 	}
-	a.Want.MAC = "02:00:00:00:00:10" // asked for anew: the old address proves nothing
+	a.Want.MAC = "02:00:00:00:00:10" // newly requested: the old address proves nothing
 	if r := Compare(a, Claim{}, before, f); len(r.Findings) != 0 {
 		t.Errorf("address asked for: %+v", r)
 	}
@@ -238,8 +237,8 @@ func TestDevicesOfWhichTheKernelNamesNoParent(t *testing.T) {
 	}
 }
 
-// A device that programs drive has no interface, whatever its delegate claims; each
-// lie about the rest is found.
+// A userspace device has no interface, whatever its delegate claims. Every other wrong
+// claim is found.
 func TestUserspaceDevices(t *testing.T) {
 	d := &plan.Device{ID: vf, PCIAddress: vf, PF: pf, Driver: "vfio-pci", Userspace: true, IOMMUGroup: "15"}
 	a := &plan.Attachment{IfName: "net1", Device: d}
@@ -277,15 +276,15 @@ func TestUserspaceDevices(t *testing.T) {
 		t.Errorf("what to do without a device node: %s (class %s)", r.Fix(), Class(r.Findings[0]))
 	}
 	old := *d
-	old.IOMMUGroup = "" // an older agent does not say it
+	old.IOMMUGroup = "" // an older agent does not have it
 	f := &Facts{Device: &sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "16"}}
 	if r := Compare(&plan.Attachment{Device: &old}, Claim{}, before, f); len(r.Findings) != 1 {
 		t.Errorf("by an older agent's plan: %+v", r)
 	}
 }
 
-// A VF that had no network device to begin with, and whose delegate claims nothing,
-// is no attachment, unless there is another use of it.
+// A VF that had no netdev to begin with, and whose delegate claims nothing, is no
+// attachment unless the VF has another use.
 func TestVFWithoutNetDev(t *testing.T) {
 	serves := func(by string) func(*sriovtest.Tree) {
 		return func(tree *sriovtest.Tree) {
@@ -336,7 +335,7 @@ func TestVFWithoutNetDev(t *testing.T) {
 	}
 }
 
-// What a living sandbox has lost of its device.
+// Lost finds what a living sandbox no longer has of its device.
 func TestLost(t *testing.T) {
 	before := &sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15", Instance: 1, NetDevs: []sriov.NetDev{{Name: "ens1v2", Index: 7}}}
 	for name, tc := range map[string]struct {
@@ -359,7 +358,7 @@ func TestLost(t *testing.T) {
 	}
 }
 
-// The device node is looked for while the function is VFIO's, and only then.
+// The device node is checked only while the function is bound to VFIO.
 func TestDeviceNode(t *testing.T) {
 	const vf = "0000:18:01.1"
 	tree := sriovtest.New(t.TempDir())
@@ -391,8 +390,8 @@ func TestDeviceNode(t *testing.T) {
 	}
 }
 
-// A VF that was made again is as the kernel made it, and is not waited for: what the
-// one before it was says nothing of it.
+// A VF that was created again is as the kernel made it. It is neither restored from the
+// record of its predecessor nor waited for.
 func TestRestoreLeavesAnotherFunctionAlone(t *testing.T) {
 	tree := sriovtest.New(t.TempDir())
 	tree.AddIGB()
@@ -417,7 +416,7 @@ func TestRestoreLeavesAnotherFunctionAlone(t *testing.T) {
 	}
 }
 
-// A VF is made as it was before, which need not be as one that nobody has set.
+// Restore restores the former state of a VF, which may differ from that of a fresh one.
 func TestRestoreIsAsBefore(t *testing.T) {
 	tree := sriovtest.New(t.TempDir())
 	tree.AddIGB()
@@ -444,7 +443,8 @@ func TestRestoreIsAsBefore(t *testing.T) {
 	}
 }
 
-// Whatever fails while the device goes, fails for that.
+// When the device leaves the node during an operation, that is why the operation
+// failed.
 func TestVanishedUnderway(t *testing.T) {
 	tree := sriovtest.New(t.TempDir())
 	tree.AddIGB()
@@ -517,8 +517,7 @@ func TestReturnedAtAnotherDriver(t *testing.T) {
 	}
 }
 
-// What an older Manifold recorded of a network device says nothing of its settings:
-// they are left as they are.
+// A record of an older Manifold lacks the netdev's settings: they are left as they are.
 func TestOlderRecordHasNoSettings(t *testing.T) {
 	tree := sriovtest.New(t.TempDir())
 	tree.AddIGB()

@@ -14,17 +14,16 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// Evict moves the network device of a VF from the sandbox to the host, under the name
-// that it had there before, where the sandbox's pod has changed it such that the
-// delegate's DEL would not find it, could not move it, or would move an interface of
-// the pod's own in its stead. A delegate knows the interface by its name, which a pod
-// with NET_ADMIN can change; the VF is known by its PCI function, which it cannot.
-// Nothing else in the sandbox is touched.
+// Evict moves the netdev of a VF from the sandbox to the host, under its former name
+// there, if the pod has changed the netdev such that the delegate's DEL would not find
+// it, could not move it, or would move an interface of the pod instead. A delegate
+// knows the interface by name, which a pod with NET_ADMIN can change; Evict knows the
+// VF by its PCI function, which no pod can. Evict touches nothing else in the sandbox.
 //
-// host is the node's. alias is the one under which the delegate keeps the name on the host, empty where it
-// keeps none; movedIn says whether the delegate had moved the VF's network device in,
-// and is asked only where that is not in the sandbox. Evict returns why the delegate
-// must not be given the sandbox, empty where it may.
+// host is the node's. alias is the alias in which the delegate keeps the name on the
+// host, empty when it keeps none. movedIn reports whether the delegate had moved the
+// VF's netdev into the sandbox; it is only called when the netdev is not there. Evict
+// returns why the delegate must not be given the sandbox, empty when it may.
 func (s *Sandbox) Evict(host sriov.FS, a *plan.Attachment, before *sriov.Snapshot, alias string, movedIn func() bool) (why string, err error) {
 	d := a.Device
 	if s.links == nil || d == nil || d.Userspace || d.PCIAddress == "" || before == nil || len(before.NetDevs) != 1 {
@@ -38,7 +37,7 @@ func (s *Sandbox) Evict(host sriov.FS, a *plan.Attachment, before *sriov.Snapsho
 	switch {
 	case err != nil:
 		return "", sandboxError(err)
-	case len(own) > 1: // it is not told which of them the delegate moved in
+	case len(own) > 1: // unknown which of them the delegate moved in
 		return "", nil
 	case len(own) == 1:
 		if why = changed(own[0].Attrs(), a.IfName, alias, before.NetDevs[0]); why == "" {
@@ -55,9 +54,9 @@ func (s *Sandbox) Evict(host sriov.FS, a *plan.Attachment, before *sriov.Snapsho
 	return "", nil
 }
 
-// standingOn returns the links of a PCI function, be it by way of a virtio device. A
-// child of an IPoIB device is none: its delegate made it, while the device itself stays
-// on the host.
+// standingOn returns the links of a PCI function, directly or through a virtio device.
+// A child of an IPoIB device is not one of them: its delegate created it, and the
+// device stays on the host.
 func (s *Sandbox) standingOn(host sriov.FS, address string, links []netlink.Link) (own []netlink.Link, err error) {
 	links = slices.DeleteFunc(slices.Clone(links), isChild)
 	for _, l := range links {
@@ -69,7 +68,7 @@ func (s *Sandbox) standingOn(host sriov.FS, address string, links []netlink.Link
 		return own, nil
 	}
 	err = ns.WithNetNSPath(s.path, func(ns.NetNS) error {
-		for _, l := range links { // of an older kernel
+		for _, l := range links { // on an older kernel
 			if l.Attrs().ParentDev == "" && host.OfParent(busInfo(l.Attrs().Name)) == address {
 				own = append(own, l)
 			}
@@ -79,13 +78,14 @@ func (s *Sandbox) standingOn(host sriov.FS, address string, links []netlink.Link
 	return own, err
 }
 
+// isCalled reports whether name is the link's name or one of its alternative names.
 func isCalled(a *netlink.LinkAttrs, name string) bool {
 	return a.Name == name || slices.Contains(a.AltNames, name)
 }
 
-// changed says what the pod has changed of the VF's interface that its delegate's DEL
-// depends on, empty for nothing. Of an alternative name it depends on the host whether
-// the kernel moves the interface.
+// changed says what the pod has changed on the VF's interface that its delegate's DEL
+// depends on, empty for nothing. Whether an alternative name keeps the kernel from
+// moving the interface depends on the names on the host.
 func changed(now *netlink.LinkAttrs, ifName, alias string, before sriov.NetDev) string {
 	switch {
 	case now.Name != ifName:
@@ -99,8 +99,8 @@ func changed(now *netlink.LinkAttrs, ifName, alias string, before sriov.NetDev) 
 	return ""
 }
 
-// foreignNames are the alternative names that the network device did not have on the
-// host, where it is known which it had.
+// foreignNames returns the alternative names that the netdev did not have on the host,
+// none when those are not known.
 func foreignNames(now *netlink.LinkAttrs, before sriov.NetDev) (added []string) {
 	for _, name := range now.AltNames {
 		if before.Settings != nil && !slices.Contains(before.Settings.AltNames, name) {
@@ -110,13 +110,13 @@ func foreignNames(now *netlink.LinkAttrs, before sriov.NetDev) (added []string) 
 	return added
 }
 
-// moveOut moves a link to the network namespace of the caller and gives it its name of
-// before in one request: the kernel heeds neither the name that the link has in the
-// sandbox nor what else is called so there.
+// moveOut moves a link to the caller's network namespace and renames it to its former
+// name in one request. That way neither the link's name in the sandbox nor the names of
+// other links there matter.
 func (s *Sandbox) moveOut(now *netlink.LinkAttrs, before sriov.NetDev) error {
 	return ns.WithNetNSPath(s.path, func(host ns.NetNS) error {
 		link := &netlink.Device{LinkAttrs: *now}
-		for _, name := range foreignNames(now, before) { // one that the host has keeps the link here
+		for _, name := range foreignNames(now, before) { // one that is taken on the host would keep the link here
 			if err := netlink.LinkDelAltName(link, name); err != nil {
 				return fmt.Errorf("drop alternative name %s: %w", name, err)
 			}

@@ -53,8 +53,8 @@ func addLink(name string, altNames ...string) error {
 	return err
 }
 
-// A link goes to the host under its name of before, whatever the pod calls it and its
-// other links; and what the pod calls as the VF was called stays where it is.
+// A link goes to the host under its former name, whatever the pod named it and its
+// other links. The pod's own interface under the VF's name stays where it is.
 func TestMoveOut(t *testing.T) {
 	pod, must := newPod(t)
 	must(addLink("cni0"))
@@ -72,7 +72,7 @@ func TestMoveOut(t *testing.T) {
 		t.Errorf("on the host: %+v, %v", l, err)
 	}
 	a := &plan.Attachment{IfName: "net1", Device: &plan.Device{ID: vf, PCIAddress: vf, PF: pf}}
-	for _, moved := range []bool{true, false} { // not: as a macvlan, that its delegate deletes
+	for _, moved := range []bool{true, false} { // false: as with a macvlan, which its delegate deletes
 		why, err := box.Evict(sriov.FS{}, a, &sriov.Snapshot{NetDevs: []sriov.NetDev{before}}, "eth3", func() bool { return moved })
 		must(err)
 		if (why != "") != moved {
@@ -88,7 +88,7 @@ func TestMoveOut(t *testing.T) {
 	}
 }
 
-// A pod keeps no link by giving it, or another, more alternative names than the netlink
+// A pod cannot keep a link by giving links more alternative names than the netlink
 // library can read.
 func TestMoveOutOfManyNames(t *testing.T) {
 	if !harness.Alone(t) {
@@ -125,8 +125,8 @@ func TestMoveOutOfManyNames(t *testing.T) {
 	}
 }
 
-// A VF is known by its PCI function, also where a virtio device stands between that and
-// the network device: the VF is not taken for one that the pod has hidden.
+// A VF is known by its PCI function even when a virtio device stands between function
+// and netdev: it is not taken for a VF that the pod has hidden.
 func TestLinksOfAFunction(t *testing.T) {
 	tree := sriovtest.New(t.TempDir())
 	tree.AddIGB()

@@ -10,19 +10,18 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// Restore makes a VF stand on the host again as before, after its delegate's
-// DEL: its network device back, under its name, with its MAC and MTU, and the
-// PF's view as it was. It waits for the network device, which the kernel gives
-// back some time after its network namespace went, until ctx ends. It returns
-// what it changed. What cannot be made as before is an error of kind
-// [cnierr.TeardownIncomplete]; a device that left the node needs nothing, nor one
-// that came back as another function: it is as the kernel made it.
+// Restore restores a VF on the host after its delegate's DEL: the netdev with its name,
+// MAC and MTU, and the PF's view. It waits, until ctx ends, for the netdev, which the
+// kernel returns some time after the network namespace is gone. It returns what it
+// changed. What cannot be restored is an error of kind [cnierr.TeardownIncomplete]. A
+// device that left the node needs nothing, nor does one that came back as another
+// function: that is as the kernel made it.
 func Restore(ctx context.Context, host sriov.Host, d *plan.Device, before *sriov.Snapshot) (changed []sriov.Difference, err error) {
 	if before == nil || d.PCIAddress == "" || d.PF == "" {
 		return nil, nil
 	}
 	_, err = host.Wait(ctx, d.PCIAddress, func(now *sriov.Snapshot) bool {
-		// A device that has another driver now has no network device to wait for.
+		// A device that has another driver now has no netdev to wait for.
 		return now == nil || !before.SameFunction(now) || now.Driver != before.Driver || len(now.NetDevs) >= len(before.NetDevs)
 	})
 	if err != nil && ctx.Err() != nil {

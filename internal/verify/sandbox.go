@@ -16,17 +16,17 @@ import (
 	"github.com/manifold-cni/manifold/sriov/rtnl"
 )
 
-// Sandbox is a look into a pod's network namespace. It enters the namespace once
-// to open sockets, which stay there: a thread that goes in and out for every
-// question costs more than the question.
+// Sandbox is a view into a pod's network namespace. It enters the namespace once to
+// open sockets, which stay there: a thread that enters and leaves for every question
+// costs more than the question.
 type Sandbox struct {
 	path   string
-	links  *rtnl.Socket // without one, the namespace is gone
+	links  *rtnl.Socket // nil when the namespace is gone
 	handle netlinksafe.Handle
 }
 
-// OpenSandbox opens the network namespace at a path. One that is gone, or never
-// was, has no interfaces.
+// OpenSandbox opens the network namespace at path. A namespace that does not exist (any
+// more) has no interfaces.
 func OpenSandbox(path string) (*Sandbox, error) {
 	s := &Sandbox{path: path}
 	if err := ns.IsNSorErr(path); errors.As(err, &ns.NSPathNotExistErr{}) || errors.As(err, &ns.NSPathNotNSErr{}) {
@@ -47,7 +47,7 @@ func OpenSandbox(path string) (*Sandbox, error) {
 	return s, nil
 }
 
-// Close gives the sockets back.
+// Close closes the sockets.
 func (s *Sandbox) Close() {
 	if s.links != nil {
 		s.handle.Close()
@@ -55,8 +55,8 @@ func (s *Sandbox) Close() {
 	}
 }
 
-// Exists reports whether there is an interface of that name, be it an alternative
-// one: no other can have it.
+// Exists reports whether an interface has that name or alternative name: no other
+// interface can get it then.
 func (s *Sandbox) Exists(name string) (bool, error) {
 	link, err := s.link(name)
 	if err != nil {
@@ -67,7 +67,8 @@ func (s *Sandbox) Exists(name string) (bool, error) {
 
 func sandboxError(err error) error { return cnierr.New("inspect sandbox", cnierr.IO, "%w", err) }
 
-// link returns an interface, nil when there is none.
+// link returns the interface with that name or alternative name, nil when there is
+// none.
 func (s *Sandbox) link(name string) (netlink.Link, error) {
 	if s.links == nil {
 		return nil, nil
@@ -75,8 +76,8 @@ func (s *Sandbox) link(name string) (netlink.Link, error) {
 	return s.links.Link(name)
 }
 
-// named returns the interface whose name it is, nil when there is none. An
-// alternative name is not enough: programs that list interfaces do not find it.
+// named returns the interface with that name, nil when there is none. An alternative
+// name does not count: programs that list interfaces do not find it.
 func (s *Sandbox) named(name string) (netlink.Link, error) {
 	link, err := s.link(name)
 	if err != nil || link == nil || link.Attrs().Name != name {
@@ -85,14 +86,14 @@ func (s *Sandbox) named(name string) (netlink.Link, error) {
 	return link, nil
 }
 
-// isChild reports whether a link is the child of an IPoIB device, which stands on the
-// same PCI function.
+// isChild reports whether a link is the child of an IPoIB device. A child has the same
+// PCI function as its parent.
 func isChild(link netlink.Link) bool { return link.Type() == "ipoib" && link.Attrs().ParentIndex != 0 }
 
-// lower returns the index of the host's link that a link is stacked on, 0 for none.
-// The kernel tells an index, and in whose namespace if that is another one: the
-// sandbox's own link may well have the index that a device has on the host.
-// Of an IPoIB child it tells the index alone, of which the parent is the host's.
+// lower returns the index of the host's link that a link is stacked on, 0 for none. The
+// kernel tells an index, and the namespace it belongs to if that is another one: a link
+// of the sandbox may have the same index as a device on the host. For an IPoIB child it
+// tells only the index, and the parent is the host's.
 func (s *Sandbox) lower(link netlink.Link) (int, error) {
 	a := link.Attrs()
 	switch {
@@ -114,7 +115,7 @@ func (s *Sandbox) lower(link netlink.Link) (int, error) {
 	return a.ParentIndex, nil
 }
 
-// look reads one interface; hardware says that it may stand on a device.
+// look reads one interface. hardware says that it may stand on a device.
 func (s *Sandbox) look(name string, hardware bool) (Interface, error) {
 	link, err := s.named(name)
 	if err != nil || link == nil {
@@ -144,11 +145,11 @@ func (s *Sandbox) look(name string, hardware bool) (Interface, error) {
 	return out, nil
 }
 
-// dumpTries is how often a list is asked for that changes while it is read.
+// dumpTries is how often to ask for a list that changes while it is read.
 const dumpTries = 10
 
-// addresses lists an interface's addresses, again when the list changed while it
-// was read: netlinksafe does so for the thread's own namespace alone.
+// addresses lists an interface's addresses, again when the list changed while it was
+// read: netlinksafe does that only for the thread's own namespace.
 func (s *Sandbox) addresses(link netlink.Link) (addrs []netlink.Addr, err error) {
 	for range dumpTries {
 		addrs, err = s.handle.AddrList(link, netlink.FAMILY_ALL) //nolint:forbidigo // repeated here
@@ -159,8 +160,8 @@ func (s *Sandbox) addresses(link netlink.Link) (addrs []netlink.Addr, err error)
 	return addrs, err
 }
 
-// busInfo asks the driver for the device that the interface stands on; empty
-// when it does not know. It serves kernels older than IFLA_PARENT_DEV_NAME (5.14).
+// busInfo asks the driver which device the interface stands on, empty when it does not
+// know. It serves kernels before 5.14, which lack IFLA_PARENT_DEV_NAME.
 func busInfo(name string) string {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

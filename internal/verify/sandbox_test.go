@@ -19,8 +19,8 @@ func TestMain(m *testing.M) { harness.Main(m) }
 
 const index = 77 // of the device on the host, and of the pod's own link
 
-// newPod makes a pod's network namespace, which is gone when the test ends, and returns
-// what ends the test at an error.
+// newPod creates a pod's network namespace, which is deleted when the test ends, and
+// returns a function that fails the test on an error.
 func newPod(tb testing.TB) (pod *harness.NetNS, must func(error)) {
 	tb.Helper()
 	must = func(err error) {
@@ -39,8 +39,8 @@ func bridge(name string) netlink.Link {
 	return &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, Index: index}}
 }
 
-// The kernel's answers, of a device on the host that stays there and a pod that has a
-// link of its own with the same index.
+// Look answers from the kernel, for a device that stays on the host and a pod that has
+// a link with the same index.
 func TestWhatStandsOnTheHostsDevice(t *testing.T) {
 	pod, must := newPod(t)
 	must(netlink.LinkAdd(bridge("vf0")))
@@ -65,7 +65,7 @@ func TestWhatStandsOnTheHostsDevice(t *testing.T) {
 	for ifName, want := range map[string]string{
 		"net1": "network device vf0 of the allocated device: wanted in the sandbox, found on the host",
 		"net2": "",
-		// A name that programs do not find in the list of interfaces.
+		// Programs do not find this name in the list of interfaces.
 		"net3": "interface net3: wanted present, found absent, network device vf0 of the allocated device: wanted in the sandbox, found on the host",
 	} {
 		a := &plan.Attachment{IfName: ifName, Device: d}
@@ -82,14 +82,14 @@ func TestWhatStandsOnTheHostsDevice(t *testing.T) {
 	if taken, err := box.Exists("net3"); err != nil || !taken {
 		t.Errorf("the alternative name can be given away: %v", err)
 	}
-	// That an interface must be there is compared elsewhere.
+	// Compare decides whether the interface must exist.
 	r, err := box.Carrier(&plan.Attachment{IfName: "net4", Want: plan.Want{Carrier: plan.CarrierRequire}}, time.Now())
 	if err != nil || len(r.Findings)+len(r.Warnings)+len(r.Checked) > 0 {
 		t.Errorf("the carrier of no interface: %+v, %v", r, err)
 	}
 }
 
-// The kernel does not say in whose network namespace the parent of an IPoIB child is.
+// The kernel does not say in which network namespace the parent of an IPoIB child is.
 func TestWhatAnIPoIBChildStandsOn(t *testing.T) {
 	on := netlink.LinkAttrs{ParentIndex: 7, NetNsID: -1}
 	for _, tc := range []struct {
@@ -106,8 +106,8 @@ func TestWhatAnIPoIBChildStandsOn(t *testing.T) {
 	}
 }
 
-// BenchmarkVerify looks at what a delegate has attached in a real sandbox, and
-// compares it with what was planned and claimed.
+// BenchmarkVerify looks at an attachment in a real sandbox and compares it with plan
+// and claim.
 func BenchmarkVerify(b *testing.B) {
 	const mac, address, mtu = "02:00:00:00:00:01", "10.0.0.2/24", 1400
 	pod, must := newPod(b)

@@ -1,17 +1,17 @@
-// Package verify compares an interface with what the plan wants and the
-// delegate's result claims, by netlink.
+// Package verify compares an interface, by netlink, with what the plan wants and what
+// the delegate's result claims.
 //
-// It works in steps that can be used apart. [Capture], before the delegate
-// runs, records the device as it stands on the host: its network devices and the
-// PF's view of a VF. [Look], after, gathers the facts: the interface inside the
-// sandbox, what is left on the host, the PF's view. [Compare] is pure: it names
-// what was compared and what differs. [Sandbox.Carrier] is for when all attachments of a
-// sandbox are made, since a link takes its time.
+// It works in steps that can be used separately. [Capture] runs before the delegate and
+// records the device on the host: its netdevs and the PF's view of a VF. [Look] runs
+// after the delegate and gathers the facts: the interface inside the sandbox, what is
+// left on the host, the PF's view. [Compare] is pure: it names what was compared and
+// what differs. [Sandbox.Carrier] runs once all attachments of a sandbox are made,
+// since a link takes time to come up.
 //
-// That an interface stands on a device is proven by the kernel's own word, its
-// parent device (IFLA_PARENT_DEV_NAME, else the driver's bus-info). Where the
-// kernel gives no parent at all, as with software devices that a device plugin
-// advertises, the hardware address that the device had on the host decides.
+// The kernel's own word proves that an interface stands on a device: its parent device
+// (IFLA_PARENT_DEV_NAME, else the driver's bus-info). Where the kernel gives no parent,
+// as for software devices that a device plugin advertises, the hardware address that
+// the device had on the host decides.
 package verify
 
 import (
@@ -29,46 +29,46 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// Interface is an interface inside the sandbox. Exists is false, and the rest
-// empty, when there is none of that name.
+// Interface is an interface inside the sandbox. When there is none of that name, Exists
+// is false and the rest is empty.
 type Interface struct {
 	Exists    bool
 	Name      string
 	MAC       string
 	MTU       int
-	Up        bool   // set up, whether or not it has a carrier
-	Parent    string // parent device or bus-info; empty when the kernel tells none
+	Up        bool   // administratively up, with or without a carrier
+	Parent    string // parent device or bus-info; empty when the kernel names none
 	Lower     int    // index of the host's link that it is stacked on or paired with; 0 for none
 	Addresses []string
 }
 
-// Facts is what [Look] finds.
+// Facts are what [Look] finds.
 type Facts struct {
 	Interface Interface
-	// Missing are the interfaces that the result claims in the sandbox and that
-	// are not there.
+	// Missing are the interfaces that the result claims in the sandbox and that do not
+	// exist.
 	Missing []string
-	// LeftOnHost are network devices of the allocated device still on the host.
+	// LeftOnHost are the netdevs of the allocated device that are still on the host.
 	LeftOnHost []sriov.NetDev
-	Device     *sriov.Snapshot // as it is now; nil without a device
-	// Node is the device node of a device that is bound to VFIO, and NodeProblem
-	// what is wrong with it; empty for other devices.
+	Device     *sriov.Snapshot // present state; nil without a device
+	// Node is the device node of a device that is bound to VFIO, and NodeProblem what
+	// is wrong with it. Both are empty for other devices.
 	Node        string
 	NodeProblem *sriov.NodeError
-	// NoNetDev says that nothing stands for a VF that is of use only through a
-	// network device: none was on the host before, and no interface is in the sandbox.
+	// NoNetDev reports that a VF that is useful only through a netdev has none: none
+	// was on the host before, and no interface is in the sandbox.
 	NoNetDev bool
 }
 
-// StandsOn completes a device by the PCI function that it is.
+// StandsOn fills in a device from the PCI function f that it is.
 func StandsOn(d *plan.Device, f *sriov.Function) {
 	d.PCIAddress, d.PF, d.VFIndex, d.Driver, d.Userspace, d.IOMMUGroup = f.Address, f.PF, f.VFIndex, f.Driver, f.Userspace(), f.IOMMUGroup
 }
 
-// Capture records the device of an attachment before its delegate runs; nil
+// Capture records the device of an attachment before its delegate runs. It returns nil
 // when the attachment has none. A device that is not on this node is
-// [cnierr.DeviceVanished]; of a VF that its PF leaves out of its answer it is not
-// known what its DEL had to make good: [cnierr.TryAgain].
+// [cnierr.DeviceVanished]. A VF that its PF omits from its answer is [cnierr.TryAgain]:
+// nobody would know what its DEL has to restore.
 func Capture(host sriov.Host, d *plan.Device) (*sriov.Snapshot, error) {
 	if d == nil {
 		return nil, nil
@@ -88,9 +88,9 @@ func Capture(host sriov.Host, d *plan.Device) (*sriov.Snapshot, error) {
 	return out, nil
 }
 
-// Vanished returns the error of an operation on a device, of kind
-// [cnierr.DeviceVanished] where the PCI function of before has left the node
-// meanwhile: whatever failed, failed for that. Without an error it returns nil.
+// Vanished wraps the error of an operation on a device. When the PCI function of before
+// has left the node, that explains any failure, and the error becomes
+// [cnierr.DeviceVanished]. Without an error it returns nil.
 func Vanished(host sriov.Host, d *plan.Device, before *sriov.Snapshot, cause error) error {
 	if cause == nil || before == nil || d == nil || d.PCIAddress == "" {
 		return cause
@@ -105,7 +105,7 @@ func Vanished(host sriov.Host, d *plan.Device, before *sriov.Snapshot, cause err
 	}
 	if e, ok := cause.(*cnierr.Error); ok { //nolint:errorlint // the outermost itself is meant
 		moot := *e
-		moot.Fix = "" // it is another's fault
+		moot.Fix = "" // the fix no longer applies
 		cause = &moot
 	}
 	return vanished(d, "use device", "it left the node meanwhile, "+text+": %w", cause)
@@ -117,8 +117,8 @@ func vanished(d *plan.Device, op, format string, err error) error {
 		About(cnierr.Subject{Resource: d.Resource, Device: d.Name()}).WithFix(vanishedFix)
 }
 
-// Recorded decodes a device as the journal keeps it: what [Capture] returned. That
-// it was lost, nil, is an error.
+// Recorded decodes a device from the journal, as [Capture] returned it. A nil record is
+// an error: it was lost.
 func Recorded(raw json.RawMessage) (*sriov.Snapshot, error) {
 	if raw == nil {
 		return nil, cnierr.New("read recorded device", cnierr.JournalCorrupt, "how it stood before its last use is not known")
@@ -130,8 +130,8 @@ func Recorded(raw json.RawMessage) (*sriov.Snapshot, error) {
 	return out, nil
 }
 
-// snapshot takes down how a device stands now. Only a PCI function can be known to
-// be gone: other IDs are a device plugin's own words, of which nothing may be found.
+// snapshot returns the present state of a device. Only a PCI function can be known to
+// be gone. Any other ID is a device plugin's own, and the node may never have known it.
 func snapshot(host sriov.Host, d *plan.Device) (*sriov.Snapshot, error) {
 	if d.PCIAddress != "" {
 		return host.Snapshot(d.PCIAddress)
@@ -143,8 +143,8 @@ func snapshot(host sriov.Host, d *plan.Device) (*sriov.Snapshot, error) {
 	return s, err
 }
 
-// Look gathers the facts after a delegate ran. claimed are the interfaces that
-// its result places in the sandbox.
+// Look gathers the facts after a delegate ran. claimed are the interfaces that the
+// delegate's result places in the sandbox.
 func Look(host sriov.Host, sandbox *Sandbox, a *plan.Attachment, claimed []string, before *sriov.Snapshot) (*Facts, error) {
 	f := &Facts{}
 	var err error
@@ -180,7 +180,7 @@ func Look(host sriov.Host, sandbox *Sandbox, a *plan.Attachment, claimed []strin
 	return f, nil
 }
 
-// lookAtDevice gathers how the device itself stands, if it is there still.
+// lookAtDevice gathers the state of the device itself, if it is still there.
 func (f *Facts) lookAtDevice(host sriov.Host, d *plan.Device, before *sriov.Snapshot) (err error) {
 	f.Device, err = snapshot(host, d)
 	switch {
@@ -196,11 +196,11 @@ func (f *Facts) lookAtDevice(host sriov.Host, d *plan.Device, before *sriov.Snap
 	return nil
 }
 
-// lookAtNode looks for the device node of a function that may be bound to VFIO.
+// lookAtNode checks the device node of a function that may be bound to VFIO.
 func (f *Facts) lookAtNode(host sriov.Host, address string) error {
 	fn, err := host.Function(address)
 	if errors.Is(err, os.ErrNotExist) || err == nil && !fn.VFIO() {
-		return nil // it went, or has another driver by now: both are found
+		return nil // gone or on another driver: Compare reports both
 	}
 	if err != nil {
 		return err
@@ -212,18 +212,18 @@ func (f *Facts) lookAtNode(host sriov.Host, address string) error {
 	return err
 }
 
-// lookForNetDev finds out whether a VF without a network device lacks one.
+// lookForNetDev finds out whether a VF without a netdev should have one.
 func (f *Facts) lookForNetDev(host sriov.Host, address string) (err error) {
 	f.NoNetDev, err = host.NeedsNetDev(address)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil // it went, which is found
+		return nil // gone: Compare reports it
 	}
 	return err
 }
 
-// Returned reports whether the network devices that a device had before are on
-// the host again. A device that left the node has none to return, nor has one that has
-// another driver by now: what becomes of that [Restore] says.
+// Returned reports whether the netdevs that a device had before are on the host again.
+// A device that left the node has none to return, nor has a device that is on another
+// driver: [Restore] tells what becomes of that one.
 func Returned(host sriov.Host, d *plan.Device, before *sriov.Snapshot) (bool, error) {
 	if before == nil {
 		return true, nil
@@ -235,7 +235,7 @@ func Returned(host sriov.Host, d *plan.Device, before *sriov.Snapshot) (bool, er
 	if err != nil {
 		return false, cnierr.New("inspect device", cnierr.IO, "%w", err)
 	}
-	if d.PCIAddress != "" { // under which name, [Restore] sees to
+	if d.PCIAddress != "" { // [Restore] sees to its name
 		return len(now.NetDevs) >= len(before.NetDevs) || now.Driver != before.Driver, nil
 	}
 	for _, was := range before.NetDevs {
@@ -246,7 +246,7 @@ func Returned(host sriov.Host, d *plan.Device, before *sriov.Snapshot) (bool, er
 	return true, nil
 }
 
-// Claim is what a delegate's result says of the attachment's own interface.
+// Claim is what a delegate's result says about the attachment's own interface.
 type Claim struct {
 	Interface bool // the result names the interface in the sandbox
 	MAC       string
@@ -258,7 +258,7 @@ type Claim struct {
 type Report struct {
 	Checked  []string           // fields that were compared and found equal
 	Findings []sriov.Difference // fields that differ
-	Warnings []sriov.Difference // fields that differ where the plan wants it reported only
+	Warnings []sriov.Difference // fields that differ and are to be reported only
 }
 
 // Fix says what to do about the findings.
@@ -274,33 +274,33 @@ func (r Report) Fix() string {
 	return "the delegate did not do what it was asked or what it claims; see its own log"
 }
 
-// vanishedFix says what to do about a device that went.
+// vanishedFix says what to do about a device that left the node.
 const vanishedFix = "delete the pod, and see who removed the device or had it made anew, and why the device plugin still advertises it"
 
 // hostFix says what to do about a device that somebody changed on the host.
 const hostFix = "see who bound the device to another driver or changed its device node while the pod was started, and delete the pod if it stays so"
 
-// Classes of differences that are no delegate's doing.
+// Classes of differences that no delegate causes.
 const (
-	classDevice   = "allocated device" // that it is on the node
+	classDevice   = "allocated device" // whether it is on the node
 	classFunction = "PCI function"
 	classDriver   = "driver"
 	classGroup    = "IOMMU group"
 	classNode     = "device node"
 )
 
-// fieldNetDev is that the allocated device had a network device to begin with.
+// fieldNetDev is the field for whether the allocated device had a netdev to begin with.
 const fieldNetDev = "network device of the allocated device"
 
-// netDevFix says what to do about a VF without a network device.
+// netDevFix says what to do about a VF without a netdev.
 const netDevFix = "see which network namespace has the VF's network device, and why its driver gives it none; for a program bind it to vfio-pci before it is allocated"
 
 var fixes = map[string]string{
 	fieldNetDev: netDevFix, classDevice: vanishedFix, classFunction: vanishedFix, classDriver: hostFix, classGroup: hostFix, classNode: hostFix,
 }
 
-// Class is a difference's field without the names in it: of classes there are
-// few, and they can be counted.
+// Class returns a difference's field without the names in it. There are few classes, so
+// they can be counted in metrics.
 func Class(d sriov.Difference) string {
 	for _, class := range []string{"interface", "network device", classDevice} {
 		if strings.HasPrefix(d.Field, class+" ") {
@@ -310,6 +310,7 @@ func Class(d sriov.Difference) string {
 	return d.Field
 }
 
+// expect records field as checked when want equals found, and as a finding otherwise.
 func (r *Report) expect(field, want, found string) {
 	if want == found {
 		r.Checked = append(r.Checked, field)
@@ -321,8 +322,8 @@ func (r *Report) expect(field, want, found string) {
 	r.Findings = append(r.Findings, sriov.Difference{Field: field, Want: want, Found: found})
 }
 
-// expectMAC compares hardware addresses, or GUIDs, whatever their spelling, and those
-// of InfiniBand interfaces in what is the function's.
+// expectMAC compares hardware addresses or GUIDs, whatever their spelling. Of
+// InfiniBand addresses it compares only the part that belongs to the function.
 func (r *Report) expectMAC(field, want, found string) {
 	if hw, err := net.ParseMAC(want); err == nil {
 		want = hw.String()
@@ -333,13 +334,13 @@ func (r *Report) expectMAC(field, want, found string) {
 	r.expect(field, want, found)
 }
 
-// Compare says what of the attachment was found as planned, claimed and asked,
-// and what was not. before is what [Capture] returned.
+// Compare reports what about the attachment is as planned, claimed and requested, and
+// what is not. before is what [Capture] returned.
 func Compare(a *plan.Attachment, c Claim, before *sriov.Snapshot, f *Facts) Report {
 	var r Report
 	i := f.Interface
 	// A userspace device has no interface, whatever its delegate's result claims:
-	// host-device for one names one for every device.
+	// host-device for one names an interface for every device.
 	userspace := a.Device != nil && a.Device.Userspace
 	written := a.Device != nil && a.Device.Written
 	needed := !userspace && (c.Interface || before != nil && len(before.NetDevs) > 0 && !written)
@@ -377,7 +378,8 @@ func upDown(b bool) string {
 	return "down"
 }
 
-// compareInterface compares MAC, MTU, state and addresses with claim and request.
+// compareInterface compares MAC, MTU, state and addresses with the claim and the
+// request.
 func compareInterface(r *Report, a *plan.Attachment, c Claim, i Interface) {
 	if c.MAC != "" {
 		r.expectMAC("MAC (result)", c.MAC, i.MAC)
@@ -391,8 +393,8 @@ func compareInterface(r *Report, a *plan.Attachment, c Claim, i Interface) {
 	if a.Want.MTU > 0 {
 		r.expect("MTU (configuration)", fmt.Sprint(a.Want.MTU), fmt.Sprint(i.MTU))
 	}
-	// A link that must be up whatever the wire says is no use to a pod whose own end
-	// was left down; this needs no carrier, and no policy about one.
+	// A VF whose link is forced up is no use to a pod whose own end was left down. This
+	// needs no carrier and no policy about one.
 	if a.Want.VF != nil && strings.EqualFold(a.Want.VF.LinkState, "enable") {
 		r.expect("administrative state", upDown(true), upDown(i.Up))
 	}
@@ -404,8 +406,8 @@ func compareInterface(r *Report, a *plan.Attachment, c Claim, i Interface) {
 	}
 }
 
-// pick returns want when it is among addrs (by address alone when want has no
-// prefix length), else all of addrs.
+// pick returns want when it is among addrs, else all of addrs. Without a prefix length,
+// want is compared by address alone.
 func pick(addrs []string, want string) string {
 	wantIP, wantNet := parseAddr(want)
 	for _, a := range addrs {
@@ -417,6 +419,8 @@ func pick(addrs []string, want string) string {
 	return strings.Join(addrs, " ")
 }
 
+// parseAddr returns the address in s and its network, which is empty for a bare
+// address.
 func parseAddr(s string) (net.IP, string) {
 	ip, prefix, err := net.ParseCIDR(s)
 	if err != nil {
@@ -425,15 +429,15 @@ func parseAddr(s string) (net.IP, string) {
 	return ip, prefix.String()
 }
 
-// ParentDevice is the field of a comparison that the interface is the allocated device
-// itself, which was moved into the sandbox.
+// ParentDevice is the field that tells that the interface is the allocated device
+// itself, moved into the sandbox.
 const ParentDevice = "parent device"
 
-// stacked begins what is said of an interface that stands on a network device
-// which stays on the host.
+// stacked begins the field of an interface that stands on a netdev which stays on the
+// host.
 const stacked = "stacked on network device "
 
-// compareFunction proves that a PCI function is still the one of before.
+// compareFunction checks that a PCI function is still the one of before.
 func compareFunction(r *Report, before, now *sriov.Snapshot) {
 	if before.Instance == 0 || now.Instance == 0 {
 		return
@@ -446,11 +450,12 @@ func compareFunction(r *Report, before, now *sriov.Snapshot) {
 	r.expect(classFunction, want, found)
 }
 
-// Lost names what tells that a living sandbox does not have its device any more: it
-// came back as another function, has another driver, or its network device is on the
-// host. before is what [Capture] returned, now how it stands, and checked what was
-// compared when the device was attached, nil where nothing was: then a network device
-// on the host may be there to be stacked on, and only one that came later tells.
+// Lost returns the differences that show that a living sandbox no longer has its
+// device: the device came back as another function, has another driver, or its netdev
+// is on the host. before is what [Capture] returned and now the present state. checked
+// are the fields compared when the device was attached, nil when there was no
+// comparison: then a netdev may be on the host because the interface is stacked on it,
+// and only a netdev that came later counts.
 func Lost(before, now *sriov.Snapshot, checked []string) []sriov.Difference {
 	var r Report
 	compareFunction(&r, before, now)
@@ -468,8 +473,7 @@ func Lost(before, now *sriov.Snapshot, checked []string) []sriov.Difference {
 	return r.Findings
 }
 
-// compareDevice compares the allocated device: that it is there still, and what
-// stands on it.
+// compareDevice checks that the allocated device is still there, and what stands on it.
 func compareDevice(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) {
 	if before != nil && f.Device == nil {
 		r.expect(classDevice+" "+d.Name(), "on the node", "gone")
@@ -478,7 +482,7 @@ func compareDevice(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) 
 	if before != nil {
 		compareFunction(r, before, f.Device)
 	}
-	if d.Written { // to what end is not known
+	if d.Written { // its purpose is not known
 		return
 	}
 	if !d.Userspace {
@@ -488,18 +492,19 @@ func compareDevice(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) 
 	}
 }
 
-// compareUserspace compares a device that programs drive: its driver, and with VFIO
-// its IOMMU group, by which the container was given it, and its device node.
+// compareUserspace compares a device that is driven by programs: its driver, and with
+// VFIO its device node and its IOMMU group, through which the container was given the
+// device.
 func compareUserspace(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) {
 	r.expect(classDriver, d.Driver, f.Device.Driver)
-	if f.Interface.Parent != "" { // an interface made of software may serve it, another device's may not
+	if f.Interface.Parent != "" { // a software interface may serve it, another device's may not
 		r.expect(ParentDevice, d.PCIAddress, f.Interface.Parent)
 	}
 	if !(sriov.Function{Driver: d.Driver}).VFIO() {
 		return
 	}
 	group := d.IOMMUGroup
-	if group == "" && before != nil { // an older agent's plan
+	if group == "" && before != nil { // the plan of an older agent
 		group = before.IOMMUGroup
 	}
 	r.expect(classGroup, group, f.Device.IOMMUGroup)
@@ -511,8 +516,8 @@ func compareUserspace(r *Report, d *plan.Device, before *sriov.Snapshot, f *Fact
 	}
 }
 
-// compareNetDev proves that the interface is the allocated device, at the driver
-// with which it was planned, or stands on it as a macvlan does.
+// compareNetDev checks that the interface is the allocated device, on the driver with
+// which it was planned, or is stacked on it as a macvlan is.
 func compareNetDev(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) {
 	if d.PCIAddress != "" && d.Driver != "" && f.Device != nil {
 		r.expect(classDriver, d.Driver, f.Device.Driver)
@@ -538,9 +543,8 @@ func compareNetDev(r *Report, d *plan.Device, before *sriov.Snapshot, f *Facts) 
 	}
 }
 
-// sameAsBefore is the identity by hardware address, for devices of which the
-// kernel names no parent. An address that was asked for anew proves nothing and
-// is compared elsewhere.
+// sameAsBefore checks identity by hardware address, for devices whose parent the kernel
+// does not name. A newly requested address proves nothing and is compared elsewhere.
 func sameAsBefore(r *Report, before *sriov.Snapshot, i Interface) {
 	var macs []string
 	for _, d := range before.NetDevs {
@@ -556,16 +560,17 @@ func sameAsBefore(r *Report, before *sriov.Snapshot, i Interface) {
 	r.Findings = append(r.Findings, sriov.Difference{Field: "hardware address of the allocated device", Want: strings.Join(macs, " or "), Found: i.MAC})
 }
 
-// CompareVF names what the PF says of a VF otherwise than its network's
-// configuration asks.
+// CompareVF returns where the PF's view of a VF differs from what its network's
+// configuration asks for.
 func CompareVF(w *plan.VF, d *sriov.Snapshot) []sriov.Difference {
 	var r Report
 	compareVF(&r, w, d)
 	return r.Findings
 }
 
-// compareVF compares the PF's view with what the configuration asks. A GUID is compared
-// where one is told: it alone does not ask for a PF that can be seen.
+// compareVF compares the PF's view of a VF with the configuration. A GUID is compared
+// where the kernel tells one; a configuration with a GUID alone does not need the PF to
+// be visible.
 func compareVF(r *Report, w *plan.VF, d *sriov.Snapshot) {
 	if d == nil || d.VF == nil {
 		if *w == (plan.VF{GUID: w.GUID}) {
