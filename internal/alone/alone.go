@@ -1,26 +1,27 @@
-// Package alone makes the program that links it one that does one thing after
-// another, from the moment on that the Go runtime has started.
+// Package alone makes the program that links it do one thing at a time, from the start
+// of the Go runtime on.
 //
-// A process of some milliseconds pays for what the runtime prepares for long ones:
-// processors of the scheduler, each with memory and threads of its own. In main it
-// would be too late: by then packages were initialised on two of them, and giving
-// one up costs what it has gathered. This package imports the runtime alone, so
-// that it is initialised before all that takes long.
+// A process that lives for milliseconds pays for what the runtime prepares for
+// long-lived ones: the scheduler's processors, each with memory and threads of its own.
+// Setting this in main would be too late: by then packages have been initialized on two
+// processors, and giving one up costs what it has cached. This package imports only
+// runtime, so it is initialized before everything that takes long.
 package alone
 
 import "runtime"
 
 func init() {
 	runtime.GOMAXPROCS(1)
-	// Nobody reads the profile, for which each half megabyte a stack is walked.
+	// Nobody reads the profile, and it costs a walk of the stack per half megabyte
+	// allocated.
 	runtime.MemProfileRate = 0
 	growStack(false)
 }
 
-// growStack makes the first goroutine's stack as large as a call needs it, once, while
-// there is nothing on it: growing step by step below package initialisers, libcni and
-// encoding/json copies it, frame by frame, each time. It is the room in the frame that
-// grows it; it is not used, which would touch its pages.
+// growStack grows the first goroutine's stack to the size that a call needs, once,
+// while there is nothing on it. Growing step by step, below package initializers,
+// libcni and encoding/json, copies the stack frame by frame each time. The room in the
+// frame grows the stack; it is not used, because that would touch its pages.
 //
 //go:noinline
 func growStack(use bool) {

@@ -1,9 +1,9 @@
-// Package chain reads network configurations as libcni runs them: those that libcni
-// recorded, Multus kept or a file has, which no plan made and package netattach would
-// refuse in part. What releases a sandbox and what hands it over to Multus judge by it
-// alike.
+// Package chain reads network configurations as libcni runs them. It is for
+// configurations that libcni recorded, that Multus kept or that a file holds: no plan
+// made them, and package netattach would refuse some. Releasing a sandbox and handing
+// it over to Multus use the same judgement.
 //
-// Nothing here does I/O, and every configuration is hostile.
+// Nothing here does I/O, and every configuration may be hostile.
 package chain
 
 import (
@@ -18,10 +18,10 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
-// op is what an error of this package was made in.
+// op is the operation that this package's errors name.
 const op = "read network configuration"
 
-// List parses a network configuration as written, and returns a single one as a list
+// List parses a network configuration as written. A single configuration becomes a list
 // of one plugin.
 func List(raw json.RawMessage) (*libcni.NetworkConfigList, error) {
 	list, err := libcni.NetworkConfFromBytes(raw)
@@ -46,7 +46,7 @@ func List(raw json.RawMessage) (*libcni.NetworkConfigList, error) {
 	return list, nil
 }
 
-// Programs returns the programs of a chain, those of its IPAM included.
+// Programs returns the programs of a chain, including those of its IPAM.
 func Programs(list *libcni.NetworkConfigList) (programs []string) {
 	for _, p := range list.Plugins {
 		programs = append(programs, p.Network.Type)
@@ -57,8 +57,8 @@ func Programs(list *libcni.NetworkConfigList) (programs []string) {
 	return programs
 }
 
-// Runnable returns the configuration of what is known of an attachment, or why it can
-// never be run, nor ever was.
+// Runnable returns the configuration of a recorded attachment, or an error if it can
+// never be run and never was.
 func Runnable(a *libcni.NetworkAttachment) (*libcni.NetworkConfigList, error) {
 	list, err := List(a.Config)
 	if err != nil {

@@ -1,9 +1,9 @@
-// Package configfile reads, judges and converts the configuration files that
+// Package configfile reads, validates and converts the configuration files that
 // administrators write: the agent's, and the plugin's in the runtime's directory.
 //
-// [ReadAgent] and [ReadPlugin] read one as the programs do. [ValidateAgent] and
-// [ValidatePlugin] name line and key of everything that is wrong in one, where the
-// programs stop at the first mistake. [Convert] makes both of a configuration of
+// [ReadAgent] and [ReadPlugin] read a file as the programs do. [ValidateAgent] and
+// [ValidatePlugin] report every mistake in a file with its line and key, where the
+// programs stop at the first. [Convert] makes both files from a configuration of
 // Multus.
 package configfile
 
@@ -17,38 +17,38 @@ import (
 	"github.com/manifold-cni/manifold/internal/reconcile"
 )
 
-// Agent is the agent's configuration file, JSON. Every source is optional; what
-// is empty is not asked. The one-shot mode reads the same file.
+// Agent is the agent's configuration file, in JSON. Every source is optional; an empty
+// one is not asked. The one-shot mode reads the same file.
 type Agent struct {
 	Node   string `json:"node"`   // this node's name
 	Socket string `json:"socket"` // the agent's own unix socket
 
-	// KubeletDir is the kubelet's root directory; the paths below default to
-	// places in it. A path of "-" leaves a source out.
+	// KubeletDir is the kubelet's root directory; the paths below default to places in
+	// it. A path of "-" leaves a source out.
 	KubeletDir   string `json:"kubeletDir"`
 	PodResources string `json:"podResources"` // socket of the PodResources API
 	Checkpoint   string `json:"checkpoint"`   // the device-manager checkpoint
 	PodsAPI      string `json:"podsAPI"`      // socket of the Pods API
 
-	// ClaimCheckpoint is the kubelet's checkpoint of resource claims; DeviceMetadata
-	// its directory of plugins, with what DRA drivers say of claims' devices.
+	// ClaimCheckpoint is the kubelet's checkpoint of resource claims. DeviceMetadata is
+	// its directory of plugins, where DRA drivers describe the devices of claims.
 	ClaimCheckpoint string `json:"claimCheckpoint"`
 	DeviceMetadata  string `json:"deviceMetadata"`
-	// ResourceSlices asks the API server as well what claims' devices are.
+	// ResourceSlices also looks the devices of claims up at the API server.
 	ResourceSlices bool `json:"resourceSlices"`
 
-	// APIServer: "in-cluster", the path of a kubeconfig, or empty for none. In the
-	// one-shot mode, which runs on the host, in-cluster reaches no API server: the
-	// credential is the agent's pod's, and the snapshot serves alone.
+	// APIServer is "in-cluster", the path of a kubeconfig, or empty for no API server.
+	// The one-shot mode runs on the host, without the credential of the agent's pod:
+	// there, "in-cluster" reaches no API server, and the snapshot serves alone.
 	APIServer string `json:"apiServer"`
-	// Snapshot is where definitions outlive the API server.
+	// Snapshot is the file in which definitions outlive the API server.
 	Snapshot string `json:"snapshot"`
 
-	// CNIDir is the plugin's cniDir, with the journals; SysRoot the directory that
-	// sys/ is found in.
+	// CNIDir is the plugin's cniDir, which holds the journals. SysRoot is the directory
+	// that holds sys/.
 	CNIDir  string `json:"cniDir"`
 	SysRoot string `json:"sysRoot"`
-	// Reconcile is one of the Reconcile constants; ReconcileExclude are PFs, by PCI
+	// Reconcile is one of the Reconcile constants. ReconcileExclude lists PFs, by PCI
 	// address or network device, whose VFs are never repaired; see
 	// [reconcile.ParseExclude].
 	Reconcile        string   `json:"reconcile"`
@@ -56,19 +56,19 @@ type Agent struct {
 
 	// Traces is the URL of an OpenTelemetry collector, OTLP over HTTP; empty for none.
 	Traces    string `json:"traces"`
-	LogFormat string `json:"logFormat"` // of package logs; JSON by default
-	Release   string `json:"-"`         // the program's
+	LogFormat string `json:"logFormat"` // a format of package logs; JSON by default
+	Release   string `json:"-"`         // the program's release
 
-	// Listen is the address, "host:port", that health, readiness and metrics are
-	// served on; empty for none.
+	// Listen is the address, "host:port", that health, readiness and metrics are served
+	// on; empty for none.
 	Listen string `json:"listen"`
-	// View is the address, "host:port", that the node's view is served on over TLS,
-	// to those whom the API server lets see it; empty for none.
+	// View is the address, "host:port", that the node's view is served on over TLS, to
+	// those whom the API server permits to see it; empty for none.
 	View string `json:"view"`
-	// CNIConfig is the plugin's configuration in the runtime's directory, where
-	// readiness looks which default network there must be.
+	// CNIConfig is the plugin's configuration in the runtime's directory. It tells
+	// readiness which default network must exist.
 	CNIConfig string `json:"cniConfig"`
-	// StartupTaint is the key of a taint that this node is relieved of when it is
+	// StartupTaint is the key of a taint that is removed from this node once it is
 	// ready; empty for none.
 	StartupTaint string `json:"startupTaint"`
 
@@ -76,29 +76,28 @@ type Agent struct {
 	DefinitionManifests string `json:"definitionManifests"` // directory of definitions
 }
 
-// InCluster is the value of Agent.APIServer that uses the pod's own service
-// account.
+// InCluster is the value of Agent.APIServer that uses the pod's own service account.
 const InCluster = "in-cluster"
 
 // Values of Agent.Reconcile.
 const (
-	ReconcileOff    = "off"    // do not look
-	ReconcileReport = "report" // log and tell what is found
-	ReconcileRepair = "repair" // and undo it
+	ReconcileOff    = "off"    // do not examine VFs
+	ReconcileReport = "report" // log and report findings
+	ReconcileRepair = "repair" // also repair them
 )
 
-// DefaultCNIDir is where the journals are when nobody says otherwise.
+// DefaultCNIDir is the default directory of the journals.
 const DefaultCNIDir = "/var/lib/cni/manifold"
 
-// None leaves out a source that has a default.
+// None is the value that leaves out a source that has a default.
 const None = "-"
 
 // maxConfig bounds the configuration file, in bytes.
 const maxConfig = 1 << 20
 
-// ReadAgent reads and completes a configuration file. Unknown keys are refused:
-// the file is the administrator's, and a misspelt source would be missed only
-// when a pod needs it.
+// ReadAgent reads and completes a configuration file. It refuses unknown keys: the file
+// is the administrator's, and a misspelled source would be noticed only when a pod
+// needs it.
 func ReadAgent(path string) (*Agent, error) {
 	op := "read " + path
 	fi, err := os.Stat(path)
@@ -115,13 +114,13 @@ func ReadAgent(path string) (*Agent, error) {
 	return decodeAgent(op, raw)
 }
 
-// ReadableAgent returns of a configuration file that [ReadAgent] refuses what can
-// be read of it, else defaults, for whoever looks at a node that is broken.
+// ReadableAgent returns as much as can be read of a configuration file that [ReadAgent]
+// refuses, and defaults for the rest. It serves to examine a broken node.
 func ReadableAgent(path string) *Agent {
 	c := &Agent{}
 	if fi, err := os.Stat(path); err == nil && fi.Size() <= maxConfig {
 		if raw, err := os.ReadFile(path); err == nil {
-			_ = json.Unmarshal(raw, c) // what it refuses is known, the rest is filled in
+			_ = json.Unmarshal(raw, c) // what it refuses is known already; the rest is filled in
 		}
 	}
 	c.defaults()
@@ -139,7 +138,7 @@ func decodeAgent(op string, raw []byte) (*Agent, error) {
 	return c, c.Complete()
 }
 
-// Complete fills in defaults, and refuses what cannot be right.
+// Complete fills in defaults, and refuses values that cannot be right.
 func (c *Agent) Complete() error {
 	const op = "read configuration"
 	c.defaults()
@@ -147,7 +146,7 @@ func (c *Agent) Complete() error {
 		w := wrong[0]
 		return cnierr.New(op, cnierr.InvalidConfig, "key %q: %w", w.key, w.err).WithFix("%s", w.fix)
 	}
-	for i, entry := range c.ReconcileExclude { // in the spelling in which they are compared
+	for i, entry := range c.ReconcileExclude { // in the spelling that they are compared in
 		var err error
 		if c.ReconcileExclude[i], err = reconcile.ParseExclude(entry); err != nil {
 			return cnierr.New(op, cnierr.InvalidConfig, "%w", err)
@@ -164,7 +163,7 @@ func (c *Agent) Complete() error {
 	return nil
 }
 
-// defaults fills in what is empty.
+// defaults fills in empty values.
 func (c *Agent) defaults() {
 	def := func(field *string, value string) {
 		switch *field {

@@ -15,18 +15,18 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// Conversion is what became of a configuration of Multus.
+// Conversion is the result of converting a configuration of Multus.
 type Conversion struct {
 	Plugin  []byte   // the plugin's configuration list, for the runtime's directory
 	Agent   []byte   // the agent's configuration
-	Changes []string // what differs from what was given, one sentence each
+	Changes []string // the differences from the given configuration, one sentence each
 }
 
 // MultusTypes are the programs of Multus, thin and thick.
 var MultusTypes = []string{"multus", "multus-shim"}
 
-// daemonKeys are keys of Multus's daemon and of its installer, and what has
-// their place here.
+// daemonKeys maps the keys of Multus's daemon and of its installer to what replaces
+// them here.
 var daemonKeys = map[string]string{
 	"chrootDir":           "delegates run on the node itself; paths below it were cut to the node's",
 	"cniConfigDir":        "'manifold-agent install --cni-conf-dir' has its place",
@@ -41,16 +41,16 @@ var daemonKeys = map[string]string{
 	"perNodeCertificate":  "apiServer of the agent's configuration has its place",
 }
 
-// autoconfigDir is the key of the directory whose first configuration is the default
-// network of Multus's daemon, where nothing else names it.
+// autoconfigDir is the key of the directory whose first configuration becomes the
+// default network of Multus's daemon if nothing else names one.
 const autoconfigDir = "multusAutoconfigDir"
 
 // pathKeys are the keys whose values are files or directories of the node.
 var pathKeys = []string{"binDir", "clusterNetwork", "cniDir", "confDir", "logFile", "readinessindicatorfile"}
 
-// Convert turns a configuration of Multus, the file that the runtime reads or
-// that of its daemon, into Manifold's. Every key that is not taken as it is has
-// its sentence in Changes.
+// Convert turns a configuration of Multus, either the file that the runtime reads or
+// that of its daemon, into Manifold's. Changes has a sentence for every key that is not
+// taken over unchanged.
 func Convert(raw []byte) (*Conversion, error) {
 	const op = "convert configuration"
 	doc, err := ParseDocument(op, raw)
@@ -94,7 +94,7 @@ func Convert(raw []byte) (*Conversion, error) {
 	return c, nil
 }
 
-// converter collects what is converted.
+// converter collects the results of a conversion.
 type converter struct {
 	agent   map[string]any
 	changes []string
@@ -136,7 +136,7 @@ func (v *converter) plugin(keys map[string]json.RawMessage) (map[string]any, err
 		}
 	}
 	v.isolation(keys)
-	// The defaults of 'manifold-agent install' are others.
+	// Multus's defaults, because those of 'manifold-agent install' differ.
 	for key, def := range map[string]string{"cniDir": "/var/lib/cni/multus", "confDir": "/etc/cni/multus/net.d"} {
 		if out[key] == nil {
 			out[key] = def
@@ -145,18 +145,19 @@ func (v *converter) plugin(keys map[string]json.RawMessage) (map[string]any, err
 	return out, netconf.Validate(v.completed(out, keys))
 }
 
-// daemonKey converts a key of the daemon or its installer, which instead has the place
-// of.
+// daemonKey converts a key of the daemon or its installer. instead says what replaces
+// it.
 func (v *converter) daemonKey(out map[string]any, keys map[string]json.RawMessage, key, instead, chroot string) {
 	if key != autoconfigDir || !v.autoconfig(out, keys, chroot) {
 		v.say("%s: dropped; %s", key, instead)
 	}
 }
 
-// autoconfig makes the directory in which Multus's daemon looks for the default network
-// clusterNetwork, where nothing else is and it is not the runtime's own, in which
-// 'manifold-agent install' looks; it reports whether it did. In the runtime's there
-// may be another network beside it, which no pod had.
+// autoconfig turns the directory in which Multus's daemon looks for the default network
+// into clusterNetwork, if nothing else names the default network and the directory is
+// not the runtime's own. It reports whether it did. In the runtime's directory
+// 'manifold-agent install' looks itself, and there another network may lie beside it,
+// which no pod had.
 func (v *converter) autoconfig(out map[string]any, keys map[string]json.RawMessage, chroot string) bool {
 	if isSet(keys["clusterNetwork"]) || isSet(keys["delegates"]) || !isSet(keys[autoconfigDir]) {
 		return false
@@ -173,7 +174,7 @@ func (v *converter) autoconfig(out map[string]any, keys map[string]json.RawMessa
 	return true
 }
 
-// inOurCase returns the keys as the reference writes them: Multus reads them in any
+// inOurCase returns the keys in the case of the reference. Multus reads them in any
 // case.
 func (v *converter) inOurCase(keys map[string]json.RawMessage) map[string]json.RawMessage {
 	out := maps.Clone(keys)
@@ -192,9 +193,9 @@ func isSet(raw json.RawMessage) bool {
 	return raw != nil && !slices.Contains([]string{"null", `""`, "[]"}, string(bytes.TrimSpace(raw)))
 }
 
-// defaultNetworks converts that key, whose look-up is the same. What is no absolute
-// path and has a slash Multus takes for a path below a directory that it does not
-// choose, and finds nothing there.
+// defaultNetworks converts that key; the lookup is the same as Multus's. One case
+// differs: a name with a slash that is not an absolute path is a path for Multus, below
+// a directory that it does not choose, and it finds nothing there.
 func (v *converter) defaultNetworks(out map[string]any, keys map[string]json.RawMessage, chroot string) {
 	const key = "defaultNetworks"
 	if !isSet(keys[key]) {
@@ -206,7 +207,7 @@ func (v *converter) defaultNetworks(out map[string]any, keys map[string]json.Raw
 	}
 	var names []string
 	if json.Unmarshal(keys[key], &names) != nil {
-		return // CheckKey has seen it pass
+		return // not an error: CheckKey has accepted the value
 	}
 	for i, name := range names {
 		names[i] = v.onNode(key, name, chroot)
@@ -217,7 +218,7 @@ func (v *converter) defaultNetworks(out map[string]any, keys map[string]json.Raw
 	out[key] = names
 }
 
-// isolation says where that key does more than it does for Multus.
+// isolation says where namespaceIsolation has more effect than in Multus.
 func (v *converter) isolation(keys map[string]json.RawMessage) {
 	if string(keys["namespaceIsolation"]) == "true" {
 		v.say("namespaceIsolation: it holds for the pod annotation %s too; list %s in globalNamespaces if pods use definitions of that namespace by it",
@@ -225,8 +226,8 @@ func (v *converter) isolation(keys map[string]json.RawMessage) {
 	}
 }
 
-// completed returns what install makes of a conversion: the daemon's own file, which
-// names no type, may name no default network either.
+// completed returns the conversion as install completes it. The daemon's own file,
+// which names no type, may lack a default network too.
 func (v *converter) completed(out map[string]any, from map[string]json.RawMessage) map[string]any {
 	if from["type"] != nil || len(from) == 0 || out["clusterNetwork"] != nil || out["delegates"] != nil {
 		return out
@@ -237,8 +238,8 @@ func (v *converter) completed(out map[string]any, from map[string]json.RawMessag
 	return out
 }
 
-// onNode cuts the directory off a path under which the daemon's container sees
-// the node's files.
+// onNode strips the directory under which the daemon's container sees the node's files
+// from a path.
 func (v *converter) onNode(key, path, chroot string) string {
 	for _, prefix := range []string{chroot, "/host", "/hostroot"} {
 		if rest, ok := strings.CutPrefix(path, strings.TrimSuffix(prefix, "/")+"/"); ok && prefix != "" && prefix != "/" {
@@ -267,7 +268,7 @@ func (v *converter) list(list, plugin map[string]json.RawMessage) {
 	}
 }
 
-// StringValue returns a JSON string's value, empty for anything else.
+// StringValue returns the value of a JSON string, or "" for anything else.
 func StringValue(raw json.RawMessage) string {
 	var s string
 	if json.Unmarshal(raw, &s) != nil {

@@ -9,8 +9,9 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// Plugin returns the configuration of the plugin in a file of the runtime's
-// directory, single or list: decoded, and as the runtime gives it to the plugin.
+// Plugin finds the plugin's configuration in raw, a file of the runtime's directory
+// that holds a single configuration or a list. It returns the configuration decoded,
+// and as the runtime passes it to the plugin.
 func Plugin(file string, raw []byte) (*netconf.Conf, json.RawMessage, error) {
 	op := "read " + file
 	doc, err := ParseDocument(op, raw)
@@ -21,7 +22,7 @@ func Plugin(file string, raw []byte) (*netconf.Conf, json.RawMessage, error) {
 		if StringValue(p["type"]) != "manifold" {
 			continue
 		}
-		for _, key := range []string{"name", "cniVersion"} { // as libcni passes them on
+		for _, key := range []string{"name", "cniVersion"} { // which libcni copies from the list
 			if v, ok := doc.List[key]; ok {
 				p[key] = v
 			}
@@ -39,8 +40,8 @@ func Plugin(file string, raw []byte) (*netconf.Conf, json.RawMessage, error) {
 	return nil, nil, cnierr.New(op, cnierr.InvalidConfig, `it has no plugin of type "manifold"`)
 }
 
-// ReadPlugin reads the plugin's configuration in a file of the runtime's
-// directory, and returns it with what is wrong in it and harms nothing.
+// ReadPlugin reads the plugin's configuration in a file of the runtime's directory. It
+// also returns the mistakes in the file that the plugin tolerates.
 func ReadPlugin(file string) (*netconf.Conf, []Finding, error) {
 	raw, err := os.ReadFile(file)
 	if err != nil {

@@ -15,12 +15,12 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
 
-// Finding is what is wrong with a configuration file.
+// Finding is one mistake in a configuration file.
 type Finding struct {
 	Line    int    // from 1
 	Key     string // empty for the file as a whole
 	Text    string
-	Warning bool // it has no effect, but harms nothing
+	Warning bool // the mistake is harmless, such as a key without effect
 }
 
 // String returns the finding as one line, without the file's name.
@@ -35,9 +35,9 @@ func (f Finding) String() string {
 	return fmt.Sprintf("%d: %s: %s: %s", f.Line, kind, f.Key, f.Text)
 }
 
-// ValidatePlugin returns what is wrong with a configuration file of the plugin,
-// single or list, in order of line: what the runtime would refuse, what the plugin
-// would, and what has no effect.
+// ValidatePlugin returns the mistakes in a configuration file of the plugin, single or
+// list, in order of line: what the runtime would refuse, what the plugin would refuse,
+// and what has no effect.
 func ValidatePlugin(raw []byte) []Finding {
 	const op = "validate configuration"
 	v := &validator{positions: positionsOf(raw)}
@@ -56,13 +56,14 @@ func ValidatePlugin(raw []byte) []Finding {
 	return v.inOrder()
 }
 
-// validator collects what is wrong with one file.
+// validator collects the mistakes in one file.
 type validator struct {
 	positions
 	found []Finding
 }
 
-// inOrder returns what was found, and the keys that are given twice, in order of line.
+// inOrder returns the findings, including the keys that are given twice, in order of
+// line.
 func (v *validator) inOrder() []Finding {
 	for _, path := range v.twice {
 		v.warn(path, path[strings.LastIndex(path, "/")+1:], "it is given twice, the last counts")
@@ -71,8 +72,8 @@ func (v *validator) inOrder() []Finding {
 	return v.found
 }
 
-// add records what is wrong with the value at a path. A key that is not there is
-// at its object's line.
+// add records a mistake in the value at a path. A missing key gets the line of its
+// object.
 func (v *validator) add(path, key, format string, args ...any) *Finding {
 	for path != "" && v.lines[path] == 0 {
 		path = path[:strings.LastIndex(path, "/")]
@@ -81,12 +82,12 @@ func (v *validator) add(path, key, format string, args ...any) *Finding {
 	return &v.found[len(v.found)-1]
 }
 
-// warn records what has no effect, but harms nothing.
+// warn records a harmless mistake.
 func (v *validator) warn(path, key, format string, args ...any) {
 	v.add(path, key, format, args...).Warning = true
 }
 
-// document looks at the list's own keys, then at each plugin.
+// document checks the list's own keys, then each plugin.
 func (v *validator) document(doc *Document) {
 	if doc.single {
 		if v.plugin("", doc.Plugins[0]) {
@@ -122,14 +123,14 @@ func (v *validator) document(doc *Document) {
 	}
 }
 
-// named looks for the name that the runtime requires.
+// named checks for the name that the runtime requires.
 func (v *validator) named(path string, keys map[string]json.RawMessage) {
 	if keys["name"] == nil || string(keys["name"]) == "null" {
 		v.add(path+"/name", "name", "it is not set, and the runtime refuses a configuration without it")
 	}
 }
 
-// other looks at a plugin that is not ours.
+// other checks a plugin that is not Manifold's.
 func (v *validator) other(path string, i int, p map[string]json.RawMessage) {
 	switch {
 	case p == nil:
@@ -139,7 +140,7 @@ func (v *validator) other(path string, i int, p map[string]json.RawMessage) {
 	}
 }
 
-// listKey looks at one of the list's own keys, as libcni reads them.
+// listKey checks one of the list's own keys, as libcni reads them.
 func (v *validator) listKey(key string, raw json.RawMessage) {
 	path := "/" + key
 	switch key {
@@ -162,7 +163,7 @@ func (v *validator) listKey(key string, raw json.RawMessage) {
 	}
 }
 
-// versions looks at the versions that a list offers to the runtime.
+// versions checks the versions that a list offers to the runtime.
 func (v *validator) versions(path, key string, raw json.RawMessage) {
 	var all []string
 	if err := json.Unmarshal(raw, &all); err != nil {
@@ -176,7 +177,7 @@ func (v *validator) versions(path, key string, raw json.RawMessage) {
 	}
 }
 
-// check looks at one key by itself, and reports whether it is known and right.
+// check checks one key by itself, and reports whether it is known and valid.
 func (v *validator) check(path, key string, raw json.RawMessage) bool {
 	known, err := netconf.CheckKey(key, raw)
 	var part *netconf.ValueError
@@ -195,8 +196,8 @@ func (v *validator) check(path, key string, raw json.RawMessage) bool {
 	return known && err == nil
 }
 
-// explained returns the cause of an error of [netconf.CheckKey] and what to do,
-// without the key.
+// explained returns the cause of an error of [netconf.CheckKey] and the fix, without
+// the key.
 func explained(err error) string {
 	var e *cnierr.Error
 	if !errors.As(err, &e) || e.Fix == "" {
@@ -205,7 +206,8 @@ func explained(err error) string {
 	return e.Err.Error() + "; " + e.Fix
 }
 
-// plugin looks at the plugin's own keys at a path, and reports whether it is ours.
+// plugin checks the plugin's own keys at a path, and reports whether the plugin is
+// Manifold's.
 func (v *validator) plugin(path string, p map[string]json.RawMessage) bool {
 	if StringValue(p["type"]) != "manifold" {
 		v.add(path+"/type", "type", `it has no plugin of type "manifold"`)
@@ -239,15 +241,15 @@ func (v *validator) plugin(path string, p map[string]json.RawMessage) bool {
 	return true
 }
 
-// Document is a configuration file of the plugin, single or list.
+// Document is a configuration file of the plugin, a single configuration or a list.
 type Document struct {
 	single  bool
 	List    map[string]json.RawMessage // the list's own keys; empty for a single configuration
 	Plugins []map[string]json.RawMessage
 }
 
-// ParseDocument takes a configuration file of the plugin apart. op is what it is read
-// for, in the error.
+// ParseDocument takes a configuration file of the plugin apart. op names the operation
+// in errors.
 func ParseDocument(op string, raw []byte) (*Document, error) {
 	d := &Document{}
 	var top map[string]json.RawMessage
@@ -270,14 +272,14 @@ func lineAt(raw []byte, offset int64) int {
 	return 1 + bytes.Count(raw[:min(int(offset), len(raw))], []byte("\n"))
 }
 
-// positions are the lines of a document's keys and elements, by path:
-// "/plugins/0/type"; twice are the keys that their object has more than once.
+// positions holds the lines of a document's keys and elements, by path, for example
+// "/plugins/0/type". twice lists the keys that occur more than once in their object.
 type positions struct {
 	lines map[string]int
 	twice []string
 }
 
-// positionsOf returns the positions in a document as far as it is valid.
+// positionsOf returns the positions in a document, as far as it is valid JSON.
 func positionsOf(raw []byte) positions {
 	w := &lineWalker{raw: raw, d: json.NewDecoder(bytes.NewReader(raw)), positions: positions{lines: map[string]int{}}}
 	w.value("")
@@ -290,8 +292,8 @@ type lineWalker struct {
 	d   *json.Decoder
 }
 
-// value walks one value, and reports whether it is valid: behind what is not the
-// decoder always has more.
+// value walks one value, and reports whether it is valid. It must stop at an invalid
+// one, after which the decoder's More never ends.
 func (w *lineWalker) value(path string) bool {
 	token, err := w.d.Token()
 	if err != nil {

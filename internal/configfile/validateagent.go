@@ -20,16 +20,15 @@ import (
 	"github.com/manifold-cni/manifold/internal/traces"
 )
 
-// wrongKey is a key of the agent's configuration whose value cannot be right.
+// wrongKey is a key of the agent's configuration with an impossible value.
 type wrongKey struct {
 	key     string
-	element string // behind the key's path, as of positions; empty for the value itself
+	element string // the rest of the path, as in positions; empty for the value itself
 	err     error
 	fix     string
 }
 
-// wrong returns the keys whose values cannot be right, once the defaults are filled
-// in.
+// wrong returns the keys with impossible values. The defaults must be filled in.
 func (c *Agent) wrong() (found []wrongKey) {
 	add := func(key string, err error, fix string) {
 		if err != nil {
@@ -65,8 +64,8 @@ func (c *Agent) wrong() (found []wrongKey) {
 	return found
 }
 
-// needServer returns the keys that are set and have no effect without an API server,
-// with what is missing then.
+// needServer returns the keys that are set but have no effect without an API server,
+// with the reason.
 func (c *Agent) needServer() map[string]string {
 	out := map[string]string{}
 	if c.StartupTaint != "" {
@@ -81,10 +80,10 @@ func (c *Agent) needServer() map[string]string {
 	return out
 }
 
-// pathKey is a key of the configuration that is a path.
+// pathKey is a key of the configuration whose value is a path.
 type pathKey struct {
 	key, value string
-	own        bool // Manifold makes what is not there
+	own        bool // Manifold creates it if it is missing
 }
 
 // paths returns the keys that are paths.
@@ -102,7 +101,7 @@ func (c *Agent) paths() []pathKey {
 	}
 }
 
-// nodeName refuses what no node is called; empty is the host's name.
+// nodeName refuses a name that no node can have; empty stands for the host's name.
 func nodeName(name string) error {
 	if problems := validation.IsDNS1123Subdomain(name); name != "" && len(problems) > 0 {
 		return fmt.Errorf("%.64q: %s", name, problems[0])
@@ -110,7 +109,7 @@ func nodeName(name string) error {
 	return nil
 }
 
-// oneOf refuses what is none of the words.
+// oneOf refuses a value that is none of the words.
 func oneOf(given string, words ...string) error {
 	if slices.Contains(words, given) {
 		return nil
@@ -118,7 +117,7 @@ func oneOf(given string, words ...string) error {
 	return fmt.Errorf("%.64q is unknown", given)
 }
 
-// address refuses what nothing can listen on; empty is no address.
+// address refuses an address that nothing can listen on; empty stands for none.
 func address(text string) error {
 	if text == "" {
 		return nil
@@ -130,9 +129,9 @@ func address(text string) error {
 	return err
 }
 
-// ValidateAgent returns what is wrong with a configuration file of the agent, in
-// order of line: what the agent would refuse, and what has no effect or names what is
-// not on this machine.
+// ValidateAgent returns the mistakes in a configuration file of the agent, in order of
+// line: what the agent would refuse, and as warnings what has no effect or names a path
+// that does not exist on this machine.
 func ValidateAgent(raw []byte) []Finding {
 	v := &validator{positions: positionsOf(raw)}
 	var keys map[string]json.RawMessage
@@ -149,7 +148,7 @@ func ValidateAgent(raw []byte) []Finding {
 	}
 	c.defaults()
 	for _, w := range c.wrong() {
-		if as := given[w.key]; as != "" { // else its default is derived from a key that is
+		if as := given[w.key]; as != "" { // else a default that derives from another key
 			v.add("/"+as+w.element, as, "%v; %s", w.err, w.fix)
 		}
 	}
@@ -164,13 +163,13 @@ func ValidateAgent(raw []byte) []Finding {
 	return v.inOrder()
 }
 
-// agentKey decodes one key of the agent's configuration; given are those before it
-// that are set, and as they are written.
+// agentKey decodes one key of the agent's configuration. given maps the keys that were
+// set before it to their spellings in the file.
 func (v *validator) agentKey(c *Agent, given map[string]string, key string, raw json.RawMessage) {
 	fields := reflect.ValueOf(c).Elem()
 	for i := range fields.NumField() {
 		name := fields.Type().Field(i).Tag.Get("json")
-		if name == "-" || !strings.EqualFold(name, key) { // as the agent reads them
+		if name == "-" || !strings.EqualFold(name, key) { // the agent ignores case as well
 			continue
 		}
 		if name != key {

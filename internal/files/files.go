@@ -1,5 +1,5 @@
-// Package files replaces files of the node so that a reader sees the old or the new
-// one, and tells when to look at a directory again.
+// Package files replaces files on the node atomically, so that a reader sees the old or
+// the new content, and tells when to look at a directory again.
 package files
 
 import (
@@ -12,28 +12,29 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// Exists reports whether there is something at path that may be looked at.
+// Exists reports whether path exists and its status can be read.
 func Exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
 }
 
-// Replace writes a file by renaming one written beside it: one that came from /tmp would
-// keep that directory's SELinux type. A new file only its owner may read; an existing one
-// keeps its mode.
+// Replace writes a file by renaming a new one over it. The new file is written in the
+// same directory: one from /tmp would keep that directory's SELinux type. A new file is
+// readable by its owner alone; an existing one keeps its mode.
 func Replace(path string, content []byte) error {
 	return renameio.WriteFile(path, content, 0o600, renameio.WithTempDir(filepath.Dir(path)))
 }
 
-// ReplaceLocked is [Replace] for the holder of the file's lock: it first removes what
-// killed writes have left.
+// ReplaceLocked is [Replace] for the holder of the file's lock. It first removes what
+// killed writers have left.
 func ReplaceLocked(path string, content []byte) error {
 	return errors.Join(RemoveUnfinished(path), Replace(path, content))
 }
 
-// RemoveUnfinished removes what killed writes of a file have left beside it: files of
-// its name behind a dot, with a number. The caller holds a lock that everybody who
-// writes the file takes, so that none of them belongs to a write still under way.
+// RemoveUnfinished removes the temporary files that killed writers of path have left
+// beside it: a dot, the file's name and a number. The caller holds a lock that every
+// writer of the file takes, so none of these files belongs to a write that is under
+// way.
 func RemoveUnfinished(path string) error {
 	dir, name := filepath.Split(path)
 	entries, err := os.ReadDir(dir)

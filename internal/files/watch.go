@@ -7,22 +7,23 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// LookEvery is the time between two looks at a watched directory of which nothing is
-// told. A change is told at once, but a node that has no inotify instance left gives no
-// watch, and one on a directory that is made anew tells nothing of the new one.
+// LookEvery is how often to look at a watched directory without a notification. A
+// change is normally notified at once. But a node may have no inotify instance left,
+// and the watch of a directory that is removed and created anew sees nothing of the new
+// one.
 const LookEvery = 10 * time.Second
 
 // Watcher tells when to look at a directory.
 type Watcher struct {
-	inotify *fsnotify.Watcher // nil when there is none to be had
+	inotify *fsnotify.Watcher // nil when none is available
 	changes <-chan fsnotify.Event
-	lost    <-chan error // changes
+	lost    <-chan error // errors, of which an overflow means lost changes
 	every   time.Duration
 	err     error
 }
 
-// Watch watches a directory, and tells every so often that it is time to look as well.
-// Where no watch is to be had, which [Watcher.Err] says, that is all it tells.
+// Watch watches a directory. [Watcher.Await] also returns after every, whatever
+// happens. Without inotify, which [Watcher.Err] reports, that is all it does.
 func Watch(dir string, every time.Duration) *Watcher {
 	w := &Watcher{every: every}
 	inotify, err := fsnotify.NewWatcher()
@@ -34,11 +35,11 @@ func Watch(dir string, every time.Duration) *Watcher {
 	return w
 }
 
-// Err returns why changes are not told.
+// Err returns why changes are not notified, or nil.
 func (w *Watcher) Err() error { return w.err }
 
-// Await waits for a change, or until it is time to look all the same, and takes all
-// changes that there are; false when ctx has ended.
+// Await waits for a change, but no longer than the watcher's interval, and consumes all
+// pending notifications. It returns false when ctx has ended.
 func (w *Watcher) Await(ctx context.Context) bool {
 	select {
 	case <-ctx.Done():
@@ -60,6 +61,6 @@ func (w *Watcher) Await(ctx context.Context) bool {
 // Close ends the watch.
 func (w *Watcher) Close() {
 	if w.inotify != nil {
-		_ = w.inotify.Close() // its descriptor is gone, whatever it says
+		_ = w.inotify.Close() // the descriptor is gone whatever Close returns
 	}
 }

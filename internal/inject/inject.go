@@ -1,9 +1,9 @@
-// Package inject gives pods what their networks need of the scheduler and the kubelet:
-// requests of devices, the labels of its nodes, the volume with its network-status.
-// Admission does so to pods that are created, and [Pod] says the same to whoever looks
-// at a manifest.
+// Package inject adds to pods what their networks need from the scheduler and the
+// kubelet: device requests, the labels of their nodes, and the volume with
+// network-status. Admission does so when a pod is created; [Pod] tells the same to
+// whoever looks at a manifest.
 //
-// Nothing here does I/O, and every pod is hostile.
+// Nothing here does I/O, and every pod may be hostile.
 package inject
 
 import (
@@ -27,26 +27,26 @@ const (
 	statusFile   = "network-status"
 )
 
-// maxDevices bounds what a container is taken to have of a resource, so that sums
-// of what users wrote do not overflow.
+// maxDevices bounds how many devices a container is assumed to request of a resource,
+// so that sums of users' numbers do not overflow.
 const maxDevices = 1 << 20
 
-// Injection is what a pod was given.
+// Injection is what was added to a pod.
 type Injection struct {
-	Operations []Operation // that give it
+	Operations []Operation // the JSON patch
 	Warnings   []string    // sentences for the user
-	Devices    int64       // that are requested beside those that the pod asked for
+	Devices    int64       // requested in addition to the pod's own requests
 }
 
-// Pod gives a pod what its networks need. object is the pod in JSON, as the types that
-// decoding it makes, and is changed; pod is the same pod with its namespace, and is not.
-// find returns those of the definitions that it is asked for that exist, and its error
-// is Pod's.
+// Pod adds to a pod what its networks need. object is the pod as encoding/json decodes
+// it into an interface, and is changed. pod is the same pod with its namespace, and is
+// not changed. find returns those of the requested definitions that exist; Pod returns
+// its error.
 //
-// Nothing that the pod has is taken away, lowered or given another value, and a pod
-// that has all of it is left alone, so that the API server may call again. A pod that
-// is wrong is left as it is too, which is what the rules are for, and one on its node's
-// own network.
+// Pod never removes, lowers or replaces anything that the pod has. It leaves alone a
+// pod that needs nothing more, so that the API server may call again. It also leaves
+// alone a pod that breaks the rules, which validation refuses, and a pod on the host
+// network.
 func Pod(r *rules.Rules, object map[string]any, pod *corev1.Pod, find func([]planner.Ref) (map[planner.Ref]*netattach.Definition, error)) (*Injection, error) {
 	refs, err := r.Select(pod)
 	if err != nil || pod.Spec.HostNetwork {
@@ -73,7 +73,7 @@ func Pod(r *rules.Rules, object map[string]any, pod *corev1.Pod, find func([]pla
 	return &Injection{Operations: in.ops, Warnings: in.warnings, Devices: in.devices}, nil
 }
 
-// injector gives one pod what its networks need.
+// injector adds to one pod what its networks need.
 type injector struct {
 	document
 	pod      *corev1.Pod
@@ -90,7 +90,7 @@ func (in *injector) warn(format string, args ...any) {
 type slot struct {
 	*corev1.Container
 	path   []string
-	lasts  bool // as long as the pod: no ordinary init container
+	lasts  bool // as long as the pod, unlike an ordinary init container
 	wanted int64
 }
 
@@ -108,14 +108,14 @@ func slots(pod *corev1.Pod) []*slot {
 	return out
 }
 
-// has returns how many devices of a resource the container asks for.
+// has returns how many devices of a resource the container requests.
 func (s *slot) has(resource string) int64 {
 	limit := s.Resources.Limits[corev1.ResourceName(resource)]
 	return min(max(limit.Value(), 0), maxDevices)
 }
 
-// preferred returns the container that gets the devices of networks which name
-// none: the one of the pod's annotation, else the first; nil when there is none.
+// preferred returns the container that gets the devices of networks that name no
+// container: the one in the pod's annotation, else the first; nil when there is none.
 func preferred(pod *corev1.Pod, all []*slot) *slot {
 	if name, ok := pod.Annotations[netattach.ContainerKey]; ok {
 		return named(all, name)
@@ -126,7 +126,7 @@ func preferred(pod *corev1.Pod, all []*slot) *slot {
 	return nil
 }
 
-// named returns the container of a name, nil when there is none.
+// named returns the container of that name, nil when there is none.
 func named(all []*slot, name string) *slot {
 	if i := slices.IndexFunc(all, func(s *slot) bool { return s.Name == name }); i >= 0 {
 		return all[i]
@@ -134,9 +134,9 @@ func named(all []*slot, name string) *slot {
 	return nil
 }
 
-// requestDevices requests the devices that the pod's networks demand, as far as
-// its containers do not ask for them already. Networks that name a claim get their
-// device from it.
+// requestDevices requests the devices that the pod's networks demand and that its
+// containers do not request already. A network that names a claim gets its device from
+// the claim.
 func (in *injector) requestDevices(demands []planner.Demand) error {
 	byResource := map[string][]planner.Demand{}
 	claimed := map[string]bool{}
@@ -157,19 +157,19 @@ func (in *injector) requestDevices(demands []planner.Demand) error {
 	return nil
 }
 
-// request sees to the devices of one resource. unsure says that a claim of the pod
-// may provide them: then only containers that a network names get any.
+// request ensures the devices of one resource. unsure says that a claim of the pod may
+// provide them; then only the containers that networks name get requests.
 func (in *injector) request(resource string, demands []planner.Demand, unsure bool) error {
 	all := slots(in.pod)
 	to := preferred(in.pod, all)
 	if to != nil {
-		to.lasts = true // what the pod's own annotation names counts, whatever it is
+		to.lasts = true // the container that the annotation names counts, whatever its kind
 	}
 	var anywhere, spare int64
 	for _, d := range demands {
 		if s := named(all, d.Container); d.Container == "" {
 			anywhere++
-		} else if s != nil { // else the pod is refused by validation
+		} else if s != nil { // otherwise validation refuses the pod
 			s.wanted++
 		}
 	}
@@ -195,9 +195,9 @@ func (in *injector) request(resource string, demands []planner.Demand, unsure bo
 	return nil
 }
 
-// raise raises a container's request and limit of a resource to what is wanted, and
-// both to the request where that is more: the API server takes no other pair, and a
-// request that the limit does not reach would have to be lowered.
+// raise raises a container's limit and request of a resource to the wanted number, or
+// to the present request if that is higher. Both must be equal, since the API server
+// accepts no other pair, and a request above the limit would have to be lowered.
 func (in *injector) raise(s *slot, resource string) error {
 	has := s.has(resource)
 	if s.wanted <= has {
@@ -248,8 +248,8 @@ func (in *injector) selectNodes(refs []planner.Ref, defs map[planner.Ref]*netatt
 	return nil
 }
 
-// showStatus mounts the volume with network-status where the pod's annotation asks
-// for it, in every container that has nothing there.
+// showStatus mounts the volume with network-status in every container, at the directory
+// that the pod's annotation names, unless the container has a mount there.
 func (in *injector) showStatus() error {
 	dir, ok := in.pod.Annotations[netattach.StatusVolumeAnnotation]
 	if !ok || rules.MountPath(dir) != nil {

@@ -17,27 +17,26 @@ type Operation struct {
 	Value any    `json:"value"`
 }
 
-// String returns what is set, and where.
+// String returns the path and the value.
 func (o Operation) String() string {
 	raw, err := json.Marshal(o.Value)
-	if err != nil { // of the types that JSON decodes to none
+	if err != nil { // never for the types that JSON decodes to
 		return o.Path
 	}
 	return o.Path + ": " + string(raw)
 }
 
-// document is an object as the API server sent it, and the operations that were
-// done on it. It is changed in its JSON form, not in Go's: fields that this
-// release has not heard of are not lost, and the patch names what is meant and
-// nothing else.
+// document is an object as the API server sent it, with the operations done on it. It
+// is changed as JSON, not as a Go type, so that fields which this release does not know
+// survive, and the patch contains the intended changes only.
 type document struct {
 	root map[string]any
 	ops  []Operation
 }
 
-// add sets the value at a path of keys and indices, or appends it to a list where
-// the path ends in "-", as the operation of that name does. What is missing on the
-// way is made. value is made of the types that JSON decodes to, and int64.
+// add sets the value at a path of keys and indices, or appends it to a list if the path
+// ends in "-", like the operation "add". It creates missing parents. value consists of
+// the types that JSON decodes to, and int64.
 func (d *document) add(value any, path ...string) error {
 	at := any(d.root)
 	for i, key := range path {
@@ -51,7 +50,7 @@ func (d *document) add(value any, path ...string) error {
 				node[key] = runtime.DeepCopyJSONValue(value)
 			case isList && len(rest) == 1 && rest[0] == "-":
 				node[key] = append(list, runtime.DeepCopyJSONValue(value))
-				i++ // with the "-"
+				i++ // includes the "-"
 			default:
 				at = node[key]
 				continue
@@ -71,8 +70,8 @@ func (d *document) add(value any, path ...string) error {
 	return fmt.Errorf("%s: it is an element of a list", pointer(path))
 }
 
-// wrap makes the objects, and the list of one element, that a missing path has
-// around its value.
+// wrap wraps value in the objects, and the one-element list, that are missing along
+// path.
 func wrap(value any, path []string) any {
 	for _, key := range slices.Backward(path) {
 		if key == "-" {
@@ -84,7 +83,7 @@ func wrap(value any, path []string) any {
 	return value
 }
 
-// pointer writes a path as a JSON pointer.
+// pointer returns a path as a JSON pointer.
 func pointer(path []string) string {
 	var b strings.Builder
 	for _, key := range path {

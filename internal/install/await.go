@@ -12,13 +12,13 @@ import (
 	"github.com/manifold-cni/manifold/internal/kube"
 )
 
-// awaitPause is the time between two looks at a DaemonSet.
+// awaitPause is the pause between two reads of a DaemonSet.
 const awaitPause = time.Second
 
-// Await waits until every pod of a DaemonSet, "namespace/name" in the cluster of
-// this pod, is ready, which it says to out; without one until ctx ends. The
-// chart's uninstallation is such a DaemonSet and a Job that awaits it: Helm waits
-// for Jobs alone.
+// Await waits until every pod of a DaemonSet, "namespace/name" in the cluster of this
+// pod, is ready, and prints the progress to out. Without a name it waits until ctx
+// ends. The chart uninstalls with a DaemonSet that waits in this way, and with a Job
+// that awaits the DaemonSet, because Helm waits only for Jobs.
 func Await(ctx context.Context, daemonSet string, out io.Writer) error {
 	if daemonSet == "" {
 		<-ctx.Done()

@@ -16,20 +16,20 @@ import (
 	"github.com/manifold-cni/manifold/internal/planner"
 )
 
-// While an installation waits for the cluster default network, waitPause is the time
-// between two looks at the disk, askPause that between two questions to the API server:
-// all nodes of a new cluster wait at the same time. One that accepts a question and never
-// answers has askTime, while the disk is not looked at either.
+// Times of an installation that waits for the cluster default network. waitPause is the
+// pause between two looks at the disk. askPause is the pause between two requests to
+// the API server, because all nodes of a new cluster wait at the same time. askTime
+// bounds one request, during which the disk is not looked at either.
 const (
 	waitPause = 500 * time.Millisecond
 	askPause  = 10 * time.Second
 	askTime   = 10 * time.Second
 )
 
-// awaitConfig returns the configuration that the runtime is to read. Until Wait is over
-// it is asked for again while the cluster default network is not there: on a new node
-// its plugin may come later, and with a configuration that appears before it a runtime
-// would take the node for ready.
+// awaitConfig returns the configuration that the runtime is to read. While the cluster
+// default network is missing, it tries again until Wait is over: on a new node the
+// network's plugin may come later, and a runtime that finds a configuration before that
+// would report the node as ready.
 func (i *Installer) awaitConfig(ctx context.Context, out io.Writer) ([]byte, error) {
 	definition, done := i.definition(ctx)
 	defer done()
@@ -37,7 +37,7 @@ func (i *Installer) awaitConfig(ctx context.Context, out io.Writer) ([]byte, err
 		conf, err := i.pluginConfig()
 		if err == nil {
 			err = i.checkDefault(conf, definition)
-			if i.Wait == 0 && cnierr.Is(err, cnierr.NotReady) { // whoever names it knows
+			if i.Wait == 0 && cnierr.Is(err, cnierr.NotReady) { // the administrator who named it is trusted
 				err = nil
 			}
 		}
@@ -55,9 +55,9 @@ func (i *Installer) awaitConfig(ctx context.Context, out io.Writer) ([]byte, err
 	}
 }
 
-// checkDefault returns why the cluster default network that a configuration names would
-// refuse every pod, or that it is not there. The one in place is not looked for again:
-// an upgrade waits for nothing.
+// checkDefault returns why the cluster default network that a configuration names is
+// missing or would refuse every pod. It does not check the network in place again: an
+// upgrade does not wait.
 func (i *Installer) checkDefault(raw []byte, definition netconf.Definition) error {
 	conf, _, err := configfile.Plugin(i.confFile(), raw)
 	if err != nil {
@@ -77,11 +77,11 @@ func (i *Installer) checkDefault(raw []byte, definition netconf.Definition) erro
 	return (*planner.Parsed)(nil).Check(network, conf.Type)
 }
 
-// definition returns how a definition is looked up that may be the cluster default
-// network, seldom and not for long. done frees what that takes.
+// definition returns a function that looks up a definition which may be the cluster
+// default network. It asks at most once per askPause. done frees its connections.
 func (i *Installer) definition(ctx context.Context) (_ netconf.Definition, done func()) {
 	c, err := i.agentConfig()
-	if err != nil { // which is said later; nobody has any definition until then
+	if err != nil { // Install reports the error later; until then there are no definitions
 		c = &configfile.Agent{}
 	}
 	look, done := agent.DefaultNetwork(c)

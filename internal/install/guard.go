@@ -18,44 +18,44 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
 
-// renamers are the endings that other plugins give to configurations which they
-// take out of the runtime's sight, and what keeps them from it.
+// renamers maps the suffix that another plugin gives to configurations which it hides
+// from the runtime to the plugin's name and the setting that prevents it.
 var renamers = map[string]string{
 	".cilium_bak": "Cilium did: set cni.exclusive to false in its configuration",
 }
 
-// Guard keeps Manifold's configuration where the runtime finds it. Without it the
-// runtime calls the primary network alone, and pods that ask for more start
-// without, as if nothing were wrong: so what another plugin renames, removes or
-// overwrites is put back at once, and said.
+// Guard keeps Manifold's configuration where the runtime finds it. Without the
+// configuration, the runtime calls the primary network alone, and pods that ask for
+// more start without it as if nothing were wrong. Guard therefore restores at once what
+// another plugin renames, removes or overwrites, and reports it.
 type Guard struct {
 	conf  string // path of the configuration
 	log   *slog.Logger
 	event func(ctx context.Context, reason, message string)
-	every time.Duration // between two looks while nothing tells of a change
+	every time.Duration // interval of checks without a notification
 
-	saying sync.WaitGroup // events under way: an API server that is slow delays no repair
+	saying sync.WaitGroup // events being written: a slow API server delays no repair
 
 	mu     sync.Mutex
 	looked bool  // at least once
 	last   error // what is wrong now
 }
 
-// NewGuard returns the guard of the configuration conf. event tells people what became
-// of it.
+// NewGuard returns the guard of the configuration conf. event reports changes to
+// people.
 func NewGuard(conf string, event func(ctx context.Context, reason, message string), log *slog.Logger) *Guard {
 	return &Guard{conf: conf, event: event, log: log, every: files.LookEvery}
 }
 
-// guardPause is the wait after the configuration was put back, so that another
-// that insists is no reason to keep a core busy; doubled up to guardMaxPause as
-// long as it does.
+// guardPause is the pause after restoring the configuration, so that a contest with a
+// persistent plugin does not keep a core busy. It doubles up to guardMaxPause while the
+// contest lasts.
 const (
 	guardPause    = 100 * time.Millisecond
 	guardMaxPause = 10 * time.Second
 )
 
-// Run watches until ctx ends.
+// Run guards the configuration until ctx ends.
 func (g *Guard) Run(ctx context.Context) {
 	defer g.saying.Wait()
 	w := files.Watch(filepath.Dir(g.conf), g.every)
@@ -81,7 +81,7 @@ func (g *Guard) Run(ctx context.Context) {
 	}
 }
 
-// look compares once, puts the configuration back where it is wrong, and says so.
+// look checks once, restores the configuration if necessary, and reports changes.
 func (g *Guard) look(ctx context.Context) (restored bool) {
 	what, err := g.restore()
 	if err == nil {
@@ -117,8 +117,8 @@ func (g *Guard) Ready(context.Context) error {
 	return g.last
 }
 
-// restore puts the configuration back where the copy says that it must be, and
-// returns in words what had been done to it, or nothing.
+// restore restores the configuration from its copy if necessary. It returns what had
+// happened to the configuration, in words, or "".
 func (g *Guard) restore() (what string, err error) {
 	unlock, err := netconf.Lock(g.conf)
 	if errors.Is(err, os.ErrNotExist) {
@@ -140,7 +140,7 @@ func (g *Guard) restore() (what string, err error) {
 	case err == nil && bytes.Equal(have, kept):
 		return "", nil
 	case err == nil && isOurs(have):
-		// An administrator's edit: what is meant is what is there.
+		// An administrator's edit counts: it becomes the copy.
 		return "", files.ReplaceLocked(netconf.Kept(g.conf), have)
 	case err == nil:
 		what = "was overwritten by another plugin's"
@@ -153,7 +153,7 @@ func (g *Guard) restore() (what string, err error) {
 	return what, files.ReplaceLocked(g.conf, kept)
 }
 
-// isOurs reports whether a configuration is one that install could have written.
+// isOurs reports whether install could have written a configuration.
 func isOurs(raw []byte) bool {
 	var list struct {
 		Plugins []map[string]any `json:"plugins"`
@@ -164,8 +164,8 @@ func isOurs(raw []byte) bool {
 	return netconf.Validate(list.Plugins[0]) == nil
 }
 
-// culprit says what became of the configuration, which is absent: who renames a
-// file leaves it under its new name, and some are known by that.
+// culprit says what happened to the missing configuration. A file that was renamed is
+// still there under its new name, and the suffix tells some culprits.
 func (g *Guard) culprit(kept []byte) string {
 	entries, err := os.ReadDir(filepath.Dir(g.conf))
 	if err != nil {
@@ -187,9 +187,9 @@ func (g *Guard) culprit(kept []byte) string {
 	return "was removed"
 }
 
-// first returns nil when the runtime takes Manifold's configuration: of all in the
-// directory the first by name. That it is not there itself, taken away since
-// [Guard.restore] saw it, is for the next look.
+// first returns nil when the runtime uses Manifold's configuration, which must be the
+// first by name in the directory. It ignores that the file itself may have been removed
+// since [Guard.restore]: the next look finds that.
 func (g *Guard) first() error {
 	if !files.Exists(netconf.Kept(g.conf)) {
 		return nil

@@ -19,9 +19,9 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// handOver writes for every sandbox of the journal the files from which Multus
-// releases it: its own, and libcni's records, into Multus's cniDir. With aside
-// the journals are set aside, so that nobody else releases the sandboxes.
+// handOver writes, for every sandbox of the journal, the files from which Multus
+// releases it, into Multus's cniDir: Multus's own file and libcni's records. With
+// aside, it also sets the journals aside, so that nobody else releases the sandboxes.
 func handOver(dir journal.Dir, to string, aside bool, out io.Writer) error {
 	keys, err := dir.List()
 	if err != nil {
@@ -40,7 +40,7 @@ func handOver(dir journal.Dir, to string, aside bool, out io.Writer) error {
 	return errors.Join(problems...)
 }
 
-// handOverOne hands one sandbox over, and says how.
+// handOverOne hands one sandbox over. done says how.
 func handOverOne(dir journal.Dir, k journal.Key, to string, aside bool) (done string, err error) {
 	lock, err := dir.TryLock(k)
 	if err != nil {
@@ -59,8 +59,8 @@ func handOverOne(dir journal.Dir, k journal.Key, to string, aside bool) (done st
 	if errors.Is(err, os.ErrNotExist) {
 		return "was released meanwhile:", nil
 	}
-	// A file of no attachments would say that nothing is left, which a damaged journal
-	// does not.
+	// An empty list of attachments would say that nothing is left, which a damaged
+	// journal does not prove.
 	if err == nil && (as == journal.AsideHanded || len(attachments) > 0) {
 		err = writeFor(dir, k, to, attachments)
 	}
@@ -88,7 +88,7 @@ func writeFor(dir journal.Dir, k journal.Key, to string, attachments []plan.Atta
 	return multus.Write(to, k.ContainerID, delegates)
 }
 
-// heldBy returns the attachments that a sandbox's journal says it holds.
+// heldBy returns the attachments that a sandbox holds according to its journal.
 func heldBy(dir journal.Dir, k journal.Key) (held []plan.Attachment, err error) {
 	entry, err := dir.Open(k)
 	if err != nil {
@@ -102,10 +102,10 @@ func heldBy(dir journal.Dir, k journal.Key) (held []plan.Attachment, err error) 
 	return held, nil
 }
 
-// recordedOf returns the attachments of which libcni has records, the default
-// network's first: what is left of a sandbox whose journal is damaged. done says how
-// it is handed over: a record that could never be run, which would keep Multus from
-// deleting the pod, is left out.
+// recordedOf returns the attachments that libcni has records of, the default network's
+// first: all that is left of a sandbox whose journal is damaged. It leaves out a record
+// that can never be run, which would keep Multus from deleting the pod. done says how
+// the sandbox is handed over.
 func recordedOf(dir journal.Dir, k journal.Key) (held []plan.Attachment, done string, err error) {
 	records, err := libcni.NewCNIConfigWithCacheDir(nil, dir.Path, nil).GetCachedAttachments(k.ContainerID)
 	if err != nil {
@@ -140,8 +140,7 @@ func recordedOf(dir journal.Dir, k journal.Key) (held []plan.Attachment, done st
 	return held, "handed over from libcni's records, since its journal is damaged," + without, nil
 }
 
-// requestsOf returns what was asked of an attachment, as far as a file of Multus can
-// say it.
+// requestsOf returns the requests of an attachment that a file of Multus can express.
 func requestsOf(a *plan.Attachment) multus.Requests {
 	return multus.Requests{
 		MAC:  asked[string](a.Capabilities["mac"]),
@@ -150,9 +149,9 @@ func requestsOf(a *plan.Attachment) multus.Requests {
 	}
 }
 
-// asked decodes a capability's argument, absent or of another form as none: the
-// default network's are the runtime's, in whatever form, and Multus gets those from
-// the runtime as well.
+// asked decodes the argument of a capability. A missing argument, or one of another
+// type, counts as none: those of the default network come from the runtime, which may
+// choose any form and passes them to Multus as well.
 func asked[T any](raw json.RawMessage) (none T) {
 	var value T
 	if json.Unmarshal(raw, &value) != nil {
@@ -161,7 +160,7 @@ func asked[T any](raw json.RawMessage) (none T) {
 	return value
 }
 
-// copyRecord copies a record of libcni; one that is not there was never written.
+// copyRecord copies a record of libcni. A missing one was never written.
 func copyRecord(from, to, name string) error {
 	if from == to {
 		return nil

@@ -1,9 +1,9 @@
-// Package install puts Manifold on a node, keeps it there, and takes it away.
+// Package install puts Manifold on a node, keeps it there, and removes it.
 //
-// An [Installer] writes programs and configurations, and at the end hands the sandboxes
-// over to Multus where that takes its place; [Guard], in the agent, puts the plugin's
-// configuration back when another program has taken it away; [Await] is what a chart
-// waits for nodes with.
+// An [Installer] writes programs and configurations. When it uninstalls, it can hand
+// the sandboxes over to Multus. [Guard], in the agent, restores the plugin's
+// configuration when another program removes it. [Await] lets a chart wait for all
+// nodes.
 package install
 
 import (
@@ -27,41 +27,41 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
 
-// Installer puts Manifold on a node and takes it away. Every file is replaced by
-// renaming: a running program keeps its own, a reader sees the old or the new
-// one, and a name is never absent in between.
+// Installer puts Manifold on a node and removes it. It replaces every file by renaming:
+// a running program keeps its own file, a reader sees the old or the new one, and no
+// name is ever missing in between.
 type Installer struct {
 	From           string        // directory of the programs; empty: this program's own
 	BinDir         string        // directory of CNI plugins
 	ConfDir        string        // directory of CNI configurations
 	ConfName       string        // name of Manifold's configuration in ConfDir
-	StateDir       string        // directory of the journal; empty: as in Config, as in place, or the default
+	StateDir       string        // directory of the journal; empty: as in Config, else as installed, else the default
 	ClusterNetwork string        // cluster default network; empty: the first in ConfDir
 	Config         string        // file with the plugin's configuration, or keys of it
 	AgentConfig    string        // file with the agent's configuration
-	Wait           time.Duration // how long Install waits for a cluster default network; 0: it looks for none that is named
+	Wait           time.Duration // how long Install waits for a cluster default network; 0: it does not check a named one
 	Node           string        // this node's name in the agent's configuration; empty: as the file says
 	ToMultus       string        // Multus's cniDir, where it finds the sandboxes that are attached; empty: they are not handed over
-	LeaveAttached  bool          // Uninstall without error while sandboxes are attached
-	Force          bool          // also where the node would be left without pods or networks, or with journals in another directory
+	LeaveAttached  bool          // Uninstall succeeds although sandboxes are attached
+	Force          bool          // also if the node would lose its pods or networks, or the journals' directory changes
 
-	askPause, askTime time.Duration // 0: the constants
+	askPause, askTime time.Duration // 0: the constants of these names
 }
 
-// programs are the names of what is installed, in order: the plugin runs the agent's,
-// which understands an older plugin.
+// programs are the names of the installed programs, in order. The agent's comes first:
+// the plugin runs it, and it understands an older plugin.
 var programs = []string{"manifold-agent", "manifold"}
 
-// agentFile is the agent's configuration in ConfDir: in a subdirectory, which
-// runtimes do not read.
+// agentFile is the path of the agent's configuration, in a subdirectory of ConfDir,
+// which runtimes do not read.
 func (i *Installer) agentFile() string { return filepath.Join(i.ConfDir, "manifold.d", "agent.json") }
 
 func (i *Installer) confFile() string { return filepath.Join(i.ConfDir, i.ConfName) }
 
-// Install puts programs, the agent's configuration and last the plugin's
-// configuration in place: from that moment the runtime calls Manifold. What it
-// does is printed to out. While it waits for a cluster default network, the end of ctx
-// ends it; the rest is a moment.
+// Install puts the programs, the agent's configuration and last the plugin's
+// configuration in place; from that moment the runtime calls Manifold. It prints each
+// step to out. The end of ctx stops the wait for a cluster default network; the other
+// steps take only a moment.
 func (i *Installer) Install(ctx context.Context, out io.Writer) error {
 	const op = "install"
 	conf, err := i.awaitConfig(ctx, out)
@@ -71,7 +71,7 @@ func (i *Installer) Install(ctx context.Context, out io.Writer) error {
 	if err := errors.Join(i.checkAgentConfig(), i.checkStateDir()); err != nil {
 		return err
 	}
-	agents, err := i.newAgentConfig() // before anything is replaced: it may be refused
+	agents, err := i.newAgentConfig() // before anything is replaced, because it may be refused
 	if err != nil {
 		return err
 	}
@@ -102,19 +102,19 @@ func (i *Installer) Install(ctx context.Context, out io.Writer) error {
 	return i.withdrawEarlier(out)
 }
 
-// copyBuffer is how much of a program is written at once. The kernel keeps a file in
-// memory in pieces as large as it was written; a program in large ones is mapped with
-// fewer faults, which a plugin that starts for every call has a quarter less time from.
+// copyBuffer is how much of a program is written at once. The kernel caches a file in
+// pieces as large as its writes, and mapping large pieces takes fewer page faults. The
+// plugin starts for every call, and so saves a quarter of its time.
 const copyBuffer = 256 << 10
 
-// installPrograms copies the programs, one installation at a time: what one that was
-// killed has left can be told from what another is writing.
+// installPrograms copies the programs. The lock admits one installation at a time, so
+// that leftovers of a killed one are not confused with files that another is writing.
 func (i *Installer) installPrograms(from string, out io.Writer) error {
 	lock, err := os.Open(i.BinDir)
 	if err != nil {
 		return err
 	}
-	defer lock.Close() // which unlocks
+	defer lock.Close() // also unlocks
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return err
 	}
@@ -131,8 +131,8 @@ func (i *Installer) installPrograms(from string, out io.Writer) error {
 	return nil
 }
 
-// installProgram copies a program over another that may be running, by way of a file
-// beside it, see [files.Replace].
+// installProgram copies a program over another that may be running. It writes a file
+// beside the other first, see [files.Replace].
 func installProgram(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
@@ -144,7 +144,8 @@ func installProgram(from, to string) error {
 		return err
 	}
 	defer w.Cleanup()
-	// Behind the bare interfaces, or it would be the files that choose how to copy.
+	// The structs hide the other methods of the files, which would copy in their own
+	// way.
 	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{in}, make([]byte, copyBuffer)); err != nil {
 		return err
 	}
@@ -164,8 +165,8 @@ func (i *Installer) agentConfig() (*configfile.Agent, error) {
 	return c, c.Complete()
 }
 
-// checkAgentConfig refuses an agent's configuration that names no source of pods: every
-// pod would wait for ever to be known.
+// checkAgentConfig refuses a configuration of the agent that names no source of pods:
+// with it, no pod would ever be found.
 func (i *Installer) checkAgentConfig() error {
 	c, err := i.agentConfig()
 	if err != nil || i.Force || c.APIServer != "" || c.PodManifests != "" || files.Exists(c.PodsAPI) {
@@ -175,10 +176,10 @@ func (i *Installer) checkAgentConfig() error {
 		WithFix("give --agent-config with apiServer, or --force")
 }
 
-// newAgentConfig returns the agent's configuration as it will be: the one given, else
-// the one in place. It says where the journals are, which the plugin's says too, and
-// which file that is: an agent would keep, and read, one of another name that is not
-// there.
+// newAgentConfig returns the agent's configuration as it will be: the given one, else
+// the one in place. It sets the journals' directory and the path of the plugin's
+// configuration to the plugin's own values: with another path, the agent would read and
+// guard a file that does not exist.
 func (i *Installer) newAgentConfig() ([]byte, error) {
 	const op = "install"
 	keys := map[string]json.RawMessage{}
@@ -204,7 +205,7 @@ func (i *Installer) newAgentConfig() ([]byte, error) {
 	if err := i.tell(keys, "cniDir", i.StateDir, "state-dir"); err != nil {
 		return nil, err
 	}
-	if configfile.StringValue(keys["cniConfig"]) != configfile.None { // who wants none kept has none
+	if configfile.StringValue(keys["cniConfig"]) != configfile.None { // "-" leaves the configuration unguarded
 		if err := i.tell(keys, "cniConfig", i.confFile(), "cni-conf-dir and --cni-conf-name"); err != nil {
 			return nil, err
 		}
@@ -216,9 +217,9 @@ func (i *Installer) newAgentConfig() ([]byte, error) {
 	return append(raw, '\n'), nil
 }
 
-// tell sets a path of the plugin's in the keys of the agent's configuration, and refuses
-// one that was given and is another. Of what is in place nothing is asked: the flags go
-// before it.
+// tell sets a path of the plugin in the keys of the agent's configuration. It refuses a
+// different path in the configuration that was given. A path in the configuration in
+// place is overwritten, because flags take precedence over it.
 func (i *Installer) tell(keys map[string]json.RawMessage, key, path, flags string) error {
 	given := configfile.StringValue(keys[key])
 	if given != "" && i.AgentConfig != "" && filepath.Clean(given) != filepath.Clean(path) {
@@ -239,8 +240,8 @@ func (i *Installer) writeAgentConfig(content []byte) error {
 	return files.ReplaceLocked(i.agentFile(), content)
 }
 
-// pluginConfig returns the configuration list that the runtime reads, validated
-// as the plugin will read it, and settles StateDir.
+// pluginConfig returns the configuration list that the runtime reads, validated as the
+// plugin will read it. It also settles StateDir.
 func (i *Installer) pluginConfig() ([]byte, error) {
 	const op = "make CNI configuration"
 	list := map[string]json.RawMessage{"cniVersion": quoted("1.1.0"), "name": quoted("manifold")}
@@ -260,7 +261,7 @@ func (i *Installer) pluginConfig() ([]byte, error) {
 		plugin[key] = value
 	}
 	plugin["cniDir"] = i.StateDir
-	// The flag before what --config says, and both before what is found.
+	// The flag takes precedence over Config, and both over what is found.
 	if i.ClusterNetwork != "" || plugin["clusterNetwork"] == nil && plugin["delegates"] == nil {
 		primary, err := i.primary()
 		if err != nil {
@@ -283,8 +284,8 @@ func (i *Installer) pluginConfig() ([]byte, error) {
 	return append(out, '\n'), nil
 }
 
-// givenConfig returns the keys of the file Config: of its plugin where it is a
-// configuration, whose name and version go to list.
+// givenConfig returns the keys of the file Config. If that is a whole configuration,
+// these are the keys of its plugin, and its name and version go to list.
 func (i *Installer) givenConfig(list map[string]json.RawMessage) (map[string]json.RawMessage, error) {
 	const op = "make CNI configuration"
 	if i.Config == "" {
@@ -310,8 +311,8 @@ func (i *Installer) givenConfig(list map[string]json.RawMessage) (map[string]jso
 	return doc.Plugins[0], nil
 }
 
-// stateDir returns the directory of the journal: as configured, as in place, or
-// the default.
+// stateDir returns the directory of the journal: the configured one, else the one in
+// place, else the default.
 func (i *Installer) stateDir(configured string) string {
 	if configured != "" {
 		return configured
@@ -322,9 +323,9 @@ func (i *Installer) stateDir(configured string) string {
 	return configfile.DefaultCNIDir
 }
 
-// checkStateDir refuses another directory of journals than the one in place while that
-// one has any: nobody would find them to release their sandboxes by. In a pod a directory
-// that is not mounted has what nobody knows.
+// checkStateDir refuses to change the journals' directory while the present one has
+// journals: nobody would find them to release their sandboxes. In a pod, a directory
+// that is not mounted may have journals that cannot be seen, so it is refused too.
 func (i *Installer) checkStateDir() error {
 	was := i.inPlace().CNIDir
 	if i.Force || was == "" || filepath.Clean(was) == filepath.Clean(i.StateDir) {
@@ -351,11 +352,11 @@ func quoted(s string) json.RawMessage {
 	return raw
 }
 
-// others are the plugins that are never the primary network: ourselves, those whose
-// place Manifold takes, and the loopback that packages of runtimes bring.
+// others are the plugins that are never the primary network: Manifold, the ones that it
+// replaces, and the loopback that runtimes' packages bring.
 var others = append([]string{"manifold", "loopback"}, configfile.MultusTypes...)
 
-// primary returns the cluster default network, pinned by name so that no file
+// primary returns the cluster default network. It is pinned by name, so that no file
 // that appears later can take its place.
 func (i *Installer) primary() (string, error) {
 	if i.ClusterNetwork != "" {
@@ -373,10 +374,10 @@ func (i *Installer) primary() (string, error) {
 		WithFix("install the cluster's default network first, or give --cluster-network")
 }
 
-// inPlace returns the plugin's configuration in place, an empty one when there is
-// none: an upgrade keeps its primary network and its directory, whatever the file is
-// to be called. Of one that another plugin has taken away while no agent ran, the copy
-// that is kept says the same.
+// inPlace returns the plugin's configuration in place, empty when there is none, so
+// that an upgrade keeps the primary network and the journals' directory even when the
+// file is renamed. If another plugin removed the file while no agent ran, its kept copy
+// says the same.
 func (i *Installer) inPlace() netconf.Conf {
 	for _, path := range append([]string{i.confFile()}, i.earlier()...) {
 		for _, file := range []string{path, netconf.Kept(path)} {
@@ -388,7 +389,7 @@ func (i *Installer) inPlace() netconf.Conf {
 	return netconf.Conf{}
 }
 
-// ourConf returns Manifold's configuration in a file, an empty one where there is none.
+// ourConf returns Manifold's configuration in a file, empty when there is none.
 func ourConf(file string) netconf.Conf {
 	var list struct {
 		Plugins []netconf.Conf `json:"plugins"`
@@ -405,17 +406,17 @@ func ourConf(file string) netconf.Conf {
 	return netconf.Conf{}
 }
 
-// earlier returns the files of ConfDir, in order of their names, that an installation
-// which was told another name has left: all that call Manifold, and those that are kept
-// though another plugin has taken them away.
+// earlier returns the files in ConfDir, in order of name, that an installation under
+// another ConfName has left: all that call Manifold, and those of which a copy is kept
+// although another plugin removed them.
 func (i *Installer) earlier() (paths []string) {
-	files, _ := netconf.ReadDir(i.ConfDir) // what cannot be read, no runtime takes
+	files, _ := netconf.ReadDir(i.ConfDir) // the runtime does not use unreadable files either
 	for _, f := range files {
 		if f.Runs("manifold") {
 			paths = append(paths, f.Path)
 		}
 	}
-	kept, _ := os.ReadDir(filepath.Dir(netconf.Kept(i.confFile()))) // none where nothing is installed
+	kept, _ := os.ReadDir(filepath.Dir(netconf.Kept(i.confFile()))) // there is none where nothing is installed
 	for _, e := range kept {
 		if filepath.Ext(e.Name()) == ".conflist" {
 			paths = append(paths, filepath.Join(i.ConfDir, e.Name()))
@@ -425,8 +426,8 @@ func (i *Installer) earlier() (paths []string) {
 	return slices.DeleteFunc(slices.Compact(paths), func(path string) bool { return path == i.confFile() })
 }
 
-// withdrawEarlier takes those files away: the runtime would take them in the place of
-// the one that is to be, or once that is gone, when nobody keeps their programs.
+// withdrawEarlier removes those files. Otherwise the runtime would use one of them
+// instead of the new one, or after an uninstallation, when their programs are gone.
 func (i *Installer) withdrawEarlier(out io.Writer) error {
 	for _, path := range i.earlier() {
 		if err := withdrawConf(path, func(path string) error { return remove(out, path) }); err != nil {
@@ -436,13 +437,14 @@ func (i *Installer) withdrawEarlier(out io.Writer) error {
 	return nil
 }
 
-// Uninstall removes the CNI configuration first: from that moment the runtime
-// calls the primary network alone, which must be in its directory, or the node
-// would have no network. While sandboxes have more than that, a configuration
-// stays by which the runtime's DELs of them still reach the plugin, see
-// [netconf.ReleaseOnly]; with the last it goes. The programs stay while the
-// journal still has attachments, since only they can release them; Uninstall says
-// so and returns an error unless LeaveAttached is set, and can be run again.
+// Uninstall removes the CNI configuration first. From that moment the runtime calls the
+// primary network alone, which must have a configuration in the directory, or the node
+// would have no network. While sandboxes have more than the primary network, a
+// configuration stays through which the runtime's DELs still reach the plugin, see
+// [netconf.ReleaseOnly]; it goes with the last such sandbox. The programs stay while
+// the journal has attachments, since nothing else can release them. In that case
+// Uninstall says so and, unless LeaveAttached is set, returns an error; it can be run
+// again.
 func (i *Installer) Uninstall(out io.Writer) error {
 	const op = "uninstall"
 	i.settle()
@@ -479,10 +481,10 @@ func (i *Installer) Uninstall(out io.Writer) error {
 	return i.removeAgentConfig(out)
 }
 
-// removeAgentConfig removes the agent's configuration and the directory that it has.
+// removeAgentConfig removes the agent's configuration and its directory.
 func (i *Installer) removeAgentConfig(out io.Writer) error {
 	unlock, err := netconf.Lock(i.confFile())
-	if errors.Is(err, os.ErrNotExist) { // nor is there what would be in it
+	if errors.Is(err, os.ErrNotExist) { // then the agent's configuration does not exist either
 		return nil
 	}
 	if err != nil {
@@ -492,13 +494,13 @@ func (i *Installer) removeAgentConfig(out io.Writer) error {
 	if err := errors.Join(files.RemoveUnfinished(i.agentFile()), remove(out, i.agentFile())); err != nil {
 		return err
 	}
-	// The directory may hold files of others.
+	// The directory stays if others have files in it.
 	_, _ = os.Remove(netconf.LockFile(i.confFile())), os.Remove(filepath.Dir(i.agentFile()))
 	return nil
 }
 
-// settle finds out for Uninstall what it has not been told: how the configuration is
-// called, and where the journals are.
+// settle finds out what Uninstall has not been told: the name of the configuration, and
+// the directory of the journals.
 func (i *Installer) settle() {
 	if earlier := i.earlier(); !files.Exists(i.confFile()) && len(earlier) > 0 {
 		i.ConfName = filepath.Base(earlier[0])
@@ -508,10 +510,10 @@ func (i *Installer) settle() {
 	}
 }
 
-// withdraw takes the CNI configuration away; primary is the one that the runtime
-// finds then, nil for none. Where Multus takes over, the sandboxes are handed over
-// before, for a DEL that reaches it at once, and again after it, with those that
-// were attached meanwhile.
+// withdraw removes the CNI configuration. primary is the configuration that the runtime
+// finds then, nil for none. If Multus takes over, the sandboxes are handed over twice:
+// before the removal, for a DEL that reaches Multus at once, and after it, with the
+// sandboxes that were attached meanwhile.
 func (i *Installer) withdraw(primary *netconf.File, out io.Writer) error {
 	if i.ToMultus == "" {
 		return withdrawConf(i.confFile(), func(path string) error {
@@ -531,13 +533,13 @@ func (i *Installer) withdraw(primary *netconf.File, out io.Writer) error {
 	return handOver(dir, i.ToMultus, true, out)
 }
 
-// leaveReleaseOnly puts the configuration to release with in the place of the one
-// that attaches, and removes it where there is nothing to release: in this order,
-// so that no sandbox is attached between the look and the end.
+// leaveReleaseOnly replaces the configuration by one that only releases, then removes
+// that if there is nothing to release. In this order no sandbox can be attached between
+// the check and the removal.
 func (i *Installer) leaveReleaseOnly(primary *netconf.File, out io.Writer) error {
 	conf := i.confFile()
 	content, err := netconf.ReleaseOnly(conf, primary)
-	if cnierr.Is(err, cnierr.InvalidConfig) { // another's, in our place
+	if cnierr.Is(err, cnierr.InvalidConfig) { // another program's file, in place of Manifold's
 		fmt.Fprintln(out, err)
 		return remove(out, conf)
 	}
@@ -558,8 +560,8 @@ func (i *Installer) leaveReleaseOnly(primary *netconf.File, out io.Writer) error
 	return remove(out, conf)
 }
 
-// writeConf writes Manifold's CNI configuration with its copy, under the lock, so
-// that no agent takes the one for the other's theft.
+// writeConf writes Manifold's CNI configuration and its copy under the lock, so that no
+// agent sees one without the other and takes that for interference.
 func writeConf(conf string, content []byte) error {
 	unlock, err := netconf.Lock(conf)
 	if err != nil {
@@ -569,12 +571,12 @@ func writeConf(conf string, content []byte) error {
 	return errors.Join(files.ReplaceLocked(netconf.Kept(conf), content), files.ReplaceLocked(conf, content))
 }
 
-// withdrawConf takes Manifold's CNI configuration and its copy away, under the
-// lock: no agent puts it back.
+// withdrawConf removes Manifold's CNI configuration and its copy under the lock, so
+// that no agent restores it.
 func withdrawConf(conf string, remove func(path string) error) error {
 	unlock, err := netconf.Lock(conf)
 	if errors.Is(err, os.ErrNotExist) {
-		return remove(conf) // installed by hand
+		return remove(conf) // a configuration installed by hand
 	}
 	if err != nil {
 		return err
@@ -583,7 +585,7 @@ func withdrawConf(conf string, remove func(path string) error) error {
 	return errors.Join(files.RemoveUnfinished(netconf.Kept(conf)), files.RemoveUnfinished(conf), remove(netconf.Kept(conf)), remove(conf))
 }
 
-// remove removes a file that may be absent.
+// remove removes a file that may be missing.
 func remove(out io.Writer, path string) error {
 	err := os.Remove(path)
 	if errors.Is(err, os.ErrNotExist) {

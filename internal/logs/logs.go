@@ -1,6 +1,6 @@
-// Package logs makes the loggers of the programs, so that a line of each looks the
-// same: as text or JSON, errors as their message, durations in units, and
-// bytes, which are configurations, as the text that they are and not as numbers.
+// Package logs creates the loggers of the programs, so that their lines all look the
+// same: text or JSON, errors as their message, durations with units, and bytes, which
+// are configurations, as text instead of numbers.
 package logs
 
 import (
@@ -18,8 +18,8 @@ const (
 // maxBytes is how much of a value of bytes is logged.
 const maxBytes = 1 << 10
 
-// New returns a logger that writes to w what is of that level at least; format is
-// Text or JSON.
+// New returns a logger that writes records of that level and above to w. format is Text
+// or JSON.
 func New(w io.Writer, format string, level slog.Leveler) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level, ReplaceAttr: readable}
 	if format == JSON {
@@ -28,8 +28,8 @@ func New(w io.Writer, format string, level slog.Leveler) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// readable makes values text that a handler would print as it likes: our errors
-// are JSON objects too, with kinds as numbers.
+// readable turns values into text that a handler would print in its own way: Manifold's
+// errors, for example, are JSON objects too, with kinds as numbers.
 func readable(_ []string, a slog.Attr) slog.Attr {
 	if a.Value.Kind() == slog.KindDuration {
 		return slog.String(a.Key, a.Value.Duration().String())

@@ -9,8 +9,7 @@ const (
 	Histogram = "histogram"
 )
 
-// Definition is one metric: its full name, its type, what it says, and the
-// labels that it has.
+// Definition is one metric: its full name, type, help text and labels.
 type Definition struct {
 	Name   string
 	Type   string
@@ -18,7 +17,7 @@ type Definition struct {
 	Labels []string
 }
 
-// desc is the definition in the client library's form.
+// desc returns the definition in the client library's form.
 func (d *Definition) desc() *prometheus.Desc {
 	return prometheus.NewDesc(d.Name, d.Help, d.Labels, nil)
 }
@@ -89,8 +88,8 @@ var (
 	buildInfo = Definition{"manifold_build_info", Gauge, "The agent's release; always 1.", []string{"release"}}
 )
 
-// Definitions returns every metric of Manifold, in the order of the reference
-// page; those of the Go runtime and of the process are beside them.
+// Definitions returns every metric of Manifold, in the order of the reference page. The
+// agent also exports those of the Go runtime and of the process.
 func Definitions() []Definition {
 	return []Definition{
 		operationDuration, operationFailures, stepDuration, delegateDuration, planDuration, verificationFailures,

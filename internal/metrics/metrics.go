@@ -1,10 +1,9 @@
 // Package metrics holds what the agent shows to Prometheus.
 //
-// Every metric is a [Definition]; the reference page, the dashboard's and the
-// alert rules' tests read them. Names begin with manifold_, units are base units.
-// Counters and histograms have no label that grows with the pods: what is known
-// of a pod stands in the info metric of its devices alone, which goes when the
-// pod goes.
+// Every metric is a [Definition]; the reference page and the tests of the dashboard and
+// of the alert rules read the definitions. Names begin with manifold_, and units are
+// base units. No label of a counter or histogram grows with the number of pods. Only
+// the info metric of attached devices names pods, and its series go when the pods go.
 package metrics
 
 import (
@@ -19,8 +18,8 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// Metrics are one agent's. The methods of a nil *Metrics do nothing: the agent
-// that serves no metrics counts none.
+// Metrics is the metrics of one agent. The methods of a nil *Metrics do nothing: an
+// agent that serves no metrics counts none.
 type Metrics struct {
 	registry *prometheus.Registry
 
@@ -29,7 +28,7 @@ type Metrics struct {
 	kubelet, planned, repairs           *prometheus.CounterVec
 
 	mu     sync.Mutex
-	values map[string]map[string]bool // of labels whose values come from the plugin
+	values map[string]map[string]bool // seen values of labels that the plugin fills
 }
 
 // New returns the metrics of an agent of that release.
@@ -58,8 +57,8 @@ func New(release string) *Metrics {
 	return m
 }
 
-// Upper bounds of buckets, in seconds: of a verb from a few milliseconds to a
-// runtime's patience, of a step from a tenth of a millisecond.
+// Upper bounds of buckets, in seconds. Those of a verb range from a few milliseconds to
+// a runtime's timeout; those of a step begin at a tenth of a millisecond.
 var (
 	verbBuckets = []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120}
 	stepBuckets = []float64{.0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}
@@ -77,7 +76,7 @@ func counter(r *prometheus.Registry, d Definition) *prometheus.CounterVec {
 	return c
 }
 
-// Handler answers a scrape. What one collector cannot say is left out.
+// Handler answers a scrape. It leaves out what a collector cannot provide.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4})
 }
@@ -124,8 +123,7 @@ func (m *Metrics) Operation(op *plan.Operation) {
 	}
 }
 
-// Planned counts one request for a plan, which took that long and ended with p
-// or err.
+// Planned counts one request for a plan, which took that long and returned p or err.
 func (m *Metrics) Planned(took time.Duration, p *plan.Plan, err error) {
 	if m == nil {
 		return
@@ -148,32 +146,33 @@ func (m *Metrics) KubeletCall(method, outcome string) {
 	}
 }
 
-// Repaired counts one repair of a VF that was not as it should be.
+// Repaired counts one attempt to repair a VF.
 func (m *Metrics) Repaired(kind string, failed bool) {
 	if m != nil {
 		m.repairs.WithLabelValues(kind, outcome(failed)).Inc()
 	}
 }
 
-// What is published.
+// What is published to the API server.
 const (
 	PublishStatus = "network-status"
 	PublishEvent  = "event"
 )
 
-// NotPublished counts what could not be written to the API server.
+// NotPublished counts a failed write to the API server.
 func (m *Metrics) NotPublished(what string) {
 	if m != nil {
 		m.publishing.WithLabelValues(what).Inc()
 	}
 }
 
-// maxValues bounds the values of a label that the plugin gives.
+// maxValues bounds the number of values of a label that the plugin fills, and their
+// length.
 const maxValues = 64
 
-// few returns value, or "other" once the label has many values. The plugin names
-// programs that are installed and steps that it knows, so that there are few,
-// unless it is another release or a broken one.
+// few returns value, or "other" once the label has too many values. The plugin names
+// only installed programs and steps that it knows, so there are few, unless the plugin
+// is of another release or broken.
 func (m *Metrics) few(label, value string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -189,13 +188,13 @@ func (m *Metrics) few(label, value string) string {
 	return value
 }
 
-// Ready shows whether the agent is ready. check is called at each scrape and
-// returns each part of readiness with why it is not given, nil where it is.
+// Ready adds the metric of readiness. check is called at each scrape. It returns the
+// error of each part of readiness by name, nil for a part that is ready.
 func (m *Metrics) Ready(check func() map[string]error) {
 	m.registry.MustRegister(&readiness{ready.desc(), check})
 }
 
-// readiness asks at each scrape.
+// readiness runs the checks at each scrape.
 type readiness struct {
 	desc  *prometheus.Desc
 	check func() map[string]error

@@ -6,36 +6,36 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Node is what a node is like at one moment.
+// Node is the state of a node at one moment.
 type Node struct {
 	Devices     map[DeviceState]int
 	Attached    []AttachedDevice
 	Journals    int            // sandboxes with a journal
-	Unreadable  int            // of these, whose journal cannot be read
+	Unreadable  int            // of these, the ones with an unreadable journal
 	Attachments map[string]int // by state
-	Findings    map[string]int // VFs that are not as they should be, by kind; nil where nobody looks
-	// Failing is how long each source that is followed has not been heard from.
+	Findings    map[string]int // VFs that are not as they should be, by kind; nil without a reconciler
+	// Failing is how long each followed source has not been heard from, by name.
 	Failing map[string]time.Duration
 	Err     error // why the journals could not be listed
 }
 
-// DeviceState is what devices are counted by.
+// DeviceState is the label values by which devices are counted.
 type DeviceState struct{ Resource, State string }
 
-// States of devices. They are not exclusive.
+// States of devices. A device can have several.
 const (
 	DeviceRegistered = "registered" // advertised by its device plugin
-	DeviceAllocated  = "allocated"  // the kubelet has given it to a container
-	DeviceAttached   = "attached"   // a sandbox has it, by Manifold
+	DeviceAllocated  = "allocated"  // allocated to a container by the kubelet
+	DeviceAttached   = "attached"   // held by a sandbox, through Manifold
 )
 
-// AttachedDevice is a device that a sandbox has.
+// AttachedDevice is a device that a sandbox holds.
 type AttachedDevice struct{ Pod, Namespace, Container, Interface, Network, Resource, PCIAddress string }
 
-// Node shows what the node is like; read is called at each scrape.
+// Node adds the metrics of the node; read is called at each scrape.
 func (m *Metrics) Node(read func() Node) { m.registry.MustRegister(newNode(read)) }
 
-// node asks at each scrape.
+// node reads the node at each scrape.
 type node struct {
 	read                                                            func() Node
 	devices, info, journals, unreadable, attachments, findings, age *prometheus.Desc

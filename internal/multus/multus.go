@@ -1,23 +1,23 @@
-// Package multus reads and writes the state that Multus keeps of a sandbox, so
-// that pods outlive a switch to Manifold and back.
+// Package multus reads and writes the state that Multus keeps of a sandbox, so that
+// pods outlive a switch to Manifold and back.
 //
-// Multus leaves one file per sandbox in its cniDir, named by the container ID: a
-// JSON list of the delegates in order of attachment, the cluster default network
-// first. Of each it writes many fields; these decide what its DEL runs:
+// Multus leaves one file per sandbox in its cniDir, named after the container ID. The
+// file is a JSON list of the delegates in order of attachment, the cluster default
+// network first. Of the many fields of a delegate, these decide what its DEL runs:
 //
 //	Bytes          the delegate's configuration, base64
-//	ConfList       the same, decoded, where it is a list; its plugins make it one
-//	Conf           the same, decoded, where it is a single configuration
-//	ifnameRequest  the interface, where the pod or Multus named it; else the
+//	ConfList       the same, decoded, if it is a list: non-empty plugins tell
+//	Conf           the same, decoded, if it is a single configuration
+//	ifnameRequest  the interface, if the pod or Multus named it; otherwise the
 //	               runtime's for the first delegate and "net<position>" for the others
 //	deviceID       the allocated device
 //	resourceName   its resource
 //	macRequest, ipRequest, infinibandGUIDRequest
-//	               what the pod asked for, which is runtimeConfig's mac, ips and
-//	               infinibandGUID
+//	               what the pod asked for: mac, ips and infinibandGUID of runtimeConfig
 //
-// Port mappings and bandwidth that a pod asked for are not in the file. Beside these files, in "results", stand libcni's own records, with the result
-// and the capability arguments of each attachment.
+// The file lacks the port mappings and the bandwidth that a pod asked for. The
+// subdirectory "results" has libcni's own records, with the result and the capability
+// arguments of each attachment.
 package multus
 
 import (
@@ -31,12 +31,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxFile bounds a file that is read, in bytes.
+// maxFile bounds the size of a file that is read, in bytes.
 const maxFile = 32 << 20
 
 // Delegate is one attachment in a file.
 type Delegate struct {
-	Name     string // what network-status calls it, may be empty
+	Name     string // the name in network-status; may be empty
 	IfName   string
 	DeviceID string // empty for none
 	Resource string // empty for none
@@ -44,8 +44,8 @@ type Delegate struct {
 	Requests
 }
 
-// Requests is what a pod asked of an attachment and Multus keeps; each is empty for
-// nothing.
+// Requests is what a pod asked of an attachment, as far as Multus keeps it. An empty
+// field means no request.
 type Requests struct {
 	MAC  string   `json:"macRequest,omitempty"`
 	GUID string   `json:"infinibandGUIDRequest,omitempty"`
@@ -64,9 +64,9 @@ type wire struct {
 	Bytes []byte
 }
 
-// Read returns the delegates of a sandbox; ifName is the runtime's. A delegate
-// that cannot be read is left out, and lost says so: the others are to be released
-// all the same. A sandbox without a file is os.ErrNotExist.
+// Read returns the delegates of a sandbox; ifName is the runtime's interface. It leaves
+// out a delegate that it cannot decode and reports it in lost, so that the others can
+// still be released. For a sandbox without a file, err is os.ErrNotExist.
 func Read(dir, containerID, ifName string) (out []Delegate, lost, err error) {
 	path := filepath.Join(dir, containerID)
 	fi, err := os.Stat(path)
@@ -102,7 +102,7 @@ func Read(dir, containerID, ifName string) (out []Delegate, lost, err error) {
 	return out, lost, nil
 }
 
-// read decodes one delegate; its interface is empty where the file names none.
+// read decodes one delegate. IfName is empty if the file names no interface.
 func read(raw json.RawMessage) (*Delegate, error) {
 	var w wire
 	if err := json.Unmarshal(raw, &w); err != nil {
@@ -114,8 +114,8 @@ func read(raw json.RawMessage) (*Delegate, error) {
 	return &Delegate{Name: w.Name, IfName: w.IfName, DeviceID: w.DeviceID, Resource: w.Resource, Config: w.Bytes, Requests: w.Requests}, nil
 }
 
-// Remove removes a sandbox's file. It may be absent, as one is that no file can be
-// called; what is no regular file Multus has not written, and stays.
+// Remove removes a sandbox's file. The file may be missing, and containerID may be
+// impossible as a file name. Anything but a regular file is not Multus's, and stays.
 func Remove(dir, containerID string) error {
 	path := filepath.Join(dir, containerID)
 	fi, err := os.Lstat(path)
@@ -128,9 +128,9 @@ func Remove(dir, containerID string) error {
 	return err
 }
 
-// Write writes the file of a sandbox whose configurations are lists, replacing
-// one that is there. One of no delegates says that nothing is left of the sandbox:
-// where there is no file Multus releases what a pod would get now.
+// Write writes the file of a sandbox whose configurations are lists, and replaces an
+// existing one. A file with no delegates says that nothing is left of the sandbox;
+// without a file, Multus would release what a pod would get now.
 func Write(dir, containerID string, delegates []Delegate) error {
 	list := []wire{}
 	for _, d := range delegates {

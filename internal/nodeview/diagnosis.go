@@ -8,13 +8,12 @@ import (
 // States of a [Check].
 const (
 	CheckOK      = "ok"
-	CheckWarning = "warning" // it works, and may surprise
+	CheckWarning = "warning" // works, but may surprise
 	CheckFailed  = "failed"
-	CheckSkipped = "skipped" // it is not configured, or what it needs has failed
+	CheckSkipped = "skipped" // not configured, or something that it needs has failed
 )
 
-// Check is one thing that is needed so that pods get their networks, and whether
-// it is there.
+// Check is the result of checking one condition that pods need to get their networks.
 type Check struct {
 	Name  string `json:"name"`
 	State string `json:"state"` // one of the Check constants
@@ -22,10 +21,10 @@ type Check struct {
 	Fix   string `json:"fix,omitempty"`
 }
 
-// Diagnosis is what was found of one node, or of the cluster.
+// Diagnosis is the result of examining one node, or the cluster.
 type Diagnosis struct {
-	Version int     `json:"version"`        // that of a View
-	Node    string  `json:"node,omitempty"` // empty for what is the cluster's
+	Version int     `json:"version"`        // as in View
+	Node    string  `json:"node,omitempty"` // empty for checks of the cluster
 	Checks  []Check `json:"checks"`
 }
 

@@ -10,10 +10,10 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// Explanation is the plan of one pod, made as for an ADD and not executed, with
-// each step on the way to it.
+// Explanation is the plan of one pod, made as for an ADD but not executed, with each
+// step that led to it.
 type Explanation struct {
-	Version int        `json:"version"` // that of a View
+	Version int        `json:"version"` // as in View
 	Node    string     `json:"node,omitempty"`
 	Pod     plan.Pod   `json:"pod"`
 	Steps   []Step     `json:"steps"`
@@ -21,7 +21,7 @@ type Explanation struct {
 	Refusal *Refusal   `json:"refusal,omitempty"` // why there is no plan
 }
 
-// Refusal is why a pod gets no plan, as its Event says it.
+// Refusal is why a pod gets no plan, in the words of its Event.
 type Refusal struct {
 	Code uint   `json:"code"` // of the CNI error object
 	Kind string `json:"kind"` // for example no-device
@@ -34,30 +34,30 @@ type Refusal struct {
 type Step struct {
 	About string `json:"about"` // for example "definition default/fast"
 	Text  string `json:"text"`
-	Wrong bool   `json:"wrong,omitempty"` // there is a plan, and an ADD fails at this
+	Wrong bool   `json:"wrong,omitempty"` // an ADD fails here, although there is a plan
 }
 
-// Say adds a step. A nil explanation takes none: so a plan is made whether
-// somebody listens or not.
+// Say adds a step. It does nothing on a nil explanation, so that planning does not
+// depend on whether somebody listens.
 func (e *Explanation) Say(about, format string, args ...any) {
 	if e != nil {
 		e.Steps = append(e.Steps, Step{About: about, Text: fmt.Sprintf(format, args...)})
 	}
 }
 
-// Object adds a step that an ADD fails at, though there is a plan.
+// Object adds a step at which an ADD fails although there is a plan.
 func (e *Explanation) Object(about, format string, args ...any) {
 	e.Say(about, format, args...)
 	e.Steps[len(e.Steps)-1].Wrong = true
 }
 
-// Wrong reports whether an ADD fails: the pod is refused, or the node lacks what
-// its plan needs.
+// Wrong reports whether an ADD fails: the pod is refused, or the node lacks something
+// that its plan needs.
 func (e *Explanation) Wrong() bool {
 	return e.Refusal != nil || slices.ContainsFunc(e.Steps, func(s Step) bool { return s.Wrong })
 }
 
-// Conclude takes what planning ended with.
+// Conclude records the result of planning.
 func (e *Explanation) Conclude(p *plan.Plan, err error) {
 	var refusal *cnierr.Error
 	if errors.As(cnierr.Annotate(err, cnierr.Subject{Pod: e.Pod.String()}), &refusal) {
@@ -76,8 +76,8 @@ func (e *Explanation) Conclude(p *plan.Plan, err error) {
 	}
 }
 
-// sayDevice says where an attachment's device is, and who drives it: one that a
-// program drives has no interface, which surprises whoever wanted one.
+// sayDevice says where an attachment's device is, and which driver it has. A device for
+// a userspace program has no interface, which surprises users who expect one.
 func (e *Explanation) sayDevice(a *plan.Attachment) {
 	d := a.Device
 	if d == nil || d.PF == "" {

@@ -1,18 +1,18 @@
-// Package nodeview is what is attached on a node, and to what, as data: one
-// versioned document that the agent answers with, that kubectl-manifold prints,
-// and that programs may read.
+// Package nodeview describes what is attached on a node, and to what, as data: one
+// versioned document that the agent serves, that kubectl-manifold prints, and that
+// programs may read.
 //
 // [Read] joins four sources, each of which knows a part:
 //
-//   - the journals: pod, network, container, device, interface, result, and what
-//     was verified when;
+//   - the journals: pod, network, container, device, interface, result, and what was
+//     verified when;
 //   - sysfs: every virtual function with its PF, driver and NUMA node;
-//   - the kubelet: which device it has given to which container;
-//   - the reconciler: what does not fit together.
+//   - the kubelet: which device it has allocated to which container;
+//   - the reconciler: inconsistencies between the other three.
 //
-// A source that fails is named in [View.Problems], and the others are shown: a
-// node is looked at when something is broken. Nothing is changed, and no journal
-// is locked: journals only grow, and a torn last line is expected.
+// A source that fails is named in [View.Problems], and the others are still shown,
+// because people look at a node when something is broken. Nothing is changed, and no
+// journal is locked: journals only grow, and readers expect a torn last line.
 package nodeview
 
 import (
@@ -24,30 +24,30 @@ import (
 	"github.com/manifold-cni/manifold/internal/reconcile"
 )
 
-// Version is the version of [View] as written by this code. Fields are only ever
-// added; a reader accepts the versions from 1 up to its own.
+// Version is the version of [View] as written by this code. Fields are only ever added;
+// a reader accepts the versions from 1 up to its own.
 const Version = 1
 
-// View is one node at one moment.
+// View is the state of one node at one moment.
 type View struct {
 	Version     int                 `json:"version"`
 	Node        string              `json:"node"`
 	Time        time.Time           `json:"time"`
 	Attachments []Attachment        `json:"attachments,omitempty"` // by pod, then in order of attachment
 	Devices     []Device            `json:"devices,omitempty"`     // every VF, by PCI address
-	Findings    []reconcile.Finding `json:"findings,omitempty"`    // what is wrong with VFs
-	// Proposals has each of the findings with what a repair would do about it.
+	Findings    []reconcile.Finding `json:"findings,omitempty"`    // problems of VFs
+	// Proposals pairs each finding with what a repair would do about it.
 	Proposals []reconcile.Proposal `json:"proposals,omitempty"`
 	Problems  []string             `json:"problems,omitempty"` // what could not be read
 }
 
 // States of an [Attachment].
 const (
-	StateTrying        = "trying"         // its ADD is under way, or was killed
+	StateTrying        = "trying"         // ADD is under way, or was killed
 	StateAttached      = "attached"       // the delegate succeeded
-	StateReleasing     = "releasing"      // its DEL is under way, or was killed
-	StateReleaseFailed = "release-failed" // its DEL failed and will be tried again
-	StateWaiting       = "waiting"        // its turn has not come
+	StateReleasing     = "releasing"      // DEL is under way, or was killed
+	StateReleaseFailed = "release-failed" // DEL failed and will be tried again
+	StateWaiting       = "waiting"        // ADD has not reached it yet
 )
 
 // States returns every state of an attachment.
@@ -55,7 +55,7 @@ func States() []string {
 	return []string{StateWaiting, StateTrying, StateAttached, StateReleasing, StateReleaseFailed}
 }
 
-// Attachment is one interface of one sandbox, as its journal has it.
+// Attachment is one interface of one sandbox, according to its journal.
 type Attachment struct {
 	Pod       plan.Pod     `json:"pod"`
 	Sandbox   string       `json:"sandbox"` // container ID
@@ -67,35 +67,35 @@ type Attachment struct {
 	MAC       string       `json:"mac,omitempty"`
 	MTU       int          `json:"mtu,omitempty"`
 	State     string       `json:"state"`            // one of the State constants
-	Since     time.Time    `json:"since"`            // when it came into this state
+	Since     time.Time    `json:"since"`            // start of this state
 	Error     string       `json:"error,omitempty"`  // of StateReleaseFailed
-	Reason    string       `json:"reason,omitempty"` // how it came about
-	// VerifyMode is enforce, warn or off. Verified lists what was compared and
-	// found equal, Differs what differed and was let pass, one sentence each, at
-	// VerifiedAt; nil where the comparison has not happened.
+	Reason    string       `json:"reason,omitempty"` // why the plan has this attachment
+	// VerifyMode is enforce, warn or off. Verified lists what was compared at
+	// VerifiedAt and found equal, Differs what differed and was tolerated, one sentence
+	// each. VerifiedAt is nil if nothing was compared yet.
 	VerifyMode string     `json:"verifyMode"`
 	Verified   []string   `json:"verified,omitempty"`
 	Differs    []string   `json:"differs,omitempty"`
 	VerifiedAt *time.Time `json:"verifiedAt,omitempty"`
-	// Gone says why the sandbox does not live any more; empty while it does.
+	// Gone says why the sandbox is dead; empty while it lives.
 	Gone string `json:"gone,omitempty"`
 }
 
 // Uses of a [Device].
 const (
-	UseAttached  = "attached"  // a sandbox has it
-	UseAllocated = "allocated" // the kubelet has given it to a pod, and no sandbox has it
+	UseAttached  = "attached"  // held by a sandbox
+	UseAllocated = "allocated" // allocated to a pod by the kubelet, and held by no sandbox
 	UseFree      = "free"
-	UseUnknown   = "unknown" // no sandbox has it, and the kubelet cannot be asked
+	UseUnknown   = "unknown" // held by no sandbox, and the kubelet cannot be asked
 )
 
-// Device is one virtual function and who has it.
+// Device is one virtual function and its holder.
 type Device struct {
 	Address    string              `json:"address"` // PCI
 	PF         string              `json:"pf"`      // PCI address of the physical function
 	PFNetDev   string              `json:"pfNetDev,omitempty"`
 	VFIndex    int                 `json:"vfIndex"`
-	NUMANode   int                 `json:"numaNode"` // -1 where the platform does not say
+	NUMANode   int                 `json:"numaNode"` // -1 if the platform does not say
 	Driver     string              `json:"driver,omitempty"`
 	IOMMUGroup string              `json:"iommuGroup,omitempty"`
 	NetDevs    []string            `json:"netDevs,omitempty"` // on the host
@@ -104,10 +104,10 @@ type Device struct {
 	Sandbox    string              `json:"sandbox,omitempty"` // container ID
 	Network    string              `json:"network,omitempty"`
 	Interface  string              `json:"interface,omitempty"`
-	Findings   []reconcile.Finding `json:"findings,omitempty"` // what is wrong with it
+	Findings   []reconcile.Finding `json:"findings,omitempty"` // problems of this device
 }
 
-// Holder is the container that a device is given to. A source may know only the
+// Holder is the container that a device is allocated to. A source may know only the
 // pod's name or only its UID.
 type Holder struct {
 	Pod       string `json:"pod,omitempty"` // namespace/name

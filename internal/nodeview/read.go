@@ -16,15 +16,15 @@ import (
 	"github.com/manifold-cni/manifold/sriov/inventory"
 )
 
-// Sources are where a view is read from.
+// Sources is where a view is read from.
 type Sources struct {
 	Node    string
 	Journal journal.Dir
 	SysRoot string // directory that holds sys/
-	// Holders returns to whom the kubelet has given devices, by device ID. An
-	// error means that it is not known.
+	// Holders returns the holders of allocated devices, by device ID. An error means
+	// that they are unknown.
 	Holders func(context.Context) (map[string]Holder, error)
-	// Findings returns what is wrong with the node's VFs.
+	// Findings returns the problems of the node's VFs.
 	Findings func(context.Context) ([]reconcile.Finding, error)
 	// Proposals returns what a repair would do about findings.
 	Proposals func(context.Context, []reconcile.Finding) []reconcile.Proposal
@@ -44,7 +44,7 @@ func Read(ctx context.Context, s Sources) *View {
 	return v
 }
 
-// problem keeps an error for the reader.
+// problem records an error for the reader.
 func (v *View) problem(what string, err error) {
 	if err != nil {
 		v.Problems = append(v.Problems, what+": "+err.Error())
@@ -71,8 +71,8 @@ func (v *View) attachments(dir journal.Dir) {
 	})
 }
 
-// Attachments returns what one journal says of its sandbox, and what of it could
-// not be read.
+// Attachments returns the attachments in one journal, and the parts that could not be
+// read.
 func Attachments(e *journal.Entry) ([]Attachment, []string) {
 	v := &View{}
 	v.add(e)
@@ -88,15 +88,15 @@ func (v *View) add(e *journal.Entry) {
 	}
 }
 
-// stateOf maps what a journal says last to what is shown; phases that leave
-// nothing behind are not in it.
+// stateOf maps the latest phase in a journal to the state that is shown. It lacks the
+// phases that leave nothing behind.
 var stateOf = map[journal.Phase]string{
 	"": StateWaiting, journal.Trying: StateTrying, journal.Attached: StateAttached, journal.Verified: StateAttached, journal.Routed: StateAttached,
 	journal.Releasing: StateReleasing, journal.ReleaseFailed: StateReleaseFailed,
 }
 
-// attachment returns attachment i of a journal; shown is false for one of which
-// nothing is left.
+// attachment returns attachment i of a journal. shown is false if nothing is left of
+// the attachment.
 func (v *View) attachment(e *journal.Entry, i int) (a Attachment, shown bool) {
 	p := &e.Plan.Attachments[i]
 	phase, problem := e.Phase(i)
@@ -133,7 +133,7 @@ func (v *View) attachment(e *journal.Entry, i int) (a Attachment, shown bool) {
 	return a, true
 }
 
-// devices reads the VFs, and joins them with who has them.
+// devices reads the VFs, and joins them with their holders.
 func (v *View) devices(sysRoot string, holders map[string]Holder) {
 	all, err := inventory.Read(sysRoot)
 	if err != nil {
@@ -156,7 +156,7 @@ func (v *View) devices(sysRoot string, holders map[string]Holder) {
 			NetDevs: f.NetDevs, Use: UseFree,
 		}
 		if name, _, err := fs.PFNetDev(f.Address); err == nil {
-			d.PFNetDev = name // a PF that a program drives has none
+			d.PFNetDev = name // a PF that a userspace program drives has none
 		}
 		if holders == nil {
 			d.Use = UseUnknown
@@ -171,8 +171,8 @@ func (v *View) devices(sysRoot string, holders map[string]Holder) {
 	}
 }
 
-// take makes a sandbox's attachment the device's user. What the kubelet says of
-// another pod is not overwritten: that the two differ is what a reader must see.
+// take makes a sandbox's attachment the device's user. It keeps the kubelet's holder if
+// that is another pod: the reader must see the contradiction.
 func (d *Device) take(a *Attachment) {
 	d.Use, d.Sandbox, d.Network, d.Interface = UseAttached, a.Sandbox, a.Network, a.Interface
 	if d.Holder == nil {
@@ -183,7 +183,7 @@ func (d *Device) take(a *Attachment) {
 	}
 }
 
-// findings gives each device what is wrong with it.
+// findings gives each device its own findings.
 func (v *View) findings(found []reconcile.Finding) {
 	v.Findings = found
 	for i := range v.Devices {

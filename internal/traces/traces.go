@@ -1,9 +1,9 @@
-// Package traces sends what the plugin measured of its calls to an OpenTelemetry
-// collector: a trace for each, with a span for each step.
+// Package traces sends the plugin's measurements of its calls to an OpenTelemetry
+// collector: a trace for each call, with a span for each step.
 //
-// The plugin itself knows nothing of it: it measures anyway, and hands the times
-// over with its report. A trace's ID is the call's, which is in every log line of
-// it.
+// The plugin knows nothing of traces. It measures anyway, and passes the times on in
+// its report. The ID of a trace is that of the call, which is in every log line of the
+// call.
 package traces
 
 import (
@@ -26,22 +26,20 @@ import (
 )
 
 const (
-	// maxQueue bounds the spans that wait to be sent. What is beyond them is lost:
-	// no pod waits for a collector.
+	// maxQueue bounds the spans that wait to be sent. Further ones are lost, because no
+	// pod waits for a collector.
 	maxQueue = 1024
 	sendTime = 5 * time.Second
 )
 
-// Exporter sends traces in the background. The methods of a nil *Exporter do
-// nothing.
+// Exporter sends traces in the background. The methods of a nil *Exporter do nothing.
 type Exporter struct {
 	provider *sdktrace.TracerProvider
 	tracer   trace.Tracer
 }
 
-// New returns an exporter to the collector at a URL, in OTLP over HTTP, for
-// example "http://collector:4318". It does not connect before there is something
-// to send.
+// New returns an exporter to the collector at a URL, in OTLP over HTTP, for example
+// "http://collector:4318". It connects only when there is something to send.
 func New(ctx context.Context, endpoint, release, node string) (*Exporter, error) {
 	u, err := Endpoint(endpoint)
 	if err != nil {
@@ -60,7 +58,8 @@ func New(ctx context.Context, endpoint, release, node string) (*Exporter, error)
 	return &Exporter{provider: p, tracer: p.Tracer("github.com/manifold-cni/manifold")}, nil
 }
 
-// Endpoint returns where traces are sent to for a collector's URL as configured.
+// Endpoint returns the URL that traces are sent to, for a collector's URL as
+// configured.
 func Endpoint(text string) (*url.URL, error) {
 	u, err := url.Parse(text)
 	if err == nil && (u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
@@ -75,7 +74,7 @@ func Endpoint(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// Close sends what waits, and ends.
+// Close sends the waiting spans, and stops the exporter.
 func (e *Exporter) Close() error {
 	if e == nil {
 		return nil
@@ -85,8 +84,8 @@ func (e *Exporter) Close() error {
 	return e.provider.Shutdown(ctx)
 }
 
-// Operation sends one call of the plugin, which ended now; p is its plan, nil
-// when there is none.
+// Operation sends one call of the plugin, which ended now. p is its plan, nil when
+// there is none.
 func (e *Exporter) Operation(op *plan.Operation, p *plan.Plan) {
 	if e == nil {
 		return
@@ -137,10 +136,10 @@ func aboutStep(s *plan.Step, p *plan.Plan) []attribute.KeyValue {
 	return out
 }
 
-// requestKey is the context's key of the call's ID.
+// requestKey is the context key of the call's ID.
 type requestKey struct{}
 
-// ids gives a trace its call's ID, or a random one where that is none.
+// ids gives a trace the ID of its call, or a random one if the call has no valid ID.
 type ids struct{}
 
 // NewIDs implements sdktrace.IDGenerator.
