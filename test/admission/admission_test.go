@@ -34,7 +34,7 @@ import (
 
 const vfs = "vendor.example/vfs"
 
-// refusal checks that the API server refused an object with a cause at a field.
+// refusal checks that the API server rejected an object with a cause at field.
 func refusal(t *testing.T, what string, err error, field string) {
 	t.Helper()
 	var status apierrors.APIStatus
@@ -82,8 +82,8 @@ func TestRealAPIAdmission(t *testing.T) {
 	t.Run("what is monitored", func(t *testing.T) { monitored(t, replica.metrics()) })
 }
 
-// monitored compares what the alert rules and the dashboard ask of the webhook with
-// what it exposes once everything has happened.
+// monitored checks that the webhook exposes all metrics and labels that the alert
+// rules and the dashboard query, once everything has happened.
 func monitored(t *testing.T, exposition string) {
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(strings.NewReader(exposition))
@@ -134,10 +134,10 @@ func monitored(t *testing.T, exposition string) {
 	}
 }
 
-// reviewsPods checks what becomes of pods; the definition vf is there.
+// reviewsPods checks the review of pods; the definition vf exists.
 func (c *cluster) reviewsPods(t *testing.T) {
 	pod, err := c.create(newPod("injected", `[{"name":"vf"},{"name":"vf","manifold.dev/container":"two"}]`), metav1.CreateOptions{})
-	c.must(err) // the definition is seconds old at most: the cache may not have it
+	c.must(err) // the definition is seconds old at most: the cache may not have it yet
 	for _, container := range pod.Spec.Containers {
 		request, limit := container.Resources.Requests[vfs], container.Resources.Limits[vfs]
 		if request.Value() != 1 || limit.Value() != 1 {
@@ -177,7 +177,8 @@ func (c *cluster) reviewsPods(t *testing.T) {
 	}
 }
 
-// TestRealAPIWebhookDown: who does not need it does not notice.
+// TestRealAPIWebhookDown proves that objects that do not need the webhook do not
+// notice that it is down.
 func TestRealAPIWebhookDown(t *testing.T) {
 	c := newCluster(t)
 	c.install("")
@@ -208,7 +209,7 @@ func TestRealAPIWebhookDown(t *testing.T) {
 	if _, err := c.definitions().Patch(ctx, "vf", types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{}); err != nil {
 		t.Errorf("a definition that is deleted keeps its finalizer: %v", err)
 	}
-	// The way out, for one namespace.
+	// The way out for one namespace.
 	out := []byte(`{"metadata":{"labels":{"manifold.dev/admission":"ignore"}}}`)
 	_, err = c.client.CoreV1().Namespaces().Patch(ctx, "default", types.MergePatchType, out, metav1.PatchOptions{})
 	c.must(err)
@@ -241,14 +242,14 @@ func TestRealAPIManyPodsAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
-// load creates pods without end, until it is stopped, and counts.
+// load creates pods until it is stopped, and counts them.
 type load struct {
 	stop    atomic.Bool
 	created atomic.Int64
 	wg      sync.WaitGroup
 }
 
-// startLoad starts creating pods that are never stored.
+// startLoad starts to create pods by dry run, so that none is stored.
 func (c *cluster) startLoad() *load {
 	l := &load{}
 	for i := range 4 {
@@ -280,7 +281,7 @@ func (l *load) end(t *testing.T, n int64) {
 	}
 }
 
-// secret returns the Secret of the certificates.
+// secret returns the Secret that holds the certificates.
 func (c *cluster) secret() *corev1.Secret {
 	c.t.Helper()
 	s, err := c.client.CoreV1().Secrets(namespace).Get(context.Background(), name, metav1.GetOptions{})
@@ -288,9 +289,9 @@ func (c *cluster) secret() *corev1.Secret {
 	return s
 }
 
-// TestRealAPICertificatesRotatedUnderLoad: authority and certificate change again
-// and again, and not one pod notices. What makes them due is a replica that wants
-// them to live ten times as long, so nothing expires however slow the machine is.
+// TestRealAPICertificatesRotatedUnderLoad proves that no pod notices when authority
+// and certificate change repeatedly. A new replica that wants lifetimes ten times
+// as long makes them due, so nothing expires however slow the machine is.
 func TestRealAPICertificatesRotatedUnderLoad(t *testing.T) {
 	c := newCluster(t)
 	c.install("")
@@ -319,9 +320,9 @@ func TestRealAPICertificatesRotatedUnderLoad(t *testing.T) {
 	l.end(t, 40)
 }
 
-// shakeHands connects to every replica, again and again, as an API server does that
-// heard of the webhook's configuration a second late: a connection that is kept, as
-// those of the load are, proves nothing.
+// shakeHands connects to every replica repeatedly, as an API server does that
+// learns of the webhook's configuration a second late. Connections that are kept
+// open, such as those of the load, would prove nothing.
 func (c *cluster) shakeHands(l *load) {
 	var bundles [][]byte
 	for !l.stop.Load() && !c.t.Failed() {
@@ -351,11 +352,11 @@ func (r *replica) presents(config *tls.Config) ([]byte, error) {
 	return conn.ConnectionState().PeerCertificates[0].Raw, conn.Close()
 }
 
-// allServe reports whether every replica serves with a certificate.
+// allServe reports whether every replica serves with the certificate.
 func (c *cluster) allServe(certificate []byte) bool {
 	block, _ := pem.Decode(certificate)
 	for _, r := range c.balancer.all() {
-		presented, err := r.presents(&tls.Config{InsecureSkipVerify: true}) // only what it presents matters
+		presented, err := r.presents(&tls.Config{InsecureSkipVerify: true}) // only the presented certificate matters
 		if err != nil || block == nil || !bytes.Equal(presented, block.Bytes) {
 			return false
 		}
@@ -363,9 +364,10 @@ func (c *cluster) allServe(certificate []byte) bool {
 	return true
 }
 
-// TestRealAPICertificatesOfSomebodyElse: a replica serves with files, and with the
-// new ones when they are renewed, as the kubelet does with a mounted Secret. The
-// webhook's own certificates stand for those of cert-manager.
+// TestRealAPICertificatesOfSomebodyElse proves that a replica serves with
+// certificate files, and with the new ones after a renewal, as in a mounted Secret
+// that the kubelet updates. The webhook's own certificates stand in for those of
+// cert-manager.
 func TestRealAPICertificatesOfSomebodyElse(t *testing.T) {
 	c := newCluster(t)
 	c.install("")
@@ -398,11 +400,11 @@ func TestRealAPICertificatesOfSomebodyElse(t *testing.T) {
 	}
 }
 
-// chart prints the chart's objects; values follow.
+// chart renders the chart's objects; values follow.
 const chart = "helm template manifold deploy/helm/manifold -n kube-system --set "
 
-// TestRealAPIKindsOfOthers: the API server takes the objects of kinds that other
-// projects define, by their own CRDs, with no field that it does not know.
+// TestRealAPIKindsOfOthers proves that the API server accepts our objects of other
+// projects' kinds, with their own CRDs and without unknown fields.
 func TestRealAPIKindsOfOthers(t *testing.T) {
 	c := newCluster(t)
 	for _, crds := range []struct{ module, files string }{
@@ -445,8 +447,8 @@ func TestRealAPIKindsOfOthers(t *testing.T) {
 	}
 }
 
-// TestRealAPILogFormat: all that a replica says, the libraries too, has the form that
-// the chart's value names.
+// TestRealAPILogFormat proves that a replica's whole log, including that of
+// libraries, has the format that the chart's value names.
 func TestRealAPILogFormat(t *testing.T) {
 	c := newCluster(t)
 	c.install("--set logFormat=text")
@@ -466,8 +468,8 @@ func TestRealAPILogFormat(t *testing.T) {
 	}
 }
 
-// TestRealAPIUpgrade replaces the replicas one after the other, the new beside the
-// old, as the Deployment does.
+// TestRealAPIUpgrade replaces the replicas one by one, starting the new before it
+// stops the old, as the Deployment does.
 func TestRealAPIUpgrade(t *testing.T) {
 	c := newCluster(t)
 	c.install("")
@@ -487,8 +489,9 @@ func TestRealAPIUpgrade(t *testing.T) {
 	}
 }
 
-// TestRealAPIKustomizeBase installs and uninstalls without Helm, as docs/install.md and
-// docs/uninstall.md have it: the API server takes all of the base, and keeps the CRD.
+// TestRealAPIKustomizeBase installs and uninstalls without Helm, by the commands of
+// docs/install.md and docs/uninstall.md: the API server accepts the whole base, and
+// the CRD stays.
 func TestRealAPIKustomizeBase(t *testing.T) {
 	install, err1 := harness.Commands("install.md")
 	uninstall, err2 := harness.Commands("uninstall.md")
@@ -504,7 +507,7 @@ func TestRealAPIKustomizeBase(t *testing.T) {
 		chart + "webhook.enabled=true,startupTaint=manifold.dev/not-ready,http.public=true,dashboard.enabled=true | kubectl apply -f -",
 	} {
 		c.shell(again)
-		for line := range strings.Lines(c.shell(again)) { // kubectl replaces the selector of a disruption budget each time, by the same
+		for line := range strings.Lines(c.shell(again)) { // kubectl rewrites the selector of a disruption budget each time, unchanged
 			if !strings.HasSuffix(line, " unchanged\n") && !strings.HasPrefix(line, "poddisruptionbudget") {
 				t.Errorf("%s, the second time: %s", again, line)
 			}
@@ -522,19 +525,20 @@ func TestRealAPIKustomizeBase(t *testing.T) {
 	c.shell("kubectl get customresourcedefinition network-attachment-definitions.k8s.cni.cncf.io")
 }
 
-// withdraw says, until ctx ends, of the DaemonSet that withdraws the CNI configuration
-// what its controller would once the one node's is withdrawn; there is neither here.
+// withdraw plays the controller of the DaemonSet that withdraws the CNI
+// configuration: it reports, until ctx ends, that the single node is done. The test
+// has neither controller nor node.
 func (c *cluster) withdraw(ctx context.Context) {
 	sets := c.client.AppsV1().DaemonSets("kube-system")
 	for ; ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
 		ds, err := sets.Get(ctx, "manifold-uninstall", metav1.GetOptions{})
 		if err != nil || ds.Status.ObservedGeneration == ds.Generation {
-			continue // it is not there yet, or not any more
+			continue // it does not exist yet, or not any more
 		}
 		s := &ds.Status
 		s.ObservedGeneration, s.DesiredNumberScheduled, s.CurrentNumberScheduled = ds.Generation, 1, 1
 		s.UpdatedNumberScheduled, s.NumberReady, s.NumberAvailable = 1, 1, 1
-		_, _ = sets.UpdateStatus(ctx, ds, metav1.UpdateOptions{}) // else the next time
+		_, _ = sets.UpdateStatus(ctx, ds, metav1.UpdateOptions{}) // on an error, the next round retries
 	}
 }
 

@@ -37,7 +37,7 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// Names that the chart gives.
+// Names that the chart uses.
 const (
 	release    = "manifold"
 	namespace  = "kube-system"
@@ -112,10 +112,10 @@ func (c *cluster) must(err error) {
 	}
 }
 
-// path is a file of the test.
+// path returns a path in the test's directory.
 func (c *cluster) path(elem string) string { return filepath.Join(c.dir, elem) }
 
-// kubeconfig writes access with a token, under a user's name.
+// kubeconfig writes a kubeconfig with a token, named after a user.
 func (c *cluster) kubeconfig(user, token string) {
 	c.t.Helper()
 	ca, _ := c.server.CA()
@@ -127,7 +127,7 @@ func (c *cluster) kubeconfig(user, token string) {
 	c.must(clientcmd.WriteToFile(*config, c.path(user+".kubeconfig")))
 }
 
-// shell runs commands as a person does, in the tree's root, as the administrator.
+// shell runs commands in the root of the source tree, as the administrator.
 func (c *cluster) shell(commands string) string {
 	c.t.Helper()
 	cmd := exec.Command("sh", "-ec", commands)
@@ -140,15 +140,15 @@ func (c *cluster) shell(commands string) string {
 	return string(out)
 }
 
-// install installs the chart with admission, and lets the API server reach its
-// Service, behind whose address the balancer does what a node's proxy does.
+// install installs the chart with admission and makes its Service reachable for the
+// API server: the balancer takes the place of a node's proxy.
 func (c *cluster) install(args string) {
 	c.t.Helper()
 	c.shell("helm install " + release + " deploy/helm/manifold -n " + namespace + " --set webhook.enabled=true " + args)
 	c.serve()
 }
 
-// serve opens the Service's address, and makes the webhook's access.
+// serve opens the Service's address and writes the webhook's kubeconfig.
 func (c *cluster) serve() {
 	c.t.Helper()
 	ctx := context.Background()
@@ -170,8 +170,8 @@ type replica struct {
 	status error
 }
 
-// run starts a replica with the arguments that its Deployment has, further flags
-// behind them, and waits until it is ready.
+// run starts a replica with its Deployment's arguments and further flags, and waits
+// until it is ready.
 func (c *cluster) run(flags ...string) *replica {
 	c.t.Helper()
 	deployment, err := c.client.AppsV1().Deployments(namespace).Get(context.Background(), name, metav1.GetOptions{})
@@ -198,10 +198,10 @@ func (c *cluster) run(flags ...string) *replica {
 		r.status = r.cmd.Wait()
 	}()
 	c.t.Cleanup(func() {
-		_ = r.cmd.Process.Kill() // it may have ended
+		_ = r.cmd.Process.Kill() // it may have exited
 		<-r.ended
 		if c.t.Failed() {
-			text, _ := os.ReadFile(r.log) // as far as there is one
+			text, _ := os.ReadFile(r.log) // if there is one
 			c.t.Logf("%s:\n%s", filepath.Base(r.log), text[max(0, len(text)-4000):])
 		}
 	})
@@ -210,7 +210,7 @@ func (c *cluster) run(flags ...string) *replica {
 	return r
 }
 
-// get asks the replica over plain HTTP.
+// get requests a path of the replica over plain HTTP.
 func (r *replica) get(path string, port int) error {
 	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d%s", port, path))
 	if err != nil {
@@ -223,7 +223,7 @@ func (r *replica) get(path string, port int) error {
 	return nil
 }
 
-// metrics returns what the replica exposes.
+// metrics returns the metrics that the replica exposes.
 func (r *replica) metrics() string {
 	r.c.t.Helper()
 	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", r.port+1))
@@ -234,7 +234,7 @@ func (r *replica) metrics() string {
 	return string(text)
 }
 
-// stop tells the replica to stop, and waits until it has.
+// stop asks the replica to stop and waits until it has.
 func (r *replica) stop() {
 	r.c.t.Helper()
 	r.c.must(r.cmd.Process.Signal(syscall.SIGTERM))
@@ -244,7 +244,7 @@ func (r *replica) stop() {
 	}
 }
 
-// patience bounds how long anything is waited for.
+// patience is the timeout of every wait.
 const patience = 3 * time.Minute
 
 // eventually waits for a condition.
@@ -258,15 +258,15 @@ func eventually(t *testing.T, what string, is func() bool) {
 	t.Fatalf("waited for %s in vain", what)
 }
 
-// balancer passes connections to the Service on to replicas that are ready, as
-// nodes do by their proxies and the replicas' probes.
+// balancer forwards connections to the Service to ready replicas, as the nodes'
+// proxies do by the replicas' probes.
 type balancer struct {
 	mu       sync.Mutex
 	replicas []*replica
 	next     int
 }
 
-// newBalancer listens on the Service's address, which becomes one of this host.
+// newBalancer adds the Service's address to this host and listens on it.
 func newBalancer(t *testing.T, address string, port int) *balancer {
 	t.Helper()
 	lo, err := netlinksafe.LinkByName("lo")
@@ -302,7 +302,7 @@ func (b *balancer) add(r *replica) {
 	b.replicas = append(b.replicas, r)
 }
 
-// all returns the replicas that were ever ready.
+// all returns all replicas that were ever ready.
 func (b *balancer) all() []*replica {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -316,7 +316,7 @@ func (b *balancer) forget() {
 	b.replicas, b.next = nil, 0
 }
 
-// dial connects to the next replica that is ready.
+// dial connects to the next ready replica.
 func (b *balancer) dial() (net.Conn, error) {
 	b.mu.Lock()
 	all := slices.Concat(b.replicas[b.next:], b.replicas[:b.next])
@@ -330,8 +330,8 @@ func (b *balancer) dial() (net.Conn, error) {
 	return nil, errors.New("no replica is ready")
 }
 
-// pass passes a connection on; with nobody to take it it is closed, as a proxy
-// refuses it.
+// pass forwards a connection. If no replica is ready it closes the connection,
+// where a proxy refuses it.
 func (b *balancer) pass(from net.Conn) {
 	defer from.Close()
 	to, err := b.dial()
@@ -342,14 +342,14 @@ func (b *balancer) pass(from net.Conn) {
 	done := make(chan struct{}, 2)
 	for _, pair := range [][2]net.Conn{{from, to}, {to, from}} {
 		go func() {
-			_, _ = io.Copy(pair[0], pair[1]) // either end may go at any time
+			_, _ = io.Copy(pair[0], pair[1]) // either end may close at any time
 			done <- struct{}{}
 		}()
 	}
 	<-done
 }
 
-// warnings gathers what the API server warns of.
+// warnings collects the API server's warnings.
 type warnings struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -364,7 +364,7 @@ func (w *warnings) HandleWarningHeader(_ int, _, text string) {
 	w.text.WriteString(text + "\n")
 }
 
-// take returns and forgets the warnings so far.
+// take returns the warnings so far and forgets them.
 func (w *warnings) take() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -372,12 +372,12 @@ func (w *warnings) take() string {
 	return w.text.String()
 }
 
-// definitions are those of namespace default.
+// definitions returns the client for definitions in namespace default.
 func (c *cluster) definitions() dynamic.ResourceInterface {
 	return c.dynamic.Resource(netattach.GroupVersion.WithResource(netattach.Resource)).Namespace("default")
 }
 
-// define makes a definition.
+// define creates a definition of a resource, or of none for "".
 func (c *cluster) define(name, resource, config string) (*unstructured.Unstructured, error) {
 	annotations := map[string]any{}
 	if resource != "" {
@@ -386,7 +386,7 @@ func (c *cluster) define(name, resource, config string) (*unstructured.Unstructu
 	return c.defineWith(name, annotations, config)
 }
 
-// defineWith makes a definition with annotations.
+// defineWith creates a definition with annotations.
 func (c *cluster) defineWith(name string, annotations map[string]any, config string) (*unstructured.Unstructured, error) {
 	meta := map[string]any{"name": name, "annotations": annotations}
 	return c.definitions().Create(context.Background(), &unstructured.Unstructured{Object: map[string]any{
@@ -394,7 +394,7 @@ func (c *cluster) defineWith(name string, annotations map[string]any, config str
 	}}, metav1.CreateOptions{})
 }
 
-// newPod makes a pod with two containers that selects networks; none for "".
+// newPod returns a pod with two containers that selects networks; none for "".
 func newPod(name, networks string) *corev1.Pod {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{
 		Containers: []corev1.Container{{Name: "one", Image: "none"}, {Name: "two", Image: "none"}},

@@ -1,5 +1,5 @@
-// Package admission tests the admission webhook with a real API server: the chart
-// is installed by the real Helm, the webhook runs with the arguments and the
-// permissions that the chart gives it, and the API server calls it by its Service.
-// The tests have the tag apiserver.
+// Package admission tests the admission webhook with a real API server: the real
+// Helm installs the chart, the webhook runs with the chart's arguments and
+// permissions, and the API server calls it through its Service. The tests have the
+// build tag apiserver.
 package admission

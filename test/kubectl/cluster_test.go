@@ -36,7 +36,7 @@ import (
 	"github.com/manifold-cni/manifold/test/manifests"
 )
 
-// kubectlDir is where kubectl is.
+// kubectlDir is the directory of kubectl.
 var kubectlDir string
 
 func init() {
@@ -51,12 +51,12 @@ func init() {
 	commands["cluster"], commands["user"], commands["ask"], commands["admission"] = cmdCluster, cmdUser, cmdAsk, cmdAdmission
 }
 
-// The scripts that need a real API server: what its proxy lets through, and whom
-// it lets see what, nothing else can tell.
+// TestRealAPIScripts runs the scripts that need a real API server, because only it
+// can tell what its proxy forwards and who may see what.
 func TestRealAPIScripts(t *testing.T) { runScripts(t, filepath.Join("testdata", "apiserver")) }
 
-// The scripts that run the commands of pages, with a real API server: between two
-// blocks they do what a kubelet does.
+// TestRealAPIPages runs the commands of the documentation pages with a real API
+// server. Between two blocks of commands the scripts do the kubelet's work.
 func TestRealAPIPages(t *testing.T) {
 	runScripts(t, filepath.Join("testdata", "pages"))
 	for _, p := range pages {
@@ -66,32 +66,32 @@ func TestRealAPIPages(t *testing.T) {
 	}
 }
 
-// agentAddress is where the agent's pod is: the API server's proxy refuses
-// loopback addresses.
+// The address of the agent's pod: the API server's proxy rejects loopback
+// addresses.
 const (
 	agentAddress = "10.99.0.1"
 	agentPort    = 9611
 	namespace    = "kube-system"
 )
 
-// cluster is an API server with the chart's accounts and roles.
+// cluster is an API server with the chart's service accounts and roles.
 type cluster struct {
 	server *apiserver.Server
 	client kubernetes.Interface
 }
 
-// clusters are those of the scripts' nodes.
+// clusters are the clusters of the scripts' nodes.
 var clusters = map[*node]*cluster{}
 
-// check fails the script, unless what is created is there already.
+// check fails the script on any error but that an object exists already.
 func check(ts *testscript.TestScript, err error) {
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		ts.Fatalf("%v", err)
 	}
 }
 
-// cmdCluster starts the API server of the script's node, installs what the chart
-// gives the agent, and tells the API server of the agent's pod and of those in
+// cmdCluster starts the API server of the script's node, installs the chart's
+// service accounts and RBAC objects, and creates the agent's pod and the pods in
 // pods/.
 func cmdCluster(ts *testscript.TestScript, _ bool, _ []string) {
 	n := of(ts)
@@ -104,7 +104,7 @@ func cmdCluster(ts *testscript.TestScript, _ bool, _ []string) {
 	c := &cluster{}
 	c.server, err = apiserver.Start(dir)
 	ts.Check(err)
-	ts.Defer(func() { _ = c.server.Stop() }) // it has failed before where this fails
+	ts.Defer(func() { _ = c.server.Stop() }) // an error here has been reported before
 	c.client, err = c.server.Client()
 	ts.Check(err)
 	clusters[n], n.uids = c, map[string]string{}
@@ -142,7 +142,7 @@ func cmdCluster(ts *testscript.TestScript, _ bool, _ []string) {
 	}
 }
 
-// install creates those objects of the chart that are wanted.
+// install creates those objects of the chart that wanted selects.
 func (c *cluster) install(ts *testscript.TestScript, wanted func(*unstructured.Unstructured) bool, args ...string) {
 	stream, err := manifests.Render(filepath.Join("..", ".."), args...)
 	ts.Check(err)
@@ -165,8 +165,9 @@ func (c *cluster) install(ts *testscript.TestScript, wanted func(*unstructured.U
 	}
 }
 
-// cmdAdmission has the API server call a webhook, whose one replica, which is not
-// there, is said to be ready or not: "admission true", "admission false".
+// cmdAdmission configures a webhook at the API server. No replica of it runs; the
+// argument is whether its pod claims to be ready: "admission true", "admission
+// false".
 func cmdAdmission(ts *testscript.TestScript, _ bool, args []string) {
 	c := clusters[of(ts)]
 	c.install(ts, func(o *unstructured.Unstructured) bool {
@@ -185,7 +186,7 @@ func cmdAdmission(ts *testscript.TestScript, _ bool, args []string) {
 	})
 }
 
-// pod creates a pod with its status, and returns its UID.
+// pod creates a pod with its status and returns its UID.
 func (c *cluster) pod(ts *testscript.TestScript, pod *corev1.Pod) string {
 	pods := c.client.CoreV1().Pods(pod.Namespace)
 	made, err := pods.Create(context.Background(), pod, metav1.CreateOptions{})
@@ -196,7 +197,8 @@ func (c *cluster) pod(ts *testscript.TestScript, pod *corev1.Pod) string {
 	return string(made.UID)
 }
 
-// token returns a token of an account for an audience, empty for the API server.
+// token returns a token of a service account; an empty audience means the API
+// server.
 func (c *cluster) token(ts *testscript.TestScript, namespace, account, audience string) string {
 	request := &authenticationv1.TokenRequest{}
 	if audience != "" {
@@ -207,12 +209,12 @@ func (c *cluster) token(ts *testscript.TestScript, namespace, account, audience 
 	return answer.Status.Token
 }
 
-// kubeconfig writes the kubeconfig of an account.
+// kubeconfig writes the kubeconfig of a service account.
 func (c *cluster) kubeconfig(ts *testscript.TestScript, file, namespace, account string) {
 	c.kubeconfigOf(ts, file, c.token(ts, namespace, account, ""))
 }
 
-// kubeconfigOf writes the kubeconfig of whoever has a token.
+// kubeconfigOf writes a kubeconfig with a token.
 func (c *cluster) kubeconfigOf(ts *testscript.TestScript, file, token string) {
 	ca, _ := c.server.CA()
 	ts.Check(os.WriteFile(file, fmt.Appendf(nil, `apiVersion: v1
@@ -235,9 +237,9 @@ func cmdBind(ts *testscript.TestScript, _ bool, args []string) {
 	n.uids[args[0]] = string(pod.UID)
 }
 
-// cmdUser makes an account of namespace default that may get pods, and that has
-// the roles of kube-system named, of "ClusterRole/NAME" that of the cluster:
-// "user NAME [ROLE...]". Its kubeconfig is NAME.kubeconfig.
+// cmdUser creates a service account in namespace default that may get pods and has
+// the given roles of kube-system, or cluster roles as "ClusterRole/NAME": "user
+// NAME [ROLE...]". Its kubeconfig is NAME.kubeconfig.
 func cmdUser(ts *testscript.TestScript, _ bool, args []string) {
 	n, ctx := of(ts), context.Background()
 	c, name := clusters[n], args[0]
@@ -268,8 +270,9 @@ func cmdUser(ts *testscript.TestScript, _ bool, args []string) {
 	c.kubeconfig(ts, n.path(name+".kubeconfig"), "default", name)
 }
 
-// cmdAsk asks the agent directly, with a token of an account for an audience:
-// "ask STATUS NAMESPACE ACCOUNT AUDIENCE", or without any: "ask STATUS".
+// cmdAsk calls the agent directly, with the token of a service account for an
+// audience, "ask STATUS NAMESPACE ACCOUNT AUDIENCE", or without a token: "ask
+// STATUS".
 func cmdAsk(ts *testscript.TestScript, _ bool, args []string) {
 	want, err := strconv.Atoi(args[0])
 	ts.Check(err)

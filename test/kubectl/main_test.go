@@ -1,6 +1,6 @@
 // Package kubectl tests the program kubectl-manifold as people run it: on
-// manifests, on journals that the real packages wrote, and on a node whose pods
-// the real plugin attached.
+// manifests, on journals written by the real packages, and on a node whose pods the
+// real plugin attached.
 package kubectl
 
 import (
@@ -39,10 +39,10 @@ func TestMain(m *testing.M) {
 	harness.Main(m, builds...)
 }
 
-// builds are what is built outside the namespaces, before the tests.
+// builds are built outside the namespaces, before the tests.
 var builds []func() error
 
-// The scripts say what is printed of manifests and of a node.
+// TestScripts checks the output for manifests and for a node.
 func TestScripts(t *testing.T) { runScripts(t, filepath.Join("testdata", "script")) }
 
 // runScripts runs the scripts of a directory.
@@ -58,7 +58,7 @@ func runScripts(t *testing.T, dir string) {
 	})
 }
 
-// run runs the program and returns its exit status and streams.
+// run runs the program and returns its exit status and output.
 func run(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(programDir, "kubectl-manifold"), args...)
@@ -120,7 +120,7 @@ func TestManualPagesAreTheCommands(t *testing.T) {
 	}
 }
 
-// names returns the names of a directory's files, in order.
+// names returns the sorted names of the files in a directory.
 func names(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)

@@ -24,8 +24,8 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// serial runs the scripts one after the other: all nodes are the one host that
-// the harness gives.
+// serial runs the scripts one after the other, because all nodes share the one host
+// that the harness provides.
 type serial struct{ *testing.T }
 
 func (serial) Parallel() {}
@@ -36,9 +36,9 @@ func (s serial) Run(name string, f func(testscript.T)) {
 
 func (s serial) Verbose() bool { return testing.Verbose() }
 
-// node is a node of a script: the agent, the kubelet's checkpoint, and the
-// runtime that calls the plugin. Its pods and definitions are the script's files
-// in pods/ and definitions/.
+// node is the node of a script: the agent, the kubelet's checkpoint, and the
+// runtime that calls the plugin. Its pods and definitions are the script's files in
+// pods/ and definitions/.
 type node struct {
 	dir     string
 	rt      harness.Runtime
@@ -48,7 +48,8 @@ type node struct {
 	uids    map[string]string         // by pod, with a real API server
 }
 
-// uid is the UID of a script's pod: the API server's, else that of its manifest.
+// uid returns the UID of a script's pod: the API server's if there is one, else
+// that of its manifest.
 func (n *node) uid(pod string) string {
 	if uid, ok := n.uids[pod]; ok {
 		return uid
@@ -58,7 +59,7 @@ func (n *node) uid(pod string) string {
 
 func (n *node) path(elem string) string { return filepath.Join(n.dir, elem) }
 
-// Commands of the scripts.
+// commands are the commands of the scripts.
 var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"node": cmdNode, "cni": cmdCNI, "vfs": cmdVFs, "allocate": cmdAllocate, "agent": cmdAgent, "die": cmdDie, "free": cmdFree, "damage": cmdDamage,
 	"exclude": cmdExclude, "logfile": cmdLogFile, "networks": cmdNetworks, "plugin": cmdPlugin,
@@ -67,7 +68,7 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 // of returns the node of a script.
 func of(ts *testscript.TestScript) *node { return ts.Value("node").(*node) }
 
-// cmdNode makes the node, whose default network is a bridge: "node [KEY=VALUE...]"
+// cmdNode sets up the node, with a bridge as default network: "node [KEY=VALUE...]"
 // with keys of the agent's configuration.
 func cmdNode(ts *testscript.TestScript, _ bool, args []string) {
 	n := of(ts)
@@ -103,7 +104,7 @@ func cmdNode(ts *testscript.TestScript, _ bool, args []string) {
 		"agentProgram": n.path("bin/manifold-agent"), "agentConfig": n.path("agent.json"), "deviceInfoDir": n.path("devinfo"),
 	}
 	n.rt = harness.Runtime{Plugin: n.path("bin/manifold"), Path: n.path("bin"), Conf: encode(ts, plugin)}
-	inList := maps.Clone(plugin) // whose own name and version count
+	inList := maps.Clone(plugin) // the list's name and version count
 	delete(inList, "name")
 	delete(inList, "cniVersion")
 	ts.Check(os.WriteFile(n.path("net.d/00-manifold.conflist"), encode(ts, map[string]any{"cniVersion": "1.1.0", "name": "manifold", "plugins": []any{inList}}), 0o600))
@@ -125,8 +126,8 @@ func (n *node) record(ts *testscript.TestScript) {
 	ts.Check(os.WriteFile(n.path("kubelet/device-plugins/kubelet_internal_checkpoint"), raw, 0o600))
 }
 
-// cmdCNI calls the plugin for a pod of namespace default: "cni ADD POD". A
-// refusal is the command's failure.
+// cmdCNI calls the plugin for a pod of namespace default: "cni ADD POD". The
+// command fails if the plugin returns an error.
 func cmdCNI(ts *testscript.TestScript, neg bool, args []string) {
 	n, verb, pod := of(ts), args[0], args[1]
 	id := "sandbox-of-" + pod
@@ -145,13 +146,13 @@ func cmdCNI(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// cmdVFs adds a PF with VFs: "vfs COUNT", which a driver for programs has, or "vfs
-// COUNT DRIVER", which have network devices. They are 0000:5e:01.0 and so on.
+// cmdVFs adds a PF with VFs 0000:5e:01.0 and up: "vfs COUNT" for VFs bound to
+// vfio-pci, or "vfs COUNT DRIVER" for VFs with network devices.
 func cmdVFs(ts *testscript.TestScript, _ bool, args []string) {
 	count, err := strconv.Atoi(args[0])
 	ts.Check(err)
 	const pf = "0000:5e:00.0"
-	tree := sriovtest.New("/run/host") // the harness shows its sys/ as the host's
+	tree := sriovtest.New("/run/host") // the harness mounts its sys/ as the host's
 	tree.AddPF(sriovtest.PF{Address: pf, Driver: "ice", TotalVFs: count, NUMA: 1})
 	for i := range count {
 		vf := sriovtest.VF{PF: pf, Index: i, Address: fmt.Sprintf("0000:5e:01.%d", i), Driver: "vfio-pci", IOMMUGroup: fmt.Sprint(100 + i)}
@@ -168,7 +169,7 @@ func cmdVFs(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(tree.Err())
 }
 
-// cmdAllocate gives devices to a pod's container: "allocate POD CONTAINER
+// cmdAllocate allocates devices to a pod's container: "allocate POD CONTAINER
 // RESOURCE ID...".
 func cmdAllocate(ts *testscript.TestScript, _ bool, args []string) {
 	n := of(ts)
@@ -178,7 +179,7 @@ func cmdAllocate(ts *testscript.TestScript, _ bool, args []string) {
 	n.record(ts)
 }
 
-// cmdAgent starts the agent, or ends it: "agent", "! agent".
+// cmdAgent starts the agent, or kills it: "agent", "! agent".
 func cmdAgent(ts *testscript.TestScript, neg bool, _ []string) {
 	n := of(ts)
 	if neg {
@@ -209,7 +210,7 @@ func cmdAgent(ts *testscript.TestScript, neg bool, _ []string) {
 	}
 }
 
-// change changes a key of a JSON file.
+// change edits the keys of a JSON file.
 func change(ts *testscript.TestScript, file string, change func(map[string]any)) {
 	raw, err := os.ReadFile(file)
 	ts.Check(err)
@@ -224,8 +225,8 @@ func cmdExclude(ts *testscript.TestScript, _ bool, args []string) {
 	change(ts, of(ts).path("agent.json"), func(keys map[string]any) { keys["reconcileExclude"] = args })
 }
 
-// cmdPlugin sets a key of the configuration that the runtime calls the plugin with:
-// "plugin KEY=VALUE".
+// cmdPlugin sets a key of the configuration with which the runtime calls the
+// plugin: "plugin KEY=VALUE".
 func cmdPlugin(ts *testscript.TestScript, _ bool, args []string) {
 	n := of(ts)
 	key, value, _ := strings.Cut(args[0], "=")
@@ -235,12 +236,12 @@ func cmdPlugin(ts *testscript.TestScript, _ bool, args []string) {
 	n.rt.Conf = encode(ts, keys)
 }
 
-// cmdLogFile makes a file the plugin's log: "logfile FILE".
+// cmdLogFile sets the plugin's log file: "logfile FILE".
 func cmdLogFile(ts *testscript.TestScript, _ bool, args []string) {
 	changePlugin(ts, "logFile", ts.MkAbs(args[0]))
 }
 
-// cmdNetworks names networks that every pod gets: "networks [NETWORK...]".
+// cmdNetworks sets the networks that every pod gets: "networks [NETWORK...]".
 func cmdNetworks(ts *testscript.TestScript, _ bool, args []string) {
 	changePlugin(ts, "defaultNetworks", args)
 }
@@ -252,13 +253,13 @@ func changePlugin(ts *testscript.TestScript, key string, value any) {
 	})
 }
 
-// cmdDie ends a pod's sandbox without DEL: "die POD".
+// cmdDie removes a pod's sandbox without DEL: "die POD".
 func cmdDie(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(of(ts).netns[args[0]].Delete())
 }
 
-// cmdFree takes a pod's devices away, as when the kubelet gives others to another
-// after the pod's end: "free POD".
+// cmdFree takes a pod's devices away, as when the kubelet allocates them anew after
+// the pod has ended: "free POD".
 func cmdFree(ts *testscript.TestScript, _ bool, args []string) {
 	n := of(ts)
 	n.entries = slices.DeleteFunc(n.entries, func(e checkpoint.Entry) bool { return e.PodUID == n.uid(args[0]) })

@@ -17,20 +17,20 @@ type page struct {
 	file   string
 	text   string
 	blocks []block
-	next   int // the first block that has not run
+	next   int // the first block that has not run yet
 }
 
-// block is a fenced block of commands, and what is said to be printed, when a
-// block of text follows it.
+// block is a fenced block of commands, with the expected output if a block of text
+// follows.
 type block struct {
 	commands string
 	output   string
-	from, to int // of output in the page's text; to is 0 for none
+	from, to int // of output in the page's text; to is 0 without output
 }
 
 var (
 	fence = regexp.MustCompile("(?sm)^```(sh|text)\n(.*?)^```$")
-	// changing is what differs from one run to the next.
+	// changing matches what differs from run to run.
 	changing = []struct {
 		what *regexp.Regexp
 		by   string
@@ -44,10 +44,10 @@ var (
 	}
 )
 
-// pages are those that scripts have opened, by the script's node.
+// pages are the pages that scripts have opened, by the script's node.
 var pages = map[*node]*page{}
 
-// cmdPage opens a page: "page NAME", of docs/NAME.md.
+// cmdPage opens docs/NAME.md: "page NAME".
 func cmdPage(ts *testscript.TestScript, _ bool, args []string) {
 	p := &page{file: filepath.Join("..", "..", "docs", args[0]+".md")}
 	raw, err := os.ReadFile(p.file)
@@ -67,8 +67,8 @@ func cmdPage(ts *testscript.TestScript, _ bool, args []string) {
 	pages[of(ts)] = p
 }
 
-// cmdBlock runs the page's next block of commands as a person does, and compares
-// what it prints: "block", and "! block" for one that must fail.
+// cmdBlock runs the page's next block of commands in a shell and compares the
+// output: "block", or "! block" for a block that must fail.
 func cmdBlock(ts *testscript.TestScript, neg bool, _ []string) {
 	p := pages[of(ts)]
 	if p.next == len(p.blocks) {
@@ -89,14 +89,15 @@ func cmdBlock(ts *testscript.TestScript, neg bool, _ []string) {
 	b.output = got
 }
 
-// here returns commands of a page with the node's directories for the usual ones.
+// here replaces the default directories in commands with those of the script's
+// node.
 func here(ts *testscript.TestScript, commands string) string {
 	config := ts.Getenv("CONFIG")
 	return strings.NewReplacer("--local", "--local --agent-config "+config,
 		"manifold-agent reconcile", "manifold-agent reconcile --config "+config, "/etc/cni/net.d/manifold.d/agent.json", config, "/etc/cni/net.d", ts.Getenv("WORK")+"/net.d").Replace(commands)
 }
 
-// cmdPass goes past a block of commands that makes other tests run: "pass".
+// cmdPass skips a block of commands that runs other tests: "pass".
 func cmdPass(ts *testscript.TestScript, _ bool, _ []string) {
 	p := pages[of(ts)]
 	if p.next == len(p.blocks) || !strings.HasPrefix(p.blocks[p.next].commands, "make ") && !strings.HasPrefix(p.blocks[p.next].commands, "go run ./test/") {
@@ -105,7 +106,7 @@ func cmdPass(ts *testscript.TestScript, _ bool, _ []string) {
 	p.next++
 }
 
-// steady returns what commands printed with what differs between runs made the same.
+// steady replaces what differs from run to run in the output of commands.
 func steady(ts *testscript.TestScript, out string) string {
 	work := ts.Getenv("WORK")
 	out = strings.NewReplacer(work+"/net.d/", "/etc/cni/net.d/", work+"/bin", "/opt/cni/bin", work+"/state", "/var/lib/cni/manifold",
@@ -121,7 +122,7 @@ func steady(ts *testscript.TestScript, out string) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// finish writes the page where it is to be made anew, and says what has not run.
+// finish writes the page if it is being updated, and fails if blocks have not run.
 func (p *page) finish() error {
 	if p.next < len(p.blocks) {
 		return fmt.Errorf("%s: %d of %d blocks of commands have run", p.file, p.next, len(p.blocks))

@@ -19,11 +19,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pictureDir has a picture of each command: the reference page shows them.
+// pictureDir holds a picture of each command, for the reference page.
 var pictureDir = filepath.Join("..", "..", "docs", "kubectl")
 
-// cmdPicture runs the commands of the block that ran last once more, on a terminal,
-// and compares the screen with its picture: "picture NAME", of docs/kubectl/NAME.svg.
+// cmdPicture runs the commands of the last block again, on a terminal, and compares
+// the screen with docs/kubectl/NAME.svg: "picture NAME".
 func cmdPicture(ts *testscript.TestScript, _ bool, args []string) {
 	p := pages[of(ts)]
 	var screen strings.Builder
@@ -59,8 +59,8 @@ func typed(commands string) (out []string) {
 	return out
 }
 
-// onTerminal runs a command on a terminal and returns what that was sent. The
-// command has run before, so that whether it fails is known.
+// onTerminal runs a command on a terminal and returns the terminal's output. It
+// ignores the command's status, which cmdBlock has checked.
 func onTerminal(ts *testscript.TestScript, command string) string {
 	screen, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	ts.Check(err)
@@ -73,7 +73,7 @@ func onTerminal(ts *testscript.TestScript, command string) string {
 	ts.Check(err)
 	read := make(chan string)
 	go func() {
-		text, _ := io.ReadAll(screen) // it ends with EIO, when nobody has the terminal open
+		text, _ := io.ReadAll(screen) // ends with EIO once nobody has the terminal open
 		read <- string(text)
 	}()
 	_ = ts.Exec("sh", "-c", "exec >"+name+" 2>&1; "+command) // lint fails: it finds something
@@ -81,21 +81,21 @@ func onTerminal(ts *testscript.TestScript, command string) string {
 	return strings.ReplaceAll(<-read, "\r\n", "\n")
 }
 
-// Measures of a picture, in pixels.
+// Dimensions of a picture, in pixels.
 const (
-	letter = 7.8 // the width of one, of 13 pixels
+	letter = 7.8 // width of a letter at a font size of 13
 	height = 18  // of a line
 	margin = 14
 )
 
-// The colours that the commands use, as a dark screen shows them.
+// colours maps the color codes that the commands use to those of a dark screen.
 var colours = map[string]string{"0": "#d8dee9", "31": "#ff7b72", "32": "#7ee787"}
 
-// colour is how a terminal is told to change it: a number, 0 for that of plain text.
+// colour matches a color change for a terminal; code 0 is plain text.
 var colour = regexp.MustCompile("\x1b\\[([0-9]+)m")
 
-// draw returns a screen as SVG. What a terminal does beside colours and lines is an
-// error: it would have to be drawn.
+// draw draws a screen as SVG. Terminal controls other than colors and lines are an
+// error, because the picture would lack them.
 func draw(title, screen string) (string, error) {
 	lines := strings.Split(strings.TrimRight(screen, "\n"), "\n")
 	widest := 0
@@ -116,10 +116,10 @@ func draw(title, screen string) (string, error) {
 	return b.String() + "</svg>\n", nil
 }
 
-// length is the number of letters that a line shows.
+// length returns the number of letters that a line shows.
 func length(line string) int { return utf8.RuneCountInString(colour.ReplaceAllString(line, "")) }
 
-// spans returns a line's pieces, each in its colour.
+// spans returns the parts of a line, each in its color.
 func spans(line string) (string, error) {
 	var b strings.Builder
 	number, from := "0", 0

@@ -1,6 +1,6 @@
 // Package manifests renders the chart in deploy/helm/manifold with the real Helm
-// and makes the kustomize bases from it, so that there is one source of what is
-// installed in a cluster.
+// and generates the kustomize bases from it, so that the chart is the only source
+// of what is installed in a cluster.
 package manifests
 
 import (
@@ -20,7 +20,7 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// Places in the tree, from its root.
+// Paths from the root of the source tree.
 const (
 	Chart = "deploy/helm/manifold"
 	Bases = "deploy/kustomize"
@@ -28,13 +28,13 @@ const (
 	crd = Chart + "/crds/network-attachment-definitions.yaml"
 )
 
-// Presets are the distributions that the chart has values for.
+// Presets are the distributions for which the chart has values.
 var Presets = []string{"k3s", "rke2", "talos", "openshift"}
 
-// Preset is the file of a distribution's values, from the tree's root.
+// Preset returns the path of a distribution's values, from the root of the tree.
 func Preset(name string) string { return filepath.Join(Chart, "presets", name+".yaml") }
 
-// Helm runs helm in the tree's root and returns its output.
+// Helm runs helm in the root of the tree and returns its output.
 func Helm(root string, args ...string) ([]byte, error) {
 	program, err := harness.Helm()
 	if err != nil {
@@ -43,7 +43,7 @@ func Helm(root string, args ...string) ([]byte, error) {
 	return run(root, program, args...)
 }
 
-// Kustomize runs kustomize in the tree's root and returns its output.
+// Kustomize runs kustomize in the root of the tree and returns its output.
 func Kustomize(root string, args ...string) ([]byte, error) {
 	program, err := harness.Kustomize()
 	if err != nil {
@@ -64,8 +64,8 @@ func run(root, program string, args ...string) ([]byte, error) {
 	return out, nil
 }
 
-// Render returns the chart's objects as installed in kube-system, without the
-// CRD, with helm's further arguments.
+// Render renders the chart as installed in kube-system, without the CRD; args are
+// further arguments of helm template.
 func Render(root string, args ...string) ([]byte, error) {
 	return Helm(root, append([]string{"template", "manifold", Chart, "--namespace", "kube-system"}, args...)...)
 }
@@ -88,23 +88,23 @@ func Objects(stream []byte) ([]*unstructured.Unstructured, error) {
 	}
 }
 
-// baseValues make a base that any node of any supported release can live with:
-// pods are watched at the API server where the kubelet does not tell of them.
-// Hooks are Helm's.
+// baseValues make a base that works on any node of any supported release: the agent
+// watches pods at the API server, in case the kubelet has no Pods API. Hooks only
+// make sense for Helm.
 var baseValues = []string{"--no-hooks", "--set", "podsAPI=false", "--set", "restrictWrites=true"}
 
-// kustomization is a base of files.
+// kustomization returns a kustomization.yaml that lists files.
 func kustomization(files ...string) string {
 	return "# Made from the chart by \"make deploy\".\napiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n  - " +
 		strings.Join(files, "\n  - ") + "\n"
 }
 
-// helmsOwn is what only an installation by Helm means.
+// helmsOwn matches what only means something to an installation by Helm.
 var helmsOwn = regexp.MustCompile(`(?m)^(# Source: .*|\s*app\.kubernetes\.io/managed-by: Helm|  annotations:(\n    helm\.sh/.*)+)\n`)
 
-// Kustomizations returns the files of the kustomize bases by their paths in [Bases]:
-// what is installed, and what withdraws it from the nodes before it is deleted, which is
-// the DaemonSet of the chart's own uninstallation.
+// Kustomizations returns the files of the kustomize bases by path below [Bases]:
+// the installation, and the DaemonSet of the chart's uninstallation, which
+// withdraws Manifold from the nodes before it is deleted.
 func Kustomizations(root string) (map[string]string, error) {
 	objects, err := Render(root, baseValues...)
 	if err != nil {

@@ -24,7 +24,7 @@ import (
 	"github.com/manifold-cni/manifold/test/manifests"
 )
 
-// root is the tree's, seen from this package.
+// root is the root of the source tree, relative to this package.
 const root = "../.."
 
 // render returns the chart's objects by kind and name.
@@ -54,7 +54,8 @@ func byName(t *testing.T, stream []byte) map[string]*unstructured.Unstructured {
 	return out
 }
 
-// as converts an object to its type; a field that the type does not have fails.
+// as converts an object to its type and fails on a field that the type does not
+// have.
 func as[T any](t *testing.T, objects map[string]*unstructured.Unstructured, key string) *T {
 	t.Helper()
 	o := objects[key]
@@ -68,7 +69,8 @@ func as[T any](t *testing.T, objects map[string]*unstructured.Unstructured, key 
 	return out
 }
 
-// values are presets and what else changes what is rendered.
+// values returns Helm arguments by name: the presets, and other values that change
+// the result.
 func values() map[string][]string {
 	out := map[string][]string{
 		"defaults":     nil,
@@ -106,7 +108,7 @@ func TestChartIsInOrder(t *testing.T) {
 	}
 }
 
-// unprivileged holds the DaemonSet to what it promises.
+// unprivileged checks the privileges of a DaemonSet's pods.
 func unprivileged(t *testing.T, ds *appsv1.DaemonSet, repairs bool) {
 	t.Helper()
 	pod := ds.Spec.Template.Spec
@@ -131,7 +133,7 @@ func unprivileged(t *testing.T, ds *appsv1.DaemonSet, repairs bool) {
 	}
 }
 
-// restricted holds a container to the capabilities that it may have.
+// restricted checks that a container has these capabilities and no other privilege.
 func restricted(t *testing.T, c corev1.Container, capabilities []corev1.Capability) {
 	t.Helper()
 	want := &corev1.SecurityContext{
@@ -147,7 +149,7 @@ func restricted(t *testing.T, c corev1.Container, capabilities []corev1.Capabili
 }
 
 func TestPermissionsAreTheLeast(t *testing.T) {
-	const reviews = "; authentication.k8s.io/tokenreviews: create; authorization.k8s.io/subjectaccessreviews: create" // who may see the view
+	const reviews = "; authentication.k8s.io/tokenreviews: create; authorization.k8s.io/subjectaccessreviews: create" // decides who may read the node view
 	for name, want := range map[string]string{
 		"no Pods API": "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get list watch patch; /events: create patch" + reviews,
 		"Pods API":    "k8s.cni.cncf.io/network-attachment-definitions: get list watch; /pods: get patch; /events: create patch" + reviews,
@@ -168,9 +170,9 @@ func TestPermissionsAreTheLeast(t *testing.T) {
 	}
 }
 
-// A certificate of cert-manager is renewed without a call failing: the webhook gets
-// it later than the API server hears of its authority, so that both the old and the
-// new one must verify against that.
+// Renewing a cert-manager certificate makes no call fail: the webhook gets the new
+// certificate later than the API server gets the authority, so both the old and the
+// new certificate must verify against it.
 func TestCertManagersAuthorityStays(t *testing.T) {
 	objects := render(t, values()["cert-manager"]...)
 	spec := func(key string, path ...string) any {
@@ -205,8 +207,8 @@ func TestCertManagersAuthorityStays(t *testing.T) {
 	}
 }
 
-// Metrics name pods and devices: nobody outside the host reads them unless that
-// is asked for, and the kubelet's probes find them all the same.
+// Metrics name pods and devices: they are only readable on the host unless the
+// values say otherwise, and the kubelet's probes reach the agent either way.
 func TestHTTPIsTheHostsOwn(t *testing.T) {
 	for name, tc := range map[string]struct {
 		args         []string
@@ -235,8 +237,8 @@ func TestHTTPIsTheHostsOwn(t *testing.T) {
 	}
 }
 
-// The agent's own pod must start where the plugin knows no pod without an agent,
-// which the API server's version does not tell.
+// The agent's own pod must be able to start where the plugin cannot look up a pod
+// without an agent. The API server's version does not tell whether it can.
 func TestHostNetworkOnlyWhereItIsNeeded(t *testing.T) {
 	for name, want := range map[string]bool{"defaults": true, "no Pods API": true, "any kubelet": true, "pod network": false} {
 		if got := as[appsv1.DaemonSet](t, render(t, values()[name]...), "DaemonSet/manifold").Spec.Template.Spec.HostNetwork; got != want {
@@ -245,8 +247,8 @@ func TestHostNetworkOnlyWhereItIsNeeded(t *testing.T) {
 	}
 }
 
-// What the release's own deletion runs is made before, in this order, and gone
-// when it has succeeded.
+// Helm creates the objects of the uninstallation before it deletes the release, in
+// this order, and removes them after success.
 func TestUninstallationIsAHook(t *testing.T) {
 	objects := render(t)
 	for key, weight := range map[string]string{
@@ -283,8 +285,8 @@ func TestSchemaRefuses(t *testing.T) {
 	}
 }
 
-// What is taken is what is meant, whatever it looks like to YAML, and nothing is there
-// twice, which the API server would refuse or, worse, take the last of.
+// Values keep their meaning, whatever they look like to YAML. Nothing is rendered
+// twice: the API server would reject it or, worse, use the last one.
 func TestValuesMeanWhatTheySay(t *testing.T) {
 	objects := render(t, "--set-json", `clusterNetwork="a: b #c"`, "--set-json", `nodeSelector={"kubernetes.io/os":"linux","zone":"x"}`,
 		"--set", "host.networkDirs={/etc/cni/net.d,/etc/cni/multus/net.d}")
@@ -338,8 +340,8 @@ func TestKustomizeBasesAreTheCharts(t *testing.T) {
 			t.Errorf("kustomize builds other objects of %s:\n%s", base, built)
 		}
 	}
-	// No hook of Helm's, under whose annotation nobody else would delete it, and by the
-	// account of what is installed.
+	// The base has no Helm hook, since only Helm deletes objects with its annotation.
+	// It runs under the installed service account.
 	withdraws := byName(t, []byte(files["uninstall/manifold.yaml"]))
 	ds := as[appsv1.DaemonSet](t, withdraws, "DaemonSet/manifold-uninstall")
 	unprivileged(t, ds, false)
@@ -348,7 +350,7 @@ func TestKustomizeBasesAreTheCharts(t *testing.T) {
 	}
 }
 
-// The agent gets what is said of logs and traces, and Prometheus's operator the
+// The agent gets the logging and tracing values, and Prometheus's operator gets the
 // rules that are tested.
 func TestWhatIsSeenFromOutsideIsAValue(t *testing.T) {
 	config := func(args ...string) string {
@@ -383,7 +385,7 @@ func TestWhatIsSeenFromOutsideIsAValue(t *testing.T) {
 	}
 }
 
-// Each PodMonitor selects the pods of its program, at a port that those have.
+// Each PodMonitor selects the pods of its program, at a port that they have.
 func TestMonitorsReachThePods(t *testing.T) {
 	objects := render(t, append(values()["observed"], "--set", "podMonitor.labels.release=prometheus,podMonitor.interval=15s")...)
 	for name, pod := range map[string]corev1.PodTemplateSpec{
@@ -421,7 +423,7 @@ func TestMonitorsReachThePods(t *testing.T) {
 	}
 }
 
-// Grafana's sidecar gets the dashboard that is tested, by the label that it looks for.
+// Grafana's sidecar finds the tested dashboard by its label.
 func TestDashboardIsAConfigMap(t *testing.T) {
 	args := append(values()["observed"], "--set", "dashboard.annotations.grafana_folder=Networking")
 	m := as[corev1.ConfigMap](t, render(t, args...), "ConfigMap/manifold-dashboard")
@@ -434,8 +436,8 @@ func TestDashboardIsAConfigMap(t *testing.T) {
 	}
 }
 
-// TestAdmissionIsInOrder: its objects fit each other, it runs twice and without
-// privilege, and may read and write nothing but what it must.
+// TestAdmissionIsInOrder proves that the admission objects fit together, and that
+// the webhook runs twice, unprivileged, and with the least permissions.
 func TestAdmissionIsInOrder(t *testing.T) {
 	const name = "manifold-webhook"
 	objects := render(t, "--set", "webhook.enabled=true")
@@ -463,8 +465,8 @@ func TestAdmissionIsInOrder(t *testing.T) {
 	}
 }
 
-// TestAdmissionIsAskedOfFewPods: both reviews are asked of the same pods, and
-// nothing of it is there unasked.
+// TestAdmissionIsAskedOfFewPods proves that both webhooks review the same pods, and
+// that none of their objects exists by default.
 func TestAdmissionIsAskedOfFewPods(t *testing.T) {
 	objects := render(t, "--set", "webhook.enabled=true")
 	mutating := as[admissionv1.MutatingWebhookConfiguration](t, objects, "MutatingWebhookConfiguration/manifold").Webhooks

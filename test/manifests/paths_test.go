@@ -18,17 +18,17 @@ import (
 	"github.com/manifold-cni/manifold/test/manifests"
 )
 
-// moved are directories of which none is a default one.
+// moved are chart values that move every directory away from its default.
 var moved = []string{
 	"--set", "host.cniBinDir=/m/bin,host.cniConfDir=/m/conf,host.cniConfName=05-m.conflist,host.stateDir=/m/state,host.kubeletDir=/m/kubelet,host.deviceInfoDir=/m/info",
 	"--set", "dra=true", "--set", "host.networkDirs={/m/nets,/m/more},clusterNetwork=/m/nets/10-a.conflist",
 	"--set", "config.confDir=/m/more,config.defaultNetworks={team/net,/m/nets/sub}",
 }
 
-// A path means the same to the runtime, the plugin and the agent: each directory of
-// the host is mounted at its own path, and each path that a container is told, or
-// that the agent takes by default, is in one of its mounts, which it can write to
-// where it must.
+// A path means the same to the runtime, the plugin and the agent: each host
+// directory is mounted at its own path. Each path that a container gets as an
+// argument, or that the agent takes by default, is inside one of its mounts, which
+// is writable where it must be.
 func TestPathsAreMountedWhereTheyAreUsed(t *testing.T) {
 	all := values()
 	all["moved"] = moved
@@ -53,7 +53,7 @@ func TestPathsAreMountedWhereTheyAreUsed(t *testing.T) {
 	}
 }
 
-// agentConfig is the agent's configuration, with its defaults.
+// agentConfig returns the agent's configuration, with defaults filled in.
 func agentConfig(t *testing.T, objects map[string]*unstructured.Unstructured) *configfile.Agent {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "agent.json")
@@ -67,8 +67,9 @@ func agentConfig(t *testing.T, objects map[string]*unstructured.Unstructured) *c
 	return conf
 }
 
-// told are the paths among a container's arguments, all of which are written to,
-// but for its own configuration and what names a network.
+// told returns the paths among a container's arguments and whether the container
+// writes to them. It writes to all but its configuration and the file that names a
+// network.
 func told(c *corev1.Container) map[string]bool {
 	out := map[string]bool{}
 	for _, a := range c.Args {
@@ -79,7 +80,8 @@ func told(c *corev1.Container) map[string]bool {
 	return out
 }
 
-// served are the paths that a running agent uses, and whether it writes to them.
+// served returns the paths that a running agent uses, and whether it writes to
+// them.
 func served(t *testing.T, objects map[string]*unstructured.Unstructured, conf *configfile.Agent) map[string]bool {
 	t.Helper()
 	var plugin struct {
@@ -96,15 +98,15 @@ func served(t *testing.T, objects map[string]*unstructured.Unstructured, conf *c
 		}
 	}
 	for _, source := range []string{conf.PodResources, conf.Checkpoint, conf.PodsAPI, conf.ClaimCheckpoint, conf.DeviceMetadata} {
-		if source != "" { // left out
+		if source != "" { // disabled
 			out[source] = false
 		}
 	}
 	return out
 }
 
-// mountedAtTheirOwnPaths fails for a directory of the host that a container sees
-// elsewhere, or that none sees.
+// mountedAtTheirOwnPaths fails for a host directory that a container sees at
+// another path, and for a volume that no container sees.
 func mountedAtTheirOwnPaths(t *testing.T, pod *corev1.PodSpec) {
 	t.Helper()
 	for _, v := range pod.Volumes {
@@ -126,7 +128,8 @@ func mountedAtTheirOwnPaths(t *testing.T, pod *corev1.PodSpec) {
 	}
 }
 
-// mounted fails unless a path is in one of a container's mounts.
+// mounted fails unless path is inside one of the container's mounts, a writable one
+// if write is set.
 func mounted(t *testing.T, c *corev1.Container, path string, write bool) {
 	t.Helper()
 	for _, m := range c.VolumeMounts {
@@ -140,8 +143,8 @@ func mounted(t *testing.T, c *corev1.Container, path string, write bool) {
 	t.Errorf("container %s uses %s, which it does not see", c.Name, path)
 }
 
-// Each directory that a preset sets is mounted, and its SELinux type is that of every
-// pod which uses the host's directories.
+// Each directory that a preset sets is mounted, and every pod that uses host
+// directories has the preset's SELinux type.
 func TestPresetsAreUsed(t *testing.T) {
 	for _, preset := range manifests.Presets {
 		raw, err := os.ReadFile(filepath.Join(root, manifests.Preset(preset)))
@@ -179,8 +182,8 @@ func TestPresetsAreUsed(t *testing.T) {
 	}
 }
 
-// Who has asked for OpenShift's permission since before the SELinux type was a value of
-// its own has it still.
+// An installation that set OpenShift's permission before the SELinux type was a
+// value of its own keeps that type.
 func TestPlatformsPermissionImpliesTheSELinuxType(t *testing.T) {
 	for set, want := range map[string]string{
 		"openshift.securityContextConstraints=true":                              "spc_t",

@@ -1,5 +1,5 @@
-// Command generate makes the kustomize bases anew from the chart. It runs in the
-// tree's root.
+// Command generate regenerates the kustomize bases from the chart. It must run in
+// the root of the source tree.
 package main
 
 import (
