@@ -14,7 +14,7 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// newAPINode is a node whose definitions and pods come from an API server, and
+// newAPINode returns a node that gets definitions and pods from an API server, and
 // whose agent publishes there.
 func newAPINode(t *testing.T) (*kubeletNode, *kubetest.Server) {
 	t.Helper()
@@ -38,7 +38,7 @@ func definition(api *kubetest.Server, name, resource, config string) {
 	api.AddDefinition(d)
 }
 
-// apiPod is a pod that the API server and the kubelet know.
+// apiPod adds a pod that both the API server and the kubelet know.
 func (n *kubeletNode) apiPod(api *kubetest.Server, name, networks string, containers ...corev1.Container) *pod {
 	n.t.Helper()
 	p := n.admit(name, networks, nil, containers...)
@@ -53,7 +53,7 @@ func (n *kubeletNode) apiPod(api *kubetest.Server, name, networks string, contai
 func TestStatusIsPublishedInOnePatch(t *testing.T) {
 	for name, c := range map[string]struct {
 		agent bool
-		when  string // the key status
+		when  string // value of the key "status"
 	}{"agent": {true, "sync"}, "later": {true, "async"}, "one-shot": {false, "sync"}, "one-shot, later": {false, "async"}} {
 		t.Run(name, func(t *testing.T) {
 			agent := c.agent
@@ -103,7 +103,7 @@ func (n *kubeletNode) checkStatus(api *kubetest.Server, device string) {
 	}
 }
 
-// checkRequests counts what a pod's start costs the API server.
+// checkRequests checks which requests to the API server the start of a pod costs.
 func (n *kubeletNode) checkRequests(api *kubetest.Server, agent bool) {
 	n.t.Helper()
 	var methods []string
@@ -114,7 +114,8 @@ func (n *kubeletNode) checkRequests(api *kubetest.Server, agent bool) {
 	if len(patches) != 1 || !strings.HasSuffix(patches[0], "/pods/app") {
 		n.t.Errorf("patches: %v", patches)
 	}
-	// The agent's watch of all definitions may begin a moment after it serves; no pod costs it.
+	// The agent's watch of all definitions may begin a moment after it serves; it is
+	// no cost of the pod.
 	methods = slices.DeleteFunc(methods, func(m string) bool {
 		return strings.HasPrefix(m, "GET ") && strings.HasSuffix(m, "/network-attachment-definitions")
 	})

@@ -1,6 +1,6 @@
-// Package e2e runs the real programs against real delegates in real network
-// namespaces: what a pod gets, what bad input gives, and what is left after any
-// process was killed.
+// Package e2e runs the real programs with real delegates in real network
+// namespaces. It checks what a pod gets, how bad input is handled, and what is left
+// after any process was killed.
 package e2e
 
 import (
@@ -14,14 +14,14 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// removeLink removes a link of the host that may be gone.
+// removeLink removes a link on the host if it exists.
 func removeLink(name string) {
 	if l, err := netlinksafe.LinkByName(name); err == nil {
 		_ = netlink.LinkDel(l)
 	}
 }
 
-// interfaceOf returns an interface of a pod and fails without it.
+// interfaceOf returns an interface of a pod and fails if it is missing.
 func (n *node) interfaceOf(p *pod, name string) *netlink.LinkAttrs {
 	n.t.Helper()
 	link, err := p.ns.Link(name)
@@ -32,8 +32,9 @@ func (n *node) interfaceOf(p *pod, name string) *netlink.LinkAttrs {
 	return link.Attrs()
 }
 
-// twoDevicePod is the pod of the demo: default network, a bridge, and two
-// networks on devices, one of each container.
+// twoDevicePod returns the pod of the demo, with the default network, a bridge, and
+// two networks on devices, one of each container, and the MAC addresses of the
+// devices.
 func (n *node) twoDevicePod(name string) (*pod, map[string]net.HardwareAddr) {
 	n.t.Helper()
 	n.define("plain", "", n.bridge("plain", "10.89.0.0/16"))
@@ -47,13 +48,13 @@ func (n *node) twoDevicePod(name string) (*pod, map[string]net.HardwareAddr) {
 		macs[dev] = l.Attrs().HardwareAddr
 	}
 	p := n.addPod(name, "plain, nic-a, nic-a", "c1", "c2")
-	// c1 has the device with the higher ID: sorting over the pod would swap them.
+	// c1 has the device with the higher ID: sorting the pod's devices would swap them.
 	n.allocate(p, "c1", nicA, ids["nic1"])
 	n.allocate(p, "c2", nicA, ids["nic0"])
 	return p, macs
 }
 
-// warm makes the bridges, which the bridge plugin leaves on purpose.
+// warm creates the bridges, which the bridge plugin leaves behind on purpose.
 func (n *node) warm() {
 	n.t.Helper()
 	n.define("plain", "", n.bridge("plain", "10.89.0.0/16"))

@@ -11,8 +11,8 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 )
 
-// refusedWithoutTrace adds a pod, expects ADD to be refused, and finds the host
-// and the sandbox as before, then and after the runtime's DEL.
+// refusedWithoutTrace expects ADD of a pod to be refused, and checks that host and
+// sandbox are unchanged, before and after the runtime's DEL.
 func (n *node) refusedWithoutTrace(p *pod, code uint, parts ...string) {
 	n.t.Helper()
 	before := n.state()
@@ -23,7 +23,7 @@ func (n *node) refusedWithoutTrace(p *pod, code uint, parts ...string) {
 	n.unchanged(before)
 }
 
-// emptySandbox fails when anything but loopback is in the sandbox.
+// emptySandbox fails if the sandbox has any interface but loopback.
 func (n *node) emptySandbox(p *pod) {
 	n.t.Helper()
 	n.must(p.ns.Do(func() error {
@@ -75,7 +75,7 @@ func TestBadDefinition(t *testing.T) {
 	n.warm()
 	n.must(os.WriteFile(n.path("bin/readme"), []byte("not a program"), 0o600))
 	n.must(os.WriteFile(n.path("bin/text"), []byte("not a program"), 0o700))
-	n.must(os.Symlink("manifold", n.path("bin/innocent"))) // what reads configurations cannot know every name
+	n.must(os.Symlink("manifold", n.path("bin/innocent"))) // Manifold under a name that no reader of configurations can know
 	script := func(verb, s string) string {
 		return `{"cniVersion":"1.0.0","type":"scripted","addresses":["10.92.0.2/24"],"script":{"` + verb + `":` + s + `}}`
 	}
@@ -248,11 +248,12 @@ func TestBadJournal(t *testing.T) {
 	path := n.path(fmt.Sprintf("state/%s@eth0.journal", p.ID))
 	good, err := os.ReadFile(path)
 	n.must(err)
-	// Torn in the last line, as by a power failure: all that the plan names goes.
+	// Torn in the last line, as after a power failure: nothing of the plan stays
+	// behind.
 	n.must(os.WriteFile(path, good[:len(good)-20], 0o600))
 	n.succeed("CHECK", p)
 	n.must(os.WriteFile(path, []byte("00000000 {}\n"), 0o600))
-	n.record("state", p, "lost", "null") // which keeps nobody
+	n.record("state", p, "lost", "null") // such a record keeps nothing
 	n.refuse("DEL", p, 114, "checksum", "released 2 attachments", ".corrupt-")
 	n.succeed("DEL", p)
 	aside, err := filepath.Glob(path + ".corrupt-*")
@@ -270,7 +271,7 @@ func TestUnusableJournalDirectory(t *testing.T) {
 	n.serve()
 	n.warm()
 	n.must(os.RemoveAll(n.path("state")))
-	n.must(os.WriteFile(n.path("state"), nil, 0o600)) // as root, a mode would not bind
+	n.must(os.WriteFile(n.path("state"), nil, 0o600)) // root ignores file modes
 	p := n.addPod("pod", "plain")
 	n.refuse("ADD", p, 5, "state", "cniDir")
 	n.emptySandbox(p)

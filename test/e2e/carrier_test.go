@@ -14,7 +14,8 @@ import (
 	"github.com/manifold-cni/manifold/internal/journal"
 )
 
-// wire plugs in or pulls the other end of a device.
+// wire sets the other end of a device up or down, as if its cable were plugged in
+// or pulled.
 func (n *node) wire(device string, in bool) {
 	n.t.Helper()
 	set := netlink.LinkSetDown
@@ -26,8 +27,8 @@ func (n *node) wire(device string, in bool) {
 	n.must(set(peer))
 }
 
-// listeners is the number of netlink sockets in the sandbox that are told of
-// changes, by their groups.
+// listeners counts the netlink sockets in the sandbox that subscribe to any group
+// of notifications.
 func (n *node) listeners(p *pod) (count int) {
 	n.t.Helper()
 	n.must(p.ns.Do(func() error {
@@ -43,8 +44,8 @@ func (n *node) listeners(p *pod) (count int) {
 	return count
 }
 
-// differs returns what the journal says of attachment i that differed and was let
-// pass: the status of the pod is read from there.
+// differs returns the differences of attachment i that were tolerated, from the
+// journal, which the pod's status is read from as well.
 func (n *node) differs(p *pod, i int) (out []string) {
 	n.t.Helper()
 	entry, err := journal.Dir{Path: n.path("state")}.Open(journal.Key{ContainerID: p.ID, IfName: "eth0"})
@@ -60,7 +61,8 @@ func (n *node) differs(p *pod, i int) (out []string) {
 	return out
 }
 
-// The interface of a device that has no carrier is treated as configured.
+// TestCarrierPolicies proves that the interface of a device without carrier is
+// treated as configured.
 func TestCarrierPolicies(t *testing.T) {
 	const finding = "carrier: wanted one, found none, though the interface is up"
 	for policy, tc := range map[string]struct{ attached, reported bool }{
@@ -97,8 +99,8 @@ func TestCarrierPolicies(t *testing.T) {
 	}
 }
 
-// A carrier that comes while it is waited for is enough, and one that goes later
-// is found by CHECK.
+// TestCarrierIsWaitedFor proves that a carrier that appears during the wait is
+// enough, and that CHECK finds one that is lost later.
 func TestCarrierIsWaitedFor(t *testing.T) {
 	n := newNode(t, map[string]any{"carrier": "require", "carrierTimeout": "1m"})
 	n.serve()

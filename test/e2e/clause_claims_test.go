@@ -21,29 +21,29 @@ import (
 // driver is the DRA driver of these tests.
 const driver = "vf.test.example"
 
-// claimed is a device that is allocated to a request of a claim. Its attributes
-// are what the driver leaves as metadata: ID and resource, unless it says less.
+// claimed returns a device that is allocated to a request of a claim. The driver
+// writes attributes as the device's metadata.
 func claimed(name, request string, attributes map[string]string) fakekubelet.ClaimDevice {
 	return fakekubelet.ClaimDevice{Metadata: attributes, ClaimDevice: checkpoint.ClaimDevice{Driver: driver, Pool: "node1", Name: name, Requests: []string{request}}}
 }
 
-// is are the attributes of a device of nicA.
+// is returns the attributes of a device of nicA.
 func is(id string) map[string]string {
 	return map[string]string{podresources.AttributeDeviceID: id, podresources.AttributeResourceName: nicA}
 }
 
-// claiming is a container that uses claims of its pod.
+// claiming returns a container that uses claims of its pod.
 func claiming(name string, claims ...corev1.ResourceClaim) corev1.Container {
 	return corev1.Container{Name: name, Resources: corev1.ResourceRequirements{Claims: claims}}
 }
 
-// nics is the claim that the pods of these tests have.
+// nics is the pods' claim in these tests.
 var nics = corev1.ResourceClaim{Name: "nics"}
 
-// byName gives a pod the claim nics as the object "shared-nics".
+// byName gives a pod the object "shared-nics" as its claim nics.
 var byName = []corev1.PodResourceClaim{{Name: "nics", ResourceClaimName: new("shared-nics")}}
 
-// claimPod admits a pod, whose claims may not be allocated, and makes its
+// claimPod admits a pod, even if its claims are not allocated, and creates its
 // sandbox.
 func (n *kubeletNode) claimPod(name, networks string, spec corev1.PodSpec, status corev1.PodStatus) *pod {
 	n.t.Helper()
@@ -57,14 +57,14 @@ func (n *kubeletNode) claimPod(name, networks string, spec corev1.PodSpec, statu
 	return n.sandbox(name, string(p.UID))
 }
 
-// wantDevices attaches the pod, and holds which device each interface is.
+// wantDevices attaches the pod and checks which device each interface is.
 func (n *node) wantDevices(p *pod, want map[string]string) {
 	n.t.Helper()
 	n.succeed("ADD", p)
 	n.wantInterfaces(p, want)
 }
 
-// wantInterfaces holds which device each interface of an attached pod is.
+// wantInterfaces checks which device each interface of an attached pod is.
 func (n *node) wantInterfaces(p *pod, want map[string]string) {
 	n.t.Helper()
 	for ifName, dev := range want {
@@ -86,10 +86,12 @@ func devicesOfClaims(t *testing.T) {
 	t.Run("gone before DEL", claimGone)
 }
 
-// withoutSources are nodes that lack sources of claims, by what is left.
+// withoutSources lists the sources of claims that a node lacks, by the name of what
+// is left.
 var withoutSources = map[string][]string{"all": nil, "the checkpoint of claims alone": {"podResources", "checkpoint"}, "PodResources alone": {"claimCheckpoint"}, "no agent": nil}
 
-// withEachSource runs a check on each of these nodes, with its agent where it has one.
+// withEachSource runs a check on each of these nodes, with an agent unless the node
+// has none.
 func withEachSource(t *testing.T, check func(*testing.T, *kubeletNode)) {
 	for name, without := range withoutSources {
 		t.Run(name, func(t *testing.T) {
@@ -102,7 +104,8 @@ func withEachSource(t *testing.T, check func(*testing.T, *kubeletNode)) {
 	}
 }
 
-// claimSources: a template's claim, with a request named, by each source.
+// claimSources checks a claim from a template, with and without a named request,
+// from each source.
 func claimSources(t *testing.T) {
 	withEachSource(t, func(t *testing.T, n *kubeletNode) {
 		a, b := n.device("nic0"), n.device("nic1")
@@ -122,13 +125,13 @@ func claimSources(t *testing.T) {
 	})
 }
 
-// claimKinds: what else can stand behind a network.
+// claimKinds checks the other kinds of claims that can back a network.
 func claimKinds(t *testing.T, without ...string) {
 	n := newKubeletNode(t, without...)
 	n.serve()
 	n.warm()
 	id := n.device("nic0")
-	n.define("free", "", hostDevice) // stands on no resource
+	n.define("free", "", hostDevice) // needs no resource
 	want := map[string]string{"net1": "nic0"}
 	for name, tc := range map[string]struct {
 		networks   string
@@ -173,8 +176,8 @@ func claimKinds(t *testing.T, without ...string) {
 	}
 }
 
-// claimPartitions: parts of one PCI function, which all bear its address, are
-// devices of their own, each told by its ID.
+// claimPartitions checks that partitions of one PCI function, which all have its
+// address, are devices of their own, identified by their IDs.
 func claimPartitions(t *testing.T) {
 	withEachSource(t, func(t *testing.T, n *kubeletNode) {
 		n.warm()
@@ -194,7 +197,7 @@ func claimPartitions(t *testing.T) {
 	})
 }
 
-// sharing admits a pod with a claim of its own, which has shares of one device.
+// sharing admits a pod with its own claim, which has shares of one device.
 func (n *kubeletNode) sharing(name, networks, id string, shares ...string) *pod {
 	n.t.Helper()
 	claim := fakekubelet.Claim{Name: name + "-part", UID: "uid-of-" + name}
@@ -209,8 +212,8 @@ func (n *kubeletNode) sharing(name, networks, id string, shares ...string) *pod 
 	}, corev1.PodStatus{})
 }
 
-// claimShares: a device that is allocated several times serves one network for
-// each share, in one pod and in several at once, and no more.
+// claimShares checks that a device that is allocated several times serves one
+// network per share and no more, in one pod and in several pods at once.
 func claimShares(t *testing.T) {
 	withEachSource(t, func(t *testing.T, n *kubeletNode) {
 		n.warm()
@@ -238,7 +241,8 @@ func claimShares(t *testing.T) {
 	})
 }
 
-// claimSharedVF: a VF has one owner, whatever the scheduler thinks.
+// claimSharedVF checks that a VF has one owner, even if the scheduler allocates
+// shares of it.
 func claimSharedVF(t *testing.T) {
 	n := newKubeletNode(t)
 	n.serve()
@@ -253,7 +257,8 @@ func claimSharedVF(t *testing.T) {
 	n.succeed("DEL", second)
 }
 
-// claimLedger: devices of claims and of device plugins in one order, each once.
+// claimLedger checks that devices of claims and of device plugins have one common
+// order, each once.
 func claimLedger(t *testing.T) {
 	n := newKubeletNode(t)
 	n.serve()
@@ -274,7 +279,7 @@ func claimLedger(t *testing.T) {
 	n.succeed("DEL", p)
 	n.must(n.kubelet.DeletePod(n.kubelet.Pods()[0].UID))
 
-	// Who advertises a PCI function does not matter: it serves one network.
+	// A PCI function serves one network, no matter who advertises it.
 	vf := n.userspaceVFs(1)[0]
 	n.must(n.kubelet.SetDevices(nicA, n.advertised(vf)...))
 	n.kubelet.SetClaim(fakekubelet.Claim{Name: "shared-nics", UID: "c2", Devices: []fakekubelet.ClaimDevice{
@@ -287,7 +292,7 @@ func claimLedger(t *testing.T) {
 	n.refusedWithoutTrace(twice, 105, "resource "+nicA, "2 attachments ask", "allocated 1")
 }
 
-// claimRefused: what is wrong is named, with what to do.
+// claimRefused checks that a refusal names the problem and the fix.
 func claimRefused(t *testing.T) {
 	for name, tc := range map[string]struct {
 		networks string
@@ -322,7 +327,8 @@ func claimRefused(t *testing.T) {
 	}
 }
 
-// claimGone: DEL gives the device back with kubelet, claim and metadata gone.
+// claimGone checks that DEL returns the device after kubelet, claim and metadata
+// are gone.
 func claimGone(t *testing.T) {
 	n := newKubeletNode(t)
 	agent := n.serve()

@@ -14,9 +14,9 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// TestClauseDefaultNetwork proves the clauses of the cluster default network and
-// of order and failure (multi-network specification, sections 6 and 7), each
-// under its id.
+// TestClauseDefaultNetwork proves the clauses of the cluster default network and of
+// order and failure (multi-network specification, sections 6 and 7), each under its
+// id.
 func TestClauseDefaultNetwork(t *testing.T) {
 	t.Run("MN-6.2-first", defaultFirst)
 	t.Run("MN-6.1-readiness", defaultReadiness)
@@ -28,23 +28,23 @@ func TestClauseDefaultNetwork(t *testing.T) {
 	t.Run("MN-7.5-runtimeConfig", defaultRuntimeConfig)
 }
 
-// cniVersions are the versions of the CNI specification.
+// cniVersions are all versions of the CNI specification.
 var cniVersions = []string{"0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
-// scripted is a single configuration of the scripted delegate that logs; more
-// are further keys.
+// scripted returns a configuration of a scripted delegate that logs its calls; more
+// is appended to its keys.
 func (n *node) scripted(more string) string {
 	return fmt.Sprintf(`{"cniVersion":"1.0.0","type":"scripted","log":%q%s}`, n.path("calls"), more)
 }
 
-// setDefault makes one plugin the cluster default network of a version.
+// setDefault makes a single plugin the cluster default network, in a CNI version.
 func (n *node) setDefault(version, plugin string) {
 	n.t.Helper()
 	n.file("net.d/10-default.conflist", `{"cniVersion":"`+version+`","name":"cluster-net","plugins":[`+plugin+`]}`)
 }
 
-// newScriptedNode is a node with an agent whose default network and networks
-// one, two and three are scripted and log.
+// newScriptedNode returns a node with an agent whose default network and networks
+// one, two and three are scripted and log their calls.
 func newScriptedNode(t *testing.T, conf map[string]any) *node {
 	t.Helper()
 	n := newNode(t, conf)
@@ -59,7 +59,7 @@ func newScriptedNode(t *testing.T, conf map[string]any) *node {
 // sequence returns the calls of scripted delegates, as "VERB interface".
 func (n *node) sequence() string { n.t.Helper(); return n.sequenceIn("calls") }
 
-// sequenceIn is sequence of another log.
+// sequenceIn is like sequence, with another log.
 func (n *node) sequenceIn(log string) string {
 	n.t.Helper()
 	var out []string
@@ -88,7 +88,7 @@ func defaultReadiness(t *testing.T) {
 			conf, err := os.ReadFile(n.path("net.d/10-default.conflist"))
 			n.must(err)
 			n.must(os.Remove(n.path("net.d/10-default.conflist")))
-			// Not ready: nothing appears that a runtime would take for a network.
+			// Not ready: no configuration appears that a runtime would take for a network.
 			if out, err := n.install("install", "--agent-config", n.path("agent.json")); err == nil || !strings.Contains(out, "no network configuration") {
 				t.Errorf("install without a default network: %v\n%s", err, out)
 			}
@@ -105,7 +105,7 @@ func defaultReadiness(t *testing.T) {
 			}
 			n.succeed("STATUS", &pod{})
 			n.succeed("ADD", p)
-			// Withdrawn: a runtime hears it, and the pods that run are still served.
+			// Withdrawn: a runtime learns of it, and running pods are still served.
 			n.must(os.Remove(n.path("net.d/10-default.conflist")))
 			n.refuse("STATUS", &pod{}, 50, n.path("net.d"))
 			n.succeed("CHECK", p)
@@ -146,8 +146,7 @@ func defaultVersion(t *testing.T) {
 	}
 }
 
-// inVersion fails unless a result is in the version asked for, and has the
-// address.
+// inVersion fails unless the result has this CNI version and address.
 func (n *node) inVersion(res *harness.Result, version, address string) {
 	n.t.Helper()
 	result, err := create.CreateFromBytes(res.Stdout)
@@ -170,7 +169,7 @@ func defaultFailedAdd(t *testing.T) {
 		t.Errorf("calls %q, want %q", got, want)
 	}
 	n.succeed("DEL", p)
-	// What fails in tearing down is neither the error nor the end of it.
+	// A failure during the teardown neither replaces the error nor stops the teardown.
 	n.must(os.Remove(n.path("calls")))
 	n.define("one", "", n.scripted(`,"script":{"DEL":{"error":{"code":118,"msg":"switch is busy"}}}`))
 	q := n.addPod("again", "one,two,three")
@@ -200,7 +199,7 @@ func defaultFailedDel(t *testing.T) {
 			t.Errorf("%s was not torn down: %v %v", name, link, err)
 		}
 	}
-	// The next DEL tries what is left, and nothing else.
+	// The next DEL only retries what is left.
 	n.must(os.Remove(n.path("calls")))
 	n.refuse("DEL", p, 118, "first switch is busy", "third switch is busy")
 	if got, want := n.sequence(), "DEL net3, DEL net1"; got != want {
@@ -216,7 +215,7 @@ func defaultSerial(t *testing.T) {
 	done := make(chan *harness.Result)
 	go func() { done <- n.call("ADD", slow) }()
 	n.eventually("the slow delegate", func() bool { return exists(gate + ".reached") })
-	// A whole pod comes and goes beside the one that waits.
+	// Another pod is attached and released while the first one waits.
 	n.succeed("ADD", quick)
 	n.succeed("DEL", quick)
 	of := func(p *pod) (out []string) {

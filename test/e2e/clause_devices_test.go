@@ -27,8 +27,8 @@ import (
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// delegateCall is one call of a scripted delegate, from the log "calls" of its
-// node.
+// delegateCall is one call of a scripted delegate, as logged in the node's file
+// "calls".
 type delegateCall struct {
 	Verb        string `json:"verb"`
 	ContainerID string `json:"containerID"`
@@ -45,7 +45,7 @@ type delegateCall struct {
 	raw string
 }
 
-// runtimeConfig returns a string of runtimeConfig, empty when it is not there.
+// runtimeConfig returns a string from runtimeConfig, empty if it is missing.
 func (c *delegateCall) runtimeConfig(key string) string {
 	var s string
 	if raw, ok := c.Stdin.RuntimeConfig[key]; ok && json.Unmarshal(raw, &s) != nil {
@@ -54,13 +54,14 @@ func (c *delegateCall) runtimeConfig(key string) string {
 	return s
 }
 
-// calls returns what scripted delegates logged, of these verbs or of all.
+// calls returns the logged calls of scripted delegates, filtered by verb if verbs
+// are given.
 func (n *node) calls(verbs ...string) []delegateCall {
 	n.t.Helper()
 	return n.callsIn("calls", verbs...)
 }
 
-// callsIn is calls of another log.
+// callsIn is like calls, with another log.
 func (n *node) callsIn(log string, verbs ...string) []delegateCall {
 	n.t.Helper()
 	text, err := os.ReadFile(n.path(log))
@@ -82,14 +83,14 @@ func (n *node) callsIn(log string, verbs ...string) []delegateCall {
 	return out
 }
 
-// containerOf asks for a number of devices of a resource.
+// containerOf returns a container that asks for a number of devices of a resource.
 func containerOf(name corev1.ResourceName, containerName string, devices int) corev1.Container {
 	return corev1.Container{Name: containerName, Resources: corev1.ResourceRequirements{Limits: corev1.ResourceList{
 		name: *resource.NewQuantity(int64(devices), resource.DecimalSI),
 	}}}
 }
 
-// advertised are devices of one NUMA node as a device plugin advertises them.
+// advertised returns devices of one NUMA node as a device plugin advertises them.
 func (n *node) advertised(ids ...string) []fakekubelet.Device {
 	var out []fakekubelet.Device
 	for _, id := range ids {
@@ -112,13 +113,13 @@ func TestClauseDevices(t *testing.T) {
 	t.Run("DV-del-same", deviceOfDel)
 }
 
-// logged is a network that moves its device, and whose first plugin logs what it
-// is given.
+// logged returns a network that moves its device and whose first plugin logs its
+// input.
 func (n *node) logged() string {
 	return fmt.Sprintf(`{"cniVersion":"1.0.0","plugins":[{"type":"scripted","log":%q,"script":{"ADD":{"stdout":"{}"},"DEL":{"stdout":"\n"}}},{"type":"host-device","capabilities":{"deviceID":true}}]}`, n.path("calls"))
 }
 
-// given returns the devices that delegates were given at ADD, in order.
+// given returns the devices that the delegates got at ADD, in order.
 func (n *node) given() []string {
 	n.t.Helper()
 	var out []string
@@ -128,8 +129,8 @@ func (n *node) given() []string {
 	return out
 }
 
-// allocation is a pod's containers with the devices of nicA that each has, in
-// the order in which the device plugin answered.
+// allocation lists a pod's containers with their devices of nicA, in the order of
+// the device plugin's response.
 type allocation struct {
 	init, sidecar, app []held
 }
@@ -139,7 +140,7 @@ type held struct {
 	devices   []string
 }
 
-// admitted admits a pod of that allocation with as many networks.
+// admitted admits a pod with this allocation.
 func (n *kubeletNode) admitted(networks string, a allocation) *pod {
 	n.t.Helper()
 	always := corev1.ContainerRestartPolicyAlways
@@ -199,7 +200,7 @@ func deviceMap(t *testing.T) {
 			want := tc.want(sf, vf)
 			network := "moved"
 			if strings.HasPrefix(want[0], "0000:") {
-				network = "still" // in use by a process of the pod: there is nothing to move
+				network = "still" // used by a process of the pod: there is nothing to move
 			}
 			n.define("moved", nicA, n.logged())
 			n.define("still", nicA, strings.Replace(silent, `"script"`, `"log":"`+n.path("calls")+`","script"`, 1))
@@ -213,8 +214,8 @@ func deviceMap(t *testing.T) {
 	}
 }
 
-// manyDevices advertises eleven subfunctions with network devices, and nine VFs
-// of userspace, as nicA.
+// manyDevices advertises eleven subfunctions with network devices and nine
+// userspace VFs as nicA.
 func (n *kubeletNode) manyDevices() (sf, vf []string) {
 	n.t.Helper()
 	for i := range 11 {
@@ -228,7 +229,7 @@ func (n *kubeletNode) manyDevices() (sf, vf []string) {
 func deviceOfContainer(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
-	p, macs := n.twoDevicePod("unused") // defines the network, makes the devices
+	p, macs := n.twoDevicePod("unused") // defines the network and creates the devices
 	n.must(p.ns.Delete())
 	of := func(containers ...string) string {
 		var list []string
@@ -313,7 +314,8 @@ func deviceNone(t *testing.T) {
 	n.serve()
 	n.warm()
 	n.define("nic-b", nicB, hostDevice)
-	// A definition that names a device of its own would pass silently.
+	// A definition that names a device of its own must not bypass the allocation
+	// silently.
 	n.device("nic0")
 	n.define("pinned-by-hand", nicB, `{"cniVersion":"1.0.0","type":"host-device","device":"nic0"}`)
 	for i, network := range []string{"nic-b", "pinned-by-hand"} {
@@ -418,7 +420,7 @@ func numa(ids ...string) []checkpoint.NUMADevices {
 	return []checkpoint.NUMADevices{{Node: 0, IDs: ids}}
 }
 
-// rewriteCheckpoint replaces what the checkpoint says.
+// rewriteCheckpoint replaces the content of the checkpoint.
 func (n *kubeletNode) rewriteCheckpoint(entries ...checkpoint.Entry) {
 	n.t.Helper()
 	raw, err := checkpoint.Encode(entries, nil)
@@ -456,8 +458,8 @@ func (n *node) onHost(names ...string) {
 	}
 }
 
-// gone takes away everything that planned the pod: pod and definitions, API
-// server, kubelet and its files, agent and its program.
+// gone removes everything that the plan was made from or by: pod and definitions,
+// API server, kubelet and its files, the agent and its program.
 func (n *statusNode) gone(p *pod) {
 	n.t.Helper()
 	n.api.DeletePod("default", p.Name)
@@ -468,9 +470,8 @@ func (n *statusNode) gone(p *pod) {
 }
 
 // TestClauseVerification proves the clauses of verification that software devices
-// can prove. Those that need a physical function are proven in the SR-IOV lab:
-// VF-pf, VF-userspace, the PCI address of VF-parent and the PF's side of
-// VF-returned.
+// can prove. The SR-IOV lab proves those that need a physical function: VF-pf,
+// VF-userspace, the PCI address of VF-parent and the PF's side of VF-returned.
 func TestClauseVerification(t *testing.T) {
 	t.Run("VF-exists", verifyExists)
 	t.Run("VF-parent", verifyParent)
@@ -479,7 +480,7 @@ func TestClauseVerification(t *testing.T) {
 	t.Run("VF-returned", verifyReturned)
 }
 
-// liar is a network whose delegate does its work and lies of it.
+// liar returns a network whose delegate does its work and lies about it.
 func liar(lie, more string) string {
 	return `{"cniVersion":"1.0.0","type":"scripted","addresses":["10.61.0.2/24"]` + more + `,"script":{"ADD":{"lie":"` + lie + `"}}}`
 }
@@ -489,7 +490,7 @@ func verifyExists(t *testing.T) {
 	n.serve()
 	n.warm()
 	n.device("nic0")
-	// Another interface than the one named, one that was never made, one that
+	// An interface other than the one named, one that was never created, and one that
 	// stayed on the host.
 	n.define("other", "", answers("1.0.0", `{"cniVersion":"1.0.0","interfaces":[{"name":"net1","sandbox":"/n"},{"name":"ghost0","sandbox":"/n"}]}`, "10.61.0.2/24"))
 	n.define("never", "", strings.Replace(silent, `"stdout":"\n"`, `"stdout":"{\"cniVersion\":\"1.0.0\",\"interfaces\":[{\"name\":\"net1\",\"sandbox\":\"/n\"}]}"`, 1))
@@ -505,13 +506,13 @@ func verifyParent(t *testing.T) {
 	n.warm()
 	own := n.device("nic0")
 	n.device("nic1")
-	// The delegate moves another device than the one that it was given.
+	// The delegate moves another device than its own.
 	n.define("swapped", nicA, `{"cniVersion":"1.0.0","type":"scripted","device":"nic1"}`)
 	p := n.addPod("swapped-pod", "swapped", "c1")
 	n.allocate(p, "c1", nicA, own)
 	n.refusedWithoutTrace(p, 111, "device "+own, "resource "+nicA, "network default/swapped", "network device nic0 of the allocated device: wanted in the sandbox, found on the host")
 	n.onHost("nic0", "nic1")
-	// It moves nothing, and makes an interface that stands on nothing.
+	// The delegate moves nothing and creates an unrelated interface.
 	n.define("made-up", nicA, `{"cniVersion":"1.0.0","type":"scripted"}`)
 	p = n.addPod("made-up-pod", "made-up", "c1")
 	n.allocate(p, "c1", nicA, own)
@@ -527,8 +528,8 @@ func verifyResult(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
 	n.warm()
-	n.must(os.Symlink(filepath.Join(programDir, "scripted"), n.path("bin/dummy"))) // one of the plugins whose "mtu" is the interface's
-	const able = `,"capabilities":{"mac":true,"ips":true}`                         // and does nothing of it
+	n.must(os.Symlink(filepath.Join(programDir, "scripted"), n.path("bin/dummy"))) // a plugin whose "mtu" is the interface's
+	const able = `,"capabilities":{"mac":true,"ips":true}`                         // and does nothing about it
 	for name, tc := range map[string]struct {
 		config, networks string
 		parts            []string
@@ -596,7 +597,7 @@ func verifyReturned(t *testing.T) {
 	n.onHost("nic0")
 	n.unchanged(before)
 	n.must(p.ns.Delete())
-	// A delegate that says that it gave the device back, and has not.
+	// A delegate whose DEL succeeds without returning the device.
 	n.define("keeper", nicA, `{"cniVersion":"1.0.0","type":"scripted","device":"nic0","script":{"DEL":{"stdout":"\n"}}}`)
 	p = n.addPod("bad", "keeper", "c1")
 	n.allocate(p, "c1", nicA, id)

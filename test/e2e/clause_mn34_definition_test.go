@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestClauseDefinition proves section 3 of the multi-network specification:
-// which configuration a definition stands for, and in what form it runs.
+// TestClauseDefinition proves section 3 of the multi-network specification: which
+// configuration a definition stands for, and in what form it runs.
 func TestClauseDefinition(t *testing.T) {
 	for id, prove := range map[string]func(*witness){
 		"MN-3.4.1-inline":      (*witness).inlineConfig,
@@ -23,8 +23,8 @@ func TestClauseDefinition(t *testing.T) {
 	}
 }
 
-// onDisk writes a configuration file of a network: a list when the file is a
-// .conflist. Its delegate is told the file's name under "from".
+// onDisk writes a network's configuration file, which is a list if the file is a
+// .conflist. Its delegate gets the file's name as "from".
 func (w *witness) onDisk(file, name string) {
 	w.t.Helper()
 	p := w.plugin(map[string]any{"from": file})
@@ -36,8 +36,8 @@ func (w *witness) onDisk(file, name string) {
 	w.file("net.d/"+file, w.json(conf))
 }
 
-// runs attaches a pod to the network "net" and fails unless its one delegate is
-// the one from there.
+// runs attaches a pod to the network "net" and fails unless its single delegate has
+// this "from".
 func (w *witness) runs(from string) {
 	w.t.Helper()
 	p, calls := w.attach("net", 1)
@@ -46,7 +46,8 @@ func (w *witness) runs(from string) {
 	w.detach(p)
 }
 
-// inlineConfig: spec.config wins over files of the object's name.
+// inlineConfig checks that spec.config takes precedence over files with the
+// object's name.
 func (w *witness) inlineConfig() {
 	w.onDisk("20-net.conflist", "net")
 	w.onDisk("20-net.conf", "net")
@@ -54,8 +55,9 @@ func (w *witness) inlineConfig() {
 	w.runs("definition")
 }
 
-// conflistOnDisk: without spec.config a list with the object's name runs, be
-// there a single configuration before it; the file's own name means nothing.
+// conflistOnDisk checks that without spec.config a list with the object's name
+// runs, even if a single configuration sorts before it. The name of the file does
+// not matter.
 func (w *witness) conflistOnDisk() {
 	w.define("net", "", "")
 	w.onDisk("20-first.conf", "net")
@@ -64,7 +66,8 @@ func (w *witness) conflistOnDisk() {
 	w.runs("90-last.conflist")
 }
 
-// confOnDisk: with no such list, a .conf or .json with the object's name.
+// confOnDisk checks that without such a list, a .conf or .json with the object's
+// name runs.
 func (w *witness) confOnDisk() {
 	w.define("net", "", "")
 	w.onDisk("net.conflist", "another")
@@ -75,8 +78,8 @@ func (w *witness) confOnDisk() {
 	}
 }
 
-// noConfig: neither spec.config nor a file of that JSON name. A file that only
-// is called so, or has another extension, is none.
+// noConfig checks that there is neither spec.config nor a file with that JSON name.
+// A file that only has the name itself, or another extension, does not count.
 func (w *witness) noConfig() {
 	w.define("net", "", "")
 	w.onDisk("net.conflist", "another")
@@ -85,8 +88,8 @@ func (w *witness) noConfig() {
 	w.refusedWithoutTrace(w.addPod("app", "net"), 103, "network default/net", "no spec.config", w.path("net.d"), `"net"`)
 }
 
-// nameInjected: every plugin is told the object's name where the configuration
-// has none, and the configuration's where it has one.
+// nameInjected checks that every plugin gets the object's name if the configuration
+// has none, and the configuration's name otherwise.
 func (w *witness) nameInjected() {
 	w.network("single", nil)
 	w.chain("list", nil, w.plugin(nil), w.follower(nil))
@@ -99,8 +102,9 @@ func (w *witness) nameInjected() {
 	w.detach(p)
 }
 
-// confAndList: a single configuration and a list run; the list keeps its order,
-// its version, what each plugin passes to the next, and its flags.
+// confAndList checks that both a single configuration and a list run. The list
+// keeps its order, its version, the results passed between its plugins, and its
+// flags.
 func (w *witness) confAndList() {
 	first, second := w.plugin(map[string]any{"step": 1}), w.follower(map[string]any{"step": 2})
 	w.network("single", map[string]any{"cniVersion": "0.3.1", "step": 0})
@@ -128,7 +132,7 @@ func (w *witness) confAndList() {
 	}
 }
 
-// steps are the plugins that a verb ran, in order.
+// steps returns the plugins that a verb ran, in order.
 func (w *witness) steps(verb string) string {
 	w.t.Helper()
 	var out []string
@@ -147,8 +151,8 @@ func (w *witness) collectAllBut(p *pod) {
 	w.rt = rt
 }
 
-// naming: names and namespaces that no object can have are refused; dots in a
-// name are not.
+// naming checks that names and namespaces that no object can have are refused,
+// unlike dots in a name.
 func (w *witness) naming() {
 	w.network("net.one-2.x", nil)
 	p, calls := w.attach("net.one-2.x,default/net.one-2.x", 2)

@@ -14,8 +14,8 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// defaultRoutes are the pod's default routes of a family, the preferred first,
-// each as "gateway interface".
+// defaultRoutes returns the pod's default routes of an address family, preferred
+// ones first, each as "gateway interface".
 func (w *witness) defaultRoutes(p *pod, family int) []string {
 	w.t.Helper()
 	var routes []netlink.Route
@@ -46,8 +46,8 @@ func (w *witness) defaultRoutes(p *pod, family int) []string {
 	return out
 }
 
-// defaultRoute: the gateways of the attachment that asks, in order, are the
-// pod's only default routes; an empty list leaves none.
+// defaultRoute checks that the gateways of the attachment that asks for it are the
+// pod's only default routes, in order. An empty list leaves no default route.
 func (w *witness) defaultRoute() {
 	w.network("net", map[string]any{"addresses": []string{"10.95.0.2/24", "fd00:95::2/64"}})
 	w.define("routed", "", strings.Replace(w.bridge("plain", "10.89.0.0/16"), `"ipam":{`, `"ipam":{"routes":[{"dst":"0.0.0.0/0","gw":"10.89.0.1"}],`, 1))
@@ -67,7 +67,7 @@ func (w *witness) defaultRoute() {
 		w.succeed("ADD", p)
 		v4, v6 := w.defaultRoutes(p, netlink.FAMILY_V4), w.defaultRoutes(p, netlink.FAMILY_V6)
 		if tc.v6 == nil {
-			slices.Sort(v4) // of routes with one metric, no order is promised
+			slices.Sort(v4) // routes with the same metric have no guaranteed order
 		}
 		if !slices.Equal(v4, tc.v4) || !slices.Equal(v6, tc.v6) {
 			w.t.Errorf("%s: default routes %q %q, want %q %q", name, v4, v6, tc.v4, tc.v6)
@@ -77,9 +77,10 @@ func (w *witness) defaultRoute() {
 	}
 }
 
-// invalidIgnored: with "ignore", the letter of the specification, an invalid
-// annotation gives the pod the default network alone, and a Warning event says
-// so. TestClauseSelectionRefused has the other value, which is the default.
+// invalidIgnored checks that with "ignore", which follows the letter of the
+// specification, a pod with an invalid annotation gets only the default network,
+// and a Warning event says so. TestClauseSelectionRefused covers the default,
+// "fail".
 func (w *witness) invalidIgnored() {
 	n, api := newAPINode(w.t)
 	n.withConf(map[string]any{"invalidAnnotation": "ignore"})
@@ -102,7 +103,8 @@ func (w *witness) invalidIgnored() {
 	n.succeed("DEL", p)
 }
 
-// sameTwice: two attachments, two interfaces, two status entries, two devices.
+// sameTwice checks that a network selected twice gives two attachments, interfaces,
+// status entries and devices.
 func (w *witness) sameTwice() {
 	w.network("net", nil)
 	p, calls := w.attach("net,net", 2)

@@ -9,16 +9,16 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Kinds of refusal, by the code on stdout: the annotation is wrong in itself,
-// an interface's name is taken.
+// Error codes of refusals: the annotation itself is wrong, or an interface name is
+// taken.
 const (
 	wrongAnnotation = 101
 	nameTaken       = 112
 )
 
-// refusedClauses are annotations that are refused, by clause. Every network
-// stands in the list of networks of TestClauseSelectionRefused; parts must be in
-// the message beside pod and network.
+// refusedClauses are annotations that are refused, by clause. Their networks are
+// those of TestClauseSelectionRefused. The message must contain parts in addition
+// to pod and network.
 var refusedClauses = map[string][]struct {
 	name, annotation string
 	code             uint
@@ -100,7 +100,7 @@ var refusedClauses = map[string][]struct {
 	},
 }
 
-// invalidAnnotations are the annotations that are wrong as a whole.
+// invalidAnnotations are annotations that are wrong as a whole.
 var invalidAnnotations = map[string]struct {
 	annotation string
 	parts      []string
@@ -117,8 +117,8 @@ var invalidAnnotations = map[string]struct {
 }
 
 // TestClauseSelectionRefused proves section 4 of the multi-network specification
-// where the pod's annotation is wrong: the pod is refused, by name, network and
-// cause, no delegate of a selected network has run, and nothing is left.
+// for wrong annotations: the pod is refused with name, network and cause, no
+// delegate of a selected network runs, and nothing is left behind.
 func TestClauseSelectionRefused(t *testing.T) {
 	w := newWitness(t)
 	w.network("net", nil)
@@ -153,16 +153,16 @@ func TestClauseSelectionRefused(t *testing.T) {
 	})
 }
 
-// in is the same node for a subtest; what the subtest changes of the runtime's
-// configuration ends with it.
+// in returns the same node for a subtest. A subtest's changes to the runtime's
+// configuration do not outlive it.
 func (w *witness) in(t *testing.T) *witness {
 	n := *w.node
 	n.t = t
 	return &witness{node: &n, before: w.before}
 }
 
-// networkOf is the name of the network that the refusal of an annotation must
-// be about: the last one that it names.
+// networkOf returns the network that the refusal of an annotation must name: the
+// last one in the annotation.
 func networkOf(annotation string) string {
 	last, name := -1, ""
 	for _, network := range []string{"net", "able", "unable"} {
@@ -173,13 +173,13 @@ func networkOf(annotation string) string {
 	return "default/" + name
 }
 
-// podName makes a pod's name of a clause or case.
+// podName builds a pod name from a clause or case.
 func podName(text string, i int) string {
 	return fmt.Sprintf("%s-%d", strings.ToLower(strings.NewReplacer(" ", "-", ".", "-").Replace(text)), i)
 }
 
-// refusedUntouched expects ADD to be refused without a trace, and without a
-// delegate of any selected network having run.
+// refusedUntouched expects ADD to be refused without a trace and before any
+// delegate of a selected network runs.
 func (w *witness) refusedUntouched(p *pod, code uint, parts ...string) {
 	w.t.Helper()
 	w.must(os.RemoveAll(w.path("told")))
@@ -190,8 +190,8 @@ func (w *witness) refusedUntouched(p *pod, code uint, parts ...string) {
 	w.must(p.ns.Delete())
 }
 
-// takenInSandbox: a name that something else has in the sandbox refuses the
-// attachment, and undoing leaves that something alone.
+// takenInSandbox checks that the attachment is refused if its interface name exists
+// in the sandbox already, and that the undo leaves the existing interface alone.
 func (w *witness) takenInSandbox() {
 	p := w.addPod("taken", "able,net@data0")
 	w.must(p.ns.Do(func() error {

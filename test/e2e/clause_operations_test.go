@@ -59,8 +59,8 @@ func operationDelAgain(t *testing.T) {
 	n.succeed("DEL", p)
 	n.succeed("DEL", p)
 	n.unchanged(before)
-	n.succeed("ADD", p) // and nothing stands in the way of another ADD
-	// The runtime that lost its namespace says so, or gives the path of before.
+	n.succeed("ADD", p) // and nothing prevents another ADD
+	// A runtime that has lost the namespace passes no path, or the old one.
 	path := p.NetNS
 	n.must(p.ns.Delete())
 	for _, netns := range []string{"", path, ""} {
@@ -91,7 +91,7 @@ func operationDelAlone(t *testing.T) {
 	}
 }
 
-// leases returns the addresses that host-local keeps in a directory.
+// leases returns the addresses that host-local has allocated in a directory.
 func (n *node) leases(dir string) []string {
 	n.t.Helper()
 	entries, err := os.ReadDir(n.path(dir))
@@ -106,17 +106,17 @@ func (n *node) leases(dir string) []string {
 }
 
 func operationCheck(t *testing.T) {
-	n := newScriptedNode(t, map[string]any{"cniVersion": "1.0.0"}) // the default network's: its result needs no conversion
+	n := newScriptedNode(t, map[string]any{"cniVersion": "1.0.0"}) // the default network's version, so that its result needs no conversion
 	n.define("old", "", strings.Replace(n.scripted(""), "1.0.0", "0.3.1", 1))
 	p := n.addPod("app", "one,old@old5")
 	n.refuse("CHECK", p, 3, "pod default/app", "not attached")
 	added := n.succeed("ADD", p)
 	given := n.calls("ADD")
 	n.must(os.Remove(n.path("calls")))
-	n.define("one", "", n.bridge("other", "10.99.0.0/16")) // what is recorded counts
+	n.define("one", "", n.bridge("other", "10.99.0.0/16")) // only the recorded configuration counts
 	n.succeed("CHECK", p)
 	checks := n.calls("CHECK")
-	if got, want := n.sequence(), "CHECK eth0, CHECK net1"; got != want { // CHECK came with 0.4.0
+	if got, want := n.sequence(), "CHECK eth0, CHECK net1"; got != want { // CHECK exists since 0.4.0
 		t.Fatalf("calls %q, want %q", got, want)
 	}
 	if !sameJSON(string(checks[0].Stdin.PrevResult), string(added.Stdout)) {
@@ -134,7 +134,7 @@ func operationCheck(t *testing.T) {
 		}
 		return netlink.LinkSetMTU(l, 1400)
 	}))
-	n.succeed("CHECK", p) // nobody claims an MTU
+	n.succeed("CHECK", p) // nobody claimed an MTU
 	n.must(p.ns.Do(func() error {
 		l, err := netlinksafe.LinkByName("net1")
 		if err != nil {
@@ -155,8 +155,8 @@ func operationCheck(t *testing.T) {
 	n.succeed("DEL", q)
 }
 
-// withoutResult returns a call's configuration without what CHECK has beside
-// ADD's.
+// withoutResult returns a call's configuration without the previous result, which
+// only CHECK has.
 func (c *delegateCall) withoutResult(n *node) string {
 	n.t.Helper()
 	var call struct {
@@ -205,7 +205,7 @@ func operationStatus(t *testing.T) {
 	})
 	t.Run("no request", statusIsLocal)
 	t.Run("agent", func(t *testing.T) {
-		n := newNode(t, nil) // without an agent, but with a fallback that works
+		n := newNode(t, nil) // without an agent, but with a working fallback
 		n.succeed("STATUS", none)
 		n.must(os.Remove(n.path("bin/manifold-agent")))
 		n.refuse("STATUS", none, 50, n.path("agent.sock"), "fallback")
@@ -214,7 +214,7 @@ func operationStatus(t *testing.T) {
 		n := newNode(t, nil)
 		n.serve()
 		n.must(os.RemoveAll(n.path("state")))
-		n.succeed("STATUS", none) // the first ADD makes it
+		n.succeed("STATUS", none) // the first ADD creates it
 		n.must(os.RemoveAll(n.path("state")))
 		n.file("state", "")
 		n.refuse("STATUS", none, 50, n.path("state"), "cniDir")
@@ -223,8 +223,9 @@ func operationStatus(t *testing.T) {
 	t.Run("hangs", statusOfWhatHangs)
 }
 
-// statusOfFurther: what every pod gets behind the default network is looked for under
-// the name that ADD gives it.
+// statusOfFurther checks that STATUS looks for the programs of networks that every
+// pod gets in addition to the default network, and names these networks as ADD
+// does.
 func statusOfFurther(t *testing.T) {
 	none := &pod{}
 	n := newNode(t, map[string]any{"clusterNetwork": ""})
@@ -238,36 +239,37 @@ func statusOfFurther(t *testing.T) {
 	n.succeed("ADD", p)
 	n.succeed("DEL", p)
 	n.rawKey("delegates", `[`+n.scripted("")+`,{"cniVersion":"1.0.0","plugins":[`+n.scripted("")+`]}]`)
-	n.succeed("STATUS", none) // a list need say no name
+	n.succeed("STATUS", none) // a list needs no name
 	n.succeed("ADD", p)
 	n.succeed("DEL", p)
 	n.rawKey("delegates", `[`+n.scripted("")+`,{"cniVersion":"1.0.0","plugins":[{"type":"absent"}]}]`)
 	n.refuse("STATUS", none, 50, "network manifold", "absent", n.bin)
 }
 
-// statusOfWhatHangs: neither an agent nor a delegate that hangs keeps STATUS as long
-// as an ADD would wait for a plan, which is more than this test has.
+// statusOfWhatHangs checks that neither a hanging agent nor a hanging delegate
+// makes STATUS wait as long as ADD waits for a plan, which is longer than this test
+// may run.
 func statusOfWhatHangs(t *testing.T) {
 	n := newNode(t, map[string]any{"planTimeout": "1h"})
 	cmd := n.serve()
 	n.must(cmd.Process.Signal(syscall.SIGSTOP))
 	goOn := func() { n.must(cmd.Process.Signal(syscall.SIGCONT)) }
 	t.Cleanup(goOn)
-	n.succeed("STATUS", &pod{}) // of the fallback
+	n.succeed("STATUS", &pod{}) // from the fallback
 	goOn()
 	n.setDefault("1.1.0", `{"type":"scripted","script":{"STATUS":{"hang":true}}}`)
 	n.refuse("STATUS", &pod{}, 50, "scripted", "deadline")
 }
 
-// statusIsLocal: whatever the default network is, and whatever the API server
-// does, STATUS asks it nothing.
+// statusIsLocal checks that STATUS sends no request to the API server, whatever the
+// default network is and whatever the API server does.
 func statusIsLocal(t *testing.T) {
 	n := newStatusNode(t)
 	n.withConf(map[string]any{"multusNamespace": "default", "clusterNetwork": "primary"})
 	none := &pod{}
 	asked := func() (out []string) {
 		for _, r := range n.api.Requests() {
-			if !strings.Contains(r.Query, "watch=true") { // the agent's own, taken up again
+			if !strings.Contains(r.Query, "watch=true") { // the agent's own, restarted
 				out = append(out, r.Method+" "+r.Path)
 			}
 		}
@@ -376,7 +378,7 @@ func operationStdout(t *testing.T) {
 			n := newScriptedNode(t, nil)
 			n.define("loud", "", n.scripted(fmt.Sprintf(`,"script":{"ADD":{"stdout":%q}}`, stdout)))
 			p := n.addPod("app", "loud")
-			n.refuse("ADD", p, 109, "pod default/app", "network default/loud") // one document, says call
+			n.refuse("ADD", p, 109, "pod default/app", "network default/loud") // call has checked that stdout is one document
 			n.emptySandbox(p)
 		})
 	}
@@ -387,7 +389,7 @@ func operationGC(t *testing.T) {
 	n.serve()
 	n.warm()
 	n.define("modern", "", strings.Replace(n.scripted(`,"name":"modern-net"`), "1.0.0", "1.1.0", 1))
-	n.define("older", "", n.scripted(`,"name":"older-net"`)) // before 1.1.0 there is no GC
+	n.define("older", "", n.scripted(`,"name":"older-net"`)) // GC exists since 1.1.0
 	keep, stale := n.addPod("keep", "plain,modern,older@x4"), n.addPod("stale", "plain,modern,older@x5")
 	n.succeed("ADD", keep)
 	between := n.state()
@@ -414,7 +416,7 @@ func operationGC(t *testing.T) {
 		t.Errorf("GC was passed on as %v, want %s", told, want)
 	}
 	n.succeed("CHECK", keep)
-	n.collect() // an empty list: none lives
+	n.collect() // an empty list: no sandbox is valid
 	n.emptySandbox(keep)
 	n.refuse("CHECK", keep, 3, "not attached")
 }

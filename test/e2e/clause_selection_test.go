@@ -13,8 +13,8 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// witness is a node whose scripted delegates log all that they are told. The
-// clauses about what a delegate receives are proven with it.
+// witness is a node whose scripted delegates log their whole input. It proves the
+// clauses about what a delegate receives.
 type witness struct {
 	*node
 	before harness.HostState
@@ -36,8 +36,8 @@ type told struct {
 	Stdin       map[string]any `json:"stdin"`
 }
 
-// at returns what lies in the call's configuration below keys, as JSON; "null"
-// when there is nothing.
+// at returns the value at a path of keys in the call's configuration, as JSON;
+// "null" if there is none.
 func (c *told) at(keys ...string) string {
 	var v any = c.Stdin
 	for _, k := range keys {
@@ -51,8 +51,8 @@ func (c *told) at(keys ...string) string {
 	return string(raw)
 }
 
-// plugin is the configuration of a scripted delegate with these keys beside its
-// own.
+// plugin returns the configuration of a scripted delegate with these additional
+// keys.
 func (w *witness) plugin(keys map[string]any) map[string]any {
 	p := map[string]any{"type": "scripted", "log": w.path("told")}
 	for k, v := range keys {
@@ -61,7 +61,7 @@ func (w *witness) plugin(keys map[string]any) map[string]any {
 	return p
 }
 
-// follower is a scripted delegate that leaves the work to the one before it in
+// follower returns a scripted delegate that leaves the work to its predecessor in
 // the chain.
 func (w *witness) follower(keys map[string]any) map[string]any {
 	p := w.plugin(keys)
@@ -76,7 +76,7 @@ func (w *witness) json(v any) string {
 	return string(raw)
 }
 
-// network defines a network of one scripted delegate.
+// network defines a network with one scripted delegate.
 func (w *witness) network(name string, keys map[string]any) {
 	w.t.Helper()
 	p := w.plugin(keys)
@@ -86,7 +86,7 @@ func (w *witness) network(name string, keys map[string]any) {
 	w.define(name, "", w.json(p))
 }
 
-// networkOf defines a network of another namespace than the pods'.
+// networkOf defines a network in another namespace than the pods'.
 func (w *witness) networkOf(namespace, name string) {
 	w.t.Helper()
 	config := w.json(w.plugin(map[string]any{"cniVersion": "1.0.0"}))
@@ -96,7 +96,7 @@ func (w *witness) networkOf(namespace, name string) {
 	}))
 }
 
-// chain defines a network that is a list; keys are the list's own.
+// chain defines a network that is a list; keys are those of the list itself.
 func (w *witness) chain(name string, keys map[string]any, plugins ...map[string]any) {
 	w.t.Helper()
 	list := map[string]any{"cniVersion": "1.0.0", "plugins": plugins}
@@ -106,7 +106,7 @@ func (w *witness) chain(name string, keys map[string]any, plugins ...map[string]
 	w.define(name, "", w.json(list))
 }
 
-// calls returns the calls of a verb since the log was last forgotten, in order.
+// calls returns the calls of a verb since the log was last removed, in order.
 func (w *witness) calls(verb string) []told {
 	w.t.Helper()
 	text, err := os.ReadFile(w.path("told"))
@@ -125,7 +125,7 @@ func (w *witness) calls(verb string) []told {
 }
 
 // attach attaches a new pod with an annotation and returns the delegates' ADD
-// calls, of which there must be as many as wanted.
+// calls. Their number must be wanted.
 func (w *witness) attach(annotation string, wanted int) (*pod, []told) {
 	w.t.Helper()
 	w.must(os.RemoveAll(w.path("told")))
@@ -138,7 +138,7 @@ func (w *witness) attach(annotation string, wanted int) (*pod, []told) {
 	return p, calls
 }
 
-// detach releases the pod, after which the host is as it was.
+// detach releases the pod and checks that the host is as before.
 func (w *witness) detach(p *pod) {
 	w.t.Helper()
 	w.succeed("DEL", p)
@@ -147,7 +147,7 @@ func (w *witness) detach(p *pod) {
 	w.unchanged(w.before)
 }
 
-// is fails unless what lies below keys of a call is this JSON.
+// is fails unless the value at a path of keys in the call is this JSON.
 func (w *witness) is(c told, want string, keys ...string) {
 	w.t.Helper()
 	var a, b any
@@ -158,7 +158,7 @@ func (w *witness) is(c told, want string, keys ...string) {
 	}
 }
 
-// able is the plugin key that declares capabilities.
+// able returns the plugin key that declares capabilities.
 func able(names ...string) map[string]any {
 	caps := map[string]bool{}
 	for _, n := range names {
@@ -167,8 +167,9 @@ func able(names ...string) map[string]any {
 	return map[string]any{"capabilities": caps}
 }
 
-// The clauses whose proof is what one delegate is told: keys of the network's
-// plugin, the pod's annotation, and by path what must be in the configuration.
+// toldClauses are the clauses about the input of a single delegate: keys of the
+// network's plugin, the pod's annotation, and the value that the delegate's
+// configuration must have at a path.
 var toldClauses = map[string]struct {
 	keys       map[string]any
 	annotation string
@@ -205,8 +206,8 @@ var toldClauses = map[string]struct {
 	},
 }
 
-// TestClauseSelection proves section 4 of the multi-network specification where
-// the pod's annotation is right; see TestClauseSelectionRefused for the rest.
+// TestClauseSelection proves section 4 of the multi-network specification for valid
+// annotations; TestClauseSelectionRefused proves the rest.
 func TestClauseSelection(t *testing.T) {
 	for id, tc := range toldClauses {
 		t.Run(id, func(t *testing.T) {
@@ -235,7 +236,7 @@ func TestClauseSelection(t *testing.T) {
 	}
 }
 
-// comma: own namespace by default, blanks around entries, @ifname.
+// comma checks the default namespace, blanks around entries, and @ifname.
 func (w *witness) comma() {
 	w.network("a", nil)
 	w.network("c", nil)
@@ -251,7 +252,8 @@ func (w *witness) comma() {
 	w.detach(p)
 }
 
-// jsonForm: reserved keys are logged and not fatal, keys with a dot pass.
+// jsonForm checks that reserved keys are logged but not fatal, and that keys with a
+// dot pass silently.
 func (w *witness) jsonForm() {
 	w.network("a", nil)
 	w.networkOf("other", "b")
@@ -265,8 +267,8 @@ func (w *witness) jsonForm() {
 	w.detach(p)
 }
 
-// capabilityOfOne: one plugin of the chain with the capability is enough, and is
-// the only one that is told.
+// capabilityOfOne checks that one plugin of the chain with the capability is
+// enough, and that only this plugin receives the value.
 func (w *witness) capabilityOfOne() {
 	first := w.plugin(map[string]any{"addresses": []string{"10.94.0.5/24"}})
 	w.chain("net", nil, first, w.follower(able("ips")))
@@ -276,7 +278,8 @@ func (w *witness) capabilityOfOne() {
 	w.detach(p)
 }
 
-// interfaceNames: what is asked for is CNI_IFNAME, up to the kernel's 15 bytes.
+// interfaceNames checks that the requested name becomes CNI_IFNAME, up to the
+// kernel's 15 bytes.
 func (w *witness) interfaceNames() {
 	w.network("net", nil)
 	p, calls := w.attach(`[{"name":"net","interface":"a23456789.1_3-5"},{"name":"net"}]`, 2)
@@ -289,7 +292,8 @@ func (w *witness) interfaceNames() {
 	w.detach(p)
 }
 
-// cniArgs: merged into every plugin of the chain, the pod's value wins.
+// cniArgs checks that the arguments are merged into every plugin of the chain and
+// that the pod's value wins.
 func (w *witness) cniArgs() {
 	own := map[string]any{"args": map[string]any{"cni": map[string]any{"rack": "definition", "own": 2}, "other": 3}}
 	w.chain("net", nil, w.plugin(own), w.follower(nil))
@@ -299,8 +303,8 @@ func (w *witness) cniArgs() {
 	w.detach(p)
 }
 
-// tuple: ADD, CHECK and DEL of an attachment share container ID, network name
-// and interface name.
+// tuple checks that ADD, CHECK and DEL of an attachment share container ID, network
+// name and interface name.
 func (w *witness) tuple() {
 	w.network("a", nil)
 	w.network("b", map[string]any{"name": "own-name"})

@@ -63,7 +63,7 @@ func (n *statusNode) published(name string) []netattach.Status {
 	return list
 }
 
-// entry attaches a pod to one network and returns that network's entry.
+// entry attaches a pod to one network and returns the status entry of that network.
 func (n *statusNode) entry(name, networks string, containers ...corev1.Container) netattach.Status {
 	n.t.Helper()
 	p, list := n.attached(name, networks, containers...)
@@ -74,8 +74,8 @@ func (n *statusNode) entry(name, networks string, containers ...corev1.Container
 	return list[1]
 }
 
-// answers is the configuration of a network that makes an interface with
-// addresses, and whose result is what a last plugin of the chain prints.
+// answers returns the configuration of a network that creates an interface with
+// addresses, and whose last plugin prints result.
 func answers(version, result string, addresses ...string) string {
 	return fmt.Sprintf(`{"cniVersion":%q,"plugins":[{"type":"scripted","mac":"02:00:00:00:05:01","addresses":["%s"]},
 		{"type":"scripted","script":{"ADD":{"stdout":%q},"DEL":{"stdout":"\n"}}}]}`, version, strings.Join(addresses, `","`), result)
@@ -181,8 +181,8 @@ func statusGateway(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
-// silent is the configuration of a network whose delegate does nothing and
-// returns no result.
+// silent is the configuration of a network whose delegate does nothing and prints
+// no result.
 const silent = `{"cniVersion":"1.0.0","type":"scripted","script":{"ADD":{"stdout":"\n"},"DEL":{"stdout":"\n"}}}`
 
 func statusMinimal(t *testing.T) {
@@ -194,7 +194,7 @@ func statusMinimal(t *testing.T) {
 	}
 }
 
-// describe writes a device plugin's device-information file, and returns its
+// describe writes the device-information file of a device plugin and returns its
 // content.
 func (n *node) describe(resource, id, socket string) string {
 	n.t.Helper()
@@ -205,7 +205,7 @@ func (n *node) describe(resource, id, socket string) string {
 	return content
 }
 
-// sameJSON compares documents by value.
+// sameJSON compares two documents by value.
 func sameJSON(a, b string) bool {
 	var x, y any
 	return json.Unmarshal([]byte(a), &x) == nil && json.Unmarshal([]byte(b), &y) == nil && reflect.DeepEqual(x, y)
@@ -244,13 +244,13 @@ func devinfoFromPlugin(t *testing.T) {
 	n := newStatusNode(t)
 	ids := n.devices("nic0", "nic1")
 	definition(n.api, "nic-a", nicA, hostDevice)
-	// The file's name as the specification has it, not as the product makes it.
+	// The file name as the specification defines it, not as the code builds it.
 	content := `{"type":"memif","version":"1.1.0","memif":{"role":"master","path":"/run/memif","mode":"ethernet"}}`
 	n.file("devinfo/dp/test.example-nic-a-"+ids[0]+"-device.json", content)
 	if got := n.entry("app", "nic-a", container("c1", 1)); !sameJSON(string(got.DeviceInfo), content) {
 		t.Errorf("device-info %s, want %s", got.DeviceInfo, content)
 	}
-	// A file cut short is passed over, not published.
+	// A truncated file is ignored, not published.
 	n.file("devinfo/dp/test.example-nic-a-"+ids[1]+"-device.json", content[:20])
 	if got := n.entry("again", "nic-a", container("c1", 1)); got.DeviceInfo != nil {
 		t.Errorf("device-info %s from a file cut short", got.DeviceInfo)
@@ -258,8 +258,9 @@ func devinfoFromPlugin(t *testing.T) {
 	t.Run("of its resource", devinfoOfItsResource)
 }
 
-// devinfoOfItsResource: one device that two resources advertise is described by
-// each of their plugins, and each network has what its own one says.
+// devinfoOfItsResource checks that, if two resources advertise one device and both
+// plugins describe it, each network gets the description by its own resource's
+// plugin.
 func devinfoOfItsResource(t *testing.T) {
 	n := newStatusNode(t)
 	vf := n.userspaceVFs(1)[0]
@@ -277,7 +278,7 @@ func devinfoOfItsResource(t *testing.T) {
 	}
 }
 
-// infoFile is a network on a device whose delegate may write a
+// infoFile returns a network on a device whose delegate may write a
 // device-information file.
 func (n *node) infoFile(device, more string) string {
 	return fmt.Sprintf(`{"cniVersion":"1.0.0","type":"scripted","device":%q,"capabilities":{"CNIDeviceInfoFile":true},"log":%q%s}`, device, n.path("calls"), more)
@@ -357,8 +358,8 @@ func devinfoInStatus(t *testing.T) {
 	t.Run("chain", devinfoOfChain)
 }
 
-// devinfoOfChain: what describes the device outlives the plugins behind the one
-// that attaches it, which know nothing of it.
+// devinfoOfChain checks that the description of the device survives later plugins
+// of the chain, which know nothing about it.
 func devinfoOfChain(t *testing.T) {
 	n := newStatusNode(t)
 	id := n.devices("nic1")[0]
@@ -395,11 +396,11 @@ func devinfoOfPCI(t *testing.T) {
 // userspacePF is the physical function of the VFs of userspaceVFs.
 const userspacePF = "0000:5e:00.0"
 
-// userspaceVFs adds VFs to the host that are bound to vfio-pci, and returns
-// their addresses.
+// userspaceVFs adds VFs that are bound to vfio-pci to the host and returns their
+// addresses.
 func (n *node) userspaceVFs(count int) []string {
 	n.t.Helper()
-	tree := sriovtest.New("/run/host") // the harness shows its sys/ as the host's
+	tree := sriovtest.New("/run/host") // the harness mounts its sys/ as the host's
 	tree.AddPF(sriovtest.PF{Address: userspacePF, Driver: "ice", TotalVFs: count})
 	var out []string
 	for i := range count {

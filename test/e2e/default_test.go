@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TestEveryVerbTakesTheSameDefaultNetwork: what ADD attaches a pod to is what STATUS
-// asks, what GC reaches, and what DEL of a sandbox that nobody knows releases, with an
-// agent and without one.
+// TestEveryVerbTakesTheSameDefaultNetwork proves that ADD, STATUS, GC, and DEL of
+// an unknown sandbox all use the same default network, with an agent and without
+// one.
 func TestEveryVerbTakesTheSameDefaultNetwork(t *testing.T) {
 	plugin := func(n *node, log string) string { return fmt.Sprintf(`{"type":"scripted","log":%q}`, n.path(log)) }
 	list := func(n *node, log string) string {
@@ -18,7 +18,7 @@ func TestEveryVerbTakesTheSameDefaultNetwork(t *testing.T) {
 	for name, tc := range map[string]struct {
 		definition func(*node) string // nil for none
 		file       bool
-		want       string // the log of the network that is taken; empty: none is
+		want       string // log of the network that is used; empty if none is
 	}{
 		"definition and file":           {func(n *node) string { return list(n, "of-definition") }, true, "of-definition"},
 		"definition alone":              {func(n *node) string { return list(n, "of-definition") }, false, "of-definition"},
@@ -67,8 +67,8 @@ func TestEveryVerbTakesTheSameDefaultNetwork(t *testing.T) {
 	}
 }
 
-// TestNamelessDefaultNetworkOfALostJournal: DEL releases it under the name and in the
-// version that ADD gave it.
+// TestNamelessDefaultNetworkOfALostJournal proves that DEL releases the network
+// under the name and in the version that ADD gave it.
 func TestNamelessDefaultNetworkOfALostJournal(t *testing.T) {
 	n := newNode(t, map[string]any{"clusterNetwork": ""})
 	n.serve()
@@ -84,8 +84,8 @@ func TestNamelessDefaultNetworkOfALostJournal(t *testing.T) {
 	}
 }
 
-// TestChainOfADefaultNetworkThatIsADefinition: the plugins of auxiliaryCNIChainName
-// are asked and collect with it.
+// TestChainOfADefaultNetworkThatIsADefinition proves that the plugins of
+// auxiliaryCNIChainName take part in STATUS and GC.
 func TestChainOfADefaultNetworkThatIsADefinition(t *testing.T) {
 	n := newNode(t, map[string]any{"multusNamespace": "default", "auxiliaryCNIChainName": "more"})
 	n.serve()
@@ -102,8 +102,8 @@ func TestChainOfADefaultNetworkThatIsADefinition(t *testing.T) {
 	}
 }
 
-// wrapper is the scripted delegate behind another answer to VERSION; it refuses
-// versions since 1.0.0.
+// wrapper is the scripted delegate with another answer to VERSION. It refuses
+// versions from 1.0.0 on.
 const wrapper = `#!/bin/sh
 conf=$(cat)
 case "$CNI_COMMAND $conf" in
@@ -113,8 +113,8 @@ esac
 printf %%s "$conf" | exec "${0%%/*}/scripted"
 `
 
-// TestNetworkWithoutVersion: it gets the highest version that its programs speak, in
-// every verb the same.
+// TestNetworkWithoutVersion proves that such a network gets the highest version
+// that its programs support, the same in every verb.
 func TestNetworkWithoutVersion(t *testing.T) {
 	n := newNode(t, map[string]any{"clusterNetwork": ""})
 	n.serve()
@@ -125,7 +125,7 @@ func TestNetworkWithoutVersion(t *testing.T) {
 		return fmt.Sprintf(`{"type":%q,"log":%q%s}`, plugin, n.path("calls"), more)
 	}
 	n.rawKey("delegates", `[`+network("scripted", "")+`]`)
-	n.define("mute", "", network("mute", `,"addresses":["10.1.2.3/24"]`)) // results of 0.1.0 must have one
+	n.define("mute", "", network("mute", `,"addresses":["10.1.2.3/24"]`)) // a result of 0.1.0 must have an address
 	n.define("old", "", network("until-04", ""))
 	n.define("ipam", "", network("scripted", `,"ipam":{"type":"until-04"}`))
 	n.define("chain", "", `{"plugins":[`+network("scripted", "")+`,`+network("until-04", `,"script":{"ADD":{"stdout":"{}"}}`)+`]}`)

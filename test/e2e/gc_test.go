@@ -20,13 +20,13 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// collected is what a delegate was given by one GC.
+// collected is the input of a delegate in one GC.
 type collected struct {
 	Name  string              `json:"name"`
 	Valid []map[string]string `json:"cni.dev/valid-attachments"`
 }
 
-// gcs returns the GC calls of a scripted delegate's log, and removes the log.
+// gcs returns the GC calls in a scripted delegate's log and removes the log.
 func (n *node) gcs(log string) []collected {
 	n.t.Helper()
 	text, err := os.ReadFile(log)
@@ -52,7 +52,7 @@ func (n *node) collect(valid ...*pod) {
 	n.collectWithin("", valid...)
 }
 
-// collectWithin is collect with a gcGrace, empty for none, and returns what was logged.
+// collectWithin is collect with a gcGrace, empty for none; it returns the log.
 func (n *node) collectWithin(grace string, valid ...*pod) string {
 	n.t.Helper()
 	list := []map[string]string{}
@@ -72,7 +72,8 @@ func attachment(p *pod, ifName string) map[string]string {
 	return map[string]string{"containerID": p.ID, "ifname": ifName}
 }
 
-// gcNode is a node with a definition whose delegate logs, and its log.
+// gcNode returns a node with a definition whose delegate logs its calls, and the
+// path of the log.
 func gcNode(t *testing.T, addScript string) (*node, string) {
 	n := newNode(t, nil)
 	n.serve()
@@ -129,8 +130,8 @@ func TestGCLeavesASandboxAloneThatIsBeingAdded(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
-// TestGCSparesASandboxThatWasAddedWhileItRan: an ADD that was under way when the runtime
-// made its list, and is done before GC comes to its sandbox.
+// TestGCSparesASandboxThatWasAddedWhileItRan covers an ADD that was under way when
+// the runtime made its list and that ends before GC reaches its sandbox.
 func TestGCSparesASandboxThatWasAddedWhileItRan(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
@@ -139,7 +140,7 @@ func TestGCSparesASandboxThatWasAddedWhileItRan(t *testing.T) {
 	for _, verb := range []string{"ADD", "DEL"} {
 		n.define(strings.ToLower(verb), "", strings.Replace(n.scripted(`,"script":{"`+verb+`":{"gate":"`+gate(verb)+`"}}`), "1.0.0", "1.1.0", 1))
 	}
-	stale, young := n.addPod("stale", "del"), n.addPod("young", "add") // in the order of their IDs, by which GC goes
+	stale, young := n.addPod("stale", "del"), n.addPod("young", "add") // in the order of their IDs, which is GC's order
 	n.succeed("ADD", stale)
 	added, collected := make(chan *harness.Result), make(chan struct{})
 	go func() { added <- n.call("ADD", young) }()
@@ -162,8 +163,9 @@ func TestGCSparesASandboxThatWasAddedWhileItRan(t *testing.T) {
 	n.succeed("DEL", young)
 }
 
-// TestGCSparesASandboxThatTheRuntimeMayNotHaveKnownYet: its ADD ended before GC began,
-// and nobody knows when the runtime made its list. The next GC collects it.
+// TestGCSparesASandboxThatTheRuntimeMayNotHaveKnownYet covers an ADD that ended
+// before GC began, although the runtime may have made its list earlier. The next GC
+// collects the sandbox.
 func TestGCSparesASandboxThatTheRuntimeMayNotHaveKnownYet(t *testing.T) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -234,7 +236,7 @@ func TestGCLeavesASandboxAloneThatIsBeingDeleted(t *testing.T) {
 	deleted := make(chan *harness.Result)
 	go func() { deleted <- n.call("DEL", p) }()
 	n.eventually("the delegate", func() bool { return exists(gate + ".reached") })
-	n.collect() // the runtime does not name it any more
+	n.collect() // the runtime does not list it any more
 	n.file("gate", "")
 	if res := <-deleted; res.Status != 0 {
 		t.Errorf("DEL: %s", res.Stdout)
@@ -244,9 +246,9 @@ func TestGCLeavesASandboxAloneThatIsBeingDeleted(t *testing.T) {
 	}
 }
 
-// TestGCLeavesAPodOfMultusAloneThatIsBeingDeleted: of such a pod there is no
-// journal, but the lock, and the runtime does not name it any more. Its network is
-// one that GC is passed on to, or one that nobody else is on.
+// TestGCLeavesAPodOfMultusAloneThatIsBeingDeleted covers a pod that has no journal,
+// only the lock, and that the runtime does not list any more. GC is passed on to
+// its network, or the network has no other attachment.
 func TestGCLeavesAPodOfMultusAloneThatIsBeingDeleted(t *testing.T) {
 	for name, tc := range map[string]struct{ network, lose string }{
 		"default network":  {"cluster-net", "none"},
@@ -299,8 +301,8 @@ func TestGCLeavesAPodOfMultusAloneThatIsBeingDeleted(t *testing.T) {
 	}
 }
 
-// besideMultus is a node with a pod of its own, and one that Multus attached, to
-// networks whose delegates log their GC.
+// besideMultus returns a node with a pod of its own and one that Multus attached,
+// on networks whose delegates log their GC.
 func besideMultus(t *testing.T) (n *node, own, p *pod) {
 	t.Helper()
 	n = newNode(t, nil)
@@ -313,11 +315,11 @@ func besideMultus(t *testing.T) (n *node, own, p *pod) {
 	return n, own, p
 }
 
-// TestGCSparesAPodOfMultusThatTheRuntimeMayNotHaveKnownYet: when its ADD ended the
-// times of libcni's records say.
+// TestGCSparesAPodOfMultusThatTheRuntimeMayNotHaveKnownYet proves that the
+// modification times of libcni's records tell when the pod's ADD ended.
 func TestGCSparesAPodOfMultusThatTheRuntimeMayNotHaveKnownYet(t *testing.T) {
 	for name, tc := range map[string]struct {
-		written time.Duration // from now
+		written time.Duration // relative to now
 		gone    bool
 		spared  bool
 	}{
@@ -353,8 +355,9 @@ func TestGCSparesAPodOfMultusThatTheRuntimeMayNotHaveKnownYet(t *testing.T) {
 	}
 }
 
-// TestGCTriesOnceAPodOfMultusThatCannotBeReleased: passed on, GC does not run the same
-// DEL again, and the delegate keeps what the sandbox may hold.
+// TestGCTriesOnceAPodOfMultusThatCannotBeReleased proves that the GC that is passed
+// on does not repeat the same DEL, and that the delegate keeps what the sandbox may
+// hold.
 func TestGCTriesOnceAPodOfMultusThatCannotBeReleased(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
@@ -377,9 +380,9 @@ func TestGCTriesOnceAPodOfMultusThatCannotBeReleased(t *testing.T) {
 	}
 }
 
-// TestGCKnowsAPodOfMultusFromEitherRecord: what one of libcni's records does not
-// tell any more, the file of Multus does. Where that cannot be read, nobody knows
-// whether the records are all.
+// TestGCKnowsAPodOfMultusFromEitherRecord proves that the file of Multus makes up
+// for lost records of libcni. If that file cannot be read, GC cannot know whether
+// the records are complete.
 func TestGCKnowsAPodOfMultusFromEitherRecord(t *testing.T) {
 	record := func(n *node, p *pod) string { return "state/results/logged-6-" + p.ID + "-net3" }
 	for name, tc := range map[string]struct {
@@ -413,10 +416,10 @@ func TestGCKnowsAPodOfMultusFromEitherRecord(t *testing.T) {
 	}
 }
 
-// TestNoSandboxBeginsWhileDelegatesCollect: it would be missing from the list
-// that they were given.
+// TestNoSandboxBeginsWhileDelegatesCollect proves that no ADD starts during a
+// delegate's GC: the sandbox would be missing from the delegate's list.
 func TestNoSandboxBeginsWhileDelegatesCollect(t *testing.T) {
-	n := newNode(t, map[string]any{"lockTimeout": "4m"}) // GC has half of it
+	n := newNode(t, map[string]any{"lockTimeout": "4m"}) // half of it is for GC
 	n.serve()
 	n.warm()
 	gate := n.path("gate")
@@ -428,7 +431,7 @@ func TestNoSandboxBeginsWhileDelegatesCollect(t *testing.T) {
 	n.eventually("the delegate's GC", func() bool { return exists(gate + ".reached") })
 	go func() { added <- n.call("ADD", young) }()
 	n.eventually("the ADD to begin", func() bool { return exists(n.path("state/" + young.ID + "@eth0.lock")) })
-	for range 50 { // an ADD that does not wait is seen, sooner or later; one that waits never fails here
+	for range 50 { // an ADD that does not wait is noticed sooner or later; one that waits never fails here
 		if exists(n.path("state/" + young.ID + "@eth0.journal")) {
 			t.Fatal("a sandbox began while a delegate collected")
 		}
@@ -470,8 +473,9 @@ func TestGCReachesTheDefaultNetwork(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
-// TestGCKnowsEveryInterfaceOfAPodOfMultus: of a sandbox that the runtime names by
-// several interfaces, the file of Multus does not say which one it was called for.
+// TestGCKnowsEveryInterfaceOfAPodOfMultus proves that all interfaces count if the
+// runtime lists several for a sandbox, because the file of Multus does not say
+// which of them it was called for.
 func TestGCKnowsEveryInterfaceOfAPodOfMultus(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
@@ -487,8 +491,8 @@ func TestGCKnowsEveryInterfaceOfAPodOfMultus(t *testing.T) {
 	}
 }
 
-// TestGCReachesADefaultNetworkThatIsADefinition: also when no sandbox is on it, and
-// under the name that its attachments have.
+// TestGCReachesADefaultNetworkThatIsADefinition proves that GC reaches it under the
+// name of its attachments, even if no sandbox is attached to it.
 func TestGCReachesADefaultNetworkThatIsADefinition(t *testing.T) {
 	for name, key := range map[string]string{"definition-net": `,"name":"definition-net"`, "kube-def": ""} {
 		t.Run(name, func(t *testing.T) {
@@ -508,12 +512,13 @@ func TestGCReachesADefaultNetworkThatIsADefinition(t *testing.T) {
 	}
 }
 
-// TestGCGoesPastDelegatesThatFail: whatever the default network and a chain's first
-// plugin do, the others collect, what is stale is released, and every failure is told.
+// TestGCGoesPastDelegatesThatFail proves that, whatever the default network and the
+// first plugin of a chain do, the others collect, stale sandboxes are released, and
+// every failure is reported.
 func TestGCGoesPastDelegatesThatFail(t *testing.T) {
 	const refuses = `,"script":{"GC":{"error":{"code":77,"msg":"switch is busy"}}}`
 	for name, tc := range map[string]struct {
-		version, plugin string // the default network, by the time of GC
+		version, plugin string // the default network at the time of GC
 		code            uint
 		parts           []string
 	}{
@@ -525,7 +530,7 @@ func TestGCGoesPastDelegatesThatFail(t *testing.T) {
 		"broken file":         {"1.1.0", `{`, 77, nil}, // GC does not reach it
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t, map[string]any{"lockTimeout": "1m"}) // of which all GCs together have half
+			n := newNode(t, map[string]any{"lockTimeout": "1m"}) // all GCs together get half of it
 			n.serve()
 			n.warm()
 			chain := func(first string) string {

@@ -14,7 +14,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
 
-// hostile are values that no key, annotation or configuration is meant to have.
+// hostile returns values that no key, annotation or configuration should have.
 func hostile() []string {
 	return []string{
 		`null`, `[null]`, `[]`, `{}`, `""`, `"\u0000"`, `-1`, `1e400`, `99999999999999999999`, `true`, `[[]]`, `{"plugins":[]}`,
@@ -28,8 +28,8 @@ func hostile() []string {
 	}
 }
 
-// every runs every verb; whatever they answer, they must answer, and DEL must
-// succeed and leave nothing.
+// every runs every verb. Each must return without a crash, and DEL must succeed and
+// leave nothing.
 func (n *node) every(p *pod, what string) {
 	n.t.Helper()
 	n.answers(p, what, "STATUS", "ADD", "CHECK", "GC", "DEL", "GC")
@@ -38,7 +38,7 @@ func (n *node) every(p *pod, what string) {
 	}
 }
 
-// answers runs verbs, GC with the sandbox as the one that lives.
+// answers runs verbs, GC with the sandbox as the only valid one.
 func (n *node) answers(p *pod, what string, verbs ...string) {
 	n.t.Helper()
 	good := n.rt
@@ -74,7 +74,7 @@ func TestNothingHostileEndsInAPanic(t *testing.T) {
 		n.must(p.ns.Delete())
 		n.every(plain, "another's definition "+value)
 	}
-	// A definition that was good when the pod was attached.
+	// A definition that was valid when the pod was attached.
 	p := n.addPod("victim", "evil")
 	for _, value := range hostile() {
 		n.define("evil", "", n.bridge("plain", "10.89.0.0/16"))
@@ -85,7 +85,7 @@ func TestNothingHostileEndsInAPanic(t *testing.T) {
 		n.succeed("DEL", p)
 	}
 	n.must(p.ns.Delete())
-	n.succeed("ADD", plain) // what others wrote does not concern this pod
+	n.succeed("ADD", plain) // other definitions do not concern this pod
 	n.succeed("DEL", plain)
 	n.must(plain.ns.Delete())
 	n.settles(func() string { return withoutGone(before.Diff(n.state())) })
@@ -100,9 +100,9 @@ func TestNoConfigurationMakesAPodUndeletable(t *testing.T) {
 	for i := range conf.NumField() {
 		key := conf.Field(i).Tag.Get("json")
 		switch key {
-		case "cniDir", "binDir": // without these DEL cannot know where the journal and the programs are
+		case "cniDir", "binDir": // without these DEL cannot find the journal and the programs
 			continue
-		case "cniVersion", "name": // package skel reads these two, as do the runtimes
+		case "cniVersion", "name": // package skel reads these two, and so do the runtimes
 			continue
 		}
 		for _, value := range []string{`7`, `{"x":[null]}`, `[[]]`, `"\u0000"`} {
@@ -125,8 +125,8 @@ func TestNoConfigurationMakesAPodUndeletable(t *testing.T) {
 	}
 }
 
-// goesWithoutTrace adds a pod that must be refused, and deletes it with its network
-// namespace and without: that succeeds and leaves nothing.
+// goesWithoutTrace expects ADD of a pod to be refused, and DEL to succeed and leave
+// nothing, with its network namespace and without.
 func (n *node) goesWithoutTrace(p *pod) {
 	n.t.Helper()
 	before := n.state()
@@ -141,7 +141,7 @@ func (n *node) goesWithoutTrace(p *pod) {
 	n.succeed("DEL", p)
 }
 
-// oldDelegate is a plugin that speaks no version since 1.0.0.
+// oldDelegate is a plugin that supports no version from 1.0.0 on.
 const oldDelegate = `#!/bin/sh
 version=$(sed -n 's/.*"cniVersion" *: *"\([^"]*\)".*/\1/p')
 case "$CNI_COMMAND $version" in
@@ -151,8 +151,8 @@ VERSION*) echo '{"cniVersion":"0.4.0","supportedVersions":["0.3.1","0.4.0"]}' ;;
 esac
 `
 
-// TestNoDefinitionMakesAPodUndeletable: what a delegate refuses in ADD it refuses
-// in DEL as well, and will for ever.
+// TestNoDefinitionMakesAPodUndeletable covers definitions that a delegate refuses
+// in ADD and then, for good, in DEL.
 func TestNoDefinitionMakesAPodUndeletable(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
@@ -160,7 +160,7 @@ func TestNoDefinitionMakesAPodUndeletable(t *testing.T) {
 	n.must(os.WriteFile(n.path("bin/oldone"), []byte(oldDelegate), 0o755))
 	n.must(os.WriteFile(n.path("bin/text"), []byte("not a program"), 0o755))
 	n.device("nic0")
-	first := n.addPod("first", "plain") // makes the pool's directory
+	first := n.addPod("first", "plain") // creates the pool's directory
 	n.succeed("ADD", first)
 	n.succeed("DEL", first)
 	pool := `"ipam":{"type":"host-local","dataDir":"` + n.path("ipam") + `","subnet":"10.89.0.0/16"}`
@@ -206,8 +206,8 @@ func TestNoDefinitionMakesAPodUndeletable(t *testing.T) {
 	})
 }
 
-// TestAFailureThatMayPassIsTriedAgain: a DEL that asks to be tried again is, though
-// its ADD was never completed.
+// TestAFailureThatMayPassIsTriedAgain proves that a DEL that asks for a retry is
+// retried, although its ADD never completed.
 func TestAFailureThatMayPassIsTriedAgain(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
@@ -222,9 +222,10 @@ func TestAFailureThatMayPassIsTriedAgain(t *testing.T) {
 	n.unchanged(before)
 }
 
-// TestWhatAPluginMadeAndKeepsIsNotDeleted: of an ADD that was refused the interface
-// is in the sandbox, and every DEL is refused as well. It may be the host's own, so it
-// stays, and the pod with it, until somebody takes it away or the sandbox goes.
+// TestWhatAPluginMadeAndKeepsIsNotDeleted covers a refused ADD that leaves an
+// interface in the sandbox while every DEL is refused, too. The interface may be
+// one of the host's, so it stays, and the pod with it, until somebody removes the
+// interface or the sandbox.
 func TestWhatAPluginMadeAndKeepsIsNotDeleted(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
@@ -270,8 +271,9 @@ func TestWhatAPluginMadeAndKeepsIsNotDeleted(t *testing.T) {
 	}
 }
 
-// TestAPluginThatFailsInDELKeepsNoOtherFromIt: of a chain the plugins before it
-// are released, and the pod stays until it has succeeded as well.
+// TestAPluginThatFailsInDELKeepsNoOtherFromIt proves that the earlier plugins of a
+// chain are released, and that the pod stays until the failed plugin has succeeded
+// as well.
 func TestAPluginThatFailsInDELKeepsNoOtherFromIt(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
@@ -300,8 +302,8 @@ func TestAPluginThatFailsInDELKeepsNoOtherFromIt(t *testing.T) {
 	n.unchanged(before)
 }
 
-// TestABrokenDefaultNetworkMakesNoPodUndeletable: nothing was attached, so that DEL
-// has nothing to do that the file would be needed for.
+// TestABrokenDefaultNetworkMakesNoPodUndeletable proves that DEL does not need the
+// broken file if nothing was attached.
 func TestABrokenDefaultNetworkMakesNoPodUndeletable(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
@@ -325,7 +327,7 @@ func TestABrokenDefaultNetworkMakesNoPodUndeletable(t *testing.T) {
 			n.goesWithoutTrace(n.addPod("pod", ""))
 		})
 	}
-	// While the interface is there, something was attached.
+	// While the interface exists, something was attached.
 	n.setDefault("1.0.0", n.scripted(`,"script":{"DEL":{"error":{"code":77,"msg":"switch is busy"}}}`))
 	p := n.addPod("older", "")
 	n.succeed("ADD", p)
@@ -333,8 +335,8 @@ func TestABrokenDefaultNetworkMakesNoPodUndeletable(t *testing.T) {
 	n.refuse("DEL", p, 77, "switch is busy", "network cluster-net")
 }
 
-// TestTheLongestNameOfADefinition: the files that are called after it have names
-// that a file can have.
+// TestTheLongestNameOfADefinition proves that files named after a definition have
+// valid names.
 func TestTheLongestNameOfADefinition(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
@@ -350,7 +352,7 @@ func TestTheLongestNameOfADefinition(t *testing.T) {
 	n.unchanged(before)
 }
 
-// rawKey sets a key of the plugin's configuration to a value as it stands.
+// rawKey sets a key of the plugin's configuration to a JSON value, verbatim.
 func (n *node) rawKey(key, value string) {
 	n.t.Helper()
 	var conf map[string]json.RawMessage

@@ -24,13 +24,13 @@ func (n *node) install(verb string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// directories are the flags that name the node's.
+// directories returns the flags for the node's directories.
 func (n *node) directories() []string {
 	return []string{"--from", programDir, "--cni-bin-dir", n.path("opt"), "--cni-conf-dir", n.path("net.d"), "--state-dir", n.path("installed")}
 }
 
-// follow runs what a page of docs/ has for one node, the commands that begin with the
-// agent, with the node's directories.
+// follow runs the commands for a single node from a page of docs/, a block that
+// begins with the agent, with the node's directories.
 func (n *node) follow(page string) (string, error) {
 	n.t.Helper()
 	blocks, err := harness.Commands(page)
@@ -44,7 +44,8 @@ func (n *node) follow(page string) (string, error) {
 	return string(out), err
 }
 
-// The plugin and the agent have the same directory of journals.
+// TestInstallTellsTheAgentWhereJournalsAre proves that plugin and agent use the
+// same directory of journals.
 func TestInstallTellsTheAgentWhereJournalsAre(t *testing.T) {
 	n := newNode(t, nil)
 	if out, err := n.install("install", "--agent-config", n.path("agent.json")); err != nil {
@@ -99,7 +100,7 @@ func TestInstallOverRunningProgramsAndUninstall(t *testing.T) {
 	}
 }
 
-// link2opt gives the installed directory the delegates.
+// link2opt links the delegates into the installed directory.
 func (n *node) link2opt() {
 	n.t.Helper()
 	for _, p := range []string{"bridge", "host-local"} {
@@ -107,8 +108,9 @@ func (n *node) link2opt() {
 	}
 }
 
-// installedRuntime calls the plugin with the configuration that install wrote,
-// as a runtime hands it on: name and version of the list in the plugin's own.
+// installedRuntime returns a runtime with the configuration that install wrote.
+// Like a real one, it copies name and version of the list into the plugin's
+// configuration.
 func (n *node) installedRuntime() harness.Runtime {
 	n.t.Helper()
 	raw, err := os.ReadFile(n.path("net.d/00-manifold.conflist"))
@@ -152,8 +154,9 @@ func TestInstallRefusesWhatCannotWork(t *testing.T) {
 	}
 }
 
-// TestConfigurationIsNeverAbsent: without it the runtime would call the primary
-// network alone, and pods that ask for more would start without.
+// TestConfigurationIsNeverAbsent proves that updates never remove the
+// configuration: the runtime would fall back to the primary network, and pods that
+// select more networks would start without them.
 func TestConfigurationIsNeverAbsent(t *testing.T) {
 	n := newNode(t, nil)
 	install := func(args ...string) {
@@ -175,17 +178,17 @@ func TestConfigurationIsNeverAbsent(t *testing.T) {
 		agent := exec.Command(n.path("opt/manifold-agent"), "serve", "--config", n.path("agent.json"))
 		n.must(agent.Start())
 		n.eventually("the agent to serve", func() bool { return exists(n.path("agent.sock")) })
-		// Files that sort before and behind change nothing either.
+		// Files that sort earlier or later change nothing either.
 		n.file("net.d/05-early.conflist", `{"cniVersion":"1.0.0","name":"early","plugins":[{"type":"ptp"}]}`)
 		install()
 		install("--config", n.path("keys.json"))
 		n.must(agent.Process.Signal(end))
-		_ = agent.Wait() // by the signal
+		_ = agent.Wait() // it was signaled
 		n.must(os.Remove(n.path("agent.sock")))
 		n.must(os.Remove(n.path("net.d/05-early.conflist")))
 	}
 	n.link2opt()
-	n.installedRuntime() // which looks at the primary network
+	n.installedRuntime() // checks the primary network
 	n.file("net.d/99-last", "")
 	for last := false; !last; {
 		select {
@@ -200,8 +203,8 @@ func TestConfigurationIsNeverAbsent(t *testing.T) {
 	}
 }
 
-// TestInstallPinsWhatTheRuntimeUses: the first file by name, whatever its form,
-// but not a meta-plugin's.
+// TestInstallPinsWhatTheRuntimeUses proves that install pins the first file by
+// name, whatever its form, but not a meta-plugin's.
 func TestInstallPinsWhatTheRuntimeUses(t *testing.T) {
 	n := newNode(t, nil)
 	n.must(os.Rename(n.path("net.d/10-default.conflist"), n.path("net.d/87-other.conflist")))

@@ -69,7 +69,8 @@ func TestLogKeys(t *testing.T) {
 	n.refuse("ADD", p, 7, "logLevel", "verbose")
 }
 
-// TestAConfigurationOfMultusIsTaken: every key of its reference, none unknown.
+// TestAConfigurationOfMultusIsTaken proves that every key of the Multus reference
+// is known.
 func TestAConfigurationOfMultusIsTaken(t *testing.T) {
 	n := newNode(t, nil)
 	n.withConf(map[string]any{
@@ -87,8 +88,9 @@ func TestAConfigurationOfMultusIsTaken(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
-// TestPluginsOfDirectories: an on-disk list is extended by the directory of its
-// name, as libcni does, and the default network by auxiliaryCNIChainName.
+// TestPluginsOfDirectories proves that the directory named after an on-disk list
+// extends it, as in libcni, and that auxiliaryCNIChainName extends the default
+// network.
 func TestPluginsOfDirectories(t *testing.T) {
 	n := newNode(t, map[string]any{"auxiliaryCNIChainName": "vendor-chain"})
 	plugin := `{"type":"tail","name":"%s"}`

@@ -16,7 +16,7 @@ func (n *node) points(verb string, p *pod) []string {
 	return names
 }
 
-// What a runtime may do after a kill, before its DEL.
+// afterKill lists what a runtime may do between a kill and its DEL.
 var afterKill = []struct {
 	name string
 	do   func(n *node, p *pod)
@@ -33,7 +33,7 @@ var afterKill = []struct {
 	}},
 }
 
-// killPod is a pod with the default network, a bridge network and a device.
+// killPod adds a pod with the default network, a bridge network and a device.
 func (n *node) killPod(name string) *pod {
 	n.t.Helper()
 	n.define("plain", "", n.bridge("plain", "10.89.0.0/16"))
@@ -44,13 +44,14 @@ func (n *node) killPod(name string) *pod {
 	return p
 }
 
-// hostDeviceIPAM is a device network with addresses.
+// hostDeviceIPAM returns a device network with addresses.
 func hostDeviceIPAM(n *node) string {
 	return `{"cniVersion":"1.0.0","type":"host-device","capabilities":{"deviceID":true},
 		"ipam":{"type":"host-local","dataDir":"` + n.path("ipam") + `","subnet":"10.90.0.0/16"}}`
 }
 
-// killRound kills a verb at one point, does what the runtime does, and compares.
+// killRound kills a verb at one point, acts like the runtime after it, and compares
+// the state.
 func killRound(t *testing.T, verb string, k int, group bool, after func(*node, *pod)) {
 	n := newNode(t, nil)
 	n.serve()
@@ -64,12 +65,12 @@ func killRound(t *testing.T, verb string, k int, group bool, after func(*node, *
 	after(n, p)
 	n.succeed("DEL", p)
 	n.succeed("DEL", p)
-	_ = p.ns.Delete() // gone already in some rounds
+	_ = p.ns.Delete() // already gone in some rounds
 	n.settles(func() string { return withoutGone(before.Diff(n.state())) })
 }
 
 // settles waits until nothing is left: the kernel destroys a network namespace,
-// and the host's ends of its veth pairs, some time after its last user.
+// with the host's ends of its veth pairs, some time after its last user is gone.
 func (n *node) settles(left func() string) {
 	n.t.Helper()
 	var diff string
@@ -78,7 +79,7 @@ func (n *node) settles(left func() string) {
 	}
 }
 
-// waits waits some seconds for a condition of the kernel's making.
+// waits waits a few seconds for the kernel to fulfill a condition.
 func (n *node) waits(ok func() bool) bool {
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if ok() {
@@ -88,9 +89,8 @@ func (n *node) waits(ok func() bool) bool {
 	return false
 }
 
-// withoutGone drops what ends with the sandbox by the kernel's own hand: a
-// software device that was inside a destroyed network namespace is destroyed
-// with it, where hardware would return to the host; and the namespace itself.
+// withoutGone drops what the kernel removes with the sandbox: the namespace itself,
+// and a software device inside it, where hardware would return to the host.
 func withoutGone(diff string) string {
 	var out []string
 	for _, line := range strings.Split(diff, "\n") {
@@ -127,8 +127,8 @@ func TestKilledAtEveryPointLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestOrphanedDelegateIsWaitedFor kills the shim alone while its delegate runs:
-// DEL must not tear down beside it.
+// TestOrphanedDelegateIsWaitedFor kills only the shim while its delegate runs: DEL
+// must not tear down in parallel with the delegate.
 func TestOrphanedDelegateIsWaitedFor(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
@@ -151,7 +151,7 @@ func TestOrphanedDelegateIsWaitedFor(t *testing.T) {
 	}
 }
 
-// TestHangingOrphanIsEnded does the same with a delegate that never ends.
+// TestHangingOrphanIsEnded does the same with a delegate that never exits.
 func TestHangingOrphanIsEnded(t *testing.T) {
 	n := newNode(t, map[string]any{"lockTimeout": "300ms"})
 	n.serve()
@@ -165,8 +165,8 @@ func TestHangingOrphanIsEnded(t *testing.T) {
 	n.unchanged(before)
 }
 
-// killWhileGated starts an ADD, waits until its delegate stands at the gate, and
-// kills the shim alone.
+// killWhileGated starts an ADD, waits until its delegate is at the gate, and kills
+// only the shim.
 func (n *node) killWhileGated(p *pod, gate string) {
 	n.t.Helper()
 	add := n.rt.Command("ADD", p.Sandbox)
@@ -179,7 +179,7 @@ func (n *node) killWhileGated(p *pod, gate string) {
 	_ = add.Wait() // it was killed
 }
 
-// asleep reports whether a process has started and sleeps.
+// asleep reports whether the process runs the plugin and sleeps.
 func asleep(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && strings.Contains(string(text), "(manifold) S ")

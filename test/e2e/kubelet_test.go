@@ -19,8 +19,8 @@ type kubeletNode struct {
 	kubelet *fakekubelet.Kubelet
 }
 
-// newKubeletNode starts a node with a fake kubelet; without leaves out sources
-// by their key in the agent's configuration.
+// newKubeletNode starts a node with a fake kubelet. without lists the sources to
+// disable, by their key in the agent's configuration.
 func newKubeletNode(t *testing.T, without ...string) *kubeletNode {
 	t.Helper()
 	n := &kubeletNode{node: newNode(t, nil)}
@@ -40,14 +40,14 @@ func newKubeletNode(t *testing.T, without ...string) *kubeletNode {
 	return n
 }
 
-// container asks for a number of devices of nicA.
+// container returns a container that asks for a number of devices of nicA.
 func container(name string, devices int) corev1.Container {
 	return corev1.Container{Name: name, Resources: corev1.ResourceRequirements{Limits: corev1.ResourceList{
 		nicA: *resource.NewQuantity(int64(devices), resource.DecimalSI),
 	}}}
 }
 
-// admit admits a pod and makes its sandbox.
+// admit admits a pod and creates its sandbox.
 func (n *kubeletNode) admit(name, networks string, pins map[string]map[string][]string, containers ...corev1.Container) *pod {
 	n.t.Helper()
 	p, err := n.kubelet.AddPod(&corev1.Pod{
@@ -58,7 +58,7 @@ func (n *kubeletNode) admit(name, networks string, pins map[string]map[string][]
 	return n.sandbox(name, string(p.UID))
 }
 
-// devices makes network devices and advertises them.
+// devices creates network devices and advertises them.
 func (n *kubeletNode) devices(names ...string) []string {
 	n.t.Helper()
 	var ids []string
@@ -82,7 +82,7 @@ func TestEachAllocationSourceAloneSuffices(t *testing.T) {
 			n.serve()
 			ids := n.devices("nic0", "nic1")
 			n.warm()
-			// The container that comes first has the device with the higher ID.
+			// The first container has the device with the higher ID.
 			pins := map[string]map[string][]string{"c1": {nicA: {ids[1]}}, "c2": {nicA: {ids[0]}}}
 			p := n.admit("app", "nic-a,nic-a", pins, container("c1", 1), container("c2", 1))
 			before := n.state()
@@ -117,8 +117,8 @@ func TestKubeletRestartWindow(t *testing.T) {
 	}
 }
 
-// TestStaticPodsWhileNobodyAnswers: a kubelet that has just started, without an API
-// server, says nothing of its pods; the manifests alone do.
+// TestStaticPodsWhileNobodyAnswers proves that the manifests alone are enough while
+// a kubelet without an API server has just started and does not list its pods.
 func TestStaticPodsWhileNobodyAnswers(t *testing.T) {
 	for _, known := range []bool{false, true} {
 		t.Run(fmt.Sprintf("podManifests %t", known), func(t *testing.T) {
@@ -141,8 +141,9 @@ func TestStaticPodsWhileNobodyAnswers(t *testing.T) {
 	}
 }
 
-// addPodManifest lets the pod be known while the kubelet's Pods API is down. Its
-// name lacks the node's, so the UID must tell that the manifest is this pod's.
+// addPodManifest makes the pod known while the kubelet's Pods API is down. The
+// manifest's name lacks the node's name, so only the UID tells that it is this
+// pod's.
 func (n *kubeletNode) addPodManifest(p *pod) {
 	n.t.Helper()
 	n.file("pods/"+p.Name+".json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"`+p.Name+`","namespace":"default","uid":"`+p.UID+`",
@@ -172,11 +173,12 @@ func TestOldPodOfTheSameNameIsNeverTakenFor(t *testing.T) {
 	}, map[string]map[string][]string{"c1": {nicA: {ids[0]}}})
 	n.must(err)
 	n.kubelet.Shadow(old)
-	// The next pod of the name has no device yet: the old one's is not its.
+	// The next pod of that name has no device yet, and must not get the old pod's.
 	none := n.sandbox("web-0", "00000000-0000-4000-8000-0000000000aa")
 	n.addPodManifest(none)
 	n.refusedWithoutTrace(none, 11, "another pod of the same name", ids[0])
-	// With its own allocation, its own device, though the API still tells the old.
+	// With its own allocation it must get its own device, though the API still returns
+	// the old pod's.
 	p := n.admit("web-0", "nic-a", map[string]map[string][]string{"c1": {nicA: {ids[1]}}}, container("c1", 1))
 	n.addPodManifest(p)
 	n.refusedWithoutTrace(p, 106, ids[0])

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// lines returns the lines of a log of JSON.
+// lines returns the lines of a JSON log.
 func (n *node) lines(file string) []map[string]any {
 	n.t.Helper()
 	raw, err := os.ReadFile(n.path(file))
@@ -23,7 +23,7 @@ func (n *node) lines(file string) []map[string]any {
 	return out
 }
 
-// said returns the lines with that message about a pod.
+// said returns the lines with this message about a pod.
 func said(lines []map[string]any, msg string, p *pod) (out []map[string]any) {
 	for _, l := range lines {
 		if l["msg"] == msg && l["uid"] == p.UID && l["sandbox"] == p.ID {
@@ -33,8 +33,9 @@ func said(lines []map[string]any, msg string, p *pod) (out []map[string]any) {
 	return out
 }
 
-// A call has one ID in the plugin's log and in the agent's, and every line says
-// which pod and sandbox it is about; what is not as planned names its network.
+// TestLogsOfOneCall proves that a call has the same ID in the logs of plugin and
+// agent, that every line names its pod and sandbox, and that deviations from the
+// plan name their network.
 func TestLogsOfOneCall(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()

@@ -9,7 +9,8 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// loopRuntime calls the careful loop over the same networks as killPod's.
+// loopRuntime returns a runtime that calls the careful loop over the same networks
+// as killPod's.
 func (n *node) loopRuntime() harness.Runtime {
 	n.t.Helper()
 	list := func(name, plugin string) json.RawMessage {
@@ -27,9 +28,9 @@ func (n *node) loopRuntime() harness.Runtime {
 	return harness.Runtime{Plugin: filepath.Join(n.bin, "loop"), Path: n.bin, Conf: conf}
 }
 
-// TestTheLoopBesides kills a careful loop over libcni as Manifold is killed, and
-// prints what is left: what the reference delegates themselves leave. Manifold's
-// own rounds, TestKilledAtEveryPointLeavesNothing, allow none of it.
+// TestTheLoopBesides kills a careful loop over libcni the way Manifold is killed,
+// and logs what the reference delegates themselves leave behind. Manifold's own
+// test, TestKilledAtEveryPointLeavesNothing, allows none of it.
 func TestTheLoopBesides(t *testing.T) {
 	learn := newNode(t, nil)
 	learn.warm()
@@ -56,8 +57,8 @@ func TestTheLoopBesides(t *testing.T) {
 	}
 }
 
-// loopRound kills the loop's ADD at one point, runs its DEL twice, and returns
-// what is left, a DEL that still fails included.
+// loopRound kills the loop's ADD at one point, runs its DEL twice, and returns what
+// is left, including a DEL that still fails.
 func loopRound(t *testing.T, k int, gone bool) string {
 	n := newNode(t, nil)
 	n.warm()
@@ -73,7 +74,7 @@ func loopRound(t *testing.T, k int, gone bool) string {
 	if res := n.call("DEL", p); res.Status != 0 {
 		left = "DEL still fails: " + res.Error.Msg + "\n"
 	}
-	_ = p.ns.Delete() // gone already in some rounds
+	_ = p.ns.Delete() // already gone in some rounds
 	var diff string
 	n.waits(func() bool { diff = withoutGone(before.Diff(n.state())); return diff == "" })
 	removeLink("nic0")

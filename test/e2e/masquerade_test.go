@@ -6,11 +6,10 @@ import (
 	"testing"
 )
 
-// TestMasqueradingNetwork kills an ADD of a bridge network with ipMasq, whose
-// rules the reference plugin keeps in the host's firewall. What it leaves there
-// itself is the one difference allowed, by name: its DEL finds the pod's
-// addresses on the pod's interface, so it removes no rule when the interface
-// never existed or is gone.
+// TestMasqueradingNetwork kills an ADD of a bridge network with ipMasq, whose rules
+// the reference plugin keeps in the host's firewall. The only difference allowed is
+// what that plugin itself leaves there: its DEL takes the pod's addresses from the
+// pod's interface, so it removes no rule if the interface never existed or is gone.
 func TestMasqueradingNetwork(t *testing.T) {
 	if _, err := exec.LookPath("iptables-save"); err != nil {
 		t.Skip("iptables is not installed: the bridge plugin cannot masquerade")
@@ -37,7 +36,7 @@ func TestMasqueradingNetwork(t *testing.T) {
 	})
 }
 
-// newMasquerade is a node with a pod on a masquerading bridge that exists.
+// newMasquerade returns a node with a pod on an existing masquerading bridge.
 func newMasquerade(t *testing.T) (*node, *pod) {
 	n := newNode(t, nil)
 	n.serve()
@@ -50,7 +49,7 @@ func newMasquerade(t *testing.T) (*node, *pod) {
 	return n, n.addPod("victim", "masq")
 }
 
-// withoutMasquerade drops the rules that the bridge plugin keeps when the
+// withoutMasquerade drops the rules that the bridge plugin leaves behind if the
 // interface is gone.
 func withoutMasquerade(diff string) string {
 	var out []string

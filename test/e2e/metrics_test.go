@@ -20,7 +20,7 @@ type scraper struct {
 	url string
 }
 
-// newScraper starts a node's agent with an address that is free.
+// newScraper starts a node's agent on a free port.
 func newScraper(t *testing.T, conf map[string]any) *scraper {
 	t.Helper()
 	n := newNode(t, conf)
@@ -31,7 +31,7 @@ func newScraper(t *testing.T, conf map[string]any) *scraper {
 	return &scraper{node: n, url: n.url()}
 }
 
-// agentKeys returns the agent's configuration as it is.
+// agentKeys returns the agent's current configuration.
 func (n *node) agentKeys() (keys map[string]any) {
 	n.t.Helper()
 	raw, err := os.ReadFile(n.path("agent.json"))
@@ -40,7 +40,7 @@ func (n *node) agentKeys() (keys map[string]any) {
 	return keys
 }
 
-// url waits until the agent says where it serves HTTP.
+// url waits until the agent logs its HTTP address, and returns its URL.
 func (n *node) url() string {
 	n.t.Helper()
 	var url string
@@ -60,8 +60,9 @@ func (n *node) url() string {
 	return url
 }
 
-// A pod that is deleted by force may still run when its successor starts: that one
-// finds the port taken, and leaves the socket to whom it belongs.
+// TestSecondAgentLeavesTheFirstItsSocket proves that an agent that finds its port
+// taken does not touch the socket either: the old pod may still run after a forced
+// deletion when its successor starts.
 func TestSecondAgentLeavesTheFirstItsSocket(t *testing.T) {
 	n := newNode(t, nil)
 	keys := n.agentKeys()
@@ -71,7 +72,7 @@ func TestSecondAgentLeavesTheFirstItsSocket(t *testing.T) {
 	url := n.url()
 	keys["listen"] = strings.TrimPrefix(url, "http://")
 	n.agentConfig(keys)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // one that does serve is ended
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // a second agent that does serve is killed
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, filepath.Join(n.bin, "manifold-agent"), "serve", "--config", n.path("agent.json")).CombinedOutput(); err == nil || !strings.Contains(string(out), keys["listen"].(string)) {
 		t.Errorf("the second: %v\n%s", err, out)
@@ -84,7 +85,7 @@ func TestSecondAgentLeavesTheFirstItsSocket(t *testing.T) {
 	}
 }
 
-// scrape returns the exposition's samples, by name and labels.
+// scrape returns the exposed samples by name and labels.
 func (s *scraper) scrape() map[string]string {
 	s.t.Helper()
 	resp, err := http.Get(s.url + "/metrics")
@@ -101,8 +102,8 @@ func (s *scraper) scrape() map[string]string {
 	return out
 }
 
-// askStatus has a STATUS succeed, and one fail by what the agent does not look for:
-// the default network's program.
+// askStatus makes one STATUS succeed and another fail on something that the agent
+// does not check: the default network's program.
 func (s *scraper) askStatus() {
 	s.t.Helper()
 	s.succeed("STATUS", &pod{})
@@ -113,9 +114,9 @@ func (s *scraper) askStatus() {
 	s.must(os.Rename(s.path("bin/gone"), s.path("bin/bridge")))
 }
 
-// Every verb is counted with its steps, what failed with its kind, and what was
-// not as planned with its field; an operation that nobody waits for a little
-// later.
+// TestMetricsOfVerbs proves that the metrics count every verb with its steps,
+// failures by kind, and deviations from the plan by field. Operations that nobody
+// waits for are counted a little later.
 func TestMetricsOfVerbs(t *testing.T) {
 	s := newScraper(t, nil)
 	s.define("second", "", s.bridge("second", "10.99.0.0/16"))
@@ -177,8 +178,8 @@ func TestMetricsOfVerbs(t *testing.T) {
 	})
 }
 
-// A device is shown with its pod while the pod has it, and the journals are
-// counted; what the kubelet has allocated is beside it.
+// TestMetricsOfDevices proves that the metrics show a device with its pod while the
+// pod has it, the number of journals, and the kubelet's allocations.
 func TestMetricsOfDevices(t *testing.T) {
 	s := newScraper(t, nil)
 	id := s.device("nic0")

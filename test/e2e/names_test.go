@@ -28,7 +28,7 @@ func (n *node) annotate(p *pod, key, value string) {
 	n.file(file, string(raw))
 }
 
-// attached returns the calls of a verb as "interface network", and forgets them.
+// attached returns the calls of a verb as "interface network" and removes the log.
 func (n *node) attached(verb string) string {
 	n.t.Helper()
 	var out []string
@@ -39,8 +39,8 @@ func (n *node) attached(verb string) string {
 	return strings.Join(out, ", ")
 }
 
-// lives adds, checks and deletes a pod, whose attachments must be those of want.
-// between runs behind ADD.
+// lives adds, checks and deletes a pod with these attachments. between runs after
+// ADD.
 func (n *node) lives(p *pod, want string, between func()) {
 	n.t.Helper()
 	n.succeed("ADD", p)
@@ -57,8 +57,9 @@ func (n *node) lives(p *pod, want string, between func()) {
 	n.must(os.RemoveAll(n.path("calls")))
 }
 
-// TestDefaultNetworks: each element is looked up as clusterNetwork is, with and
-// without an agent, and what was found serves CHECK and DEL when it is gone.
+// TestDefaultNetworks proves that each element is resolved like clusterNetwork,
+// with and without an agent, and that CHECK and DEL still work when its source is
+// gone.
 func TestDefaultNetworks(t *testing.T) {
 	n := newNode(t, nil)
 	n.setDefault("1.0.0", n.scripted(`,"addresses":["10.76.0.2/24"]`))
@@ -101,13 +102,13 @@ func TestDefaultNetworks(t *testing.T) {
 	}
 	n.withConf(map[string]any{"defaultNetworks": []string{"both", "[{"}})
 	n.refuse("ADD", n.addPod("wrong", ""), 7, "defaultNetworks", "element 2", "names no network")
-	// What is the administrator's to name, a pod cannot.
+	// Pods cannot name what is for the administrator to name.
 	n.withConf(map[string]any{"defaultNetworks": []string{}})
 	n.refusedWithoutTrace(n.addPod("file", n.path("dir")), 101)
 	n.refusedWithoutTrace(n.addPod("name", "cluster-net"), 102, "default/cluster-net")
 }
 
-// TestDefaultNetworkAnnotation: a pod's own choice of its default network.
+// TestDefaultNetworkAnnotation covers a pod's own choice of its default network.
 func TestDefaultNetworkAnnotation(t *testing.T) {
 	const key = "v1.multus-cni.io/default-network"
 	n := newScriptedNode(t, nil)

@@ -34,17 +34,18 @@ func TestMain(m *testing.M) {
 	harness.Main(m, builds...)
 }
 
-// builds are what is built outside the namespaces, before the tests.
+// builds are built outside the namespaces, before the tests.
 var builds []func() error
 
-// Resources that nodes of these tests advertise.
+// Resources that the nodes of these tests advertise.
 const (
 	nicA = "test.example/nic-a"
 	nicB = "test.example/nic-b"
 )
 
-// node is a whole node: host, kubelet's files, agent, and the runtime that calls
-// the plugin. Its pods and definitions are manifests, so it needs no API server.
+// node is a whole node: the host, the kubelet's files, the agent, and the runtime
+// that calls the plugin. Its pods and definitions are manifests, so it needs no API
+// server.
 type node struct {
 	t       *testing.T
 	dir     string
@@ -55,11 +56,11 @@ type node struct {
 	count   int
 }
 
-// newNode starts a node with the bridge plugin as default network. conf adds to
-// or replaces keys of the plugin's configuration.
+// newNode starts a node with a bridge as default network. conf adds or replaces
+// keys of the plugin's configuration.
 func newNode(t *testing.T, conf map[string]any) *node {
 	t.Helper()
-	// Not the test's own directory, whose name can be longer than a socket's may be.
+	// Not t.TempDir, whose path can be too long for a socket.
 	dir, err := os.MkdirTemp("", "manifold-")
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +118,7 @@ func (n *node) agentConfig(c map[string]any) {
 	n.file("agent.json", string(raw))
 }
 
-// link puts the programs of dir into the node's directory of plugins.
+// link links the programs of dir into the node's plugin directory.
 func (n *node) link(dir string) {
 	n.t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -129,7 +130,8 @@ func (n *node) link(dir string) {
 	}
 }
 
-// serve starts the agent and waits for its socket. It ends with the test.
+// serve starts the agent, waits for its socket, and stops it at the end of the
+// test.
 func (n *node) serve(env ...string) *exec.Cmd {
 	n.t.Helper()
 	cmd := exec.Command(filepath.Join(n.bin, "manifold-agent"), "serve", "--config", n.path("agent.json"))
@@ -149,7 +151,7 @@ func (n *node) serve(env ...string) *exec.Cmd {
 	return cmd
 }
 
-// eventually waits for a condition of another process.
+// eventually waits for a condition that another process fulfills.
 func (n *node) eventually(what string, ok func() bool) {
 	n.t.Helper()
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
@@ -160,13 +162,13 @@ func (n *node) eventually(what string, ok func() bool) {
 	n.t.Fatalf("waited in vain for %s", what)
 }
 
-// define writes a definition; resource is empty for one without a device.
+// define writes a definition; an empty resource means one without a device.
 func (n *node) define(name, resource, config string) {
 	n.t.Helper()
 	n.defineIn("default", name, resource, config)
 }
 
-// defineIn writes a definition of a namespace.
+// defineIn writes a definition in a namespace.
 func (n *node) defineIn(namespace, name, resource, config string) {
 	n.t.Helper()
 	annotations := map[string]string{}
@@ -182,7 +184,7 @@ func (n *node) defineIn(namespace, name, resource, config string) {
 	n.file(definitionFile(namespace, name), string(raw))
 }
 
-// definitionFile is the file of a definition.
+// definitionFile returns the file of a definition.
 func definitionFile(namespace, name string) string {
 	if namespace == "default" {
 		return "definitions/" + name + ".json"
@@ -190,7 +192,7 @@ func definitionFile(namespace, name string) string {
 	return "definitions/" + namespace + "." + name + ".json"
 }
 
-// bridge is the configuration of a secondary bridge network without a gateway.
+// bridge returns the configuration of a secondary bridge network without a gateway.
 func (n *node) bridge(name, subnet string) string {
 	return fmt.Sprintf(`{"cniVersion":"1.0.0","type":"bridge","bridge":"br-%s","ipam":{"type":"host-local","dataDir":%q,"subnet":%q}}`, name, n.path("ipam"), subnet)
 }
@@ -204,7 +206,8 @@ type pod struct {
 	ns *harness.NetNS
 }
 
-// addPod writes a pod that selects networks, with the containers named.
+// addPod writes a pod that selects networks, with the named containers and one
+// more.
 func (n *node) addPod(name, networks string, containers ...string) *pod {
 	n.t.Helper()
 	var list []map[string]any
@@ -222,7 +225,7 @@ func (n *node) addPod(name, networks string, containers ...string) *pod {
 	return n.sandbox(name, uid)
 }
 
-// sandbox makes a sandbox of a pod.
+// sandbox creates a sandbox for a pod.
 func (n *node) sandbox(name, uid string) *pod {
 	n.t.Helper()
 	n.count++
@@ -233,7 +236,7 @@ func (n *node) sandbox(name, uid string) *pod {
 	return &pod{Sandbox: harness.Sandbox{ID: id, NetNS: netns.Path, Namespace: "default", Name: name, UID: uid}, ns: netns}
 }
 
-// allocate records devices of a pod's container in the kubelet's checkpoint.
+// allocate adds devices of a pod's container to the kubelet's checkpoint.
 func (n *node) allocate(p *pod, container, resource string, ids ...string) {
 	n.t.Helper()
 	n.entries = append(n.entries, checkpoint.Entry{
@@ -246,7 +249,7 @@ func (n *node) allocate(p *pod, container, resource string, ids ...string) {
 	n.must(errors.Join(os.WriteFile(file+".new", raw, 0o600), os.Rename(file+".new", file)))
 }
 
-// device makes a network device and returns its device ID.
+// device creates a network device and returns its device ID.
 func (n *node) device(name string) string {
 	n.t.Helper()
 	id, err := n.host.AddDevice(name)
@@ -255,7 +258,7 @@ func (n *node) device(name string) string {
 	return id
 }
 
-// call runs a verb; whatever happens, stdout must be empty or one document.
+// call runs a verb. In any case stdout must be empty or a single document.
 func (n *node) call(verb string, p *pod) *harness.Result {
 	n.t.Helper()
 	res, err := n.rt.Call(verb, p.Sandbox)
@@ -278,8 +281,8 @@ func (n *node) succeed(verb string, p *pod) *harness.Result {
 	return res
 }
 
-// refuse runs a verb that must fail with a code and a message that has all of
-// parts in it.
+// refuse runs a verb that must fail with this code and a message that contains all
+// parts.
 func (n *node) refuse(verb string, p *pod, code uint, parts ...string) {
 	n.t.Helper()
 	res := n.call(verb, p)
@@ -296,9 +299,9 @@ func (n *node) refuse(verb string, p *pod, code uint, parts ...string) {
 	}
 }
 
-// state is what must be the same before and after: host, IPAM, journal, device
-// information. The bridges that the reference plugins leave on purpose exist
-// from warm on.
+// state captures what must be the same before and after: the host, IPAM, journals
+// and device information. The bridges that the reference plugins leave behind on
+// purpose exist once warm has run.
 func (n *node) state() harness.HostState {
 	n.t.Helper()
 	s, err := harness.Capture(n.path("state"), n.path("ipam"), n.path("devinfo"), "/run/netns")
@@ -306,7 +309,7 @@ func (n *node) state() harness.HostState {
 	return s
 }
 
-// unchanged fails when the state differs from before.
+// unchanged fails if the state differs from before.
 func (n *node) unchanged(before harness.HostState) {
 	n.t.Helper()
 	if diff := before.Diff(n.state()); diff != "" {

@@ -28,7 +28,7 @@ import (
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// pageResources are the resources of the kinds on docs/claims.md.
+// pageResources are the API resources of the kinds on docs/claims.md.
 var pageResources = map[string]schema.GroupVersionResource{
 	"ResourceClaimTemplate":       resourcev1.SchemeGroupVersion.WithResource("resourceclaimtemplates"),
 	"NetworkAttachmentDefinition": {Group: "k8s.cni.cncf.io", Version: "v1", Resource: "network-attachment-definitions"},
@@ -73,14 +73,14 @@ func (n *realNode) createPage() {
 	}
 }
 
-// publish makes a ResourceSlice of devices of vendor.example/vfs, by name.
+// publish creates a ResourceSlice with devices of vendor.example/vfs, by name.
 func (n *realNode) publish(name string, generation int64, ids map[string]string) {
 	n.t.Helper()
 	n.createSlice(devicesSlice(name, generation, ids))
 }
 
-// publishPartitions makes a pool of devices that share the counters of one
-// function, of which each takes a half.
+// publishPartitions creates a pool of devices that each consume half of the
+// counters of one function.
 func (n *realNode) publishPartitions(name string, generation int64, ids map[string]string) {
 	n.t.Helper()
 	counters := func(value string) map[string]resourcev1.Counter {
@@ -98,7 +98,7 @@ func (n *realNode) publishPartitions(name string, generation int64, ids map[stri
 	n.createSlice(devices)
 }
 
-// createSlice creates a slice; what the API server drops of it is an error.
+// createSlice creates a slice and fails if the API server drops parts of it.
 func (n *realNode) createSlice(slice *resourcev1.ResourceSlice) {
 	n.t.Helper()
 	stored, err := n.client.ResourceV1().ResourceSlices().Create(context.Background(), slice, metav1.CreateOptions{})
@@ -108,7 +108,7 @@ func (n *realNode) createSlice(slice *resourcev1.ResourceSlice) {
 	}
 }
 
-// devicesSlice is a slice of a pool, with devices by name.
+// devicesSlice returns a slice of a pool with devices by name.
 func devicesSlice(name string, generation int64, ids map[string]string) *resourcev1.ResourceSlice {
 	slice := &resourcev1.ResourceSlice{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: resourcev1.ResourceSliceSpec{
 		Driver: driver, NodeName: new("node1"), Pool: resourcev1.ResourcePool{Name: "node1", Generation: generation, ResourceSliceCount: 1},
@@ -121,8 +121,8 @@ func devicesSlice(name string, generation int64, ids map[string]string) *resourc
 	return slice
 }
 
-// admitClaiming admits the page's pod under a name, its claim made and allocated
-// as the controller, the scheduler and a kubelet would.
+// admitClaiming admits the page's pod under a name, with its claim created and
+// allocated as controller, scheduler and kubelet would.
 func (n *realNode) admitClaiming(name string, devices ...fakekubelet.ClaimDevice) *pod {
 	n.t.Helper()
 	p := n.get("packet-gateway")
@@ -143,9 +143,9 @@ func (n *realNode) admitClaiming(name string, devices ...fakekubelet.ClaimDevice
 	return n.sandbox(name, string(p.UID))
 }
 
-// TestRealAPIClaims: what claims' devices are is read from ResourceSlices, with
-// the objects and the permissions of the page, by one watch, or by one list where
-// no agent runs.
+// TestRealAPIClaims proves that ResourceSlices describe the devices of claims, with
+// the objects and the permissions of the page. The agent uses one watch; without an
+// agent it takes one list.
 func TestRealAPIClaims(t *testing.T) {
 	n := newRealNode(t)
 	n.createPage()
@@ -172,13 +172,13 @@ func TestRealAPIClaims(t *testing.T) {
 	}
 	n.succeed("DEL", p)
 
-	// Another generation of the pool: the watch tells.
+	// A new generation of the pool arrives by the watch.
 	n.publish("second", 2, map[string]string{"dev-0": other, "dev-1": data})
 	again := n.admitClaiming("again", claimed("dev-0", "control", nil), claimed("dev-1", "data", nil))
 	n.eventuallyOn(again, map[string]string{"net1": "nic1", "net2": "nic2"})
 	n.succeed("DEL", again)
 
-	// Partitions of one function, whose counters are in a slice of their own.
+	// Partitions of one function, with their counters in a separate slice.
 	n.publishPartitions("third", 3, map[string]string{"half-0": other, "half-1": control})
 	halves := n.admitClaiming("halves", claimed("half-0", "control", nil), claimed("half-1", "data", nil))
 	n.eventuallyAdds(halves)
@@ -198,8 +198,8 @@ func TestRealAPIClaims(t *testing.T) {
 	}
 }
 
-// eventuallyOn attaches the pod until its interfaces are on these devices: the
-// agent hears of changes in its own time.
+// eventuallyOn attaches the pod until its interfaces are on these devices, since
+// the agent learns of changes with a delay.
 func (n *realNode) eventuallyOn(p *pod, want map[string]string) {
 	n.t.Helper()
 	n.eventually(fmt.Sprint(want), func() bool {
@@ -214,7 +214,7 @@ func (n *realNode) eventuallyOn(p *pod, want map[string]string) {
 	})
 }
 
-// sliceRequests is what the agent asked of ResourceSlices.
+// sliceRequests returns the agent's requests for ResourceSlices.
 func (n *realNode) sliceRequests() string {
 	n.t.Helper()
 	var b strings.Builder

@@ -42,8 +42,8 @@ func TestRealAPIDefinitions(t *testing.T) {
 	}
 }
 
-// withoutSchema makes the API server take any definition, as one whose CRD says
-// nothing of their form.
+// withoutSchema makes the API server accept any definition, like one whose CRD has
+// no schema.
 func (n *realNode) withoutSchema() {
 	n.t.Helper()
 	dyn, err := dynamic.NewForConfig(n.server.Config())
@@ -55,8 +55,8 @@ func (n *realNode) withoutSchema() {
 	n.eventually("the API server to take any definition", func() bool { return n.defineReal("number", map[string]any{"config": int64(7)}) == nil })
 }
 
-// TestRealAPIBrokenDefinitions: definitions of any form fail the pods that select
-// them, and no other.
+// TestRealAPIBrokenDefinitions proves that broken definitions of any form fail only
+// the pods that select them.
 func TestRealAPIBrokenDefinitions(t *testing.T) {
 	n := newRealNode(t)
 	n.withoutSchema()
@@ -80,8 +80,8 @@ func TestRealAPIBrokenDefinitions(t *testing.T) {
 	}
 }
 
-// TestRealAPIPodsLife proves from the audit log what a pod costs, and that nothing
-// of the pod is touched but one annotation.
+// TestRealAPIPodsLife proves from the audit log what a pod costs, and that only one
+// annotation of the pod changes.
 func TestRealAPIPodsLife(t *testing.T) {
 	n := newRealNode(t)
 	n.plain()
@@ -95,7 +95,7 @@ func TestRealAPIPodsLife(t *testing.T) {
 	_, err = n.client.CoreV1().Pods("default").Patch(context.Background(), "app", types.MergePatchType, patch, metav1.PatchOptions{}, "status")
 	n.must(err)
 	before := n.get("app")
-	// A pod of which the agent's watch has not heard yet is asked for once more.
+	// The agent asks once more for a pod that its watch has not delivered yet.
 	n.serve()
 	n.ready()
 	n.succeed("ADD", p)
@@ -127,8 +127,8 @@ func TestRealAPIPodsLife(t *testing.T) {
 	}
 }
 
-// TestRealAPIRepeatedRefusals: a pod that the kubelet tries again and again has one
-// Event, which counts.
+// TestRealAPIRepeatedRefusals proves that a pod that the kubelet retries again and
+// again has a single Event with a count.
 func TestRealAPIRepeatedRefusals(t *testing.T) {
 	n := newRealNode(t)
 	p := n.create("lost", "nowhere")
@@ -156,7 +156,7 @@ func TestRealAPIRepeatedRefusals(t *testing.T) {
 		written = slices.DeleteFunc(n.cost("lost"), func(r string) bool { return !strings.HasSuffix(r, " events") })
 		return len(written) > 1
 	})
-	// A patch with the news; one more for each minute that it all took.
+	// One patch for the new message, and one more for each minute that the test took.
 	if len(written) > 5 || !slices.Equal(slices.Compact(written), []string{"create events", "patch events"}) {
 		t.Errorf("they cost %q", written)
 	}
@@ -176,8 +176,8 @@ func (n *realNode) ready() {
 	})
 }
 
-// asked is what the agent has asked of the API server, but for watches, which
-// count when they end.
+// asked returns the agent's requests to the API server, except watches, which are
+// only logged when they end.
 func (n *realNode) asked() []apiserver.Request {
 	n.t.Helper()
 	requests, err := n.server.Requests(n.agent.Account())
@@ -185,8 +185,8 @@ func (n *realNode) asked() []apiserver.Request {
 	return slices.DeleteFunc(requests, func(r apiserver.Request) bool { return r.Verb == "watch" })
 }
 
-// cost is what the agent has asked of the API server, but for its watches of
-// pods and definitions.
+// cost returns the agent's requests to the API server, except those to list and
+// watch pods and definitions.
 func (n *realNode) cost(pod string) []string {
 	n.t.Helper()
 	var out []string
@@ -202,7 +202,7 @@ func (n *realNode) cost(pod string) []string {
 	return out
 }
 
-// eventuallyAdds adds a pod as the kubelet does, again and again.
+// eventuallyAdds retries ADD of a pod as the kubelet does, until it succeeds.
 func (n *realNode) eventuallyAdds(p *pod) {
 	n.t.Helper()
 	var last []byte
@@ -216,7 +216,8 @@ func (n *realNode) eventuallyAdds(p *pod) {
 	n.t.Fatalf("ADD %s does not succeed: %s", p.Name, last)
 }
 
-// TestRealAPIConcurrentWriters: whoever writes the pod's metadata meanwhile.
+// TestRealAPIConcurrentWriters proves that concurrent writes to the pod's metadata
+// are not lost.
 func TestRealAPIConcurrentWriters(t *testing.T) {
 	n := newRealNode(t)
 	n.plain()
@@ -258,7 +259,7 @@ func TestRealAPIKilled(t *testing.T) {
 	n.eventually("the snapshot", func() bool { return exists(n.path("state/snapshot")) })
 	n.succeed("ADD", p)
 	n.must(n.server.Kill())
-	n.succeed("ADD", late) // known from the watch; its status is published when it can be
+	n.succeed("ADD", late) // known from the watch; its status is published later
 	n.succeed("DEL", p)
 	n.succeed("DEL", late)
 	n.must(n.server.Restart())
@@ -268,7 +269,8 @@ func TestRealAPIKilled(t *testing.T) {
 	n.succeed("DEL", again)
 }
 
-// TestRealAPIUnwell: slow, overloaded and failing servers delay, and lose nothing.
+// TestRealAPIUnwell proves that slow, overloaded and failing servers cause delays
+// but no loss.
 func TestRealAPIUnwell(t *testing.T) {
 	n := newRealNode(t)
 	n.plain()
@@ -296,12 +298,12 @@ func TestRealAPIUnwell(t *testing.T) {
 	}
 }
 
-// TestRealAPISlow: a pod that cannot be planned without the API server waits for
-// it as long as the runtime's configuration says, and no longer.
+// TestRealAPISlow proves that a pod that cannot be planned without the API server
+// waits for it no longer than planTimeout.
 func TestRealAPISlow(t *testing.T) {
 	n := newRealNode(t)
 	n.plain()
-	p := n.create("app", "plain") // there is no agent: everything is asked for
+	p := n.create("app", "plain") // there is no agent: every object is requested
 	n.proxy.behave(2*time.Second, nil)
 	n.succeed("ADD", p)
 	n.succeed("DEL", p)
@@ -336,7 +338,7 @@ func TestRealAPICredentialsRotated(t *testing.T) {
 	n.serve()
 	first := n.create("first", "plain")
 	n.succeed("ADD", first)
-	n.must(n.agent.Rotate()) // from now on the old token is refused
+	n.must(n.agent.Rotate()) // from now on the old token is rejected
 	n.proxy.cut()
 	second := n.create("second", "plain")
 	n.eventuallyAdds(second)

@@ -32,7 +32,7 @@ func init() {
 	})
 }
 
-// chart renders the chart with helm's further arguments.
+// chart renders the chart with further arguments for helm.
 func (n *realNode) chart(args ...string) []*unstructured.Unstructured {
 	n.t.Helper()
 	stream, err := manifests.Render("../..", args...)
@@ -42,7 +42,8 @@ func (n *realNode) chart(args ...string) []*unstructured.Unstructured {
 	return objects
 }
 
-// apply creates objects; what the API server does not know is refused.
+// apply creates objects and fails if the API server does not know one of their
+// fields.
 func (n *realNode) apply(objects []*unstructured.Unstructured, dryRun ...string) {
 	n.t.Helper()
 	client, err := dynamic.NewForConfig(n.server.Config())
@@ -63,7 +64,8 @@ func (n *realNode) apply(objects []*unstructured.Unstructured, dryRun ...string)
 	}
 }
 
-// TestRealAPITakesTheChart: every preset, and what else changes its objects.
+// TestRealAPITakesTheChart covers every preset and other values that change the
+// objects.
 func TestRealAPITakesTheChart(t *testing.T) {
 	n := newRealNode(t)
 	for _, args := range [][]string{
@@ -76,7 +78,8 @@ func TestRealAPITakesTheChart(t *testing.T) {
 	}
 }
 
-// renamed gives the objects names beside those of the node's own agent.
+// renamed gives the objects names that do not clash with those of the node's own
+// agent.
 func (n *realNode) renamed(objects []*unstructured.Unstructured) []*unstructured.Unstructured {
 	for _, o := range objects {
 		o.SetName(o.GetName() + "-chart")
@@ -84,7 +87,7 @@ func (n *realNode) renamed(objects []*unstructured.Unstructured) []*unstructured
 	return objects
 }
 
-// stolen is what somebody holds who has taken the credential of node1's agent.
+// stolen is the access of somebody who has stolen the credential of node1's agent.
 type stolen struct {
 	*realNode
 	client kubernetes.Interface
@@ -116,8 +119,8 @@ func steal(t *testing.T, args ...string) *stolen {
 	return &stolen{n, client, config}
 }
 
-// account returns the access of one of the chart's service accounts, by a token
-// that is bound to an object where there is one.
+// account returns the access of one of the chart's service accounts, with a token
+// that is bound to an object if one is given.
 func (n *realNode) account(name string, to *authenticationv1.BoundObjectReference) *rest.Config {
 	n.t.Helper()
 	token, err := n.client.CoreV1().ServiceAccounts("kube-system").CreateToken(context.Background(), name,
@@ -127,8 +130,8 @@ func (n *realNode) account(name string, to *authenticationv1.BoundObjectReferenc
 	return &rest.Config{Host: admin.Host, TLSClientConfig: admin.TLSClientConfig, BearerToken: token.Status.Token}
 }
 
-// TestRealAPIStartupTaint: the agent's credential removes the taint of its node,
-// and changes nothing else of any node.
+// TestRealAPIStartupTaint proves that the agent's credential can remove the taint
+// of its node and change nothing else of any node.
 func TestRealAPIStartupTaint(t *testing.T) {
 	const key = "manifold.dev/not-ready"
 	s := steal(t, "--set", "startupTaint="+key)
@@ -154,7 +157,7 @@ func TestRealAPIStartupTaint(t *testing.T) {
 	client, err := kube.NewClient(s.config)
 	s.must(err)
 	defer client.Close()
-	for range 2 { // where there is none it is left alone
+	for range 2 { // without the taint, the second call does nothing
 		s.must(kube.NewWriter(client, "manifold", "node1").RemoveTaint(ctx, key))
 	}
 	node, err := nodes.Get(ctx, "node1", metav1.GetOptions{})
@@ -170,7 +173,8 @@ func TestRealAPIStartupTaint(t *testing.T) {
 	}
 }
 
-// TestRealAPIUninstallationIsAwaited: its account reads the one DaemonSet.
+// TestRealAPIUninstallationIsAwaited proves that the service account of the
+// uninstallation can only read its own DaemonSet.
 func TestRealAPIUninstallationIsAwaited(t *testing.T) {
 	n := steal(t)
 	client, err := kube.NewClient(n.account("manifold-uninstall", nil))
@@ -195,14 +199,14 @@ func TestRealAPIUninstallationIsAwaited(t *testing.T) {
 	}
 }
 
-// patch changes a pod by a merge patch.
+// patch applies a merge patch to a pod.
 func (s *stolen) patch(pod, body string) error {
 	_, err := s.client.CoreV1().Pods("default").Patch(context.Background(), pod, types.MergePatchType, []byte(body), metav1.PatchOptions{})
 	return err
 }
 
-// TestRealAPIStolenCredential: what a node's credential can change is the
-// network-status of that node's pods.
+// TestRealAPIStolenCredential proves that a node's credential can only change the
+// network-status of the node's pods.
 func TestRealAPIStolenCredential(t *testing.T) {
 	s := steal(t)
 	status := func(text string) string {

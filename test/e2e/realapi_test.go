@@ -33,15 +33,16 @@ func init() {
 	})
 }
 
-// agentRules are what the agent needs of the API server, with pods watched there.
+// agentRules are the agent's permissions at the API server if it watches pods
+// there.
 var agentRules = []rbacv1.PolicyRule{
 	{APIGroups: []string{netattach.GroupVersion.Group}, Resources: []string{netattach.Resource}, Verbs: []string{"get", "list", "watch"}},
 	{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list", "watch", "patch"}},
 	{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 }
 
-// realNode is a node of a cluster with a real API server, which its agent
-// reaches through a proxy that can misbehave.
+// realNode is a node of a cluster with a real API server. Its agent reaches the API
+// server through a proxy that can misbehave.
 type realNode struct {
 	*kubeletNode
 	server *apiserver.Server
@@ -123,13 +124,13 @@ func (n *realNode) get(name string) *corev1.Pod {
 	return p
 }
 
-// proxy stands between the agent and the API server.
+// proxy is a proxy between the agent and the API server.
 type proxy struct {
 	url string
 
 	mu     sync.Mutex
 	delay  time.Duration
-	answer func(*http.Request) int // a status to answer instead, 0 for none
+	answer func(*http.Request) int // status to answer with, 0 to pass the request on
 	live   map[context.Context]context.CancelFunc
 }
 
@@ -151,7 +152,7 @@ func startProxy(t *testing.T, s *apiserver.Server) *proxy {
 	return p
 }
 
-// handler misbehaves as it is told, else passes on.
+// handler misbehaves as configured, or else passes requests on to next.
 func (p *proxy) handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithCancel(r.Context())
@@ -188,7 +189,7 @@ func (p *proxy) behave(delay time.Duration, answer func(*http.Request) int) {
 	p.delay, p.answer = delay, answer
 }
 
-// cut ends every request under way, watches above all.
+// cut ends all current requests, above all watches.
 func (p *proxy) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -197,5 +198,5 @@ func (p *proxy) cut() {
 	}
 }
 
-// tail is the end of a log.
+// tail returns the end of a log.
 func tail(text string) string { return text[max(0, len(text)-8000):] }

@@ -10,15 +10,15 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// stop stops a process as a debugger would, until what it returns is called.
+// stop suspends a process until the returned function is called.
 func (n *node) stop(cmd *exec.Cmd) (goOn func()) {
 	n.t.Helper()
 	n.must(cmd.Process.Signal(syscall.SIGSTOP))
-	n.t.Cleanup(func() { _ = cmd.Process.Signal(syscall.SIGCONT) }) // else it would not end
+	n.t.Cleanup(func() { _ = cmd.Process.Signal(syscall.SIGCONT) }) // otherwise it would not exit
 	return func() { n.must(cmd.Process.Signal(syscall.SIGCONT)) }
 }
 
-// reads waits until the agent has told of a call of a sandbox.
+// reads waits until the agent's log has a line about a sandbox that contains what.
 func (n *node) reads(p *pod, what string) {
 	n.t.Helper()
 	n.eventually("the agent to tell of "+p.ID, func() bool {
@@ -33,8 +33,8 @@ func (n *node) reads(p *pod, what string) {
 	})
 }
 
-// TestAgentThatStandsStill: one that is stopped keeps no pod waiting for longer than it
-// takes to notice, and does no harm when it goes on.
+// TestAgentThatStandsStill proves that a suspended agent delays a pod only for the
+// time it takes to notice, and does no harm when it resumes.
 func TestAgentThatStandsStill(t *testing.T) {
 	n, api := newAPINode(t)
 	status := &statusNode{n, api}
@@ -49,7 +49,7 @@ func TestAgentThatStandsStill(t *testing.T) {
 
 	goOn := n.stop(cmd)
 	p := n.apiPod(api, "asked", "")
-	n.succeed("ADD", p) // the plan is that of its program
+	n.succeed("ADD", p) // planned by its own program
 	if got := status.published("asked"); len(got) != 1 || got[0].Interface != "eth0" {
 		t.Errorf("published %+v", got)
 	}
@@ -60,13 +60,14 @@ func TestAgentThatStandsStill(t *testing.T) {
 	n.settles(func() string { return withoutGone(before.Diff(n.state())) })
 	for _, e := range api.Events() {
 		if e.Type != "Normal" {
-			t.Errorf("event %s: %s", e.Reason, e.Message) // of who was given up
+			t.Errorf("event %s: %s", e.Reason, e.Message) // about the call that was given up
 		}
 	}
 }
 
-// TestAgentThatStandsStillInMidADD: what it is told of a sandbox that is gone when it
-// reads it does not become the status of the pod's next one.
+// TestAgentThatStandsStillInMidADD proves that a report about a sandbox that is
+// gone when the agent reads it does not become the status of the pod's next
+// sandbox.
 func TestAgentThatStandsStillInMidADD(t *testing.T) {
 	n, api := newAPINode(t)
 	status := &statusNode{n, api}
@@ -79,7 +80,7 @@ func TestAgentThatStandsStillInMidADD(t *testing.T) {
 	first := n.apiPod(api, "app", "slow")
 	added := make(chan *harness.Result, 1)
 	go func() {
-		res, _ := n.rt.Call("ADD", first.Sandbox) // a failure is no result
+		res, _ := n.rt.Call("ADD", first.Sandbox) // a failure has no result
 		added <- res
 	}()
 	n.eventually("the delegate", func() bool { return exists(gate + ".reached") })

@@ -18,8 +18,9 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// multusList and multusSingle are delegates in a sandbox's file of Multus, as its
-// releases write them: %[1]s is the configuration, %[2]s the same in base64.
+// multusList and multusSingle are delegates in a sandbox's file of Multus, in the
+// form that its releases write: %[1]s is the configuration, %[2]s the same in
+// base64.
 const (
 	multusList = `{"Conf":{"cniVersion":"1.0.0","name":"cluster-net","ipam":{},"dns":{}},"ConfList":%[1]s,
 		"CNINetworkConfigList":{"Name":"","CNIVersion":"","DisableCheck":false,"Plugins":null,"Bytes":null},
@@ -55,7 +56,7 @@ func (n *node) attachAsMultus(name string) *pod {
 	return p
 }
 
-// warmMultus makes the bridges and the directories that stay.
+// warmMultus creates the bridges and directories that stay.
 func warmMultus(t *testing.T) *node {
 	n := newNode(t, nil)
 	n.warm()
@@ -109,8 +110,8 @@ func TestPodsOfMultusAreDeletedAfterTheSwitch(t *testing.T) {
 	}
 }
 
-// neverAttached is a delegate that Multus has in its file and that refused ADD, as it
-// will every DEL.
+// neverAttached is a delegate in the file of Multus whose ADD failed, as every DEL
+// will.
 var neverAttached = func() string {
 	config := `{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"bridge","bridge":"old"},{"type":"tuning","sysctl":7}]}`
 	return fmt.Sprintf(`{"ConfList":%s,"ifnameRequest":"net7","Bytes":%q}`, config, base64.StdEncoding.EncodeToString([]byte(config)))
@@ -123,7 +124,7 @@ func (n *node) addDelegates(p *pod, delegates ...string) {
 	n.file(file, strings.TrimSuffix(n.read(file), "]")+","+strings.Join(delegates, ",")+"]")
 }
 
-// record writes a record of libcni for a sandbox into a cniDir.
+// record writes a libcni record for a sandbox into a cniDir.
 func (n *node) record(dir string, p *pod, network, config string) {
 	n.t.Helper()
 	raw, err := json.Marshal(map[string]any{
@@ -134,8 +135,8 @@ func (n *node) record(dir string, p *pod, network, config string) {
 	n.file(dir+"/results/"+network+"-"+p.ID+"-net9", string(raw))
 }
 
-// attachLogged attaches a pod to four networks that log, two of them on devices,
-// as Multus does.
+// attachLogged attaches a pod as Multus does, to four networks that log their
+// calls, two of them on devices.
 func (n *node) attachLogged(p *pod) {
 	n.t.Helper()
 	cni := libcni.NewCNIConfigWithCacheDir([]string{n.bin}, n.path("state"), nil)
@@ -158,8 +159,8 @@ func (n *node) attachLogged(p *pod) {
 	n.file("state/"+p.ID, "["+strings.Join(file, ",")+"]")
 }
 
-// TestPodsOfMultusAreReleasedInReverse: each attachment with the device that it
-// was given, from either record.
+// TestPodsOfMultusAreReleasedInReverse proves that each attachment is released with
+// its device, from either record.
 func TestPodsOfMultusAreReleasedInReverse(t *testing.T) {
 	reverse := []string{"net3", "data 0000:5e:01.1", "net1 0000:5e:01.0", "eth0"}
 	for name, tc := range map[string]struct {
@@ -180,7 +181,7 @@ func TestPodsOfMultusAreReleasedInReverse(t *testing.T) {
 			for _, c := range n.calls("DEL") {
 				got = append(got, strings.TrimSpace(c.IfName+" "+c.runtimeConfig("deviceID")))
 			}
-			if tc.lose == "" && len(got) == len(reverse) { // libcni keeps no order: only the default network's place is known
+			if tc.lose == "" && len(got) == len(reverse) { // libcni keeps no order: only the default network's position is known
 				slices.Sort(got[:len(got)-1])
 			}
 			if !slices.Equal(got, tc.want) {
@@ -191,15 +192,15 @@ func TestPodsOfMultusAreReleasedInReverse(t *testing.T) {
 	}
 }
 
-// asking is a network whose plugin can do all that a file of Multus says of what a
-// pod asked for, and asked is that as runtimeConfig.
+// asking makes a network's plugin capable of everything that a pod can ask for in a
+// file of Multus. asked is such a request, as runtimeConfig.
 const (
 	asking = `,"capabilities":{"ips":true,"mac":true,"infinibandGUID":true}`
 	asked  = `{"infinibandGUID":"c2:11:22:33:44:55:66:77","ips":["10.1.2.3/24"],"mac":"02:00:00:00:00:07"}`
 )
 
-// wantAsked fails unless the last DEL of a node's scripted delegates was given what
-// the pod asked for.
+// wantAsked fails unless the last DEL of the node's scripted delegates got what the
+// pod asked for.
 func (n *node) wantAsked() {
 	n.t.Helper()
 	calls := n.calls("DEL")
@@ -213,7 +214,8 @@ func (n *node) wantAsked() {
 	}
 }
 
-// TestPodsOfMultusAreReleasedWithWhatTheyAskedFor: from its file alone.
+// TestPodsOfMultusAreReleasedWithWhatTheyAskedFor proves that the file of Multus
+// alone is enough for that.
 func TestPodsOfMultusAreReleasedWithWhatTheyAskedFor(t *testing.T) {
 	n := newNode(t, nil)
 	p, config := n.addPod("pod", ""), n.scripted(`,"name":"net"`+asking)
@@ -223,7 +225,7 @@ func TestPodsOfMultusAreReleasedWithWhatTheyAskedFor(t *testing.T) {
 	n.wantAsked()
 }
 
-// TestSwitchingBackKeepsWhatPodsAskedFor: Multus runs DEL with it.
+// TestSwitchingBackKeepsWhatPodsAskedFor proves that Multus runs DEL with it.
 func TestSwitchingBackKeepsWhatPodsAskedFor(t *testing.T) {
 	n := newNode(t, nil)
 	n.warm()
@@ -243,11 +245,11 @@ func TestSwitchingBackKeepsWhatPodsAskedFor(t *testing.T) {
 	n.wantAsked()
 }
 
-// TestSwitchingBackWithADamagedJournal: its sandbox is handed over from libcni's
-// records, of which one that could never be run is left out, and keeps no other back. One
-// that no definition could be is run all the same.
-// Without records it gets no file: one of no delegates would tell Multus that nothing
-// is left of it.
+// TestSwitchingBackWithADamagedJournal proves that the sandbox is handed over from
+// libcni's records. A record that could never run is left out and does not affect
+// the others; one that no definition could contain still runs. A sandbox without
+// records gets no file, because a file without delegates would tell Multus that
+// nothing is left of it.
 func TestSwitchingBackWithADamagedJournal(t *testing.T) {
 	n := newNode(t, nil)
 	n.warm()
@@ -297,7 +299,8 @@ func TestPodsOfMultusAreChecked(t *testing.T) {
 	n.refuse("CHECK", p, 999, "cluster-net", "default/pod")
 }
 
-// TestPodsOfMultusAreCheckedWhereTheNetworkKnowsCheck: which is from CNI 0.4.0 on.
+// TestPodsOfMultusAreCheckedWhereTheNetworkKnowsCheck proves that only networks
+// from CNI 0.4.0 on are checked.
 func TestPodsOfMultusAreCheckedWhereTheNetworkKnowsCheck(t *testing.T) {
 	n := newNode(t, nil)
 	p := n.addPod("pod", "")
@@ -318,8 +321,8 @@ func TestPodsOfMultusAreCheckedWhereTheNetworkKnowsCheck(t *testing.T) {
 	}
 }
 
-// TestPodsOfMultusWithoutRecords: of a sandbox whose results nobody knows CHECK
-// says so, and GC leaves it to its DEL.
+// TestPodsOfMultusWithoutRecords proves that CHECK of a sandbox without recorded
+// results fails, and that GC leaves the sandbox to its DEL.
 func TestPodsOfMultusWithoutRecords(t *testing.T) {
 	n := warmMultus(t)
 	before := n.state()
@@ -377,8 +380,8 @@ func TestAHostileFileOfMultus(t *testing.T) {
 	}
 }
 
-// deleteAsMultus does what DEL of Multus does with its file and libcni's records
-// in dir: every delegate's DEL, in reverse order.
+// deleteAsMultus does what DEL of Multus does with its file and libcni's records in
+// dir: the DEL of every delegate, in reverse order.
 func (n *node) deleteAsMultus(dir string, p *pod) {
 	n.t.Helper()
 	raw, err := os.ReadFile(filepath.Join(dir, p.ID))
@@ -444,9 +447,9 @@ func TestSwitchingBack(t *testing.T) {
 	n.unchanged(before)
 }
 
-// TestSwitchingPage runs the commands of docs/switching.md in order, with the
-// node's directories for the standard ones: a pod of Multus is deleted after the
-// switch, a pod of Manifold after the switch back.
+// TestSwitchingPage runs the commands of docs/switching.md in order, in the node's
+// directories instead of the standard ones. A pod of Multus is deleted after the
+// switch, and a pod of Manifold after the switch back.
 func TestSwitchingPage(t *testing.T) {
 	blocks, err := harness.Commands("switching.md")
 	if err != nil || len(blocks) != 4 {
@@ -500,8 +503,8 @@ func TestSwitchingPage(t *testing.T) {
 	n.settles(func() string { return withoutGone(before.Diff(n.state())) })
 }
 
-// TestSwitchingPageOfTheThickPlugin: its stock file names no default network, which
-// is all that is wrong with the conversion, and is right once that is installed.
+// TestSwitchingPageOfTheThickPlugin proves that the only problem of its converted
+// stock file is the missing default network, and that installing it solves this.
 func TestSwitchingPageOfTheThickPlugin(t *testing.T) {
 	n := warmMultus(t)
 	config := func(args ...string) (string, string, error) {
@@ -538,7 +541,7 @@ func TestSwitchingPageOfTheThickPlugin(t *testing.T) {
 	}
 }
 
-// read returns a file's content.
+// read returns the content of a file.
 func (n *node) read(name string) string {
 	n.t.Helper()
 	raw, err := os.ReadFile(n.path(name))

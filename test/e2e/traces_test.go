@@ -15,13 +15,14 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// spans are those that a collector was sent.
+// spans are the spans that a collector has received.
 type spans struct {
 	mu  sync.Mutex
 	all []*tracev1.Span
 }
 
-// traced starts a collector, and has the node's agent send its traces there.
+// traced starts a collector and configures the node's agent to send its traces
+// there.
 func (n *node) traced() *spans {
 	n.t.Helper()
 	s := &spans{}
@@ -49,7 +50,7 @@ func (n *node) traced() *spans {
 	return s
 }
 
-// of returns the spans of the trace that a line of a log names.
+// of returns the spans of the trace that a log line names.
 func (s *spans) of(line map[string]any) (out []*tracev1.Span) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -61,8 +62,9 @@ func (s *spans) of(line map[string]any) (out []*tracev1.Span) {
 	return out
 }
 
-// What the plugin has measured of a call reaches the collector, by the agent, as one
-// trace under the ID that the logs have: the call and, within its time, its steps.
+// TestTracesOfCalls proves that the plugin's measurements of a call reach the
+// collector through the agent as one trace, with the ID that the logs have: the
+// call and, within its time, its steps.
 func TestTracesOfCalls(t *testing.T) {
 	n := newNode(t, nil)
 	got := n.traced()
@@ -90,7 +92,7 @@ func TestTracesOfCalls(t *testing.T) {
 	} {
 		var trace []*tracev1.Span
 		var call *tracev1.Span
-		n.eventually("a trace of "+tc.call, func() bool { // whose call ends last, and is sent last
+		n.eventually("a trace of "+tc.call, func() bool { // the call's span ends last and is sent last
 			trace = got.of(tc.line)
 			i := slices.IndexFunc(trace, func(s *tracev1.Span) bool { return s.GetName() == tc.call })
 			if i >= 0 {
@@ -107,8 +109,8 @@ func TestTracesOfCalls(t *testing.T) {
 	}
 }
 
-// within fails unless all other spans of a trace are steps of a call, in its time; it
-// returns the plugins that ran, in order.
+// within fails unless all other spans of a trace are steps of the call and within
+// its time. It returns the plugins that ran, in order.
 func within(t *testing.T, call *tracev1.Span, trace []*tracev1.Span) (ran []string) {
 	t.Helper()
 	slices.SortFunc(trace, func(a, b *tracev1.Span) int {

@@ -14,8 +14,8 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
 
-// runtime has libcni do what a container runtime has it do: with the first
-// configuration of the node's directory as it is at that moment.
+// runtime makes libcni do what a container runtime does: it uses the first
+// configuration in the node's directory at that moment.
 func (n *node) runtime(p *pod, call func(context.Context, *libcni.CNIConfig, *libcni.NetworkConfigList, *libcni.RuntimeConf) error) {
 	n.t.Helper()
 	first, _ := netconf.First(n.path("net.d"))
@@ -45,9 +45,10 @@ func (n *node) runtimeDel(p *pod) {
 	})
 }
 
-// A pod that has secondary networks when Manifold is uninstalled is released by
-// the runtime's own DEL: until then the plugin stands behind the primary network's,
-// attaches nothing, and goes with the last of these pods.
+// TestPodsThatOutliveUninstallAreReleased proves that the runtime's own DEL
+// releases a pod with secondary networks after Manifold is uninstalled. Until then
+// the plugin stays in the chain behind the primary network's plugins, attaches
+// nothing, and is removed with the last of these pods.
 func TestPodsThatOutliveUninstallAreReleased(t *testing.T) {
 	n := newNode(t, nil)
 	n.warm()
@@ -76,7 +77,7 @@ func TestPodsThatOutliveUninstallAreReleased(t *testing.T) {
 	n.runtimeAdd(meanwhile)
 	n.runtime(meanwhile, func(ctx context.Context, cni *libcni.CNIConfig, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
 		err := cni.CheckNetworkList(ctx, list, rt)
-		list.CNIVersion = "1.1.0" // the first with STATUS
+		list.CNIVersion = "1.1.0" // the first version with STATUS
 		return errors.Join(err, cni.GetStatusNetworkList(ctx, list))
 	})
 	if link, err := meanwhile.ns.Link("net1"); err != nil || link != nil {
@@ -101,8 +102,8 @@ func TestPodsThatOutliveUninstallAreReleased(t *testing.T) {
 	}
 }
 
-// Who installs Manifold again while it is there to release alone has it whole, and
-// its default network is the one that it was.
+// TestInstalledAgainOverWhatReleases proves that installing Manifold again while it
+// only releases pods restores it completely, with its old default network.
 func TestInstalledAgainOverWhatReleases(t *testing.T) {
 	n := newNode(t, nil)
 	n.warm()
@@ -125,7 +126,7 @@ func TestInstalledAgainOverWhatReleases(t *testing.T) {
 	n.file("net.d/05-early.conflist", `{"cniVersion":"1.0.0","name":"early","plugins":[{"type":"ptp"}]}`)
 	install()
 	n.must(os.Remove(n.path("net.d/05-early.conflist")))
-	n.installedRuntime() // which looks at the default network
+	n.installedRuntime() // checks the default network
 	n.runtimeAdd(fresh)
 	n.interfaceOf(fresh, "net1")
 	n.runtimeDel(old)
@@ -133,8 +134,9 @@ func TestInstalledAgainOverWhatReleases(t *testing.T) {
 	n.unchanged(before)
 }
 
-// What another has put in the configuration's place is not the plugin's to remove,
-// and a plugin that is called without the primary network's result says so.
+// TestReleaseOnlyOutOfPlace proves that the plugin does not remove a foreign file
+// in the configuration's place, and that it refuses a call without the primary
+// network's result.
 func TestReleaseOnlyOutOfPlace(t *testing.T) {
 	n := newNode(t, nil)
 	n.file("net.d/00-manifold.conflist", `{"cniVersion":"1.0.0","name":"other","plugins":[{"type":"ptp"}]}`)

@@ -8,9 +8,10 @@ import (
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
 )
 
-// What a container was given of a VFIO device is a device node and the devices of an
-// IOMMU group. While the pod is attached somebody changes it: each change is found
-// out, and again by CHECK.
+// TestUserspaceDeviceIsWhatThePodWasGiven changes the VFIO device of a container
+// while the pod is being attached, or later. A container gets the device as a
+// device node and an IOMMU group, and both ADD and CHECK must notice every change
+// to them.
 func TestUserspaceDeviceIsWhatThePodWasGiven(t *testing.T) {
 	const vf, file = "0000:5e:01.0", "/dev/vfio/100"
 	remake := func(t *sriovtest.Tree, group string) {

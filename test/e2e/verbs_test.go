@@ -17,7 +17,8 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// withConf returns the node's runtime with keys of its configuration changed.
+// withConf changes keys of the configuration with which the node's runtime calls
+// the plugin.
 func (n *node) withConf(keys map[string]any) {
 	n.t.Helper()
 	var conf map[string]any
@@ -44,7 +45,7 @@ func TestFailedDelegateDelIsKeptAndRetried(t *testing.T) {
 		t.Errorf("the other attachments were not released: %v %v", link, err)
 	}
 	n.refuse("DEL", p, 77, "switch is busy")
-	// What was recorded is what DEL runs, whatever the definition says now.
+	// DEL runs what was recorded, whatever the definition says now.
 	n.define("stubborn", "", n.bridge("other", "10.99.0.0/16"))
 	n.refuse("DEL", p, 77, "switch is busy")
 	n.patchJournal(p, `\"DEL\":{\"error\":{\"code\":77,\"msg\":\"switch is busy\"}}`, ``)
@@ -53,8 +54,8 @@ func TestFailedDelegateDelIsKeptAndRetried(t *testing.T) {
 	n.unchanged(before)
 }
 
-// patchJournal changes the plan in a journal's first record, as if the world had
-// changed, and sets its checksum right.
+// patchJournal replaces text of the plan in a journal's first record, as if the
+// world had changed, and fixes the checksum.
 func (n *node) patchJournal(p *pod, from, to string) {
 	n.t.Helper()
 	path := n.path("state/" + p.ID + "@eth0.journal")
@@ -99,7 +100,7 @@ func TestFullAndReadOnlyJournalDirectory(t *testing.T) {
 	n.refuse("ADD", late, 5, "no space left", "cniDir")
 	n.emptySandbox(late)
 	n.succeed("DEL", late)
-	n.succeed("DEL", p) // steps cannot be recorded, all is released all the same
+	n.succeed("DEL", p) // steps cannot be recorded, but everything is released
 	n.emptySandbox(p)
 	n.must(os.Remove(fill))
 	n.must(unix.Mount("", n.path("state"), "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
@@ -190,8 +191,8 @@ func TestStatus(t *testing.T) {
 	n.refuse("STATUS", none, 50, "nobody.sock", "fallback")
 }
 
-// TestStatusOfADefaultNetworkThatEveryPodIsRefusedFor: what ADD refuses whatever the
-// pod is, STATUS says beforehand, in a code of its own.
+// TestStatusOfADefaultNetworkThatEveryPodIsRefusedFor proves that STATUS reports in
+// advance, with a code of its own, what would make ADD refuse every pod.
 func TestStatusOfADefaultNetworkThatEveryPodIsRefusedFor(t *testing.T) {
 	const head = `{"name":"cluster-net","cniVersion":"1.0.0","plugins":`
 	for name, tc := range map[string]struct{ config, part string }{
@@ -208,7 +209,7 @@ func TestStatusOfADefaultNetworkThatEveryPodIsRefusedFor(t *testing.T) {
 			n := newNode(t, nil)
 			n.file("net.d/10-default.conflist", tc.config)
 			none := &pod{}
-			n.refuse("STATUS", none, 50, tc.part) // of the fallback
+			n.refuse("STATUS", none, 50, tc.part) // from the fallback
 			n.serve()
 			n.refuse("STATUS", none, 50, tc.part)
 			n.must(os.Rename(n.path("net.d/10-default.conflist"), n.path("as-definition")))
@@ -240,8 +241,8 @@ func TestResultInTheVersionAskedFor(t *testing.T) {
 	}
 }
 
-// TestResultThatTheVersionAskedForCannotSay: the form before 0.3.0 has addresses in
-// any case.
+// TestResultThatTheVersionAskedForCannotSay covers a result without addresses,
+// which versions before 0.3.0 cannot express.
 func TestResultThatTheVersionAskedForCannotSay(t *testing.T) {
 	n := newNode(t, map[string]any{"cniVersion": "0.2.0"})
 	n.serve()
@@ -262,7 +263,7 @@ func TestDefaultRouteMoves(t *testing.T) {
 		"ranges":[[{"subnet":"fd00:96::/64"}]],"routes":[{"dst":"::/0"}]}}`)
 	both := n.addPod("both", `six`)
 	n.succeed("ADD", both)
-	n.wantDefaults(both, netlink.FAMILY_V6, "[fd00:96::1]") // or what follows proves nothing
+	n.wantDefaults(both, netlink.FAMILY_V6, "[fd00:96::1]") // otherwise the rest proves nothing
 	n.succeed("DEL", both)
 	p := n.addPod("pod", `[{"name":"six"},{"name":"scr","default-route":["10.95.0.1"]}]`)
 	if res := n.succeed("ADD", p); strings.Contains(string(res.Stdout), "0.0.0.0/0") {
@@ -277,9 +278,9 @@ func TestDefaultRouteMoves(t *testing.T) {
 	n.emptySandbox(far)
 }
 
-// TestDefaultRoutesOfSeveralHopsGo: what the kernel made one route of, of both
-// gateways of the default network and of an interface that is not Manifold's, loses
-// the pod's hops and keeps the other.
+// TestDefaultRoutesOfSeveralHopsGo covers default routes that the kernel has merged
+// from gateways of the default network and of an interface that is not Manifold's:
+// they lose the former hops and keep the latter.
 func TestDefaultRoutesOfSeveralHopsGo(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
@@ -293,7 +294,7 @@ func TestDefaultRoutesOfSeveralHopsGo(t *testing.T) {
 	go func() { added <- n.call("ADD", p) }()
 	n.eventually("the delegate", func() bool { return exists(gate + ".reached") })
 	n.must(p.ns.Do(func() error { return foreignHops("eth0") }))
-	n.wantDefaults(p, netlink.FAMILY_V4, "[10.88.0.3+192.0.2.1]") // or what follows proves nothing
+	n.wantDefaults(p, netlink.FAMILY_V4, "[10.88.0.3+192.0.2.1]") // otherwise the rest proves nothing
 	n.wantDefaults(p, netlink.FAMILY_V6, "[fd00:88::1+fd00:88::3+fd00:2::1]")
 	n.file("gate", "")
 	if res := <-added; res.Status != 0 || strings.Contains(string(res.Stdout), "::/0") {
@@ -305,8 +306,8 @@ func TestDefaultRoutesOfSeveralHopsGo(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
-// foreignHops makes an interface with addresses of both families, and joins its
-// gateways with those of another in one default route per family.
+// foreignHops creates an interface with addresses of both families, and merges its
+// gateways with those of another interface into one default route per family.
 func foreignHops(other string) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "mine"
@@ -329,8 +330,8 @@ func foreignHops(other string) error {
 	)
 }
 
-// wantDefaults compares the gateways of a pod's default routes, "a+b" for a route of
-// several hops.
+// wantDefaults compares the gateways of a pod's default routes, with "a+b" for a
+// route of several hops.
 func (n *node) wantDefaults(p *pod, family int, want string) {
 	n.t.Helper()
 	n.must(p.ns.Do(func() error {
@@ -367,8 +368,8 @@ func TestAForeignInterfaceIsNotTouched(t *testing.T) {
 	n.interfaceOf(p, "mine")
 }
 
-// TestUndoingTouchesNothingForeign: an ADD that fails when all is attached and the
-// default route has moved leaves the sandbox as it was made.
+// TestUndoingTouchesNothingForeign proves that an ADD that fails when everything is
+// attached and the default route has moved restores the sandbox.
 func TestUndoingTouchesNothingForeign(t *testing.T) {
 	n := newNode(t, map[string]any{"carrier": "require", "carrierTimeout": "50ms"})
 	n.serve()
