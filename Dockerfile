@@ -1,10 +1,10 @@
-# The image, by any builder; "make image" makes the same without one.
+# Builds the image with any image builder. "make image" builds the same image without one.
 #
 #   docker build --build-arg RELEASE="$(git describe --tags --always)" \
 #     --build-arg REVISION="$(git rev-parse HEAD)" --build-arg CREATED="$(git log -1 --format=%ct)" -t manifold .
 ARG GO=1.26
 
-# Programs of another architecture are built on the builder's own.
+# Cross-compile on the builder's own platform.
 FROM --platform=$BUILDPLATFORM golang:${GO} AS build
 ARG RELEASE=unreleased
 ARG CREATED=0
@@ -26,7 +26,7 @@ LABEL org.opencontainers.image.title="manifold" \
       org.opencontainers.image.version="${RELEASE}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /out/ /
-# The agent reads the kubelet's sockets, which are root's.
+# The kubelet's sockets, which the agent reads, belong to root.
 USER 0
 ENTRYPOINT ["/manifold-agent"]
 CMD ["serve"]

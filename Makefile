@@ -3,11 +3,11 @@
 RELEASE := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.release=$(RELEASE)"
 
-# The image that "make image" builds: its full name, and for what.
+# The image that "make image" builds: its full name and its architectures.
 IMAGE := docker.io/manifold-cni/manifold:$(RELEASE)
 ARCH  := amd64,arm64
 
-# Packages with benchmarks; test/bench is a program of its own.
+# Packages with benchmarks. test/bench is a separate program.
 BENCHED = $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n1 dirname | sort -u)
 
 .DEFAULT_GOAL := help

@@ -46,7 +46,7 @@ func newBundle(streams genericiooptions.IOStreams, kube *genericclioptions.Confi
 	return c
 }
 
-// writeBundle writes the archive of a node, of this one where none is named.
+// writeBundle writes the archive of a node; an empty node means this one.
 func writeBundle(ctx context.Context, streams genericiooptions.IOStreams, n *nodeFlags, node, to string) error {
 	if to == "-" {
 		return n.bundle(ctx, node, streams.Out)
@@ -65,7 +65,7 @@ func writeBundle(ctx context.Context, streams genericiooptions.IOStreams, n *nod
 	return nil
 }
 
-// bundle writes the archive.
+// bundle writes the archive to w.
 func (n *nodeFlags) bundle(ctx context.Context, node string, w io.Writer) error {
 	if n.local {
 		return inspect.Local{Config: n.config}.Bundle(ctx, release, w)

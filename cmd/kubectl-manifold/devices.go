@@ -56,7 +56,7 @@ func (o *devicesOptions) run(ctx context.Context, streams genericiooptions.IOStr
 	}
 	wrong := all.problems(streams.ErrOut)
 	for _, v := range all.Nodes {
-		v.Attachments, v.Proposals = nil, nil // they are what status and repair show
+		v.Attachments, v.Proposals = nil, nil // status and repair show them
 		wrong = wrong || len(v.Findings) > 0
 	}
 	if err := o.out.print(streams.Out, all, func(w io.Writer, wide bool) error { return devicesText(w, all, wide) }); err != nil {
@@ -85,7 +85,7 @@ func devicesText(w io.Writer, all *views, wide bool) error {
 	return t.write(w)
 }
 
-// deviceLine are the columns of a device without what is wrong with it.
+// deviceLine returns the columns of a device except those about its findings.
 func deviceLine(d *nodeview.Device) []string {
 	h := nodeview.Holder{}
 	if d.Holder != nil {
@@ -101,7 +101,7 @@ func deviceLine(d *nodeview.Device) []string {
 	return []string{d.Address, d.PF, strconv.Itoa(d.VFIndex), node, d.Driver, d.Use, h.Pod, h.Container, h.Resource}
 }
 
-// yesIf says whether something of a kind is wrong with a device.
+// yesIf tells whether the device has a finding of a kind.
 func yesIf(d *nodeview.Device, kind reconcile.Kind) string {
 	for _, f := range d.Findings {
 		if f.Kind == kind {
@@ -111,7 +111,7 @@ func yesIf(d *nodeview.Device, kind reconcile.Kind) string {
 	return "no"
 }
 
-// stateOf words what is wrong with a device.
+// stateOf returns what is wrong with a device, in words.
 func stateOf(d *nodeview.Device) string {
 	var out []string
 	for _, f := range d.Findings {

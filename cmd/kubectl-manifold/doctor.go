@@ -24,7 +24,7 @@ look on its node, as root, with --local.`
 
 // diagnoses are what doctor prints as JSON and YAML.
 type diagnoses struct {
-	Nodes []*nodeview.Diagnosis `json:"nodes"` // what is the cluster's has no node
+	Nodes []*nodeview.Diagnosis `json:"nodes"` // the entry for the cluster has no node
 }
 
 func newDoctor(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {

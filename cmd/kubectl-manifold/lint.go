@@ -26,11 +26,11 @@ there is a webhook which does.`
 
 // lintReport is what lint prints as JSON and YAML.
 type lintReport struct {
-	Documents int               `json:"documents"` // objects read, of whatever kind
+	Documents int               `json:"documents"` // objects read, of any kind
 	Problems  []inspect.Problem `json:"problems"`
 }
 
-// files are the flags that name manifests, and the configuration to judge them by.
+// files are the flags that name manifests and the configuration to check them by.
 type files struct {
 	names     []string
 	recursive bool
@@ -45,8 +45,8 @@ func (f *files) bind(c *cobra.Command, usage string) {
 	c.Flags().BoolVar(&f.admission, "admission", false, "with -f: judge pods as the webhook makes them, with the devices that it requests")
 }
 
-// setting returns what the flags say of the cluster; objects that say no namespace are
-// of namespace.
+// setting returns what the flags tell of the cluster. Objects that name no namespace
+// belong to namespace.
 func (f *files) setting(namespace string) (inspect.Setting, error) {
 	s := inspect.Setting{Namespace: namespace, Admission: f.admission}
 	if f.plugin == "" {

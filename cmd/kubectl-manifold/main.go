@@ -1,10 +1,11 @@
-// Command kubectl-manifold is the kubectl plugin "kubectl manifold": what a node
-// has attached and on which device, why a pod gets what it gets, what is broken,
-// and which mistakes a manifest has.
+// Command kubectl-manifold is the kubectl plugin "kubectl manifold". It shows what nodes
+// have attached and on which device, why a pod gets what it gets, what is broken, and
+// which mistakes a manifest has.
 //
-// It reads the node that it runs on: the journals, the CNI configuration, sysfs,
-// and the agent's socket. The command lint needs no node. Package inspect has
-// the answers; this program has their flags and their print.
+// It asks the agents of nodes through the API server or, with --local, reads the node
+// that it runs on: the agent's socket, the journals, the CNI configuration and sysfs. The
+// command lint needs no node. Package inspect has the answers; this program has their
+// flags and prints them.
 package main
 
 import (
@@ -24,11 +25,11 @@ var release = "unreleased"
 
 // Exit statuses.
 const (
-	exitFound  = 1 // something is wrong with what was looked at
-	exitFailed = 2 // the command could not look: flags, files, permissions
+	exitFound  = 1 // what was examined has a problem
+	exitFailed = 2 // the command could not examine anything: flags, files, permissions
 )
 
-// errFound says that what was looked at is wrong; it has been printed.
+// errFound means that what was examined has problems, which are already printed.
 var errFound = errors.New("problems were found")
 
 func main() {
@@ -36,7 +37,7 @@ func main() {
 	defer stop()
 	streams := genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}
 	if os.Getenv("NO_COLOR") != "" { //nolint:forbidigo // where the program starts
-		streams.Out = struct{ io.Writer }{os.Stdout} // no terminal that a table would know
+		streams.Out = struct{ io.Writer }{os.Stdout} // not an *os.File, so that tables see no terminal
 	}
 	err := newRoot(streams).ExecuteContext(ctx)
 	switch {

@@ -22,7 +22,7 @@ func writeManuals(dir string, c *cobra.Command) error {
 	return nil
 }
 
-// documented returns a command and those below it that have a page of their own.
+// documented returns a command and those of its subcommands that have a page.
 func documented(c *cobra.Command) []*cobra.Command {
 	all := []*cobra.Command{c}
 	for _, sub := range c.Commands() {
@@ -33,10 +33,10 @@ func documented(c *cobra.Command) []*cobra.Command {
 	return all
 }
 
-// manualName is a page's name, for example kubectl-manifold-status.
+// manualName returns the name of a page, for example kubectl-manifold-status.
 func manualName(c *cobra.Command) string { return strings.ReplaceAll(c.CommandPath(), " ", "-") }
 
-// manual returns the page of a command in the markup of man(7).
+// manual returns the page of a command in man(7) markup.
 func manual(c *cobra.Command) string {
 	var b strings.Builder
 	section := func(title, text string, filled bool) {

@@ -13,7 +13,7 @@ import (
 
 const defaultConfig = "/etc/cni/net.d/manifold.d/agent.json"
 
-// nodeFlags say where nodes are looked at: through the API server, or here.
+// nodeFlags tell how to reach nodes: through the API server, or locally.
 type nodeFlags struct {
 	kube   *genericclioptions.ConfigFlags
 	local  bool
@@ -27,7 +27,7 @@ func (n *nodeFlags) bind(c *cobra.Command) {
 	c.Flags().StringVar(&n.agents, "agent-namespace", "kube-system", "`namespace` of the agents' pods")
 }
 
-// nodes returns the nodes.
+// nodes returns the nodes that the flags choose.
 func (n *nodeFlags) nodes() (inspect.Nodes, error) {
 	if n.local {
 		return inspect.Local{Config: n.config}, nil
@@ -53,26 +53,26 @@ func (n *nodeFlags) namespace() (string, error) {
 	return name, nil
 }
 
-// views are what status and devices print as JSON and YAML: of each node what was
-// asked for.
+// views are what status and devices print as JSON and YAML: for each node, what was asked
+// for.
 type views struct {
 	Nodes []*nodeview.View `json:"nodes"`
 }
 
-// problems tells people what could not be read, and reports whether there was
-// something.
+// problems prints a warning for everything that could not be read, and reports whether
+// there was anything.
 func (v *views) problems(w io.Writer) bool {
 	some := false
 	for _, n := range v.Nodes {
 		for _, p := range n.Problems {
 			some = true
-			_ = printLine(w, "warning: node "+n.Node+": "+p) // there is nowhere else to say it
+			_ = printLine(w, "warning: node "+n.Node+": "+p) // there is nowhere else to report it
 		}
 	}
 	return some
 }
 
-// foundIf returns errFound where something is wrong.
+// foundIf returns errFound if something is wrong.
 func foundIf(wrong bool) error {
 	if wrong {
 		return errFound
@@ -80,7 +80,7 @@ func foundIf(wrong bool) error {
 	return nil
 }
 
-// where says on which nodes there is nothing to show.
+// where names the nodes on which there is nothing to show.
 func (v *views) where() string {
 	if len(v.Nodes) == 1 {
 		return "on node " + v.Nodes[0].Node

@@ -25,7 +25,7 @@ const (
 	formatYAML = "yaml"
 )
 
-// bind adds the flag to a command; wide says that the command has a wide form.
+// bind adds the flag to a command; wide means that the command has a wide form.
 func (o *output) bind(c *cobra.Command, wide bool) {
 	o.allowed = []string{formatJSON, formatYAML}
 	if wide {
@@ -35,13 +35,13 @@ func (o *output) bind(c *cobra.Command, wide bool) {
 	complete := func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		return o.allowed, cobra.ShellCompDirectiveNoFileComp
 	}
-	// It fails for flags that do not exist or were registered before.
+	// This fails only for flags that do not exist or were registered before.
 	if err := c.RegisterFlagCompletionFunc("output", complete); err != nil {
 		c.PrintErrln(err)
 	}
 }
 
-// print writes v as JSON or YAML where that is asked for, else what text writes.
+// print writes v as JSON or YAML if requested, and otherwise calls text.
 func (o *output) print(w io.Writer, v any, text func(w io.Writer, wide bool) error) error {
 	switch {
 	case o.format == formatText || o.format == formatWide && slices.Contains(o.allowed, formatWide):

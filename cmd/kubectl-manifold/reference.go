@@ -11,8 +11,8 @@ import (
 
 const referenceHead = "# kubectl manifold\n\nMade from the commands by `go test ./test/kubectl -update`. Put the program `kubectl-manifold` into a directory of `PATH`; kubectl finds it by its name. `make krew` packs it for krew. For completion of commands, pods and nodes in the shell put `cmd/kubectl-manifold/kubectl_complete-manifold` beside it. Manual pages are in [man](man), what the commands print in [by example](kubectl-by-example.md).\n\n"
 
-// newReference returns the hidden command that prints the reference page, and
-// writes the manual pages.
+// newReference returns the hidden command that prints the reference page and writes the
+// manual pages.
 func newReference(streams genericiooptions.IOStreams) *cobra.Command {
 	manuals := ""
 	c := &cobra.Command{
@@ -29,7 +29,7 @@ func newReference(streams genericiooptions.IOStreams) *cobra.Command {
 	return c
 }
 
-// picture shows what a command looks like on a terminal; help has none.
+// picture returns the image of a command's output on a terminal; help has no image.
 func picture(c *cobra.Command) string {
 	if !c.HasParent() || c.Name() == "options" {
 		return ""
@@ -37,8 +37,7 @@ func picture(c *cobra.Command) string {
 	return fmt.Sprintf("\n![%s on a terminal](kubectl/%s.svg)\n", c.CommandPath(), c.Name())
 }
 
-// reference returns the chapters of a command and of those below it, each the
-// command's own help.
+// reference returns the chapters for a command and its subcommands: the help of each.
 func reference(root *cobra.Command) string {
 	var chapters []string
 	for _, c := range documented(root) {

@@ -74,8 +74,8 @@ func (o *repairOptions) run(ctx context.Context, streams genericiooptions.IOStre
 	return foundIf(left)
 }
 
-// repair repairs this node, or says what would be done on it or on others. With nil
-// repairs nothing was looked at; the error is also what could not be.
+// repair repairs this node, or returns what would be done on it or on others. The error
+// is what could not be examined; nil repairs mean that nothing was examined at all.
 func (o *repairOptions) repair(ctx context.Context, warnings io.Writer, args []string) ([]inspect.Repair, error) {
 	switch {
 	case o.nodes.local:

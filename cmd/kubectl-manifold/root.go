@@ -13,15 +13,16 @@ const rootLong = `Shows and checks the networks of pods and the devices that the
 Exit status: 0 when all is well, 1 when the command found something wrong, 2 when
 it could not look. On a terminal verdicts have a colour, unless NO_COLOR is set.`
 
-// needs says what the commands that ask nodes must be allowed to.
+// needs states the permissions for the commands that ask nodes.
 const needs = "Nodes are asked through the API server, which needs " + needsRest
 
-// needsRest is needs behind its verb.
+// needsRest is needs after its verb.
 const needsRest = `in the agents' namespace: list
 pods, get pods/proxy, and create serviceaccounts/token for the agents' viewer
 account, with whose tokens, good for one agent and ten minutes, the agent is asked.`
 
-// usage is kubectl's: the flags of every command stand in "kubectl manifold options".
+// usage follows kubectl's: the flags common to all commands are in "kubectl manifold
+// options".
 const usage = `Usage:{{if .Runnable}}
   {{.UseLine}}{{end}}{{if .HasAvailableSubCommands}}
   {{.CommandPath}} [command]{{end}}{{if .HasExample}}
@@ -52,7 +53,7 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	root.SetErr(streams.ErrOut)
 	root.SetUsageTemplate(usage)
 	kube := genericclioptions.NewConfigFlags(true)
-	kube.CacheDir = nil // nothing is discovered
+	kube.CacheDir = nil // the program runs no discovery
 	kube.AddFlags(root.PersistentFlags())
 	root.AddCommand(newStatus(streams, kube), newDevices(streams, kube), newExplain(streams, kube), newLint(streams, kube),
 		newDoctor(streams, kube), newOrphans(streams, kube), newRepair(streams, kube), newBundle(streams, kube), newOptions(streams), newReference(streams))

@@ -47,7 +47,7 @@ func newStatus(streams genericiooptions.IOStreams, kube *genericclioptions.Confi
 	c.ValidArgsFunction = o.nodes.completePod
 	o.out.bind(c, true)
 	c.Flags().StringSliceVar(&o.node, "node", nil, "pods of this `node` only")
-	// It fails for flags that do not exist or were registered before.
+	// This fails only for flags that do not exist or were registered before.
 	if err := c.RegisterFlagCompletionFunc("node", o.nodes.completeNodes); err != nil {
 		c.PrintErrln(err)
 	}
@@ -76,7 +76,7 @@ func (o *statusOptions) run(ctx context.Context, streams genericiooptions.IOStre
 		v.Attachments = inspect.Select(v.Attachments, func(a *nodeview.Attachment) bool {
 			return (o.all || a.Pod.Namespace == namespace) && (pod == "" || a.Pod.Name == pod)
 		})
-		v.Devices, v.Findings, v.Proposals = nil, nil, nil // other pods' devices are no part of the answer
+		v.Devices, v.Findings, v.Proposals = nil, nil, nil // the devices of other pods are not part of the answer
 		some, wrong = some || len(v.Attachments) > 0, wrong || inspect.AnyWrong(v.Attachments)
 	}
 	wrong = all.problems(streams.ErrOut) || wrong
@@ -90,7 +90,7 @@ func (o *statusOptions) run(ctx context.Context, streams genericiooptions.IOStre
 	return foundIf(wrong)
 }
 
-// nothing says that nothing is attached of what was asked for.
+// nothing returns the sentence for an empty answer.
 func (o *statusOptions) nothing(namespace string, all *views) string {
 	if o.all {
 		return "nothing is attached " + all.where()
@@ -98,7 +98,7 @@ func (o *statusOptions) nothing(namespace string, all *views) string {
 	return "nothing of namespace " + namespace + " is attached " + all.where()
 }
 
-// views returns the views of the nodes that are asked for.
+// views returns the views of the nodes that the flags and the pod choose.
 func (o *statusOptions) views(ctx context.Context, namespace, pod string) (*views, error) {
 	nodes, err := o.nodes.nodes()
 	if err != nil {
@@ -112,7 +112,7 @@ func (o *statusOptions) views(ctx context.Context, namespace, pod string) (*view
 	return &views{Nodes: found}, err
 }
 
-// statusText writes a line for each attachment, or that it is empty.
+// statusText writes a line for each attachment, or the sentence empty if there is none.
 func statusText(w io.Writer, all *views, empty string, wide bool) error {
 	t := table{header: []string{"POD", "NETWORK", "RESOURCE", "CONTAINER", "DEVICE", "INTERFACE", "ADDRESSES", "VERIFIED"}, empty: empty}
 	if wide {
@@ -136,7 +136,7 @@ func statusText(w io.Writer, all *views, empty string, wide bool) error {
 	return t.write(w)
 }
 
-// deviceCells are the columns of an attachment's device.
+// deviceCells returns the columns of an attachment's device.
 func deviceCells(a *nodeview.Attachment, wide bool) []string {
 	d := a.Device
 	switch {
@@ -160,7 +160,7 @@ func deviceCells(a *nodeview.Attachment, wide bool) []string {
 	return append(cells, d.PF, vf, strings.Join(nodes, ","), d.Driver)
 }
 
-// number renders a number of which 0 stands for unknown.
+// number returns a number as text; 0 means unknown and is empty.
 func number(n int) string {
 	if n == 0 {
 		return ""

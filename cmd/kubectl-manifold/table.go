@@ -11,29 +11,28 @@ import (
 	"k8s.io/cli-runtime/pkg/printers"
 )
 
-// table is aligned text for people, in kubectl's form. Its last column is the one
-// that says good or bad, and has a colour on a terminal. A table without lines is a
-// sentence, empty.
+// table is aligned text for people, in kubectl's form. Its last column is the verdict,
+// which has a color on a terminal. A table without rows prints the sentence empty.
 type table struct {
 	header []string
 	rows   []row
 	empty  string
 }
 
-// row is a line of a table; colour is that of its last cell, empty for none.
+// row is a line of a table; colour is the color of its last cell, empty for none.
 type row struct {
 	cells  []string
 	colour string
 }
 
-// Colours of the last column, as terminals understand them.
+// Terminal escape sequences for the colors of the last column.
 const (
 	green = "\x1b[32m"
 	red   = "\x1b[31m"
 	plain = "\x1b[0m"
 )
 
-// verdict is the colour of good and of bad news.
+// verdict returns the color for good or bad news.
 func verdict(good bool) string {
 	if good {
 		return green
@@ -41,20 +40,20 @@ func verdict(good bool) string {
 	return red
 }
 
-// breaks are what ends a line or a cell, with the blanks around it; controls are the
-// control characters that kubectl's own escaping leaves.
+// breaks matches whatever ends a line or a cell, with the white space around it. controls
+// matches the control characters that kubectl's own escaping leaves.
 var (
 	breaks   = regexp.MustCompile(`\s*[\n\r\t\v\f\x{85}\x{2028}\x{2029}]\s*`)
 	controls = regexp.MustCompile(`[\x{80}-\x{9f}]`)
 )
 
-// oneLine returns a text on one line. Lines and columns are this program's: nobody
-// adds any by an annotation, a name, or a message of several lines.
+// oneLine returns a text on one line. Only this program breaks lines and columns, never
+// an annotation, a name or a message of several lines.
 func oneLine(s string) string {
 	return controls.ReplaceAllString(breaks.ReplaceAllString(s, " "), "\uFFFD")
 }
 
-// printLine prints a text as one line, whatever is in it.
+// printLine prints a text as one line, whatever it contains.
 func printLine(w io.Writer, text string) error {
 	if err := printers.WriteEscaped(w, oneLine(text)+"\n"); err != nil {
 		return fmt.Errorf("print: %w", err)
@@ -62,7 +61,7 @@ func printLine(w io.Writer, text string) error {
 	return nil
 }
 
-// add appends a line. An empty cell is printed as kubectl prints it.
+// add appends a row. Empty cells are printed as kubectl prints them.
 func (t *table) add(colour string, cells ...string) {
 	for i, c := range cells {
 		if cells[i] = oneLine(c); c == "" {
@@ -72,7 +71,7 @@ func (t *table) add(colour string, cells ...string) {
 	t.rows = append(t.rows, row{cells, colour})
 }
 
-// write prints the table. What a name could do to a terminal is escaped.
+// write prints the table. It escapes everything that could control a terminal.
 func (t *table) write(w io.Writer) error {
 	if len(t.rows) == 0 {
 		return printLine(w, t.empty)
@@ -108,7 +107,7 @@ func (t *table) write(w io.Writer) error {
 	return nil
 }
 
-// takesColours reports whether w is a person's terminal.
+// takesColours reports whether w is a terminal.
 func takesColours(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))

@@ -14,7 +14,7 @@ const configUsage = `usage: manifold-agent config convert [--agent-config FILE] 
        manifold-agent config validate [--agent-config FILE] [FILE]
 `
 
-// config serves the commands on configuration files.
+// config runs the commands on configuration files.
 func config(args []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 || args[0] != "convert" && args[0] != "validate" {
 		fmt.Fprint(stderr, configUsage)
@@ -42,7 +42,7 @@ func config(args []string, stdout, stderr io.Writer) error {
 	return convert(raw, *agentFile, stdout, stderr)
 }
 
-// convert prints the plugin's configuration, and on stderr what was changed.
+// convert prints the plugin's configuration, and on stderr what it changed.
 func convert(raw []byte, agentFile string, stdout, stderr io.Writer) error {
 	c, err := configfile.Convert(raw)
 	if err != nil {
@@ -61,8 +61,8 @@ func convert(raw []byte, agentFile string, stdout, stderr io.Writer) error {
 	return err
 }
 
-// validate prints what is wrong in a file, one line each, and fails unless all of it
-// is harmless. An empty path is no file.
+// validate prints the findings in a file, one line each, and fails if any of them is more
+// than a warning. An empty path means no file.
 func validate(path string, look func([]byte) []configfile.Finding, stdout io.Writer) error {
 	if path == "" {
 		return nil

@@ -1,16 +1,15 @@
-// Command manifold-agent is the node's source of plans for the CNI plugin
-// manifold.
+// Command manifold-agent is the node's source of plans for the CNI plugin manifold.
 //
 //	manifold-agent serve      answers plan requests on the agent's unix socket
 //	manifold-agent plan       answers one request, stdin to stdout, without an agent
-//	manifold-agent install    puts both programs and the CNI configuration in place
-//	manifold-agent uninstall  takes them away again
-//	manifold-agent await      waits, for the chart's uninstallation
-//	manifold-agent reconcile  looks at the node's VFs, and repairs them
+//	manifold-agent install    installs both programs and the CNI configuration
+//	manifold-agent uninstall  removes them
+//	manifold-agent await      waits, for the uninstallation of the chart
+//	manifold-agent reconcile  checks the node's VFs once, and can repair them
 //	manifold-agent config     converts and validates configuration files
 //
-// Each has -h. The sources that plans are made from stand in a configuration
-// file, see configfile.Agent.
+// Each command has -h. A configuration file names the sources that plans are made from;
+// see configfile.Agent.
 package main
 
 import (
@@ -128,8 +127,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return flag.ErrHelp
 }
 
-// planOnce is the way without an agent: the calls of one run of the plugin, from
-// stdin.
+// planOnce serves the calls of one run of the plugin from stdin, on a node whose agent
+// does not run.
 func planOnce(ctx context.Context, conf *configfile.Agent, stdin io.Reader, stdout, stderr io.Writer) (err error) {
 	log := logs.New(stderr, logs.Text, slog.LevelWarn)
 	a, err := agent.Assemble(conf, true, log)
@@ -142,13 +141,14 @@ func planOnce(ctx context.Context, conf *configfile.Agent, stdin io.Reader, stdo
 	return plan.ServeStream(ctx, stdin, stdout, agent.New(a.Sources, log, background.Go))
 }
 
-// serve answers on the socket until ctx ends, then finishes what is under way.
-// path is the configuration's file.
+// serve answers on the socket until ctx ends, then finishes the requests under way. path
+// is the configuration file.
 func serve(ctx context.Context, conf *configfile.Agent, path string, stderr io.Writer) (err error) {
-	// It is on every node: a heap that is collected earlier is worth the time.
+	// The agent runs on every node: a smaller heap is worth the time of collecting
+	// earlier.
 	debug.SetGCPercent(50)
 	log := logs.New(stderr, conf.LogFormat, slog.LevelInfo)
-	klog.SetSlogLogger(log) // what client-go says of its watches
+	klog.SetSlogLogger(log) // client-go's messages about its watches
 	conf.Release = release
 	a, err := agent.Assemble(conf, false, log)
 	if err != nil {
@@ -166,8 +166,8 @@ func serve(ctx context.Context, conf *configfile.Agent, path string, stderr io.W
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	planner := newCounted(agent.New(a.Sources, log, background.Go))
-	// The ports before the socket: an agent that finds them taken, since another still
-	// runs, has not taken that one's socket.
+	// Ports before the socket: an agent that finds its ports taken, because another agent
+	// still runs, must not have taken that agent's socket.
 	err = errors.Join(serveHTTP(running, conf, a, &sources, log), serveView(running, conf, path, a, planner, &sources, log))
 	var l *net.UnixListener
 	if err == nil {
@@ -190,9 +190,9 @@ func serve(ctx context.Context, conf *configfile.Agent, path string, stderr io.W
 	return err
 }
 
-// serveHTTP answers on the configured address until ctx ends. An address that
-// cannot be listened on is an error at once; later failures are logged, since
-// pods need no metrics.
+// serveHTTP answers on the configured address until ctx ends. It fails at once if it
+// cannot listen on the address. Later failures are only logged, since pods need no
+// metrics.
 func serveHTTP(ctx context.Context, conf *configfile.Agent, a *agent.Assembly, running *sync.WaitGroup, log *slog.Logger) error {
 	if conf.Listen == "" {
 		return nil
@@ -211,7 +211,7 @@ func serveHTTP(ctx context.Context, conf *configfile.Agent, a *agent.Assembly, r
 	return nil
 }
 
-// serveView answers people's questions on the configured address until ctx ends.
+// serveView serves the node's view to users on the configured address until ctx ends.
 func serveView(ctx context.Context, conf *configfile.Agent, path string, a *agent.Assembly, i plan.Inspector, running *sync.WaitGroup, log *slog.Logger) error {
 	if conf.View == "" {
 		return nil
@@ -233,7 +233,7 @@ func serveView(ctx context.Context, conf *configfile.Agent, path string, a *agen
 	return nil
 }
 
-// reconcileOnce prints what is wrong with the node's VFs, a line of JSON each.
+// reconcileOnce prints what is wrong with the node's VFs, one JSON object per line.
 func reconcileOnce(ctx context.Context, config string, repair bool, accept string, stdout io.Writer) error {
 	conf, err := configfile.ReadAgent(config)
 	if err != nil {

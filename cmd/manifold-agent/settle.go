@@ -16,17 +16,17 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// settleTime is how long after its start an agent has its sources, and what is given
-// back at most so often while it is called.
+// settleTime is how long after its start an agent has its sources, and the shortest time
+// between two releases of memory while the agent is called.
 const settleTime = 30 * time.Second
 
-// counted is an agent that says when it is called.
+// counted is an agent that reports when it is called.
 type counted struct {
 	*agent.Agent
 	called chan struct{} // has room for one
 }
 
-// newCounted returns a as one that has just been called, as it is when it starts.
+// newCounted returns a as if it had just been called, so that it settles after its start.
 func newCounted(a *agent.Agent) counted {
 	c := counted{a, make(chan struct{}, 1)}
 	c.say()
@@ -36,7 +36,7 @@ func newCounted(a *agent.Agent) counted {
 func (c counted) say() {
 	select {
 	case c.called <- struct{}{}:
-	default: // that is known already
+	default: // it is already known
 	}
 }
 
@@ -52,11 +52,11 @@ func (c counted) Observe(ctx context.Context, op plan.Operation) {
 	c.Agent.Observe(ctx, op)
 }
 
-// settle gives back, until ctx ends, what calls needed for a moment: garbage, and
-// pages of the program. Those are the larger part: the kernel maps sixteen of them
-// where one is used, and of starting alone most of them remain. What is used is mapped
-// again, from the kernel's memory of the file, and the rest is the node's where memory
-// is short. While nobody calls, nothing is done.
+// settle releases, until ctx ends, memory that calls needed for a moment: garbage, and
+// pages of the program. The pages are the larger part: the kernel maps sixteen of them
+// where one is used, and after the start most of them stay mapped. Pages that are used
+// again are mapped again from the page cache; the node can reclaim the rest when memory
+// is short. While nobody calls, settle does nothing.
 func (c counted) settle(ctx context.Context) {
 	for {
 		select {
@@ -74,9 +74,9 @@ func (c counted) settle(ctx context.Context) {
 	}
 }
 
-// unmapProgram takes the program's pages out of this process until they are used.
-// Nothing is lost, since only mappings are taken that cannot be written and in which
-// nothing was, by a dynamic linker or a debugger; where it fails, the pages stay.
+// unmapProgram removes the program's pages from this process until they are used. Nothing
+// is lost: it takes only mappings that cannot be written and to which neither a dynamic
+// linker nor a debugger has written. If it fails, the pages stay.
 func unmapProgram() {
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {
@@ -88,17 +88,17 @@ func unmapProgram() {
 	}
 	defer f.Close()
 	for _, m := range programPages(f, exe) {
-		_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.from, m.to-m.from, unix.MADV_DONTNEED) // then they stay
+		_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.from, m.to-m.from, unix.MADV_DONTNEED) // on failure they stay
 	}
 }
 
-// addresses are those of a mapping, from its first to behind its last.
+// addresses are the bounds of a mapping: its first address, and the one after its last.
 type addresses struct{ from, to uintptr }
 
-// programPages returns, of a process's smaps, the mappings of the file exe that cannot
-// be written and are as the file has them.
+// programPages returns the mappings in a process's smaps that are of the file exe, cannot
+// be written, and still have the file's contents.
 func programPages(smaps io.Reader, exe string) (out []addresses) {
-	var of *addresses // the mapping that lines are of, nil for another
+	var of *addresses // the mapping that the lines describe; nil if it does not count
 	lines := bufio.NewScanner(smaps)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
@@ -108,7 +108,7 @@ func programPages(smaps io.Reader, exe string) (out []addresses) {
 			of = programMapping(fields, exe)
 		case of == nil:
 		case (fields[0] == "Anonymous:" || fields[0] == "Swap:") && fields[1] != "0":
-			of = nil // pages that are this process's own
+			of = nil // pages of this process's own
 		case fields[0] == "VmFlags:": // the last line
 			out = append(out, *of)
 		}
@@ -116,8 +116,8 @@ func programPages(smaps io.Reader, exe string) (out []addresses) {
 	return out
 }
 
-// programMapping reads the first line of a mapping, in fields; nil for one that is
-// not of the file exe, or can be written.
+// programMapping parses the first line of a mapping, split into fields. It returns nil
+// for a mapping that is not of the file exe or that can be written.
 func programMapping(fields []string, exe string) *addresses {
 	if len(fields) != 6 || fields[5] != exe || !strings.HasPrefix(fields[1], "r-") {
 		return nil

@@ -12,7 +12,7 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// TestUnmapProgram: pages of the program leave this process, which goes on.
+// TestUnmapProgram proves that the program's pages leave this process, which goes on.
 func TestUnmapProgram(t *testing.T) {
 	resident := func() int64 { return harness.ProcessMemory(os.Getpid(), "RssFile:") }
 	before := resident()
@@ -22,7 +22,7 @@ func TestUnmapProgram(t *testing.T) {
 	}
 }
 
-// TestCountedSaysWhenItIsCalled: once after its start, and once for any number of calls.
+// TestCountedSaysWhenItIsCalled: a start is reported once, and so is any number of calls.
 func TestCountedSaysWhenItIsCalled(t *testing.T) {
 	c := newCounted(agent.New(agent.Sources{}, slog.New(slog.DiscardHandler), nil))
 	called := func() bool {
@@ -66,7 +66,8 @@ func TestProgramPages(t *testing.T) {
 		if got := programPages(strings.NewReader(clean), "/opt/agent"); (len(got) == 1) != want {
 			t.Errorf("%q: %x", first, got)
 		}
-		// What a dynamic linker wrote before it was protected, or a debugger since.
+		// What a dynamic linker wrote before the mapping was protected, or a debugger
+		// since.
 		for _, own := range []string{"Anonymous:   ", "Swap:        "} {
 			if got := programPages(strings.NewReader(strings.Replace(clean, own+"0", own+"8", 1)), "/opt/agent"); got != nil {
 				t.Errorf("%q, written to: %x", first, got)

@@ -10,14 +10,14 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
 
-// The levels of Multus, by the values of the key logLevel; verbs that fail are
-// errors, every verb is verbose.
+// levels maps the values of the key logLevel, which are those of Multus. A failed verb
+// logs an error; every verb logs at verbose.
 var levels = map[string]slog.Level{
 	"panic": slog.LevelError + 4, "error": slog.LevelError, "warning": slog.LevelWarn, "verbose": slog.LevelInfo, "debug": slog.LevelDebug,
 }
 
-// newLog returns the log that the configuration asks for, and what closes it. A
-// file that cannot be written loses its lines: no pod fails for its log.
+// newLog returns the log that the configuration asks for, and a function that closes it.
+// A file that cannot be written loses its lines: no pod fails because of its log.
 func newLog(conf *netconf.Conf, stderr io.Writer) (*slog.Logger, func()) {
 	var to []io.Writer
 	if conf.LogToStderr {

@@ -1,11 +1,11 @@
-// Command manifold is the CNI plugin that the container runtime executes: it
-// asks the node's agent for a plan, journals it, runs the delegates, verifies
-// their interfaces, and prints the default network's result.
+// Command manifold is the CNI plugin that the container runtime executes. It asks the
+// node's agent for a plan, journals the plan, runs the delegates, verifies their
+// interfaces, and prints the default network's result.
 //
-// It holds no rule of its own: package netconf reads what the runtime says,
-// package plan reaches the agent, package attach does the work. It links no
-// Kubernetes client, no gRPC and no PCI database, so that it starts in about a
-// millisecond; a test holds its list of dependencies against a golden file.
+// It has no rules of its own: package netconf reads the runtime's input, package plan
+// reaches the agent, and package attach does the work. It links no Kubernetes client, no
+// gRPC and no PCI database, so that it starts in about a millisecond; a test compares its
+// list of dependencies with a golden file.
 package main
 
 import (
@@ -29,29 +29,29 @@ import (
 )
 
 func main() {
-	// The process does one thing after another for some milliseconds, and holds a
-	// few megabytes: collecting garbage, as threads to share the work, costs more than
-	// it gives. The limit keeps a hostile plan bounded.
+	// The process does one thing after another for a few milliseconds and holds a few
+	// megabytes. Collecting garbage, with threads to share the work, costs more than it
+	// saves. The limit bounds what a hostile plan can take.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(64 << 20)
 	if status, nested := answerNested(); nested {
 		os.Exit(status)
 	}
 	letWatchSleep()
-	// No signal is handled. Runtimes that give up send SIGKILL, for which the
-	// journal is there; to be ready for others costs every verb a thread.
+	// No signal is handled. Runtimes that give up send SIGKILL, which is what the journal
+	// is for; handling other signals would cost every verb a thread.
 	os.Exit(run(context.Background(), os.Stdout, os.Stderr))
 }
 
-// nestedEnv marks everything that runs below this program.
+// nestedEnv marks every process that runs below this program.
 const nestedEnv = "MANIFOLD_NESTED"
 
-// answerNested refuses to be a delegate's delegate, and returns the exit status. A
-// definition that names this program as an IPAM plugin, or whatever else its
-// plugins run, would choose its configuration, and with it a program that runs as
-// root. What reads configurations cannot know all the ways to name a program; this
-// can. What was never attached is released already: a DEL that failed would make
-// the pod of such a definition undeletable.
+// answerNested refuses to run as a delegate's delegate, and returns the exit status. A
+// definition that names this program as an IPAM plugin, or as anything else that its
+// plugins run, would choose this program's configuration, and with it a program that runs
+// as root. Whatever reads configurations cannot know all the ways to name a program; the
+// program itself can tell. DEL and GC succeed, since there is nothing attached to
+// release: a failing DEL would make the pod of such a definition undeletable.
 func answerNested() (status int, nested bool) {
 	if _, nested = os.LookupEnv(nestedEnv); !nested { //nolint:forbidigo // where the program starts
 		return 1, os.Setenv(nestedEnv, "1") != nil
@@ -61,12 +61,12 @@ func answerNested() (status int, nested bool) {
 	}
 	err := cnierr.ToCNI(cnierr.New("start", cnierr.InvalidDefinition, "a delegate calls manifold, which called the delegate").
 		WithFix("name another plugin in the network's configuration"))
-	_ = err.Print() // the exit status remains
+	_ = err.Print() // the exit status is set whether this prints or not
 	return 1, true
 }
 
-// run serves one call and returns the exit status. Nothing but the result or the
-// error object reaches stdout.
+// run serves one call and returns the exit status. Only the result or the error object is
+// written to stdout.
 func run(ctx context.Context, stdout, stderr io.Writer) int {
 	funcs := skel.CNIFuncs{
 		Add: func(a *skel.CmdArgs) error {
@@ -95,12 +95,12 @@ func run(ctx context.Context, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	// A runtime that closed the pipe is not listening; the exit status remains.
+	// The runtime may have closed the pipe; the exit status still tells.
 	_ = err.Print()
 	return 1
 }
 
-// serve decodes the call, does it, logs it, and maps its error to a CNI error
+// serve decodes the call, does the work, logs it, and maps its error to a CNI error
 // object.
 func serve(verb string, a *skel.CmdArgs, stderr io.Writer, work func(*attach.Engine, *netconf.Invocation) error) error {
 	parse := netconf.Parse
@@ -113,7 +113,7 @@ func serve(verb string, a *skel.CmdArgs, stderr io.Writer, work func(*attach.Eng
 	}
 	log, done := newLog(&inv.Conf, stderr)
 	defer done()
-	if verb == "DEL" { // an ADD's are in its plan
+	if verb == "DEL" { // an ADD's warnings are in its plan
 		for _, w := range inv.Warnings {
 			log.Warn(w)
 		}
@@ -138,8 +138,8 @@ func serve(verb string, a *skel.CmdArgs, stderr io.Writer, work func(*attach.Eng
 	return nil
 }
 
-// ownCPU is, where it is logged, the processor time of this process until then,
-// without its delegates'.
+// ownCPU is the processor time that this process, without its delegates, has used by the
+// time it is logged.
 type ownCPU struct{}
 
 // LogValue implements [slog.LogValuer].
@@ -151,8 +151,8 @@ func (ownCPU) LogValue() slog.Value {
 	return slog.DurationValue(time.Duration(u.Utime.Nano() + u.Stime.Nano()))
 }
 
-// engine puts the engine together from the configuration. end ends what it ran to
-// plan.
+// engine returns the engine for the configuration. end stops the program that it ran to
+// plan, if any.
 func engine(inv *netconf.Invocation, log *slog.Logger, stderr io.Writer) (e *attach.Engine, end func() error) {
 	conf := &inv.Conf
 	program := &plan.Command{Path: conf.AgentProgram, Args: []string{"plan", "--config", conf.AgentConfig}}

@@ -6,17 +6,17 @@ import (
 	"syscall"
 )
 
-// watchSlack is by how much the runtime's watching thread may oversleep, in
-// nanoseconds: a deadline of a delegate is kept to within as much.
+// watchSlack is how much the runtime's monitor thread may oversleep, in nanoseconds. The
+// deadlines of delegates are that much less precise.
 const watchSlack = "10000000"
 
-// letWatchSleep lets the Go runtime's watching thread oversleep. Every 20 µs it looks
-// whether the processor of the scheduler waits in a system call, as it does while a
-// delegate runs; then it takes it away and wakes a third thread, which finds nothing
-// to do. That is a tenth of a call's processor time. The first thread, which does the
-// work and starts the delegates, stays as it is, and so do they: but for what goes on,
-// rarely, on a thread that the watching one started. Where the kernel does not allow
-// it everything goes its usual way.
+// letWatchSleep lets the Go runtime's monitor thread (sysmon) oversleep. That thread
+// checks every 20 µs whether the scheduler's processor is blocked in a system call, as it
+// is while a delegate runs. It then takes the processor away and wakes a third thread,
+// which finds nothing to do. This costs a tenth of a call's processor time. The first
+// thread, which does the work and starts the delegates, keeps its timer slack, and so do
+// the delegates, except for work that runs, rarely, on a thread started by the monitor
+// thread. If the kernel does not allow the change, nothing changes.
 func letWatchSleep() {
 	thread, ok := watchThread()
 	if !ok {
@@ -27,16 +27,17 @@ func letWatchSleep() {
 		return
 	}
 	_, _ = syscall.Write(fd, []byte(watchSlack)) // it needs CAP_SYS_NICE
-	_ = syscall.Close(fd)                        // the write was all
+	_ = syscall.Close(fd)                        // nothing is left to be written
 }
 
-// watchThread returns the runtime's watching thread: it starts that before any other.
+// watchThread returns the ID of the monitor thread: the runtime starts it before any
+// other thread.
 func watchThread() (thread string, ok bool) {
 	dir, err := syscall.Open("/proc/self/task", syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return "", false
 	}
-	var buf [1 << 10]byte // of the first threads' entries, which are in order
+	var buf [1 << 10]byte // enough for the entries of the first threads, which are in order
 	n, err := syscall.ReadDirent(dir, buf[:])
 	_ = syscall.Close(dir) // nothing was written through it
 	if err != nil {
@@ -52,5 +53,5 @@ func watchThread() (thread string, ok bool) {
 	return "", false
 }
 
-// slackOf is the file of a thread's timer slack.
+// slackOf returns the path of the file with a thread's timer slack.
 func slackOf(thread string) string { return "/proc/" + thread + "/timerslack_ns" }

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestWatchSleeps: the runtime's watching thread may oversleep, the first one may not,
-// nor may delegates, which have the slack of the thread that starts them.
+// TestWatchSleeps proves that the runtime's monitor thread may oversleep, and that the
+// first thread may not, and hence neither may delegates, which inherit its slack.
 func TestWatchSleeps(t *testing.T) {
 	slack := func(thread string) string {
 		text, err := os.ReadFile(slackOf(thread))

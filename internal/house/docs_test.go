@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// libraries are the packages that others may use.
+// libraries are the packages that other projects may import.
 var libraries = []string{"checkpoint", "podresources", "sriov", "sriov/inventory", "netattach"}
 
 func TestEveryPackageIsDocumented(t *testing.T) {
@@ -66,9 +66,8 @@ func undocumented(t *testing.T, f file) {
 	}
 }
 
-// undocumentedSpec reports exported types, constants and variables without a
-// comment. One comment may cover a group; what fields mean, the comment of their
-// type may say.
+// undocumentedSpec reports exported types, constants and variables without a comment. One
+// comment may cover a group, and the comment of a type may explain its fields.
 func undocumentedSpec(t *testing.T, f file, group bool, spec ast.Spec) {
 	t.Helper()
 	switch s := spec.(type) {
@@ -85,7 +84,7 @@ func undocumentedSpec(t *testing.T, f file, group bool, spec ast.Spec) {
 	}
 }
 
-// exportedReceiver reports whether a function is one, or a method of an exported
+// exportedReceiver reports whether fn is a plain function or a method of an exported
 // type.
 func exportedReceiver(fn *ast.FuncDecl) bool {
 	if fn.Recv == nil {
@@ -99,8 +98,8 @@ func exportedReceiver(fn *ast.FuncDecl) bool {
 	return ok && id.IsExported()
 }
 
-// Every page with commands is named by the test that runs them, or has none but
-// those that make the tests run.
+// Every page with commands is named by a test that runs them, or has only commands that
+// run the tests.
 func TestCommandsOfPagesAreRun(t *testing.T) {
 	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
 	if err != nil {
@@ -133,7 +132,7 @@ func TestCommandsOfPagesAreRun(t *testing.T) {
 	}
 }
 
-// Commands that stand in a block of another kind would be run by no test.
+// Commands in a block of another kind would not be run by any test.
 func TestCommandsAreInBlocksOfCommands(t *testing.T) {
 	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
 	if err != nil {
@@ -154,7 +153,7 @@ func TestCommandsAreInBlocksOfCommands(t *testing.T) {
 	}
 }
 
-// testsText returns all programs and scripts below test/.
+// testsText returns the text of all Go files and scripts under test/.
 func testsText(t *testing.T) string {
 	t.Helper()
 	var all strings.Builder

@@ -17,18 +17,18 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// maxShim is the largest size of the stripped plugin, in bytes.
+// maxShim is the maximum size of the stripped plugin, in bytes.
 const maxShim = 5_000_000
 
-// TestSizesAreGolden: what the programs of a node take of its disk, and, mapped, of
-// its memory.
+// TestSizesAreGolden compares the sizes of the node's programs: what they take of its
+// disk and, once mapped, of its memory.
 func TestSizesAreGolden(t *testing.T) {
 	dir := t.TempDir()
 	sizes := map[string]float64{}
 	for _, program := range []string{"cmd/manifold", "cmd/manifold-agent"} {
 		out := filepath.Join(dir, filepath.Base(program))
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, "./"+program)
-		// One architecture, whatever this machine is: its instructions' length counts.
+		// One architecture on every machine, since the length of instructions counts.
 		cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0", "GOARCH=amd64")
 		if text, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, text)
@@ -45,10 +45,10 @@ func TestSizesAreGolden(t *testing.T) {
 	goldenNumbers(t, "sizes.txt", sizes)
 }
 
-// TestAllocationsAreGolden runs the benchmarks that docs/performance.md names, as it
-// says, for what no noise changes: how often one operation allocates. They are built
-// without the race detector, whatever this test was built with, since under it
-// sync.Pool forgets at random.
+// TestAllocationsAreGolden runs the benchmarks of docs/performance.md with the command
+// given there, for the one result without noise: the number of allocations per operation.
+// The benchmarks are always built without the race detector, because under it sync.Pool
+// forgets at random.
 func TestAllocationsAreGolden(t *testing.T) {
 	blocks, err := harness.Commands("performance.md")
 	if err != nil {
@@ -81,9 +81,9 @@ func TestAllocationsAreGolden(t *testing.T) {
 	goldenNumbers(t, "allocations.txt", allocations)
 }
 
-// goldenNumbers compares numbers with those of a golden file, of which they may be
-// off by one percent: of a size that is a few lines of code, and another patch release
-// of Go. With -update it writes those that are further off.
+// goldenNumbers compares numbers with those of a golden file. They may differ by one
+// percent: for a size, that is a few lines of code or another patch release of Go. With
+// -update it writes the numbers that differ by more.
 func goldenNumbers(t *testing.T, file string, have map[string]float64) {
 	t.Helper()
 	path := filepath.Join("testdata", file)

@@ -29,7 +29,7 @@ func TestFunctionsAreShort(t *testing.T) {
 	}
 }
 
-// complexity is the cyclomatic complexity of a function.
+// complexity returns the cyclomatic complexity of a function.
 func complexity(fn *ast.FuncDecl) int {
 	n := 1
 	ast.Inspect(fn, func(x ast.Node) bool {

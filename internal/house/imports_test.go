@@ -1,6 +1,6 @@
-// Package house holds the rules of this repository as tests: which room may
-// import which, what each program links, how long a function may be, what must
-// be documented, and that the reference pages are those of the code.
+// Package house tests the rules of this repository: which package may import which, what
+// each program links, how long a function may be, what must be documented, and that the
+// reference pages match the code.
 package house
 
 import (
@@ -20,17 +20,18 @@ var update = flag.Bool("update", false, "make the golden files anew")
 
 const module = "github.com/manifold-cni/manifold"
 
-// root is the module's directory, seen from this package.
+// root is the module's directory, relative to this package.
 const root = "../.."
 
-// may lists what each of our packages may import of ours; that nothing else is
-// reached indirectly follows, since each package is held to its own row. Tests
-// and programs under test/ may import all.
+// may lists what each of our packages may import of ours. Each package is held to its own
+// row, so nothing else is reached indirectly. Tests and programs under test/ may import
+// everything.
 var may = map[string][]string{
 	"checkpoint":   {},
 	"podresources": {"checkpoint"},
 	"sriov":        {"sriov/rtnl"},
-	// What a pod has made of a network device is read on the host and in its sandbox alike.
+	// The settings that a pod made on a network device are read on the host and in its
+	// sandbox.
 	"sriov/rtnl":         {},
 	"sriov/inventory":    {"sriov"},
 	"sriov/sriovtest":    {"sriov"},
@@ -39,7 +40,7 @@ var may = map[string][]string{
 	"internal/killpoint": {},
 	"internal/multus":    {},
 	"internal/plan":      {"internal/cnierr"},
-	// What a record of libcni is worth attach and the agent's handover to Multus decide alike.
+	// attach and the agent's handover to Multus must judge libcni's records alike.
 	"internal/chain":   {"internal/cnierr"},
 	"internal/netconf": {"internal/cnierr", "internal/plan"},
 	"internal/journal": {"internal/cnierr", "internal/killpoint", "internal/plan"},
@@ -48,34 +49,39 @@ var may = map[string][]string{
 	"internal/attach":  {"internal/chain", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/multus", "internal/netconf", "internal/plan", "internal/verify", "sriov"},
 	// What is wrong with an object is decided once, for admission and for lint.
 	"internal/rules": {"internal/cnierr", "internal/netconf", "internal/plan", "internal/planner", "netattach", "podresources"},
-	// What admission gives a pod, kubectl manifold says of one that does not exist yet.
+	// kubectl manifold shows for a pod that does not exist yet what admission would give
+	// it.
 	"internal/inject": {"internal/planner", "internal/rules", "netattach"},
-	// It tells podresources what a claim's device is.
+	// It tells podresources which device belongs to a claim.
 	"internal/kube":          {"netattach", "podresources"},
 	"internal/kube/kubetest": {"netattach"},
 	"internal/metrics":       {"internal/plan"},
 	"internal/logs":          {},
 	"internal/traces":        {"internal/plan"},
-	// Files that a killed write of left nothing of, and a watch: for whoever writes into a runtime's directory.
+	// Writes that leave nothing behind when killed, and a watch: for whoever writes into
+	// a runtime's directory.
 	"internal/files": {},
-	// What an administrator writes is read, judged and converted apart from the agent, for the tools that run without one.
+	// Administrators' files are read, checked and converted apart from the agent, for the
+	// tools that run without one.
 	"internal/configfile": {"internal/cnierr", "internal/files", "internal/logs", "internal/netconf", "internal/plan", "internal/reconcile", "internal/traces", "netattach"},
 	"internal/agent": {
 		"checkpoint", "internal/cnierr", "internal/configfile", "internal/files", "internal/journal", "internal/killpoint", "internal/kube", "internal/metrics", "internal/netconf",
 		"internal/nodeview", "internal/plan", "internal/planner", "internal/reconcile", "internal/traces", "netattach", "podresources", "sriov",
 	},
-	// The agent changes nothing on the node; what does is here.
+	// The agent changes nothing on the node; install does.
 	"internal/install": {
 		"internal/agent", "internal/chain", "internal/cnierr", "internal/configfile", "internal/files", "internal/journal", "internal/kube", "internal/multus", "internal/netconf", "internal/plan",
 		"internal/planner", "netattach",
 	},
 	"internal/reconcile": {"internal/cnierr", "internal/journal", "internal/plan", "internal/verify", "sriov", "sriov/inventory"},
-	// The node as data: written by the agent, and read by programs that need none of its sources.
+	// The node as data: written by the agent, read by programs that need none of its
+	// sources.
 	"internal/nodeview": {"internal/cnierr", "internal/journal", "internal/plan", "internal/reconcile", "netattach", "sriov", "sriov/inventory"},
-	// It must import nothing, see there.
+	// It must import nothing; see its package comment.
 	"internal/alone": {},
 	"cmd/manifold":   {"internal/alone", "internal/attach", "internal/cnierr", "internal/journal", "internal/logs", "internal/netconf", "internal/plan"},
-	// It shows its node to whoever may see it, as a person on the node is shown it.
+	// The agent shows its node to authorized users as inspect shows it to a person on the
+	// node.
 	"cmd/manifold-agent":   {"internal/agent", "internal/configfile", "internal/inspect", "internal/install", "internal/logs", "internal/plan"},
 	"cmd/kubectl-manifold": {"internal/inspect", "internal/nodeview", "internal/reconcile"},
 	"internal/webhook":     {"internal/cnierr", "internal/inject", "internal/kube", "internal/planner", "internal/rules", "netattach"},
@@ -86,12 +92,12 @@ var may = map[string][]string{
 	},
 }
 
-// never lists what a program must not link, by prefix.
+// never lists, by prefix, the packages that a program must not link.
 var never = map[string][]string{
 	"cmd/manifold": {"k8s.io/", "sigs.k8s.io/", "google.golang.org/", "github.com/jaypipes/", "net/http", "go.opentelemetry.io/"},
 }
 
-// pkg is what `go list -json` says of a package.
+// pkg is a package as `go list -json` describes it.
 type pkg struct {
 	ImportPath string
 	Imports    []string
@@ -156,9 +162,9 @@ func importsOnlyAllowed(t *testing.T, name string, imports []string) {
 	}
 }
 
-// The golden files hold what a program links of others and of ours, and for the
-// plugin the standard library too. What the standard library keeps to itself is
-// left out: it changes with every release of Go, and nobody here decides on it.
+// The golden files list the packages that a program links, ours and others'; for the
+// plugin those of the standard library too. The standard library's internal packages are
+// omitted: they change with every release of Go, and nobody here decides on them.
 func TestDependenciesAreGolden(t *testing.T) {
 	for program, file := range map[string]string{"cmd/manifold": "deps-manifold.txt", "cmd/manifold-agent": "deps-manifold-agent.txt"} {
 		t.Run(program, func(t *testing.T) {
@@ -179,7 +185,7 @@ func TestDependenciesAreGolden(t *testing.T) {
 	}
 }
 
-// golden compares text with a file, or writes the file with -update.
+// golden compares text with a file, or with -update writes the file.
 func golden(t *testing.T, path, text string) {
 	t.Helper()
 	if *update {

@@ -19,8 +19,8 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// goldenTable is [golden] for the rows of one table of a page, by the table's header;
-// everything around them is written by hand.
+// goldenTable is [golden] for the rows of one table of a page, found by the table's
+// header. Everything around the rows is written by hand.
 func goldenTable(t *testing.T, page, header, rows string) {
 	t.Helper()
 	path := filepath.Join(root, "docs", page)
@@ -76,8 +76,8 @@ func typeOf(t reflect.Type) string {
 	return "string"
 }
 
-// remedies says for each kind what to do; the page and this table grow with the
-// kinds.
+// remedies gives the cause and the remedy of each kind. A new kind needs a row here, and
+// so gets one on the page.
 var remedies = map[cnierr.Kind][2]string{
 	cnierr.Other:               {"nobody classified it", "see the message; report it"},
 	cnierr.InvalidEnvironment:  {"a CNI_ variable is missing or malformed", "the container runtime calls the plugin wrongly"},
@@ -131,7 +131,7 @@ func TestMetricsPageIsTheCodes(t *testing.T) {
 	goldenTable(t, "metrics.md", "| metric | type | labels | meaning |", b.String())
 }
 
-// Whoever finds a reason or a kind of error in an Event finds it on the page.
+// A reader who finds a reason or a kind of error in an Event finds it on the page.
 func TestTroubleshootingHasEveryReasonAndKind(t *testing.T) {
 	raw, err := os.ReadFile(filepath.Join(root, "docs", "troubleshooting.md"))
 	if err != nil {
@@ -150,8 +150,7 @@ func TestTroubleshootingHasEveryReasonAndKind(t *testing.T) {
 	}
 }
 
-// The page of definitions has every annotation, and every key of a selection and
-// of what is compared of a configuration.
+// The page on definitions lists every annotation and every key of a selection.
 func TestDefinitionsPageIsComplete(t *testing.T) {
 	raw, err := os.ReadFile(filepath.Join(root, "docs", "definitions.md"))
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 // lifelines are the columns of the picture of an ADD.
 var lifelines = []string{"container runtime", "manifold", "journal, on disk", "manifold-agent", "kubelet", "API server", "delegates", "kernel"}
 
-// Columns by name.
+// The columns by name.
 const (
 	fromRuntime = iota
 	shim
@@ -25,15 +25,15 @@ const (
 	kernels
 )
 
-// arrow is a message of the picture.
+// arrow is a message in the picture.
 type arrow struct {
 	from, to int
 	text     string
-	step     string // of a plan.Operation, by which the plugin measures it; empty for none
+	step     string // the plan.Operation step under which the plugin measures it; empty for none
 	back     bool   // an answer
 }
 
-// add are the messages of an ADD, in their order.
+// add are the messages of an ADD, in order.
 var add = []arrow{
 	{fromRuntime, shim, "ADD: configuration, sandbox, network namespace", "", false},
 	{shim, disk, "the sandbox's lock", plan.StepLock, false},
@@ -54,7 +54,7 @@ var add = []arrow{
 	{agents, apiServers, "one PATCH of network-status, one Event", "", false},
 }
 
-// Measures of the picture, in pixels.
+// Dimensions of the picture, in pixels.
 const (
 	column = 150
 	left   = 80
@@ -95,8 +95,8 @@ func picture() string {
 	return b.String() + "</svg>\n"
 }
 
-// The picture has every step that the plugin measures, so that a trace can be read
-// beside it.
+// The picture has every step that the plugin measures, so that a trace can be read next
+// to it.
 func TestPictureOfAnADD(t *testing.T) {
 	for _, step := range []string{plan.StepLock, plan.StepPlan, plan.StepVersion, plan.StepJournal, plan.StepDelegate, plan.StepVerify, plan.StepCarrier, plan.StepUndo} {
 		if !slices.ContainsFunc(add, func(m arrow) bool { return m.step == step }) {

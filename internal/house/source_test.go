@@ -96,7 +96,7 @@ func TestFuzzTargetsHaveSeeds(t *testing.T) {
 	}
 }
 
-// addsSeeds reports whether a fuzz target calls Add of its *testing.F.
+// addsSeeds reports whether a fuzz target calls Add on its *testing.F.
 func addsSeeds(fn *ast.FuncDecl) bool {
 	f, found := fn.Type.Params.List[0].Names[0].Name, false
 	ast.Inspect(fn, func(n ast.Node) bool {

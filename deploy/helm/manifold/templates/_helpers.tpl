@@ -1,5 +1,5 @@
-{{/* The name of every object. It is the same in every release: a second release
-in one cluster fails at once, and does not fight with the first on every node. */}}
+{{/* The name of every object. It is the same in every release, so that a second release
+in one cluster fails at once instead of fighting the first on every node. */}}
 {{- define "manifold.name" -}}manifold{{- end }}
 
 {{- define "manifold.selector" -}}
@@ -20,8 +20,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end }}
 
-{{/* "true" where kubelets serve the Pods API, so that pods need not be watched; of an
-older one's pods the agent asks the API server for each. */}}
+{{/* "true" if kubelets serve the Pods API, so that pods need not be watched. On a node
+with an older kubelet, the agent asks the API server for each pod. */}}
 {{- define "manifold.podsAPI" -}}
 {{- if eq (toString .Values.podsAPI) "auto" -}}
 {{ semverCompare ">=1.37.0-0" .Capabilities.KubeVersion.Version }}
@@ -30,7 +30,7 @@ older one's pods the agent asks the API server for each. */}}
 {{- end -}}
 {{- end }}
 
-{{/* "true" where writes are restricted by an admission policy. */}}
+{{/* "true" if an admission policy restricts writes. */}}
 {{- define "manifold.restrictWrites" -}}
 {{- if eq (toString .Values.restrictWrites) "auto" -}}
 {{ semverCompare ">=1.32.0-0" .Capabilities.KubeVersion.Version }}
@@ -39,10 +39,10 @@ older one's pods the agent asks the API server for each. */}}
 {{- end -}}
 {{- end }}
 
-{{/* "true" where the agent is in the host's network namespace: to see the host's
-links, which reconciling wants, and where the plugin may know no pod without a
-running agent, so that the agent's own pod must start without the plugin: a node's
-kubelet may be older than the API server. */}}
+{{/* "true" if the agent is in the host's network namespace. It is there to see the host's
+links, which reconciling needs. It is also there if the plugin may not know any pod
+without a running agent, because a node's kubelet may be older than the API server: the
+agent's own pod must then start without the plugin. */}}
 {{- define "manifold.hostNetwork" -}}
 {{ or (ne .Values.reconcile "off") (ne (toString .Values.podsAPI) "true") }}
 {{- end }}
@@ -62,7 +62,7 @@ kubelet may be older than the API server. */}}
 {{- end }}
 {{- end }}
 
-{{/* "true" where HTTP is on the host's loopback alone. */}}
+{{/* "true" if HTTP is served on the host's loopback only. */}}
 {{- define "manifold.loopback" -}}
 {{ and (eq (include "manifold.hostNetwork" .) "true") (not .Values.http.public) }}
 {{- end }}
@@ -79,8 +79,9 @@ timeoutSeconds: 6 # the agent itself gives up after 5
 failureThreshold: 3
 {{- end }}
 
-{{/* What agent and plugin read. Of the checkpoint of claims, which lies beside
-pods' secrets in the kubelet's own directory, PodResources says the same. */}}
+{{/* The configuration files of agent and plugin. The checkpoint of claims is left out: it
+is next to pods' secrets in the kubelet's own directory, and PodResources tells the
+same. */}}
 {{- define "manifold.configFiles" -}}
 {{- $host := .Values.host }}
 {{- $agent := dict "apiServer" "in-cluster" "kubeletDir" $host.kubeletDir "cniDir" $host.stateDir
@@ -102,17 +103,17 @@ plugin.json: |
   {{- merge (dict "deviceInfoDir" $host.deviceInfoDir) .Values.config | toPrettyJson | nindent 2 }}
 {{- end }}
 
-{{/* What every pod has: .root, .account, whether it has the account's .token, and
-.hostNetwork. */}}
+{{/* What all pods have in common. Arguments: .root, .account, .token (whether the pod gets
+the account's token) and .hostNetwork. */}}
 {{- define "manifold.pod" -}}
 serviceAccountName: {{ .account }}
 automountServiceAccountToken: {{ .token }}
 priorityClassName: {{ .root.Values.priorityClassName }}
 enableServiceLinks: false
 hostNetwork: {{ .hostNetwork }}
-# Names are not looked up, and the cluster's resolver needs a network.
+# Nothing looks up names, and the cluster's resolver needs a network.
 dnsPolicy: Default
-# A node without a network is where this is needed most.
+# A node without a network needs these pods most.
 tolerations:
   - operator: Exists
 {{- with .root.Values.image.pullSecrets }}
@@ -128,7 +129,7 @@ nodeSelector:
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 securityContext:
-  # The kubelet's sockets and the runtime's directories are root's.
+  # The kubelet's sockets and the runtime's directories belong to root.
   runAsUser: 0
   runAsGroup: 0
   seccompProfile:
@@ -139,7 +140,7 @@ securityContext:
   {{- end }}
 {{- end }}
 
-{{/* What every container has that runs without any privilege. */}}
+{{/* What all containers without privileges have in common. */}}
 {{- define "manifold.container" -}}
 image: {{ include "manifold.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
@@ -163,7 +164,7 @@ app.kubernetes.io/part-of: manifold
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
-{{/* The annotations of a hook; its argument is its place in their order. */}}
+{{/* The annotations of a hook. The argument is its weight, which orders the hooks. */}}
 {{- define "manifold.uninstall.hook" -}}
 helm.sh/hook: pre-delete
 helm.sh/hook-weight: {{ . | quote }}

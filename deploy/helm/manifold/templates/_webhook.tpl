@@ -12,7 +12,7 @@ app.kubernetes.io/part-of: manifold
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
-{{/* What of the nodes' configuration the rules go by. */}}
+{{/* The parts of the nodes' configuration that the rules need. */}}
 {{- define "manifold.webhook.plugin" -}}
 {{- $config := deepCopy .Values.config }}
 {{- with .Values.clusterNetwork }}{{ $_ := set $config "clusterNetwork" . }}{{ end }}
@@ -29,8 +29,8 @@ metadata:
   {{- end }}
 {{- end }}
 
-{{/* What every webhook has. A namespace is left alone that is labelled so, the way
-out when admission itself is in the way. */}}
+{{/* What all webhooks have in common. Namespaces with this label are left alone: it is the
+way out when admission itself is the obstacle. */}}
 {{- define "manifold.webhook.client" -}}
 admissionReviewVersions: [v1]
 sideEffects: None
@@ -47,8 +47,8 @@ namespaceSelector:
     - {key: manifold.dev/admission, operator: NotIn, values: [ignore]}
 {{- end }}
 
-{{/* Pods that admission has something to say of. All others never wait for it, nor
-does the kubelet's mirror of a pod that runs already. */}}
+{{/* The pods that concern admission. No other pod ever waits for it, nor does the kubelet's
+mirror of a static pod, which already runs. */}}
 {{- define "manifold.webhook.pods" -}}
 rules:
   - apiGroups: [""]
