@@ -1,11 +1,10 @@
-// Package apiserver runs a real kube-apiserver and its etcd for tests, on the
-// loopback of the network namespace that the test is in.
+// Package apiserver runs a real kube-apiserver and its etcd for tests, on the loopback
+// of the test's network namespace.
 //
-// [Start] gives an empty cluster within seconds: an API server with RBAC, TLS
-// and an audit log of every request, no controllers, no nodes. [StartCluster]
-// adds the controllers and lets a node in. Users are made by [Server.User], which
-// are service accounts with real tokens. The programs are built once per version,
-// see [Build].
+// [Start] starts an empty cluster within seconds: an API server with RBAC, TLS and an
+// audit log of every request, but no controllers and no nodes. [StartCluster] adds the
+// controllers and lets a node join. [Server.User] creates users, which are service
+// accounts with real tokens. The programs are built once per version, see [Build].
 package apiserver
 
 import (
@@ -32,44 +31,44 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// Ports on the loopback of the test's own network namespace.
+// Ports on the loopback of the test's network namespace.
 const (
 	apiPort  = 6443
 	etcdPort = 2379
 	peerPort = 2380
 )
 
-// startTime bounds how long a program may take to answer, on a machine that does much
-// else.
+// startTime limits how long a program may take to answer. It allows for a busy machine.
 const startTime = 5 * time.Minute
 
-// Users that tokens are made for: the administrator, and a node, by prefix.
+// Users with static tokens: the administrator, and a node, whose name follows this
+// prefix.
 const (
 	admin    = "admin"
 	nodeUser = "system:node:"
 )
 
-// Server is a running API server. Its methods are for one test at a time.
+// Server is a running API server. Only one test at a time may use its methods.
 type Server struct {
 	dir, bin string
 	pki      *pki
 	tokens   map[string]string // by user
-	node     string            // of a whole cluster; empty for the API server alone
+	node     string            // the node of a whole cluster; empty for the API server alone
 	etcd     *harness.Process
 	api      *harness.Process
 	// controllers are kube-controller-manager and kube-scheduler.
 	controllers []*harness.Process
 }
 
-// Build builds etcd and kube-apiserver into a directory outside the tree, where
-// they are not there yet, and returns it. A cold build takes some minutes.
+// Build builds etcd and kube-apiserver, if missing, into a directory outside the tree
+// and returns it. Building them takes some minutes.
 func Build() (string, error) { return harness.ControlPlane() }
 
-// Start starts an empty cluster whose files are in dir.
+// Start starts an empty cluster with its files in dir.
 func Start(dir string) (*Server, error) { return start(dir, "") }
 
-// StartCluster starts a cluster with controllers and a scheduler, which a kubelet
-// of the node named can join with the kubeconfig of [Server.NodeKubeconfig].
+// StartCluster starts a cluster with controllers and a scheduler. The kubelet of the
+// named node can join it with the kubeconfig of [Server.NodeKubeconfig].
 func StartCluster(dir, node string) (*Server, error) {
 	if _, err := harness.Controllers(); err != nil {
 		return nil, err
@@ -113,9 +112,9 @@ func start(dir, node string) (*Server, error) {
 	return s, nil
 }
 
-// startControllers starts the controller manager and the scheduler, as the
-// administrator, and waits for what a pod's admission needs of them: the service
-// account of namespace default.
+// startControllers starts the controller manager and the scheduler as the
+// administrator. It waits for the service account of namespace default, without which
+// no pod is admitted.
 func (s *Server) startControllers() error {
 	kubeconfig, err := s.AdminKubeconfig()
 	if err != nil {
@@ -126,8 +125,8 @@ func (s *Server) startControllers() error {
 		"kube-scheduler": flags,
 		"kube-controller-manager": append(slices.Clone(flags),
 			"--service-account-private-key-file", s.path("sa.key"), "--root-ca-file", s.path("ca.crt"),
-			// A kubelet that is slow to say that it lives, or whose node has no power for a
-			// while, loses no pods.
+			// A node whose kubelet is slow to report, or that has no power for a while,
+			// keeps its pods.
 			"--node-monitor-grace-period", "1h"),
 	}
 	for name, flags := range programs {
@@ -173,7 +172,8 @@ func (s *Server) apiFlags() []string {
 		"--audit-policy-file", s.path("audit.yaml"), "--audit-log-path", s.path("audit.log"), "--audit-log-mode", "blocking", "--profiling=false",
 	}
 	if s.node == "" {
-		// Without controllers nobody makes the service account that it demands of pods.
+		// Without controllers nothing creates the service accounts that this plugin
+		// requires.
 		return append(flags, "--authorization-mode", "RBAC", "--disable-admission-plugins", "ServiceAccount")
 	}
 	return append(flags, "--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction",
@@ -184,8 +184,8 @@ func (s *Server) run(name string, flags ...string) (*harness.Process, error) {
 	return harness.StartProcess(s.path(name+".log"), exec.Command(filepath.Join(s.bin, name), flags...))
 }
 
-// Restart starts the API server, which is not running, over what etcd holds, and waits
-// until it is ready; in a whole cluster it starts the controllers too.
+// Restart starts the API server, which must not be running, on the existing etcd and
+// waits until it is ready. In a whole cluster it starts the controllers too.
 func (s *Server) Restart() error {
 	err := s.startAPI()
 	if err == nil && s.node != "" {
@@ -223,18 +223,18 @@ func (s *Server) startAPI() (err error) {
 	}
 }
 
-// CPU returns the processor time that API server and etcd have used so far.
+// CPU returns the CPU time that the API server and etcd have used so far.
 func (s *Server) CPU() (time.Duration, error) {
 	api, err := harness.ProcessCPU(s.api.PID())
 	etcd, err2 := harness.ProcessCPU(s.etcd.PID())
 	return api + etcd, errors.Join(err, err2)
 }
 
-// PID is the API server's process, which must run.
+// PID returns the process ID of the API server, which must be running.
 func (s *Server) PID() int { return s.api.PID() }
 
-// Kill ends the API server at once, and the controllers: those that find none look for
-// it again up to a minute after it is there. etcd stays.
+// Kill kills the API server but not etcd. It kills the controllers too: they would take
+// up to a minute to notice that the API server is back.
 func (s *Server) Kill() error {
 	err := s.api.Kill()
 	for _, p := range s.controllers {
@@ -244,29 +244,30 @@ func (s *Server) Kill() error {
 	return err
 }
 
-// Pause has the API server answer nobody, who may wait for it, until [Server.Resume].
+// Pause stops the API server from answering until [Server.Resume]; clients may wait for
+// it.
 func (s *Server) Pause() error { return syscall.Kill(s.api.PID(), syscall.SIGSTOP) }
 
-// Resume ends what [Server.Pause] began.
+// Resume undoes [Server.Pause].
 func (s *Server) Resume() error { return syscall.Kill(s.api.PID(), syscall.SIGCONT) }
 
-// Stop ends everything.
+// Stop kills the API server, the controllers and etcd.
 func (s *Server) Stop() error { return errors.Join(s.Kill(), s.etcd.Kill()) }
 
-// URL is the API server's address.
+// URL returns the API server's address.
 func URL() string { return fmt.Sprintf("https://127.0.0.1:%d", apiPort) }
 
-// CA returns the certificate that signed the API server's, PEM, and a pool of it.
+// CA returns the certificate that signed the API server's, as PEM and as a pool.
 func (s *Server) CA() ([]byte, *x509.CertPool) { return s.pki.caPEM, s.pki.pool }
 
-// Config is the administrator's access.
+// Config returns the administrator's client configuration.
 func (s *Server) Config() *rest.Config {
 	return &rest.Config{Host: URL(), BearerToken: s.tokens[admin], TLSClientConfig: rest.TLSClientConfig{CAData: s.pki.caPEM}, QPS: 1000, Burst: 1000}
 }
 
-// Client is the administrator's client.
+// Client returns a client with the administrator's rights.
 func (s *Server) Client() (kubernetes.Interface, error) { return kubernetes.NewForConfig(s.Config()) }
 
-// CertFiles returns the files of the API server's certificate and key, for a
-// proxy on the same address.
+// CertFiles returns the paths of the API server's certificate and key, for a proxy at
+// the same address.
 func (s *Server) CertFiles() (cert, key string) { return s.path("api.crt"), s.path("api.key") }

@@ -13,14 +13,14 @@ type Request struct {
 	Verb     string // get, list, watch, create, patch and so on
 	Resource string // with subresource: pods, pods/status
 	Name     string
-	Code     int // the answer's
+	Code     int // HTTP status of the answer
 }
 
 // String returns "verb resource name".
 func (r Request) String() string { return fmt.Sprintf("%s %s %s", r.Verb, r.Resource, r.Name) }
 
-// Requests returns what a user has asked for, in order of completion; a watch
-// counts when it ends.
+// Requests returns the requests of an account in order of completion. A watch counts
+// when it ends.
 func (s *Server) Requests(account string) (out []Request, err error) {
 	f, err := os.Open(s.path("audit.log"))
 	if err != nil {

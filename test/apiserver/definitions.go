@@ -18,10 +18,11 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// crds is the resource of custom resource definitions.
+// crds is the resource of CustomResourceDefinitions.
 var crds = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 
-// Definitions is the administrator's access to the definitions of a namespace.
+// Definitions returns a client for the network definitions of a namespace, with the
+// administrator's rights.
 func (s *Server) Definitions(namespace string) (dynamic.ResourceInterface, error) {
 	dyn, err := dynamic.NewForConfig(s.Config())
 	if err != nil {
@@ -30,8 +31,8 @@ func (s *Server) Definitions(namespace string) (dynamic.ResourceInterface, error
 	return dyn.Resource(netattach.GroupVersion.WithResource(netattach.Resource)).Namespace(namespace), nil
 }
 
-// InstallDefinitions installs the custom resource definition of definitions, as
-// it is deployed, and waits until it is served.
+// InstallDefinitions installs the CustomResourceDefinition of network definitions from
+// the chart, and waits until it is served.
 func (s *Server) InstallDefinitions() error {
 	root, err := harness.ModuleRoot()
 	if err != nil {
@@ -71,7 +72,7 @@ func (s *Server) InstallDefinitions() error {
 	}
 }
 
-// Define creates a definition.
+// Define creates a network definition.
 func (s *Server) Define(d *netattach.Definition) error {
 	object, err := runtime.DefaultUnstructuredConverter.ToUnstructured(d)
 	if err != nil {

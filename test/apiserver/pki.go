@@ -19,15 +19,15 @@ import (
 // guestsHost is the host's loopback in QEMU's user network.
 var guestsHost = net.IPv4(10, 0, 2, 2)
 
-// pki are the certificates of one server.
+// pki holds the certificate authority of one server.
 type pki struct {
 	caPEM []byte
 	pool  *x509.CertPool
 }
 
-// newPKI writes into dir the API server's certificate and key (api.crt, api.key),
-// the certificate that signed it (ca.crt),
-// and the key pair of service account tokens (sa.key, sa.pub).
+// newPKI writes to dir the API server's certificate and key (api.crt, api.key), the
+// certificate that signed it (ca.crt), and the key pair of service account tokens
+// (sa.key, sa.pub).
 func newPKI(dir string) (*pki, error) {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

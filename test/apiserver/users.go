@@ -15,16 +15,16 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// User is a service account of namespace default.
+// User is a service account in namespace default.
 type User struct {
 	Name       string
-	Kubeconfig string // path of its kubeconfig, which reads TokenFile
+	Kubeconfig string // path of its kubeconfig, which refers to TokenFile
 	TokenFile  string
 	server     *Server
 }
 
-// User makes a service account that may do what rules say, and its kubeconfig in
-// dir, which connects to url.
+// User creates a service account with the given rules, and a kubeconfig in dir that
+// connects to url with its token.
 func (s *Server) User(dir, name, url string, rules []rbacv1.PolicyRule) (*User, error) {
 	client, err := s.Client()
 	if err != nil {
@@ -52,14 +52,14 @@ func (s *Server) AdminKubeconfig() (string, error) {
 	return path, s.kubeconfig(path, URL(), "token", s.tokens[admin])
 }
 
-// NodeKubeconfig returns the path of the kubelet's kubeconfig, in a cluster that
-// [StartCluster] started, which connects to url.
+// NodeKubeconfig returns the path of a kubeconfig for the kubelet that connects to url,
+// in a cluster that [StartCluster] started.
 func (s *Server) NodeKubeconfig(url string) (string, error) {
 	path := s.path("kubelet.kubeconfig")
 	return path, s.kubeconfig(path, url, "token", s.tokens[nodeUser+s.node])
 }
 
-// kubeconfig writes a kubeconfig whose user has one credential.
+// kubeconfig writes a kubeconfig whose user has a single credential.
 func (s *Server) kubeconfig(path, url, credential, value string) error {
 	config := fmt.Sprintf(`apiVersion: v1
 kind: Config
@@ -71,8 +71,8 @@ current-context: x
 	return os.WriteFile(path, []byte(config), 0o600)
 }
 
-// Rotate makes the account anew, which ends its tokens, and writes a new token
-// into TokenFile.
+// Rotate recreates the account, which invalidates its tokens, and writes a new token to
+// TokenFile.
 func (u *User) Rotate() error {
 	client, err := u.server.Client()
 	if err != nil {
@@ -93,5 +93,5 @@ func (u *User) Rotate() error {
 	return errors.Join(os.WriteFile(tmp, []byte(token.Status.Token), 0o600), os.Rename(tmp, u.TokenFile))
 }
 
-// Account is the user's name in the audit log.
+// Account returns the user's name in the audit log.
 func (u *User) Account() string { return "system:serviceaccount:default:" + u.Name }

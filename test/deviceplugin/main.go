@@ -3,11 +3,11 @@
 //
 //	deviceplugin --config FILE [--dir DIRECTORY] [--info-dir DIRECTORY]
 //
-// The configuration is JSON, see [Config]. A container gets its devices' IDs in
+// The configuration is JSON, see [Config]. Containers get the IDs of their devices in
 // the environment, as the usual SR-IOV device plugin gives them: for resource
-// lab.example/red the variable PCIDEVICE_LAB_EXAMPLE_RED holds them, separated by
-// commas. For devices with device information a file of it is written at
-// allocation, as the specification of device information says.
+// lab.example/red, the variable PCIDEVICE_LAB_EXAMPLE_RED holds the IDs separated by
+// commas. If a device has device information, the plugin writes it to a file at
+// allocation, as the Device Information Specification says.
 package main
 
 import (

@@ -17,20 +17,20 @@ import (
 	dpv1 "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 )
 
-// Config is the configuration: the devices by resource.
+// Config is the plugin's configuration: devices by resource.
 type Config map[string][]Device
 
-// Device is an advertised device.
+// Device is one advertised device.
 type Device struct {
 	ID   string `json:"id"`
 	NUMA int64  `json:"numa"`
-	// Info is the document of the device's device-information file; none is
-	// written without.
+	// Info is the content of the device's device-information file. If it is empty, no
+	// file is written.
 	Info json.RawMessage `json:"info,omitempty"`
 }
 
-// readConfig returns the plugins of a configuration file; their device
-// information goes to infoDir.
+// readConfig returns one plugin per resource of a configuration file. The plugins write
+// device information to infoDir.
 func readConfig(path, infoDir string) ([]*plugin, error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
@@ -55,12 +55,12 @@ type plugin struct {
 	infoDir  string
 }
 
-// GetDevicePluginOptions implements the API: nothing beyond what is needed.
+// GetDevicePluginOptions implements the API: the plugin needs no optional calls.
 func (p *plugin) GetDevicePluginOptions(context.Context, *dpv1.Empty) (*dpv1.DevicePluginOptions, error) {
 	return &dpv1.DevicePluginOptions{}, nil
 }
 
-// ListAndWatch implements the API: all devices are healthy for ever.
+// ListAndWatch implements the API: all devices are healthy forever.
 func (p *plugin) ListAndWatch(_ *dpv1.Empty, stream dpv1.DevicePlugin_ListAndWatchServer) error {
 	resp := &dpv1.ListAndWatchResponse{}
 	for _, d := range p.devices {
@@ -91,12 +91,13 @@ func (p *plugin) Allocate(_ context.Context, req *dpv1.AllocateRequest) (*dpv1.A
 	return resp, nil
 }
 
-// variable is the name of the environment variable with a container's devices.
+// variable returns the name of the environment variable that lists a container's
+// devices.
 func (p *plugin) variable() string {
 	return "PCIDEVICE_" + strings.NewReplacer(".", "_", "/", "_", "-", "_").Replace(strings.ToUpper(p.resource))
 }
 
-// writeInfo writes a device's device information.
+// writeInfo writes the device-information file of a device that has one.
 func (p *plugin) writeInfo(id string) error {
 	for _, d := range p.devices {
 		if d.ID == id && d.Info != nil {
@@ -109,14 +110,14 @@ func (p *plugin) writeInfo(id string) error {
 	return nil
 }
 
-// socket is the name of the plugin's socket in the kubelet's directory.
+// socket returns the name of the plugin's socket in the kubelet's directory.
 func (p *plugin) socket() string { return strings.ReplaceAll(p.resource, "/", "-") + ".sock" }
 
 // kubelet is the name of the kubelet's own socket.
 var kubelet = filepath.Base(dpv1.KubeletSocket)
 
-// keepRegistered serves and registers all resources, anew each time the kubelet
-// has started, which empties its directory, until ctx ends.
+// keepRegistered serves and registers all resources until ctx ends. A kubelet empties its
+// directory when it starts, so keepRegistered does it again after each restart.
 func keepRegistered(ctx context.Context, dir string, plugins []*plugin, log *slog.Logger) {
 	for ctx.Err() == nil {
 		servers, err := serve(ctx, dir, plugins)
@@ -127,7 +128,7 @@ func keepRegistered(ctx context.Context, dir string, plugins []*plugin, log *slo
 			awaitRestart(ctx, dir, plugins)
 		}
 		for _, s := range servers {
-			s.Stop() // which removes its socket, so it must end before the next one begins
+			s.Stop() // removes the socket, so it must come before the next server listens
 		}
 		select {
 		case <-ctx.Done():
@@ -136,8 +137,8 @@ func keepRegistered(ctx context.Context, dir string, plugins []*plugin, log *slo
 	}
 }
 
-// serve starts a server for every plugin, and registers it. The servers are
-// returned with an error too.
+// serve starts and registers a server for every plugin. It returns the started servers
+// even with an error.
 func serve(ctx context.Context, dir string, plugins []*plugin) (servers []*grpc.Server, err error) {
 	for _, p := range plugins {
 		path := filepath.Join(dir, p.socket())
@@ -151,7 +152,7 @@ func serve(ctx context.Context, dir string, plugins []*plugin) (servers []*grpc.
 		s := grpc.NewServer()
 		servers = append(servers, s)
 		dpv1.RegisterDevicePluginServer(s, p)
-		go func() { _ = s.Serve(l) }() // it ends by Stop
+		go func() { _ = s.Serve(l) }() // ended by Stop
 		if err := p.register(ctx, filepath.Join(dir, kubelet)); err != nil {
 			return servers, err
 		}
@@ -159,7 +160,7 @@ func serve(ctx context.Context, dir string, plugins []*plugin) (servers []*grpc.
 	return servers, nil
 }
 
-// register tells the kubelet of the plugin's socket.
+// register registers the plugin's socket with the kubelet.
 func (p *plugin) register(ctx context.Context, kubelet string) error {
 	conn, err := grpc.NewClient("unix://"+kubelet, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -171,9 +172,9 @@ func (p *plugin) register(ctx context.Context, kubelet string) error {
 	return errors.Join(err, conn.Close())
 }
 
-// awaitRestart returns when the kubelet's socket is another one than now, a
-// plugin's own has gone, or ctx has ended. It looks often rather than watch: a
-// directory that is removed and made anew escapes a watch.
+// awaitRestart returns when the kubelet's socket has been replaced, a plugin's socket
+// is gone, or ctx has ended. It polls because a directory that is removed and recreated
+// escapes a watch.
 func awaitRestart(ctx context.Context, dir string, plugins []*plugin) {
 	first, err := os.Stat(filepath.Join(dir, kubelet))
 	for err == nil {

@@ -21,7 +21,7 @@ import (
 
 const red = "lab.example/red"
 
-// start starts a kubelet in a directory, and stops it with the test.
+// start starts a kubelet in a directory and stops it with the test.
 func start(t *testing.T, dir string) *fakekubelet.Kubelet {
 	t.Helper()
 	k, err := fakekubelet.Start(dir)
@@ -32,8 +32,8 @@ func start(t *testing.T, dir string) *fakekubelet.Kubelet {
 	return k
 }
 
-// admit has the kubelet admit a pod that wants one device, as soon as there is
-// one to have.
+// admit lets the kubelet admit a pod that wants one device, as soon as a device is
+// available.
 func admit(t *testing.T, k *fakekubelet.Kubelet, name string) *corev1.Pod {
 	t.Helper()
 	one := corev1.ResourceRequirements{Limits: corev1.ResourceList{red: *resource.NewQuantity(1, resource.DecimalSI)}}
@@ -49,8 +49,11 @@ func admit(t *testing.T, k *fakekubelet.Kubelet, name string) *corev1.Pod {
 	}
 }
 
+// TestServesDevicesAcrossTheKubeletsRestart proves that the plugin registers again with
+// a restarted kubelet, and that allocation writes device information and sets the
+// environment.
 func TestServesDevicesAcrossTheKubeletsRestart(t *testing.T) {
-	dir, err := os.MkdirTemp("", "dp-") // a socket's path must be short
+	dir, err := os.MkdirTemp("", "dp-") // short, because it holds a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +73,7 @@ func TestServesDevicesAcrossTheKubeletsRestart(t *testing.T) {
 	t.Cleanup(func() { cancel(); served.Wait() })
 	admit(t, k, "one")
 	k.Stop()
-	k = start(t, filepath.Join(dir, "kubelet")) // which knows no pod any more
+	k = start(t, filepath.Join(dir, "kubelet")) // the new kubelet knows no pods
 	admit(t, k, "two")
 	info, err := os.ReadFile(filepath.Join(dir, "info", "lab.example-red-a-device.json"))
 	if err != nil || string(info) != `{"type":"pci"}` {

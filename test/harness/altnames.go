@@ -9,9 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AddManyNames adds a veth to the network namespace of the calling thread, with as many
-// alternative names as the kernel allows, and returns how many: what the kernel says of
-// it is then longer than the netlink library reads.
+// AddManyNames adds a veth pair to the network namespace of the calling thread and
+// gives its first end as many alternative names as the kernel allows. It returns the
+// number of names. The kernel's message about such a link is longer than the netlink
+// library's read buffer.
 func AddManyNames(name string) (int, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
@@ -21,8 +22,8 @@ func AddManyNames(name string) (int, error) {
 	return ManyNames(name)
 }
 
-// ManyNames gives a link of the calling thread's network namespace as many alternative
-// names as the kernel allows, and returns how many.
+// ManyNames gives a link in the calling thread's network namespace as many alternative
+// names as the kernel allows, and returns the number of names.
 func ManyNames(name string) (int, error) {
 	link, err := netlink.LinkByName(name)
 	if err != nil {

@@ -21,7 +21,7 @@ var plugins = []string{
 	"ipam/host-local", "ipam/static", "meta/firewall", "meta/portmap", "meta/tuning",
 }
 
-// ModuleRoot returns the directory of our go.mod, from anywhere below it.
+// ModuleRoot returns the directory of our go.mod, found from any directory below it.
 func ModuleRoot() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -35,19 +35,19 @@ func ModuleRoot() (string, error) {
 	return "", fmt.Errorf("%s is not in the module", dir)
 }
 
-// ProgramDir returns the directory of the programs that a test package builds from
-// this checkout: the tests of another one may run at the same time. It stays the
-// same while the tests run themselves again.
+// ProgramDir returns the directory for the programs that a test package builds from
+// this checkout. Each package has its own, because tests of packages run concurrently.
+// The path stays the same when a test binary runs itself again.
 func ProgramDir() string {
 	dir, err := os.Getwd()
 	if err != nil {
-		dir = "." // one directory for all then
+		dir = "." // then all packages share one directory
 	}
 	return filepath.Join(os.TempDir(), fmt.Sprintf("manifold-programs-%d-%08x", os.Getuid(), crc32.ChecksumIEEE([]byte(dir))))
 }
 
-// cacheDir returns the directory of programs built from a version: outside the
-// tree, so that a clean clone finds what an earlier one has built.
+// cacheDir returns the directory for programs built from a version. It is outside the
+// tree, so that a clean clone reuses what an earlier clone has built.
 func cacheDir(name, version string) (string, error) {
 	base, err := os.UserCacheDir()
 	if err != nil {
@@ -57,8 +57,8 @@ func cacheDir(name, version string) (string, error) {
 	return dir, os.MkdirAll(dir, 0o755)
 }
 
-// PluginDir returns the directory of the reference plugins, building those that
-// are not there yet. It is safe for several processes at once.
+// PluginDir returns the directory of the reference plugins, after building those that
+// are missing. Several processes may call it at once.
 func PluginDir() (string, error) {
 	dir, err := cacheDir("cni-plugins", pluginsVersion)
 	if err != nil {
@@ -71,8 +71,8 @@ func PluginDir() (string, error) {
 	return dir, buildTools(dir, tools...)
 }
 
-// ControlPlane returns the directory of etcd and kube-apiserver, built when they
-// are not there yet, which takes some minutes.
+// ControlPlane returns the directory of etcd and kube-apiserver, after building them if
+// they are missing, which takes some minutes.
 func ControlPlane() (string, error) {
 	dir, err := controlPlaneDir()
 	if err != nil {
@@ -84,9 +84,9 @@ func ControlPlane() (string, error) {
 	)
 }
 
-// Controllers returns the directory of what makes an API server a cluster:
-// kube-scheduler, kube-controller-manager and kubectl, beside those of
-// [ControlPlane].
+// Controllers builds, if missing, the programs that turn an API server into a cluster:
+// kube-scheduler, kube-controller-manager and kubectl. It returns their directory,
+// which is that of [ControlPlane].
 func Controllers() (string, error) {
 	dir, err := controlPlaneDir()
 	if err != nil {
@@ -99,9 +99,9 @@ func controlPlaneDir() (string, error) {
 	return cacheDir("control-plane", kubernetesVersion+"-etcd-"+etcdVersion)
 }
 
-// NodePrograms returns the directory of a node's programs: a line's kubelet,
-// containerd with its shim and ctr, runc. runc needs libseccomp's headers and
-// pkg-config, which are Debian's libseccomp-dev and pkg-config.
+// NodePrograms returns the directory of a node's programs: the kubelet of a release
+// line, containerd with its shim and ctr, and runc. Building runc needs libseccomp's
+// headers and pkg-config (Debian: libseccomp-dev and pkg-config).
 func NodePrograms(line string) (string, error) {
 	kubelet, ok := kubelets[line]
 	if !ok {
@@ -123,7 +123,7 @@ func NodePrograms(line string) (string, error) {
 
 func controlPlane(name string) tool { return kubernetes(name, "kubernetes", kubernetesVersion) }
 
-// kubernetes is a Kubernetes program, which reports its version, from a module
+// kubernetes returns a Kubernetes program that reports its version, built from a module
 // below test/toolchain.
 func kubernetes(name, module, version string) tool {
 	major, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
@@ -135,7 +135,7 @@ func kubernetes(name, module, version string) tool {
 	}
 }
 
-// Linter returns the path of golangci-lint, built when it is not there yet.
+// Linter returns the path of golangci-lint, built if missing.
 func Linter() (string, error) {
 	dir, err := cacheDir("golangci-lint", lintVersion)
 	if err != nil {
@@ -144,7 +144,7 @@ func Linter() (string, error) {
 	return filepath.Join(dir, "golangci-lint"), buildTools(dir, tool{name: "golangci-lint", pkg: lintModule})
 }
 
-// Helm returns the path of helm, built when it is not there yet.
+// Helm returns the path of helm, built if missing.
 func Helm() (string, error) {
 	dir, err := cacheDir("helm", helmVersion)
 	if err != nil {
@@ -153,7 +153,7 @@ func Helm() (string, error) {
 	return filepath.Join(dir, "helm"), buildTools(dir, tool{name: "helm", module: "helm", pkg: "helm.sh/helm/v4/cmd/helm"})
 }
 
-// Kustomize returns the path of kustomize, built when it is not there yet.
+// Kustomize returns the path of kustomize, built if missing.
 func Kustomize() (string, error) {
 	dir, err := cacheDir("kustomize", kustomizeVersion)
 	if err != nil {
@@ -162,8 +162,8 @@ func Kustomize() (string, error) {
 	return filepath.Join(dir, "kustomize"), buildTools(dir, tool{name: "kustomize", module: "kustomize", pkg: "sigs.k8s.io/kustomize/kustomize/v5"})
 }
 
-// Promtool returns the path of Prometheus's promtool, without its service
-// discoveries, built when it is not there yet.
+// Promtool returns the path of Prometheus's promtool, built if missing, without its
+// service discoveries.
 func Promtool() (string, error) {
 	dir, err := cacheDir("promtool", prometheusVersion)
 	if err != nil {
@@ -174,7 +174,7 @@ func Promtool() (string, error) {
 	})
 }
 
-// Modules of which files are used and no program is built.
+// Modules that tests only use files of.
 const (
 	CertManager        = "github.com/cert-manager/cert-manager"
 	PrometheusOperator = "github.com/prometheus-operator/prometheus-operator"
@@ -199,19 +199,19 @@ func ModuleDir(module string) (string, error) {
 	return downloaded.Dir, nil
 }
 
-// tool is a third-party program.
+// tool describes a third-party program.
 type tool struct {
-	name    string // of the file
-	module  string // directory below test/toolchain, empty for that itself
+	name    string // file name
+	module  string // directory below test/toolchain; empty for test/toolchain itself
 	pkg     string
-	version string // where others ask for it
+	version string // the program's version, if callers need it
 	tags    string
 	ldflags string
-	cgo     bool // linked with libc, statically all the same
+	cgo     bool // link with libc; the flags still make it static
 }
 
-// buildTools builds the tools that are not in dir yet, under a lock, each by way
-// of a temporary name.
+// buildTools builds the tools that dir does not have yet. It holds a lock, and renames
+// each tool into place once it is complete.
 func buildTools(dir string, tools ...tool) error {
 	absent := func(t tool) bool {
 		_, err := os.Stat(filepath.Join(dir, t.name))
@@ -248,9 +248,10 @@ func buildTools(dir string, tools ...tool) error {
 	return nil
 }
 
-// goBuild builds stripped programs, which are static unless cgo and the flags say
-// otherwise: one into a file, or all into a directory, whose name ends in a slash. One
-// command links them at once, and a linker uses one processor most of its time.
+// goBuild builds stripped programs; they are static unless cgo and the flags say
+// otherwise. out is a file for one package, or a directory ending in a slash for
+// several. Building several with one command is faster: they link concurrently, and one
+// linker mostly uses one processor.
 func goBuild(moduleDir, out string, cgo bool, pkgs []string, flags ...string) error {
 	args := append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", out}, flags...)
 	cmd := exec.Command("go", append(args, pkgs...)...)
@@ -265,7 +266,7 @@ func goBuild(moduleDir, out string, cgo bool, pkgs []string, flags ...string) er
 	return nil
 }
 
-// Build builds some of our packages, static and stripped, into dir.
+// Build builds packages of our module into dir, static and stripped.
 func Build(dir string, pkgs ...string) error { return build(dir, pkgs) }
 
 func build(dir string, pkgs []string, flags ...string) error {
@@ -276,8 +277,8 @@ func build(dir string, pkgs []string, flags ...string) error {
 	return goBuild(root, dir+"/", false, pkgs, flags...)
 }
 
-// Image builds Manifold's image for this machine, as "make image" does, into an
-// OCI archive. Its name is the chart's, with a tag.
+// Image builds Manifold's image for this machine into an OCI archive, as "make image"
+// does. The image has the name that the chart uses, with the given tag.
 func Image(archive, tag string) error {
 	root, err := ModuleRoot()
 	if err != nil {
@@ -295,8 +296,8 @@ func Image(archive, tag string) error {
 	return os.Remove(program)
 }
 
-// Programs builds our own programs, the test delegates and the careful loop into
-// dir. With killPoints they die where the environment says, see internal/killpoint.
+// Programs builds our own programs, the test delegates and test/loop into dir. With
+// killPoints they die at the points that the environment says, see internal/killpoint.
 func Programs(dir string, killPoints bool) error {
 	var flags []string
 	if killPoints {
@@ -305,12 +306,12 @@ func Programs(dir string, killPoints bool) error {
 	return build(dir, []string{"./cmd/manifold", "./cmd/manifold-agent", "./test/delegates/scripted", "./test/delegates/vfprops", "./test/loop"}, flags...)
 }
 
-// GoProgram builds the Go program of a directory of the module, static and stripped,
-// into dir.
+// GoProgram builds the Go program in a directory of the module into dir, static and
+// stripped.
 func GoProgram(dir, src string) error { return build(dir, []string{"./" + src}) }
 
-// CProgram builds the C program of a directory of the module, which has one file
-// named as the directory, static and stripped, into dir.
+// CProgram builds the C program in a directory of the module into dir, static and
+// stripped. The program has a single source file, named after the directory.
 func CProgram(dir, src string) error {
 	root, err := ModuleRoot()
 	if err != nil {

@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// Process is a running program of a test.
+// Process is a running program that a test started.
 type Process struct {
 	cmd   *exec.Cmd
 	ended chan struct{}
 }
 
-// StartProcess starts a program whose output is appended to the file log. It dies
-// with this process: the kernel sends it the signal when the thread that started
-// it ends, so that thread stays until the program has ended.
+// StartProcess starts a program and appends its output to the file log. The program
+// dies with this process: the kernel kills it when the thread that started it exits, so
+// that thread stays until the program has exited.
 func StartProcess(log string, cmd *exec.Cmd) (*Process, error) {
 	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -34,16 +34,16 @@ func StartProcess(log string, cmd *exec.Cmd) (*Process, error) {
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			_ = cmd.Wait() // how it ends is of no interest to those that end it
+			_ = cmd.Wait() // callers do not need the exit status
 		}
 	}()
 	return p, <-started
 }
 
-// PID is the program's process ID.
+// PID returns the program's process ID.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Ended tells whether the program has ended.
+// Ended tells whether the program has exited.
 func (p *Process) Ended() bool {
 	select {
 	case <-p.ended:
@@ -53,11 +53,11 @@ func (p *Process) Ended() bool {
 	}
 }
 
-// Kill ends the program at once, and returns when it has ended. A nil process has
-// ended already.
+// Kill kills the program and returns when it has exited. On a nil Process it does
+// nothing.
 func (p *Process) Kill() error { return p.end(syscall.SIGKILL, 0) }
 
-// Stop asks the program to end, and kills it when it has not within patience.
+// Stop sends the program SIGTERM, and kills it if it has not exited within patience.
 func (p *Process) Stop(patience time.Duration) error { return p.end(syscall.SIGTERM, patience) }
 
 func (p *Process) end(signal syscall.Signal, patience time.Duration) error {

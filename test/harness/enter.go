@@ -1,12 +1,12 @@
-// Package harness is what end-to-end tests and the demo need of a machine: they
-// run inside a user, network and mount namespace of their own, with the
-// reference plugins and our programs built, as the only runtime of a node whose
-// host is that namespace.
+// Package harness provides what end-to-end tests and the demo need: user, network and
+// mount namespaces of their own, the reference plugins and our programs, and a
+// container runtime's way to call them. Inside, the network namespace is the node's
+// host, and the test is its only runtime.
 //
-// A test package calls [Main] from TestMain. The test binary first builds
-// programs (which may need the module cache), then runs itself again inside new
-// namespaces: rootless where user namespaces allow, else as root. Nothing that a
-// test does is seen outside, and everything ends with the process.
+// A test package calls [Main] from TestMain. The test binary first builds programs,
+// which may need the module cache, then runs itself again inside new namespaces: as
+// root if it is root, else in a user namespace. Nothing that a test does is visible
+// outside, and everything ends with the process.
 package harness
 
 import (
@@ -29,8 +29,8 @@ import (
 // insideEnv marks the process that runs inside the namespaces.
 const insideEnv = "MANIFOLD_HARNESS_INSIDE"
 
-// Main runs the tests of a package inside namespaces; prepare runs before,
-// outside, to build what needs the network.
+// Main runs the tests of a package inside namespaces. It first calls the prepare
+// functions outside, to build what needs the network.
 func Main(m *testing.M, prepare ...func() error) {
 	code, err := Enter(prepare...)
 	if err != nil {
@@ -43,8 +43,8 @@ func Main(m *testing.M, prepare ...func() error) {
 	os.Exit(m.Run())
 }
 
-// Enter runs this program again inside namespaces and returns its exit status;
-// inside, it prepares the namespaces and returns -1.
+// Enter runs this program again inside namespaces and returns its exit status. Inside,
+// it prepares the namespaces and returns -1.
 func Enter(prepare ...func() error) (int, error) {
 	if os.Getenv(insideEnv) != "" {
 		return -1, furnish()
@@ -57,10 +57,9 @@ func Enter(prepare ...func() error) (int, error) {
 	return enter(os.Args[1:])
 }
 
-// Alone runs the calling test, and nothing else of its package, again inside
-// namespaces of its own, for packages whose other tests need none. It returns
-// true inside; outside it returns false when that run is over, and has failed the
-// test where that failed.
+// Alone runs only the calling test again, inside namespaces of its own; it is for
+// packages whose other tests need none. Inside it returns true. Outside it returns
+// false once that run is over, and fails the test if the run failed.
 func Alone(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(insideEnv) != "" {
@@ -76,7 +75,7 @@ func Alone(t *testing.T) bool {
 	return false
 }
 
-// enter runs this program with args inside namespaces, and returns its status.
+// enter runs this program with args inside namespaces and returns its exit status.
 func enter(args []string) (int, error) {
 	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
 	if os.Geteuid() != 0 {
@@ -87,10 +86,9 @@ func enter(args []string) (int, error) {
 	return Again(args, attr, insideEnv+"=1")
 }
 
-// Again runs this program again, with other arguments and the same streams, in the
-// namespaces that attr says and with further environment, and returns its exit
-// status. It gets the signals that this process is ended with, and does not
-// outlive it.
+// Again runs this program again with other arguments, the same streams, additional
+// environment, and the attributes (namespaces) of attr, and returns its exit status.
+// The child gets this process's SIGINT and SIGTERM and does not outlive it.
 func Again(args []string, attr *syscall.SysProcAttr, env ...string) (int, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -107,7 +105,7 @@ func Again(args []string, attr *syscall.SysProcAttr, env ...string) (int, error)
 	}
 	go func() {
 		for s := range signals {
-			_ = cmd.Process.Signal(s) // it may have ended
+			_ = cmd.Process.Signal(s) // it may have exited
 		}
 	}()
 	err = cmd.Wait()
@@ -121,8 +119,9 @@ func Again(args []string, attr *syscall.SysProcAttr, env ...string) (int, error)
 	return 0, fmt.Errorf("inside namespaces: %w", err)
 }
 
-// furnish makes the new namespaces a bare host: nothing of the mounts leaks out,
-// /run is empty, /sys and /dev/vfio hold only what a test puts there, loopback is up.
+// furnish turns the new namespaces into a bare host: mounts do not propagate outside,
+// /run is empty, /sys and /dev/vfio hold only what a test puts there, and loopback is
+// up.
 func furnish() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -135,7 +134,7 @@ func furnish() error {
 			return err
 		}
 	}
-	// The tree that a test builds is what programs, ours and delegates, see.
+	// Our programs and delegates see the tree that a test builds.
 	if err := unix.Mount(hostRoot+"/sys", "/sys", "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount /sys: %w", err)
 	}
@@ -149,8 +148,8 @@ func furnish() error {
 	return netlink.LinkSetUp(lo)
 }
 
-// furnishDev makes /dev what it was but for VFIO's device nodes, which are those of
-// the tree that a test builds.
+// furnishDev replaces /dev by one that has the same entries except for VFIO's device
+// nodes, which come from the tree that a test builds.
 func furnishDev() error {
 	const was = "/run/dev"
 	if err := os.MkdirAll(was, 0o755); err != nil {
@@ -177,22 +176,21 @@ func furnishDev() error {
 	return os.Symlink(hostRoot+"/dev/vfio", "/dev/vfio")
 }
 
-// Host is the node's hardware as a test makes it: a sysfs tree, and software
-// network devices that stand for subfunctions of one PCI function in it.
+// Host is the node's hardware as a test builds it: a sysfs tree with one PCI function,
+// and software network devices that stand for the function's subfunctions.
 type Host struct {
 	tree *sriovtest.Tree
 	next int
 }
 
-// hostRoot is where the host's sys/ and dev/vfio/ are built; they are shown at /sys
-// and /dev/vfio.
+// hostRoot holds the host's sys/ and dev/vfio/, which appear at /sys and /dev/vfio.
 const hostRoot = "/run/host"
 
-// hostPF is the PCI function that the devices of [Host.AddDevice] are slices of.
+// hostPF is the PCI function that the devices of [Host.AddDevice] are subfunctions of.
 const hostPF = "0000:3b:00.0"
 
-// NewHost starts anew with one PCI function. It must be called inside the
-// namespaces of [Enter].
+// NewHost discards the previous hardware and starts with one PCI function. Call it
+// inside the namespaces of [Enter].
 func NewHost() (*Host, error) {
 	entries, err := os.ReadDir(hostRoot + "/sys")
 	if err != nil {
@@ -211,9 +209,9 @@ func NewHost() (*Host, error) {
 	return h, h.tree.Err()
 }
 
-// AddDevice makes a network device on the host, one end of a veth pair whose
-// other end is "p-" and the name, and shows it in sysfs as an auxiliary device,
-// whose ID it returns. The kernel names no parent device for it.
+// AddDevice creates a network device on the host and shows it in sysfs as an auxiliary
+// device, whose ID it returns. The device is one end of a veth pair; the other end's
+// name is "p-" and the device's name. The kernel reports no parent device for it.
 func (h *Host) AddDevice(netDev string) (id string, err error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = netDev

@@ -16,12 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HostState is a network namespace and some directories as sorted lines of text:
-// what must be the same before and after. Counters and indexes are left out.
+// HostState is the state of a network namespace and some directories as sorted lines of
+// text, to compare before and after. It leaves out counters and indexes.
 type HostState []string
 
-// Capture reads the state of the current network namespace and of all files
-// below dirs.
+// Capture returns the state of the current network namespace and of all files below
+// dirs.
 func Capture(dirs ...string) (HostState, error) {
 	var out HostState
 	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
@@ -67,7 +67,7 @@ func Capture(dirs ...string) (HostState, error) {
 	return out, nil
 }
 
-// firewall returns the rules, where a program to list them is installed.
+// firewall returns the firewall's rules, if a program to list them is installed.
 func firewall() []string {
 	for _, cmd := range [][]string{{"iptables-save"}, {"nft", "list", "ruleset"}} {
 		text, err := exec.Command(cmd[0], cmd[1:]...).Output()
@@ -85,7 +85,7 @@ func firewall() []string {
 	return nil
 }
 
-// files lists the files below dir, with their content's hash.
+// files adds the files below dir, with the hashes of their contents.
 func files(dir string, add func(string, ...any)) error {
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if os.IsNotExist(err) {
@@ -114,14 +114,14 @@ func files(dir string, add func(string, ...any)) error {
 	})
 }
 
-// isCursor tells host-local's own memory of where to go on, and its lock, from
-// its allocations.
+// isCursor tells whether a file is host-local's lock or its record of the last reserved
+// address, rather than an allocation.
 func isCursor(name string) bool {
 	return name == "lock" || strings.HasPrefix(name, "last_reserved_ip.")
 }
 
-// Diff returns the lines that only one of the states has, marked - and +, empty
-// when they are equal.
+// Diff returns the lines that only one of the states has, marked - (only s) and + (only
+// after); it is empty if they are equal.
 func (s HostState) Diff(after HostState) string {
 	count := map[string]int{}
 	for _, line := range s {

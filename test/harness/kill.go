@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// KillPoints runs a verb that must succeed and returns the names of its kill
-// points, in order; log is the file to keep them in. The plugin must have been
-// built with them, see [Programs].
+// KillPoints runs a verb, which must succeed, and returns the names of its kill points
+// in order. log is the file that the plugin records them in. The plugin must have been
+// built with kill points, see [Programs].
 func (r *Runtime) KillPoints(verb string, s Sandbox, log string) ([]string, error) {
 	if err := os.RemoveAll(log); err != nil {
 		return nil, err
@@ -27,8 +27,8 @@ func (r *Runtime) KillPoints(verb string, s Sandbox, log string) ([]string, erro
 	return strings.Split(strings.TrimSpace(string(text)), "\n"), err
 }
 
-// KillAt runs a verb that is killed at its k-th kill point, alone or with its
-// whole process group.
+// KillAt runs a verb that is killed at its k-th kill point, alone or with its whole
+// process group.
 func (r *Runtime) KillAt(verb string, s Sandbox, k int, group bool) error {
 	rt := *r
 	rt.Env = append(append([]string{}, r.Env...), fmt.Sprintf("MANIFOLD_KILL_AT=%d", k))

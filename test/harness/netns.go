@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NetNS is a network namespace kept by a bind mount, as container runtimes keep
-// a sandbox's.
+// NetNS is a network namespace kept by a bind mount, as container runtimes keep a
+// sandbox's.
 type NetNS struct{ Path string }
 
-// NewNetNS makes a network namespace with loopback down, at /run/netns/name.
+// NewNetNS creates a network namespace at /run/netns/name, with loopback down.
 func NewNetNS(name string) (*NetNS, error) {
 	n := &NetNS{Path: filepath.Join("/run/netns", name)}
 	f, err := os.OpenFile(n.Path, os.O_CREATE|os.O_EXCL, 0o444)
@@ -35,11 +35,11 @@ func NewNetNS(name string) (*NetNS, error) {
 	return n, nil
 }
 
-// make makes the namespace on this goroutine's thread, and takes the thread back
-// out of it: the process's first thread does not end with its goroutine, and
-// would keep the namespace alive.
+// make creates the namespace on this goroutine's thread and moves the thread back: the
+// process's first thread does not exit with its goroutine, and would keep the namespace
+// alive.
 func (n *NetNS) make() error {
-	runtime.LockOSThread() // for good, where the way back fails
+	runtime.LockOSThread() // stays locked if the thread cannot be moved back
 	self := fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
 	home, err := os.Open(self)
 	if err != nil {
@@ -56,7 +56,7 @@ func (n *NetNS) make() error {
 	return err
 }
 
-// Delete ends the namespace; what is in it goes as the kernel sees fit.
+// Delete removes the namespace. The kernel disposes of the devices in it.
 func (n *NetNS) Delete() error {
 	err := unix.Unmount(n.Path, unix.MNT_DETACH)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EINVAL) {
@@ -73,7 +73,7 @@ func (n *NetNS) Do(f func() error) error {
 	return ns.WithNetNSPath(n.Path, func(ns.NetNS) error { return f() })
 }
 
-// Link returns an interface inside the namespace, nil when there is none.
+// Link returns an interface inside the namespace, or nil if there is none.
 func (n *NetNS) Link(name string) (netlink.Link, error) {
 	var link netlink.Link
 	err := n.Do(func() (err error) {

@@ -6,10 +6,11 @@ import (
 	"regexp"
 )
 
+// commands matches a block of commands in a page.
 var commands = regexp.MustCompile("(?s)```sh\n(.*?)```")
 
-// Commands returns the blocks of commands of a page of docs/, in order: what a
-// reader is to run, and so what a test of the page runs.
+// Commands returns the command blocks of a page of docs/ in order. A test of the page
+// runs exactly what a reader would.
 func Commands(page string) ([]string, error) {
 	root, err := ModuleRoot()
 	if err != nil {

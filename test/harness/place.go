@@ -6,23 +6,23 @@ import (
 	"testing"
 )
 
-// Place is a directory of a test, which ends where something there fails. Begin with
-// [NewPlace]; a test's own fixture embeds it.
+// Place is a test's directory, with helpers that fail the test on errors. Create it
+// with [NewPlace]; a test's own fixture embeds it.
 type Place struct {
 	T   testing.TB
 	Dir string
 }
 
-// NewPlace makes a directory that goes with the test.
+// NewPlace creates a directory that is removed with the test.
 func NewPlace(tb testing.TB) Place {
 	tb.Helper()
 	return Place{tb, tb.TempDir()}
 }
 
-// Path returns the path of what has that name in the directory.
+// Path returns the path of a name in the directory.
 func (p *Place) Path(elem string) string { return filepath.Join(p.Dir, elem) }
 
-// Must ends the test at an error.
+// Must fails the test at once if there is an error.
 func (p *Place) Must(err error) {
 	p.T.Helper()
 	if err != nil {
@@ -30,7 +30,7 @@ func (p *Place) Must(err error) {
 	}
 }
 
-// File writes a file into the directory, mode 0600.
+// File writes a file in the directory, with mode 0600.
 func (p *Place) File(name, content string) {
 	p.T.Helper()
 	p.Must(os.WriteFile(p.Path(name), []byte(content), 0o600))

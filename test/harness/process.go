@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// ProcessMemory reads a figure of /proc/PID/status, in KiB; 0 when the process is gone.
+// ProcessMemory returns a figure of /proc/PID/status in KiB, or 0 if the process is
+// gone.
 func ProcessMemory(pid int, key string) int64 {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -25,8 +26,8 @@ func ProcessMemory(pid int, key string) int64 {
 	return 0
 }
 
-// ProcessCPU returns the CPU time that a process has used, to a nanosecond, as
-// the scheduler counts it for its threads.
+// ProcessCPU returns the CPU time that a process has used, to the nanosecond: the sum
+// over its live threads as the scheduler counts it.
 func ProcessCPU(pid int) (sum time.Duration, err error) {
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 	if err != nil || len(files) == 0 {
@@ -35,7 +36,7 @@ func ProcessCPU(pid int) (sum time.Duration, err error) {
 	for _, file := range files {
 		raw, err := os.ReadFile(file)
 		if errors.Is(err, os.ErrNotExist) {
-			continue // a thread that ended
+			continue // the thread has exited
 		}
 		if err != nil {
 			return 0, err

@@ -7,18 +7,18 @@ import (
 	"time"
 )
 
-// progressPause is how often a run says how far it is where nobody watches.
+// progressPause is the minimum time between two lines of progress in a log.
 const progressPause = 15 * time.Second
 
-// progressed is what was said so far.
+// progressed is the state shared by all calls of [Progress].
 var progressed = struct {
 	sync.Mutex
 	log progressLog
 }{log: progressLog{at: time.Now()}}
 
-// Progress says on standard error what a long run is at and how far it is: on a
-// terminal in one line that the next text replaces and an empty one clears, in a log
-// in a line of its own, a few times a minute.
+// Progress reports on standard error how far a long run is. On a terminal it uses one
+// line that the next text replaces and an empty text clears. In a log it writes a line
+// a few times a minute.
 func Progress(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	if fi, err := os.Stderr.Stat(); err == nil && fi.Mode()&os.ModeCharDevice != 0 {
@@ -32,10 +32,11 @@ func Progress(format string, args ...any) {
 	}
 }
 
-// progressLog is when the last line was written.
+// progressLog holds the time when the last line was written.
 type progressLog struct{ at time.Time }
 
-// due reports whether a text is to be written now, and takes it for written then.
+// due tells whether text should be written now, and if so records now as the time of
+// the last line.
 func (l *progressLog) due(text string, now time.Time) bool {
 	if text == "" || now.Sub(l.at) < progressPause {
 		return false

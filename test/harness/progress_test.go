@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// A log gets a line now and then, whatever is said in between.
+// TestProgressInALog proves that a log gets a line at most once per [progressPause],
+// whatever is reported in between.
 func TestProgressInALog(t *testing.T) {
 	began := time.Now()
 	l := progressLog{at: began}

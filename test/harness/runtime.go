@@ -18,29 +18,29 @@ type Runtime struct {
 	Plugin string   // path of the plugin's program
 	Path   string   // CNI_PATH
 	Conf   []byte   // stdin
-	Env    []string // further environment, "K=V"; "K=" takes a variable away
-	Args   string   // further CNI_ARGS, "K=V;…"
+	Env    []string // additional environment, "K=V"; "K=" removes a variable
+	Args   string   // additional CNI_ARGS, "K=V;…"
 }
 
 // Sandbox is a pod's sandbox.
 type Sandbox struct {
 	ID    string
 	NetNS string
-	// Namespace, Name and UID of the pod; no Name means no pod.
+	// Namespace, Name and UID of the pod; no pod if Name is empty.
 	Namespace, Name, UID string
 }
 
-// Result is what a call gave.
+// Result is the outcome of a call.
 type Result struct {
 	Status int
 	Stdout []byte
 	Stderr []byte
-	// Error is the CNI error object on stdout of a failed call, nil when there is
-	// none.
+	// Error is the CNI error object that a failed call printed on stdout; nil if there
+	// is none.
 	Error *types.Error
 }
 
-// Call runs a verb to its end.
+// Call runs a verb and waits for its result.
 func (r *Runtime) Call(verb string, s Sandbox) (*Result, error) {
 	cmd := r.Command(verb, s)
 	var stdout, stderr bytes.Buffer
@@ -59,8 +59,8 @@ func (r *Runtime) Call(verb string, s Sandbox) (*Result, error) {
 	return res, nil
 }
 
-// Command returns the process of a call, not yet started, in a process group of
-// its own.
+// Command returns the command of a call, not yet started, with a process group of its
+// own.
 func (r *Runtime) Command(verb string, s Sandbox) *exec.Cmd {
 	env := []string{
 		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + s.ID, "CNI_NETNS=" + s.NetNS, "CNI_IFNAME=eth0", "CNI_PATH=" + r.Path,
@@ -98,8 +98,8 @@ func (r *Runtime) args(s Sandbox) string {
 	return strings.Join(args, ";")
 }
 
-// OneDocument returns an error unless b is exactly one JSON document: all that a
-// plugin may print on stdout.
+// OneDocument returns an error unless b is exactly one JSON document, which is all that
+// a plugin may print on stdout.
 func OneDocument(b []byte) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	var v any

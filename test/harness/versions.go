@@ -1,7 +1,7 @@
 package harness
 
 // Versions of third-party programs. Each is built from a module at or below
-// test/toolchain, which requires the same version and holds the sums.
+// test/toolchain, which requires the same version and holds the checksums.
 const (
 	pluginsModule  = "github.com/containernetworking/plugins"
 	pluginsVersion = "v1.9.1"
@@ -19,17 +19,17 @@ const (
 	helmVersion      = "v4.3.1"
 	kustomizeVersion = "v5.8.2"
 
-	prometheusVersion = "v0.316.0" // of the module: Prometheus 3.16
+	prometheusVersion = "v0.316.0" // the Go module's version of Prometheus 3.16
 )
 
-// Lines of Kubernetes of which a node's kubelet can be: that of the control plane,
-// and one whose kubelet has no Pods API.
+// Kubernetes release lines of a node's kubelet: the control plane's own, and one whose
+// kubelet has no Pods API.
 const (
 	NewestKubelet = "1.37"
 	OlderKubelet  = "1.34"
 )
 
-// kubelets are the programs, by line.
+// kubelets holds the kubelets by release line.
 var kubelets = map[string]tool{
 	NewestKubelet: kubernetes("kubelet", "kubernetes", kubernetesVersion),
 	OlderKubelet:  kubernetes("kubelet", "kubernetes-1.34", olderKubeletVersion),

@@ -8,12 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// XDPGeneric is the flag with which any network device takes an XDP program,
+// XDPGeneric is the flag that lets any network device take an XDP program:
 // XDP_FLAGS_SKB_MODE of the kernel's linux/if_link.h.
 const XDPGeneric = 1 << 1
 
-// LoadXDP loads an XDP program that lets each packet pass, and returns a descriptor of
-// it, which the caller closes. It needs CAP_BPF.
+// LoadXDP loads an XDP program that passes every packet, and returns its file
+// descriptor, which the caller closes. It needs CAP_BPF.
 func LoadXDP() (int, error) {
 	const progLoad, typeXDP = 5, 6
 	code := []uint64{0x2_0000_00b7, 0x95} // r0 = XDP_PASS; exit

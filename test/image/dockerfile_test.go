@@ -15,7 +15,7 @@ import (
 	"testing"
 )
 
-// builder is a container builder, Debian's buildah, with a storage of its own.
+// builder runs Debian's buildah with a storage of its own.
 type builder struct {
 	*testing.T
 	dir string
@@ -26,7 +26,7 @@ func (b *builder) buildah(args ...string) (output string) {
 	storage := []string{"--root", filepath.Join(b.dir, "root"), "--runroot", filepath.Join(b.dir, "run"), "--storage-driver", "vfs"}
 	cmd := exec.Command("buildah", append(storage, args...)...)
 	cmd.Dir = root
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // what it mounts goes with it
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // what buildah mounts goes with it
 	out, err := cmd.Output()
 	if err != nil {
 		var exit *exec.ExitError
@@ -38,9 +38,9 @@ func (b *builder) buildah(args ...string) (output string) {
 	return strings.TrimSpace(string(out))
 }
 
-// The image that the Dockerfile says, built by a builder, is the one that is built
-// without. There is no registry: what the first stage begins with is this machine's
-// own Go.
+// TestDockerfile proves that a container builder makes the same image from the
+// Dockerfile as deploy/image makes without one. There is no registry: the first stage
+// starts from an image of this machine's own Go.
 func TestDockerfile(t *testing.T) {
 	if _, err := exec.LookPath("buildah"); err != nil || os.Geteuid() != 0 {
 		t.Skipf("the Dockerfile is built by root with buildah, Debian's package of that name: %v, user %d", err, os.Geteuid())
@@ -65,9 +65,9 @@ func TestDockerfile(t *testing.T) {
 	imageIsRight(t, layout, index.Manifests[0])
 }
 
-// makeGolang makes the image that the Dockerfile's first stage begins with, which
-// has nothing but what is mounted into it from this machine: its programs, Go, and
-// Go's caches. It returns the arguments that mount them.
+// makeGolang creates the image that the Dockerfile's first stage starts from. It is
+// empty except for what is mounted from this machine: its programs, Go, and Go's
+// caches. makeGolang returns the arguments for the mounts.
 func (b *builder) makeGolang() (volumes []string) {
 	b.Helper()
 	dockerfile, err := os.ReadFile(filepath.Join(root, "Dockerfile"))
@@ -87,7 +87,7 @@ func (b *builder) makeGolang() (volumes []string) {
 	tree := b.TempDir()
 	for _, dir := range []string{"bin", "lib", "lib64"} {
 		target, err := os.Readlink("/" + dir)
-		if err != nil { // it is one
+		if err != nil { // it is a directory
 			directories = append(directories, "/"+dir)
 			continue
 		}

@@ -1,5 +1,5 @@
-// Package image holds the image's archive to what the Dockerfile says, and two
-// builds of it to each other.
+// Package image tests the archive of the image: it is what the Dockerfile says, and
+// building it twice gives the same bytes.
 package image
 
 import (
@@ -20,13 +20,13 @@ import (
 	"testing"
 )
 
-// root is the tree's, seen from this package.
+// root is the root of the tree.
 const root = "../.."
 
-// stamps are what is built into the image.
+// stamps are the values that builds put into the image.
 var stamps = []string{"-release", "v9.8.7", "-revision", "0123456789abcdef", "-created", "1700000000", "-name", "registry.example/manifold:v9.8.7"}
 
-// archive builds the image with this tree's sources, reached by way of dir.
+// archive builds the image from the tree at dir.
 func archive(t *testing.T, dir, arches string) []byte {
 	t.Helper()
 	program, file := filepath.Join(t.TempDir(), "image"), filepath.Join(t.TempDir(), "image.tar")
@@ -69,7 +69,7 @@ func untar(t *testing.T, raw []byte) (map[string][]byte, map[string]*tar.Header)
 	}
 }
 
-// descriptor is what an OCI document says of another.
+// descriptor is a reference from one OCI document to another.
 type descriptor struct {
 	MediaType   string
 	Digest      string
@@ -77,7 +77,8 @@ type descriptor struct {
 	Platform    struct{ OS, Architecture string }
 }
 
-// blob decodes the document that d names, whose content must have its digest.
+// blob decodes the document that d refers to into into, unless that is nil, and fails
+// unless the content has d's digest.
 func blob(t *testing.T, layout map[string][]byte, d descriptor, into any) []byte {
 	t.Helper()
 	raw := layout["blobs/"+strings.Replace(d.Digest, ":", "/", 1)]
@@ -103,6 +104,7 @@ type config struct {
 	}
 }
 
+// TestArchive proves that the archive holds one image with the given name and content.
 func TestArchive(t *testing.T) {
 	layout, _ := untar(t, archive(t, root, runtime.GOARCH))
 	var outer, index struct{ Manifests []descriptor }
@@ -119,7 +121,7 @@ func TestArchive(t *testing.T) {
 	imageIsRight(t, layout, index.Manifests[0])
 }
 
-// imageIsRight looks at an image of one layer, of a layout.
+// imageIsRight checks an image of one layer in an OCI layout.
 func imageIsRight(t *testing.T, layout map[string][]byte, d descriptor) {
 	t.Helper()
 	var manifest struct {
@@ -141,7 +143,7 @@ func imageIsRight(t *testing.T, layout map[string][]byte, d descriptor) {
 	filesAreRight(t, layer)
 }
 
-// filesAreRight looks at what is in the image.
+// filesAreRight checks the files in the image.
 func filesAreRight(t *testing.T, layer []byte) {
 	t.Helper()
 	files, headers := untar(t, layer)
@@ -160,7 +162,7 @@ func filesAreRight(t *testing.T, layer []byte) {
 	bomIsRight(t, files)
 }
 
-// bomIsRight looks at the list of what the programs are made of.
+// bomIsRight checks the image's bill of materials.
 func bomIsRight(t *testing.T, files map[string][]byte) {
 	t.Helper()
 	var bom struct {
@@ -189,8 +191,8 @@ func bomIsRight(t *testing.T, files map[string][]byte) {
 	}
 }
 
-// asTheDockerfile compares the image's configuration with the last stage of the
-// Dockerfile.
+// asTheDockerfile fails unless the image's configuration is that of the Dockerfile's
+// last stage.
 func asTheDockerfile(t *testing.T, c *config) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(root, "Dockerfile"))
@@ -229,8 +231,8 @@ func asTheDockerfile(t *testing.T, c *config) {
 	}
 }
 
-// Another checkout, at another place, whose builder wants newer processors, gives the
-// same bytes.
+// TestTwoBuildsAreEqual proves that a build from another checkout, in another place and
+// with another GOAMD64, gives the same bytes.
 func TestTwoBuildsAreEqual(t *testing.T) {
 	elsewhere := filepath.Join(t.TempDir(), "checkout")
 	for _, part := range []string{"go.mod", "go.sum", "cmd", "internal", "checkpoint", "netattach", "podresources", "sriov", "deploy/image"} {

@@ -1,7 +1,7 @@
-// Package krew packs kubectl-manifold for krew, kubectl's plugin manager: for each
-// platform an archive with the program, its manual pages and the license, and the
-// plugin manifest, which names the archives with their sums. The same tree gives
-// the same archives.
+// Package krew packs kubectl-manifold for krew, kubectl's plugin manager. For each
+// platform it makes an archive with the program, its manual pages and the license; the
+// plugin manifest names the archives and their checksums. The same tree gives the same
+// archives.
 package krew
 
 import (
@@ -20,17 +20,18 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// program is the plugin's program, and its package's name.
+// program is the name of the plugin's program and of its package.
 const program = "kubectl-manifold"
 
-// Platform is one that the program runs on.
+// Platform is a platform that the program runs on.
 type Platform struct{ OS, Arch string }
 
-// Platforms are all of them. The program reads the node that it runs on, which is
-// Linux; through the API server it could run elsewhere, and is not made to.
+// Platforms are all supported platforms. The program reads the node that it runs on,
+// which is Linux. Through the API server it could run elsewhere, but is not built for
+// that.
 var Platforms = []Platform{{"linux", "amd64"}, {"linux", "arm64"}}
 
-// Manifest is krew's plugin manifest, as far as it is used.
+// Manifest is the part of krew's plugin manifest that we use.
 type Manifest struct {
 	APIVersion string   `json:"apiVersion"`
 	Kind       string   `json:"kind"`
@@ -53,7 +54,7 @@ type Spec struct {
 	Platforms        []Archive `json:"platforms"`
 }
 
-// Archive is the file of one platform.
+// Archive is the archive of one platform.
 type Archive struct {
 	Selector struct {
 		MatchLabels map[string]string `json:"matchLabels"`
@@ -64,8 +65,8 @@ type Archive struct {
 }
 
 // Pack builds the program of the tree at root for each platform, and writes the
-// archives and the manifest manifold.yaml into out. url is where the archives will
-// be published.
+// archives and the manifest manifold.yaml to out. url is the address where the archives
+// will be published.
 func Pack(root, out, release, url string, platforms []Platform) error {
 	m := Manifest{
 		APIVersion: "krew.googlecontainertools.github.com/v1alpha2", Kind: "Plugin", Metadata: Metadata{"manifold"},
@@ -129,7 +130,7 @@ func archive(root, release string, p Platform) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// add adds a file to an archive, without its times and owners.
+// add adds a file to an archive without its owner and modification time.
 func add(w *tar.Writer, path, name string, mode int64) error {
 	raw, err := os.ReadFile(path)
 	if err != nil {

@@ -15,11 +15,11 @@ import (
 	"github.com/manifold-cni/manifold/test/krew"
 )
 
-// root is the tree's, seen from this package.
+// root is the root of the tree.
 const root = "../.."
 
-// What krew does with the manifest: it downloads the archive of its platform,
-// compares the sum, unpacks it, and runs the program.
+// TestPackedAsKrewInstalls does with the manifest what krew does: it takes the archive
+// of its platform, compares the checksum, unpacks the archive and runs the program.
 func TestPackedAsKrewInstalls(t *testing.T) {
 	out := t.TempDir()
 	platforms := []krew.Platform{{OS: runtime.GOOS, Arch: runtime.GOARCH}}
@@ -53,8 +53,8 @@ func TestPackedAsKrewInstalls(t *testing.T) {
 	}
 }
 
-// published returns the file of an archive, which must be that of this platform
-// and of the manifest's sum.
+// published returns the path of an archive, and fails unless it is for this platform
+// and has the manifest's checksum.
 func published(t *testing.T, dir string, a *krew.Archive) string {
 	t.Helper()
 	name, ok := strings.CutPrefix(a.URI, "https://example.invalid/v1.2.3/")

@@ -17,10 +17,10 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Dir is where the rules and the dashboard are, from the tree's root.
+// Dir is the directory of the rules and the dashboard, relative to the tree's root.
 const Dir = "deploy/monitoring"
 
-// Rule is one alert rule, or a recording rule.
+// Rule is an alert rule or a recording rule.
 type Rule struct {
 	Alert  string `json:"alert,omitempty"`
 	Record string `json:"record,omitempty"`
@@ -33,7 +33,7 @@ type Group struct {
 	Rules []Rule `json:"rules"`
 }
 
-// Rules returns the alert rules; root is the tree's.
+// Rules returns the alert rules of the tree at root.
 func Rules(root string) ([]Rule, error) {
 	raw, err := os.ReadFile(filepath.Join(root, Dir, "alerts.yaml"))
 	if err != nil {
@@ -52,7 +52,8 @@ func Rules(root string) ([]Rule, error) {
 	return out, nil
 }
 
-// Panels returns the dashboard's queries by panel, with its variables replaced.
+// Panels returns the dashboard's queries by panel title, with values in place of the
+// dashboard's variables.
 func Panels(root string) (map[string][]string, error) {
 	raw, err := os.ReadFile(filepath.Join(root, Dir, "dashboard.json"))
 	if err != nil {
@@ -79,7 +80,7 @@ func Panels(root string) (map[string][]string, error) {
 	return out, nil
 }
 
-// Selector is a series that a query asks for, by labels.
+// Selector is a series that a query selects, and the labels it selects by.
 type Selector struct {
 	Series string
 	Labels []string
@@ -91,7 +92,7 @@ var (
 	grouping = regexp.MustCompile(`by \(([^)]*)\)`)
 )
 
-// Selectors returns what a query asks for.
+// Selectors returns the series that a query selects.
 func Selectors(query string) []Selector {
 	var out []Selector
 	for _, m := range selector.FindAllStringSubmatch(query, -1) {
@@ -115,16 +116,16 @@ func Grouping(query string) []string {
 	return out
 }
 
-// OfWebhook reports whether a query asks for what the webhook exposes.
+// OfWebhook tells whether a query selects series of the webhook.
 func OfWebhook(query string) bool {
 	return strings.Contains(query, "manifold_webhook_")
 }
 
-// Missing says what a query asks for that is not there: labels returns the labels
-// of a series, false when there is none.
+// Missing describes what a query asks for that does not exist. labels returns the
+// labels of a series, and false if there is no such series.
 func Missing(query string, labels func(series string) ([]string, bool)) []string {
 	var out []string
-	known := map[string]bool{"instance": true} // Prometheus gives it to every series
+	known := map[string]bool{"instance": true} // Prometheus adds it to every series
 	selectors := Selectors(query)
 	if len(selectors) == 0 {
 		out = append(out, "it asks for no metric")

@@ -46,6 +46,8 @@ func promtool(t *testing.T, args ...string) {
 	}
 }
 
+// TestAlertRules proves that the alert rules pass promtool's lint and rule tests, that
+// every alert is tested, and that the troubleshooting page has an entry for each.
 func TestAlertRules(t *testing.T) {
 	promtool(t, "check", "rules", "--lint=all", "--lint-fatal", filepath.Join(root, Dir, "alerts.yaml"))
 	promtool(t, "test", "rules", "testdata/alerts_test.yaml")
@@ -67,7 +69,8 @@ func TestAlertRules(t *testing.T) {
 	}
 }
 
-// The dashboard's queries are parsed as the expressions of recording rules.
+// TestDashboardQueriesParse proves that Prometheus parses the dashboard's queries. It
+// checks them as expressions of recording rules.
 func TestDashboardQueriesParse(t *testing.T) {
 	g := Group{Name: "dashboard"}
 	for _, exprs := range panels(t) {
@@ -86,8 +89,8 @@ func TestDashboardQueriesParse(t *testing.T) {
 	promtool(t, "check", "rules", "--lint=none", file)
 }
 
-// Every metric of the agent that is asked for exists, with the labels that it is
-// asked by, and the dashboard shows every metric.
+// TestQueriesAskForWhatThereIs proves that every agent metric in a query exists and has
+// the labels that the query uses, and that the dashboard shows every metric.
 func TestQueriesAskForWhatThereIs(t *testing.T) {
 	shown := map[string]bool{}
 	for title, exprs := range panels(t) {
@@ -110,7 +113,7 @@ func TestQueriesAskForWhatThereIs(t *testing.T) {
 	}
 }
 
-// agents reports what a query asks of the agent and does not exist.
+// agents reports what a query asks of the agent that does not exist.
 func agents(t *testing.T, where, query string) {
 	t.Helper()
 	if OfWebhook(query) {
@@ -124,8 +127,8 @@ func agents(t *testing.T, where, query string) {
 	}
 }
 
-// find returns the definition of a series, a histogram's parts included, and its
-// labels; nil when there is none.
+// find returns the definition of a series and its labels, or nil if there is none. It
+// knows the series of a histogram.
 func find(series string) (*metrics.Definition, []string) {
 	all := metrics.Definitions()
 	for i := range all {

@@ -13,22 +13,23 @@ import (
 	"github.com/manifold-cni/manifold/test/vm/wire"
 )
 
-// MaxMemory is the most memory of a guest with igb functions, in MiB; see the
+// MaxMemory is the maximum memory in MiB of a guest with igb functions; see the
 // package's pitfalls.
 const MaxMemory = 2560
 
-// Addresses on the network of [Config].Uplink.
+// Addresses on the network of [Config].Uplink: the guest's own, and the host's as seen
+// by the guest.
 const (
 	GuestAddress = "10.0.2.15"
 	GuestsHost   = "10.0.2.2"
 )
 
-// VFsPerPF is how many VFs the emulated igb has.
+// VFsPerPF is the number of VFs of an emulated igb PF.
 const VFsPerPF = 7
 
-// Functions returns the PCI addresses of a PF, the first is 0, and of its VFs. They
-// follow from the guest's configuration, see [Config.arguments]: the bus behind the
-// root port, and the igb's VF offset and stride.
+// Functions returns the PCI addresses of a PF, counted from 0, and of its VFs. They
+// follow from the bus behind the PF's root port, see [Config.arguments], and from the
+// VF offset and stride of the igb.
 func Functions(index int) (pf string, vfs []string) {
 	bus := fmt.Sprintf("0000:%02x", bridgeBus(index)+1)
 	for i := range VFsPerPF {
@@ -37,54 +38,56 @@ func Functions(index int) (pf string, vfs []string) {
 	return bus + ":00.0", vfs
 }
 
-// bridgeBus is the bus number of a PF's host bridge; the next one is behind the
+// bridgeBus is the bus number of a PF's host bridge. The next bus is the one behind the
 // root port.
 func bridgeBus(pf int) int { return 32 * (pf + 1) }
 
-// Files in a guest's directory that tell what went wrong.
+// Files in a guest's directory that help to find out what went wrong. Every boot
+// appends to them.
 const (
-	ConsoleFile = "console" // what the guest's kernel and init program said, of each boot
-	LogFile     = "qemu"    // what QEMU said, of each boot
+	ConsoleFile = "console" // output of the guest's kernel and init program
+	LogFile     = "qemu"    // output of QEMU
 )
 
-// Config is a guest.
+// Config describes a guest.
 type Config struct {
-	// Dir is a directory for the guest's image, [ConsoleFile] and [LogFile], and a
-	// socket, so that its path must be short. It must exist.
+	// Dir is an existing directory for the guest's image, [ConsoleFile], [LogFile] and
+	// a socket. Its path must be short because of the socket.
 	Dir string
-	// Memory is the memory in MiB; 0 means [MaxMemory].
+	// Memory is in MiB; 0 means [MaxMemory].
 	Memory int
-	// PFs is the number of igb PFs, each on a root port, PCI host bridge and NUMA
-	// node of its own, at most 2. Their link is up, and they have all their VFs
-	// when [Boot] returns.
+	// PFs is the number of igb PFs, at most 2. Each has its own root port, PCI host
+	// bridge and NUMA node. When [Boot] returns, their links are up and all their VFs
+	// exist.
 	PFs int
-	// IOMMU gives the guest an IOMMU, without which there are no IOMMU groups and
-	// no vfio-pci.
+	// IOMMU gives the guest an IOMMU. Without it there are no IOMMU groups and no
+	// vfio-pci.
 	IOMMU bool
-	// Disk is a file at hand that is the guest's disk, mounted there at [wire.Disk];
-	// empty for none. Where it does not exist it is made, with an empty ext4 file
-	// system of [DiskSize]. What else the guest has is in memory: a guest that is
-	// booted again with its disk is the same machine after a reset, and one that is
-	// booted again after [Machine.Kill] one after a power failure.
+	// Disk is a file on the host that is the guest's disk, mounted at [wire.Disk];
+	// empty for none. If the file does not exist, Boot creates it with an empty ext4
+	// file system of [DiskSize]. Everything else of the guest is in memory. Booting
+	// again with the same disk is a reset of the machine; booting again after
+	// [Machine.Kill] is its return after a power failure.
 	Disk string
-	// Root makes the disk the guest's root file system, so that all but the usual
-	// memory file systems outlives a reset. Files are put onto it when it is made.
+	// Root makes the disk the guest's root file system, so that everything except the
+	// usual memory file systems survives a reset. Files are written when the disk is
+	// created.
 	Root bool
-	// Uplink is the name of a network device by which the guest reaches, as
-	// [GuestsHost], the loopback of the network namespace at hand; its own address
-	// there is [GuestAddress]. Empty for none.
+	// Uplink is the name of a network device through which the guest reaches the
+	// loopback of the host's current network namespace, as [GuestsHost]. The guest's
+	// address on it is [GuestAddress]. Empty for none.
 	Uplink string
-	// Ports are TCP ports of the guest that are reached as those of that loopback.
+	// Ports are TCP ports of the guest that the host reaches on that loopback.
 	Ports []int
-	// Modules are kernel modules to load, by name; those that they depend on and
-	// those of the hardware above come by themselves.
+	// Modules are names of kernel modules to load. Their dependencies and the modules
+	// for the hardware above are added automatically.
 	Modules []string
-	// Files are put into the guest: paths there, and the file or directory at hand
-	// that each is copied from. All files are executable.
+	// Files are copied into the guest: the keys are paths there, the values are files
+	// or directories on the host. All files become executable.
 	Files map[string]string
 }
 
-// check completes and checks a configuration.
+// check fills in defaults and validates the configuration.
 func (c *Config) check() error {
 	if c.Memory == 0 {
 		c.Memory = MaxMemory
@@ -119,7 +122,8 @@ func (c *Config) modules() []string {
 		names = append(names, "vfio_pci", "vfio_iommu_type1")
 	}
 	if c.Disk != "" {
-		// crc32c is what ext4 asks for by name and not as a symbol.
+		// ext4 requests crc32c by name, not as a symbol, so it is not among ext4's
+		// dependencies.
 		names = append(names, "virtio_blk", "crc32c_generic", "ext4")
 	}
 	if c.Uplink != "" {
@@ -128,7 +132,7 @@ func (c *Config) modules() []string {
 	return append(names, c.Modules...)
 }
 
-// directories are those that every guest's root file system has.
+// directories exist in every guest's root file system.
 var directories = []string{"/proc", "/sys", "/dev", "/run", "/tmp", "/root", "/var/lib"}
 
 // image builds the guest's initramfs and returns its path.
@@ -166,8 +170,8 @@ func (c *Config) image(s *Software) (name string, err error) {
 	return name, w.close()
 }
 
-// addModules puts the kernel modules into the image, and the configuration that
-// tells their order.
+// addModules adds the kernel modules to the image, and the configuration that says in
+// which order to load them.
 func (c *Config) addModules(w *cpio, s *Software) error {
 	tree, err := openModules(s.modules())
 	if err != nil {
@@ -199,18 +203,18 @@ func (c *Config) addModules(w *cpio, s *Software) error {
 	return w.file(wire.Setup, raw)
 }
 
-// processor is all of one that QEMU can emulate, but for what is slow so. It copies a
-// byte at a time for the instructions that a kernel and Go's runtime take for the
-// fastest: without them these copy by words. And a fifth level of page tables is one
-// more to be walked.
+// processor is the largest CPU model that QEMU can emulate, without the features that
+// are slow to emulate. The kernel and Go's runtime prefer the instructions of erms and
+// fsrm, which QEMU emulates byte by byte; without them they copy words. A fifth level
+// of page tables would lengthen every page walk.
 const processor = "max,erms=off,fsrm=off,la57=off"
 
-// arguments returns QEMU's, for an image and the socket that the serial port is
-// connected to.
+// arguments returns QEMU's arguments for an image and the socket that the serial port
+// connects to.
 //
-// A bridge pxb-pcie is what puts a function on a NUMA node, and a root port below
-// it what lets it have VFs. Beside such bridges all other devices must name their
-// bus.
+// A pxb-pcie bridge puts a function on a NUMA node, and a root port below the bridge
+// allows the function to have VFs. In the presence of such bridges every other device
+// must name its bus.
 func (c *Config) arguments(s *Software, image, socket string) []string {
 	half := c.Memory / 2
 	args := []string{
@@ -222,9 +226,9 @@ func (c *Config) arguments(s *Software, image, socket string) []string {
 		"-kernel", s.kernel(), "-initrd", image,
 	}
 	kernel := []string{"console=ttyS0", "loglevel=4", "panic=-1", "net.ifnames=0", "mitigations=off", "random.trust_cpu=on",
-		"no_timer_check",  // a busy machine at hand emulates the timer too slowly for it
-		"tsc=reliable",    // as it is; else each look at the clock is a system call that asks an emulated device
-		"init_on_alloc=0", // what programs get is cleared anyway, and the rest is not to be kept from anybody
+		"no_timer_check",  // a busy host emulates the timer too slowly for the check
+		"tsc=reliable",    // it is; otherwise every read of the clock is a system call to an emulated device
+		"init_on_alloc=0", // memory for programs is cleared anyway, and the rest holds no secrets
 	}
 	if c.IOMMU {
 		args = append(args, "-device", "intel-iommu")

@@ -13,10 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cpio writes an archive in the format that the kernel unpacks as initramfs:
-// "newc", described in the kernel's
-// Documentation/driver-api/early-userspace/buffer-format.rst. All belongs to
-// root, at time 0.
+// cpio writes an archive in the "newc" format, which the kernel unpacks as initramfs
+// (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst). All
+// entries belong to root and have time 0.
 type cpio struct {
 	w    *bufio.Writer
 	ino  int
@@ -52,7 +51,7 @@ func (c *cpio) entry(name string, mode uint32, size int64, content io.Reader) er
 
 func padding(size int64) int { return int((4 - size%4) % 4) }
 
-// dir writes a directory and those above it, unless they are there already.
+// dir writes a directory and its parents unless the archive already has them.
 func (c *cpio) dir(name string) error {
 	if c.dirs[name] {
 		return nil
@@ -64,7 +63,7 @@ func (c *cpio) dir(name string) error {
 	return c.entry(name, unix.S_IFDIR|0o755, 0, strings.NewReader(""))
 }
 
-// file writes an executable file; all are, since it makes no difference here.
+// file writes a file. All files are executable: it makes no difference here.
 func (c *cpio) file(name string, content []byte) error {
 	if err := c.dir(path.Dir(name)); err != nil {
 		return err
@@ -72,8 +71,8 @@ func (c *cpio) file(name string, content []byte) error {
 	return c.entry(name, unix.S_IFREG|0o755, int64(len(content)), strings.NewReader(string(content)))
 }
 
-// copy writes a file of the machine at hand, following links, or a directory with
-// all that is in it but files whose names begin with a dot.
+// copy writes a file of the host, following links, or a directory with its contents
+// except files whose names begin with a dot.
 func (c *cpio) copy(name, from string) error {
 	return filepath.WalkDir(from, func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -102,7 +101,7 @@ func (c *cpio) copy(name, from string) error {
 	})
 }
 
-// close ends the archive.
+// close completes the archive.
 func (c *cpio) close() error {
 	if err := c.entry("TRAILER!!!", 0, 0, strings.NewReader("")); err != nil {
 		return err

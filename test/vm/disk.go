@@ -12,19 +12,18 @@ import (
 	"strings"
 )
 
-// DiskSize is the size of a disk that [Boot] makes, in MiB. The file takes as
-// much room as was written to it.
+// DiskSize is the size in MiB of a disk that [Boot] creates. The file is sparse.
 const DiskSize = 4096
 
-// makeDisk makes the disk's image, where there is none: with an empty file system,
-// or with the guest's files. It needs mke2fs, of the package e2fsprogs.
+// makeDisk creates the disk's file unless it exists: with an empty file system, or with
+// the guest's files. It needs mke2fs from the package e2fsprogs.
 func (c *Config) makeDisk(ctx context.Context, s *Software) (err error) {
 	if _, err := os.Stat(c.Disk); err == nil || !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	name, err := exec.LookPath("mke2fs")
 	if err != nil {
-		name = "/usr/sbin/mke2fs" // not in everybody's path
+		name = "/usr/sbin/mke2fs" // not in every user's PATH
 	}
 	args := []string{"-q", "-t", "ext4", "-E", "lazy_itable_init=1,lazy_journal_init=1"}
 	if c.Root {
@@ -35,14 +34,14 @@ func (c *Config) makeDisk(ctx context.Context, s *Software) (err error) {
 		}
 		args = append(args, "-d", tree)
 	}
-	// Under another name until it is complete.
+	// Created under another name so that an incomplete disk is never used.
 	if _, err := output(exec.CommandContext(ctx, name, append(args, c.Disk+".new", fmt.Sprintf("%dM", DiskSize))...)); err != nil {
 		return fmt.Errorf("make a disk: %w", err)
 	}
 	return os.Rename(c.Disk+".new", c.Disk)
 }
 
-// stage puts the root file system's files together in a directory.
+// stage collects the root file system's files in a directory.
 func (c *Config) stage(tree string, s *Software) error {
 	for _, dir := range directories {
 		if err := os.MkdirAll(filepath.Join(tree, dir), 0o755); err != nil {
@@ -61,8 +60,8 @@ func (c *Config) stage(tree string, s *Software) error {
 	return nil
 }
 
-// stageFile copies a file, or a directory with all that is in it but files whose
-// names begin with a dot.
+// stageFile copies a file, or a directory with its contents except files whose names
+// begin with a dot.
 func stageFile(to, from string) error {
 	return filepath.WalkDir(from, func(file string, d fs.DirEntry, err error) error {
 		target := filepath.Join(to, strings.TrimPrefix(file, from))
@@ -78,7 +77,7 @@ func stageFile(to, from string) error {
 	})
 }
 
-// copyFile copies a file, following links, as an executable one.
+// copyFile copies a file, following links, and makes the copy executable.
 func copyFile(to, from string) (err error) {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err

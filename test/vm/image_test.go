@@ -13,7 +13,8 @@ import (
 	"testing"
 )
 
-// readCPIO reads an archive: content by name, with "/" added to directories.
+// readCPIO returns the contents of an archive by name, with "/" appended to the names
+// of directories.
 func readCPIO(t *testing.T, b []byte) map[string]string {
 	t.Helper()
 	out := map[string]string{}
@@ -48,7 +49,7 @@ func readCPIO(t *testing.T, b []byte) map[string]string {
 	}
 }
 
-// readTree reads a directory as readCPIO does an archive.
+// readTree reads a directory as [readCPIO] reads an archive.
 func readTree(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	out := map[string]string{}
@@ -74,6 +75,8 @@ func readTree(t *testing.T, dir string) map[string]string {
 	return out
 }
 
+// TestFilesAndDirectoriesAreInTheImage proves that an archive and a disk's tree get the
+// same files: links are followed, names with a leading dot are left out.
 func TestFilesAndDirectoriesAreInTheImage(t *testing.T) {
 	dir := t.TempDir()
 	for name, content := range map[string]string{"a": "", "bb": "12345", "sub/ccc": "123", ".lock": "x"} {
@@ -114,14 +117,14 @@ func TestFilesAndDirectoriesAreInTheImage(t *testing.T) {
 	}
 }
 
-// module is the smallest ELF file with a module's information in it.
+// module returns the smallest ELF file that carries a module's information.
 func module(depends string) []byte {
 	const names = "\x00.modinfo\x00.shstrtab\x00"
 	info := "license=GPL\x00depends=" + depends + "\x00"
 	var b bytes.Buffer
 	put := func(v ...any) {
 		for _, x := range v {
-			_ = binary.Write(&b, binary.LittleEndian, x) // into memory
+			_ = binary.Write(&b, binary.LittleEndian, x) // writing to memory cannot fail
 		}
 	}
 	b.WriteString("\x7fELF\x02\x01\x01" + strings.Repeat("\x00", 9))
@@ -137,6 +140,8 @@ func module(depends string) []byte {
 	return b.Bytes()
 }
 
+// TestModulesComeAfterTheirDependencies proves the order of modules, without those
+// compiled into the kernel, and that an unknown module is an error.
 func TestModulesComeAfterTheirDependencies(t *testing.T) {
 	dir := t.TempDir()
 	for file, depends := range map[string]string{"net/igb.ko": "dca,i2c-algo-bit", "dca.ko": "", "i2c/i2c-algo-bit.ko": "", "vfio/vfio-pci.ko": "vfio,irqbypass", "vfio.ko": ""} {
@@ -183,7 +188,8 @@ func TestConfigurationsThatCannotWorkAreRefused(t *testing.T) {
 	}
 }
 
-// What a guest wrote to its disk must not be lost to the next boot.
+// TestDiskThatExistsIsKept proves that the next boot does not destroy what a guest
+// wrote to its disk.
 func TestDiskThatExistsIsKept(t *testing.T) {
 	disk := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(disk, []byte("full"), 0o600); err != nil {

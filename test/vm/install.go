@@ -16,29 +16,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// layout is the version of the cache directory's layout and of the choice of
-// packages; changing either makes a new directory.
+// layout is the version of the cache directory's layout and of the choice of packages.
+// Changing either requires a new version, which means a new directory.
 const layout = "1"
 
-// Software is what guests are run by and made of: distribution packages unpacked
-// into one tree, which is never written to again.
+// Software is the software that guests consist of and run on: distribution packages
+// unpacked into one tree, which is read-only once complete.
 type Software struct {
 	// Packages are the packages in the tree, as name_version_architecture.
 	Packages []string
-	// Release is the kernel's release, as uname(1) -r tells it in the guest.
+	// Release is the kernel's release, as uname -r prints it in the guest.
 	Release string
 
 	root string
 }
 
-// Install returns the software of guests, downloaded and unpacked into the user's
-// cache directory when it is not there yet; what it does then is told on log.
-// It is safe for several processes at once. To have newer packages, remove the
-// directory vm-* of the cache.
+// Install returns the software for guests. If the user's cache directory does not have
+// it yet, Install downloads and unpacks it and reports that on log. Several processes
+// may call it at once. To get newer packages, remove the directory vm-* of the cache.
 //
-// The packages are Debian's, from the archives that the machine's own apt is set
-// up for: the kernel and busybox of its release, QEMU of its backports, since
-// the igb device is not in releases before 8.0.
+// The packages are Debian's, from the archives that the host's own apt uses: the kernel
+// and busybox of the host's release, and QEMU from its backports, because the igb
+// device needs QEMU 8.0.
 func Install(ctx context.Context, log io.Writer) (*Software, error) {
 	codename, err := debianCodename()
 	if err != nil {
@@ -70,7 +69,7 @@ func Install(ctx context.Context, log io.Writer) (*Software, error) {
 	return openSoftware(dir)
 }
 
-// openSoftware opens the tree of a directory; without a complete one the error
+// openSoftware opens the tree of a directory. If the tree is not complete, the error
 // satisfies errors.Is(err, os.ErrNotExist).
 func openSoftware(dir string) (*Software, error) {
 	list, err := os.ReadFile(filepath.Join(dir, "packages"))
@@ -90,8 +89,8 @@ func (s *Software) kernel() string  { return filepath.Join(s.root, "boot", "vmli
 func (s *Software) busybox() string { return filepath.Join(s.root, "bin", "busybox") }
 func (s *Software) modules() string { return filepath.Join(s.root, "lib", "modules", s.Release) }
 
-// qemu returns the emulator's process, not yet started, that finds its libraries,
-// modules and firmware in the tree.
+// qemu returns a command for the emulator that finds its libraries, modules and
+// firmware in the tree.
 func (s *Software) qemu(args ...string) *exec.Cmd {
 	share, lib := filepath.Join(s.root, "usr", "share"), filepath.Join(s.root, "usr", "lib", "x86_64-linux-gnu")
 	args = append([]string{"-L", filepath.Join(share, "qemu"), "-L", filepath.Join(share, "seabios")}, args...)
@@ -101,7 +100,7 @@ func (s *Software) qemu(args ...string) *exec.Cmd {
 	return cmd
 }
 
-// debianCodename returns the name of the release of the machine at hand.
+// debianCodename returns the codename of the host's Debian release.
 func debianCodename() (string, error) {
 	f, err := os.Open("/etc/os-release")
 	if err != nil {
@@ -120,14 +119,14 @@ func debianCodename() (string, error) {
 	return fields["VERSION_CODENAME"], lines.Err()
 }
 
-// apt runs the package manager on lists and caches of its own, so that it needs
-// no root and changes nothing outside dir.
+// apt runs the package manager with its own lists and caches, so that it needs no root
+// and changes nothing outside dir.
 type apt struct {
 	ctx context.Context
 	dir string
 }
 
-// newApt makes a package manager for a release and its backports.
+// newApt sets up a package manager for a release and its backports.
 func newApt(ctx context.Context, dir, codename string) (*apt, error) {
 	a := &apt{ctx: ctx, dir: dir}
 	for _, d := range []string{"lists/partial", "cache/archives/partial", "debs"} {
@@ -146,8 +145,7 @@ func newApt(ctx context.Context, dir, codename string) (*apt, error) {
 	return a, os.WriteFile(filepath.Join(dir, "sources.list"), []byte(sources.String()), 0o644)
 }
 
-// archiveOf returns the archive that the machine's own package manager takes a
-// release from.
+// archiveOf returns the archive that the host's package manager uses for a release.
 func archiveOf(ctx context.Context, codename string) (string, error) {
 	out, err := output(exec.CommandContext(ctx, "apt-get", "--print-uris", "update"))
 	if err != nil {
@@ -160,7 +158,7 @@ func archiveOf(ctx context.Context, codename string) (string, error) {
 	return string(m[1]), nil
 }
 
-// command returns one of apt's programs, to be run in the directory for packages.
+// command returns one of apt's programs, set up to run in the directory for packages.
 func (a *apt) command(name string, args ...string) *exec.Cmd {
 	options := []string{
 		"-o", "Dir::State::Lists=" + filepath.Join(a.dir, "lists"), "-o", "Dir::Cache=" + filepath.Join(a.dir, "cache"),
@@ -173,8 +171,8 @@ func (a *apt) command(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// missing returns the packages, as name=version, that installing a package from
-// the backports would bring onto the machine.
+// missing returns the packages, as name=version, that installing a package from the
+// backports would add to the host.
 func (a *apt) missing(codename, name string) ([]string, error) {
 	out, err := output(a.command("apt-get", "--simulate", "-t", codename+"-backports", "--no-install-recommends", "install", name))
 	if err != nil {
@@ -187,7 +185,7 @@ func (a *apt) missing(codename, name string) ([]string, error) {
 	return packages, nil
 }
 
-// kernelPackage returns the name of the release's current kernel.
+// kernelPackage returns the package name of the release's current kernel.
 func (a *apt) kernelPackage() (string, error) {
 	out, err := output(a.command("apt-cache", "depends", "linux-image-amd64"))
 	if err != nil {
@@ -200,8 +198,8 @@ func (a *apt) kernelPackage() (string, error) {
 	return string(m[1]), nil
 }
 
-// unpackPackages downloads the packages and unpacks them into dir/root; the list
-// of them, written last, says that the tree is complete.
+// unpackPackages downloads the packages and unpacks them into dir/root. The list of
+// packages is written last and marks the tree as complete.
 func unpackPackages(ctx context.Context, dir, codename string, log io.Writer) error {
 	tmp, err := os.MkdirTemp(dir, "apt-")
 	if err != nil {
@@ -251,7 +249,8 @@ func (a *apt) unpack(dir string) error {
 	return os.WriteFile(filepath.Join(dir, "packages"), []byte(list.String()), 0o644)
 }
 
-// output runs a command; what it wrote on stderr is in the error.
+// output returns a command's standard output. The error includes what it wrote to
+// stderr.
 func output(cmd *exec.Cmd) ([]byte, error) {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

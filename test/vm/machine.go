@@ -19,13 +19,13 @@ import (
 	"github.com/manifold-cni/manifold/test/vm/wire"
 )
 
-// ErrGone is wrapped by the errors of everything that is asked of a guest which
-// is no more: powered off, crashed or closed.
+// ErrGone is wrapped by the errors of all calls on a guest that has powered off,
+// crashed or been closed.
 var ErrGone = errors.New("the guest is gone")
 
 // Machine is a running guest. It is safe for concurrent use.
 type Machine struct {
-	// BootID is the guest's boot ID, of this boot.
+	// BootID is the boot ID of the current boot.
 	BootID string
 	// BootTime is the time from starting QEMU until the guest was ready.
 	BootTime time.Duration
@@ -33,13 +33,13 @@ type Machine struct {
 	dir  string
 	qemu *exec.Cmd
 	port net.Conn
-	done chan struct{} // closed when QEMU has ended
-	dead error         // how QEMU ended, once done; nil for as it should
+	done chan struct{} // closed when QEMU has exited
+	dead error         // how QEMU exited, valid once done is closed; nil for success
 
 	ready chan wire.Message // the guest's first message
 
-	// Sending blocks until the guest has read, so that it has a lock of its own: who
-	// holds it must not keep receive from reading.
+	// Sending blocks until the guest reads, so it has its own lock: a blocked sender
+	// must not keep receive from reading.
 	sending sync.Mutex // guards out
 	out     *gob.Encoder
 
@@ -48,15 +48,15 @@ type Machine struct {
 	running map[int]*command
 }
 
-// command is a command that runs in the guest.
+// command is a command running in the guest.
 type command struct {
 	stdout, stderr io.Writer
 	exit           chan wire.Message
 }
 
-// Boot makes the guest's image, starts it and returns when it is ready. The
-// context ends waiting for it, not the guest, which [Machine.Close] does; without
-// that it ends with this process.
+// Boot builds the guest's image, starts the guest and returns when it is ready. The
+// context limits only this wait. The guest runs until [Machine.Close] or until this
+// process exits.
 func Boot(ctx context.Context, s *Software, c Config) (*Machine, error) {
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("boot guest: %w", err)
@@ -110,7 +110,8 @@ func (m *Machine) start(s *Software, c Config, image string) error {
 	defer log.Close()
 	m.qemu = s.qemu(c.arguments(s, image, socket)...)
 	m.qemu.Stdout, m.qemu.Stderr = log, log
-	// Not in our process group: an interrupt is for the program in the guest.
+	// In its own process group: an interrupt from the terminal is meant for the program
+	// in the guest.
 	m.qemu.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
 	go m.watch(started)
@@ -124,20 +125,20 @@ func (m *Machine) start(s *Software, c Config, image string) error {
 	port, err := listener.Accept()
 	if err != nil {
 		<-m.done
-		text, _ := os.ReadFile(log.Name()) // best effort, beside the error
+		text, _ := os.ReadFile(log.Name()) // best effort: the error matters more
 		return fmt.Errorf("%w\n%s", m.gone(), text)
 	}
 	m.talk(port)
 	return nil
 }
 
-// talk begins the conversation with the guest.
+// talk starts the conversation with the guest.
 func (m *Machine) talk(port net.Conn) {
 	m.port, m.out = port, gob.NewEncoder(port)
 	go m.receive()
 }
 
-// receive passes on what the guest says, until it says no more.
+// receive dispatches the guest's messages until the port closes.
 func (m *Machine) receive() {
 	in := gob.NewDecoder(m.port)
 	for {
@@ -151,9 +152,9 @@ func (m *Machine) receive() {
 		switch {
 		case msg.Kind == wire.Ready, msg.Kind == wire.Failed:
 			m.ready <- msg
-		case c == nil: // given up
+		case c == nil: // nobody waits for it any more
 		case msg.Kind == wire.Stdout:
-			_, _ = c.stdout.Write(msg.Data) // the caller's affair
+			_, _ = c.stdout.Write(msg.Data) // a failing writer is the caller's problem
 		case msg.Kind == wire.Stderr:
 			_, _ = c.stderr.Write(msg.Data)
 		case msg.Kind == wire.Exit:
@@ -165,20 +166,22 @@ func (m *Machine) receive() {
 // Command is a program to run as root in the guest.
 type Command struct {
 	wire.Command
-	// Stdin, Stdout and Stderr are connected to the program; nil means no input,
-	// and output thrown away. Reading from Stdin ends with the program or later.
+	// Stdin, Stdout and Stderr are connected to the program. If nil, the program has no
+	// input and its output is discarded. Reading from Stdin may go on after the program
+	// has exited.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 }
 
-// Process is a program that runs in the guest.
+// Process is a program running in the guest.
 type Process struct {
 	m   *Machine
 	id  int
 	run *command
 }
 
-// Start starts a program. Whether the guest could start it, its end tells.
+// Start starts a program. If the guest fails to start it, [Process.Wait] returns the
+// error.
 func (m *Machine) Start(c Command) (*Process, error) {
 	run := &command{stdout: c.Stdout, stderr: c.Stderr, exit: make(chan wire.Message, 1)}
 	if run.stdout == nil {
@@ -206,14 +209,15 @@ func (p *Process) forget() {
 	delete(p.m.running, p.id)
 }
 
-// Signal sends a signal to the program's process group; none is an error.
+// Signal sends a signal to the program's process group. It is not an error if the
+// program has already exited.
 func (p *Process) Signal(s syscall.Signal) error {
 	return p.m.send(wire.Message{Kind: wire.Signal, ID: p.id, Number: int(s)})
 }
 
-// Wait waits once for the program's end and returns its exit status, 128 + signal
-// for one that was killed by a signal. When the context ends, so does the program,
-// with all of its process group.
+// Wait waits for the program to exit and returns its exit status, or 128 + signal if a
+// signal killed it. Call it once. When the context ends, Wait kills the program's
+// process group and returns.
 func (p *Process) Wait(ctx context.Context) (status int, err error) {
 	defer p.forget()
 	select {
@@ -225,12 +229,12 @@ func (p *Process) Wait(ctx context.Context) (status int, err error) {
 	case <-p.m.done:
 		return 0, p.m.gone()
 	case <-ctx.Done():
-		go p.Signal(syscall.SIGKILL) // a guest that hangs does not read
+		go p.Signal(syscall.SIGKILL) // in the background, because a guest that hangs does not read
 		return 0, ctx.Err()
 	}
 }
 
-// Run starts a program and waits for its end, see [Process.Wait].
+// Run starts a program and waits for it to exit, see [Process.Wait].
 func (m *Machine) Run(ctx context.Context, c Command) (status int, err error) {
 	p, err := m.Start(c)
 	if err != nil {
@@ -242,7 +246,7 @@ func (m *Machine) Run(ctx context.Context, c Command) (status int, err error) {
 	return status, err
 }
 
-// feed passes input to a command, and its end.
+// feed sends a reader's content to a command as its input, then the end of input.
 func (m *Machine) feed(id int, from io.Reader) {
 	buffer := make([]byte, 32<<10)
 	for from != nil {
@@ -254,7 +258,7 @@ func (m *Machine) feed(id int, from io.Reader) {
 			break
 		}
 	}
-	_ = m.send(wire.Message{Kind: wire.Stdin, ID: id}) // the command may have ended
+	_ = m.send(wire.Message{Kind: wire.Stdin, ID: id}) // the command may have exited
 }
 
 func (m *Machine) send(msg wire.Message) error {
@@ -266,7 +270,7 @@ func (m *Machine) send(msg wire.Message) error {
 	return nil
 }
 
-// gone returns how the guest ended, once it has.
+// gone returns how the guest stopped; call it only once done is closed.
 func (m *Machine) gone() error {
 	if m.dead == nil {
 		return fmt.Errorf("%w: it powered off or its kernel panicked", ErrGone)
@@ -277,11 +281,11 @@ func (m *Machine) gone() error {
 // farewell is how long a guest may take to power off.
 const farewell = time.Minute
 
-// Close powers the guest off, or ends it where it does not. Closing twice is the
-// same as once.
+// Close powers the guest off, or kills it if it does not power off within [farewell].
+// Closing it twice is harmless.
 func (m *Machine) Close() error {
 	if m.port != nil {
-		go m.send(wire.Message{Kind: wire.PowerOff}) // it may hang, or be gone
+		go m.send(wire.Message{Kind: wire.PowerOff}) // in the background: the guest may hang or be gone
 	}
 	select {
 	case <-m.done:
@@ -294,8 +298,8 @@ func (m *Machine) Close() error {
 	return fmt.Errorf("the guest did not power off in %s; console in %s", farewell, filepath.Join(m.dir, ConsoleFile))
 }
 
-// Kill ends the guest at once, as a power failure does: what it has not
-// synchronised to its disk is lost.
+// Kill stops the guest at once, as a power failure does: what it has not synced to its
+// disk is lost.
 func (m *Machine) Kill() error {
 	if err := m.qemu.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
@@ -304,8 +308,8 @@ func (m *Machine) Kill() error {
 	return nil
 }
 
-// watch starts QEMU and waits for its end. The thread that starts it must live as
-// long as it, since the kernel ends a child with its parent thread.
+// watch starts QEMU and waits until it exits. It locks its OS thread: the kernel kills
+// QEMU (Pdeathsig) when the thread that started it exits.
 func (m *Machine) watch(started chan<- error) {
 	runtime.LockOSThread()
 	err := m.qemu.Start()

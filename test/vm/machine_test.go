@@ -13,7 +13,8 @@ import (
 	"github.com/manifold-cni/manifold/test/vm/wire"
 )
 
-// without makes a machine whose guest's end runs commands here, without a guest.
+// without returns a machine without a guest: the guest's end of the port runs commands
+// on the host.
 func without(t *testing.T) *Machine {
 	t.Helper()
 	here, there := net.Pipe()
@@ -36,6 +37,8 @@ func sh(script string) Command {
 	return Command{Command: wire.Command{Args: []string{"/bin/sh", "-c", script}}}
 }
 
+// TestRunGivesStreamsAndStatus proves that a command gets its environment, directory
+// and input, and that its output, errors and status come back.
 func TestRunGivesStreamsAndStatus(t *testing.T) {
 	m := without(t)
 	var out, errs bytes.Buffer
@@ -53,6 +56,8 @@ func TestRunGivesStreamsAndStatus(t *testing.T) {
 	}
 }
 
+// TestRunTellsHowItEnded proves the status of commands that exit or are killed by
+// signals, and the errors of programs that cannot start.
 func TestRunTellsHowItEnded(t *testing.T) {
 	m := without(t)
 	for script, want := range map[string]int{"true": 0, "exit 3": 3, "kill -9 $$": 137, "kill -15 $$": 143} {
@@ -68,8 +73,8 @@ func TestRunTellsHowItEnded(t *testing.T) {
 	}
 }
 
-// A command that does not read its input holds up no other, and ends with its
-// context.
+// TestCommandsDoNotWaitForEachOther proves that a command that does not read its input
+// blocks no other, and that it ends with its context.
 func TestCommandsDoNotWaitForEachOther(t *testing.T) {
 	m := without(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -90,7 +95,7 @@ func TestCommandsDoNotWaitForEachOther(t *testing.T) {
 	}
 }
 
-// once is closed at the first output.
+// once closes its channel at the first output.
 type once struct{ c chan struct{} }
 
 func (o once) Write(b []byte) (int, error) {
@@ -98,6 +103,8 @@ func (o once) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// TestOutputOfProcessesLeftBehindIsNotWaitedFor proves that Run returns although a
+// background process still holds the command's streams open.
 func TestOutputOfProcessesLeftBehindIsNotWaitedFor(t *testing.T) {
 	m := without(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -107,6 +114,7 @@ func TestOutputOfProcessesLeftBehindIsNotWaitedFor(t *testing.T) {
 	}
 }
 
+// TestTerminal proves that a command gets a terminal of the requested size.
 func TestTerminal(t *testing.T) {
 	m := without(t)
 	var out bytes.Buffer
@@ -122,6 +130,8 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
+// TestGoneGuest proves that running and later commands fail with [ErrGone] once the
+// guest is gone.
 func TestGoneGuest(t *testing.T) {
 	m := without(t)
 	ended := make(chan error)

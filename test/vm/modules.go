@@ -12,16 +12,16 @@ import (
 	"strings"
 )
 
-// moduleTree is a kernel's directory of modules. Its packages are unpacked, not
-// installed, so there is no modules.dep: what a module depends on is read from
-// the module.
+// moduleTree is a kernel's directory of modules. The packages are unpacked, not
+// installed, so there is no modules.dep: a module's dependencies are read from the
+// module itself.
 type moduleTree struct {
-	files   map[string]string // by name
+	files   map[string]string // paths by module name
 	builtin map[string]bool   // compiled into the kernel
-	read    map[string][]byte // content, uncompressed
+	read    map[string][]byte // uncompressed content by module name
 }
 
-// moduleName is a module's name as the kernel has it, of a file's name.
+// moduleName returns the kernel's name for the module in a file.
 func moduleName(file string) string {
 	name, _, _ := strings.Cut(filepath.Base(file), ".ko")
 	return strings.ReplaceAll(name, "-", "_")
@@ -44,8 +44,8 @@ func openModules(dir string) (*moduleTree, error) {
 	})
 }
 
-// order returns the names of modules and of all that they depend on, each after
-// its dependencies; what is compiled into the kernel is left out.
+// order returns the names of modules and all their dependencies in the order to load
+// them, without those compiled into the kernel.
 func (t *moduleTree) order(names []string) ([]string, error) {
 	var order []string
 	seen := map[string]bool{}
@@ -79,7 +79,7 @@ func (t *moduleTree) order(names []string) ([]string, error) {
 	return order, nil
 }
 
-// content returns a module uncompressed.
+// content returns a module's uncompressed content.
 func (t *moduleTree) content(name string) ([]byte, error) {
 	if b, ok := t.read[name]; ok {
 		return b, nil
@@ -102,7 +102,7 @@ func (t *moduleTree) content(name string) ([]byte, error) {
 	return b, err
 }
 
-// dependencies reads the field "depends" of a module's information section.
+// dependencies returns the field "depends" of a module's information section.
 func dependencies(module []byte) ([]string, error) {
 	f, err := elf.NewFile(bytes.NewReader(module))
 	if err != nil {

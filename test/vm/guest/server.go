@@ -1,6 +1,6 @@
-// Package guest is the end of the serial port that is inside the virtual machine:
-// it runs commands for the host, see package wire. It is apart from guestinit, the
-// guest's init program, so that tests can have it without a guest.
+// Package guest is the virtual machine's end of the serial port: it runs commands for
+// the host, see package wire. It is separate from guestinit, the guest's init program,
+// so that tests can use it without a guest.
 package guest
 
 import (
@@ -16,16 +16,16 @@ import (
 	"github.com/manifold-cni/manifold/test/vm/wire"
 )
 
-// grace is how long the output of a command that has ended is waited for:
-// processes that it left behind may hold its streams open for ever.
+// grace is how long the server waits for the output of a command that has exited:
+// processes that the command left behind may hold its streams open for ever.
 const grace = 2 * time.Second
 
 // Server runs commands for the host.
 type Server struct {
 	in *gob.Decoder
 
-	// Sending blocks until the host has read, so that it has a lock of its own: who
-	// holds it must not keep Serve from reading.
+	// Sending blocks until the host reads, so it has its own lock: a blocked sender
+	// must not keep Serve from reading.
 	sending sync.Mutex // guards out
 	out     *gob.Encoder
 
@@ -37,10 +37,10 @@ type Server struct {
 type process struct {
 	cmd     *exec.Cmd
 	stdin   *input
-	drained chan struct{} // closed when all output on its terminal was sent; nil without one
+	drained chan struct{} // closed when all output of its terminal has been sent; nil without a terminal
 }
 
-// NewServer makes the server on a port.
+// NewServer returns a server on a port.
 func NewServer(port io.ReadWriter) *Server {
 	return &Server{in: gob.NewDecoder(port), out: gob.NewEncoder(port), running: map[int]*process{}}
 }
@@ -52,7 +52,7 @@ func (s *Server) Send(m wire.Message) error {
 	return s.out.Encode(m)
 }
 
-// stream is a command's output, as a writer.
+// stream is an io.Writer that sends a command's output to the host.
 type stream struct {
 	s    *Server
 	kind wire.Kind
@@ -63,8 +63,8 @@ func (w stream) Write(b []byte) (int, error) {
 	return len(b), w.s.Send(wire.Message{Kind: w.kind, ID: w.id, Data: b})
 }
 
-// Serve carries out what the host says, until it says to power off; then it
-// returns nil.
+// Serve carries out the host's messages. It returns nil when the host says to power
+// off.
 func (s *Server) Serve() error {
 	for {
 		var m wire.Message
@@ -81,16 +81,16 @@ func (s *Server) Serve() error {
 					return err
 				}
 			}
-		case p == nil: // it has ended
+		case p == nil: // the command has exited
 		case m.Kind == wire.Stdin:
 			p.stdin.add(m.Data)
 		case m.Kind == wire.Signal:
-			_ = syscall.Kill(-p.cmd.Process.Pid, syscall.Signal(m.Number)) // it may have ended
+			_ = syscall.Kill(-p.cmd.Process.Pid, syscall.Signal(m.Number)) // the command may have exited
 		}
 	}
 }
 
-// start starts a command; its end is told when it comes.
+// start starts a command; wait later tells the host how it ended.
 func (s *Server) start(id int, c *wire.Command) error {
 	if c == nil || len(c.Args) == 0 {
 		return errors.New("no program")
@@ -122,7 +122,7 @@ func (s *Server) start(id int, c *wire.Command) error {
 	return nil
 }
 
-// wait tells the host how a command ended.
+// wait waits for a command to exit and tells the host how it ended.
 func (s *Server) wait(id int, p *process) {
 	err := p.cmd.Wait()
 	if p.drained != nil {
@@ -143,7 +143,7 @@ func (s *Server) wait(id int, p *process) {
 	if err != nil && !errors.As(err, &exit) && !errors.Is(err, exec.ErrWaitDelay) {
 		m.Text = err.Error()
 	}
-	_ = s.Send(m) // without a host there is nobody to tell
+	_ = s.Send(m) // without a host nobody needs the answer
 }
 
 func (s *Server) process(id int) *process {
@@ -152,8 +152,8 @@ func (s *Server) process(id int) *process {
 	return s.running[id]
 }
 
-// input is what a command is yet to read. It takes any amount without blocking,
-// so that a command that does not read holds up no other.
+// input is a queue of what a command has yet to read. It takes any amount without
+// blocking, so that a command that does not read blocks no other.
 type input struct {
 	mu      sync.Mutex // guards the fields below
 	more    *sync.Cond
@@ -161,7 +161,7 @@ type input struct {
 	ended   bool
 }
 
-// newInput makes an input whose content goes to w, which is closed at its end.
+// newInput returns an input that writes its content to w, and closes w at the end.
 func newInput(w io.WriteCloser) *input {
 	i := &input{}
 	i.more = sync.NewCond(&i.mu)
@@ -173,14 +173,14 @@ func newInput(w io.WriteCloser) *input {
 				return
 			}
 			if _, err := w.Write(b); err != nil {
-				return // nobody reads any more
+				return // the command no longer reads
 			}
 		}
 	}()
 	return i
 }
 
-// add adds content, none for the end.
+// add appends content; empty content is the end.
 func (i *input) add(b []byte) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -192,7 +192,7 @@ func (i *input) add(b []byte) {
 	i.more.Signal()
 }
 
-// next waits for content and returns it; at the end it returns false.
+// next waits for content and returns it. At the end it returns false.
 func (i *input) next() ([]byte, bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -11,9 +11,9 @@ import (
 	"github.com/manifold-cni/manifold/test/vm/wire"
 )
 
-// startOnTerminal starts a command with a new terminal as its controlling one and
-// returns the other end for its input; drained is closed when no process is left
-// on the terminal and all output was sent.
+// startOnTerminal starts a command with a new terminal as its controlling terminal and
+// returns the terminal's other end for its input. drained is closed when no process is
+// left on the terminal and all output has been sent.
 func (s *Server) startOnTerminal(id int, cmd *exec.Cmd, size wire.Size) (input io.WriteCloser, drained chan struct{}, err error) {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	if err != nil {
@@ -42,7 +42,7 @@ func (s *Server) startOnTerminal(id int, cmd *exec.Cmd, size wire.Size) (input i
 	}
 	drained = make(chan struct{})
 	go func() {
-		// It ends with an error when the last process on the terminal has ended.
+		// Copy returns with an error when the last process on the terminal exits.
 		_, _ = io.Copy(stream{s, wire.Stdout, id}, master)
 		_ = master.Close()
 		close(drained)
@@ -50,8 +50,8 @@ func (s *Server) startOnTerminal(id int, cmd *exec.Cmd, size wire.Size) (input i
 	return keyboard{master}, drained, nil
 }
 
-// keyboard is a terminal's input. Its end is the key for it: were the terminal
-// closed, its processes would be hung up on.
+// keyboard is a terminal's input. Close sends the end-of-file key: closing the terminal
+// instead would hang up its processes.
 type keyboard struct{ *os.File }
 
 func (k keyboard) Close() error {

@@ -1,10 +1,9 @@
-// Command guestinit is the first process of a guest of package vm. It mounts what
-// a program expects of a Linux machine, loads kernel modules, enables VFs, and
-// then runs the programs that the host asks for.
+// Command guestinit is the first process of a guest of package vm. It mounts what a
+// program expects on a Linux machine, loads kernel modules, enables VFs, and then runs
+// the programs that the host asks for.
 //
-// The process with number 1 only reaps what others leave behind and powers the
-// machine off; its child does everything else, and may wait for its own children
-// undisturbed.
+// Process 1 only reaps orphans and powers the machine off. Its child does everything
+// else, so that the child can wait for its own children undisturbed.
 package main
 
 import (
@@ -32,8 +31,8 @@ func main() {
 	}
 }
 
-// first runs this program again and reaps every process that ends, until the
-// child does.
+// first starts this program again as its child and reaps every process until that child
+// exits.
 func first() {
 	child := exec.Command("/proc/self/exe", "serve")
 	child.Stdin, child.Stdout, child.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -56,7 +55,7 @@ func first() {
 	unix.Sync()
 	err = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	fmt.Fprintln(os.Stderr, "guestinit: power off:", err)
-	time.Sleep(time.Hour) // the first process must not end
+	time.Sleep(time.Hour) // the kernel panics when the first process exits
 }
 
 // mountAll mounts the usual file systems.
@@ -81,7 +80,7 @@ func mountAll() error {
 	return os.Mkdir("/run/netns", 0o755)
 }
 
-// second sets the guest up and serves the host to the end.
+// second sets up the guest and serves the host until it says to power off.
 func second() error {
 	raw, err := os.ReadFile(wire.Setup)
 	if err != nil {
@@ -91,7 +90,7 @@ func second() error {
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return err
 	}
-	problem := setUp(c) // the port needs modules, so that they come first
+	problem := setUp(c) // first, because the port needs modules
 	port, err := openPort()
 	if err != nil {
 		return errors.Join(problem, err)

@@ -16,11 +16,11 @@ import (
 	"github.com/manifold-cni/manifold/test/vm/wire"
 )
 
-// patience is how long the guest waits for its own devices, by its own clock, which a
-// busy machine at hand does not stop.
+// patience is how long the guest waits for its own devices, by its own clock, which
+// runs on even while a busy host lets the guest wait.
 const patience = 5 * time.Minute
 
-// setUp loads modules and makes the network hardware ready.
+// setUp loads modules, mounts the disk and prepares the network hardware.
 func setUp(c wire.Configuration) error {
 	for _, name := range c.Modules {
 		if err := load(filepath.Join(wire.Modules, name+".ko")); err != nil {
@@ -55,10 +55,10 @@ func setUp(c wire.Configuration) error {
 	return enableVFs(c.VFs)
 }
 
-// switchRoot makes the disk the root file system of this process and of all that
-// it starts, with the file systems that are in memory where they are, and shares
-// its mounts, as is usual on a machine that runs containers. The first process
-// stays where it is, and needs nothing there.
+// switchRoot makes the disk the root file system of this process and its children. It
+// moves the memory file systems along, and makes all mounts shared, as is usual on a
+// machine that runs containers. The first process stays on the old root and needs
+// nothing there.
 func switchRoot() error {
 	for _, dir := range []string{"/proc", "/sys", "/dev", "/run", "/tmp"} {
 		if err := unix.Mount(dir, wire.Disk+dir, "", unix.MS_MOVE, ""); err != nil {
@@ -105,7 +105,7 @@ func connect(c wire.Configuration) error {
 	return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.ParseIP(c.Gateway)})
 }
 
-// mountDisk mounts the guest's disk; the kernel replays its journal.
+// mountDisk mounts the guest's disk. The kernel replays its journal.
 func mountDisk() error {
 	const device = "/dev/vda"
 	if err := os.MkdirAll(wire.Disk, 0o755); err != nil {
@@ -135,8 +135,8 @@ func load(file string) error {
 	return nil
 }
 
-// enableVFs sets every PF up and gives it a number of VFs, and returns when each
-// VF has its driver and, if that makes one, its network device.
+// enableVFs brings every PF up and gives it count VFs. It returns when each VF has its
+// network device.
 func enableVFs(count int) error {
 	files, err := filepath.Glob("/sys/bus/pci/devices/*/sriov_numvfs")
 	if err != nil {
@@ -167,7 +167,7 @@ func enableVFs(count int) error {
 	return nil
 }
 
-// waitNetDev returns the name of the network device of a PCI function.
+// waitNetDev waits for the network device of a PCI function and returns its name.
 func waitNetDev(function string) (string, error) {
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if devices, err := os.ReadDir(filepath.Join(function, "net")); err == nil && len(devices) > 0 {

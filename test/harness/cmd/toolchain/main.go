@@ -1,8 +1,8 @@
-// Command toolchain builds a pinned third-party program, once per version and
-// machine, and prints where it is: "golangci-lint" the program, "plugins" the
-// directory of the CNI reference plugins, "control-plane" that of etcd and the
-// Kubernetes control plane's programs, "node" and "node-1.34" that of a kubelet,
-// containerd and runc, "helm", "kustomize" and "promtool" the program.
+// Command toolchain builds a pinned third-party program, once per version and machine,
+// and prints its path: the program for "golangci-lint", "helm", "kustomize" and
+// "promtool", and a directory of programs for "plugins" (the CNI reference plugins),
+// "control-plane" (etcd and the Kubernetes control plane), "node" and "node-1.34"
+// (kubelet, containerd and runc).
 package main
 
 import (
