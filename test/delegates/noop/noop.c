@@ -1,8 +1,8 @@
 /*
- * noop is a delegate that does nothing, as fast as a program can: what the
- * benchmarks measure with it is everybody else. It is not in Go, whose runtime
- * alone takes longer to start than all else that is measured. The first of a pod's
- * says when it was started, in a file that NOOP_STAMP names.
+ * noop is a delegate that does nothing, as fast as a program can, so that the
+ * benchmarks measure everything but the delegates. It is not written in Go, whose
+ * runtime alone takes longer to start than everything else that is measured. The
+ * first delegate of a pod writes its start time to the file named by NOOP_STAMP.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -13,7 +13,7 @@
 
 static const char result[] = "{\"cniVersion\":\"1.0.0\",\"ips\":[]}";
 
-/* stamp writes the time of the monotonic clock in ns, unless that was done. */
+/* stamp writes the monotonic time in ns to a file, unless the file exists. */
 static void stamp(const char *file)
 {
 	struct timespec now;
