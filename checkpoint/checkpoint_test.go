@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// vfccUID is a captured pod with two containers.
+// vfccUID is the UID of a captured pod with two containers.
 const vfccUID = "fda9741f-df60-4a11-9d85-54a35bd7eb94"
 
 func readTestdata(t testing.TB, name string) []byte {
@@ -37,7 +37,7 @@ func mustDecode(t testing.TB, raw []byte) *Checkpoint {
 	return c
 }
 
-// sealed completes the Data of a file with the checksum that a kubelet computes.
+// sealed builds a file from its Data and the checksum that a kubelet computes.
 func sealed(t testing.TB, data string) []byte {
 	t.Helper()
 	_, _, sum, ok := kubeletReads(json.RawMessage(data))
@@ -247,7 +247,8 @@ func TestLargeFile(t *testing.T) {
 	}
 }
 
-// manyEntries builds n allocations as an SR-IOV device plugin answers them.
+// manyEntries builds n allocations with responses like those of an SR-IOV device
+// plugin.
 func manyEntries(n int) ([]Entry, map[string][]string) {
 	answer := []byte(strings.Repeat("PCIDEVICE_VENDOR_EXAMPLE_VFS=0000:21:10.4 ", 4))
 	var entries []Entry
@@ -263,9 +264,8 @@ func manyEntries(n int) ([]Entry, map[string][]string) {
 	return entries, registered
 }
 
-// FuzzDecode takes the Data of a file, completes it with the checksum that a
-// kubelet would compute by the general printer, and holds what Decode reads
-// against what a kubelet reads.
+// FuzzDecode builds a file from its Data and the checksum that a kubelet would compute
+// with the general printer, and compares what Decode reads with what a kubelet reads.
 func FuzzDecode(f *testing.F) {
 	names, err := filepath.Glob("testdata/*checkpoint*")
 	if err != nil {
@@ -297,7 +297,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// sameContent compares c with what a kubelet read, and takes it through Encode.
+// sameContent compares c with what a kubelet read, and checks that c survives Encode.
 func sameContent(t *testing.T, c *Checkpoint, entries []Entry, registered map[string][]string) {
 	t.Helper()
 	if !reflect.DeepEqual(c.Entries, entries) || !reflect.DeepEqual(c.Registered, registered) {

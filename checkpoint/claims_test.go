@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// claimsJSON is a file around Data, as the kubelet writes it.
+// claimsJSON wraps Data in a file as the kubelet writes it.
 func claimsJSON(data string) string {
 	return fmt.Sprintf(`{"Data":%q,"Checksum":%d}`, data, crc32.ChecksumIEEE([]byte(data)))
 }

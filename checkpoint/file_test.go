@@ -98,7 +98,7 @@ func TestDamagedFiles(t *testing.T) {
 		if err := tc.make(); err != nil {
 			t.Fatal(err)
 		}
-		for range 2 { // decoded, then remembered
+		for range 2 { // the first time decoded, the second time cached
 			if c, err := f.Load(); !errors.Is(err, tc.want) || c != nil {
 				t.Errorf("%s: %v, %v, want %v", tc.name, c, err, tc.want)
 			}
@@ -166,8 +166,8 @@ func TestWatchTellsOfReplacement(t *testing.T) {
 	must(os.RemoveAll(filepath.Dir(path)))
 	must(os.Mkdir(filepath.Dir(path), 0o755))
 	awaitChange(t, changed, "the directory was made again")
-	// The signals so far may be of the removal alone: only a watch of the new
-	// directory tells of what comes next.
+	// The signals so far may be about the removal alone. Only a watch of the new
+	// directory signals what follows.
 	f := NewFile(path)
 	replace(t, path, 3)
 	for n := 4; ; n++ {
@@ -178,7 +178,7 @@ func TestWatchTellsOfReplacement(t *testing.T) {
 		replace(t, path, n)
 	}
 	cancel()
-	for range changed { // until it is closed
+	for range changed { // drain until it is closed
 	}
 }
 
@@ -197,7 +197,7 @@ func TestWatchIgnoresOtherFiles(t *testing.T) {
 	if !NewFile(path).await(t.Context(), w) {
 		t.Fatal("no change seen")
 	}
-	// Events come in order: the file's creation must be behind us.
+	// Events come in order, so the watcher has seen the file's creation by now.
 	for ev := range w.Events {
 		if ev.Name == path && ev.Has(fsnotify.Create) {
 			t.Fatal("another file's event was taken for the file's")

@@ -11,8 +11,8 @@ import (
 	"k8s.io/utils/dump"
 )
 
-// The kubelet's own types, by name: its checksum is over a dump that prints the
-// names, so these must not be renamed.
+// The kubelet's own types under their own names. The dump behind the kubelet's checksum
+// contains the names, so these types must not be renamed.
 
 // DevicesPerNUMA mirrors the kubelet's type.
 type DevicesPerNUMA map[int64][]string
@@ -29,8 +29,8 @@ type checkpointData struct {
 	RegisteredDevices map[string][]string
 }
 
-// PodDevicesEntryV1 mirrors the form before 1.20, whose names the kubelet
-// replaces in the dump by the present ones.
+// PodDevicesEntryV1 mirrors the form before 1.20. The kubelet replaces its name in the
+// dump by the current one.
 type PodDevicesEntryV1 struct {
 	PodUID, ContainerName, ResourceName string
 	DeviceIDs                           []string
@@ -42,10 +42,10 @@ type checkpointDataV1 struct {
 	RegisteredDevices map[string][]string
 }
 
-// sum computes the checksum the kubelet's way.
+// sum computes the checksum as the kubelet does.
 func (m checkpointData) sum() uint32 { return fnv32a(dump.ForHash(m)) }
 
-// sum does the same for the form before 1.20.
+// sum computes the checksum of the form before 1.20 as the kubelet does.
 func (m checkpointDataV1) sum() uint32 {
 	s := strings.Replace(dump.ForHash(m), "checkpointDataV1", "checkpointData", 1)
 	return fnv32a(strings.ReplaceAll(s, "PodDevicesEntryV1", "PodDevicesEntry"))
@@ -57,7 +57,7 @@ func fnv32a(s string) uint32 {
 	return h.Sum32()
 }
 
-// entries returns the content in this package's form.
+// entries converts the content to this package's form.
 func (m checkpointData) entries() []Entry {
 	var out []Entry
 	if m.PodDeviceEntries != nil {
@@ -76,7 +76,7 @@ func (m checkpointData) entries() []Entry {
 	return out
 }
 
-// entries does the same for the form before 1.20.
+// entries converts the form before 1.20 to this package's form.
 func (m checkpointDataV1) entries() []Entry {
 	var out []Entry
 	if m.PodDeviceEntries != nil {
@@ -92,8 +92,8 @@ func (m checkpointDataV1) entries() []Entry {
 	return out
 }
 
-// kubeletReads reads the Data of a file as a kubelet does, the present form
-// first; it returns what it reads and the checksum that the file must have.
+// kubeletReads reads the Data of a file as a kubelet does, trying the current form
+// first. It returns the content and the checksum that the file must have.
 func kubeletReads(raw json.RawMessage) (entries []Entry, registered map[string][]string, sum uint32, ok bool) {
 	var now checkpointData
 	if json.Unmarshal(raw, &now) == nil {

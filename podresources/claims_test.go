@@ -12,8 +12,8 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 )
 
-// claimed is a pod with a claim from a template of which c1 uses the request vf,
-// one by name that both containers share, and an extended resource in c2.
+// claimed returns a pod with three claims: one from a template, of which c1 uses the
+// request vf; one by name, which both containers share; and an extended resource in c2.
 func claimed() Pod {
 	return Pod{Namespace: "shop", Name: "web-0", UID: ours,
 		Claims: []PodClaim{{Name: "nics", Claim: "web-0-nics-abcde", Template: true}, {Name: "common", Claim: "shared-claim"}},
@@ -23,8 +23,8 @@ func claimed() Pod {
 		}}
 }
 
-// inClaim is a device of a claim as the checkpoint has it, allocated the pods of
-// these UIDs.
+// inClaim returns a claim with one device as the checkpoint has it, used by the pods
+// with these UIDs.
 func inClaim(claim, device, request string, uids ...string) checkpoint.Claim {
 	d := checkpoint.ClaimDevice{Driver: "vf.example", Pool: "node1", Name: device}
 	if request != "" {
@@ -33,12 +33,12 @@ func inClaim(claim, device, request string, uids ...string) checkpoint.Claim {
 	return checkpoint.Claim{Namespace: "shop", Name: claim, UID: "uid-of-" + claim, PodUIDs: uids, Devices: []checkpoint.ClaimDevice{d}}
 }
 
-// inUse is a claim's device as the API lists it in a container.
+// inUse returns a claim's device as the API lists it for a container.
 func inUse(container, claim, device string) ContainerDevice {
 	return ContainerDevice{Container: container, Claim: &ClaimDevice{Namespace: "shop", Claim: claim, Driver: "vf.example", Pool: "node1", Name: device}}
 }
 
-// claimFile is a checkpoint of claims, or the error of reading it.
+// claimFile is a checkpoint of claims, or the error from reading it.
 type claimFile struct {
 	all []checkpoint.Claim
 	err error
@@ -47,7 +47,7 @@ type claimFile struct {
 // Load implements ClaimMemory.
 func (f claimFile) Load() (*checkpoint.Claims, error) { return &checkpoint.Claims{All: f.all}, f.err }
 
-// showClaims prints claims' devices, a line each, and the notes.
+// showClaims prints the claims' devices and the notes, one per line.
 func showClaims(a *Allocation) string {
 	var b strings.Builder
 	for _, d := range a.Devices {
@@ -112,13 +112,13 @@ func TestJoinClaims(t *testing.T) {
 	}
 }
 
-// claimCase is a row of the package comment's table of claims.
+// claimCase is a row of the table of claims in the package comment.
 type claimCase struct {
 	live    []ContainerDevice
 	liveErr error
 	file    claimFile
 	pod     func(*Pod)
-	noAPI   bool // nor the device manager's checkpoint
+	noAPI   bool // neither the API nor the device manager's checkpoint
 	want    string
 }
 
@@ -130,7 +130,7 @@ func (tc *claimCase) run(t *testing.T) {
 	s := &script{t: t, moments: []moment{{live: tc.live, liveErr: tc.liveErr}}}
 	r := NewReader(s, s, Options{Retry: retry, Claims: tc.file})
 	if tc.liveErr != nil && tc.file.err != nil {
-		r.memory = mustHave{s} // else there is no answer at all
+		r.memory = mustHave{s} // otherwise there is no answer at all
 	}
 	if tc.noAPI {
 		r.live, r.memory = nil, nil
@@ -145,7 +145,7 @@ func (tc *claimCase) run(t *testing.T) {
 	synctest.Wait()
 }
 
-// mustHave is a checkpoint with a device of the pod's.
+// mustHave is a checkpoint with one device of the pod.
 type mustHave struct{ *script }
 
 // Load implements Memory.
@@ -163,7 +163,8 @@ func withClaims(in []Device) []Device {
 	return out
 }
 
-// source knows attributes by the device's name; of others it says err.
+// source is an AttributeSource that knows some devices by name, and returns err for all
+// others.
 type source struct {
 	name  string
 	known map[string]Attributes
@@ -196,7 +197,7 @@ func TestAttributesOfClaims(t *testing.T) {
 		slicesAsked   int
 		source        string
 		gap           string
-		passes        bool // the gap may
+		passes        bool // the gap is temporary
 	}{
 		"the file suffices":               {files: map[string]Attributes{"vf-1": {DeviceID: address, ResourceName: vfs}}, source: "files", want: vfs + " " + address},
 		"each from another":               {files: map[string]Attributes{"vf-1": {PCIBusID: address}}, slices: map[string]Attributes{"vf-1": {ResourceName: vfs, PCIBusID: other}}, slicesAsked: 1, source: "files and slices", want: vfs + " " + address},
@@ -235,8 +236,8 @@ func TestAttributesOfClaims(t *testing.T) {
 	}
 }
 
-// The API names no request; where metadata does, the extended resource and the
-// container follow.
+// The API does not name requests. If device metadata does, the extended resource and
+// the container are derived from it.
 func TestRequestsThatMetadataTells(t *testing.T) {
 	pod, asked := claimed(), 0
 	live := []ContainerDevice{inUse("c1", "web-0-extended-resources-abcde", "vf-9"), inUse("c2", "web-0-extended-resources-abcde", "vf-9")}
@@ -251,7 +252,7 @@ func TestRequestsThatMetadataTells(t *testing.T) {
 	}
 }
 
-// metadataFile writes a file of metadata as a driver does.
+// metadataFile writes a metadata file as a driver does.
 func metadataFile(t testing.TB, dir, driver, claim, request, content string) {
 	t.Helper()
 	path := dir + "/" + driver + "/dra-device-metadata/" + claim + "/" + request
@@ -265,7 +266,7 @@ func metadataFile(t testing.TB, dir, driver, claim, request, content string) {
 
 const metadataHead = `{"kind":"DeviceMetadata","apiVersion":"metadata.resource.k8s.io/v1beta1","metadata":{"name":"nics","namespace":"shop","uid":"uid-1","generation":1},"podClaimName":"nics",`
 
-// metadataOfVF is an object with one device.
+// metadataOfVF returns a metadata object with one device.
 func metadataOfVF(request, device, address string) string {
 	return metadataHead + fmt.Sprintf(`"requests":[{"name":%q,"devices":[{"driver":"vf.example","pool":"node1","name":%q,"attributes":{
 		"resource.kubernetes.io/pciBusID":{"string":%q},"k8s.cni.cncf.io/resourceName":{"string":"vendor.example/vfs"},"numaNode":{"int":1},"list":{"strings":["a"]},"odd":7}}]}]}`, request, device, address)
@@ -331,8 +332,8 @@ func TestMetadata(t *testing.T) {
 	}
 }
 
-// FuzzMetadata holds that a file gives attributes or an error, and none but those
-// of the device asked for.
+// FuzzMetadata checks that a file yields either an error or attributes, and only those
+// of the requested device.
 func FuzzMetadata(f *testing.F) {
 	f.Add([]byte(metadataOfVF("vf", "vf-1", "0000:21:10.0")))
 	f.Add([]byte(metadataHead + `"requests":[{"devices":[{"attributes":null}]}]}`))

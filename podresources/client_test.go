@@ -24,7 +24,7 @@ import (
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// captured reads an answer of a real kubelet.
+// captured reads a response of a real kubelet.
 func captured[M proto.Message](t testing.TB, name string, into M) M {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join("testdata/two-numa", name))
@@ -37,7 +37,7 @@ func captured[M proto.Message](t testing.TB, name string, into M) M {
 	return into
 }
 
-// capturedNode serves the answers of a real kubelet, by Get or by List alone.
+// capturedNode serves the responses of a real kubelet, by Get or only by List.
 func capturedNode(t testing.TB, withGet bool) *Reader {
 	t.Helper()
 	api := &resources{list: func() (*podresourcesv1.ListPodResourcesResponse, error) {
@@ -131,7 +131,7 @@ func TestTwoPodsOfOneNameAreBothListed(t *testing.T) {
 	}
 }
 
-// node is a fake kubelet with n free devices.
+// node starts a fake kubelet with n free devices.
 func node(t *testing.T, n int) *fakekubelet.Kubelet {
 	t.Helper()
 	k, err := fakekubelet.Start(t.TempDir())
@@ -149,7 +149,7 @@ func node(t *testing.T, n int) *fakekubelet.Kubelet {
 	return k
 }
 
-// admit starts a pod with one container that has a device.
+// admit starts a pod with one container that has one device.
 func admit(t *testing.T, k *fakekubelet.Kubelet, name string) Pod {
 	t.Helper()
 	p, err := k.AddPod(manifest(name), nil)
@@ -167,7 +167,7 @@ func manifest(name string) *corev1.Pod {
 	}
 }
 
-// readerOf reads the fake kubelet.
+// readerOf returns a Reader of the fake kubelet.
 func readerOf(t *testing.T, k *fakekubelet.Kubelet, o Options) *Reader {
 	t.Helper()
 	c := NewClient(k.PodResourcesSocket())
@@ -224,7 +224,7 @@ func TestReaderAcrossKubeletRestart(t *testing.T) {
 		if err := k.SetPhase(tc.phase); err != nil {
 			t.Fatal(err)
 		}
-		// A resource that the pod does not have keeps the cache from answering.
+		// The pod does not have the absent resource, so the cache cannot answer.
 		a := eventually(t, tc.name, func() (*Allocation, bool) {
 			a, err := r.Devices(t.Context(), web, []string{vfs, "vendor.example/absent"})
 			return a, err == nil && len(a.Devices) == 1 && a.Devices[0].Source == tc.source
@@ -235,8 +235,8 @@ func TestReaderAcrossKubeletRestart(t *testing.T) {
 	}
 }
 
-// eventually asks until the answer is right: a connection takes a moment to be
-// made again.
+// eventually repeats ask until the answer is right, because reconnecting takes a
+// moment.
 func eventually[T any](t *testing.T, what string, ask func() (T, bool)) T {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -298,7 +298,7 @@ func TestCacheAnswersOnlyForItsPod(t *testing.T) {
 	if again := ask(first); again != before || k.Calls()["Get"] != calls {
 		t.Errorf("the same question took a call more, or gave %s", again)
 	}
-	second := admit(t, k, "web") // of the same name, with the other device
+	second := admit(t, k, "web") // a pod of the same name with the other device
 	if err := k.DeletePod("00000000-0000-4000-8000-000000000001"); err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,7 @@ func ExampleReader() {
 		fmt.Println(err)
 		return
 	}
-	// No PodResources API here: the checkpoint alone suffices.
+	// Without the PodResources API the checkpoint alone suffices.
 	reader := podresources.NewReader(nil, checkpoint.NewFile(file), podresources.Options{})
 	allocation, err := reader.Devices(context.Background(), podresources.Pod{
 		Namespace: "shop", Name: "gateway", UID: "f0d3eb39", Containers: []podresources.Container{{Name: "rx"}},
@@ -50,7 +50,8 @@ func ExampleReader() {
 func ExamplePods() {
 	pods := podresources.NewPods("/nonexistent/pods-api/pods-api.sock")
 	defer pods.Close()
-	// Without Run each question is a call; with Run in a goroutine, a look into memory.
+	// Without Run, each question is a call; with Run in a goroutine, it is a memory
+	// access.
 	_, err := pods.Pod(context.Background(), "shop", "gateway", "f0d3eb39")
 	fmt.Println(errors.Is(err, podresources.ErrUnavailable))
 	// Output: true

@@ -20,14 +20,14 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// Names that the tests use.
+// Names in the tests.
 const (
 	vfs  = "vendor.example/vfs"
 	ours = "uid-new"
 	old  = "uid-old"
 )
 
-// web is the pod that the tests ask for: an init container, a sidecar, two
+// web is the pod that the tests ask about, with an init container, a sidecar and two
 // containers.
 func web() Pod {
 	return Pod{Namespace: "shop", Name: "web-0", UID: ours, Containers: []Container{
@@ -35,17 +35,17 @@ func web() Pod {
 	}}
 }
 
-// held is a container's device in a short form.
+// held returns a container's device.
 func held(container, id string) ContainerDevice {
 	return ContainerDevice{Container: container, Resource: vfs, ID: id}
 }
 
-// entry is a checkpoint entry of some devices without NUMA node.
+// entry returns a checkpoint entry with devices without NUMA node.
 func entry(uid, container string, ids ...string) checkpoint.Entry {
 	return checkpoint.Entry{PodUID: uid, Container: container, Resource: vfs, Devices: []checkpoint.NUMADevices{{Node: checkpoint.NoNUMA, IDs: ids}}}
 }
 
-// moment is what the sources say at one look.
+// moment is the state of the sources at one look.
 type moment struct {
 	live    []ContainerDevice
 	liveErr error
@@ -53,15 +53,15 @@ type moment struct {
 	memErr  error
 }
 
-// script is a Live and a Memory that say one moment after another; the last one
-// stays. A look at the checkpoint begins a moment.
+// script is a Live and a Memory that report one moment after another; the last one
+// stays. A read of the checkpoint starts the next moment.
 type script struct {
 	t       testing.TB
 	moments []moment
 
 	mu    sync.Mutex
-	at    int // the moment that is told, from 1
-	calls int // of the API
+	at    int // the current moment, from 1
+	calls int // calls of the API
 }
 
 func (s *script) now() moment { return s.moments[max(0, min(s.at, len(s.moments))-1)] }
@@ -95,7 +95,7 @@ func (s *script) List(ctx context.Context) (map[PodKey][]ContainerDevice, error)
 	return map[PodKey][]ContainerDevice{{"shop", "web-0"}: d}, nil
 }
 
-// decoded takes entries through a file as a kubelet writes it.
+// decoded passes entries through a file as a kubelet writes it.
 func decoded(t testing.TB, entries []checkpoint.Entry) *checkpoint.Checkpoint {
 	t.Helper()
 	raw, err := checkpoint.Encode(entries, nil)
@@ -109,7 +109,7 @@ func decoded(t testing.TB, entries []checkpoint.Entry) *checkpoint.Checkpoint {
 	return c
 }
 
-// show prints an allocation, a device or a note to a line.
+// show prints an allocation, one device or note per line.
 func show(a *Allocation) string {
 	if a == nil {
 		return "nothing\n"
@@ -147,11 +147,10 @@ func serve(t testing.TB, register func(*grpc.Server)) string {
 	return socket
 }
 
-// resources serves PodResources from functions; those left out are
-// unimplemented.
+// resources serves PodResources from functions; a nil function is unimplemented.
 type resources struct {
 	podresourcesv1.UnimplementedPodResourcesListerServer
-	unbounded atomic.Int32 // calls that came without a deadline
+	unbounded atomic.Int32 // number of calls without a deadline
 	list      func() (*podresourcesv1.ListPodResourcesResponse, error)
 	get       func(*podresourcesv1.GetPodResourcesRequest) (*podresourcesv1.GetPodResourcesResponse, error)
 }
@@ -180,7 +179,7 @@ func (r *resources) check(ctx context.Context) {
 	}
 }
 
-// newClient serves r and returns a client of it.
+// newClient serves r and returns a client for it.
 func newClient(t testing.TB, r *resources) *Client {
 	t.Helper()
 	c := NewClient(serve(t, func(s *grpc.Server) { podresourcesv1.RegisterPodResourcesListerServer(s, r) }))
@@ -193,7 +192,7 @@ func newClient(t testing.TB, r *resources) *Client {
 	return c
 }
 
-// newPods serves an API and returns a reader of it.
+// newPods serves an API and returns a reader for it.
 func newPods(t testing.TB, api podsv1alpha1.PodsServer) *Pods {
 	t.Helper()
 	p := NewPods(serve(t, func(s *grpc.Server) { podsv1alpha1.RegisterPodsServer(s, api) }))

@@ -14,22 +14,22 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 )
 
-// joinCase is a row of the package comment's table: what the sources say, look
-// after look, and what is made of it.
+// joinCase is a row of the package comment's first table: the sources at each look, and
+// the answer.
 type joinCase struct {
 	name    string
 	moments []moment
 	pod     func(*Pod)
 	noAPI   bool
 	noFile  bool
-	want    string // as show prints it; for an error, what its text has
+	want    string // as show prints it; for an error, part of its text
 	err     error
 	took    time.Duration
 }
 
 const (
 	retry = 600 * time.Millisecond
-	// untilRetryEnds is when the first look after the retries' end happens.
+	// untilRetryEnds is the time of the first look after the end of the retries.
 	untilRetryEnds = retry + retryStep
 )
 
@@ -160,7 +160,7 @@ func runJoin(t *testing.T, cases []joinCase) {
 	}
 }
 
-// run asks once, in a bubble whose clock says how long the answer took.
+// run asks once, in a bubble whose clock measures how long the answer takes.
 func (tc *joinCase) run(t *testing.T) {
 	s := &script{t: t, moments: tc.moments}
 	var live Live
@@ -216,8 +216,8 @@ func TestPluginsOrderIsTheFirstHolders(t *testing.T) {
 	}
 }
 
-// FuzzJoin holds what must be true of every answer, whatever the sources say.
-// Each byte is a holding: a bit for the source, others for UID, container and
+// FuzzJoin checks what must hold for every answer, whatever the sources report. Each
+// byte of the input is a holding: one bit for the source, others for UID, container and
 // device.
 func FuzzJoin(f *testing.F) {
 	f.Add([]byte{0x01, 0x81, 0x02}, true)
@@ -278,8 +278,8 @@ func holdsInvariants(t *testing.T, v *view, a *Allocation) {
 	}
 }
 
-// TestTheCheckpointAnswersForAKubeletAtItsLimit: another client may keep it
-// there for ever.
+// TestTheCheckpointAnswersForAKubeletAtItsLimit proves that the checkpoint answers when
+// another client keeps the kubelet at its limit forever.
 func TestTheCheckpointAnswersForAKubeletAtItsLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

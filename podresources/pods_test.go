@@ -30,7 +30,7 @@ func running(t *testing.T, p *Pods) {
 	t.Cleanup(func() { cancel(); run.Wait() })
 }
 
-// watched is a fake kubelet with a pod, and a reader that has cached it.
+// watched starts a fake kubelet with a pod, and a reader that has cached the pod.
 func watched(t *testing.T) (*fakekubelet.Kubelet, *Pods, Pod) {
 	t.Helper()
 	k := node(t, 4)
@@ -88,7 +88,7 @@ func TestPodsAcrossKubeletRestart(t *testing.T) {
 	eventually(t, "the watch is back", func() (bool, bool) { f := p.follows(); return f, f })
 }
 
-// follows reports whether the cache follows the kubelet.
+// follows reports whether the cache is in step with the kubelet.
 func (p *Pods) follows() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -149,11 +149,11 @@ func TestPodsErrors(t *testing.T) {
 	}
 }
 
-// scripted is a Pods API whose streams send what the test says.
+// scripted is a Pods API whose streams send what the test defines.
 type scripted struct {
 	podsv1alpha1.UnimplementedPodsServer
 	get     []byte
-	streams [][]*podsv1alpha1.WatchPodsEvent // one for each watch; then streams stay open and empty
+	streams [][]*podsv1alpha1.WatchPodsEvent // one per watch; later streams stay open and empty
 
 	mu      sync.Mutex
 	watches int
@@ -182,7 +182,7 @@ func (s *scripted) WatchPods(_ *podsv1alpha1.WatchPodsRequest, out grpc.ServerSt
 	return status.Error(codes.ResourceExhausted, "watcher is too slow")
 }
 
-// event is an event about a pod of a name, which is its UID too.
+// event returns an event about a pod whose name is also its UID.
 func event(t testing.TB, kind podsv1alpha1.EventType, name string) *podsv1alpha1.WatchPodsEvent {
 	t.Helper()
 	raw, err := (&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name)}}).Marshal()
@@ -198,7 +198,7 @@ func TestDroppedWatchIsMadeAgain(t *testing.T) {
 	garbage := &podsv1alpha1.WatchPodsEvent{Type: added, Pod: []byte("garbage")}
 	api := &scripted{streams: [][]*podsv1alpha1.WatchPodsEvent{
 		{event(t, added, "a"), garbage, event(t, added, "b"), complete, event(t, modified, "a"), event(t, added, "c")},
-		{event(t, added, "d")}, // ends before its sync: nothing of it counts
+		{event(t, added, "d")}, // ends before its sync is complete: it must not count
 		{event(t, added, "b"), event(t, added, "e"), event(t, deleted, "e"), complete, event(t, added, "f"), event(t, deleted, "b")},
 	}}
 	p := newPods(t, api)
@@ -268,7 +268,7 @@ func FuzzDecodePod(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What is kept survives being kept again.
+		// Trimming a trimmed pod changes nothing.
 		if again := Trim(pod); again.String() != pod.String() {
 			t.Errorf("trimmed twice: %v, once: %v", again, pod)
 		}

@@ -12,14 +12,14 @@ import (
 	"time"
 )
 
-// slow is a Live that holds pods and takes a second for each call, as a kubelet
-// never does. An answer is what was true when the call began.
+// slow is a Live that holds pods and takes a second for each call, which a kubelet
+// never does. It answers with the state at the start of the call.
 type slow struct {
 	mu    sync.Mutex
 	pods  map[PodKey][]ContainerDevice
 	fail  []error // answers to the next calls
 	calls []string
-	ended int // calls that ended because their context did
+	ended int // calls that ended because of their context
 }
 
 func (s *slow) set(pod string, d ...ContainerDevice) {
@@ -28,7 +28,7 @@ func (s *slow) set(pod string, d ...ContainerDevice) {
 	s.pods[PodKey{"shop", pod}] = d
 }
 
-// call takes its second and returns what was true when it began.
+// call takes a second and returns the state at its start.
 func (s *slow) call(ctx context.Context, method string) (map[PodKey][]ContainerDevice, error) {
 	s.mu.Lock()
 	s.calls = append(s.calls, method)
@@ -64,7 +64,7 @@ func (s *slow) List(ctx context.Context) (map[PodKey][]ContainerDevice, error) {
 	return s.call(ctx, "List")
 }
 
-// made returns the calls so far, and forgets them.
+// made returns the calls so far and clears them.
 func (s *slow) made() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -72,7 +72,7 @@ func (s *slow) made() string {
 	return fmt.Sprint(s.calls)
 }
 
-// inBubble runs a test of the shared calls with a clock of its own.
+// inBubble runs a test of the shared calls with its own clock.
 func inBubble(t *testing.T, test func(t *testing.T, live *slow, s *shared)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -84,7 +84,7 @@ func inBubble(t *testing.T, test func(t *testing.T, live *slow, s *shared)) {
 func some(d []ContainerDevice) bool { return len(d) > 0 }
 func none([]ContainerDevice) bool   { return false }
 
-// ask asks for a pod and expects one device or an error.
+// ask asks about a pod and expects one device or an error.
 func ask(t *testing.T, ctx context.Context, s *shared, pod, want string, wantErr error) {
 	t.Helper()
 	d, err := s.devices(ctx, PodKey{"shop", pod}, some)
@@ -126,7 +126,7 @@ func TestACallThatBeganEarlierIsNotAccepted(t *testing.T) {
 		var all sync.WaitGroup
 		all.Go(func() { ask(t, t.Context(), s, "web", "old", nil) })
 		synctest.Wait()
-		live.set("web", held("c1", "new")) // while the first call is under way
+		live.set("web", held("c1", "new")) // while the first call is in flight
 		all.Go(func() { ask(t, t.Context(), s, "web", "new", nil) })
 		all.Wait()
 		if got := live.made(); got != "[Get Get]" {
@@ -148,7 +148,8 @@ func TestWhoGivesUpDoesNotFailOthers(t *testing.T) {
 		all.Go(func() { ask(t, hurried, s, "web", "", ErrUnavailable) })
 		all.Wait()
 		synctest.Wait()
-		// The first call ended with its only asker. The second serves who is left.
+		// The first call ended with its only caller. The second serves the remaining
+		// one.
 		if got := live.made(); got != "[Get List]" || live.ended != 1 {
 			t.Errorf("calls %s, %d ended early", got, live.ended)
 		}

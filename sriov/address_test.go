@@ -53,7 +53,7 @@ func TestCompareAddresses(t *testing.T) {
 		{"0000:21:1f.7", "0000:22:00.0", -1},
 		{"0000:9f:00.0", "0000:a0:00.0", -1},
 		{"0000:ff:1f.7", "0001:00:00.0", -1},
-		{"ffff:00:00.0", "10000:00:00.0", -1}, // by bytes it would be the other way round
+		{"ffff:00:00.0", "10000:00:00.0", -1}, // comparison by bytes would give the opposite
 		{"ffff:00:00.0", "0000", -1},
 		{"eth2", "eth10", -1},
 	} {
@@ -84,8 +84,8 @@ func TestCompareIDs(t *testing.T) {
 	}
 }
 
-// FuzzParseAddress checks that what is accepted is a safe path component that
-// parses to itself.
+// FuzzParseAddress checks that an accepted address is a safe path component and parses
+// to itself.
 func FuzzParseAddress(f *testing.F) {
 	f.Add("0000:21:10.2")
 	f.Add("10000:AB:1f.7")

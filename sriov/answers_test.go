@@ -9,14 +9,14 @@ import (
 	"testing"
 )
 
-// answer reads what the kernel answers when it is asked for a PF: a file of
-// testdata/answers, hexadecimal with comments.
+// answer reads a kernel's answer to a query about a PF from a file of testdata/answers,
+// which is hexadecimal with comments.
 //
-// They are written by hand, since no lab has the hardware: the body of an
-// RTM_NEWLINK message with the attributes IFLA_VF_* in the order in which
-// rtnl_fill_vfinfo of the kernel's net/core/rtnetlink.c puts them, each in its
-// struct ifla_vf_* of include/uapi/linux/if_link.h, little-endian, and with the
-// values that the drivers' ndo_get_vf_config can give.
+// The files are written by hand, because no lab has the hardware. Each holds the body
+// of an RTM_NEWLINK message, little-endian. The IFLA_VF_* attributes are in the order
+// of rtnl_fill_vfinfo in the kernel's net/core/rtnetlink.c, each with its struct
+// ifla_vf_* from include/uapi/linux/if_link.h, and with values that the drivers'
+// ndo_get_vf_config can give.
 func answer(t *testing.T, name string) []byte {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("testdata", "answers", name+".hex"))
@@ -36,8 +36,8 @@ func answer(t *testing.T, name string) []byte {
 	return raw
 }
 
-// What igb, the driver of the SR-IOV lab, does not have: link state, minimum
-// rate, the VLAN protocol 802.1ad.
+// These answers cover what igb, the driver of the SR-IOV lab, does not have: link
+// state, minimum rate, and the VLAN protocol 802.1ad.
 func TestAnswersOfOtherDrivers(t *testing.T) {
 	for name, want := range map[string]map[int]VFState{
 		"mlx5": {
@@ -70,7 +70,7 @@ func TestAnswersOfOtherDrivers(t *testing.T) {
 	}
 }
 
-// FuzzDecodeVFs: whatever the message, it is read or refused.
+// FuzzDecodeVFs checks that any message is either decoded or refused.
 func FuzzDecodeVFs(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(make([]byte, 16))

@@ -13,13 +13,13 @@ import (
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
 )
 
-// exampleTree stands for the machine that the Examples look at.
+// exampleTree returns the machine that the examples look at.
 func exampleTree(add func(*sriovtest.Tree)) (sys sriov.FS, remove func()) {
 	host, remove := exampleHost(add)
 	return host.FS, remove
 }
 
-// exampleHost is the same machine with its network devices.
+// exampleHost returns the same machine with its network devices.
 func exampleHost(add func(*sriovtest.Tree)) (host sriov.Host, remove func()) {
 	dir, err := os.MkdirTemp("", "sriov")
 	if err != nil {
@@ -33,12 +33,12 @@ func exampleHost(add func(*sriovtest.Tree)) (host sriov.Host, remove func()) {
 	return tree.Host(), func() { os.RemoveAll(dir) }
 }
 
-// The life of a VF: it is found, taken down, lent out, and made as it was.
+// The life of a VF: it is found, recorded, lent out, and restored.
 func Example() {
 	host, remove := exampleHost((*sriovtest.Tree).AddIGB)
 	defer remove()
 
-	const addr = "0000:21:10.4" // as a device plugin has allocated it
+	const addr = "0000:21:10.4" // allocated by a device plugin
 	pf, index, err := host.PFNetDev(addr)
 	if err != nil {
 		fmt.Println(err)
@@ -50,12 +50,12 @@ func Example() {
 		fmt.Println(err)
 		return
 	}
-	// Whoever has it sets what it needs.
+	// The user of the VF sets what it needs.
 	if err := host.SetVF(pf, index, sriov.PropertyTrust, sriov.VFState{Trust: true}); err != nil {
 		fmt.Println(err)
 		return
 	}
-	// It is given back, which may take the kernel some time.
+	// The VF comes back, which may take the kernel some time.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	now, err := host.Wait(ctx, addr, sriov.HasNetDev)
@@ -92,7 +92,7 @@ func ExampleFS_Function() {
 	// unplugged: true
 }
 
-// Some device plugins call a VF by its network device.
+// Some device plugins identify a VF by its network device.
 func ExampleFS_FunctionNamed() {
 	sys, remove := exampleTree((*sriovtest.Tree).AddIGB)
 	defer remove()
@@ -111,7 +111,8 @@ func ExampleFS_FunctionNamed() {
 	// enp33s0 is no VF: true
 }
 
-// A VF without a network device can be of use, or have it in another network namespace.
+// A VF without a network device may be useful as it is, or have its network device in
+// another network namespace.
 func ExampleFS_NeedsNetDev() {
 	sys, remove := exampleTree((*sriovtest.Tree).AddICE)
 	defer remove()
@@ -131,14 +132,15 @@ func ExampleFS_NeedsNetDev() {
 	// 0000:18:01.3 driver "iavf" has 0 network devices, needs one: true <nil>
 }
 
-// An InfiniBand network device has a GUID in its address, and what its driver put before.
+// Of an InfiniBand network device's address only the GUID identifies the device; the
+// driver generates the rest.
 func ExampleSameMAC() {
 	const before, after = "00:00:10:2a:fe:80:00:00:00:00:00:00:b8:59:9f:03:00:a4:3e:7c", "00:00:11:07:fe:80:00:00:00:00:00:00:b8:59:9f:03:00:a4:3e:7c"
 	fmt.Println(sriov.SameMAC(before, after), sriov.SameMAC("02:00:00:00:00:01", "02:00:00:00:00:02"))
 	// Output: true false
 }
 
-// A VF that a program drives has no network device, but a device node.
+// A VF that a userspace program drives has a device node instead of a network device.
 func ExampleFS_VFIONode() {
 	sys, remove := exampleTree((*sriovtest.Tree).AddICE)
 	defer remove()
@@ -153,7 +155,7 @@ func ExampleFS_VFIONode() {
 	// Output: driver vfio-pci group 83 node /dev/vfio/83 <nil>
 }
 
-// In switchdev mode the PF has representors too; its own device is the uplink.
+// In switchdev mode the PF also has representors; its own network device is the uplink.
 func ExampleFS_PFNetDev() {
 	sys, remove := exampleTree((*sriovtest.Tree).AddSwitchdev)
 	defer remove()
@@ -171,12 +173,12 @@ func ExampleFS_OfNetDev() {
 	sys, remove := exampleTree((*sriovtest.Tree).AddSwitchdev)
 	defer remove()
 
-	addr, err := sys.OfNetDev("enp8s0f0s88") // a subfunction's
+	addr, err := sys.OfNetDev("enp8s0f0s88") // belongs to a subfunction
 	fmt.Println(addr, err)
 	// Output: 0000:08:00.0 <nil>
 }
 
-// In switchdev mode representors stand beside the PF's own network device.
+// In switchdev mode a PF has representors besides its own network device.
 func ExampleFS_Uplink() {
 	sys, remove := exampleTree((*sriovtest.Tree).AddSwitchdev)
 	defer remove()
@@ -205,7 +207,7 @@ func ExampleFS_Auxiliary() {
 	// Output: subfunction 88 of 0000:08:00.0 is [enp8s0f0s88]
 }
 
-// A whole PF at once costs one question to its driver.
+// All VFs of a PF cost one query to its driver.
 func ExampleHost_Snapshots() {
 	host, remove := exampleHost((*sriovtest.Tree).AddIGB)
 	defer remove()
@@ -229,8 +231,8 @@ func ExampleHost_Snapshots() {
 	// Output: 7 VFs, the first with VLAN 0 <nil>
 }
 
-// Without a snapshot of before, what somebody left on a VF is told by what a VF is
-// that nobody uses.
+// Without an earlier snapshot, comparison with an unused VF shows what somebody left on
+// a VF.
 func ExampleSnapshot_Neutral() {
 	host, remove := exampleHost((*sriovtest.Tree).AddIGB)
 	defer remove()
@@ -248,7 +250,7 @@ func ExampleSnapshot_Neutral() {
 	// Output: VLAN of the VF: wanted 0, found 77
 }
 
-// A VF that was removed and made again has its old address and is another one.
+// A VF that was removed and created again has its old address, but is a different VF.
 func ExampleSnapshot_SameFunction() {
 	var tree *sriovtest.Tree
 	host, remove := exampleHost(func(t *sriovtest.Tree) {
@@ -263,7 +265,7 @@ func ExampleSnapshot_SameFunction() {
 		fmt.Println(err)
 		return
 	}
-	tree.RemoveVFs("0000:21:00.0") // by sriov_numvfs
+	tree.RemoveVFs("0000:21:00.0") // as by writing sriov_numvfs
 	tree.AddVF(sriovtest.VF{PF: "0000:21:00.0", Index: 2, Address: vf, Driver: "igbvf"})
 	now, err := host.Snapshot(vf)
 	if err != nil {
@@ -292,7 +294,7 @@ func ExampleParseAddress() {
 	//  "../0000:3b:02.1": not a PCI address, want dddd:bb:dd.f
 }
 
-// A VF is taken down before it is used, and made so again afterwards.
+// A VF is recorded before use and restored afterwards.
 func ExampleHost_Reset() {
 	host, remove := exampleHost((*sriovtest.Tree).AddIGB)
 	defer remove()
@@ -319,8 +321,8 @@ func ExampleHost_Reset() {
 	// <nil>
 }
 
-// The kernel gives a network device back some time after its network namespace
-// went.
+// The kernel returns a network device some time after its network namespace was
+// deleted.
 func ExampleHost_Wait() {
 	var tree *sriovtest.Tree
 	host, remove := exampleHost(func(t *sriovtest.Tree) {
@@ -342,7 +344,7 @@ func ExampleHost_Wait() {
 	// Output: enp33s16f4 is back
 }
 
-// What a VF should be is compared with what its PF keeps for it.
+// Compare shows how the PF's state for a VF differs from the wanted state.
 func ExampleSnapshot_Compare() {
 	host, remove := exampleHost((*sriovtest.Tree).AddIGB)
 	defer remove()

@@ -15,7 +15,7 @@ import (
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
 )
 
-// build returns a tree that the given functions have filled.
+// build returns a tree that the given functions filled.
 func build(t testing.TB, add ...func(*sriovtest.Tree)) *sriovtest.Tree {
 	t.Helper()
 	tree := sriovtest.New(t.TempDir())
@@ -33,7 +33,7 @@ func check(t testing.TB, tree *sriovtest.Tree) {
 	}
 }
 
-// function reads one function of a tree that must have it.
+// function reads a function that the tree must have.
 func function(t testing.TB, tree *sriovtest.Tree, addr string) sriov.Function {
 	t.Helper()
 	f, err := tree.FS().Function(addr)
@@ -43,7 +43,7 @@ func function(t testing.TB, tree *sriovtest.Tree, addr string) sriov.Function {
 	if f.Instance == 0 {
 		t.Errorf("%s has no instance", addr)
 	}
-	f.Instance = 0 // whatever the tree's file system says
+	f.Instance = 0 // depends on the tree's file system
 	return *f
 }
 
@@ -118,7 +118,7 @@ func TestUserspace(t *testing.T) {
 	}
 }
 
-// A bare directory is what a kernel without any of the optional features shows.
+// A kernel without any of the optional features shows a bare directory.
 func TestFunctionPartial(t *testing.T) {
 	tree := build(t)
 	if err := os.MkdirAll(filepath.Join(tree.Root(), "sys/bus/pci/devices/0000:00:01.0"), 0o755); err != nil {
@@ -130,7 +130,7 @@ func TestFunctionPartial(t *testing.T) {
 	}
 }
 
-// A VF that is made again at the same address and index is another one.
+// A VF that is created again at the same address and index is a different VF.
 func TestInstance(t *testing.T) {
 	tree := build(t, (*sriovtest.Tree).AddIGB)
 	const pf, vf = "0000:21:00.0", "0000:21:10.4"
@@ -167,8 +167,8 @@ func TestFunctionErrors(t *testing.T) {
 	}
 }
 
-// rewrite replaces an entry of VF 0000:18:01.1 or its PF by a link (content
-// starting with "->"), by a file, or by nothing.
+// rewrite replaces an entry of VF 0000:18:01.1 or its PF with a link (content starts
+// with "->"), a file, or nothing.
 func rewrite(t *testing.T, tree *sriovtest.Tree, path, content string) {
 	t.Helper()
 	path = filepath.Join(tree.Root(), "sys/bus/pci/devices", path)
@@ -186,7 +186,7 @@ func rewrite(t *testing.T, tree *sriovtest.Tree, path, content string) {
 	}
 }
 
-// What contradicts itself is an error, never half an answer.
+// A tree that contradicts itself gives an error, never half an answer.
 func TestFunctionContradictions(t *testing.T) {
 	const pf, vf = "0000:18:00.0", "0000:18:01.1"
 	for _, c := range []struct {
@@ -221,12 +221,12 @@ func TestFunctionContradictions(t *testing.T) {
 	}
 }
 
-// A VF that was unplugged alone leaves a hole, and does not move the others.
+// Unplugging a single VF leaves a hole and does not move the others.
 func TestVFsWithHole(t *testing.T) {
 	tree := build(t, (*sriovtest.Tree).AddICE)
 	tree.Remove("0000:18:01.0")
 	rewrite(t, tree, "0000:18:00.0/virtfn2", "->../0000:18:01.7") // dangling
-	rewrite(t, tree, "0000:18:01.3/physfn", "->../0000:21:00.0")  // another's
+	rewrite(t, tree, "0000:18:01.3/physfn", "->../0000:21:00.0")  // another PF's
 	rewrite(t, tree, "0000:18:00.0/virtfn9x", "->../0000:18:01.1")
 	f := function(t, tree, "0000:18:00.0")
 	if want := []string{"", "0000:18:01.1"}; !reflect.DeepEqual(f.VFs, want) || f.NumVFs != 3 {
@@ -237,9 +237,9 @@ func TestVFsWithHole(t *testing.T) {
 	}
 }
 
-// TestFunctionMeanwhile reads while VFs come and go. Every answer must be one that
-// was true at some moment: no VF with another's index or PF, and no PF with a VF
-// at another index.
+// TestFunctionMeanwhile reads while VFs come and go. Every answer must have been true
+// at some moment: no VF with another VF's index or PF, and no PF with a VF at a wrong
+// index.
 func TestFunctionMeanwhile(t *testing.T) {
 	tree := build(t, (*sriovtest.Tree).AddICE)
 	vfs := []sriovtest.VF{
@@ -277,7 +277,8 @@ func TestFunctionMeanwhile(t *testing.T) {
 	check(t, tree)
 }
 
-// consistent returns an error if the tree says something of the VF that never was.
+// consistent returns an error if the tree reports something about the VF that was never
+// true.
 func consistent(sys sriov.FS, want sriovtest.VF) error {
 	f, err := sys.Function(want.Address)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -300,7 +301,7 @@ func consistent(sys sriov.FS, want sriovtest.VF) error {
 	return nil
 }
 
-// The zero FS is the running kernel's, whatever it holds.
+// The zero FS reads the running kernel's sysfs, whatever it holds.
 func TestRunningKernel(t *testing.T) {
 	links, err := os.ReadDir("/sys/bus/pci/devices")
 	if errors.Is(err, fs.ErrNotExist) {
@@ -338,7 +339,7 @@ func BenchmarkFunction(b *testing.B) {
 	}
 }
 
-// What is of use without a network device needs none.
+// A function that is useful without a network device needs none.
 func TestNeedsNetDev(t *testing.T) {
 	const accelerator, noDriver, vfio = "0000:00:04.0", "0000:18:01.2", "0000:18:01.1"
 	tree := build(t, (*sriovtest.Tree).AddIGB, (*sriovtest.Tree).AddICE)

@@ -11,7 +11,7 @@ import (
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
 )
 
-// The VFs of [sriovtest.Tree.AddMLX5InfiniBand], with the GUID that the first has by itself.
+// VFs of [sriovtest.Tree.AddMLX5InfiniBand], and the first VF's own GUID.
 const (
 	ibUplink = "ibp59s0f0"
 	ibVF     = "0000:3b:00.2"
@@ -19,11 +19,11 @@ const (
 	ownGUID  = "b8:59:9f:03:00:a4:3e:7c"
 )
 
-// GUIDs: one that is given, none that was ever given, and that of a VF that is to have
-// none.
+// GUIDs: an assigned one, the one that means "never assigned", and the one that takes a
+// VF's GUID away.
 const guid, noGUID, takenGUID = "c2:11:22:33:44:55:66:77", "00:00:00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff:ff:ff"
 
-// ipoib is the address of a network device with this GUID.
+// ipoib returns the address of a network device with this GUID.
 func ipoib(guid string) string { return "00:00:02:08:fe:80:00:00:00:00:00:00:" + guid }
 
 // infiniband returns a machine with that adapter.
@@ -33,7 +33,7 @@ func infiniband(t *testing.T) (*sriovtest.Tree, sriov.Host) {
 	return tree, tree.Host()
 }
 
-// setGUIDs gives the VF at an index its GUIDs through the PF.
+// setGUIDs sets the GUIDs of the VF at index through the PF.
 func setGUIDs(t *testing.T, host sriov.Host, index int, node, port string) {
 	t.Helper()
 	to := sriov.VFState{NodeGUID: node, PortGUID: port}
@@ -53,7 +53,7 @@ func TestSameMAC(t *testing.T) {
 		{own, given, false},
 		{ipoib(guid), ipoib(ownGUID), false},
 		{ipoib(guid), "80:00:10:2a:fe:c0:00:00:00:00:00:01:" + guid, true},
-		{ipoib(guid), guid, false}, // a GUID is no address of a network device
+		{ipoib(guid), guid, false}, // a GUID is not the address of a network device
 		{"", "", true},
 		{"", ipoib(guid), false},
 	} {
@@ -99,7 +99,8 @@ func TestCompareInfiniBand(t *testing.T) {
 	})
 }
 
-// guids is the change of a VF's port GUID on its PF, whose network device has its own.
+// guids changes a VF's port GUID on its PF from was to is. The VF's network device has
+// its own.
 func guids(was, is string) func(b, n *sriov.Snapshot) {
 	return func(b, n *sriov.Snapshot) {
 		b.NetDevs[0].MAC, n.NetDevs[0].MAC = ipoib(ownGUID), ipoib(ownGUID)
@@ -107,8 +108,8 @@ func guids(was, is string) func(b, n *sriov.Snapshot) {
 	}
 }
 
-// devices is that change, with that of the network device, which had its own GUID, to
-// another.
+// devices changes the PF's GUID as guids does, and the GUID of the network device from
+// its own to device.
 func devices(was, is, device string) func(b, n *sriov.Snapshot) {
 	return func(b, n *sriov.Snapshot) {
 		guids(was, is)(b, n)
@@ -116,14 +117,14 @@ func devices(was, is, device string) func(b, n *sriov.Snapshot) {
 	}
 }
 
-// A VF gets its GUIDs back, and each by itself: one that its driver refuses is named. To
-// one that the PF never gave it, the PF cannot go back: it gives the VF its own, or, where
-// nobody can tell that, what says that it has none; and never all zeros.
+// Reset restores each GUID of a VF separately, and names one that its driver refuses. A
+// PF that had assigned none cannot go back to that. Reset then assigns the VF's own
+// GUID, or, if that is unknown, the GUID that means none; but never all zeros.
 func TestResetOfGUIDs(t *testing.T) {
 	for name, tc := range map[string]struct {
 		vf    string
 		index int
-		own   string // of its network device
+		own   string // the GUID of its network device
 		unset string
 	}{
 		"its own":                 {ibVF, 0, ownGUID, ownGUID},
@@ -158,7 +159,7 @@ func TestResetOfGUIDs(t *testing.T) {
 	}
 }
 
-// giveGUID gives the VF's network device a GUID, as whoever may administer it can.
+// giveGUID sets the GUID of the VF's network device, as its administrator can.
 func giveGUID(t *testing.T, host sriov.Host, guid string) {
 	t.Helper()
 	to := must(host.Snapshot(ibVF))(t).NetDevs[0]
@@ -168,8 +169,8 @@ func giveGUID(t *testing.T, host sriov.Host, guid string) {
 	}
 }
 
-// An InfiniBand VF has no MAC: its PF's driver tells none and takes none, whatever a
-// snapshot of before says.
+// An InfiniBand VF has no MAC: its PF's driver neither reports nor accepts one, even if
+// an older snapshot has a MAC.
 func TestInfiniBandVFHasNoMAC(t *testing.T) {
 	_, host := infiniband(t)
 	if err := host.Links.SetVF(ibUplink, 1, sriov.PropertyMAC, sriov.VFState{MAC: own}); !errors.Is(err, unix.EOPNOTSUPP) {
@@ -190,7 +191,7 @@ func TestInfiniBandVFHasNoMAC(t *testing.T) {
 	}
 }
 
-// An InfiniBand VF whose link is down, as it is made, is as one that nobody uses.
+// An InfiniBand VF whose link is down, as after its creation, counts as unused.
 func TestNeutralInfiniBandVF(t *testing.T) {
 	_, host := infiniband(t)
 	for _, state := range []string{"auto", "disable"} {
@@ -204,8 +205,9 @@ func TestNeutralInfiniBandVF(t *testing.T) {
 	}
 }
 
-// The network device gets back the GUID that a pod took from it, and keeps what its
-// driver made before that anew meanwhile. One that the PF gives it is left to it.
+// Reset restores the GUID that a pod changed on a network device, and keeps the part of
+// the address that the driver generated anew. If the PF now assigns the GUID, the
+// device keeps it.
 func TestResetOfAnInfiniBandNetDev(t *testing.T) {
 	tree, host := infiniband(t)
 	before := must(host.Snapshot(ibVF))(t)
@@ -229,7 +231,7 @@ func TestResetOfAnInfiniBandNetDev(t *testing.T) {
 	}
 }
 
-// untouched fails the test when a network device is set.
+// untouched fails the test when a network device is changed.
 type untouched struct {
 	sriov.Links
 	t *testing.T
@@ -241,7 +243,8 @@ func (u untouched) SetNetDev(name string, _ sriov.NetDev) error {
 	return nil
 }
 
-// A network device that its driver made anew is as it was, but for what is no function's.
+// A network device that its driver recreated equals the old one if only the part of its
+// address that does not belong to the function differs.
 func TestResetLeavesAnotherQueuePairAlone(t *testing.T) {
 	tree, host := infiniband(t)
 	before := must(host.Snapshot(ibVF))(t)

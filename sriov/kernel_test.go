@@ -15,8 +15,8 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// TestKernel asks the running kernel, in a network namespace of the test's own.
-// VFs need hardware: what is set on them is tested in the SR-IOV lab.
+// TestKernel queries the running kernel in a network namespace of its own. VFs need
+// hardware, so the SR-IOV lab tests how their properties are set.
 func TestKernel(t *testing.T) {
 	if !harness.Alone(t) {
 		return
@@ -47,7 +47,7 @@ func TestKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := must(links.Link("eth1"))(t)
-	want.Index, want.Settings = got.Index, got.Settings // which another test compares
+	want.Index, want.Settings = got.Index, got.Settings // another test compares these
 	if got.NetDev != want || got.VFs != nil {
 		t.Errorf("%+v, want %+v", got, want)
 	}
@@ -62,11 +62,12 @@ func TestKernel(t *testing.T) {
 		t.Errorf("snapshot %+v", s)
 	}
 	cancel()
-	for range events { // until it is closed
+	for range events { // drain until it is closed
 	}
 }
 
-// What no network device and no VF can have is refused before the kernel is asked.
+// Values that no network device and no VF can have are refused without asking the
+// kernel.
 func TestKernelIsNotAskedForWhatCannotBe(t *testing.T) {
 	if !harness.Alone(t) {
 		return
@@ -86,7 +87,8 @@ func TestKernelIsNotAskedForWhatCannotBe(t *testing.T) {
 	}
 }
 
-// What a pod with NET_ADMIN can leave on a network device is seen, and undone.
+// Settings that a pod with NET_ADMIN may leave on a network device are detected and
+// undone.
 func TestKernelUndoesSettings(t *testing.T) {
 	if !harness.Alone(t) {
 		return
@@ -118,7 +120,7 @@ func TestKernelUndoesSettings(t *testing.T) {
 	if now := must(links.Link("veth7"))(t).NetDev; !reflect.DeepEqual(now, before) {
 		t.Errorf("made %+v %+v, was %+v %+v", now, now.Settings, before, before.Settings)
 	}
-	// And what was there before, and is not now.
+	// Settings that were there before and are missing now are restored, too.
 	has := before
 	has.Settings = &sriov.Settings{AltNames: []string{"wan"}, Flags: unix.IFF_MULTICAST | unix.IFF_ALLMULTI, TxQueue: 500, Group: 3}
 	if err := links.SetNetDev("veth7", has); err != nil {
@@ -129,7 +131,7 @@ func TestKernelUndoesSettings(t *testing.T) {
 	}
 }
 
-// A pod cannot make a network device such that nobody can read it any more.
+// A pod cannot make a network device unreadable.
 func TestKernelUndoesManyNames(t *testing.T) {
 	if !harness.Alone(t) {
 		return
@@ -150,8 +152,8 @@ func TestKernelUndoesManyNames(t *testing.T) {
 	}
 }
 
-// A network device is told rightly while others come and go, which would interrupt a
-// dump.
+// The answer about a network device is right while others come and go, which would
+// interrupt a dump.
 func TestKernelAnswersWhileDevicesChange(t *testing.T) {
 	if !harness.Alone(t) {
 		return

@@ -30,7 +30,7 @@ func TestPFNetDev(t *testing.T) {
 		{"0000:08:00.2", "enp8s0f0np0", 0, nil},
 		{"0000:08:00.3", "enp8s0f0np0", 1, nil},
 		{"0000:65:03.3", "ens2", 11, nil},
-		{"0000:41:10.0", "", -1, fs.ErrNotExist}, // the PF's is in another namespace
+		{"0000:41:10.0", "", -1, fs.ErrNotExist}, // the PF's network device is in another namespace
 		{"0000:18:01.7", "", -1, fs.ErrNotExist},
 		{"0000:18:00.0", "", -1, sriov.ErrNotVF},
 		{"0000:00:03.0", "", -1, sriov.ErrNotVF},
@@ -60,7 +60,7 @@ func TestUplink(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		devs devs
-		want string // empty: refused
+		want string // empty if refused
 		err  error
 	}{
 		{"none", nil, "", fs.ErrNotExist},
@@ -99,8 +99,8 @@ func TestUplink(t *testing.T) {
 	}
 }
 
-// A network device that goes while it is looked at cannot be told from an uplink, nor can
-// one whose port name is not to be read.
+// A network device that disappears during the query cannot be told from an uplink, nor
+// can one whose port name cannot be read.
 func TestUplinkAmongWhatCannotBeRead(t *testing.T) {
 	const pf = "0000:08:00.0"
 	tree := build(t, (*sriovtest.Tree).AddSwitchdev)
@@ -118,7 +118,7 @@ func TestUplinkAmongWhatCannotBeRead(t *testing.T) {
 		t.Errorf("beside one with an endless name: %q, %v", name, err)
 	}
 	tree.RemoveNetDev("enp8s0f0np0")
-	tree.AddNetDev(pf, sriovtest.NetDev{Name: "enp8s0f0"}) // of a driver that names no ports
+	tree.AddNetDev(pf, sriovtest.NetDev{Name: "enp8s0f0"}) // the driver names no ports
 	if name, err := tree.FS().Uplink(pf); name != "enp8s0f0" || err != nil {
 		t.Errorf("without port names, beside one with an endless name: %q, %v", name, err)
 	}
@@ -158,7 +158,7 @@ func TestOfNetDev(t *testing.T) {
 	tree := build(t, (*sriovtest.Tree).AddIGB, (*sriovtest.Tree).AddSwitchdev, addOthers)
 	tree.AddNetDev("", sriovtest.NetDev{Name: "lo"})
 	addUSB(t, tree, "enx0200")
-	// A device directory that is not below sys/devices, however like one it looks.
+	// A device directory that looks right but is not below sys/devices.
 	for _, err := range []error{
 		os.MkdirAll(filepath.Join(tree.Root(), "elsewhere/0000:21:00.0"), 0o755),
 		os.Symlink("../../sys/bus/pci", filepath.Join(tree.Root(), "elsewhere/0000:21:00.0/subsystem")),
@@ -174,11 +174,11 @@ func TestOfNetDev(t *testing.T) {
 	}{
 		{"enp33s0", "0000:21:00.0", nil},
 		{"enp65s16f2", "0000:41:10.2", nil},
-		{"enp8s0f0_1", "0000:08:00.0", nil},  // a representor is the PF's
+		{"enp8s0f0_1", "0000:08:00.0", nil},  // a representor belongs to the PF
 		{"enp8s0f0s88", "0000:08:00.0", nil}, // through mlx5_core.sf.2
 		{"eth0", "0000:00:03.0", nil},        // through virtio2
 		{"lo", "", sriov.ErrNotPCI},
-		{"enx0200", "", sriov.ErrNotPCI}, // not its USB controller
+		{"enx0200", "", sriov.ErrNotPCI}, // not the address of its USB controller
 		{"outside", "", sriov.ErrNotPCI},
 		{"eth7", "", fs.ErrNotExist},
 		{"", "", fs.ErrInvalid},
@@ -206,9 +206,9 @@ func TestVFOfNetDev(t *testing.T) {
 		err        error
 	}{
 		{"enp65s16f2", "0000:41:10.2", nil},
-		{"enp33s0", "", sriov.ErrNotVF},     // a PF's
+		{"enp33s0", "", sriov.ErrNotVF},     // belongs to a PF
 		{"enp8s0f0_1", "", sriov.ErrNotVF},  // a representor
-		{"enp8s0f0s88", "", sriov.ErrNotVF}, // a subfunction's
+		{"enp8s0f0s88", "", sriov.ErrNotVF}, // belongs to a subfunction
 		{"eth7", "", fs.ErrNotExist},
 		{"0000:41:10.2", "", fs.ErrInvalid},
 	} {
@@ -231,7 +231,7 @@ func TestFunctionNamed(t *testing.T) {
 		{"enp33s0", "", sriov.ErrNotVF},
 		{"0000:41:1f.7", "", fs.ErrNotExist},
 		{"eth7", "", fs.ErrNotExist},
-		{"41:10.2", "", fs.ErrInvalid}, // neither an address nor a name that a network device can have
+		{"41:10.2", "", fs.ErrInvalid}, // neither an address nor a valid name of a network device
 	} {
 		f, err := tree.FS().FunctionNamed(c.id)
 		if !errors.Is(err, c.err) || err == nil && f.Address != c.addr {
@@ -275,7 +275,7 @@ func TestAuxiliary(t *testing.T) {
 	}
 }
 
-// The order of network devices is not the directory's.
+// Network devices are sorted, regardless of the order in the directory.
 func TestNetDevOrder(t *testing.T) {
 	tree := build(t, (*sriovtest.Tree).AddSwitchdev)
 	tree.RemoveNetDev("enp8s0f0s88")
@@ -298,8 +298,8 @@ func TestNetDevOrder(t *testing.T) {
 func TestAuxiliaryErrors(t *testing.T) {
 	tree := build(t, (*sriovtest.Tree).AddSwitchdev)
 	bus := filepath.Join(tree.Root(), "sys/bus/auxiliary/devices")
-	// An auxiliary device of a platform device; one that is a dangling link; one
-	// whose attributes make no sense.
+	// An auxiliary device of a platform device, a dangling link, and an auxiliary
+	// device whose attributes make no sense.
 	platform := filepath.Join(tree.Root(), "sys/devices/platform/snd.core.0")
 	broken := filepath.Join(tree.Root(), "sys/devices/pci0000:07/0000:07:00.0/0000:08:00.0/mlx5_core.sf.2/sfnum")
 	for _, err := range []error{

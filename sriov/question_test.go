@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An answer that is too long for one network device is found in the list of all, and says
-// the same. No lab has a PF whose answer is: what is too long is said to be here.
+// A network device whose single answer is too long is found in the dump, with the same
+// content. No lab has such a PF, so the test simulates the error.
 func TestAnswerThatIsTooLong(t *testing.T) {
 	asked := 0
 	tooLong := func(name string) (netlink.Link, []byte, error) {

@@ -34,7 +34,7 @@ func machine(t *testing.T) (*sriovtest.Tree, sriov.Host) {
 	return tree, tree.Host()
 }
 
-// must returns v, and fails the test for an error.
+// must returns v, and fails the test if there is an error.
 func must[T any](v T, err error) func(*testing.T) T {
 	return func(t *testing.T) T {
 		t.Helper()
@@ -45,8 +45,8 @@ func must[T any](v T, err error) func(*testing.T) T {
 	}
 }
 
-// stands fails unless the device stands as in want. What the tree made up, the
-// indexes and MACs of network devices, is not compared, but must be there.
+// stands fails the test unless the device's state is want. The indexes and MACs of
+// network devices, which the tree generates, must be set but are not compared.
 func stands(t *testing.T, host sriov.Host, id string, want sriov.Snapshot) {
 	t.Helper()
 	got := must(host.Snapshot(id))(t)
@@ -89,7 +89,7 @@ func TestSnapshot(t *testing.T) {
 	}
 }
 
-// asked counts the questions about network devices.
+// asked counts the queries about network devices.
 type asked struct {
 	sriov.Links
 	names map[string]int
@@ -101,7 +101,8 @@ func (a asked) Link(name string) (*sriov.Link, error) {
 	return a.Links.Link(name)
 }
 
-// Of many functions at once each PF is asked once, and they are as each for itself.
+// Snapshots asks each PF once for many functions, and gives the same result as Snapshot
+// for each.
 func TestSnapshots(t *testing.T) {
 	tree, host := machine(t)
 	var functions []sriov.Function
@@ -118,11 +119,11 @@ func TestSnapshots(t *testing.T) {
 		t.Errorf("%v, want %v", got, want)
 	}
 	for _, uplink := range []string{"enp33s0", "enp65s0"} {
-		if counted.names[uplink] != 2 { // as a PF, and as a network device of its own
+		if counted.names[uplink] != 2 { // as a PF, and as a network device itself
 			t.Errorf("%s was asked for %d times for 8 functions, want twice", uplink, counted.names[uplink])
 		}
 	}
-	// What cannot be read keeps nobody else from being read.
+	// A function that cannot be read does not keep others from being read.
 	tree.AddNetDev("0000:21:00.0", sriovtest.NetDev{Name: "twin"})
 	got, err := host.Snapshots(functions)
 	if err == nil || !strings.Contains(err.Error(), igbVF) || got[igbVF] != nil || got["0000:41:10.4"] == nil {
@@ -130,8 +131,8 @@ func TestSnapshots(t *testing.T) {
 	}
 }
 
-// What one network namespace's sysfs says of the PF, another's netlink cannot
-// answer: that is no absent VF.
+// If sysfs and netlink are of two network namespaces, the PF cannot be asked. That must
+// not be taken for an absent VF.
 func TestSnapshotOfTwoNamespaces(t *testing.T) {
 	tree, _ := machine(t)
 	elsewhere := sriovtest.New(t.TempDir())
@@ -141,8 +142,8 @@ func TestSnapshotOfTwoNamespaces(t *testing.T) {
 	}
 }
 
-// A VF that its PF leaves out of its answers is asked for again, and is no VF of which
-// the PF keeps nothing.
+// Snapshot asks again about a VF that its PF omits, and does not take it for a VF for
+// which the PF keeps nothing.
 func TestOmittedVF(t *testing.T) {
 	tree, host := machine(t)
 	want := must(host.Snapshot(igbVF))(t)
@@ -159,7 +160,7 @@ func TestOmittedVF(t *testing.T) {
 	if !errors.Is(err, sriov.ErrOmitted) || got[igbVF] != nil || got[other.Address].VF == nil {
 		t.Errorf("among others: %v, %v", got, err)
 	}
-	// A driver that says nothing of any VF may never do: it has no VF's state.
+	// A driver that omits every VF may do so forever: the snapshot has no VF state.
 	for _, vf := range must(host.Function("0000:21:00.0"))(t).VFs {
 		tree.Omit(vf, -1)
 	}
@@ -173,7 +174,7 @@ func TestOmittedVF(t *testing.T) {
 	}
 }
 
-// slow are network devices of a driver that waits before each answer.
+// slow wraps network devices whose driver waits before each answer.
 type slow struct{ sriov.Links }
 
 func (l slow) Link(name string) (*sriov.Link, error) {
@@ -181,12 +182,12 @@ func (l slow) Link(name string) (*sriov.Link, error) {
 	return l.Links.Link(name)
 }
 
-// A driver that waits itself is not asked as often.
+// A driver that waits itself is asked less often.
 func TestOmittedVFOfASlowDriver(t *testing.T) {
 	tree, host := machine(t)
 	tree.Omit(igbVF, -1)
 	host.Links = slow{host.Links}
-	synctest.Test(t, func(t *testing.T) { // whose time passes in sleep alone
+	synctest.Test(t, func(t *testing.T) { // where time passes only in sleep
 		start := time.Now()
 		if _, err := host.Snapshot(igbVF); !errors.Is(err, sriov.ErrOmitted) || time.Since(start) > 5*time.Second {
 			t.Errorf("after %v: %v", time.Since(start), err)
@@ -194,16 +195,17 @@ func TestOmittedVFOfASlowDriver(t *testing.T) {
 	})
 }
 
-// own is the MAC of the VF's network device in comparisons, given another.
+// own is the MAC of the VF's network device in comparisons, and given a MAC from its
+// PF.
 const own, given = "02:00:00:00:00:01", "02:00:00:00:00:02"
 
-// comparison is a change of a VF, and the differences that it makes.
+// comparison is a change of a VF and the differences that it causes.
 type comparison struct {
 	change func(before, now *sriov.Snapshot)
 	want   []string
 }
 
-// compare makes each change to a VF that has a network device and a PF's answer.
+// compare applies each change to a VF that has a network device and whose PF answers.
 func compare(t *testing.T, cases map[string]comparison) {
 	t.Helper()
 	was := func() *sriov.Snapshot {
@@ -285,7 +287,7 @@ func TestCompareNetDevs(t *testing.T) {
 	})
 }
 
-// use does to a VF what a pod and its delegate may leave.
+// use changes a VF as a pod and its delegate may leave it.
 func use(t *testing.T, host sriov.Host) {
 	t.Helper()
 	dirty := sriov.VFState{
@@ -324,8 +326,8 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// A VF to which its PF gives no MAC, or of which the PF says nothing, gets its own
-// back after a pod has changed it.
+// A VF gets its own MAC back after a pod changed it, if its PF gives it no MAC or
+// reports nothing about it.
 func TestResetOfTheVFsOwnMAC(t *testing.T) {
 	for name, silent := range map[string]bool{"the PF gives none": false, "the PF says nothing": true} {
 		t.Run(name, func(t *testing.T) {
@@ -352,8 +354,8 @@ func TestResetOfTheVFsOwnMAC(t *testing.T) {
 	}
 }
 
-// A VF whose driver tells its PF of its MAC gets its own back through the driver: set by
-// the PF, it were one that no later pod's plugin can change.
+// If a VF's driver reports its MAC to the PF, Reset restores the VF's own MAC through
+// the driver. Set by the PF, it would be a MAC that no later pod's plugin can change.
 func TestResetLeavesTheVFTheChoiceOfItsMAC(t *testing.T) {
 	tree, host := machine(t)
 	tree.Tell(igbVF)
@@ -371,7 +373,7 @@ func TestResetLeavesTheVFTheChoiceOfItsMAC(t *testing.T) {
 		}
 		return s
 	}
-	before := choose(own.MAC) // it was up once
+	before := choose(own.MAC) // it was up once before
 	for _, mac := range []string{"02:00:00:00:07:01", "02:00:00:00:07:02"} {
 		choose(mac)
 		must(host.Reset(igbVF, before))(t)
@@ -379,7 +381,7 @@ func TestResetLeavesTheVFTheChoiceOfItsMAC(t *testing.T) {
 			t.Errorf("reset to %+v %+v", now, now.VF)
 		}
 	}
-	// What the PF was set to is the PF's to take back.
+	// A MAC that was set on the PF is reset on the PF.
 	if err := host.Links.SetVF("enp33s0", vfIndex, sriov.PropertyMAC, sriov.VFState{MAC: "02:00:00:00:07:03"}); err != nil {
 		t.Fatal(err)
 	}
@@ -389,7 +391,7 @@ func TestResetLeavesTheVFTheChoiceOfItsMAC(t *testing.T) {
 	}
 }
 
-// What a driver refuses keeps nothing else from being reset.
+// A property that a driver refuses does not keep the others from being reset.
 func TestResetPastARefusal(t *testing.T) {
 	tree, host := machine(t)
 	before := must(host.Snapshot(igbVF))(t)
@@ -411,8 +413,8 @@ func TestResetPastARefusal(t *testing.T) {
 	}
 }
 
-// hasty are network devices of which one gets an alternative name, as udev gives, and
-// refuses the first setting, since it is the name that is to be set.
+// hasty wraps network devices of which one gets its future name as an alternative name,
+// as udev does, and therefore refuses the first change.
 type hasty struct {
 	sriov.Links
 	tree    *sriovtest.Tree
@@ -428,8 +430,8 @@ func (l *hasty) SetNetDev(name string, to sriov.NetDev) error {
 	return l.Links.SetNetDev(name, to)
 }
 
-// A network device that comes back under the name that it had in a pod gets its own also
-// where udev has just made that an alternative one.
+// A network device that comes back with its name from a pod gets its own name back,
+// even if udev has just made that an alternative name.
 func TestResetBesideUdev(t *testing.T) {
 	tree, host := machine(t)
 	before := must(host.Snapshot(igbVF))(t)
@@ -460,8 +462,8 @@ func TestWait(t *testing.T) {
 	if s := must(host.Wait(ctx, igbVF, sriov.HasNetDev))(t); len(s.NetDevs) != 1 {
 		t.Errorf("what is there already: %+v", s)
 	}
-	// Each step is made when the wait has seen the one before: nothing here passes
-	// by luck, and a wait that is not woken never ends.
+	// Each step happens after the wait saw the previous one. Nothing passes by luck,
+	// and a wait that is not woken never ends.
 	steps := []func(){
 		func() { tree.RemoveNetDev("enp33s16f4") },
 		func() { tree.Bind(igbVF, "vfio-pci") },
@@ -495,7 +497,7 @@ func TestWait(t *testing.T) {
 	}
 }
 
-// silent hears nothing.
+// silent receives no events.
 type silent struct{ sriov.Links }
 
 func (silent) Events(context.Context) (<-chan struct{}, error) {
@@ -504,7 +506,7 @@ func (silent) Events(context.Context) (<-chan struct{}, error) {
 	return c, nil
 }
 
-// A wait that nothing would end any more ends.
+// A wait that no event could end any more fails.
 func TestWaitWithoutEvents(t *testing.T) {
 	_, host := machine(t)
 	host.Links = silent{host.Links}

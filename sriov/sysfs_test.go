@@ -10,15 +10,15 @@ import (
 	"testing"
 )
 
-// What a kernel does to a reader at the wrong moment cannot be arranged from
-// outside; here it is said.
+// The effects of kernel changes at the wrong moment cannot be arranged from outside, so
+// this test injects the errors.
 func TestSettle(t *testing.T) {
 	gone := &fs.PathError{Op: "open", Path: "numa_node", Err: syscall.ENOENT}
 	removed := fmt.Errorf("attribute: %w", &fs.PathError{Op: "read", Path: "vendor", Err: syscall.ENODEV})
 	other := errors.New("not a number")
 	for _, c := range []struct {
 		name   string
-		errs   []error // of one read after the other; the last one stays
+		errs   []error // of successive reads; the last one repeats
 		reads  int
 		absent bool
 		want   error
@@ -56,7 +56,7 @@ func TestUnchanged(t *testing.T) {
 	if err := unchanged(dir, before); err != nil {
 		t.Errorf("still the same: %v", err)
 	}
-	// Moved aside, not deleted, so that the new one cannot get its inode number.
+	// Moved aside rather than deleted, so that the new one cannot get its inode number.
 	if err := errors.Join(os.Rename(dir, dir+".old"), os.Mkdir(dir, 0o755)); err != nil {
 		t.Fatal(err)
 	}

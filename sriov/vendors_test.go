@@ -14,20 +14,20 @@ type layout struct {
 	add     func(*sriovtest.Tree)
 	uplinks map[string]string // by PF
 	vfs     map[string]vfLayout
-	// representors stand on a PF, and are no PF's uplink.
+	// representors belong to a PF and are never its uplink.
 	representors map[string]string
-	// auxiliary devices with their function and number.
+	// auxiliary devices with their parent function and number.
 	auxiliary map[string]sriov.Auxiliary
 }
 
-// vfLayout is a VF: its PF's uplink, its index there, and its own driver.
+// vfLayout is a VF: its PF's uplink, its index on the PF, and its driver.
 type vfLayout struct {
 	uplink string
 	index  int
 	driver string
 }
 
-// noSF is an auxiliary device that is no subfunction.
+// noSF returns an auxiliary device that is not a subfunction.
 func noSF(parent, driver string) sriov.Auxiliary {
 	return sriov.Auxiliary{Parent: parent, Driver: driver, SFNum: -1}
 }
@@ -84,12 +84,12 @@ var layouts = map[string]layout{
 		auxiliary: map[string]sriov.Auxiliary{
 			"mlx5_core.eth.1": noSF("0000:c1:00.1", "mlx5_core.eth"),
 			"mlx5_core.sf.4":  {Parent: "0000:c1:00.0", Driver: "mlx5_core.sf", SFNum: 88, NetDevs: []string{"enp193s0f0s88"}},
-			"mlx5_core.eth.2": noSF("0000:c1:00.0", "mlx5_core.eth"), // the subfunction's own
+			"mlx5_core.eth.2": noSF("0000:c1:00.0", "mlx5_core.eth"), // on the subfunction
 		},
 	},
 }
 
-// eachLayout runs a test on each vendor's adapter, alone in its machine.
+// eachLayout runs a test on each vendor's adapter in a machine of its own.
 func eachLayout(t *testing.T, test func(t *testing.T, tree *sriovtest.Tree, want layout)) {
 	for name, want := range layouts {
 		t.Run(name, func(t *testing.T) {
@@ -118,7 +118,8 @@ func TestPFsOfVendors(t *testing.T) {
 	})
 }
 
-// Representors never stand for their PF, not even alone.
+// A representor is never taken for its PF's uplink, even if it is the only network
+// device.
 func TestRepresentorsOfVendors(t *testing.T) {
 	eachLayout(t, func(t *testing.T, tree *sriovtest.Tree, want layout) {
 		for _, uplink := range want.uplinks {

@@ -17,7 +17,7 @@ const vfioVF = "0000:18:01.1"
 func TestVFIONode(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change func(t *testing.T, root string)
-		path   string // found
+		path   string // expected path
 		wrong  string // or what is found instead
 	}{
 		"its group's": {func(*testing.T, string) {}, "/dev/vfio/83", ""},
@@ -60,7 +60,7 @@ func TestVFIONode(t *testing.T) {
 	}
 }
 
-// move moves a file of a tree, making the directories above.
+// move moves a file of a tree and creates the parent directories.
 func move(t *testing.T, root, from, to string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(filepath.Join(root, to)), 0o755); err != nil {
@@ -71,7 +71,7 @@ func move(t *testing.T, root, from, to string) {
 	}
 }
 
-// write makes an empty file in a tree.
+// write creates an empty file in a tree.
 func write(t *testing.T, root, path string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(root, path), nil, 0o600); err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
 )
 
-// build returns the root of a tree that add has filled.
+// build returns a tree that the given functions filled.
 func build(t *testing.T, add ...func(*sriovtest.Tree)) *sriovtest.Tree {
 	t.Helper()
 	tree := sriovtest.New(t.TempDir())
@@ -36,7 +36,7 @@ func read(t *testing.T, root string) *inventory.Inventory {
 	return inv
 }
 
-// render prints an inventory, a line for each function.
+// render prints an inventory, one function per line.
 func render(inv *inventory.Inventory) string {
 	var b strings.Builder
 	for _, f := range inv.Functions {
@@ -93,7 +93,7 @@ func TestNodes(t *testing.T) {
 	if len(inv.Functions) != 16 {
 		t.Errorf("%d functions, want 2 PFs and 14 VFs", len(inv.Functions))
 	}
-	// Half a topology would be a wrong one.
+	// Half a topology would be wrong.
 	if err := os.Remove(filepath.Join(tree.Root(), "sys/devices/system/node/node1/distance")); err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +129,7 @@ func TestReadNothing(t *testing.T) {
 	}
 }
 
-// A VF that its PF does not know is about to go, or to come.
+// A VF that its PF does not list is being removed or added.
 func TestReadUnsettled(t *testing.T) {
 	tree := build(t, (*sriovtest.Tree).AddICE)
 	if err := os.Remove(filepath.Join(tree.Root(), "sys/bus/pci/devices/0000:18:00.0/virtfn1")); err != nil {
@@ -141,8 +141,8 @@ func TestReadUnsettled(t *testing.T) {
 	}
 }
 
-// A device that ghw cannot read makes it answer with none; that must not pass for
-// a machine without devices.
+// If ghw cannot read a device, it returns none at all. That must not pass for a machine
+// without devices.
 func TestReadIncomplete(t *testing.T) {
 	for _, broken := range []string{"0000:00:1f.2/modalias", "0000:18:00.0/vendor"} {
 		tree := build(t, (*sriovtest.Tree).AddICE, func(tree *sriovtest.Tree) {
@@ -158,8 +158,8 @@ func TestReadIncomplete(t *testing.T) {
 	}
 }
 
-// TestMain makes the test program, started with INVENTORY_ROOT, one that reads
-// that inventory and does nothing else.
+// TestMain lets the test program, if started with INVENTORY_ROOT, read that inventory
+// and do nothing else.
 func TestMain(m *testing.M) {
 	root, ok := os.LookupEnv("INVENTORY_ROOT")
 	if !ok {
@@ -171,9 +171,9 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// TestQuiet runs Read as a program of its own, on the machine's sysfs and on a
-// tree with surprises, in an environment that invites ghw to speak, to look
-// elsewhere and to fetch its database.
+// TestQuiet runs Read as a separate program, on the machine's sysfs and on a tree with
+// surprises, in an environment that tempts ghw to print, to look elsewhere and to fetch
+// its database.
 func TestQuiet(t *testing.T) {
 	proxy, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -193,7 +193,7 @@ func TestQuiet(t *testing.T) {
 		cmd.Env = []string{
 			"INVENTORY_ROOT=" + root, "HOME=" + home, "GHW_CHROOT=/nowhere", "GHW_LOG_LEVEL=debug",
 			"PCIDB_PATH=/nowhere", "PCIDB_ENABLE_NETWORK_FETCH=1", "https_proxy=http://" + proxy.Addr().String(),
-			"GOCOVERDIR=" + t.TempDir(), // the test program itself complains without
+			"GOCOVERDIR=" + t.TempDir(), // without it the test program itself complains
 		}
 		if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
 			t.Errorf("root %s: %v, and it printed %q", root, err, out)
@@ -202,7 +202,7 @@ func TestQuiet(t *testing.T) {
 			t.Errorf("root %s: left %v in the home directory, %v", root, files, err)
 		}
 	}
-	// Connections are accepted in order: ours must be the first there is.
+	// Connections are accepted in order: this one must be the first.
 	conn, err := net.Dial("tcp", proxy.Addr().String())
 	if err != nil {
 		t.Fatal(err)

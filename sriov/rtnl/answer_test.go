@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What ends an answer, and what does not belong to it.
+// TestAnswer checks what ends an answer and which messages do not belong to it.
 func TestAnswer(t *testing.T) {
 	message := func(kind, flags uint16, seq uint32, data ...byte) syscall.NetlinkMessage {
 		return syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: kind, Flags: flags, Seq: seq}, Data: data}

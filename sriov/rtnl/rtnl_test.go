@@ -28,8 +28,8 @@ func open(t *testing.T) *rtnl.Socket {
 	return socket
 }
 
-// A network device with as many alternative names as the kernel allows is told of with
-// all of them, by itself and among others.
+// A network device with as many alternative names as the kernel allows is returned with
+// all of them, both alone and in a list.
 func TestManyNames(t *testing.T) {
 	if !harness.Alone(t) {
 		return
@@ -54,7 +54,8 @@ func TestManyNames(t *testing.T) {
 	}
 }
 
-// Whatever a delegate calls an interface, it is there or is not.
+// Any name that a delegate may give to an interface either exists or does not; none is
+// an error.
 func TestNoSuchLink(t *testing.T) {
 	socket := open(t)
 	for _, name := range []string{"nosuchdevice7", "", "lo\x00", strings.Repeat("x", 127), strings.Repeat("x", 1<<16+8)} {
@@ -64,7 +65,7 @@ func TestNoSuchLink(t *testing.T) {
 	}
 }
 
-// A refusal is the kernel's error.
+// The error of a refused request is the kernel's.
 func TestRefusal(t *testing.T) {
 	if bodies, err := rtnl.Execute(rtnl.Named("nosuchdevice7", 0)); !errors.Is(err, unix.ENODEV) || bodies != nil {
 		t.Errorf("%d answers, %v", len(bodies), err)

@@ -30,7 +30,7 @@ func build(t *testing.T) *sriovtest.Tree {
 	return tree
 }
 
-// check fails the test if building failed or some link in the tree leads nowhere.
+// check fails the test if the tree has an error or a dangling link.
 func check(t *testing.T, tree *sriovtest.Tree) {
 	t.Helper()
 	if err := tree.Err(); err != nil {
@@ -47,7 +47,7 @@ func check(t *testing.T, tree *sriovtest.Tree) {
 	}
 }
 
-// The targets are those that kernels print for such devices.
+// The targets equal those that kernels print for such devices.
 func TestLinks(t *testing.T) {
 	tree := build(t)
 	const (
@@ -101,7 +101,7 @@ func TestAttributes(t *testing.T) {
 	}
 }
 
-// names returns the links in a directory below sys.
+// names returns the names of the links in a directory below sys.
 func names(t *testing.T, tree *sriovtest.Tree, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Join(tree.Root(), "sys", dir))
@@ -140,7 +140,7 @@ func TestRemove(t *testing.T) {
 			t.Errorf("%s holds %q, want %q", dir, got, want)
 		}
 	}
-	addAll(tree) // the tree is as good as new, but lo is still there
+	addAll(tree) // the tree is as new, except that lo is still there
 	if err := tree.Err(); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("adding lo again: %v", err)
 	}
@@ -181,7 +181,7 @@ func TestNetDevMoves(t *testing.T) {
 	}
 }
 
-// A description that makes no sense is an error, and nothing is done after it.
+// A description that makes no sense is an error, and later calls do nothing.
 func TestErrors(t *testing.T) {
 	type tree = sriovtest.Tree
 	for name, c := range map[string]struct {
@@ -251,7 +251,7 @@ func Example() {
 	// Output: 0000:21:00.0 0 1 []
 }
 
-// Vendors' adapters stand beside each other in one machine, and go without a trace.
+// Adapters of several vendors coexist in one machine, and are removed without a trace.
 func TestVendors(t *testing.T) {
 	tree := build(t)
 	tree.AddI40E()
