@@ -130,7 +130,7 @@ func monitored(t *testing.T, exposition string) {
 		}
 	}
 	if asked < 10 {
-		t.Errorf("only %d queries ask the webhook", asked)
+		t.Errorf("only %d queries are about the webhook", asked)
 	}
 }
 
@@ -199,7 +199,7 @@ func TestRealAPIWebhookDown(t *testing.T) {
 	}
 	ctx := context.Background()
 	if _, err := c.define("later", "", `{"type":"bridge"}`); err == nil {
-		t.Error("a definition is let through unseen")
+		t.Error("a definition passed without review")
 	}
 	label := []byte(`{"metadata":{"labels":{"a":"b"},"finalizers":["x.example/y"]}}`)
 	if _, err := c.definitions().Patch(ctx, "vf", types.MergePatchType, label, metav1.PatchOptions{}); err != nil {
@@ -213,7 +213,7 @@ func TestRealAPIWebhookDown(t *testing.T) {
 	out := []byte(`{"metadata":{"labels":{"manifold.dev/admission":"ignore"}}}`)
 	_, err = c.client.CoreV1().Namespaces().Patch(ctx, "default", types.MergePatchType, out, metav1.PatchOptions{})
 	c.must(err)
-	eventually(t, "the namespace to be left alone", func() bool {
+	eventually(t, "the namespace to be excluded", func() bool {
 		_, err := c.create(newPod("selecting", "vf"), metav1.CreateOptions{})
 		return err == nil || apierrors.IsAlreadyExists(err)
 	})
@@ -261,7 +261,7 @@ func (c *cluster) startLoad() *load {
 					return
 				}
 				if limit := pod.Spec.Containers[0].Resources.Limits[vfs]; limit.Value() != 1 {
-					c.t.Errorf("a pod is not given its device: %+v", pod.Spec.Containers[0].Resources)
+					c.t.Errorf("a pod did not get its device: %+v", pod.Spec.Containers[0].Resources)
 					return
 				}
 				l.created.Add(1)
@@ -443,7 +443,7 @@ func TestRealAPIKindsOfOthers(t *testing.T) {
 		}
 	}
 	if out := c.shell("if " + all + "| sed 's/issuerRef/issuerReference/' | kubectl create --validate=strict --dry-run=server -f - 2>&1; then exit 1; fi"); !strings.Contains(out, "issuerRef") {
-		t.Errorf("a field that nobody knows is taken: %s", out)
+		t.Errorf("an unknown field is accepted: %s", out)
 	}
 }
 
@@ -458,11 +458,11 @@ func TestRealAPILogFormat(t *testing.T) {
 		raw, err := os.ReadFile(r.log)
 		c.must(err)
 		if !bytes.Contains(raw, []byte("serving")) {
-			t.Errorf("it says nothing:\n%s", raw)
+			t.Errorf("the log is empty:\n%s", raw)
 		}
 		for line := range bytes.Lines(raw) {
 			if isJSON := json.Valid(line); isJSON != (r == def) || !isJSON && !bytes.HasPrefix(line, []byte("time=")) {
-				t.Errorf("JSON: %v, and should be %v: %s", isJSON, r == def, line)
+				t.Errorf("JSON: %v, want %v: %s", isJSON, r == def, line)
 			}
 		}
 	}
@@ -485,7 +485,7 @@ func TestRealAPIUpgrade(t *testing.T) {
 	eventually(t, "pods after the upgrade", func() bool { return l.created.Load() > 100 || t.Failed() })
 	l.end(t, 100)
 	if after := string(c.secret().Data["tls.crt"]); after != before {
-		t.Error("a new replica made a certificate of its own")
+		t.Error("a new replica created a certificate of its own")
 	}
 }
 
@@ -500,7 +500,7 @@ func TestRealAPIKustomizeBase(t *testing.T) {
 	}
 	c := newCluster(t)
 	if out := c.shell(install[1]); !strings.Contains(out, "daemonset.apps/manifold created") {
-		t.Errorf("it installs:\n%s", out)
+		t.Errorf("the installation printed\n%s", out)
 	}
 	for _, again := range []string{
 		"kubectl apply -k deploy/kustomize/base",
@@ -519,7 +519,7 @@ func TestRealAPIKustomizeBase(t *testing.T) {
 	out := c.shell(uninstall[2])
 	for _, gone := range []string{`daemonset.apps "manifold" deleted`, `clusterrole.rbac.authorization.k8s.io "manifold" deleted`, `daemonset.apps "manifold-uninstall" deleted`} {
 		if !strings.Contains(out, gone) {
-			t.Errorf("not %s:\n%s", gone, out)
+			t.Errorf("no %s in:\n%s", gone, out)
 		}
 	}
 	c.shell("kubectl get customresourcedefinition network-attachment-definitions.k8s.cni.cncf.io")

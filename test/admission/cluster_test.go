@@ -240,7 +240,7 @@ func (r *replica) stop() {
 	r.c.must(r.cmd.Process.Signal(syscall.SIGTERM))
 	<-r.ended
 	if r.status != nil {
-		r.c.t.Errorf("the replica ends with %v", r.status)
+		r.c.t.Errorf("the replica exited with %v", r.status)
 	}
 }
 
@@ -255,7 +255,7 @@ func eventually(t *testing.T, what string, is func() bool) {
 			return
 		}
 	}
-	t.Fatalf("waited for %s in vain", what)
+	t.Fatalf("timed out waiting for %s", what)
 }
 
 // balancer forwards connections to the Service to ready replicas, as the nodes'

@@ -13,7 +13,7 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-var update = flag.Bool("update", false, "make the golden file anew")
+var update = flag.Bool("update", false, "rewrite the golden file")
 
 func TestMain(m *testing.M) { harness.Main(m, func() error { return build(options{fake: true}) }) }
 
@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { harness.Main(m, func() error { return build(option
 // must be a reason.
 func TestCostOfAPod(t *testing.T) {
 	if _, err := exec.LookPath("strace"); err != nil {
-		t.Skip("strace is not installed, which counts the system calls")
+		t.Skip("strace, which counts the system calls, is not installed")
 	}
 	dir := os.Getenv(dirEnv)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
@@ -65,7 +65,7 @@ func TestCostOfAPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	if text.String() != string(want) {
-		t.Errorf("a pod costs\n%s\nand did cost\n%s\nif that is meant, run: go test ./test/bench -run TestCostOfAPod -update", text.String(), want)
+		t.Errorf("a pod costs\n%s\nwant\n%s\nif the change is intended, run: go test ./test/bench -run TestCostOfAPod -update", text.String(), want)
 	}
 }
 

@@ -206,7 +206,7 @@ func (n *node) footprint(r *report) error {
 	if err != nil {
 		return err
 	}
-	progress(fmt.Sprintf("nothing happens for %v", n.idle))
+	progress(fmt.Sprintf("idle for %v", n.idle))
 	time.Sleep(n.idle)
 	progress("")
 	after, err := harness.ProcessCPU(n.agent.Process.Pid)
@@ -323,8 +323,8 @@ func (n *node) published(r *report) error {
 	}
 	fmt.Fprintln(r.out)
 	r.estimated("a PATCH of network-status alone, p50", bootstrap(quantileOf(50), took), "ms")
-	r.estimated("the same, p90", bootstrap(quantileOf(90), took), "ms")
-	r.figure("the same, CPU of API server and etcd", millis(cpu)/float64(len(took)), "ms")
+	r.estimated("a PATCH of network-status alone, p90", bootstrap(quantileOf(90), took), "ms")
+	r.figure("a PATCH of network-status alone, CPU of API server and etcd", millis(cpu)/float64(len(took)), "ms")
 	return nil
 }
 

@@ -26,13 +26,13 @@ func (n *node) soaked(r *report) error {
 	if err := n.crowd(); err != nil {
 		return err
 	}
-	r.figure(fmt.Sprintf("the same with %d pods of other nodes", n.elsewhere), resident(), "MiB")
+	r.figure(fmt.Sprintf("agent, resident, with %d pods of other nodes", n.elsewhere), resident(), "MiB")
 	const parts = 4
 	for part := range parts {
 		if err := n.churn(n.soak / parts); err != nil {
 			return err
 		}
-		name := fmt.Sprintf("the same after %d more ADDs and DELs", (part+1)*n.soak/parts)
+		name := fmt.Sprintf("agent, resident, after %d ADDs and DELs", (part+1)*n.soak/parts)
 		if part == parts-1 {
 			name = agentResident
 		}

@@ -142,7 +142,7 @@ func (r *report) compared(all []*series) {
 			cpu, over, ratio = number((s.CPUMillis+s.APIMillis)/floor.CPUMillis), s.Over.String(), s.Ratio.String()
 		}
 		if s.Over != nil && s.Over.bounds().Low <= 0 && s.Over.bounds().High >= 0 {
-			ratio += "  (not told apart)"
+			ratio += "  (difference not significant)"
 		}
 		fmt.Fprintf(r.out, row, s.Contender, s.P50, p90, p99, number(s.CPUMillis), number(s.AgentMillis), number(s.APIMillis), cpu, over, ratio)
 	}

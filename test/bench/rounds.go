@@ -163,7 +163,7 @@ func (n *node) settle() error {
 			quiet = 0
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("agent and API server have not come to rest in %v", patience)
+			return fmt.Errorf("agent and API server are not at rest after %v", patience)
 		}
 	}
 	return nil

@@ -23,7 +23,7 @@ func TestQuantileIsTheNearestRank(t *testing.T) {
 		}
 	}
 	if enough(999, 99) || !enough(1000, 99) {
-		t.Error("a 99th percentile takes 1,000 values")
+		t.Error("a 99th percentile needs 1,000 values")
 	}
 }
 
@@ -48,7 +48,7 @@ func TestBootstrapDrawsTheSameRoundsOfAllSamples(t *testing.T) {
 
 func TestFewRoundsHaveNoInterval(t *testing.T) {
 	if e := bootstrap(quantileOf(50), []float64{1, 2, 3, 4}); e.Value != 2 || e.Interval != nil {
-		t.Errorf("%v of four rounds, want the median alone", e)
+		t.Errorf("%v of four rounds, want only the median", e)
 	}
 	if e := bootstrap(quantileOf(50), []float64{1, 2, 3, 4, 5}); *e.Interval != (interval{1, 5}) {
 		t.Errorf("%v of five rounds, want an interval from the lowest to the highest", e)
@@ -77,6 +77,6 @@ func TestTargetIsMetByItsWholeInterval(t *testing.T) {
 		}
 	}
 	if of.judge(estimate{Value: 5}) != met || of.judge(estimate{Value: 5.1}) != missed {
-		t.Error("what has no interval is not taken as it is")
+		t.Error("a value without an interval is not compared as it is")
 	}
 }

@@ -29,11 +29,11 @@ type part struct {
 
 // Rows of the table besides the plugin's own parts, in ms.
 const (
-	partStart   = "start and end of the process, which does nothing"
-	partElse    = "all else inside"
-	partOutside = "all else outside: reading what is asked, the log's line"
+	partStart   = "start and exit of a process that does nothing"
+	partElse    = "everything else inside"
+	partOutside = "everything outside: reading the request, the log line"
 	partWhole   = "the whole call"
-	partCPU     = "processor time of the plugin alone, until then"
+	partCPU     = "CPU time of the plugin alone, up to its log line"
 )
 
 // parts is how long one contender's calls spent in each part.
@@ -160,7 +160,7 @@ func (p *parts) means() map[string]float64 {
 
 // parts prints where the time of a call goes, largest part first.
 func (r *report) parts(of string, p *parts) {
-	fmt.Fprintf(r.out, "\nWhere the time goes of %s, no-op delegates, 1 at once, the middle half of %d calls\n  %-58s %8s %6s\n", of, len(p.calls), "", "ms", "times")
+	fmt.Fprintf(r.out, "\nWhere the time of %s goes: no-op delegates, 1 at once, middle half of %d calls\n  %-58s %8s %6s\n", of, len(p.calls), "", "ms", "times")
 	means := p.means()
 	row := func(name string) {
 		times := ""

@@ -39,6 +39,6 @@ func TestPartsOfACall(t *testing.T) {
 		t.Errorf("%v\n%s", r.Figures, out.String())
 	}
 	if err := p.add([]byte(`{"msg":"failed"}`), 0, 0); err == nil {
-		t.Error("a call that did not succeed is counted")
+		t.Error("a failed call is counted")
 	}
 }

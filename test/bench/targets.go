@@ -17,12 +17,12 @@ const (
 	podWatches        = "watches of pods, with the kubelet's Pods API"
 	podResourcesCalls = "PodResources calls, all pods with a device attached at once"
 	pluginSize        = "plugin, stripped"
-	pluginResident    = "plugin, resident at most"
-	toFirstDelegate   = "plugin, from its start to its first delegate's"
-	agentResident     = "agent, resident after all of them"
-	agentIdle         = "agent, CPU of an idle node"
+	pluginResident    = "plugin, peak resident memory"
+	toFirstDelegate   = "plugin, from its start to its first delegate's start"
+	agentResident     = "agent, resident after all ADDs and DELs"
+	agentIdle         = "agent, CPU on an idle node"
 	planning          = "planning a pod's networks"
-	planAllocations   = "the same, allocations"
+	planAllocations   = "planning a pod's networks, allocations"
 	decoding          = "checkpoint of 5,000 entries, decoded and indexed"
 )
 
@@ -37,7 +37,7 @@ type target struct {
 // targets are the project's targets.
 var targets = []target{
 	{"ADD p50 over the floor, status published before ADD returns", 6, "ms", of("ADD", statusSync, 1, over)},
-	{"ADD p99 over the floor, the same", 15, "ms", of("ADD", statusSync, 1, p99Over)},
+	{"ADD p99 over the floor, status published before ADD returns", 15, "ms", of("ADD", statusSync, 1, p99Over)},
 	{"ADD p50 over the floor, status published after ADD", 4, "ms", of("ADD", statusAsync, 1, over)},
 	{"DEL p50 over the floor", 2, "ms", of("DEL", statusSync, 1, over)},
 	{"ADD p50, 10 pods at once, ratio to the floor", 1.5, "", of("ADD", statusSync, 10, ratio)},
@@ -133,8 +133,8 @@ func (r *report) targets() {
 		r.Targets = append(r.Targets, o)
 		fmt.Fprintf(r.out, row, o.Name, fmt.Sprint(o.AtMost), e.String()+" "+o.Unit, o.Verdict)
 	}
-	fmt.Fprintf(r.out, "In brackets is the interval of %g %%, where something was measured more than once. A target is met where its upper end is,\n"+
-		"missed where its lower end is above, else undecided; what has no interval is taken as it is.\n", 100*confidence)
+	fmt.Fprintf(r.out, "Brackets hold the %g %% interval of what was measured more than once. A target is met if the interval's upper end does not exceed it,\n"+
+		"missed if the lower end is above it, and undecided otherwise. A value without an interval is compared as it is.\n", 100*confidence)
 }
 
 // pure runs the Go benchmarks that have a target.

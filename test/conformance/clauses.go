@@ -37,17 +37,17 @@ func parseClauses(text string) ([]clause, error) {
 		}
 		c := clause{id: strings.Trim(cells[0], "`")}
 		if !idForm.MatchString(c.id) {
-			return nil, fmt.Errorf("line %d: %q is no id of a clause", i+1, c.id)
+			return nil, fmt.Errorf("line %d: %q is not the id of a clause", i+1, c.id)
 		}
 		if len(cells) != 3 || cells[1] == "" {
-			return nil, fmt.Errorf("line %d: %s: the row has not the columns clause, meaning, lab test", i+1, c.id)
+			return nil, fmt.Errorf("line %d: %s: the row must have the columns clause, meaning, lab test", i+1, c.id)
 		}
 		if seen[c.id] {
-			return nil, fmt.Errorf("line %d: %s is there twice", i+1, c.id)
+			return nil, fmt.Errorf("line %d: %s appears twice", i+1, c.id)
 		}
 		c.lab, seen[c.id] = strings.Trim(cells[2], "`"), true
 		if c.lab != "" && !proves(c.lab, c.id) {
-			return nil, fmt.Errorf("line %d: the name of the lab test %q lacks /%s", i+1, c.lab, c.id)
+			return nil, fmt.Errorf("line %d: the name of the lab test, %q, lacks /%s", i+1, c.lab, c.id)
 		}
 		out = append(out, c)
 	}

@@ -18,10 +18,10 @@ func TestParseClauses(t *testing.T) {
 		"two":             {"# Title\n\n| clause | what | lab |\n|---|---|---|\n| `MN-3.2-a` | one | |\n\n| `VF-pf` | two | `TestLab/VF-pf` |\n", "MN-3.2-a, VF-pf TestLab/VF-pf"},
 		"other table":     {"| state | meaning |\n| passed | good |\n| `CNI-gc` | all | |", "CNI-gc"},
 		"none":            {"| clause | what |\n", "no clause"},
-		"twice":           {"| `CNI-gc` | a | |\n| `CNI-gc` | b | |\n", "line 2: CNI-gc is there twice"},
-		"no id":           {"| `make` | a | |\n", `"make" is no id`},
-		"two columns":     {"| `CNI-gc` | a |\n", "has not the columns"},
-		"no meaning":      {"| `CNI-gc` | | |\n", "has not the columns"},
+		"twice":           {"| `CNI-gc` | a | |\n| `CNI-gc` | b | |\n", "line 2: CNI-gc appears twice"},
+		"no id":           {"| `make` | a | |\n", `"make" is not the id`},
+		"two columns":     {"| `CNI-gc` | a |\n", "must have the columns"},
+		"no meaning":      {"| `CNI-gc` | | |\n", "must have the columns"},
 		"another's test":  {"| `VF-pf` | a | `TestLab/VF-parent` |\n", "lacks /VF-pf"},
 		"a longer id's":   {"| `VF-pf` | a | `TestLab/VF-pf-twice` |\n", "lacks /VF-pf"},
 		"the test itself": {"| `VF-pf` | a | `VF-pf` |\n", "lacks /VF-pf"},
@@ -199,7 +199,7 @@ func TestLog(t *testing.T) {
 	}
 	in = stream(t, "output lib - ok lib 1s\npass lib -")
 	if _, err := readResults(in, fewClauses, full{}); !errors.Is(err, io.ErrShortWrite) {
-		t.Errorf("where nothing can be printed: %v", err)
+		t.Errorf("with a log that fails: %v", err)
 	}
 }
 
@@ -211,7 +211,7 @@ func (full) Write([]byte) (int, error) { return 0, io.ErrShortWrite }
 
 func TestLabTestThatDoesNotExist(t *testing.T) {
 	if s := stateOf(clause{id: "VF-c", lab: "TestLab/VF-c"}, []*proof{{state: passed}}); s != missing {
-		t.Errorf("a clause whose lab test nobody wrote is %s", s)
+		t.Errorf("a clause whose lab test does not exist is %s", s)
 	}
 }
 

@@ -25,7 +25,7 @@ import (
 func main() {
 	doc := flag.String("clauses", "docs/conformance.md", "file with the tables of clauses")
 	root := flag.String("tests", "test", "directory with the tests of the SR-IOV lab")
-	from := flag.String("results", "", "`file` with what go test -json printed, - for stdin; by default the clauses' tests are run")
+	from := flag.String("results", "", "`file` with the output of go test -json, - for stdin; without it, run the clauses' tests")
 	flag.Parse()
 	packages := flag.Args()
 	if len(packages) == 0 {
@@ -100,7 +100,7 @@ func test(packages []string, clauses []clause) (*results, error) {
 		return nil, readErr
 	}
 	if failed != nil && !res.failed() {
-		return nil, fmt.Errorf("run tests: %w, and no test says why", failed)
+		return nil, fmt.Errorf("run tests: %w, but no test failed", failed)
 	}
 	return res, nil
 }

@@ -78,19 +78,19 @@ func story(dir string) (err error) {
 		title string
 		do    func() error
 	}{
-		{"A pod asks for three networks besides the default one; two stand on devices, one of each container.", n.admitPod},
-		{"The plan, and why each device:", n.showPlan},
+		{"A pod selects three networks besides the default one; two of them use devices, one of each container.", n.admitPod},
+		{"The plan, with the reason for each device:", n.showPlan},
 		{"ADD: the plugin runs the delegates and verifies each interface.", n.attach},
 		{"network-status, as published in one PATCH:", n.showStatus},
-		{"DEL: everything is given back.", n.detach},
+		{"DEL: everything is released.", n.detach},
 		{"ADD again, killed by SIGKILL after the second delegate; then the runtime's DEL.", n.killed},
-		{"The agent is stopped; the plugin plans by itself.", n.withoutAgent},
+		{"The agent is stopped; the plugin makes the plan itself.", n.withoutAgent},
 	} {
 		fmt.Printf("\n== %s\n", part.title)
 		if err := part.do(); err != nil {
 			return err
 		}
 	}
-	fmt.Println("\nAll of it held.")
+	fmt.Println("\nEvery statement holds.")
 	return nil
 }

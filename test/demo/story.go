@@ -159,7 +159,7 @@ func (n *node) showInterfaces() error {
 			if dev := want[a.Name]; dev != "" {
 				fmt.Printf("  is %s, device %s", a.Alias, n.ids[a.Alias])
 				if a.Alias != dev {
-					return fmt.Errorf("%s is %s, and must be %s", a.Name, a.Alias, dev)
+					return fmt.Errorf("%s is %s, want %s", a.Name, a.Alias, dev)
 				}
 				delete(want, a.Name)
 			}
@@ -181,7 +181,7 @@ func (n *node) showStatus() error {
 		return fmt.Errorf("network-status: %w", err)
 	}
 	if len(list) != 4 {
-		return fmt.Errorf("network-status has %d entries, and must have 4", len(list))
+		return fmt.Errorf("network-status has %d entries, want 4", len(list))
 	}
 	fmt.Println(status)
 	return nil
@@ -203,7 +203,7 @@ func (n *node) unchanged() error {
 		return err
 	}
 	if diff := n.before.Diff(after); diff != "" {
-		return fmt.Errorf("the host is not as before:\n%s", diff)
+		return fmt.Errorf("the host has changed:\n%s", diff)
 	}
 	fmt.Println("links, addresses, routes, IPAM files and journal are as before ADD; a second DEL succeeded too")
 	return nil
@@ -230,7 +230,7 @@ func (n *node) killed() error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("left by the dead ADD:\n%s\n", shorten(n.before.Diff(middle)))
+	fmt.Printf("left behind by the killed ADD:\n%s\n", shorten(n.before.Diff(middle)))
 	return n.detach()
 }
 

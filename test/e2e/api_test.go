@@ -88,7 +88,7 @@ func (n *kubeletNode) checkStatus(api *kubetest.Server, device string) {
 	n.t.Helper()
 	stored := api.Pod("default", "app")
 	if len(stored.Status.ResourceClaimStatuses) != 1 {
-		n.t.Error("the rest of the pod's status was touched")
+		n.t.Error("the rest of the pod's status was changed")
 	}
 	var list []netattach.Status
 	n.must(json.Unmarshal([]byte(stored.Annotations[netattach.StatusAnnotation]), &list))

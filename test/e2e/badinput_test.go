@@ -30,7 +30,7 @@ func (n *node) emptySandbox(p *pod) {
 		links, err := netlinksafe.LinkList()
 		for _, l := range links {
 			if l.Attrs().Name != "lo" {
-				n.t.Errorf("left in the sandbox: %s", l.Attrs().Name)
+				n.t.Errorf("left behind in the sandbox: %s", l.Attrs().Name)
 			}
 		}
 		return err
@@ -193,7 +193,7 @@ func TestBadConfigurationAndEnvironment(t *testing.T) {
 	n.warm()
 	p := n.addPod("pod", "")
 	if res := n.succeed("ADD", p); !strings.Contains(string(res.Stderr), "colour") {
-		t.Errorf("an unknown key is not warned of: %s", res.Stderr)
+		t.Errorf("no warning about an unknown key: %s", res.Stderr)
 	}
 	n.succeed("DEL", p)
 	good := n.rt

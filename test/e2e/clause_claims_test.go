@@ -230,7 +230,7 @@ func claimShares(t *testing.T) {
 		n.succeed("ADD", one)
 		for _, got := range []*netlink.LinkAttrs{n.interfaceOf(two, "net1"), n.interfaceOf(two, "net2"), n.interfaceOf(one, "net1")} {
 			if got.ParentIndex != lower.Attrs().Index {
-				t.Errorf("%s stands on link %d, want nic0, which is %d", got.Name, got.ParentIndex, lower.Attrs().Index)
+				t.Errorf("%s has parent link %d, want that of nic0, %d", got.Name, got.ParentIndex, lower.Attrs().Index)
 			}
 		}
 		n.succeed("CHECK", two)

@@ -119,7 +119,7 @@ func (w *witness) confAndList() {
 	w.is(calls[1], `null`, "prevResult")
 	for _, want := range []string{`"cniVersion":"0.4.0"`, `"name":"net2"`, p.NetNS} {
 		if got := calls[2].at("prevResult"); !strings.Contains(got, want) {
-			w.t.Errorf("the second plugin was told the result %s, which lacks %s", got, want)
+			w.t.Errorf("the second plugin got prevResult %s, which lacks %s", got, want)
 		}
 	}
 	w.succeed("CHECK", p)
@@ -167,6 +167,6 @@ func (w *witness) naming() {
 		w.refusedWithoutTrace(p, 101, "entry 1", "k8s.v1.cni.cncf.io/networks")
 	}
 	if calls := w.calls("ADD"); !slices.EqualFunc(calls, []string{"net1", "net2"}, func(c told, name string) bool { return c.IfName == name }) {
-		w.t.Errorf("a delegate was run for a refused annotation: %+v", calls)
+		w.t.Errorf("a delegate ran for a refused annotation: %+v", calls)
 	}
 }

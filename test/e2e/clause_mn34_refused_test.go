@@ -185,7 +185,7 @@ func (w *witness) refusedUntouched(p *pod, code uint, parts ...string) {
 	w.must(os.RemoveAll(w.path("told")))
 	w.refusedWithoutTrace(p, code, parts...)
 	if calls := w.calls("ADD"); len(calls) > 0 {
-		w.t.Errorf("a delegate was run: %+v", calls)
+		w.t.Errorf("a delegate ran: %+v", calls)
 	}
 	w.must(p.ns.Delete())
 }

@@ -36,7 +36,7 @@ func operationAdd(t *testing.T) {
 	var result types100.Result
 	n.must(json.Unmarshal(n.succeed("ADD", p).Stdout, &result))
 	if len(result.Interfaces) != 1 || len(result.IPs) != 1 {
-		t.Fatalf("result %+v, want the default network's alone", result)
+		t.Fatalf("result %+v, want only the default network's", result)
 	}
 	iface, ip := result.Interfaces[0], result.IPs[0]
 	if mac := n.interfaceOf(p, "eth0").HardwareAddr.String(); iface.Name != "eth0" || iface.Sandbox != p.NetNS || iface.Mac != mac {
@@ -345,7 +345,7 @@ func operationErrors(t *testing.T) {
 			n.refuse("ADD", p, tc.code, tc.part)
 			n.emptySandbox(p)
 			if !strings.Contains(string(page), fmt.Sprintf("\n| %d | ", tc.code)) {
-				t.Errorf("code %d is not on the page of errors", tc.code)
+				t.Errorf("code %d is not in docs/errors.md", tc.code)
 			}
 		})
 	}

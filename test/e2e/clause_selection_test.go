@@ -154,7 +154,7 @@ func (w *witness) is(c told, want string, keys ...string) {
 	w.must(json.Unmarshal([]byte(want), &a))
 	w.must(json.Unmarshal([]byte(c.at(keys...)), &b))
 	if !reflect.DeepEqual(a, b) {
-		w.t.Errorf("%s of %s was told %s %s, want %s", c.Verb, c.IfName, strings.Join(keys, "."), c.at(keys...), want)
+		w.t.Errorf("%s of %s got %s %s, want %s", c.Verb, c.IfName, strings.Join(keys, "."), c.at(keys...), want)
 	}
 }
 
@@ -260,7 +260,7 @@ func (w *witness) jsonForm() {
 	p := w.addPod("app", `[{"name":"a","colour":"blue","vendor.example/hint":{"x":[1]}}, {"name":"b","namespace":"other"}]`)
 	res := w.succeed("ADD", p)
 	if log := string(res.Stderr); !strings.Contains(log, "colour") || !strings.Contains(log, "reserved") || strings.Contains(log, "vendor.example/hint") {
-		w.t.Errorf("the log must name colour alone: %s", log)
+		w.t.Errorf("the log must name only colour: %s", log)
 	}
 	w.interfaceOf(p, "net1")
 	w.interfaceOf(p, "net2")
@@ -318,7 +318,7 @@ func (w *witness) tuple() {
 		}
 		want := map[string]bool{p.ID + ` "a" net1`: true, p.ID + ` "own-name" data7`: true}
 		if !reflect.DeepEqual(got, want) {
-			w.t.Errorf("%s is of %v, want %v", verb, got, want)
+			w.t.Errorf("%s was called for %v, want %v", verb, got, want)
 		}
 	}
 }

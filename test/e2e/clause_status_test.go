@@ -253,7 +253,7 @@ func devinfoFromPlugin(t *testing.T) {
 	// A truncated file is ignored, not published.
 	n.file("devinfo/dp/test.example-nic-a-"+ids[1]+"-device.json", content[:20])
 	if got := n.entry("again", "nic-a", container("c1", 1)); got.DeviceInfo != nil {
-		t.Errorf("device-info %s from a file cut short", got.DeviceInfo)
+		t.Errorf("device-info %s from a truncated file", got.DeviceInfo)
 	}
 	t.Run("of its resource", devinfoOfItsResource)
 }
@@ -290,7 +290,7 @@ func devinfoFilePerAttachment(t *testing.T) {
 	definition(n.api, "moved", nicA, strings.Replace(n.logged(), `"log"`, `"capabilities":{"CNIDeviceInfoFile":true},"log"`, 1))
 	contents := []string{n.describe(nicA, ids[0], "/run/one"), n.describe(nicA, ids[1], "/run/two")}
 	if exists(n.path("devinfo/cni")) {
-		t.Fatal("the directory is there already")
+		t.Fatal("the directory exists already")
 	}
 	p, _ := n.attached("app", "moved,moved", container("c1", 2))
 	other, _ := n.attached("other", "")
@@ -344,7 +344,7 @@ func devinfoInStatus(t *testing.T) {
 	content, err := os.ReadFile(file)
 	n.must(err)
 	if !sameJSON(string(content), before) {
-		t.Errorf("the delegate finds %s, want the device plugin's %s", content, before)
+		t.Errorf("the delegate found %s, want the device plugin's %s", content, before)
 	}
 	after := `{"type":"vdpa","version":"1.1.0","vdpa":{"parent-device":"vdpa0","driver":"vhost","path":"/dev/vhost-vdpa-0"}}`
 	n.must(os.WriteFile(file, []byte(after), 0o600))

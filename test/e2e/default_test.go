@@ -144,7 +144,7 @@ func TestNetworkWithoutVersion(t *testing.T) {
 		}
 	}
 	if got := n.calls("STATUS", "GC"); len(got) != 2 || got[0].Stdin.Name == "" || got[0].Stdin.Name != got[1].Stdin.Name || !strings.Contains(got[1].raw, p.ID) {
-		t.Errorf("the default network, which has no name either, is asked %v", got)
+		t.Errorf("STATUS and GC of the nameless default network: %v", got)
 	}
 	for ifName, version := range want {
 		if !seen["ADD"+ifName] || !seen["DEL"+ifName] || seen["CHECK"+ifName] != (version != "0.1.0") {

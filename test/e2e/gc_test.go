@@ -209,7 +209,7 @@ func TestGCSparesASandboxThatTheRuntimeMayNotHaveKnownYet(t *testing.T) {
 			tc.change(n, p)
 			said := n.collectWithin(tc.grace)
 			if got := strings.Contains(said, "spares sandbox "+p.ID); got != tc.spared {
-				t.Errorf("said that the sandbox is spared: %v; %s", got, said)
+				t.Errorf("logged that the sandbox is spared: %v; %s", got, said)
 			}
 			if !tc.spared {
 				n.expect(log)

@@ -56,7 +56,7 @@ func TestInstallTellsTheAgentWhereJournalsAre(t *testing.T) {
 	}
 	n.agentConfig(map[string]any{"node": "node1", "podManifests": n.path("pods"), "cniDir": "/elsewhere"})
 	if out, err := n.install("install", "--agent-config", n.path("agent.json")); err == nil || !strings.Contains(out, "/elsewhere") {
-		t.Errorf("install of two directories of journals: %v\n%s", err, out)
+		t.Errorf("install with two journal directories: %v\n%s", err, out)
 	}
 }
 
@@ -84,7 +84,7 @@ func TestInstallOverRunningProgramsAndUninstall(t *testing.T) {
 		t.Errorf("uninstall with a pod: %v\n%s", err, out)
 	}
 	if out, err := n.install("uninstall", "--leave-attached"); err != nil || !exists(n.path("opt/manifold")) || exists(n.path("net.d/00-manifold.conflist")) {
-		t.Errorf("uninstall that leaves a pod: %v\n%s", err, out)
+		t.Errorf("uninstall --leave-attached with a pod: %v\n%s", err, out)
 	}
 	n.succeed("DEL", p)
 	if out, err := n.follow("uninstall.md"); err != nil {
@@ -92,7 +92,7 @@ func TestInstallOverRunningProgramsAndUninstall(t *testing.T) {
 	}
 	for _, gone := range []string{"opt/manifold", "opt/manifold-agent", "net.d/00-manifold.conflist", "net.d/manifold.d"} {
 		if exists(n.path(gone)) {
-			t.Errorf("%s is left", gone)
+			t.Errorf("%s was not removed", gone)
 		}
 	}
 	if !exists(n.path("net.d/10-default.conflist")) {
@@ -195,7 +195,7 @@ func TestConfigurationIsNeverAbsent(t *testing.T) {
 		case e := <-w.Events:
 			last = e.Name == n.path("net.d/99-last")
 			if e.Name == n.path("net.d/00-manifold.conflist") && e.Has(fsnotify.Remove|fsnotify.Rename) {
-				t.Errorf("for a moment it was not there: %s", e)
+				t.Errorf("the configuration was missing for a moment: %s", e)
 			}
 		case err := <-w.Errors:
 			t.Fatal(err)

@@ -110,7 +110,7 @@ func TestKilledAtEveryPointLeavesNothing(t *testing.T) {
 	points := map[string][]string{"ADD": n.points("ADD", p)}
 	points["DEL"] = n.points("DEL", p)
 	if len(points["ADD"]) < 15 || len(points["DEL"]) < 8 {
-		t.Fatalf("too few points to mean anything: %v", points)
+		t.Fatalf("too few kill points for a meaningful test: %v", points)
 	}
 	removeLink("nic0")
 	for _, verb := range []string{"ADD", "DEL"} {

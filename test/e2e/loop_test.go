@@ -51,9 +51,9 @@ func TestTheLoopBesides(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("the loop left something in %d of %d rounds, Manifold in none", left, 2*len(points))
+	t.Logf("the loop left something behind in %d of %d rounds, Manifold in none", left, 2*len(points))
 	if left == 0 {
-		t.Error("the loop left nothing anywhere: the comparison shows nothing")
+		t.Error("the loop left nothing behind in any round: the comparison is meaningless")
 	}
 }
 

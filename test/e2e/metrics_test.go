@@ -75,13 +75,13 @@ func TestSecondAgentLeavesTheFirstItsSocket(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // a second agent that does serve is killed
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, filepath.Join(n.bin, "manifold-agent"), "serve", "--config", n.path("agent.json")).CombinedOutput(); err == nil || !strings.Contains(string(out), keys["listen"].(string)) {
-		t.Errorf("the second: %v\n%s", err, out)
+		t.Errorf("the second agent: %v\n%s", err, out)
 	}
 	resp, err := http.Get(url + "/healthz")
 	n.must(err)
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		t.Errorf("the first is %s", resp.Status)
+		t.Errorf("the first agent answers %s", resp.Status)
 	}
 }
 

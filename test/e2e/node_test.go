@@ -159,7 +159,7 @@ func (n *node) eventually(what string, ok func() bool) {
 			return
 		}
 	}
-	n.t.Fatalf("waited in vain for %s", what)
+	n.t.Fatalf("timed out waiting for %s", what)
 }
 
 // define writes a definition; an empty resource means one without a device.

@@ -104,7 +104,7 @@ func (n *realNode) createSlice(slice *resourcev1.ResourceSlice) {
 	stored, err := n.client.ResourceV1().ResourceSlices().Create(context.Background(), slice, metav1.CreateOptions{})
 	n.must(err)
 	if len(stored.Spec.SharedCounters) != len(slice.Spec.SharedCounters) || len(stored.Spec.Devices) != len(slice.Spec.Devices) {
-		n.t.Fatalf("the API server keeps of the slice %+v", stored.Spec)
+		n.t.Fatalf("the API server dropped parts of the slice: %+v", stored.Spec)
 	}
 }
 
@@ -168,7 +168,7 @@ func TestRealAPIClaims(t *testing.T) {
 	n.wantInterfaces(p, map[string]string{"net1": "nic1", "net2": "nic0"})
 	claims := n.get("packet-gateway").Status.ResourceClaimStatuses
 	if len(claims) != 1 || claims[0].ResourceClaimName == nil || *claims[0].ResourceClaimName != "packet-gateway-nics-x2b4c" {
-		t.Errorf("the pod's status of claims is %+v", claims)
+		t.Errorf("the pod's claim statuses are %+v", claims)
 	}
 	n.succeed("DEL", p)
 
@@ -194,7 +194,7 @@ func TestRealAPIClaims(t *testing.T) {
 	n.wantDevices(once, map[string]string{"net1": "nic1", "net2": "nic2"})
 	n.succeed("DEL", once)
 	if got := strings.TrimPrefix(n.sliceRequests(), before); got != "list 200;" {
-		t.Errorf("one pod without an agent asked for slices: %q", got)
+		t.Errorf("requests for slices of one pod without an agent: %q", got)
 	}
 }
 

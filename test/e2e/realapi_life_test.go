@@ -52,7 +52,7 @@ func (n *realNode) withoutSchema() {
 	const loose = `[{"op":"replace","path":"/spec/versions/0/schema/openAPIV3Schema","value":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}]`
 	_, err = crds.Patch(context.Background(), netattach.Resource+"."+netattach.GroupVersion.Group, types.JSONPatchType, []byte(loose), metav1.PatchOptions{})
 	n.must(err)
-	n.eventually("the API server to take any definition", func() bool { return n.defineReal("number", map[string]any{"config": int64(7)}) == nil })
+	n.eventually("the API server to accept any definition", func() bool { return n.defineReal("number", map[string]any{"config": int64(7)}) == nil })
 }
 
 // TestRealAPIBrokenDefinitions proves that broken definitions of any form fail only
@@ -110,7 +110,7 @@ func TestRealAPIPodsLife(t *testing.T) {
 		meta.ResourceVersion, meta.ManagedFields = "", nil
 	}
 	if !reflect.DeepEqual(before, after) {
-		t.Errorf("more than the annotation was touched:\nbefore %+v\nafter  %+v", before, after)
+		t.Errorf("more than the annotation has changed:\nbefore %+v\nafter  %+v", before, after)
 	}
 	n.succeed("CHECK", p)
 	n.succeed("DEL", p)
@@ -141,7 +141,7 @@ func TestRealAPIRepeatedRefusals(t *testing.T) {
 	_, err := n.client.CoreV1().Pods("default").Patch(context.Background(), "lost", types.MergePatchType, patch, metav1.PatchOptions{})
 	n.must(err)
 	var events []corev1.Event
-	n.eventually("the Event to say what is new", func() bool {
+	n.eventually("the Event to have the new message", func() bool {
 		n.refuse("ADD", p, 102)
 		list, err := n.client.CoreV1().Events("default").List(context.Background(), metav1.ListOptions{FieldSelector: "involvedObject.name=lost"})
 		n.must(err)
@@ -152,13 +152,13 @@ func TestRealAPIRepeatedRefusals(t *testing.T) {
 		t.Errorf("Events %+v", events)
 	}
 	var written []string
-	n.eventually("the audit log to have the news", func() bool {
+	n.eventually("the audit log to have the patch", func() bool {
 		written = slices.DeleteFunc(n.cost("lost"), func(r string) bool { return !strings.HasSuffix(r, " events") })
 		return len(written) > 1
 	})
 	// One patch for the new message, and one more for each minute that the test took.
 	if len(written) > 5 || !slices.Equal(slices.Compact(written), []string{"create events", "patch events"}) {
-		t.Errorf("they cost %q", written)
+		t.Errorf("the refusals cost %q", written)
 	}
 }
 

@@ -50,7 +50,7 @@ func (n *realNode) apply(objects []*unstructured.Unstructured, dryRun ...string)
 	n.must(err)
 	for _, o := range objects {
 		if o.GroupVersionKind().Group == "security.openshift.io" {
-			n.t.Logf("%s is OpenShift's own and not looked at", o.GetKind())
+			n.t.Logf("%s is a kind of OpenShift and is skipped", o.GetKind())
 			continue
 		}
 		resource, _ := meta.UnsafeGuessKindToResource(o.GroupVersionKind())
@@ -145,7 +145,7 @@ func TestRealAPIStartupTaint(t *testing.T) {
 		_, err := s.client.CoreV1().Nodes().Patch(ctx, node, types.MergePatchType, []byte(body), metav1.PatchOptions{})
 		return err
 	}
-	s.eventually("the policy to hold", func() bool { return apierrors.IsForbidden(patch("node2", `{"metadata":{"labels":{"a":"b"}}}`)) })
+	s.eventually("the policy to take effect", func() bool { return apierrors.IsForbidden(patch("node2", `{"metadata":{"labels":{"a":"b"}}}`)) })
 	for _, body := range []string{
 		`{"spec":{"taints":null}}`, `{"spec":{"unschedulable":true}}`, `{"metadata":{"labels":{"a":"b"}}}`,
 		`{"spec":{"taints":[{"key":"` + key + `","effect":"NoSchedule"}]}}`,
@@ -166,10 +166,10 @@ func TestRealAPIStartupTaint(t *testing.T) {
 		return slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == key })
 	}
 	if has(key) || !has("other") {
-		t.Errorf("left: %v", node.Spec.Taints)
+		t.Errorf("remaining taints: %v", node.Spec.Taints)
 	}
 	if err := kube.NewWriter(client, "manifold", "node2").RemoveTaint(ctx, key); err == nil {
-		t.Error("it relieved another node")
+		t.Error("it removed the taint of another node")
 	}
 }
 
@@ -181,12 +181,12 @@ func TestRealAPIUninstallationIsAwaited(t *testing.T) {
 	n.must(err)
 	defer client.Close()
 	ctx := context.Background()
-	n.eventually("its permission to be known", func() bool {
+	n.eventually("its permission to take effect", func() bool {
 		_, all, err := client.DaemonSetReady(ctx, "kube-system", "manifold-uninstall")
 		return err == nil && all == -1 // no controller runs
 	})
 	if _, _, err := client.DaemonSetReady(ctx, "kube-system", "manifold"); err == nil {
-		t.Error("it reads another DaemonSet")
+		t.Error("it can read another DaemonSet")
 	}
 	sets := n.realNode.client.AppsV1().DaemonSets("kube-system")
 	ds, err := sets.Get(ctx, "manifold-uninstall", metav1.GetOptions{})
@@ -212,7 +212,7 @@ func TestRealAPIStolenCredential(t *testing.T) {
 	status := func(text string) string {
 		return fmt.Sprintf(`{"metadata":{"annotations":{"k8s.v1.cni.cncf.io/network-status":%q}}}`, text)
 	}
-	s.eventually("the policy to hold", func() bool { return apierrors.IsForbidden(s.patch("app-node2", status("[]"))) })
+	s.eventually("the policy to take effect", func() bool { return apierrors.IsForbidden(s.patch("app-node2", status("[]"))) })
 	for _, text := range []string{"[]", "[{}]"} { // set, then changed
 		if err := s.patch("app-node1", status(text)); err != nil {
 			t.Errorf("the status of its own pod: %v", err)

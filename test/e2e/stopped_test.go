@@ -21,7 +21,7 @@ func (n *node) stop(cmd *exec.Cmd) (goOn func()) {
 // reads waits until the agent's log has a line about a sandbox that contains what.
 func (n *node) reads(p *pod, what string) {
 	n.t.Helper()
-	n.eventually("the agent to tell of "+p.ID, func() bool {
+	n.eventually("the agent to log a line about "+p.ID, func() bool {
 		log, err := os.ReadFile(n.path("agent.log"))
 		n.must(err)
 		for line := range strings.Lines(string(log)) {

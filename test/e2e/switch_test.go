@@ -280,10 +280,10 @@ func TestSwitchingBackWithADamagedJournal(t *testing.T) {
 		}
 	}
 	if raw, err := os.ReadFile(n.path("multus/" + bad.ID)); err != nil || !strings.Contains(string(raw), `"args":"of its own"`) {
-		t.Errorf("Multus is told %s, %v", raw, err)
+		t.Errorf("the file for Multus is %s, %v", raw, err)
 	}
 	if exists(n.path("multus/" + bare.ID)) {
-		t.Error("Multus is told that nothing is left of a sandbox of which nothing is known")
+		t.Error("Multus got a file for a sandbox without records")
 	}
 	for _, p := range []*pod{bad, good} {
 		n.deleteAsMultus(n.path("multus"), p)
@@ -376,7 +376,7 @@ func TestAHostileFileOfMultus(t *testing.T) {
 	n.must(err)
 	n.file("state/"+p.ID, string(list))
 	if res := n.succeed("DEL", p); !strings.Contains(string(res.Stderr), "../../bin/sh") {
-		t.Errorf("what is left out is not told: %s", res.Stderr)
+		t.Errorf("the log does not name the ignored delegate: %s", res.Stderr)
 	}
 }
 
@@ -401,7 +401,7 @@ func (n *node) deleteAsMultus(dir string, p *pod) {
 	for i := len(delegates) - 1; i >= 0; i-- {
 		d := delegates[i]
 		if len(d.ConfList.Plugins) == 0 {
-			n.t.Fatalf("delegate %d is no list: %s", i, raw)
+			n.t.Fatalf("delegate %d is not a list: %s", i, raw)
 		}
 		list, err := libcni.NetworkConfFromBytes(d.Bytes)
 		n.must(err)
@@ -530,14 +530,14 @@ func TestSwitchingPageOfTheThickPlugin(t *testing.T) {
 	}
 	installed := []string{"validate", "--agent-config", n.path("net.d/manifold.d/agent.json"), n.path("net.d/00-manifold.conflist")}
 	if out, said, err := config(installed...); err != nil {
-		t.Errorf("validate of what is installed: %v\n%s%s", err, out, said)
+		t.Errorf("validate of the installed files: %v\n%s%s", err, out, said)
 	}
 	n.file("agent.json", "{\n\"socket\": 7,\n\"podManifests\": \"/absent\"}")
 	out, said, err = config("validate", "--agent-config", n.path("agent.json"))
 	want := n.path("agent.json") + ":2: error: socket: a number is given; give it a string\n" +
 		n.path("agent.json") + ":3: warning: podManifests: /absent does not exist on this machine\n"
 	if err == nil || out != want || !strings.Contains(said, "1 errors") {
-		t.Errorf("validate of a broken one: %v\n%s%s, want\n%s", err, out, said, want)
+		t.Errorf("validate of a broken file: %v\n%s%s, want\n%s", err, out, said, want)
 	}
 }
 

@@ -121,7 +121,7 @@ func within(t *testing.T, call *tracev1.Span, trace []*tracev1.Span) (ran []stri
 			continue
 		}
 		if string(s.GetParentSpanId()) != string(call.GetSpanId()) || s.GetStartTimeUnixNano() < call.GetStartTimeUnixNano() || s.GetEndTimeUnixNano() > call.GetEndTimeUnixNano() {
-			t.Errorf("%v is no step of %v", s, call)
+			t.Errorf("%v is not a step of %v", s, call)
 		}
 		for _, a := range s.GetAttributes() {
 			if s.GetName() == "delegate" && a.GetKey() == "manifold.plugin" {

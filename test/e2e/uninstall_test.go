@@ -72,7 +72,7 @@ func TestPodsThatOutliveUninstallAreReleased(t *testing.T) {
 	}
 	conf := n.path("net.d/00-manifold.conflist")
 	if out := uninstall(); !strings.Contains(out, "left "+conf) || !exists(conf) {
-		t.Fatalf("nothing is left to release with: %s", out)
+		t.Fatalf("the configuration that releases pods was removed: %s", out)
 	}
 	n.runtimeAdd(meanwhile)
 	n.runtime(meanwhile, func(ctx context.Context, cni *libcni.CNIConfig, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
@@ -81,24 +81,24 @@ func TestPodsThatOutliveUninstallAreReleased(t *testing.T) {
 		return errors.Join(err, cni.GetStatusNetworkList(ctx, list))
 	})
 	if link, err := meanwhile.ns.Link("net1"); err != nil || link != nil {
-		t.Errorf("a pod made since then has a secondary network: %v, %v", link, err)
+		t.Errorf("a pod added after uninstall has a secondary network: %v, %v", link, err)
 	}
 	uninstall() // a second time changes nothing
 	n.runtimeDel(meanwhile)
 	n.runtimeDel(plain)
 	if !exists(conf) || !exists(n.path("opt/manifold")) {
-		t.Fatal("what releases the pod is gone before it")
+		t.Fatal("the plugin was removed before the last pod was released")
 	}
 	n.runtimeDel(old)
 	n.unchanged(before)
 	if exists(conf) {
-		t.Error("the configuration is left, with nothing to release")
+		t.Error("the configuration remains although all pods are released")
 	}
 	if journals, err := filepath.Glob(n.path("installed/*@*")); err != nil || len(journals) > 0 {
-		t.Errorf("left: %v %v", journals, err)
+		t.Errorf("journals remain: %v %v", journals, err)
 	}
 	if uninstall(); exists(n.path("opt/manifold")) {
-		t.Error("the programs are left")
+		t.Error("the programs were not removed")
 	}
 }
 
@@ -145,6 +145,6 @@ func TestReleaseOnlyOutOfPlace(t *testing.T) {
 	n.refuse("ADD", p, types.ErrInvalidNetworkConfig, "prevResult", "manifold-agent")
 	n.succeed("DEL", p)
 	if !exists(n.path("net.d/00-manifold.conflist")) {
-		t.Error("another's configuration was removed")
+		t.Error("a foreign configuration was removed")
 	}
 }

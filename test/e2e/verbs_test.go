@@ -217,7 +217,7 @@ func TestStatusOfADefaultNetworkThatEveryPodIsRefusedFor(t *testing.T) {
 			n.define("cluster-net", "", tc.config)
 			n.refuse("STATUS", none, 50, tc.part)
 			if res := n.call("ADD", n.addPod("pod", "")); res.Status == 0 {
-				t.Error("ADD does not refuse it")
+				t.Error("ADD succeeded")
 			}
 		})
 	}
@@ -267,7 +267,7 @@ func TestDefaultRouteMoves(t *testing.T) {
 	n.succeed("DEL", both)
 	p := n.addPod("pod", `[{"name":"six"},{"name":"scr","default-route":["10.95.0.1"]}]`)
 	if res := n.succeed("ADD", p); strings.Contains(string(res.Stdout), "0.0.0.0/0") {
-		t.Errorf("the runtime is told of a default route that is gone: %s", res.Stdout)
+		t.Errorf("the result has a default route that is gone: %s", res.Stdout)
 	}
 	n.succeed("CHECK", p) // the delegates' CHECK compares routes with the recorded result
 	n.wantDefaults(p, netlink.FAMILY_V4, "[10.95.0.1]")
@@ -400,7 +400,7 @@ func TestUndoingTouchesNothingForeign(t *testing.T) {
 	n.refuse("ADD", p, 111, "carrier", "network default/nic-a")
 	for range 2 {
 		if diff := before.Diff(inside()); diff != "" {
-			t.Errorf("the sandbox is not as it was:\n%s", diff)
+			t.Errorf("the sandbox has changed:\n%s", diff)
 		}
 		n.succeed("DEL", p)
 	}

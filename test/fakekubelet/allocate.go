@@ -196,10 +196,10 @@ func (k *Kubelet) choose(ctx context.Context, c claim) ([]string, error) {
 func pinned(c claim, free []string) ([]string, error) {
 	ids := sets.New(c.pinned...)
 	if ids.Len() != len(c.pinned) || len(c.pinned) != c.count {
-		return nil, fmt.Errorf("%d devices asked for, pinned are %q", c.count, c.pinned)
+		return nil, fmt.Errorf("asks for %d devices, but %q are pinned", c.count, c.pinned)
 	}
 	if missing := ids.Difference(c.reuse.Union(sets.New(free...))); missing.Len() > 0 {
-		return nil, fmt.Errorf("%w: pinned %q, not free %q", ErrNoDevices, c.pinned, sets.List(missing))
+		return nil, fmt.Errorf("%w: %q are pinned, but %q are not free", ErrNoDevices, c.pinned, sets.List(missing))
 	}
 	return c.pinned, nil
 }

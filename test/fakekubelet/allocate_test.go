@@ -100,7 +100,7 @@ func TestRejectedPodLeavesItsDevicesToThePurge(t *testing.T) {
 		t.Fatalf("error %v, want %v", err, fakekubelet.ErrNoDevices)
 	}
 	if n := len(k.decoded().Entries); n != 1 {
-		t.Errorf("%d entries, want that of the container that was first", n)
+		t.Errorf("%d entries, want only that of the first container", n)
 	}
 	pod := k.add(podOf("fits", container("c1", 2)), nil)
 	if got := k.held(pod.UID); !sameHeld(got, map[string][]string{"c1": {"a", "b"}}) {
@@ -285,12 +285,12 @@ func TestSetDevicesRefuses(t *testing.T) {
 	k := start(t)
 	for _, name := range []string{"", "cpu", "hugepages-2Mi", "kubernetes.io/x", "a.kubernetes.io/x", "requests.example/x", "vendor.example/", "vendor.example/a b"} {
 		if err := k.SetDevices(name, fakekubelet.Device{ID: "a"}); err == nil {
-			t.Errorf("resource name %q is taken", name)
+			t.Errorf("resource name %q is accepted", name)
 		}
 	}
 	for _, list := range [][]fakekubelet.Device{{{}}, {{ID: "a"}, {ID: "a"}}, {{ID: "a", NUMA: -2}}} {
 		if err := k.SetDevices(vfs, list...); err == nil {
-			t.Errorf("devices %v are taken", list)
+			t.Errorf("devices %v are accepted", list)
 		}
 	}
 }

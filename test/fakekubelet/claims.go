@@ -71,7 +71,7 @@ func podClaims(pod *corev1.Pod) (map[string]string, error) {
 		case c.ResourceClaimName != nil:
 			out[c.Name] = *c.ResourceClaimName
 		case i < 0:
-			return nil, fmt.Errorf("%w: %s of pod %s is not made from its template yet", ErrClaim, c.Name, pod.Name)
+			return nil, fmt.Errorf("%w: claim %s of pod %s is not created from its template yet", ErrClaim, c.Name, pod.Name)
 		case pod.Status.ResourceClaimStatuses[i].ResourceClaimName != nil:
 			out[c.Name] = *pod.Status.ResourceClaimStatuses[i].ResourceClaimName
 		}

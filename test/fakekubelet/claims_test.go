@@ -113,7 +113,7 @@ func TestClaimsOfPods(t *testing.T) {
 	}
 	k.must(k.DeletePod("u2"))
 	if _, err := os.Stat(file("a")); !os.IsNotExist(err) || k.claimsOnDisk() != "" {
-		t.Errorf("a claim that no pod has is still there: %v, %s", err, k.claimsOnDisk())
+		t.Errorf("a claim without pods still exists: %v, %s", err, k.claimsOnDisk())
 	}
 }
 
@@ -137,7 +137,7 @@ func TestClaimThatIsNotAllocated(t *testing.T) {
 	template := podOf("two", claiming("c1", "made"))
 	template.Spec.ResourceClaims = []corev1.PodResourceClaim{{Name: "made", ResourceClaimTemplateName: new("t")}}
 	if _, err := k.AddPod(template, nil); !errors.Is(err, fakekubelet.ErrClaim) {
-		t.Errorf("a claim that no template has made yet: %v", err)
+		t.Errorf("a claim that is not created from its template yet: %v", err)
 	}
 }
 
@@ -159,7 +159,7 @@ func TestClaimBehindExtendedResources(t *testing.T) {
 	var served corev1.Pod
 	k.must(served.Unmarshal(resp.GetPod()))
 	if served.Status.ExtendedResourceClaimStatus != nil {
-		t.Error("the Pods API serves a status that a kubelet does not make")
+		t.Error("the Pods API serves a status that a kubelet does not maintain")
 	}
 	k.Shadow(pod)
 	k.must(k.DeletePod("u1"))

@@ -291,7 +291,7 @@ func TestCheckpointFollowsADeletion(t *testing.T) {
 		t.Errorf("List = %v", got)
 	}
 	if len(k.Allocations(first.UID)) != 0 || len(k.decoded().Pod(string(first.UID))) != 1 {
-		t.Error("List purges in memory alone")
+		t.Error("List did not purge in memory only")
 	}
 	second := k.add(podOf("second", container("c1", 2)), nil)
 	if n := len(k.decoded().Pod(string(first.UID))); n != 0 {

@@ -19,7 +19,7 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-var update = flag.Bool("update", false, "make the reference page and the scripts' expectations anew")
+var update = flag.Bool("update", false, "rewrite the reference page and the scripts' expectations")
 
 // Directories of programs, built once for all tests, outside the namespaces.
 var (
@@ -88,7 +88,7 @@ func TestReferencePageIsTheCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(have) != text {
-		t.Error("docs/kubectl.md is not what the commands say; run: go test ./test/kubectl -update")
+		t.Error("docs/kubectl.md is out of date; run: go test ./test/kubectl -update")
 	}
 }
 
@@ -115,7 +115,7 @@ func TestManualPagesAreTheCommands(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(page, want) {
-			t.Errorf("docs/man/%s is not what the command says; run: go test ./test/kubectl -update", name)
+			t.Errorf("docs/man/%s is out of date; run: go test ./test/kubectl -update", name)
 		}
 	}
 }

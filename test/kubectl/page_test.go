@@ -61,7 +61,7 @@ func cmdPage(ts *testscript.TestScript, _ bool, args []string) {
 			last := &p.blocks[len(p.blocks)-1]
 			last.output, last.from, last.to = body, m[4], m[5]
 		default:
-			ts.Fatalf("%s: text that no commands print:\n%s", p.file, body)
+			ts.Fatalf("%s: a block of text without commands before it:\n%s", p.file, body)
 		}
 	}
 	pages[of(ts)] = p
@@ -84,7 +84,7 @@ func cmdBlock(ts *testscript.TestScript, neg bool, _ []string) {
 	}
 	got := steady(ts, ts.ReadFile("stdout"))
 	if got != b.output && !*update {
-		ts.Fatalf("%s says that\n%s\nprints\n%s\nand it prints\n%s\nrun: go test -tags apiserver ./test/kubectl -update", p.file, b.commands, b.output, got)
+		ts.Fatalf("%s: the output of\n%s\nis documented as\n%s\nbut is\n%s\nrun: go test -tags apiserver ./test/kubectl -update", p.file, b.commands, b.output, got)
 	}
 	b.output = got
 }
@@ -101,7 +101,7 @@ func here(ts *testscript.TestScript, commands string) string {
 func cmdPass(ts *testscript.TestScript, _ bool, _ []string) {
 	p := pages[of(ts)]
 	if p.next == len(p.blocks) || !strings.HasPrefix(p.blocks[p.next].commands, "make ") && !strings.HasPrefix(p.blocks[p.next].commands, "go run ./test/") {
-		ts.Fatalf("%s: there is no block that only makes tests run", p.file)
+		ts.Fatalf("%s: the next block does not only run tests", p.file)
 	}
 	p.next++
 }
@@ -125,7 +125,7 @@ func steady(ts *testscript.TestScript, out string) string {
 // finish writes the page if it is being updated, and fails if blocks have not run.
 func (p *page) finish() error {
 	if p.next < len(p.blocks) {
-		return fmt.Errorf("%s: %d of %d blocks of commands have run", p.file, p.next, len(p.blocks))
+		return fmt.Errorf("%s: only %d of %d blocks of commands have run", p.file, p.next, len(p.blocks))
 	}
 	if !*update {
 		return nil

@@ -126,7 +126,7 @@ func spans(line string) (string, error) {
 	for _, m := range append(colour.FindAllStringSubmatchIndex(line, -1), []int{len(line), len(line), 0, 0}) {
 		text, fill := line[from:m[0]], colours[number]
 		if fill == "" || strings.ContainsFunc(text, unicode.IsControl) {
-			return "", fmt.Errorf("%q in colour %q: it has no place in a picture", text, number)
+			return "", fmt.Errorf("%q in colour %q cannot be drawn", text, number)
 		}
 		if text != "" {
 			fmt.Fprintf(&b, `<tspan fill="%s">%s</tspan>`, fill, strings.NewReplacer("&", "&amp;", "<", "&lt;").Replace(text))

@@ -116,7 +116,7 @@ func unprivileged(t *testing.T, ds *appsv1.DaemonSet, repairs bool) {
 		t.Errorf("the pod: %+v", pod.SecurityContext)
 	}
 	if len(pod.Tolerations) != 1 || pod.Tolerations[0].Operator != corev1.TolerationOpExists || pod.Tolerations[0].Key != "" {
-		t.Errorf("it does not tolerate everything: %+v", pod.Tolerations)
+		t.Errorf("it does not tolerate all taints: %+v", pod.Tolerations)
 	}
 	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
 		var want []corev1.Capability
@@ -190,19 +190,19 @@ func TestCertManagersAuthorityStays(t *testing.T) {
 	issuer := fmt.Sprint("Issuer/", spec("Certificate/manifold-webhook", "issuerRef", "name"))
 	authority := spec(issuer, "ca", "secretName")
 	if authority == nil {
-		t.Fatalf("%s is no authority: %v", issuer, spec(issuer))
+		t.Fatalf("%s is not an authority: %v", issuer, spec(issuer))
 	}
 	key := fmt.Sprint("Certificate/", authority)
 	if spec(key, "secretName") != authority || spec(key, "isCA") != true || spec(key, "privateKey", "rotationPolicy") != "Never" {
 		t.Errorf("the authority changes: %v", spec(key))
 	}
 	if issuer := fmt.Sprint("Issuer/", spec(key, "issuerRef", "name")); spec(issuer, "selfSigned") == nil {
-		t.Errorf("nobody makes the authority: %v", spec(issuer))
+		t.Errorf("no issuer creates the authority: %v", spec(issuer))
 	}
 	given := render(t, append(values()["cert-manager"], "--set", "webhook.certManager.issuer.name=ours")...)
 	for key := range given {
 		if strings.HasPrefix(key, "Issuer/") || key == "Certificate/manifold-webhook-ca" {
-			t.Errorf("%s beside the issuer that is given", key)
+			t.Errorf("%s in addition to the given issuer", key)
 		}
 	}
 }
@@ -262,7 +262,7 @@ func TestUninstallationIsAHook(t *testing.T) {
 	}
 	for key := range render(t, "--set", "uninstall.nodes=false") {
 		if strings.HasSuffix(key, "-uninstall") {
-			t.Errorf("%s is there", key)
+			t.Errorf("%s exists", key)
 		}
 	}
 }
@@ -278,7 +278,7 @@ func TestSchemaRefuses(t *testing.T) {
 		"host.networkDirs={nets}", "host.networkDirs={/}", "host.networkDirs={/etc}", "host.networkDirs={/srv/a,/srv/a}", "host.networkDirs=/srv/a",
 	} {
 		if out, err := manifests.Render(root, "--set", bad); err == nil {
-			t.Errorf("--set %s is taken:\n%.200s", bad, out)
+			t.Errorf("--set %s is accepted:\n%.200s", bad, out)
 		} else if !strings.Contains(err.Error(), "values") {
 			t.Errorf("--set %s: %v", bad, err)
 		}
@@ -306,7 +306,7 @@ func TestValuesMeanWhatTheySay(t *testing.T) {
 			seen[m.MountPath] = true
 		}
 		if !seen["/etc/cni/multus/net.d"] {
-			t.Errorf("container %s does not see the further directory", c.Name)
+			t.Errorf("container %s does not see the additional directory", c.Name)
 		}
 	}
 	stream, err := manifests.Render(root, "--set-json", `nodeSelector={"kubernetes.io/os":"linux"}`, "--set-json", `webhook={"enabled":true,"nodeSelector":{"kubernetes.io/os":"linux"}}`)
@@ -314,7 +314,7 @@ func TestValuesMeanWhatTheySay(t *testing.T) {
 		t.Fatal(err)
 	}
 	if strings.Count(string(stream), "nodeSelector:") != strings.Count(string(stream), "kubernetes.io/os: linux") {
-		t.Error("a key of a nodeSelector is there twice")
+		t.Error("a nodeSelector has a duplicate key")
 	}
 }
 
@@ -326,7 +326,7 @@ func TestKustomizeBasesAreTheCharts(t *testing.T) {
 	for name, want := range files {
 		got, err := os.ReadFile(filepath.Join(root, manifests.Bases, name))
 		if err != nil || string(got) != want {
-			t.Errorf("%s is not what the chart makes: %v; run: make deploy", name, err)
+			t.Errorf("%s does not match the chart: %v; run: make deploy", name, err)
 		}
 	}
 	for base, resources := range map[string]string{
@@ -373,11 +373,11 @@ func TestWhatIsSeenFromOutsideIsAValue(t *testing.T) {
 		err = yaml.Unmarshal(raw, &want)
 	}
 	if err != nil || !reflect.DeepEqual(rule.Object["spec"], any(want)) {
-		t.Errorf("%v: the rules are not those of deploy/monitoring: %v", err, rule.Object["spec"])
+		t.Errorf("%v: the rules differ from those of deploy/monitoring: %v", err, rule.Object["spec"])
 	}
 	for _, unasked := range []string{"PrometheusRule/manifold", "PodMonitor/manifold", "ConfigMap/manifold-dashboard"} {
 		if render(t)[unasked] != nil {
-			t.Errorf("nobody asked for %s", unasked)
+			t.Errorf("%s exists by default", unasked)
 		}
 	}
 	if args := as[appsv1.Deployment](t, render(t, observed...), "Deployment/manifold-webhook").Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, "--log-format=text") {
@@ -429,7 +429,7 @@ func TestDashboardIsAConfigMap(t *testing.T) {
 	m := as[corev1.ConfigMap](t, render(t, args...), "ConfigMap/manifold-dashboard")
 	raw, err := os.ReadFile(filepath.Join(root, "deploy/monitoring/dashboard.json"))
 	if err != nil || strings.TrimSpace(m.Data["manifold.json"]) != strings.TrimSpace(string(raw)) {
-		t.Errorf("%v: the dashboard is not that of deploy/monitoring", err)
+		t.Errorf("%v: the dashboard differs from that of deploy/monitoring", err)
 	}
 	if m.Labels["grafana_dashboard"] != "1" || m.Annotations["grafana_folder"] != "Networking" {
 		t.Errorf("labels %v, annotations %v", m.Labels, m.Annotations)
@@ -479,7 +479,7 @@ func TestAdmissionIsAskedOfFewPods(t *testing.T) {
 	}
 	for key := range render(t) {
 		if strings.Contains(key, "ebhook") {
-			t.Errorf("%s is there unasked", key)
+			t.Errorf("%s exists by default", key)
 		}
 	}
 }

@@ -167,7 +167,7 @@ func TestPresetsAreUsed(t *testing.T) {
 		}
 		for key, dir := range set.Host {
 			if !slices.Contains(directories, dir) {
-				t.Errorf("%s: nothing of the host is mounted for %s: %s", preset, key, dir)
+				t.Errorf("%s: no volume mounts %s of the host: %s", preset, key, dir)
 			}
 		}
 		for _, name := range []string{"manifold", "manifold-uninstall"} {
@@ -176,7 +176,7 @@ func TestPresetsAreUsed(t *testing.T) {
 				got = options.Type
 			}
 			if got != set.SELinuxType {
-				t.Errorf("%s: the SELinux type of DaemonSet %s is %q, and must be %q", preset, name, got, set.SELinuxType)
+				t.Errorf("%s: the SELinux type of DaemonSet %s is %q, want %q", preset, name, got, set.SELinuxType)
 			}
 		}
 	}

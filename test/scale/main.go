@@ -22,8 +22,8 @@ import (
 func main() {
 	definitions := flag.Int("definitions", 1000, "`number` of definitions in the cluster")
 	pods := flag.Int("pods", 5, "`number` of pods that each node attaches")
-	nodes := flag.String("nodes", "50,100,200", "ascending `list` of how many nodes")
-	idle := flag.Duration("idle", 10*time.Second, "how long nothing happens, for the API server's idle CPU")
+	nodes := flag.String("nodes", "50,100,200", "ascending `list` of numbers of nodes")
+	idle := flag.Duration("idle", 10*time.Second, "how long to measure the API server's idle CPU")
 	flag.Parse()
 	code, err := harness.Enter(func() error { _, err := apiserver.Build(); return err })
 	if err == nil && code < 0 {
@@ -49,7 +49,7 @@ func run(levels string, definitions, pods int, idle time.Duration) (err error) {
 		return err
 	}
 	defer c.stop()
-	fmt.Printf("%d definitions, %d pods a node, one API server beside the agents on %d cores\n\n", definitions, pods, runtime.NumCPU())
+	fmt.Printf("%d definitions, %d pods per node, one API server and all agents on %d cores\n\n", definitions, pods, runtime.NumCPU())
 	fmt.Println("nodes  agent KiB   watches  API server  idle CPU    a definition changes:           a pod's PATCH and Event:")
 	fmt.Println("        per node  per node         MiB  % of core   all know  CPU ms: API  agent's  per second  CPU ms: API  agent's")
 	for level := range strings.SplitSeq(levels, ",") {
@@ -70,7 +70,7 @@ func run(levels string, definitions, pods int, idle time.Duration) (err error) {
 // measure prints the line of the current number of nodes.
 func (c *cluster) measure(pods int, idle time.Duration) error {
 	kib := c.heap()
-	harness.Progress("%d nodes: nothing happens for %v", len(c.agents), idle)
+	harness.Progress("%d nodes: idle for %v", len(c.agents), idle)
 	if err := c.rest(idle); err != nil {
 		return err
 	}
@@ -126,7 +126,7 @@ func (c *cluster) spread() (known time.Duration, each used, err error) {
 			}
 			c.awaitDefinition(name)
 			times = append(times, time.Since(began))
-			harness.Progress("%d nodes: %d of %d definitions known to all", len(c.agents), i+1, changes)
+			harness.Progress("%d nodes: all agents know %d of %d definitions", len(c.agents), i+1, changes)
 		}
 		return nil
 	})

@@ -84,7 +84,7 @@ func find(addr string) (*vf, error) {
 		_, err = fmt.Sscanf(filepath.Base(file), "virtfn%d", &v.index)
 		return v, err
 	}
-	return nil, fmt.Errorf("%s is no VF of its PF: %w", addr, os.ErrNotExist)
+	return nil, fmt.Errorf("%s is not a VF of its PF: %w", addr, os.ErrNotExist)
 }
 
 func add(a *skel.CmdArgs) error {

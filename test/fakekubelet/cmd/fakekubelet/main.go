@@ -89,17 +89,17 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	var c config
 	fl := flag.NewFlagSet("fakekubelet", flag.ContinueOnError)
 	fl.SetOutput(stderr)
-	fl.StringVar(&c.dir, "dir", "", "the kubelet's root `directory`, as /var/lib/kubelet")
-	fl.Var(&c.devices, "devices", "advertise a resource: `resource=id,id`, each ID with @node where it has a NUMA node; can be repeated")
+	fl.StringVar(&c.dir, "dir", "", "the kubelet's root `directory`, like /var/lib/kubelet")
+	fl.Var(&c.devices, "devices", "advertise `resource=id,id`, with @node after an ID that has a NUMA node; may be repeated")
 	fl.StringVar(&c.pods, "pods", "", "a `directory` of pod manifests, YAML or JSON")
-	fl.Float64Var(&c.rate, "rate-limit", 100, "calls a second that each API allows")
+	fl.Float64Var(&c.rate, "rate-limit", 100, "calls per second that each API allows")
 	fl.IntVar(&c.burst, "burst", 10, "calls that each API allows at once")
-	fl.Int64Var(&c.seed, "seed", 0, "chooses the orders that mean nothing")
+	fl.Int64Var(&c.seed, "seed", 0, "seed of the random orders")
 	if err := fl.Parse(args); err != nil {
 		return c, err
 	}
 	if c.dir == "" || fl.NArg() > 0 {
-		return c, fmt.Errorf("--dir is needed, and no arguments but flags: %q", fl.Args())
+		return c, fmt.Errorf("--dir is required, and no other arguments are allowed: %q", fl.Args())
 	}
 	return c, nil
 }
