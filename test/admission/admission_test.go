@@ -79,7 +79,7 @@ func TestRealAPIAdmission(t *testing.T) {
 		!strings.Contains(text, `manifold_webhook_findings_total{kind="NetworkAttachmentDefinition",severity="error"} 5`) {
 		t.Errorf("metrics:\n%s", text)
 	}
-	t.Run("what is monitored", func(t *testing.T) { monitored(t, replica.metrics()) })
+	t.Run("monitoring", func(t *testing.T) { monitored(t, replica.metrics()) })
 }
 
 // monitored checks that the webhook exposes all metrics and labels that the alert

@@ -61,7 +61,7 @@ func TestCallsAtOnceAreOneValue(t *testing.T) {
 		t.Errorf("%v, want each round's median", got)
 	}
 	if s.summarize(s); s.P90 != nil || s.P99 != nil || s.Over != nil {
-		t.Errorf("%+v: six calls have no such quantiles, the floor no distance from itself", s.summary)
+		t.Errorf("%+v: six calls are too few for these quantiles, and the floor has no distance from itself", s.summary)
 	}
 }
 

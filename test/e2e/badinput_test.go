@@ -46,18 +46,18 @@ func TestBadAnnotation(t *testing.T) {
 		annotation string
 		parts      []string
 	}{
-		"not JSON":             {`[{"name":`, []string{"JSON"}},
-		"1 MB":                 {strings.Repeat("a", 1_000_000), []string{"1000000 bytes"}},
-		"10,000 entries":       {many, []string{"10000 entries"}},
-		"invalid name":         {"Plain_Net", []string{"Plain_Net"}},
-		"invalid namespace":    {"../etc/plain", []string{"entry 1"}},
-		"null entry":           {"[null]", []string{"entry 1", "not an object"}},
-		"duplicate interface":  {"plain@net7,plain@net7", []string{"entry 2", "same interface"}},
-		"interface path":       {`[{"name":"plain","interface":"../x"}]`, []string{"interface", "../x"}},
-		"interface too long":   {`[{"name":"plain","interface":"a123456789012345"}]`, []string{"15"}},
-		"two default routes":   {`[{"name":"plain","default-route":["10.0.0.1"]},{"name":"plain","default-route":["10.0.0.2"]}]`, []string{"default-route", "entry 1"}},
-		"wrong type":           {`[{"name":"plain","ips":"10.0.0.1"}]`, []string{"ips", "wrong type"}},
-		"capability not there": {`[{"name":"plain","mac":"02:00:00:00:00:01"}]`, []string{"mac", "capability"}},
+		"not JSON":            {`[{"name":`, []string{"JSON"}},
+		"1 MB":                {strings.Repeat("a", 1_000_000), []string{"1000000 bytes"}},
+		"10,000 entries":      {many, []string{"10000 entries"}},
+		"invalid name":        {"Plain_Net", []string{"Plain_Net"}},
+		"invalid namespace":   {"../etc/plain", []string{"entry 1"}},
+		"null entry":          {"[null]", []string{"entry 1", "not an object"}},
+		"duplicate interface": {"plain@net7,plain@net7", []string{"entry 2", "same interface"}},
+		"interface path":      {`[{"name":"plain","interface":"../x"}]`, []string{"interface", "../x"}},
+		"interface too long":  {`[{"name":"plain","interface":"a123456789012345"}]`, []string{"15"}},
+		"two default routes":  {`[{"name":"plain","default-route":["10.0.0.1"]},{"name":"plain","default-route":["10.0.0.2"]}]`, []string{"default-route", "entry 1"}},
+		"wrong type":          {`[{"name":"plain","ips":"10.0.0.1"}]`, []string{"ips", "wrong type"}},
+		"missing capability":  {`[{"name":"plain","mac":"02:00:00:00:00:01"}]`, []string{"mac", "capability"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := n.addPod(strings.NewReplacer(" ", "-", ",", "").Replace(strings.ToLower(name)), tc.annotation)

@@ -88,7 +88,7 @@ func devicesOfClaims(t *testing.T) {
 
 // withoutSources lists the sources of claims that a node lacks, by the name of what
 // is left.
-var withoutSources = map[string][]string{"all": nil, "the checkpoint of claims alone": {"podResources", "checkpoint"}, "PodResources alone": {"claimCheckpoint"}, "no agent": nil}
+var withoutSources = map[string][]string{"all": nil, "only the checkpoint of claims": {"podResources", "checkpoint"}, "only PodResources": {"claimCheckpoint"}, "no agent": nil}
 
 // withEachSource runs a check on each of these nodes, with an agent unless the node
 // has none.
@@ -145,21 +145,21 @@ func claimKinds(t *testing.T, without ...string) {
 			networks: "nic-a", claim: "shared-nics", request: "r", attributes: is(id),
 			spec: corev1.PodSpec{ResourceClaims: byName, Containers: []corev1.Container{claiming("c1", nics), claiming("c2", nics)}},
 		},
-		"the container named": {
+		"a named container": {
 			networks: `[{"name":"nic-a","manifold.dev/container":"c2"}]`, claim: "shared-nics", request: "r", attributes: is(id),
 			spec: corev1.PodSpec{ResourceClaims: byName, Containers: []corev1.Container{claiming("c1", corev1.ResourceClaim{Name: "nics", Request: "other"}), claiming("c2", nics)}},
 		},
-		"an extended resource that a driver serves": {
+		"an extended resource served by a driver": {
 			networks: "nic-a", claim: "extended-extended-resources-x2b4c", request: "container-0-request-0", attributes: map[string]string{podresources.AttributeDeviceID: id},
 			spec: corev1.PodSpec{Containers: []corev1.Container{container("c1", 1)}},
 			status: corev1.PodStatus{ExtendedResourceClaimStatus: &corev1.PodExtendedResourceClaimStatus{ResourceClaimName: "extended-extended-resources-x2b4c",
 				RequestMappings: []corev1.ContainerExtendedResourceRequest{{ContainerName: "c1", ResourceName: nicA, RequestName: "container-0-request-0"}}}},
 		},
-		"no resource name, the claim named": {
+		"no resource name, but a named claim": {
 			networks: `[{"name":"nic-a","manifold.dev/claim":"nics"}]`, claim: "shared-nics", request: "r", attributes: map[string]string{podresources.AttributeDeviceID: id},
 			spec: corev1.PodSpec{ResourceClaims: byName, Containers: []corev1.Container{claiming("c1", nics)}},
 		},
-		"a network on no resource, the claim named": {
+		"a network without a resource, but with a named claim": {
 			networks: `[{"name":"free","manifold.dev/claim":"nics"}]`, claim: "shared-nics", request: "r", attributes: is(id),
 			spec: corev1.PodSpec{ResourceClaims: byName, Containers: []corev1.Container{claiming("c1", nics)}},
 		},
@@ -300,8 +300,8 @@ func claimRefused(t *testing.T) {
 		code     uint
 		parts    []string
 	}{
-		"no claim of the name": {`[{"name":"plain"},{"name":"nic-a","manifold.dev/claim":"other"}]`, nil, 101, []string{"no resource claim other", "it has: nics"}},
-		"not allocated yet":    {`[{"name":"plain"},{"name":"nic-a","manifold.dev/claim":"nics"}]`, nil, 11, []string{"no device of claim nics (ResourceClaim shared-nics)", "status.allocation"}},
+		"no claim of that name": {`[{"name":"plain"},{"name":"nic-a","manifold.dev/claim":"other"}]`, nil, 101, []string{"no resource claim other", "it has: nics"}},
+		"not allocated yet":     {`[{"name":"plain"},{"name":"nic-a","manifold.dev/claim":"nics"}]`, nil, 11, []string{"no device of claim nics (ResourceClaim shared-nics)", "status.allocation"}},
 		"no such request": {`[{"name":"plain"},{"name":"nic-a","manifold.dev/claim":"nics","manifold.dev/request":"q"}]`,
 			func(n *kubeletNode) []fakekubelet.ClaimDevice {
 				return []fakekubelet.ClaimDevice{claimed("dev-0", "r", is(n.device("nic0")))}

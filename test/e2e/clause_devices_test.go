@@ -186,7 +186,7 @@ func deviceMap(t *testing.T) {
 				return allocation{app: []held{{"app", []string{vf[8], vf[0], vf[7]}}}}
 			},
 			func(_, vf []string) []string { return []string{vf[0], vf[7], vf[8]} }},
-		"as the device plugin answers": {"plugin",
+		"in the device plugin's order": {"plugin",
 			func(_, vf []string) allocation {
 				return allocation{app: []held{{"app", []string{vf[8], vf[0], vf[7]}}}}
 			},
@@ -403,7 +403,7 @@ func deviceSources(t *testing.T) {
 		}
 		n.succeed("DEL", p)
 	})
-	t.Run("a device that is another pod's is refused", func(t *testing.T) {
+	t.Run("another pod's device is refused", func(t *testing.T) {
 		n := newKubeletNode(t)
 		n.serve()
 		n.warm()

@@ -55,7 +55,7 @@ func (w *witness) defaultRoute() {
 		annotation string
 		v4, v6     []string
 	}{
-		"not asked": {`[{"name":"net"},{"name":"routed"}]`, []string{"10.88.0.1 eth0", "10.89.0.1 net2"}, nil},
+		"not requested": {`[{"name":"net"},{"name":"routed"}]`, []string{"10.88.0.1 eth0", "10.89.0.1 net2"}, nil},
 		"gateways": {
 			`[{"name":"net","default-route":["10.95.0.254","fd00:95::fe","10.95.0.1","fd00:95::1"]},{"name":"routed"}]`,
 			[]string{"10.95.0.254 net1", "10.95.0.1 net1"}, []string{"fd00:95::fe net1", "fd00:95::1 net1"},

@@ -196,7 +196,7 @@ func operationStatus(t *testing.T) {
 			n.refuse("STATUS", none, 50, program, n.bin)
 		}
 	})
-	t.Run("programs of what every pod gets", statusOfFurther)
+	t.Run("programs of further networks", statusOfFurther)
 	t.Run("sources", func(t *testing.T) {
 		n, api := newAPINode(t)
 		api.Stop()

@@ -20,13 +20,13 @@ func TestEveryVerbTakesTheSameDefaultNetwork(t *testing.T) {
 		file       bool
 		want       string // log of the network that is used; empty if none is
 	}{
-		"definition and file":           {func(n *node) string { return list(n, "of-definition") }, true, "of-definition"},
-		"definition alone":              {func(n *node) string { return list(n, "of-definition") }, false, "of-definition"},
-		"definition that says no name":  {func(n *node) string { return `{"plugins":[` + plugin(n, "of-definition") + `]}` }, true, "of-definition"},
-		"single, that says no name":     {func(n *node) string { return plugin(n, "of-definition") }, true, "of-definition"},
-		"definition that names a file":  {func(*node) string { return " " }, true, "of-file"},
-		"file alone":                    {nil, true, "of-file"},
-		"broken definition beside file": {func(*node) string { return "{" }, true, ""},
+		"definition and file":                 {func(n *node) string { return list(n, "of-definition") }, true, "of-definition"},
+		"only a definition":                   {func(n *node) string { return list(n, "of-definition") }, false, "of-definition"},
+		"definition without a name":           {func(n *node) string { return `{"plugins":[` + plugin(n, "of-definition") + `]}` }, true, "of-definition"},
+		"single configuration without a name": {func(n *node) string { return plugin(n, "of-definition") }, true, "of-definition"},
+		"definition that names a file":        {func(*node) string { return " " }, true, "of-file"},
+		"only a file":                         {nil, true, "of-file"},
+		"broken definition and file":          {func(*node) string { return "{" }, true, ""},
 	} {
 		for mode, served := range map[string]bool{"agent": true, "no agent": false} {
 			t.Run(name+", "+mode, func(t *testing.T) {

@@ -198,7 +198,7 @@ func TestGCSparesASandboxThatTheRuntimeMayNotHaveKnownYet(t *testing.T) {
 		"without a grace":        {"", asIs, false},
 		"in the future":          {"", mark(own, 1000*time.Hour), false},
 		"in another boot":        {"1h", mark("another", 0), false},
-		"nobody knows when":      {"1h", func(n *node, p *pod) { n.file("state/"+p.ID+"@eth0.lock", "") }, false},
+		"at an unknown time":     {"1h", func(n *node, p *pod) { n.file("state/"+p.ID+"@eth0.lock", "") }, false},
 		"its namespace is gone":  {"1h", func(n *node, p *pod) { n.must(p.ns.Delete()) }, false},
 		"its DEL failed already": {"1h", failedDEL, false},
 	} {
@@ -389,13 +389,13 @@ func TestGCKnowsAPodOfMultusFromEitherRecord(t *testing.T) {
 		lose   func(n *node, p *pod)
 		passed bool
 	}{
-		"both":              {func(*node, *pod) {}, true},
-		"one record lost":   {func(n *node, p *pod) { n.must(os.Remove(n.path(record(n, p)))) }, true},
-		"one record cut":    {func(n *node, p *pod) { n.file(record(n, p), n.read(record(n, p))[:99]) }, true},
-		"without libcni's":  {func(n *node, _ *pod) { n.must(os.RemoveAll(n.path("state/results"))) }, true},
-		"without its file":  {func(n *node, p *pod) { n.must(os.Remove(n.path("state/" + p.ID))) }, true},
-		"its file broken":   {func(n *node, p *pod) { n.file("state/"+p.ID, "[{") }, false},
-		"a delegate broken": {func(n *node, p *pod) { n.file("state/"+p.ID, `[{"Bytes":"e30="}]`) }, false},
+		"both":                 {func(*node, *pod) {}, true},
+		"one record lost":      {func(n *node, p *pod) { n.must(os.Remove(n.path(record(n, p)))) }, true},
+		"one record truncated": {func(n *node, p *pod) { n.file(record(n, p), n.read(record(n, p))[:99]) }, true},
+		"without libcni's":     {func(n *node, _ *pod) { n.must(os.RemoveAll(n.path("state/results"))) }, true},
+		"without its file":     {func(n *node, p *pod) { n.must(os.Remove(n.path("state/" + p.ID))) }, true},
+		"its file broken":      {func(n *node, p *pod) { n.file("state/"+p.ID, "[{") }, false},
+		"a delegate broken":    {func(n *node, p *pod) { n.file("state/"+p.ID, `[{"Bytes":"e30="}]`) }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n, own, p := besideMultus(t)

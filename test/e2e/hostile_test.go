@@ -198,7 +198,7 @@ func TestNoDefinitionMakesAPodUndeletable(t *testing.T) {
 		n.t = t
 		n.goesWithoutTrace(n.addPod("asks", `[{"name":"plain","cni-args":{"ips":5}}]`))
 	})
-	t.Run("what to do about a version", func(t *testing.T) {
+	t.Run("fix for an unsupported version", func(t *testing.T) {
 		n := *n
 		n.t = t
 		n.define("old", "", `{"cniVersion":"1.1.0","type":"oldone"}`)
@@ -244,8 +244,8 @@ func TestWhatAPluginMadeAndKeepsIsNotDeleted(t *testing.T) {
 		first   string // the plugin that brings the interface
 		release func(*pod)
 	}{
-		"made, taken away":      {"", takeAway},
-		"made, sandbox gone":    {"", func(p *pod) { n.must(p.ns.Delete()) }},
+		"created, then removed": {"", takeAway},
+		"created, sandbox gone": {"", func(p *pod) { n.must(p.ns.Delete()) }},
 		"of the host's devices": {`"device":"nic0",`, takeAway},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -94,8 +94,8 @@ func (c *cluster) measure(pods int, idle time.Duration) error {
 	return nil
 }
 
-// heap returns the memory that the agents hold, in KiB: the live heap beyond that
-// of no node, without the kubelets.
+// heap returns the memory that the agents hold, in KiB: the live heap minus what it was
+// without nodes and minus the kubelets.
 func (c *cluster) heap() float64 {
 	return float64(heapBytes()-c.empty)/1024 - float64(len(c.agents))*c.kubeletKiB
 }
