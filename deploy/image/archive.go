@@ -19,7 +19,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// archive builds every architecture's image and writes them into one file.
+// archive builds the image of every architecture and writes all of them into one file.
 func (b *build) archive(file string) (err error) {
 	work, err := os.MkdirTemp("", "manifold-image-")
 	if err != nil {
@@ -45,8 +45,8 @@ func (b *build) archive(file string) (err error) {
 	if err != nil {
 		return err
 	}
-	// The first is what containerd takes for the image's name, the second what
-	// others do.
+	// containerd reads the image's name from the first annotation, others from the
+	// second.
 	names := map[string]string{"io.containerd.image.name": b.name, "org.opencontainers.image.ref.name": b.name}
 	if err := path.AppendIndex(index, layout.WithAnnotations(names)); err != nil {
 		return err
@@ -79,7 +79,7 @@ func (b *build) image(root, arch string) (v1.Image, error) {
 	}
 	config = config.DeepCopy()
 	config.OS, config.Architecture, config.Created = "linux", arch, v1.Time{Time: b.created}
-	// As in the Dockerfile.
+	// The same as in the Dockerfile.
 	config.Config = v1.Config{
 		User: "0", Entrypoint: []string{"/manifold-agent"}, Cmd: []string{"serve"},
 		Labels: map[string]string{
@@ -93,22 +93,23 @@ func (b *build) image(root, arch string) (v1.Image, error) {
 	return mutate.ConfigFile(image, config)
 }
 
-// writeTar writes the files of dir into an archive, by way of a temporary name.
+// writeTar writes the files of dir into an archive under a temporary name, then renames
+// it.
 func writeTar(file, dir string) (err error) {
 	f, err := os.Create(file + ".new")
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.Remove(f.Name()) }() // not there when all went well
-	// What is in the archive says when it was made; the archive does not.
+	defer func() { _ = os.Remove(f.Name()) }() // already renamed if all went well
+	// The image tells when it was made; the archive around it does not.
 	if err := errors.Join(tarTree(f, dir, time.Unix(0, 0)), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), file)
 }
 
-// tarTree writes the files below dir in order of their names, all of root and of
-// one time.
+// tarTree writes the files below dir in the order of their names, all owned by root and
+// with the time at.
 func tarTree(out io.Writer, dir string, at time.Time) error {
 	w := tar.NewWriter(out)
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

@@ -1,15 +1,15 @@
-// Command image builds Manifold's image without a container builder: the static
-// programs for each architecture, a list of what is in them, and an OCI archive
-// of both that any runtime imports.
+// Command image builds Manifold's image without a container builder: the static programs
+// for each architecture, a bill of materials, and an OCI archive of both that any runtime
+// can import.
 //
 //	image archive FILE   builds all architectures into an OCI archive
 //	image root DIR       builds the files of one architecture's image into DIR
 //
-// It runs in the repository's root. The Dockerfile runs "image root", so that
-// both ways make the same files. Two builds of one commit by one release of Go
-// are equal byte for byte: nothing in them says when or where they were made.
+// It runs in the root of the repository. The Dockerfile runs "image root", so both ways
+// produce the same files. Two builds of one commit with one release of Go are identical
+// byte for byte: nothing in them tells when or where they were built.
 //
-// It is a module of its own so that its dependencies stay out of Manifold's.
+// It is a separate module so that its dependencies stay out of Manifold's.
 package main
 
 import (
@@ -21,12 +21,12 @@ import (
 	"time"
 )
 
-// build is what is stamped into an image.
+// build is what an image is stamped with.
 type build struct {
 	release  string    // of the programs and the image
 	revision string    // the commit
-	created  time.Time // the commit's time: that of every file
-	name     string    // of the image, with its tag
+	created  time.Time // the commit's time, which every file gets
+	name     string    // full name of the image, with its tag
 	arches   []string
 }
 

@@ -15,20 +15,21 @@ import (
 // programs are the packages of the image's programs.
 var programs = []string{"./cmd/manifold", "./cmd/manifold-agent", "./cmd/manifold-webhook"}
 
-// bomFile is the list of what the programs are made of.
+// bomFile is the bill of materials of the programs.
 const bomFile = "manifold.cdx.json"
 
-// root builds the image's files for one architecture into dir. They are of the time
-// that is given, not of that when they were built: a builder copies their times.
+// root builds the image's files for one architecture into dir. Every file gets the
+// commit's time rather than the build's, because an image builder copies the times of
+// files.
 func (b *build) root(dir, arch string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	for _, p := range programs {
-		// Without buildvcs: a checkout's path or state is not in the programs.
+		// -buildvcs=false keeps the state of the checkout out of the programs.
 		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.release="+b.release,
 			"-o", filepath.Join(dir, filepath.Base(p)), p)
-		// What the builder's environment wants of processors is not in them either.
+		// Settings for the processor in the builder's environment stay out of them too.
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOAMD64=v1", "GOARM64=v8.0", "GOEXPERIMENT=")
 		cmd.Stderr = os.Stderr
 		if err := cmd.Run(); err != nil {
@@ -50,8 +51,8 @@ func (b *build) root(dir, arch string) error {
 	return nil
 }
 
-// writeBOM writes, in CycloneDX, which modules the programs in dir are linked
-// from, as the programs themselves tell.
+// writeBOM writes the bill of materials in CycloneDX: the modules that the programs in
+// dir are linked from, as the programs themselves record.
 func (b *build) writeBOM(dir string) (err error) {
 	bom := cyclonedx.NewBOM()
 	bom.Metadata = &cyclonedx.Metadata{
@@ -94,7 +95,7 @@ func (b *build) writeBOM(dir string) (err error) {
 	return f.Close()
 }
 
-// golang adds a module to those listed and returns its reference.
+// golang adds a module to modules and returns its reference.
 func golang(path, version string, modules map[string]cyclonedx.Component) string {
 	ref := "pkg:golang/" + path + "@" + version
 	modules[ref] = cyclonedx.Component{Type: cyclonedx.ComponentTypeLibrary, Name: path, Version: version, PackageURL: ref, BOMRef: ref}
