@@ -35,8 +35,8 @@ const NoNUMA = -1
 // Reasons to refuse a file, to be matched with errors.Is.
 var (
 	ErrTooLarge = errors.New("checkpoint is too large")
-	ErrFormat   = errors.New("checkpoint is not in a known form")
-	ErrChecksum = errors.New("checkpoint's checksum is wrong")
+	ErrFormat   = errors.New("checkpoint has an unknown form")
+	ErrChecksum = errors.New("checkpoint has a wrong checksum")
 )
 
 // Checkpoint is a decoded file. Callers must not modify it.
@@ -100,7 +100,7 @@ func (c *Checkpoint) pick(indexes []int) []Entry {
 // no kubelet writes, even if the checksum of that form could be computed.
 func Decode(raw []byte) (*Checkpoint, error) {
 	if len(raw) > MaxSize {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d are read", ErrTooLarge, len(raw), MaxSize)
+		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(raw), MaxSize)
 	}
 	f, ok := parseCanonical(raw)
 	if !ok {
@@ -133,7 +133,7 @@ func verify(f *file) error {
 		sum = checksum(f.Data, !found[formList])
 	}
 	if uint64(sum) != f.Checksum {
-		return fmt.Errorf("%w: it says %d, its content gives %d", ErrChecksum, f.Checksum, sum)
+		return fmt.Errorf("%w: it is %d, the content gives %d", ErrChecksum, f.Checksum, sum)
 	}
 	return nil
 }

@@ -99,21 +99,21 @@ const (
 // unknown keys. Its errors are those of [Decode].
 func DecodeClaims(raw []byte) (*Claims, error) {
 	if len(raw) > MaxSize {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d are read", ErrTooLarge, len(raw), MaxSize)
+		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(raw), MaxSize)
 	}
 	var f claimsFile
 	if err := json.Unmarshal(raw, &f); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	if sum := crc32.ChecksumIEEE([]byte(f.Data)); sum != f.Checksum {
-		return nil, fmt.Errorf("%w: it says %d, its content gives %d", ErrChecksum, f.Checksum, sum)
+		return nil, fmt.Errorf("%w: it is %d, the content gives %d", ErrChecksum, f.Checksum, sum)
 	}
 	var d claimsData
 	if err := json.Unmarshal([]byte(f.Data), &d); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	if d.Kind != claimsKind {
-		return nil, fmt.Errorf("%w: kind %.64q instead of %s", ErrFormat, d.Kind, claimsKind)
+		return nil, fmt.Errorf("%w: kind is %.64q, want %s", ErrFormat, d.Kind, claimsKind)
 	}
 	out := &Claims{}
 	for i := range d.ClaimInfoStateList {

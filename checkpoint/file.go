@@ -58,7 +58,7 @@ func (c *content[T]) load() (T, error) {
 		return c.last, c.err
 	}
 	if fi.Size() > MaxSize {
-		c.last, c.err = none, fmt.Errorf("%w: %d bytes, at most %d are read", ErrTooLarge, fi.Size(), MaxSize)
+		c.last, c.err = none, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, fi.Size(), MaxSize)
 	} else {
 		raw, err := io.ReadAll(io.LimitReader(in, MaxSize+1))
 		if err != nil {

@@ -47,7 +47,7 @@ const (
 
 // errTwice refuses a duplicate key: no kubelet writes it, and parsers disagree on its
 // meaning.
-var errTwice = errors.New("DeviceIDs are given twice")
+var errTwice = errors.New("duplicate DeviceIDs")
 
 // UnmarshalJSON reads either form.
 func (d *deviceIDs) UnmarshalJSON(raw []byte) error {

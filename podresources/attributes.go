@@ -144,12 +144,12 @@ func (d *Device) settle(gaps []error) {
 func gap(d *Device, causes []error) error {
 	var missing []string
 	if d.ID == "" {
-		missing = append(missing, AttributeDeviceID+" nor "+AttributePCIBusID)
+		missing = append(missing, AttributeDeviceID+" or "+AttributePCIBusID)
 	}
 	if d.Resource == "" {
 		missing = append(missing, AttributeResourceName)
 	}
-	err := fmt.Errorf("no %s is known of it", strings.Join(missing, ", nor "))
+	err := fmt.Errorf("no source knows its %s", strings.Join(missing, ", nor its "))
 	if len(causes) > 0 {
 		err = fmt.Errorf("%w: %w", err, errors.Join(causes...))
 	}

@@ -105,7 +105,7 @@ func (v *view) decideLiveClaims() decision {
 		note(a, "left out: %s, which the pod's spec and status do not name", foreign)
 	}
 	if len(a.Devices) > 0 && v.claimsErr != nil && !errors.Is(v.claimsErr, errNoSource) {
-		note(a, "claims are from the kubelet's API alone, the checkpoint of claims is not usable: %v", v.claimsErr)
+		note(a, "claims are from the kubelet's API alone, because the checkpoint of claims is unusable: %v", v.claimsErr)
 	}
 	v.arrangeClaims(a.Devices)
 	return decision{alloc: a}
@@ -137,7 +137,7 @@ func (v *view) joinClaims() *Allocation {
 		}
 	}
 	if v.liveErr != nil && !errors.Is(v.liveErr, errNoSource) {
-		note(a, "claims are from the kubelet's checkpoint alone, its API does not answer: %v", v.liveErr)
+		note(a, "claims are from the kubelet's checkpoint alone, because its API does not answer: %v", v.liveErr)
 	}
 	v.arrangeClaims(a.Devices)
 	return a

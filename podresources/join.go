@@ -37,7 +37,7 @@ func (v *view) decide() decision {
 	case v.liveErr == nil && (v.memErr == nil || errors.Is(v.memErr, errNoSource)):
 		return decision{alloc: &Allocation{}}
 	case v.liveErr == nil:
-		return decision{alloc: note(&Allocation{}, "the checkpoint is not usable: %v", v.memErr), again: longer}
+		return decision{alloc: note(&Allocation{}, "the checkpoint is unusable: %v", v.memErr), again: longer}
 	}
 	return v.decideSilence()
 }
@@ -80,7 +80,7 @@ func (v *view) decideMemory() decision {
 	if v.liveErr != nil {
 		why = "does not answer: " + v.liveErr.Error()
 	}
-	return decision{alloc: note(v.join(nil), "devices are from the checkpoint alone, the kubelet's API %s", why), again: longer}
+	return decision{alloc: note(v.join(nil), "devices are from the checkpoint alone, because the kubelet's API %s", why), again: longer}
 }
 
 // decideLive decides when the API has devices that the checkpoint does not confirm.
@@ -89,10 +89,10 @@ func (v *view) decideLive() decision {
 		return decision{alloc: v.join(v.live)}
 	}
 	if v.memErr != nil {
-		return decision{alloc: note(v.join(v.live), "devices are from the kubelet's API alone, the checkpoint is not usable: %v", v.memErr)}
+		return decision{alloc: note(v.join(v.live), "devices are from the kubelet's API alone, because the checkpoint is unusable: %v", v.memErr)}
 	}
 	if v.pod.UID == "" {
-		return decision{alloc: note(v.join(v.live), "devices are by the pod's name alone, the runtime gave no UID")}
+		return decision{alloc: note(v.join(v.live), "devices were found by the pod's name alone, because the runtime gave no UID")}
 	}
 	if d, uid := v.foreign(); uid != "" {
 		if len(v.own) == 0 {
@@ -103,9 +103,9 @@ func (v *view) decideLive() decision {
 	}
 	a := v.join(v.live)
 	if len(v.own) == 0 {
-		return decision{alloc: note(a, "devices are from the kubelet's API alone, the checkpoint knows none of them"), again: once}
+		return decision{alloc: note(a, "devices are from the kubelet's API alone, because the checkpoint has none of them"), again: once}
 	}
-	return decision{alloc: note(a, "the checkpoint differs from the kubelet's API, which is followed"), again: once}
+	return decision{alloc: note(a, "the checkpoint differs from the kubelet's API, whose answer is used"), again: once}
 }
 
 // foreign returns a live device that the checkpoint attributes to other pods but not to
@@ -145,7 +145,7 @@ func (v *view) join(live []ContainerDevice) *Allocation {
 				if counts || listed[holding{e.Container, e.Resource, id}] {
 					j.add(ContainerDevice{Container: e.Container, Resource: e.Resource, ID: id, NUMANodes: nodes(n.Node)}, FromCheckpoint)
 				} else {
-					note(j.a, "device %s of %s, by the checkpoint in container %s, is left out: the kubelet's API does not list it there", id, e.Resource, e.Container)
+					note(j.a, "device %s of %s is left out: the checkpoint has it in container %s, where the kubelet's API does not list it", id, e.Resource, e.Container)
 				}
 			}
 		}

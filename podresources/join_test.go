@@ -75,7 +75,7 @@ func TestJoinAgreement(t *testing.T) {
 
 func TestJoinCheckpointAlone(t *testing.T) {
 	both := []checkpoint.Entry{entry(ours, "c2", "b"), entry(ours, "c1", "a")}
-	from := "vfs a in c1 by checkpoint\nvfs b in c2 by checkpoint\nnote: devices are from the checkpoint alone, the kubelet's API "
+	from := "vfs a in c1 by checkpoint\nvfs b in c2 by checkpoint\nnote: devices are from the checkpoint alone, because the kubelet's API "
 	runJoin(t, []joinCase{
 		{name: "API lists the pod without devices", moments: []moment{{entries: both}}, want: from + "lists none for the pod\n", took: untilRetryEnds},
 		{name: "API is down", moments: []moment{{liveErr: errDown, entries: both}}, want: from + "does not answer: " + errDown.Error() + "\n", took: untilRetryEnds},
@@ -99,16 +99,16 @@ func TestJoinAPIAlone(t *testing.T) {
 		{name: "no checkpoint configured", noFile: true, moments: []moment{{live: live}}, want: from},
 		{name: "no checkpoint configured, none", noFile: true, moments: []moment{{}}, want: ""},
 		{name: "checkpoint damaged", moments: []moment{{live: live, memErr: damaged}},
-			want: from + "note: devices are from the kubelet's API alone, the checkpoint is not usable: " + damaged.Error() + "\n"},
+			want: from + "note: devices are from the kubelet's API alone, because the checkpoint is unusable: " + damaged.Error() + "\n"},
 		{name: "checkpoint absent", moments: []moment{{live: live, memErr: os.ErrNotExist}},
-			want: from + "note: devices are from the kubelet's API alone, the checkpoint is not usable: file does not exist\n"},
-		{name: "checkpoint damaged, none", moments: []moment{{memErr: damaged}}, want: "note: the checkpoint is not usable: " + damaged.Error() + "\n", took: untilRetryEnds},
+			want: from + "note: devices are from the kubelet's API alone, because the checkpoint is unusable: file does not exist\n"},
+		{name: "checkpoint damaged, none", moments: []moment{{memErr: damaged}}, want: "note: the checkpoint is unusable: " + damaged.Error() + "\n", took: untilRetryEnds},
 		{name: "checkpoint lags", moments: []moment{{live: live, entries: []checkpoint.Entry{entry("uid-third", "c1", "x")}}},
-			want: from + "note: devices are from the kubelet's API alone, the checkpoint knows none of them\n", took: retryStep},
+			want: from + "note: devices are from the kubelet's API alone, because the checkpoint has none of them\n", took: retryStep},
 		{name: "checkpoint lags and catches up", moments: []moment{{live: live}, {live: live, entries: []checkpoint.Entry{entry(ours, "c1", "a")}}},
 			want: "vfs a in c1 by podresources+checkpoint node [0 1]\n", took: retryStep},
 		{name: "no UID", pod: func(p *Pod) { p.UID = "" }, moments: []moment{{live: live, entries: []checkpoint.Entry{entry(old, "c1", "a")}}},
-			want: from + "note: devices are by the pod's name alone, the runtime gave no UID\n"},
+			want: from + "note: devices were found by the pod's name alone, because the runtime gave no UID\n"},
 		{name: "no UID, none", pod: func(p *Pod) { p.UID = "" }, moments: []moment{{}}, want: ""},
 	})
 }
@@ -127,12 +127,12 @@ func TestJoinContradiction(t *testing.T) {
 			want: "device x of vendor.example/vfs to pod shop/web-0, the checkpoint to pod UID uid-old", err: ErrConflict, took: retryStep},
 		{name: "other devices, nobody's", moments: []moment{{live: []ContainerDevice{held("c1", "n")}, entries: []checkpoint.Entry{mine}}},
 			want: "vfs n in c1 by podresources\n" +
-				"note: device a of vendor.example/vfs, by the checkpoint in container c1, is left out: the kubelet's API does not list it there\n" +
-				"note: the checkpoint differs from the kubelet's API, which is followed\n", took: retryStep},
+				"note: device a of vendor.example/vfs is left out: the checkpoint has it in container c1, where the kubelet's API does not list it\n" +
+				"note: the checkpoint differs from the kubelet's API, whose answer is used\n", took: retryStep},
 		{name: "same device in another container", moments: []moment{{live: []ContainerDevice{held("c2", "a")}, entries: []checkpoint.Entry{mine}}},
 			want: "vfs a in c2 by podresources\n" +
-				"note: device a of vendor.example/vfs, by the checkpoint in container c1, is left out: the kubelet's API does not list it there\n" +
-				"note: the checkpoint differs from the kubelet's API, which is followed\n", took: retryStep},
+				"note: device a of vendor.example/vfs is left out: the checkpoint has it in container c1, where the kubelet's API does not list it\n" +
+				"note: the checkpoint differs from the kubelet's API, whose answer is used\n", took: retryStep},
 		{name: "differ once", moments: []moment{
 			{live: []ContainerDevice{held("c1", "n")}, entries: []checkpoint.Entry{mine}},
 			{live: []ContainerDevice{held("c1", "a")}, entries: []checkpoint.Entry{mine}},

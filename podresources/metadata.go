@@ -90,12 +90,12 @@ func metadataOf(root *os.Root, d *ClaimDevice) (Attributes, error) {
 			return Attributes{}, err
 		}
 		if d.ClaimUID != "" && o.Metadata.UID != "" && o.Metadata.UID != d.ClaimUID {
-			return Attributes{}, fmt.Errorf("%w: %s is of an older claim of that name, with UID %.64q", ErrUnavailable, dir, o.Metadata.UID)
+			return Attributes{}, fmt.Errorf("%w: %s belongs to an older claim of the same name, with UID %.64q", ErrUnavailable, dir, o.Metadata.UID)
 		}
 		found = o.collect(d, &out) || found
 	}
 	if !found {
-		return Attributes{}, fmt.Errorf("driver %s has left none below %s", d.Driver, dir)
+		return Attributes{}, fmt.Errorf("driver %s has written none below %s", d.Driver, dir)
 	}
 	return out, nil
 }
@@ -137,7 +137,7 @@ func readMetadata(root *os.Root, path string) (*metadataObject, error) {
 		return nil, err
 	}
 	if !fi.Mode().IsRegular() || fi.Size() > maxMetadata {
-		return nil, fmt.Errorf("%s is no file of at most %d bytes", path, maxMetadata)
+		return nil, fmt.Errorf("%s is not a file of at most %d bytes", path, maxMetadata)
 	}
 	raw, err := root.ReadFile(path)
 	if err != nil {
@@ -158,7 +158,7 @@ func decodeMetadata(raw []byte) (*metadataObject, error) {
 		var one json.RawMessage
 		if err := d.Decode(&one); err != nil {
 			if errors.Is(err, io.EOF) {
-				return nil, fmt.Errorf("no object of a version that is understood; there are: %.256q", others)
+				return nil, fmt.Errorf("no object has a known version; found %.256q", others)
 			}
 			return nil, err
 		}

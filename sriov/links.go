@@ -278,11 +278,11 @@ func (Kernel) SetNetDev(name string, to NetDev) error {
 func (Kernel) Events(ctx context.Context) (<-chan struct{}, error) {
 	links, err := listen(unix.NETLINK_ROUTE, unix.RTMGRP_LINK)
 	if err != nil {
-		return nil, fmt.Errorf("listen to changes of network devices: %w", err)
+		return nil, fmt.Errorf("listen for changes of network devices: %w", err)
 	}
 	drivers, err := listen(unix.NETLINK_KOBJECT_UEVENT, 1)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("listen to changes of drivers: %w", err), links.Close())
+		return nil, errors.Join(fmt.Errorf("listen for changes of drivers: %w", err), links.Close())
 	}
 	changed := make(chan struct{}, 1)
 	stop := func() { _ = errors.Join(links.Close(), drivers.Close()) } // this ends the reads

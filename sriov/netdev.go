@@ -15,7 +15,7 @@ import (
 
 // ErrNotPCI is wrapped by the errors of methods that look for the PCI function of
 // something that has none, such as a bridge, a veth or a USB adapter.
-var ErrNotPCI = errors.New("does not stand on a PCI function")
+var ErrNotPCI = errors.New("has no PCI function")
 
 // netDevs returns the network devices of the function listed in n: those in its net
 // directory, and those of a virtio device, which the kernel places as a separate device

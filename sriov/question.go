@@ -51,7 +51,7 @@ func ask(name string, mask uint32) (netlink.Link, []byte, error) {
 		return fail(err)
 	}
 	if len(answers) != 1 {
-		return fail(fmt.Errorf("%d answers about one network device", len(answers)))
+		return fail(fmt.Errorf("got %d answers, want 1", len(answers)))
 	}
 	link, err := netlink.LinkDeserialize(nil, answers[0])
 	if err != nil {
@@ -85,5 +85,5 @@ func listed(name string) (netlink.Link, []byte, error) {
 	if err == nil {
 		err = ErrNoLink // it has disappeared
 	}
-	return nil, nil, fmt.Errorf("network device %s, in a list: %w", quote(name), err)
+	return nil, nil, fmt.Errorf("network device %s, in a dump: %w", quote(name), err)
 }

@@ -26,7 +26,7 @@ func (e *ResetError) Unwrap() error { return e.Err }
 
 // ErrReplaced is wrapped by the error of [Host.Reset] if another PCI function took the
 // address since the snapshot, see [Snapshot.SameFunction].
-var ErrReplaced = errors.New("another function has its address by now")
+var ErrReplaced = errors.New("another function has taken its address")
 
 // Reset restores a device to the state in its snapshot to: the name, alias, MTU,
 // settings and MAC of its network device, then what the PF keeps for a VF. It touches
@@ -135,7 +135,7 @@ func (d NetDev) stands(now NetDev) bool {
 }
 
 // errDeaf ends a wait that no event could end any more.
-var errDeaf = errors.New("the kernel's events cannot be heard any more")
+var errDeaf = errors.New("the kernel's events can no longer be received")
 
 // Wait returns the first snapshot of a device that ready accepts. It looks at once, and
 // then whenever network devices or drivers change; it does not poll. If ctx ends first,

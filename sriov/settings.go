@@ -98,7 +98,7 @@ type program struct {
 // program.
 func decodeXDP(body []byte) (out []program, err error) {
 	if len(body) < unix.SizeofIfInfomsg {
-		return nil, fmt.Errorf("a message of %d bytes about a network device", len(body))
+		return nil, fmt.Errorf("network device message is too short: %d bytes", len(body))
 	}
 	// IFLA_XDP_DRV_PROG_ID and the related attributes of the kernel's linux/if_link.h,
 	// each with its XDP_FLAGS_DRV_MODE or related flag.

@@ -78,11 +78,11 @@ func (h Host) Snapshot(id string) (*Snapshot, error) {
 // ErrOmitted is wrapped by errors about a VF that its PF omits although it reports
 // other VFs, as drivers do while they reset the VF. It does not mean that the PF keeps
 // nothing for the VF.
-var ErrOmitted = errors.New("its PF does not say how it keeps this VF")
+var ErrOmitted = errors.New("its PF does not report this VF")
 
 // errMute replaces ErrOmitted if the PF omits every VF: either all are being reset, or
 // another host controls the card's switch and this host's driver never knows.
-var errMute = errors.New("its PF does not say how it keeps any VF")
+var errMute = errors.New("its PF does not report any VF")
 
 // Limits on asking a PF that omits a VF. A driver takes a fraction of a second for a
 // reset. An answer that may never come is given fewer tries. Some drivers, such as ice,
@@ -312,14 +312,14 @@ func (s *Snapshot) Compare(now *Snapshot) []Difference {
 
 // fieldPF is the field of the difference that the PF's state for a VF cannot be
 // compared.
-const fieldPF = "what the PF keeps for the VF"
+const fieldPF = "state of the VF on its PF"
 
 // silence tells why the PF's state for the VF is unknown.
 func (s *Snapshot) silence() string {
 	if s.PF == "" {
-		return "unknown, since the PF has no network device here"
+		return "unknown, because the PF has no network device here"
 	}
-	return "unknown, since " + s.PF + " does not say it"
+	return "unknown, because " + s.PF + " does not report it"
 }
 
 // text formats a value for people.

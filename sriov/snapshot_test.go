@@ -253,9 +253,9 @@ func TestCompare(t *testing.T) {
 		"rates": {func(_, n *sriov.Snapshot) { n.VF.MinTxRate, n.VF.MaxTxRate = 1, 2 },
 			[]string{"minimum rate of the VF: wanted 0, found 1", "maximum rate of the VF: wanted 0, found 2"}},
 		"no PF to ask": {func(_, n *sriov.Snapshot) { n.VF = nil },
-			[]string{"what the PF keeps for the VF: wanted known, found unknown, since the PF has no network device here"}},
+			[]string{"state of the VF on its PF: wanted known, found unknown, because the PF has no network device here"}},
 		"no answer of the PF": {func(_, n *sriov.Snapshot) { n.VF, n.PF = nil, "enp1s0" },
-			[]string{"what the PF keeps for the VF: wanted known, found unknown, since enp1s0 does not say it"}},
+			[]string{"state of the VF on its PF: wanted known, found unknown, because enp1s0 does not report it"}},
 		"nothing was known of the PF": {func(b, _ *sriov.Snapshot) { b.VF = nil }, nil},
 	})
 }
@@ -510,7 +510,7 @@ func (silent) Events(context.Context) (<-chan struct{}, error) {
 func TestWaitWithoutEvents(t *testing.T) {
 	_, host := machine(t)
 	host.Links = silent{host.Links}
-	if _, err := host.Wait(t.Context(), igbVF, sriov.HasDriver("vfio-pci")); err == nil || !strings.Contains(err.Error(), "heard") {
+	if _, err := host.Wait(t.Context(), igbVF, sriov.HasDriver("vfio-pci")); err == nil || !strings.Contains(err.Error(), "can no longer be received") {
 		t.Errorf("%v", err)
 	}
 }

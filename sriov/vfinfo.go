@@ -18,7 +18,7 @@ import (
 // nil.
 func decodeVFs(body []byte) (map[int]VFState, error) {
 	if len(body) < unix.SizeofIfInfomsg {
-		return nil, fmt.Errorf("a message of %d bytes about a network device", len(body))
+		return nil, fmt.Errorf("network device message is too short: %d bytes", len(body))
 	}
 	attrs, err := attributes(body[unix.SizeofIfInfomsg:])
 	if err != nil {
@@ -61,7 +61,7 @@ func attributes(b []byte) (out []attribute, err error) {
 	for len(b) >= unix.SizeofRtAttr {
 		size := int(binary.NativeEndian.Uint16(b))
 		if size < unix.SizeofRtAttr || size > len(b) {
-			return nil, fmt.Errorf("an attribute of %d bytes where %d are left", size, len(b))
+			return nil, fmt.Errorf("attribute has %d bytes, but %d are left in the message", size, len(b))
 		}
 		out = append(out, attribute{kind: binary.NativeEndian.Uint16(b[2:]), value: b[unix.SizeofRtAttr:size]})
 		padded := (size + unix.RTA_ALIGNTO - 1) &^ (unix.RTA_ALIGNTO - 1)
@@ -115,7 +115,7 @@ func decodeVF(info []byte) (index int, s VFState, err error) {
 		}
 	}
 	if err == nil && index < 0 {
-		err = errors.New("a VF without a number")
+		err = errors.New("VF has no number")
 	}
 	return index, s, err
 }

@@ -80,9 +80,9 @@ func (s FS) nodeAt(path, number string) string {
 	case err != nil:
 		return err.Error()
 	case st.Mode&unix.S_IFMT != unix.S_IFCHR:
-		return "what is no character device"
+		return "something other than a character device"
 	case number == "":
-		return is + ", of which VFIO knows nothing"
+		return is + ", unknown to VFIO"
 	case is != "character device "+number:
 		return is + ", not " + number
 	}

@@ -34,18 +34,18 @@ func TestVFIONode(t *testing.T) {
 		"a file": {func(t *testing.T, root string) {
 			move(t, root, "dev/vfio/83", "dev/other")
 			write(t, root, "dev/vfio/83")
-		}, "", "/dev/vfio/83: found what is no character device"},
+		}, "", "/dev/vfio/83: found something other than a character device"},
 		"a directory": {func(t *testing.T, root string) {
 			move(t, root, "dev/vfio/83", "dev/other")
 			move(t, root, "dev/other", "dev/vfio/83/node")
-		}, "", "/dev/vfio/83: found what is no character device"},
+		}, "", "/dev/vfio/83: found something other than a character device"},
 		"another device": {func(t *testing.T, root string) {
 			move(t, root, "dev/vfio/83", "dev/other")
 			if err := os.Symlink("/dev/zero", filepath.Join(root, "dev/vfio/83")); err != nil {
 				t.Fatal(err)
 			}
 		}, "", "/dev/vfio/83: found character device 1:5, not 1:3"},
-		"a device that VFIO has not": {func(t *testing.T, root string) { move(t, root, "sys/class/vfio/83", "other") }, "", "of which VFIO knows nothing"},
+		"a device that VFIO has not": {func(t *testing.T, root string) { move(t, root, "sys/class/vfio/83", "other") }, "", "unknown to VFIO"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tree := build(t, (*sriovtest.Tree).AddICE)

@@ -344,7 +344,7 @@ func TestSilentPFIsNoCleanVF(t *testing.T) {
 		fault        string
 	}{
 		"it is away":                {away, back, "no network device here"},
-		"it leaves the VF out":      {omit(-1), omit(0), "does not say"},
+		"it leaves the VF out":      {omit(-1), omit(0), "does not report"},
 		"it leaves it out at first": {omit(3), omit(0), ""},
 	} {
 		t.Run(name, func(t *testing.T) {

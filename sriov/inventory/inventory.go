@@ -79,7 +79,7 @@ func (inv *Inventory) Function(addr string) (Function, bool) {
 }
 
 // errChanging means that the tree changed during the read.
-var errChanging = errors.New("PCI devices come and go while they are read")
+var errChanging = errors.New("PCI devices changed during the read")
 
 // attempts limits how often a tree is read that changes during the read.
 const attempts = 3

@@ -96,7 +96,7 @@ func (s *Socket) Link(name string) (netlink.Link, error) {
 		return nil, nil
 	}
 	if err == nil && len(bodies) != 1 {
-		err = fmt.Errorf("%d answers", len(bodies))
+		err = fmt.Errorf("got %d answers, want 1", len(bodies))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("network device %q: %w", name, err)

@@ -27,7 +27,7 @@ func TestUserspaceDeviceIsWhatThePodWasGiven(t *testing.T) {
 		"a file in its place": {func(n *node, _ *sriovtest.Tree) {
 			n.must(os.Remove(file))
 			n.must(os.WriteFile(file, nil, 0o600))
-		}, 111, []string{"device node: wanted " + file + ", found what is no character device"}},
+		}, 111, []string{"device node: wanted " + file + ", found something other than a character device"}},
 		"another device in its place": {func(n *node, _ *sriovtest.Tree) {
 			n.must(os.Remove(file))
 			n.must(os.Symlink("/dev/zero", file))

@@ -208,7 +208,7 @@ func TestVFIODeviceIsWhatThePodWasGiven(t *testing.T) {
 		found string
 	}{
 		"no node": {func(n *node, path string) error { return os.Remove(path) }, "none"},
-		"a file":  {func(n *node, path string) error { return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o600)) }, "what is no character device"},
+		"a file":  {func(n *node, path string) error { return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o600)) }, "something other than a character device"},
 		"another device": {func(n *node, path string) error {
 			return errors.Join(os.Remove(path), unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))))
 		}, "character device 1:3, not "},
