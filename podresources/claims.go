@@ -21,7 +21,8 @@ func (p *Pod) mayClaim() bool {
 
 // decideAll decides about the devices of device plugins and those of claims. A problem
 // with claims does not withhold the plugins' devices: [Allocation].ClaimsErr reports it
-// to callers that need a claim's device.
+// to callers that need a claim's device. In turn, plugin sources that are unavailable
+// do not withhold the claims' devices of a pod that has no others.
 func (v *view) decideAll() decision {
 	d, c := v.decide(), v.decideClaims()
 	if errors.Is(d.err, ErrUnavailable) && v.pluginsAside() && c.alloc != nil && len(c.alloc.Devices) > 0 {

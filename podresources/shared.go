@@ -71,8 +71,8 @@ func (s *shared) board(ctx context.Context, pod PodKey) *flight {
 	f := s.next
 	if f == nil {
 		f = &flight{first: pod, done: make(chan struct{})}
-		// The values come from the first caller; cancellation takes all callers to
-		// leave.
+		// The call has the first caller's context values, and is canceled once all
+		// callers left.
 		f.ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
 		s.next = f
 	}

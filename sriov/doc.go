@@ -85,8 +85,8 @@
 // [github.com/manifold-cni/manifold/sriov/rtnl]). It listens for changes and never
 // polls for them.
 //
-// The package needs only the standard library and a netlink library, and is small
-// enough to be linked into a CNI plugin. Package
+// The package needs only the standard library, golang.org/x/sys and a netlink library,
+// and is small enough to be linked into a CNI plugin. Package
 // [github.com/manifold-cni/manifold/sriov/inventory] lists a whole node. Package
 // [github.com/manifold-cni/manifold/sriov/sriovtest] builds sysfs trees, and the
 // network devices in them, for tests and demonstrations.

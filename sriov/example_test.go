@@ -64,7 +64,7 @@ func Example() {
 		return
 	}
 	if !before.SameFunction(now) {
-		fmt.Println("it was made anew meanwhile, and there is nothing to undo")
+		fmt.Println("the VF was created again meanwhile: there is nothing to undo")
 		return
 	}
 	changed, err := host.Reset(addr, before)
@@ -100,7 +100,7 @@ func ExampleFS_FunctionNamed() {
 	for _, id := range []string{"0000:21:10.4", "enp33s16f4", "enp33s0"} {
 		f, err := sys.FunctionNamed(id)
 		if err != nil {
-			fmt.Println(id, "is no VF:", errors.Is(err, sriov.ErrNotVF))
+			fmt.Println(id, "is not a VF:", errors.Is(err, sriov.ErrNotVF))
 			continue
 		}
 		fmt.Println(id, "is", f.Address)
@@ -108,7 +108,7 @@ func ExampleFS_FunctionNamed() {
 	// Output:
 	// 0000:21:10.4 is 0000:21:10.4
 	// enp33s16f4 is 0000:21:10.4
-	// enp33s0 is no VF: true
+	// enp33s0 is not a VF: true
 }
 
 // A VF without a network device may be useful as it is, or have its network device in
