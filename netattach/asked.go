@@ -5,13 +5,13 @@ import (
 	"fmt"
 )
 
-// Asked is what a configuration asks of its interface, for comparing it with
-// what became of it. Zero and nil fields ask for nothing.
+// Asked is what a configuration asks of its interface, to be compared with the outcome.
+// Zero and nil fields ask for nothing.
 type Asked struct {
 	MTU int
 	MAC string
-	// VFMAC is the MAC that the PF is to keep for a VF, and SetsVFMAC that a plugin
-	// which sets one there takes it by the capability "mac".
+	// VFMAC is the MAC that the PF is to keep for a VF. SetsVFMAC reports that a plugin
+	// which sets that MAC takes it by the capability "mac".
 	VFMAC     string
 	SetsVFMAC bool
 	// The PF-side state of a VF, by the SR-IOV CNI's keys.
@@ -19,19 +19,19 @@ type Asked struct {
 	VLANProto, SpoofChk, Trust, LinkState string
 }
 
-// settles are the plugins whose "mtu" is the interface's own.
+// settles are the plugins whose "mtu" is the interface's own MTU.
 var settles = map[string]bool{
 	"bridge": true, "macvlan": true, "ipvlan": true, "ptp": true, "vlan": true, "tuning": true, "dummy": true,
 }
 
-// sriovTypes are the plugins that set VF properties by the SR-IOV CNI's keys:
-// elsewhere "vlan" and "trust" mean other things (the bridge's port VLAN).
+// sriovTypes are the plugins that set VF properties by the SR-IOV CNI's keys. In other
+// plugins "vlan" and "trust" mean other things, such as the bridge's port VLAN.
 var sriovTypes = map[string]bool{"sriov": true, "ib-sriov": true, "accelerated-bridge": true, "vfprops": true}
 
-// Asked reads what the chain asks of its interface; a later plugin overrides an
-// earlier one. cniArgs are the selection's, nil for none, which tuning heeds before
-// its own keys, as it does those of the definition. A key of the wrong type is an
-// error: it could not be honoured either.
+// Asked returns what the chain asks of its interface. A later plugin overrides an
+// earlier one. cniArgs are the selection's arguments, nil for none; tuning prefers
+// them, and those of the definition, to its own keys. A key of the wrong type is an
+// error, because the plugin could not honor it either.
 func (c *Config) Asked(cniArgs map[string]json.RawMessage) (Asked, error) {
 	var a Asked
 	for i := range c.plugins {
@@ -81,7 +81,7 @@ func (p *plugin) ask(a *Asked, cniArgs map[string]json.RawMessage) error {
 	return nil
 }
 
-// askByArgs reads what the arguments ask of tuning, the selection's before the
+// askByArgs reads what the arguments ask of tuning. Those of the selection override the
 // definition's.
 func (p *plugin) askByArgs(a *Asked, cniArgs map[string]json.RawMessage) error {
 	merged := map[string]json.RawMessage{"args": p.keys["args"]}
@@ -109,7 +109,7 @@ func (p *plugin) askByArgs(a *Asked, cniArgs map[string]json.RawMessage) error {
 	return nil
 }
 
-// read decodes a key when it is present.
+// read decodes a key if it is present.
 func (p *plugin) read(key string, into any) error {
 	raw, ok := p.keys[key]
 	if !ok {

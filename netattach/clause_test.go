@@ -11,7 +11,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 )
 
-// wantError fails unless err is an *Error whose text has all of parts.
+// wantError fails the test unless err is an *Error whose text has all of parts.
 func wantError(t *testing.T, err error, parts ...string) {
 	t.Helper()
 	var e *Error
@@ -126,7 +126,8 @@ func TestClauseSelectionRefused(t *testing.T) {
 	}
 }
 
-// render parses and renders, and checks that libcni accepts the outcome.
+// render parses and renders a configuration, and checks that libcni accepts the
+// outcome.
 func render(t *testing.T, config string, o RenderOptions) (map[string]any, []string) {
 	t.Helper()
 	c, err := ParseConfig([]byte(config))

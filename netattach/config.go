@@ -17,19 +17,20 @@ const (
 	MaxPlugins = 64
 )
 
-// Config is a parsed network configuration, single or list, always held as a
-// list. Keys that are not understood keep their value to the letter.
+// Config is a parsed network configuration, single or list, always held as a list.
+// Unknown keys keep their values verbatim.
 type Config struct {
 	list    map[string]json.RawMessage // the list's own keys, without "plugins"
 	plugins []plugin
 }
 
+// plugin is one plugin of a chain: its keys, and what is known about it.
 type plugin struct {
 	keys map[string]json.RawMessage
 	PluginInfo
 }
 
-// PluginInfo is what is understood of one plugin of a chain.
+// PluginInfo is what netattach knows about one plugin of a chain.
 type PluginInfo struct {
 	Type         string
 	Capabilities map[string]bool
@@ -37,9 +38,9 @@ type PluginInfo struct {
 	DeviceID     string // hard-coded "deviceID", else "pciBusID"; empty for none
 }
 
-// ParseConfig parses a network configuration. It refuses what could not be run:
-// no plugin, a plugin that is no object or has no type, and a type that is a
-// path, which would run any program of the node (CVE-2021-20206).
+// ParseConfig parses a network configuration. It refuses what could not be run: no
+// plugin, a plugin that is no object or has no type, and a type that is a path, which
+// could run any program of the node (CVE-2021-20206).
 func ParseConfig(raw []byte) (*Config, error) {
 	if len(raw) > MaxConfig {
 		return nil, fieldError("", "the configuration has %d bytes, at most %d are allowed", len(raw), MaxConfig)
@@ -61,8 +62,8 @@ func ParseConfig(raw []byte) (*Config, error) {
 	if single {
 		elements = append(elements, raw)
 	} else {
-		// Into a slice of its own: decoding into one that holds raw would write
-		// over the caller's bytes.
+		// Decode into a slice of its own: decoding into one that holds raw would
+		// overwrite the caller's bytes.
 		if err := json.Unmarshal(c.list["plugins"], &elements); err != nil {
 			return nil, &Error{Field: "plugins", Text: "it is not a list", Err: err}
 		}
@@ -84,8 +85,9 @@ func ParseConfig(raw []byte) (*Config, error) {
 	return c, c.checkList()
 }
 
-// liftSingle makes a single configuration a list of one: name, version and the
-// flags that libcni reads on lists move up, everything else is the plugin's.
+// liftSingle turns a single configuration into a list of one. Name, versions and the
+// flags that libcni reads from lists move to the list; everything else stays in the
+// plugin.
 func (c *Config) liftSingle() {
 	own := c.plugins[0].keys
 	c.list = map[string]json.RawMessage{}
@@ -97,7 +99,7 @@ func (c *Config) liftSingle() {
 	}
 }
 
-// checkList refuses list keys of a type that libcni would refuse later, when an
+// checkList refuses list keys of a type that libcni would refuse only later, when an
 // attachment has to be torn down.
 func (c *Config) checkList() error {
 	for _, key := range []string{"disableCheck", "disableGC", "loadOnlyInlinedPlugins"} {
@@ -190,9 +192,9 @@ type knownKeys struct {
 	} `json:"args"`
 }
 
-// knownOf decodes what libcni and the plugins will: it must decode now, and to the
-// same. A key that differs from one of the specification in case alone stands for
-// it, and of two the last wins, which is another one once keys are sorted.
+// knownOf decodes the keys that libcni and the plugins decode. They must decode now,
+// and again to the same values after libcni has sorted them: a key that differs from a
+// specified one only in case stands for it, and of two such keys the last wins.
 func knownOf(raw json.RawMessage, typ string) (*knownKeys, error) {
 	known, err := decodeKnown(raw)
 	if err != nil {
@@ -222,8 +224,8 @@ func decodeKnown(raw json.RawMessage) (*knownKeys, error) {
 	return k, nil
 }
 
-// sortKeys returns a configuration as libcni hands it over: with the keys of all
-// its objects sorted.
+// sortKeys returns a configuration as libcni passes it on: with the keys of all objects
+// sorted.
 func sortKeys(raw json.RawMessage) (json.RawMessage, error) {
 	var v any
 	err := json.Unmarshal(raw, &v)
@@ -253,7 +255,7 @@ func (c *Config) Name() string { s, _ := stringOf(c.list, "name"); return s }
 // CNIVersion returns the configuration's CNI version, empty when it has none.
 func (c *Config) CNIVersion() string { s, _ := stringOf(c.list, "cniVersion"); return s }
 
-// Plugins returns what is understood of each plugin, in order of the chain.
+// Plugins returns what is known about each plugin, in chain order.
 func (c *Config) Plugins() []PluginInfo {
 	out := make([]PluginInfo, len(c.plugins))
 	for i := range c.plugins {
@@ -267,12 +269,12 @@ func (c *Config) HasCapability(name string) bool {
 	return slices.ContainsFunc(c.plugins, func(p plugin) bool { return p.Capabilities[name] })
 }
 
-// Devices returns the devices that the configuration names itself, as it writes
-// them and each once: PCI addresses or other IDs, and what the plugin host-device
-// goes by, the name of a network device, its MAC and its directory in sysfs. Those
-// that a rendered device replaces are left out where replaced says so. A network
-// device that another is stacked on, "master", stays where it is and is none. In the
-// eyes of most plugins the spelling of a key does not matter, in upper or lower case.
+// Devices returns the devices that the configuration itself names, verbatim and each
+// once: PCI addresses and other IDs, and the keys of the plugin host-device, which are
+// a netdev's name, its MAC and its directory in sysfs. With replaced it omits those
+// that a rendered device replaces. A "master", on which another netdev is stacked,
+// stays on the host and is not included. Keys match in any case, as they do for most
+// plugins.
 func (c *Config) Devices(replaced bool) []string {
 	var out []string
 	add := func(keys map[string]json.RawMessage, names ...string) {
@@ -301,7 +303,7 @@ func (c *Config) Devices(replaced bool) []string {
 	return slices.Compact(out)
 }
 
-// deviceKeys are those of a plugin that a rendered device goes in as.
+// deviceKeys are the keys through which Render gives a plugin its device.
 var deviceKeys = []string{"deviceID", "pciBusID"}
 
 // RenderOptions is what an attachment adds to a network's configuration.
@@ -313,10 +315,9 @@ type RenderOptions struct {
 	IPAMClaimReference string
 }
 
-// Render returns the configuration list that a delegate chain runs with, and
-// notes on what was overridden, for people. The device goes in as deviceID and
-// pciBusID of every plugin: which of them a plugin reads is its own affair. The
-// Config itself is not changed.
+// Render returns the configuration list that a delegate chain runs with, and notes for
+// people about what was overridden. Every plugin gets the device as deviceID and
+// pciBusID and reads the one it knows. Render does not change the Config.
 func (c *Config) Render(o RenderOptions) (out []byte, notes []string, err error) {
 	list := maps.Clone(c.list)
 	if c.Name() == "" {
@@ -347,8 +348,8 @@ func (c *Config) Render(o RenderOptions) (out []byte, notes []string, err error)
 	return out, notes, nil
 }
 
-// injectDevice gives a plugin its device, in place of every spelling of the keys that
-// the plugin might take for them.
+// injectDevice gives a plugin its device. It replaces every spelling of the keys that
+// the plugin might accept.
 func injectDevice(keys map[string]json.RawMessage, id json.RawMessage) {
 	for _, name := range deviceKeys {
 		maps.DeleteFunc(keys, func(key string, _ json.RawMessage) bool { return strings.EqualFold(key, name) })
@@ -356,8 +357,8 @@ func injectDevice(keys map[string]json.RawMessage, id json.RawMessage) {
 	}
 }
 
-// mergeArgs puts the selection's arguments into args.cni; its value wins over
-// the definition's (specification 4.1.2).
+// mergeArgs merges the selection's arguments into args.cni. They override the
+// definition's (specification 4.1.2).
 func mergeArgs(keys map[string]json.RawMessage, o RenderOptions) error {
 	if len(o.CNIArgs) == 0 && o.IPAMClaimReference == "" {
 		return nil

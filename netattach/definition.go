@@ -14,8 +14,8 @@ var GroupVersion = schema.GroupVersion{Group: "k8s.cni.cncf.io", Version: "v1"}
 // Resource is the plural name of definitions in the API.
 const Resource = "network-attachment-definitions"
 
-// Definition is a NetworkAttachmentDefinition (specification 3): a network that
-// pods may select by name.
+// Definition is a NetworkAttachmentDefinition (specification 3): a network that pods
+// select by name.
 type Definition struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -24,15 +24,15 @@ type Definition struct {
 
 // DefinitionSpec holds the network's configuration.
 type DefinitionSpec struct {
-	// Config is a CNI configuration or configuration list as JSON. Empty means
-	// that a file on the node has the configuration, under the definition's name.
+	// Config is a CNI configuration or configuration list as JSON. If it is empty, a
+	// file on the node has the configuration, under the definition's name.
 	Config string `json:"config,omitempty"`
 }
 
-// UnmarshalJSON never fails. An API server whose schema says nothing of a
-// definition's spec, or did not when it was written, hands out what anybody wrote,
-// and one object that fails would take along every other one of the list. What is
-// no string is kept as it is written, for whoever selects it.
+// UnmarshalJSON never fails. An API server whose schema does not cover a definition's
+// spec, or did not when the object was written, returns whatever somebody wrote, and
+// one object that fails would fail the whole list. What is not a string is kept as
+// written, and whoever selects the definition gets the error.
 func (s *DefinitionSpec) UnmarshalJSON(raw []byte) error {
 	spec := map[string]json.RawMessage{}
 	if json.Unmarshal(raw, &spec) != nil {
@@ -52,8 +52,8 @@ type DefinitionList struct {
 	Items           []Definition `json:"items"`
 }
 
-// ResourceName returns the resource that the definition's attachments stand on,
-// empty for none.
+// ResourceName returns the resource that the definition's attachments use, empty for
+// none.
 func (d *Definition) ResourceName() string { return d.Annotations[ResourceNameAnnotation] }
 
 // DeepCopyObject implements runtime.Object.

@@ -48,9 +48,8 @@ type Memif struct {
 	Mode string `json:"mode"` // ethernet, ip or punt
 }
 
-// ParseDeviceInfo reads a device-info object and checks that the part that its
-// type names is there. Keys that are not known are passed over; publish the
-// original bytes to keep them.
+// ParseDeviceInfo parses a device-info object and checks that it has the part that its
+// type names. It ignores unknown keys; publish the original bytes to keep them.
 func ParseDeviceInfo(raw []byte) (*DeviceInfo, error) {
 	var d DeviceInfo
 	if err := decodeJSON(raw, &d); err != nil {
@@ -72,8 +71,8 @@ func ParseDeviceInfo(raw []byte) (*DeviceInfo, error) {
 	return &d, nil
 }
 
-// NewPCIInfo returns the device-info object of a PCI device; pf is the address
-// of its physical function, empty unless the device is a VF.
+// NewPCIInfo returns the device-info object of a PCI device. pf is the address of its
+// physical function, empty unless the device is a VF.
 func NewPCIInfo(address, pf string) (json.RawMessage, error) {
 	raw, err := json.Marshal(DeviceInfo{Type: "pci", Version: "1.1.0", PCI: &PCI{Address: address, PFAddress: pf}})
 	if err != nil {
@@ -82,9 +81,10 @@ func NewPCIInfo(address, pf string) (json.RawMessage, error) {
 	return raw, nil
 }
 
-// DPFileName returns the name of the file in which a device plugin describes a
-// device (device information specification 4.1), relative to devinfo/dp. IDs
-// and resources that would lead out of the directory are refused.
+// DPFileName returns the name of the file in which a device plugin describes a device
+// (device information specification 4.1), relative to devinfo/dp. Slashes in resource
+// and deviceID become dashes, so the name cannot leave the directory. An empty resource
+// or deviceID, a NUL byte and a name of more than 255 bytes are errors.
 func DPFileName(resource, deviceID string) (string, error) {
 	name := strings.ReplaceAll(resource, "/", "-") + "-" + strings.ReplaceAll(deviceID, "/", "-") + "-device.json"
 	if len(name) > 255 || strings.ContainsRune(name, 0) || resource == "" || deviceID == "" {

@@ -8,8 +8,8 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// Plugins take a key in any spelling, so that one that stood beside the allocated
-// device's would go before it.
+// Plugins accept a key in any spelling, so a key left beside that of the allocated
+// device could override it.
 func TestDevicesThatAConfigurationNames(t *testing.T) {
 	const conf = `{"name":"n","plugins":[
 		{"type":"a","DEVICEID":"0000:21:10.0","pcibusid":"0000:21:10.2","device":"eth3","master":"eth4"},

@@ -1,16 +1,16 @@
-// Package netattach owns the documents of the Kubernetes Network Plumbing
-// Working Group's multi-network specification (version 1.3) and device
-// information specification (version 1.1.0): definitions, selections,
-// network-status and device-info.
+// Package netattach implements the documents of the Kubernetes Network Plumbing Working
+// Group's multi-network specification (version 1.3) and device information
+// specification (version 1.1.0): definitions, selections, network-status and
+// device-info.
 //
-// Read a pod's annotation with [ParseSelections], a definition's configuration
-// with [ParseConfig], and render what a delegate runs with [Config.Render]. Turn
-// a delegate's result into network-status with [NewStatus].
+// Read a pod's annotation with [ParseSelections], parse a definition's configuration
+// with [ParseConfig], and render what a delegate runs with [Config.Render]. Turn a
+// delegate's result into network-status with [NewStatus].
 //
-// Everything here comes from users: sizes, depth, names and numbers are checked,
-// nothing panics, and every error is an [*Error] that says which entry and which
-// field is wrong. Unknown keys survive: those of a configuration keep their value
-// to the letter, numbers included.
+// All input comes from users: sizes, depth, names and numbers are checked, nothing
+// panics, and every error is an [*Error] that names the wrong entry and field. Unknown
+// keys survive, and those of a configuration keep their values verbatim, numbers
+// included.
 package netattach
 
 import (
@@ -24,33 +24,32 @@ const (
 	NetworksAnnotation = "k8s.v1.cni.cncf.io/networks"
 	// StatusAnnotation holds the pod's network-status (specification 5).
 	StatusAnnotation = "k8s.v1.cni.cncf.io/network-status"
-	// ResourceNameAnnotation of a definition names the device plugin's resource
-	// that its attachments stand on.
+	// ResourceNameAnnotation of a definition names the device plugin's resource that
+	// its attachments use.
 	ResourceNameAnnotation = "k8s.v1.cni.cncf.io/resourceName"
-	// NodeSelectorAnnotation of a definition has the labels, key=value and separated
-	// by commas, of the nodes that its pods are bound to, where admission is in use.
+	// NodeSelectorAnnotation of a definition lists labels, key=value separated by
+	// commas, of the nodes that its pods are bound to if admission is in use.
 	NodeSelectorAnnotation = "k8s.v1.cni.cncf.io/nodeSelector"
-	// CarrierAnnotation of a definition says what follows when the interface of a
-	// device has no carrier, before the node's configuration: warn, require or
-	// ignore.
+	// CarrierAnnotation of a definition says what to do when the interface of a device
+	// has no carrier: warn, require or ignore. It overrides the node's configuration.
 	CarrierAnnotation = "manifold.dev/carrier"
 	// DefaultNetworkAnnotation of a pod replaces the cluster default network.
 	DefaultNetworkAnnotation = "v1.multus-cni.io/default-network"
-	// ContainerKey is the key of a selection that names the container whose
-	// device it wants. As a pod's annotation it names the container that admission
-	// puts requests of devices into.
+	// ContainerKey is the key of a selection that names the container whose device it
+	// wants. As a pod's annotation it names the container to which admission adds
+	// requests for devices.
 	ContainerKey = "manifold.dev/container"
 	// StatusVolumeAnnotation of a pod names the directory in its containers where
-	// admission mounts a file with network-status, where admission is in use.
+	// admission, if in use, mounts a file with network-status.
 	StatusVolumeAnnotation = "manifold.dev/network-status-volume"
-	// ClaimKey is the key of a selection that names the resource claim whose device
-	// it wants, as the pod's spec.resourceClaims calls it.
+	// ClaimKey is the key of a selection that names the resource claim whose device it
+	// wants, by its name in the pod's spec.resourceClaims.
 	ClaimKey = "manifold.dev/claim"
 	// RequestKey is the key of a selection that names the request of that claim.
 	RequestKey = "manifold.dev/request"
 )
 
-// Error is a document that is not as it must be.
+// Error reports what is wrong in a document.
 type Error struct {
 	Entry string // which part of the document, for example `entry 2 (default/net)`; may be empty
 	Field string // which field, for example "ips"; may be empty
@@ -58,7 +57,7 @@ type Error struct {
 	Err   error  // cause; may be nil
 }
 
-// Error renders "entry: field: text: cause".
+// Error returns "entry: field: text: cause".
 func (e *Error) Error() string {
 	var parts []string
 	for _, p := range []string{e.Entry, e.Field, e.Text} {
@@ -79,7 +78,7 @@ func fieldError(field, format string, args ...any) *Error {
 	return &Error{Field: field, Text: fmt.Sprintf(format, args...)}
 }
 
-// clip shortens what a user wrote for an error message.
+// clip shortens and quotes user input for an error message.
 func clip(s string) string {
 	const most = 64
 	if len(s) > most {

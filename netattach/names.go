@@ -8,11 +8,11 @@ import (
 	"strings"
 )
 
-// maxDepth bounds the nesting of any JSON document here.
+// maxDepth is the deepest nesting of a JSON document that is accepted.
 const maxDepth = 64
 
-// decodeJSON decodes a JSON document from a user into v, refusing what follows
-// it and nesting deeper than maxDepth.
+// decodeJSON decodes a JSON document from a user into v. It refuses trailing data and
+// nesting deeper than maxDepth.
 func decodeJSON(data []byte, v any) error {
 	depth, inString := 0, false
 	for i := 0; i < len(data); i++ {
@@ -38,8 +38,8 @@ func isObject(raw json.RawMessage) bool {
 	return len(t) > 0 && t[0] == '{'
 }
 
-// checkName refuses what is not a DNS-1123 subdomain: labels of lower-case
-// letters, digits and '-', joined by dots.
+// checkName refuses what is not a DNS-1123 subdomain: labels of lower-case letters,
+// digits and '-', joined by dots.
 func checkName(field, s string) error {
 	if len(s) > 253 {
 		return fieldError(field, "%s is longer than 253", clip(s))
@@ -65,10 +65,10 @@ func checkLabel(field, s string) error {
 	return nil
 }
 
-// checkInterface refuses what the kernel does not take as an interface's name
-// (dev_valid_name in net/core/dev.c), or not as it is written: "net%d" would become
-// the next free name, which nobody would find again. Control characters are none
-// either, and all and default are the names of settings beside interfaces.
+// checkInterface refuses a name that the kernel does not accept for an interface
+// (dev_valid_name in net/core/dev.c) or does not keep as written: "net%d" would become
+// the next free name, which nobody would find again. It also refuses control
+// characters, and all and default, which name settings beside interfaces.
 func checkInterface(field, s string) error {
 	if len(s) == 0 || len(s) > 15 {
 		return fieldError(field, "%s is not 1 to 15 bytes long", clip(s))

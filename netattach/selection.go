@@ -9,20 +9,19 @@ import (
 	"strings"
 )
 
-// Limits of an annotation. A pod's annotations together hold at most 256 KiB in
-// the API, and a pod with hundreds of interfaces is a mistake.
+// Limits of an annotation. In the API, a pod's annotations together hold at most 256
+// KiB. A pod with hundreds of interfaces is a mistake.
 const (
 	MaxAnnotation = 256 << 10 // bytes
 	MaxSelections = 256       // entries
 )
 
-// Selection is one entry of a pod's annotation (specification 4.1): a definition
-// and what the pod wants of its attachment. Fields that the entry does not set
-// are zero.
+// Selection is one entry of a pod's annotation (specification 4.1): a definition, and
+// what the pod wants of its attachment. Fields that the entry does not set are zero.
 type Selection struct {
 	Name      string
 	Namespace string
-	Interface string        // name in the pod, "" lets the implementation choose
+	Interface string        // name in the pod; "" lets the implementation choose
 	IPs       []string      // addresses, each with or without prefix length
 	MAC       string        // six bytes
 	Ports     []PortMapping // "portMappings"
@@ -34,12 +33,12 @@ type Selection struct {
 	DeviceID string
 	// Container names the container whose device is wanted ([ContainerKey]).
 	Container string
-	// Claim names the resource claim whose device is wanted ([ClaimKey]), Request
+	// Claim names the resource claim whose device is wanted ([ClaimKey]). Request names
 	// one of that claim's requests, or "request/subrequest" ([RequestKey]).
 	Claim   string
 	Request string
-	// DefaultRoute: nil leaves routes alone; a list makes these gateways the
-	// pod's default routes; an empty list removes all default routes.
+	// DefaultRoute: nil leaves routes alone; a list makes these gateways the pod's
+	// default routes; an empty list removes all default routes.
 	DefaultRoute *[]string
 	// IPAMClaimReference names an IPAMClaim object for the network's IPAM.
 	IPAMClaimReference string
@@ -55,8 +54,8 @@ type PortMapping struct {
 	HostIP        string `json:"hostIP,omitempty"`
 }
 
-// Bandwidth is "bandwidth", as the bandwidth plugin takes it: rates in bits per
-// second, bursts in bits. A burst needs its rate.
+// Bandwidth is "bandwidth", as the bandwidth plugin takes it: rates in bits per second,
+// bursts in bits. A burst needs its rate.
 type Bandwidth struct {
 	IngressRate  int64 `json:"ingressRate,omitempty"`
 	IngressBurst int64 `json:"ingressBurst,omitempty"`
@@ -64,7 +63,7 @@ type Bandwidth struct {
 	EgressBurst  int64 `json:"egressBurst,omitempty"`
 }
 
-// String returns namespace/name, with @interface when one is asked for.
+// String returns namespace/name, with @interface if the selection sets one.
 func (s Selection) String() string {
 	out := s.Namespace + "/" + s.Name
 	if s.Interface != "" {
@@ -73,8 +72,8 @@ func (s Selection) String() string {
 	return out
 }
 
-// UnknownReserved returns the unknown keys without a dot, sorted: the
-// specification reserves them (4.1.2), so they should be warned of.
+// UnknownReserved returns the unknown keys without a dot, sorted. The specification
+// reserves them (4.1.2), so callers should warn about them.
 func (s Selection) UnknownReserved() []string {
 	var keys []string
 	for _, k := range slices.Sorted(maps.Keys(s.Unknown)) {
@@ -85,9 +84,9 @@ func (s Selection) UnknownReserved() []string {
 	return keys
 }
 
-// ParseSelections parses an annotation: a JSON list of entries, or the comma
-// form "name, namespace/name, name@interface". Entries without a namespace are
-// of podNamespace. The first mistake refuses the annotation as a whole.
+// ParseSelections parses an annotation: a JSON list of entries, or the comma form
+// "name, namespace/name, name@interface". Entries without a namespace are of
+// podNamespace. The first mistake refuses the whole annotation.
 func ParseSelections(annotation, podNamespace string) ([]Selection, error) {
 	if len(annotation) > MaxAnnotation {
 		return nil, fieldError("", "the annotation has %d bytes, at most %d are allowed", len(annotation), MaxAnnotation)
@@ -109,7 +108,7 @@ func ParseSelections(annotation, podNamespace string) ([]Selection, error) {
 	return out, checkTogether(out)
 }
 
-// inEntry says which entry an error is about.
+// inEntry adds to an error the entry that it is about.
 func inEntry(i int, s *Selection, err error) error {
 	entry := fmt.Sprintf("entry %d", i+1)
 	if s != nil && s.Name != "" {
@@ -177,9 +176,9 @@ func parseList(text, podNamespace string) ([]Selection, error) {
 	return out, nil
 }
 
-// UnmarshalJSON reads one entry of the JSON form. Names of keys are exact; of a
-// key that is given twice the last counts, as everywhere in JSON. null is as if the
-// key were not there: there are libraries that write it so.
+// UnmarshalJSON reads one entry of the JSON form. Key names are exact; of a duplicate
+// key the last counts, as usual in JSON. null means that the key is absent, because
+// some libraries write absent keys that way.
 func (s *Selection) UnmarshalJSON(data []byte) error {
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(data, &keys); err != nil {
@@ -339,7 +338,8 @@ func (s *Selection) validateBandwidth() error {
 	return nil
 }
 
-// maxDeviceID bounds a device ID, in bytes; device plugins invent them freely.
+// maxDeviceID is the maximum length of a device ID, in bytes. Device plugins choose IDs
+// freely.
 const maxDeviceID = 256
 
 func (s *Selection) validateDevice() error {
@@ -349,7 +349,7 @@ func (s *Selection) validateDevice() error {
 	return nil
 }
 
-// validateClaim checks names of a claim and a request, which are labels; a
+// validateClaim checks the names of a claim and a request, which are labels. A
 // subrequest follows its request after a slash.
 func (s *Selection) validateClaim() error {
 	if s.Request != "" && s.Claim == "" {
@@ -367,7 +367,7 @@ func (s *Selection) validateClaim() error {
 	return nil
 }
 
-// checkTogether checks what only all entries together show.
+// checkTogether checks what involves several entries.
 func checkTogether(all []Selection) error {
 	seen := map[string]int{}
 	route := -1

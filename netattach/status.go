@@ -9,8 +9,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types/create"
 )
 
-// Status is one entry of network-status (specification 5.3): what an attachment
-// became.
+// Status is one entry of network-status (specification 5.3): the outcome of an
+// attachment.
 type Status struct {
 	Name      string    `json:"name"`                // namespace/name of the definition, or the default network's name
 	Interface string    `json:"interface,omitempty"` // in the pod
@@ -26,19 +26,19 @@ type Status struct {
 	DefaultRoute []string `json:"default-route,omitempty"`
 }
 
-// StatusOptions is what is known of an attachment besides its result.
+// StatusOptions is what is known about an attachment besides its result.
 type StatusOptions struct {
 	Name       string
 	IfName     string
 	Default    bool
 	Gateway    []string
 	DeviceInfo json.RawMessage
-	MTU        int    // as found; used where the result has none
-	MAC        string // as found; used where the result has none
+	MTU        int    // as found; used if the result has none
+	MAC        string // as found; used if the result has none
 }
 
-// NewStatus makes an entry from a delegate's result as JSON, in any CNI version
-// from 0.1.0 to 1.1.0. An empty result gives a minimal entry.
+// NewStatus makes an entry from a delegate's result as JSON, in any CNI version from
+// 0.1.0 to 1.1.0. An empty result gives a minimal entry.
 func NewStatus(result []byte, o StatusOptions) (Status, error) {
 	s := Status{
 		Name: o.Name, Interface: o.IfName, Default: o.Default, DefaultRoute: o.Gateway, DeviceInfo: o.DeviceInfo, MTU: o.MTU, MAC: o.MAC,
@@ -70,8 +70,8 @@ func NewStatus(result []byte, o StatusOptions) (Status, error) {
 	return s, nil
 }
 
-// firstSandbox returns the index of the first interface with a sandbox
-// (specification 5.1), -1 when there is none.
+// firstSandbox returns the index of the first interface with a sandbox (specification
+// 5.1), -1 when there is none.
 func firstSandbox(r *types100.Result) int {
 	for i, iface := range r.Interfaces {
 		if iface != nil && iface.Sandbox != "" {
@@ -81,9 +81,9 @@ func firstSandbox(r *types100.Result) int {
 	return -1
 }
 
-// addressesOf returns the addresses of interface own; with no such interface,
-// the first address that belongs to none (specification 5.3). Results older than
-// 0.3.0 name no interfaces: all their addresses are the attachment's.
+// addressesOf returns the addresses of interface own. Without such an interface it
+// returns the first address that names no interface (specification 5.3). Results older
+// than 0.3.0 have no interfaces: all their addresses are the attachment's.
 func addressesOf(r *types100.Result, own int) []string {
 	var out []string
 	for _, ip := range r.IPs {

@@ -128,8 +128,8 @@ func TestAsked(t *testing.T) {
 	}
 }
 
-// Arguments go before keys for tuning, and the selection's before the definition's;
-// what a PF keeps is told apart from what the interface has.
+// For tuning, arguments override keys, and the selection's arguments override the
+// definition's. A MAC that the PF keeps is told apart from the interface's own.
 func TestAskedOfTuningByArguments(t *testing.T) {
 	c, err := ParseConfig([]byte(`{"plugins":[{"type":"sriov","mac":"02:00:00:00:00:01","capabilities":{"mac":true}},
 		{"type":"tuning","mac":"02:00:00:00:00:02","mtu":1400,"args":{"cni":{"mtu":1350}}}]}`))
@@ -178,7 +178,7 @@ func FuzzSelections(f *testing.F) {
 	})
 }
 
-// FuzzConfig holds that whatever renders can be run and torn down by libcni.
+// FuzzConfig checks that libcni can run and tear down whatever renders.
 func FuzzConfig(f *testing.F) {
 	for _, s := range []string{`{"type":"a"}`, `{"name":"n","plugins":[{"type":"a","args":{"cni":null}}]}`, `{"plugins":[{"type":"a","capabilities":null,"ipam":null,"dns":null}]}`, `{"type":"a","disableCheck":"TRUE","cniVersions":["1.0.0"]}`, `{"name":"n","Plugins":[],"TYPE":"b","type":"a"}`} {
 		f.Add([]byte(s))

@@ -15,7 +15,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 )
 
-// ValueError says that a part of a key's value is wrong: an element of a list, a
+// ValueError reports that part of a key's value is wrong: an element of a list or a
 // field of an object.
 type ValueError struct {
 	Index int    // of the element, from 0; -1 for a field
@@ -23,7 +23,7 @@ type ValueError struct {
 	Err   error
 }
 
-// Error returns the cause with the part that it is about.
+// Error returns the cause, preceded by the part that it is about.
 func (e *ValueError) Error() string {
 	if e.Index >= 0 {
 		return fmt.Sprintf("element %d: %v", e.Index+1, e.Err)
@@ -34,7 +34,7 @@ func (e *ValueError) Error() string {
 // Unwrap returns the cause.
 func (e *ValueError) Unwrap() error { return e.Err }
 
-// Path returns the part as a path below the key, "0" or "maxSize".
+// Path returns the part as a path below the key, for example "0" or "maxSize".
 func (e *ValueError) Path() string {
 	if e.Index >= 0 {
 		return strconv.Itoa(e.Index)
@@ -42,7 +42,7 @@ func (e *ValueError) Path() string {
 	return e.Field
 }
 
-// forms check what the type of a key does not say, by its tag "form".
+// forms check, by the tag "form" of a key, what the key's type cannot express.
 var forms = map[string]func(reflect.Value) error{
 	"version":    func(v reflect.Value) error { return checkVersion(v.String()) },
 	"name":       func(v reflect.Value) error { return checkNetworkName(v.String()) },
@@ -99,7 +99,7 @@ func checkPath(text string) error {
 	return nil
 }
 
-// maxSocket is the length of a unix socket's path that Linux takes, in bytes.
+// maxSocket is the longest path of a unix socket that Linux accepts, in bytes.
 const maxSocket = 107
 
 func checkSocket(text string) error {
@@ -109,7 +109,7 @@ func checkSocket(text string) error {
 	return checkPath(text)
 }
 
-// checkChain refuses a path: it would leave the directory that it is looked up in.
+// checkChain refuses a path, which could leave the directory in which it is looked up.
 func checkChain(text string) error {
 	if text == "." || text != filepath.Base(text) || !filepath.IsLocal(text) {
 		return fmt.Errorf("%.64q is a path", text)
@@ -124,7 +124,7 @@ func checkNamespace(text string) error {
 	return nil
 }
 
-// checkNamespaces takes a list and a comma list, in which blanks separate nothing.
+// checkNamespaces accepts a list or a comma-separated list. Blanks separate nothing.
 func checkNamespaces(v reflect.Value) error {
 	if v.Kind() != reflect.String {
 		return checkEach(v, func(e reflect.Value) error { return checkNamespace(e.String()) })
@@ -142,8 +142,7 @@ func checkNetwork(text string) error {
 	return err
 }
 
-// checkDefault checks the cluster default network, whose interface is the
-// runtime's.
+// checkDefault checks the cluster default network, whose interface the runtime names.
 func checkDefault(text string) error {
 	n, err := parseNetwork(text)
 	if err == nil && n.Interface != "" {
@@ -152,7 +151,7 @@ func checkDefault(text string) error {
 	return err
 }
 
-// checkInline checks that a configuration inside ours is one: single or list.
+// checkInline checks a network configuration inside Manifold's own, single or list.
 func checkInline(raw json.RawMessage) error {
 	if !bytes.HasPrefix(bytes.TrimSpace(raw), []byte("{")) {
 		return fmt.Errorf("%.64s is no object", raw)

@@ -11,19 +11,19 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
-// Kept returns where a copy of Manifold's CNI configuration, the file conf, is
-// kept: beside the agent's own configuration. While it is there Manifold is
-// installed, and the configuration must be what it says.
+// Kept returns where the copy of Manifold's CNI configuration, the file conf, is kept:
+// beside the agent's own configuration. While the copy exists, Manifold is installed
+// and the configuration must match it.
 func Kept(conf string) string {
 	return filepath.Join(filepath.Dir(conf), "manifold.d", filepath.Base(conf))
 }
 
-// LockFile returns the file of the lock under which Manifold's CNI configuration
-// and its copy are changed.
+// LockFile returns the lock file that guards changes of Manifold's CNI configuration
+// and its copy.
 func LockFile(conf string) string { return filepath.Join(filepath.Dir(Kept(conf)), ".lock") }
 
-// Lock takes that lock. Where Manifold was never installed, its directory does not
-// exist, which is os.ErrNotExist.
+// Lock takes that lock. The error is os.ErrNotExist if Manifold was never installed,
+// because the lock's directory does not exist then.
 func Lock(conf string) (unlock func(), err error) {
 	f, err := os.OpenFile(LockFile(conf), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -35,10 +35,10 @@ func Lock(conf string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil // closing unlocks
 }
 
-// ReleaseOnly returns the configuration that is left of Manifold's own, installed
-// as the file conf, while sandboxes hold what only Manifold releases: the primary
-// network's, with Manifold behind its plugins. One that is so already is made anew
-// of the primary network's as it is now.
+// ReleaseOnly returns the configuration that remains in place of Manifold's own, the
+// file conf, while sandboxes hold what only Manifold releases: the primary network's
+// configuration with Manifold after its plugins. If conf is such a configuration
+// already, it is renewed from the present primary configuration.
 func ReleaseOnly(conf string, primary *File) (json.RawMessage, error) {
 	op := "withdraw " + conf
 	raw, err := os.ReadFile(conf)
@@ -58,7 +58,7 @@ func ReleaseOnly(conf string, primary *File) (json.RawMessage, error) {
 	plugin, err2 := json.Marshal(own)
 	all, err3 := json.Marshal(append(plugins, plugin))
 	list["plugins"] = all
-	list["loadOnlyInlinedPlugins"] = json.RawMessage("true") // the others are among them already
+	list["loadOnlyInlinedPlugins"] = json.RawMessage("true") // the plugins of its directory are in the list already
 	out, err4 := json.MarshalIndent(list, "", "  ")
 	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return nil, cnierr.New(op, cnierr.InvalidConfig, "%w", err)
@@ -78,8 +78,9 @@ func ourPlugin(raw json.RawMessage) (map[string]json.RawMessage, error) {
 	return nil, errors.Join(err, errors.New("it has no plugin manifold"))
 }
 
-// RemoveReleaseOnly removes a configuration of [ReleaseOnly], so that the runtime
-// finds the primary network's own. What has taken its place meanwhile stays.
+// RemoveReleaseOnly removes a configuration made by [ReleaseOnly], so that the runtime
+// finds the primary network's own. A file that has taken its place in the meantime
+// stays.
 func RemoveReleaseOnly(conf string) error {
 	op := "remove " + conf
 	unlock, err := Lock(conf)

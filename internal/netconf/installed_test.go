@@ -24,8 +24,8 @@ func there(path string) bool {
 	return err == nil
 }
 
-// The configuration to release with is the primary network's, whatever its form,
-// with the plugin last; made anew of itself it stays as it is.
+// ReleaseOnly returns the primary network's configuration, whatever its form, with the
+// plugin last. Renewed from itself, it stays unchanged.
 func TestReleaseOnly(t *testing.T) {
 	for name, c := range map[string]struct{ primary, plugins string }{
 		"primary.conflist": {`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"a"},{"type":"b"}]}`, " a b manifold"},
@@ -70,7 +70,7 @@ func TestRemoveReleaseOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for content, stays := range map[string]bool{string(releases): false, ours: true} { // ours: installed again meanwhile
+	for content, stays := range map[string]bool{string(releases): false, ours: true} { // ours: installed again in the meantime
 		put(t, conf, content)
 		if err := RemoveReleaseOnly(conf); err != nil || there(conf) != stays {
 			t.Errorf("%v; it is there: %t\n%s", err, !stays, content)

@@ -1,11 +1,11 @@
-// Package netconf turns what the container runtime says (the CNI environment
-// and the plugin configuration on stdin) into one validated [Invocation], and
-// finds network configurations on the node's disk.
+// Package netconf turns the input of the container runtime (the CNI environment and the
+// plugin configuration on stdin) into one validated [Invocation], and finds network
+// configurations on the node's disk.
 //
-// The configuration accepts the keys of Multus that have the same meaning here,
-// and Manifold's own beside them; see [Conf]. A key of the wrong type is
-// refused with its name and the expected type. An unknown key is kept as a
-// warning, so that a configuration written for another release still starts.
+// The configuration accepts those keys of Multus that have the same meaning here, and
+// Manifold's own; see [Conf]. A key of the wrong type is refused with its name and the
+// expected type. An unknown key becomes a warning, so that a configuration written for
+// another release still starts.
 package netconf
 
 import (
@@ -27,10 +27,10 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// Conf is the plugin's configuration. The tags name the key, its default, its form
-// (see forms) and its meaning, and whether an empty string stands for the default, as
-// it does for every enum; the reference page is made from them. Durations are Go durations in a
-// string, "30s"; directories are absolute paths.
+// Conf is the plugin's configuration. The tags give the key, its default, its form (see
+// forms), its meaning, and whether an empty string stands for the default, as it does
+// for every enum. The reference page is generated from them. Durations are Go durations
+// in a string, "30s"; directories are absolute paths.
 type Conf struct {
 	CNIVersion string          `json:"cniVersion" form:"version" default:"0.1.0" doc:"CNI version that the runtime speaks, 0.1.0 to 1.1.0"`
 	Name       string          `json:"name" form:"name" doc:"name of this network"`
@@ -78,12 +78,12 @@ type Conf struct {
 	LockTime       Duration   `json:"lockTimeout" default:"60s" doc:"longest wait for another operation on the same sandbox, or for a delegate that outlived a killed one" multus:"own"`
 }
 
-// StatusAsync is the value of the key status with which ADD returns before
-// network-status is published.
+// StatusAsync is the value of the key status that lets ADD return before network-status
+// is published.
 const StatusAsync = "async"
 
-// LogOptions say how the log file is rotated; 0 stands for 100 MB, for ever, and
-// all.
+// LogOptions say how the log file is rotated. 0 stands for 100 MB, for no age limit,
+// and for all backups.
 type LogOptions struct {
 	MaxSize    int  `json:"maxSize"`
 	MaxAge     int  `json:"maxAge"`
@@ -94,7 +94,7 @@ type LogOptions struct {
 // Duration is a time.Duration written as a string, for example "30s".
 type Duration time.Duration
 
-// UnmarshalJSON reads a positive Go duration of at most an hour from a string.
+// UnmarshalJSON reads a positive Go duration of at most one hour from a string.
 func (d *Duration) UnmarshalJSON(b []byte) error {
 	var s string
 	if err := json.Unmarshal(b, &s); err != nil {
@@ -121,14 +121,15 @@ type Invocation struct {
 	Pod         plan.Pod
 	Conf        Conf
 	Raw         json.RawMessage // the configuration as on stdin
-	ID          string          // the call's, in the plugin's log and the agent's
-	// RuntimeConfig is the runtime's own capability data, for the cluster default
-	// network alone (multi-network specification 7.5).
+	ID          string          // of the call, in the logs of plugin and agent
+	// RuntimeConfig is the runtime's own capability data. It is for the cluster default
+	// network only (multi-network specification 7.5).
 	RuntimeConfig map[string]json.RawMessage
-	// NamesValid says that the runtime said which attachments live, even if none.
+	// NamesValid reports that the runtime named the live attachments, even if there are
+	// none.
 	NamesValid bool
-	// Valid are the attachments that still live (verb GC): cni.dev/valid-attachments,
-	// else cni.dev/attachments, as the key was called once.
+	// Valid are the live attachments (verb GC): cni.dev/valid-attachments, or the key's
+	// former name cni.dev/attachments.
 	Valid    []Attachment
 	Warnings []string
 
@@ -141,7 +142,7 @@ type Attachment struct {
 	IfName      string `json:"ifname"`
 }
 
-// Request returns the question to the planner.
+// Request returns the invocation as a request to the planner.
 func (inv *Invocation) Request() plan.Request {
 	return plan.Request{
 		Version: plan.Version, PodNamespace: inv.Pod.Namespace, PodName: inv.Pod.Name, PodUID: inv.Pod.UID,
@@ -152,9 +153,9 @@ func (inv *Invocation) Request() plan.Request {
 // Parse validates what package skel read from the environment and stdin.
 func Parse(a *skel.CmdArgs) (*Invocation, error) { return parse(a, false) }
 
-// ParseLeniently is Parse for the verb DEL, which needs little of the
-// configuration: a wrong value leaves its key at the default and becomes a
-// warning, so that no mistake in the file makes pods undeletable.
+// ParseLeniently is Parse for the verb DEL, which needs little of the configuration. A
+// wrong value leaves its key at the default and becomes a warning, so that no mistake
+// in the file makes pods undeletable.
 func ParseLeniently(a *skel.CmdArgs) (*Invocation, error) { return parse(a, true) }
 
 func parse(a *skel.CmdArgs, lenient bool) (*Invocation, error) {
@@ -197,7 +198,7 @@ func (inv *Invocation) decode(stdin []byte) error {
 	if err != nil {
 		return cnierr.New(op, cnierr.InvalidConfig, "defaults: %w", err)
 	}
-	inv.Conf = *conf // its lists and maps are shared: a key that is set gets others
+	inv.Conf = *conf // shares its lists and maps; setting a key replaces them
 	if err := inv.decodeKeys(keys); err != nil {
 		return err
 	}
@@ -214,7 +215,7 @@ func (inv *Invocation) decode(stdin []byte) error {
 	return inv.tolerate(inv.Conf.validate())
 }
 
-// extra are the keys that the runtime adds to the configuration.
+// extra returns the keys that the runtime adds to the configuration.
 func (inv *Invocation) extra() []extraKey {
 	return []extraKey{{"runtimeConfig", &inv.RuntimeConfig}, {"cni.dev/attachments", &inv.Valid}, {"cni.dev/valid-attachments", &inv.Valid}}
 }
@@ -231,7 +232,7 @@ func (x extraKey) decode(raw json.RawMessage) error {
 	return nil
 }
 
-// tolerate turns an error into a warning where wrong values are tolerated.
+// tolerate turns an error into a warning if the invocation is lenient.
 func (inv *Invocation) tolerate(err error) error {
 	if err == nil || !inv.lenient {
 		return err
@@ -240,8 +241,8 @@ func (inv *Invocation) tolerate(err error) error {
 	return nil
 }
 
-// Validate checks a configuration before it is written, as Parse will check it
-// when the runtime calls.
+// Validate checks a configuration before it is written, as Parse will when the runtime
+// calls.
 func Validate(keys map[string]any) error {
 	raw, err := json.Marshal(keys)
 	if err != nil {
@@ -250,15 +251,15 @@ func Validate(keys map[string]any) error {
 	return new(Invocation).decode(raw)
 }
 
-// passed are the keys of the CNI specification and of libcni that are not
-// Manifold's configuration: no warning for them.
+// passed are the keys of the CNI specification and of libcni that are not part of
+// Manifold's configuration. They cause no warning.
 var passed = map[string]bool{
 	"args": true, "prevResult": true, "runtimeConfig": true, "dns": true, "ipam": true, "ipMasq": true,
 	"disableCheck": true, "cniVersions": true, "cni.dev/valid-attachments": true, "cni.dev/attachments": true,
 }
 
-// decodeKeys fills the configuration from the known keys and warns of each
-// unknown one, in order.
+// decodeKeys sets the known keys in the configuration and adds a warning for each
+// unknown key, sorted.
 func (inv *Invocation) decodeKeys(keys map[string]json.RawMessage) error {
 	v := reflect.ValueOf(&inv.Conf).Elem()
 	known := map[string]bool{}
@@ -300,12 +301,12 @@ func decodeKey(field reflect.StructField, raw json.RawMessage) (reflect.Value, e
 	}
 	value = value.Elem()
 	enum := field.Tag.Get("enum")
-	// As Multus reads its logLevel and its globalNamespaces.
+	// Multus reads an empty logLevel and globalNamespaces this way.
 	if (enum != "" || field.Tag.Get("empty") == "default") && value.String() == "" {
 		value.SetString(field.Tag.Get("default"))
 	}
 	if enum != "" {
-		word := strings.ToLower(value.String()) // as Multus reads its logLevel, too
+		word := strings.ToLower(value.String()) // Multus reads its logLevel in any case, too
 		value.SetString(word)
 		if !slices.Contains(strings.Fields(enum), word) {
 			return value, wrong(fmt.Errorf("%.64q is unknown", word)).WithFix("choose one of: %s", enum)
@@ -319,14 +320,14 @@ func decodeKey(field reflect.StructField, raw json.RawMessage) (reflect.Value, e
 	return value, nil
 }
 
-// Mistyped returns an error of decoding JSON in words: what was given, and what a key,
-// or a field of its object, takes.
+// Mistyped rewords an error of decoding JSON: what was given, and what the key or a
+// field of its object takes.
 func Mistyped(err error, takes reflect.Type) error {
 	var typed *json.UnmarshalTypeError
 	if !errors.As(err, &typed) {
 		return fmt.Errorf("%w; give it %s", err, typeName(takes))
 	}
-	given, _, _ := strings.Cut(typed.Value, " ") // behind a number's type is the number
+	given, _, _ := strings.Cut(typed.Value, " ") // the number follows a number's type
 	article := "a"
 	if strings.ContainsAny(given[:1], "ao") {
 		article = "an"
@@ -337,9 +338,9 @@ func Mistyped(err error, takes reflect.Type) error {
 	return &ValueError{Index: -1, Field: typed.Field, Err: fmt.Errorf("%s %s is given; give it %s", article, given, typeName(typed.Type))}
 }
 
-// CheckKey validates one key of a configuration by itself, as the plugin will when
-// the runtime calls; the error's operation names the key, its cause does not. known
-// is false for a key that is neither Manifold's nor the CNI specification's.
+// CheckKey validates one key of a configuration by itself, as the plugin will when the
+// runtime calls. The error's operation names the key, its cause does not. known is
+// false for a key that is neither Manifold's nor the CNI specification's.
 func CheckKey(key string, raw json.RawMessage) (known bool, err error) {
 	if field, ok := fieldOf(key); ok {
 		if !bytes.Equal(raw, []byte("null")) {
@@ -366,9 +367,9 @@ func fieldOf(key string) (reflect.StructField, bool) {
 	return reflect.StructField{}, false
 }
 
-// KeyInAnyCase returns the key of Manifold that is written so in another case,
-// empty for none. Multus reads its keys in any case, Manifold as they are written
-// in its reference alone.
+// KeyInAnyCase returns the key of Manifold that differs from key only in case, empty
+// for none. Multus reads its keys in any case, Manifold only as its reference spells
+// them.
 func KeyInAnyCase(key string) string {
 	t := reflect.TypeFor[Conf]()
 	for i := range t.NumField() {
@@ -396,7 +397,7 @@ func UnknownFields(key string, raw json.RawMessage) []string {
 	return unknown
 }
 
-// defaults returns the configuration in which no key is set.
+// defaults returns the configuration without any key set.
 var defaults = sync.OnceValues(func() (*Conf, error) {
 	conf := &Conf{}
 	v := reflect.ValueOf(conf).Elem()
@@ -421,7 +422,7 @@ var defaults = sync.OnceValues(func() (*Conf, error) {
 	return conf, nil
 })
 
-// validate checks what no key shows by itself.
+// validate checks what depends on several keys.
 func (c *Conf) validate() error {
 	const op = "read configuration"
 	if c.ClusterNetwork == "" && len(c.Delegates) == 0 {
@@ -431,7 +432,7 @@ func (c *Conf) validate() error {
 	return nil
 }
 
-// typeName says what a key must hold, for people.
+// typeName says for people what a key must hold.
 func typeName(t reflect.Type) string {
 	if t == reflect.TypeFor[Duration]() {
 		return `a duration such as "30s"`
@@ -472,7 +473,7 @@ func parseArgs(s string) ([][2]string, error) {
 	return out, nil
 }
 
-// podOf reads the pod's identity as container runtimes pass it.
+// podOf returns the pod's identity from CNI_ARGS, as container runtimes pass it.
 func podOf(args [][2]string) plan.Pod {
 	var p plan.Pod
 	for _, kv := range args {

@@ -13,20 +13,20 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
-// Network is a network that the configuration names: clusterNetwork, or an
-// element of defaultNetworks. It has either a Path or a Name.
+// Network is a network that the configuration names: clusterNetwork or an element of
+// defaultNetworks. It has either a Path or a Name.
 type Network struct {
-	Path      string // absolute: a file, or a directory whose first configuration is meant
+	Path      string // absolute: a file, or a directory that stands for its first configuration
 	Namespace string // of the definition
-	Name      string // of the definition, and of a configuration in confDir where OnDisk is set
-	OnDisk    bool   // a configuration in confDir serves where there is no definition
+	Name      string // of the definition, and with OnDisk of a configuration in confDir
+	OnDisk    bool   // a configuration in confDir serves if there is no definition
 	Interface string // in the pod; empty lets the planner choose
 }
 
-// Network reads how the configuration names a network: an absolute path, or
-// "name", "namespace/name", each with "@interface" behind it. A name by itself is
-// of multusNamespace. Whoever writes the configuration is the node's
-// administrator: what a pod's annotation says is never read by this.
+// Network parses a network's name in the configuration: an absolute path, or "name" or
+// "namespace/name", each optionally followed by "@interface". A bare name is of
+// multusNamespace. Only the node's administrator writes the configuration; a pod's
+// annotation is never read by this.
 func (c *Conf) Network(text string) (Network, error) {
 	n, err := parseNetwork(text)
 	if err != nil {
@@ -56,21 +56,21 @@ func parseNetwork(text string) (n Network, err error) {
 	return Network{Namespace: namespace, Name: name, Interface: ifName}, nil
 }
 
-// errNotOnDisk says that a network has no configuration on the node's disk; it
-// may still be a definition.
+// errNotOnDisk reports that a network has no configuration on the node's disk. It may
+// still be a definition.
 var errNotOnDisk = errors.New("no such network configuration on disk")
 
-// Find returns the configuration on the node's disk that serves for a network;
-// files are those of confDir. The look-up is that of clusterNetwork and
-// defaultNetworks alike, without its first step, the definition: the JSON name in
-// confDir, a directory (its first configuration), an absolute file. Nothing found
-// is [cnierr.NotReady]: what writes the file may not have run yet.
+// Find returns the configuration on the node's disk that serves for a network. files
+// are those of confDir. The look-up is that of clusterNetwork and defaultNetworks
+// without its first step, the definition: the JSON name in confDir, a directory (its
+// first configuration), an absolute file. If nothing is found the error is
+// [cnierr.NotReady]: whatever writes the file may not have run yet.
 func (c *Conf) Find(n Network, files []File) (*File, error) {
 	return c.find("find network", n, files, nil)
 }
 
-// find is [Conf.Find] for an operation; problems are of the files that could not
-// be read, of which the one that is missing may be one.
+// find is [Conf.Find] for an operation. problems are of files that could not be read;
+// the missing configuration may be in one of them.
 func (c *Conf) find(op string, n Network, files []File, problems []error) (*File, error) {
 	if n.Path == "" {
 		if f := ByName(files, n.Name); f != nil && n.OnDisk {
@@ -95,15 +95,15 @@ func (c *Conf) find(op string, n Network, files []File, problems []error) (*File
 	return first, nil
 }
 
-// Definition returns the configuration in a definition, empty for a definition
-// that has none and leaves it to a file. A [cnierr.InvalidDefinition] says that
-// there is one and that it serves nobody; after any other error a file serves.
+// Definition returns the configuration in a definition. It is empty for a definition
+// that leaves the configuration to a file. [cnierr.InvalidDefinition] means that the
+// definition exists but is unusable. After any other error a file serves.
 type Definition func(namespace, name string) (json.RawMessage, error)
 
-// ClusterDefault returns the cluster default network's configuration as a plan
-// has it: of the definition of its name or, where there is none, from disk, with
-// the plugins of [Conf.Chained], and with a name. Every verb takes it from here but
-// ADD, whose planner looks up all networks of a pod.
+// ClusterDefault returns the cluster default network's configuration as a plan has it:
+// from the definition of its name or else from disk, with the plugins of
+// [Conf.Chained], and with a name. Every verb uses it except ADD, whose planner looks
+// up all networks of a pod.
 func (c *Conf) ClusterDefault(definition Definition) (json.RawMessage, error) {
 	name, raw, err := c.writtenDefault(definition)
 	if err != nil {
@@ -115,8 +115,8 @@ func (c *Conf) ClusterDefault(definition Definition) (json.RawMessage, error) {
 	return completed(raw, name)
 }
 
-// writtenDefault returns the cluster default network's configuration as written,
-// and the name that it has where it says none.
+// writtenDefault returns the cluster default network's configuration as written, and
+// the name to give it if it has none.
 func (c *Conf) writtenDefault(definition Definition) (name string, raw json.RawMessage, err error) {
 	if c.ClusterNetwork == "" && len(c.Delegates) > 0 {
 		return c.Name, c.Delegates[0], nil
@@ -124,8 +124,8 @@ func (c *Conf) writtenDefault(definition Definition) (name string, raw json.RawM
 	return c.written("find cluster default network", c.ClusterNetwork, definition)
 }
 
-// Further returns the configurations that every pod gets behind the cluster default
-// network, each with a name: the other elements of delegates.
+// Further returns the configurations that every pod gets in addition to the cluster
+// default network, each with a name: the other elements of delegates.
 func (c *Conf) Further() (out []json.RawMessage, err error) {
 	if c.ClusterNetwork != "" || len(c.Delegates) == 0 {
 		return nil, nil
@@ -139,8 +139,8 @@ func (c *Conf) Further() (out []json.RawMessage, err error) {
 	return out, nil
 }
 
-// Configured returns the configuration of an element of defaultNetworks as it is
-// written, looked up as [Conf.ClusterDefault] does.
+// Configured returns the configuration of an element of defaultNetworks as written. The
+// look-up is that of [Conf.ClusterDefault].
 func (c *Conf) Configured(network string, definition Definition) (json.RawMessage, error) {
 	_, raw, err := c.written("find network", network, definition)
 	return raw, err
@@ -172,7 +172,7 @@ func (c *Conf) written(op, network string, definition Definition) (name string, 
 	return name, f.Raw, nil
 }
 
-// completed returns a configuration with a name, which it need not say itself.
+// completed returns raw with a name, adding name if raw has none.
 func completed(raw json.RawMessage, name string) (json.RawMessage, error) {
 	const op = "read network configuration"
 	var keys map[string]json.RawMessage
@@ -194,9 +194,9 @@ func completed(raw json.RawMessage, name string) (json.RawMessage, error) {
 	return out, nil
 }
 
-// Chained returns the cluster default network's configuration with the plugins
-// of auxiliaryCNIChainName behind its own: the files *.conf of the directory of
-// that name, in the directory of the default network's file or in confDir.
+// Chained returns the cluster default network's configuration with the plugins of
+// auxiliaryCNIChainName after its own: the files *.conf in the directory of that name,
+// beside the default network's file or in confDir.
 func (c *Conf) Chained(raw json.RawMessage) (json.RawMessage, error) {
 	if c.AuxChain == "" {
 		return raw, nil
@@ -211,16 +211,16 @@ func (c *Conf) Chained(raw json.RawMessage) (json.RawMessage, error) {
 	return appendPlugins(raw, dir, c.AuxChain)
 }
 
-// isInterface reports whether s can name an interface as it is written: the kernel
-// makes another name of one with a %, and has settings called all and default.
+// isInterface reports whether s can be an interface name as written: the kernel turns a
+// name with a % into another one, and has settings named all and default.
 func isInterface(s string) bool {
 	return utils.ValidateInterfaceName(s) == nil && !strings.Contains(s, "%") && s != "all" && s != "default"
 }
 
-// maxLabel is the length of a DNS-1123 label, in bytes.
+// maxLabel is the maximum length of a DNS-1123 label, in bytes.
 const maxLabel = 63
 
-// isLabel reports whether s is a DNS-1123 label, as namespaces are.
+// isLabel reports whether s is a DNS-1123 label, as names of namespaces are.
 func isLabel(s string) bool {
 	if s == "" || len(s) > maxLabel || strings.Trim(s, "-") != s {
 		return false

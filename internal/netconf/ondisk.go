@@ -14,7 +14,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
-// maxFile bounds a network configuration file, in bytes.
+// maxFile is the largest network configuration file that is read, in bytes.
 const maxFile = 1 << 20
 
 // File is a network configuration found on disk.
@@ -22,14 +22,14 @@ type File struct {
 	Path string
 	Name string          // its JSON "name"
 	List bool            // a configuration list (.conflist), not a single configuration
-	Raw  json.RawMessage // a list with the plugins of its directory, see libcni's loadOnlyInlinedPlugins
+	Raw  json.RawMessage // for a list, with the plugins of its directory, see libcni's loadOnlyInlinedPlugins
 }
 
-// ReadDir returns the network configurations of dir in the order in which one
-// is looked up by name: lists before single configurations, each in order of
-// file name (multi-network specification 3.4.1). Files that cannot be read or
-// parsed are left out and returned as problems: one broken file must not take
-// the others along. A directory that does not exist is empty.
+// ReadDir returns the network configurations of dir in the order of look-up by name:
+// lists before single configurations, each in order of file name (multi-network
+// specification 3.4.1). Files that cannot be read or parsed are omitted and returned as
+// problems: one broken file must not hide the others. A directory that does not exist
+// is empty.
 func ReadDir(dir string) (files []File, problems []error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -83,9 +83,9 @@ func readFile(path string) (*File, error) {
 	return f, nil
 }
 
-// appendPlugins returns a configuration with the plugins of the files
-// dir/name/*.conf behind its own, in order of file name: how libcni extends an
-// on-disk list. Without such files it is returned as it is.
+// appendPlugins returns a configuration with the plugins of the files dir/name/*.conf
+// after its own, in order of file name, as libcni extends an on-disk list. Without such
+// files it returns raw unchanged.
 func appendPlugins(raw json.RawMessage, dir, name string) (json.RawMessage, error) {
 	op := "read " + filepath.Join(dir, name)
 	if name != filepath.Base(name) || !filepath.IsLocal(name) {
@@ -125,7 +125,7 @@ func appendPlugins(raw json.RawMessage, dir, name string) (json.RawMessage, erro
 	return raw, nil
 }
 
-// asList decodes a configuration into a list's keys and its plugins; a single
+// asList decodes a configuration into the keys of a list and its plugins. A single
 // configuration becomes a list of one.
 func asList(raw json.RawMessage) (list map[string]json.RawMessage, plugins []json.RawMessage, err error) {
 	if err := json.Unmarshal(raw, &list); err != nil {
@@ -144,8 +144,7 @@ func asList(raw json.RawMessage) (list map[string]json.RawMessage, plugins []jso
 	return single, []json.RawMessage{raw}, nil
 }
 
-// ByName returns the configuration whose JSON "name" is name, nil when there is
-// none.
+// ByName returns the configuration with that JSON "name", nil when there is none.
 func ByName(files []File, name string) *File {
 	for i := range files {
 		if name != "" && files[i].Name == name {
@@ -155,8 +154,8 @@ func ByName(files []File, name string) *File {
 	return nil
 }
 
-// Runs reports whether the configuration has a plugin of the given type: used to
-// never take ourselves for the default network.
+// Runs reports whether the configuration has a plugin of the given type. It keeps
+// Manifold from taking itself for the default network.
 func (f File) Runs(pluginType string) bool {
 	var conf struct {
 		Type    string `json:"type"`
@@ -175,10 +174,9 @@ func (f File) Runs(pluginType string) bool {
 	return conf.Type == pluginType
 }
 
-// First returns the configuration of dir that a runtime would take: the first by
-// file name, whatever its form, of those that have a name and a plugin. Those
-// that run a plugin of the types named are passed over. It is nil when there is
-// none.
+// First returns the configuration of dir that a runtime would take: of all that have a
+// name and a plugin, the first by file name, whatever its form. It skips configurations
+// that run a plugin of the types in except. It returns nil when there is none.
 func First(dir string, except ...string) (*File, []error) {
 	files, problems := ReadDir(dir)
 	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })

@@ -76,7 +76,7 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-// Multus takes its logLevel in any case, and an empty one as if it were not set.
+// Multus reads its logLevel in any case, and treats an empty one as unset.
 func TestWordsInAnyCase(t *testing.T) {
 	for given, want := range map[string]string{"Debug": "debug", "": "warning", "PANIC": "panic"} {
 		inv, err := FromRequest(plan.Request{Config: []byte(strings.TrimSuffix(minimal, "}") + `,"logLevel":"` + given + `"}`)})
@@ -93,7 +93,7 @@ func TestUnknownKeysAreWarnedOf(t *testing.T) {
 	}
 }
 
-// write writes files into a new directory.
+// write writes files into a new directory and returns it.
 func write(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -125,8 +125,8 @@ func TestOnDiskOrder(t *testing.T) {
 	}
 }
 
-// The look-up of clusterNetwork, and of each element of defaultNetworks, behind that
-// of a definition.
+// This is the look-up order of clusterNetwork and of each element of defaultNetworks
+// after the definition.
 func TestNetworksOnDiskOrder(t *testing.T) {
 	byName := `{"name":"net","plugins":[{"type":"by-name"}]}`
 	dir := write(t, map[string]string{"50-net.conflist": byName, "60-Big_net.conf": `{"name":"Big_net","type":"by-odd-name"}`})
@@ -152,7 +152,7 @@ func TestNetworksOnDiskOrder(t *testing.T) {
 	if raw, err := inline.ClusterDefault(noDefinition); err != nil || !strings.Contains(string(raw), "inline") {
 		t.Errorf("%s, %v", raw, err)
 	}
-	// A namespace says that a definition is meant: no file of its name serves.
+	// A namespace means that a definition is meant: no file of that name serves.
 	for _, absent := range []string{"nothing", "team/net", "/nonexistent/x", t.TempDir()} {
 		c := conf
 		c.ClusterNetwork = absent
@@ -162,13 +162,13 @@ func TestNetworksOnDiskOrder(t *testing.T) {
 	}
 }
 
-// noDefinition is a planner that knows none, or cannot be asked.
+// noDefinition is a planner that knows no definition or cannot be asked.
 func noDefinition(string, string) (json.RawMessage, error) {
 	return nil, cnierr.New("status", cnierr.NotReady, "no such definition")
 }
 
-// TestClusterDefaultOfTwo: of a definition and a file of one name the definition is
-// taken, as by a plan, and with the name that a plan gives it.
+// Given a definition and a file of the same name, the definition is used, as in a plan,
+// and with the name that a plan gives it.
 func TestClusterDefaultOfTwo(t *testing.T) {
 	dir := write(t, map[string]string{"50-net.conflist": `{"name":"net","cniVersion":"1.0.0","plugins":[{"type":"of-file"}]}`})
 	const ofFile, broken = `{"name":"net","cniVersion":"1.0.0","plugins":[{"type":"of-file"}]}`, "it is broken"
@@ -211,7 +211,7 @@ func TestNetworkNames(t *testing.T) {
 		"team/net@if0":                   {Namespace: "team", Name: "net", Interface: "if0"},
 		"/etc/cni/x@y":                   {Path: "/etc/cni/x@y"},
 		"/":                              {Path: "/"},
-		"":                               {}, // all below are refused
+		"":                               {}, // it and all below are refused
 		"a/b/c":                          {},
 		"/../x/":                         {Path: "/../x/"},
 		"../x":                           {},

@@ -29,11 +29,11 @@ type builder struct {
 	size    int // bytes of configuration so far
 }
 
-// maxConfigs bounds the configurations of one plan, in bytes: a pod that selects
-// a large definition many times must not exhaust the agent's memory.
+// maxConfigs is the maximum size of the configurations of one plan, in bytes: a pod
+// that selects a large definition many times must not exhaust the agent's memory.
 const maxConfigs = 1 << 20
 
-// grow counts bytes of configuration that request i adds to the plan.
+// grow counts bytes of configuration that request i adds to the plan, up to maxConfigs.
 func (b *builder) grow(n int) error {
 	if b.size += n; b.size > maxConfigs {
 		return cnierr.New("select network", cnierr.InvalidAnnotation, "the pod's networks have more than %d bytes of configuration together", maxConfigs).
@@ -42,6 +42,8 @@ func (b *builder) grow(n int) error {
 	return nil
 }
 
+// build fills in the plan: configurations, interface names, devices, attachments,
+// routes.
 func (b *builder) build() error {
 	for i := range b.requests {
 		if err := b.resolve(i); err != nil {
@@ -64,7 +66,7 @@ func (b *builder) build() error {
 	return b.defaultRoutes()
 }
 
-// subject names request i for errors.
+// subject names request i in errors.
 func (b *builder) subject(i int) cnierr.Subject {
 	s := cnierr.Subject{Pod: b.inv.Pod.String(), Network: b.name(i)}
 	if i < len(b.ifNames) {
@@ -76,6 +78,7 @@ func (b *builder) subject(i int) cnierr.Subject {
 	return s
 }
 
+// device returns the device of request i, nil for none and before devices are assigned.
 func (b *builder) device(i int) *plan.Device {
 	if i < len(b.devices) {
 		return b.devices[i]
@@ -92,7 +95,7 @@ func (b *builder) definition(i int) *netattach.Definition {
 	return b.src.Definitions[Ref{r.Namespace, r.Name}]
 }
 
-// name is what network-status calls the attachment.
+// name is the attachment's name in network-status.
 func (b *builder) name(i int) string {
 	r := &b.requests[i]
 	if r.Name != "" && (b.definition(i) != nil || !r.trusted) {
@@ -102,7 +105,7 @@ func (b *builder) name(i int) string {
 		return b.configs[i].Name()
 	}
 	if r.written != nil {
-		return r.written.Path + r.Name // of which it has one
+		return r.written.Path + r.Name // exactly one of them is set
 	}
 	return ""
 }
@@ -135,7 +138,7 @@ func (b *builder) resolve(i int) error {
 	return b.grow(args * len(c.Plugins())) // they are merged into each plugin
 }
 
-// checkIsolation refuses definitions of other namespaces where configured
+// checkIsolation refuses definitions of other namespaces if namespaceIsolation is on
 // (multi-network specification 7.4).
 func (b *builder) checkIsolation(r *request) error {
 	conf := &b.inv.Conf
@@ -151,8 +154,8 @@ func (b *builder) checkIsolation(r *request) error {
 		WithFix("use a definition of namespace %s, or list %s in globalNamespaces", b.inv.Pod.Namespace, r.Namespace)
 }
 
-// rawConfig returns the configuration as written: inline in a definition, on
-// disk under the definition's name (specification 3.4.1), or from Manifold's own
+// rawConfig returns the configuration of request i as written: inline in a definition,
+// on disk under the definition's name (specification 3.4.1), or in Manifold's own
 // configuration.
 func (b *builder) rawConfig(i int) (json.RawMessage, error) {
 	r := &b.requests[i]
@@ -179,9 +182,9 @@ func (b *builder) rawConfig(i int) (json.RawMessage, error) {
 		WithFix("create it, or correct the pod's annotation")
 }
 
-// configuredOnDisk returns the configuration of a network that the configuration
-// names, and that is no definition. Where there is none at all, the same call may
-// succeed later: what brings the definition or the file may not have run yet.
+// configuredOnDisk returns the configuration of a network that the configuration names
+// and that is no definition. When nothing is found, the error is retryable: whatever
+// creates the definition or the file may not have run yet.
 func (b *builder) configuredOnDisk(r *request) (json.RawMessage, error) {
 	f, err := b.inv.Conf.Find(*r.written, b.src.Files)
 	if err == nil {
@@ -191,7 +194,7 @@ func (b *builder) configuredOnDisk(r *request) (json.RawMessage, error) {
 	if r.isDef {
 		op = "find cluster default network"
 	}
-	if kind == cnierr.NotReady { // a code of STATUS alone
+	if kind == cnierr.NotReady { // a code that only STATUS has
 		kind = cnierr.TryAgain
 	}
 	switch conf := &b.inv.Conf; {
@@ -208,10 +211,10 @@ func (b *builder) configuredOnDisk(r *request) (json.RawMessage, error) {
 }
 
 // nameInterfaces gives each attachment its interface name: the runtime's for the
-// default network, the one asked for, else the next free "net<n>".
+// default network, the requested one, or else the next free "net<n>".
 func (b *builder) nameInterfaces() error {
 	b.ifNames = make([]string, len(b.requests))
-	used := map[string]int{loopback: -1} // the request that has it
+	used := map[string]int{loopback: -1} // the request that has the name
 	take := func(i int, name string) error {
 		if by, taken := used[name]; taken {
 			return b.interfaceTaken(name, by).About(b.subject(i))
@@ -242,11 +245,11 @@ func (b *builder) nameInterfaces() error {
 	return nil
 }
 
-// loopback is the interface that every network namespace has from the beginning.
+// loopback is the interface that every network namespace has from the start.
 const loopback = "lo"
 
-// interfaceTaken is the error of a network that asks for an interface which request
-// by has; negative for the one that is there already.
+// interfaceTaken is the error of a network that requests an interface name that request
+// by has. by is negative for the loopback interface.
 func (b *builder) interfaceTaken(name string, by int) *cnierr.Error {
 	const op = "name interface"
 	switch {
@@ -307,12 +310,12 @@ func (b *builder) attachment(i int) (*plan.Attachment, error) {
 	return a, err
 }
 
-// maxFileName is what file systems allow, in bytes.
+// maxFileName is the longest file name that file systems allow, in bytes.
 const maxFileName = 255
 
-// checkLength refuses a network name with which libcni's record of the
-// attachment, a file called <network>-<container ID>-<interface>, could not be
-// written after the delegate's ADD, nor removed by any DEL.
+// checkLength refuses a network name that is too long for libcni's record of the
+// attachment, a file named <network>-<container ID>-<interface>. It could not be
+// written after the delegate's ADD, and every DEL would fail to remove it.
 func (b *builder) checkLength(a *plan.Attachment) error {
 	n := len(a.Network) + len(b.inv.ContainerID) + len(a.IfName) + len("--")
 	if n <= maxFileName {
@@ -322,9 +325,9 @@ func (b *builder) checkLength(a *plan.Attachment) error {
 		WithFix(`give the configuration a shorter "name"`)
 }
 
-// capabilities fills in runtimeConfig: the runtime's own for the default
-// network, the selection's for the others. What a selection asks for and no
-// plugin of the chain can do is refused, not dropped.
+// capabilities fills in runtimeConfig: the runtime's own for the default network, and
+// what the selection asks for. A request that no plugin of the chain can serve is
+// refused, not dropped.
 func (b *builder) capabilities(a *plan.Attachment, r *request, c *netattach.Config) error {
 	asked := []struct {
 		key   string
@@ -373,9 +376,9 @@ func quote(s string) json.RawMessage {
 	return raw
 }
 
-// deviceInfo sets what network-status says of the device when the delegate
-// writes nothing, and names a file for a delegate that can write it (device
-// information specification, sections 4 to 6).
+// deviceInfo sets the device information for network-status in case the delegate writes
+// none, and names a file for a delegate that can write it (device information
+// specification, sections 4 to 6).
 func (b *builder) deviceInfo(a *plan.Attachment, c *netattach.Config) {
 	if a.Device == nil {
 		return
@@ -392,8 +395,8 @@ func (b *builder) deviceInfo(a *plan.Attachment, c *netattach.Config) {
 	}
 }
 
-// infoFile names an attachment's device-information file. A definition's name may be
-// so long that no file could be called so: its end is then replaced by a digest.
+// infoFile names an attachment's device-information file. When a definition's name
+// would make the file name too long, a digest replaces its end.
 func infoFile(network, containerID, ifName string) string {
 	network, rest := strings.ReplaceAll(network, "/", "-"), "-"+containerID+"_"+ifName
 	file := network + rest
@@ -402,13 +405,13 @@ func infoFile(network, containerID, ifName string) string {
 	}
 	sum := fmt.Sprintf("-%x", sha256.Sum256([]byte(file)))
 	kept := maxFileName - len(sum) - len(rest)
-	if kept < 0 { // by the container ID's length
+	if kept < 0 { // when the container ID is too long
 		return sum[1:]
 	}
 	return network[:kept] + sum + rest
 }
 
-// want says what verification compares.
+// want sets what verification compares.
 func (b *builder) want(a *plan.Attachment, r *request, c *netattach.Config) error {
 	a.Want = plan.Want{Verify: b.inv.Conf.Verify, MAC: r.MAC, IPs: r.IPs}
 	asked, err := c.Asked(r.CNIArgs)
@@ -427,7 +430,7 @@ func (b *builder) want(a *plan.Attachment, r *request, c *netattach.Config) erro
 		LinkState: asked.LinkState, MinTxRate: asked.MinTxRate, MaxTxRate: asked.MaxTxRate, GUID: r.GUID,
 	}
 	switch {
-	case a.Device.Userspace, r.MAC != "" && asked.SetsVFMAC: // the former has no interface that could have the MAC
+	case a.Device.Userspace, r.MAC != "" && asked.SetsVFMAC: // a userspace device has no interface for the MAC
 		vf.MAC = a.Want.MAC
 	default:
 		vf.MAC = asked.VFMAC
@@ -438,10 +441,10 @@ func (b *builder) want(a *plan.Attachment, r *request, c *netattach.Config) erro
 	return nil
 }
 
-// carrier says what follows when the interface of request i has no carrier: the
-// definition's word, else that of its link state, else the configuration's. A VF
-// whose link is asked to be down has none, and one whose link is asked to be up
-// whatever the wire says must have one.
+// carrier returns the policy for an interface of request i without a carrier: from the
+// definition, else from the requested link state, else from the configuration. A VF
+// whose link is to be down has no carrier, and one whose link is forced up must have
+// one.
 func (b *builder) carrier(i int, a *plan.Attachment) (string, error) {
 	if a.Device == nil || a.Device.Userspace {
 		return "", nil
@@ -468,15 +471,15 @@ func (b *builder) carrier(i int, a *plan.Attachment) (string, error) {
 	return policy, nil
 }
 
-// defaultRoutes marks the attachments that lose their default route to the one
-// that asks for it.
+// defaultRoutes marks the attachments that lose their default route to the one that
+// asks for it.
 func (b *builder) defaultRoutes() error {
 	owner := -1
 	for i, a := range b.plan.Attachments {
 		if a.DefaultRoute == nil {
 			continue
 		}
-		if owner >= 0 { // within one annotation netattach has refused it already
+		if owner >= 0 { // within one annotation netattach has refused this already
 			return cnierr.New("select network", cnierr.InvalidAnnotation, "default-route is set here and for %s, and a pod has one", b.name(owner)).
 				About(b.subject(i)).WithFix("keep default-route on one network of the pod")
 		}

@@ -10,8 +10,8 @@ import (
 	"github.com/manifold-cni/manifold/podresources"
 )
 
-// refuseClaim explains why request i gets no device, as far as resource claims
-// are why; nil where they are not.
+// refuseClaim explains why request i gets no device if resource claims are the reason.
+// It returns nil if they are not.
 func (b *builder) refuseClaim(l *ledger, i int, resource string) error {
 	r := &b.requests[i]
 	if r.Claim != "" {
@@ -20,9 +20,8 @@ func (b *builder) refuseClaim(l *ledger, i int, resource string) error {
 	return b.claimsErr()
 }
 
-// unknown returns a claim's device that may be of a resource, and of which no
-// source says whether it is; one whose source may say so later comes first. It is
-// nil when there is none.
+// unknown returns a claim's device that may belong to resource although no source says
+// so, nil when there is none. It prefers a device whose source may say so later.
 func (l *ledger) unknown(resource string) *podresources.Device {
 	var out *podresources.Device
 	for j := range l.devices {
@@ -37,7 +36,7 @@ func (l *ledger) unknown(resource string) *podresources.Device {
 	return out
 }
 
-// claimsErr is why devices of claims are not known; nil when they are.
+// claimsErr says why the devices of claims are not known; nil when they are.
 func (b *builder) claimsErr() error {
 	a := b.src.Allocation
 	if a == nil || a.ClaimsErr == nil {
@@ -47,8 +46,7 @@ func (b *builder) claimsErr() error {
 		WithFix("see whether the kubelet's PodResources socket and its checkpoint dra_manager_state are readable")
 }
 
-// refuseNamed explains why there is no device of the claim that the selection
-// names.
+// refuseNamed explains why there is no device of the claim that the selection names.
 func (b *builder) refuseNamed(l *ledger, r *request, resource string) error {
 	const op = "assign device of claim"
 	var names []string
@@ -82,7 +80,7 @@ func (b *builder) refuseNamed(l *ledger, r *request, resource string) error {
 	return l.refuseAmong(of, r, resource)
 }
 
-// refuseAmong explains why none of the claim's devices is given.
+// refuseAmong explains why the request gets none of the claim's devices.
 func (l *ledger) refuseAmong(of []*podresources.Device, r *request, resource string) error {
 	const op = "assign device of claim"
 	var requests, resources []string
@@ -113,11 +111,11 @@ func (l *ledger) refuseAmong(of []*podresources.Device, r *request, resource str
 		WithFix("correct the annotation, or the definition's resourceName")
 }
 
-// publish is what to do where a claim's device cannot be told.
+// publish says what to do when the resource of a claim's device is unknown.
 const publish = "let the driver publish the attributes, as device metadata or, with resourceSlices in the agent's configuration, in ResourceSlices; " +
 	"a device without a resource name serves a selection that names its claim"
 
-// gapKind is the kind of error that a claim's device with a gap makes.
+// gapKind is the kind of error for a claim's device whose attributes have a gap.
 func gapKind(d *podresources.Device) cnierr.Kind {
 	if errors.Is(d.Claim.Gap, podresources.ErrUnavailable) {
 		return cnierr.TryAgain
@@ -140,7 +138,7 @@ func contradiction(d *podresources.Device) error {
 		WithFix("see what the driver publishes of the device, in its metadata and ResourceSlices")
 }
 
-// object names the ResourceClaim of a pod's claim.
+// object names the ResourceClaim behind a pod's claim.
 func object(c *podresources.PodClaim) string {
 	if c.Claim == "" {
 		return "made from a template"
@@ -148,7 +146,7 @@ func object(c *podresources.PodClaim) string {
 	return fmt.Sprintf("ResourceClaim %s", c.Claim)
 }
 
-// list prints names, each once.
+// list formats names, sorted and each once.
 func list(names []string) string {
 	names = slices.DeleteFunc(slices.Clone(names), func(s string) bool { return s == "" })
 	slices.Sort(names)

@@ -10,7 +10,7 @@ import (
 	"github.com/manifold-cni/manifold/podresources"
 )
 
-// claimed is a device of the pod's claim nics, in container rx.
+// claimed returns a device of the pod's claim nics, in container rx.
 func claimed(name, id, request string) podresources.Device {
 	d := dev("rx", id)
 	d.Claim = &podresources.ClaimDevice{Namespace: "shop", Claim: "nics-object", PodClaim: "nics", Driver: "vf.example", Pool: "node1", Name: name, Attributes: podresources.Attributes{Source: "device metadata"}}
@@ -20,7 +20,7 @@ func claimed(name, id, request string) podresources.Device {
 	return d
 }
 
-// with returns a claim's device changed.
+// with returns a changed copy of a claim's device.
 func with(d podresources.Device, change func(*podresources.Device)) podresources.Device {
 	claim := *d.Claim
 	d.Claim = &claim
@@ -54,7 +54,7 @@ func ofNics(network, request string) string {
 
 func TestPlansWithClaims(t *testing.T) {
 	networks := map[string]string{"fast": hostDevice, "free": hostDevice}
-	res := map[string]string{"fast": vfs} // "free" stands on no resource
+	res := map[string]string{"fast": vfs} // "free" has no resource
 	low, high := claimed("vf-0", "0000:21:10.0", "a"), claimed("vf-1", "0000:21:10.4", "b/fast")
 	for name, tc := range map[string]struct {
 		networks   string

@@ -2,18 +2,18 @@ package planner
 
 import "github.com/manifold-cni/manifold/netattach"
 
-// Demand is a network that stands on a device.
+// Demand is a network that needs a device.
 type Demand struct {
-	Network   string // namespace/name of the definition, with @interface when one is asked for
-	Resource  string // empty where the selection names a device, and the definition names no resource
-	DeviceID  string // the one that the selection pins; empty for any
-	Container string // the one that the selection names; empty for any
+	Network   string // namespace/name of the definition, with @interface if one is requested
+	Resource  string // empty if the selection names a device and the definition no resource
+	DeviceID  string // the device that the selection pins; empty for any
+	Container string // the container that the selection names; empty for any
 	Claim     string // the resource claim that the selection names; empty for none
 	Request   string // the request of that claim; empty for any
 }
 
-// Demands returns which devices the networks of the selection will ask for, over
-// default and secondary networks, in order; defs are those that exist.
+// Demands returns which devices the networks of the selection will ask for, in order,
+// including the default network. defs are the definitions that exist.
 func (s *Selection) Demands(defs map[Ref]*netattach.Definition) []Demand {
 	var out []Demand
 	for _, r := range s.requests {

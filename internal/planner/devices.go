@@ -14,22 +14,22 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// ledger hands out the pod's devices, each at most once, over the default and
+// ledger hands out the pod's devices, each at most once across the default network and
 // all other networks.
 type ledger struct {
-	devices   []podresources.Device      // in order of assignment
+	devices   []podresources.Device      // in assignment order
 	functions map[string]*sriov.Function // by device ID, see [Sources]
 	keys      []string                   // of the devices
 	taken     map[string]taken           // by key of the device
 }
 
-// taken says who has a device.
+// taken says which network has a device, and under which resource.
 type taken struct{ network, resource string }
 
-// key names a device over all resources: a PCI function is one device, however
-// many resources it is advertised under, by device plugins and DRA drivers, and also
-// where one of them calls it by its network device. Other IDs mean something to their
-// own plugin alone. Shares of one device are devices of their own.
+// key identifies a device across all resources. A PCI function is one device, however
+// many resources of device plugins and DRA drivers advertise it, even if one of them
+// names it by its netdev. Any other ID means something only to its own plugin. Shares
+// of one device are separate devices.
 func (l *ledger) key(d *podresources.Device) string {
 	k := pciAddress(d.ID)
 	if f := l.functions[d.ID]; f != nil {
@@ -48,10 +48,10 @@ func (l *ledger) key(d *podresources.Device) string {
 	return strings.TrimSuffix(k, "\x00")
 }
 
-// newLedger orders the allocation: containers as the pod lists them, inside a
-// container ascending by device ID (PCI addresses by number), or as the device
-// plugin's own answer lists them. Sorting over the whole pod would give one
-// container's network the device of another.
+// newLedger orders the allocation: containers as the pod lists them, and within a
+// container ascending by device ID (PCI addresses numerically) or in the order of the
+// device plugin's own answer. Sorting across the whole pod would give one container's
+// network the device of another.
 func newLedger(pod *Pod, a *podresources.Allocation, functions map[string]*sriov.Function, order string) *ledger {
 	l := &ledger{functions: functions, taken: map[string]taken{}}
 	if a == nil {
@@ -86,9 +86,9 @@ func newLedger(pod *Pod, a *podresources.Allocation, functions map[string]*sriov
 	return l
 }
 
-// take returns the first free device that fits, and marks it. For a network that
-// names a container, one that this container alone holds comes before one that
-// it took over from an init container, which another network may name.
+// take returns the first free device that fits, and marks it as taken. For a network
+// that names a container, it prefers a device that only this container holds to one
+// that the container took over from an init container, which another network may name.
 func (l *ledger) take(r *request, network string, fits func(*podresources.Device) bool) *podresources.Device {
 	var best *podresources.Device
 	var bestKey string
@@ -107,7 +107,7 @@ func (l *ledger) take(r *request, network string, fits func(*podresources.Device
 	return best
 }
 
-// Classes of requests by how much they say of their device.
+// Classes of requests, by how precisely they name their device.
 const (
 	pinnedDevice = iota // its ID
 	requestOfClaim
@@ -116,7 +116,7 @@ const (
 	anyDevice
 )
 
-// class says how much the request says of its device.
+// class returns the class of the request.
 func (r *request) class() int {
 	switch {
 	case r.DeviceID != "":
@@ -131,13 +131,13 @@ func (r *request) class() int {
 	return anyDevice
 }
 
-// names reports whether the selection names a device, so that it needs one even
-// of a definition without resourceName.
+// names reports whether the selection names a device, so that it needs one even if the
+// definition has no resourceName.
 func (r *request) names() bool { return r.DeviceID != "" || r.Claim != "" }
 
-// assignDevices gives every attachment that stands on a resource its device.
-// Who says most of its device chooses first, so that nobody loses the device that
-// it names to one that takes any.
+// assignDevices gives every attachment that needs a device its device. The most precise
+// requests choose first, so that none loses the device it names to a request that takes
+// any.
 func (b *builder) assignDevices() error {
 	b.devices = make([]*plan.Device, len(b.requests))
 	l := newLedger(b.pod, b.src.Allocation, b.src.Functions, b.inv.Conf.DeviceOrder)
@@ -162,9 +162,9 @@ func (b *builder) assignDevices() error {
 	return nil
 }
 
-// aimless is the error of a selection that asks for a container's device of a
-// definition without resourceName. Which of the container's devices is meant cannot
-// be told, and without any the pod would run, and not be attached as it asks.
+// aimless is the error of a selection that asks for a container's device although the
+// definition has no resourceName. It is unknown which of the container's devices is
+// meant, and without a device the pod would run without the attachment it asks for.
 func aimless(container string) error {
 	return cnierr.New("assign device", cnierr.InvalidAnnotation, "the selection names container %s (%s), and the definition has no %s, so that it stands on no device",
 		container, netattach.ContainerKey, netattach.ResourceNameAnnotation).
@@ -208,8 +208,8 @@ func (b *builder) assign(l *ledger, i int, resource string) error {
 	return nil
 }
 
-// wants reports whether a device is one that the request asks for, whether or not
-// it is free. A claim that the selection names needs no resource name.
+// wants reports whether the request asks for a device such as d, free or not. A device
+// of the claim that the selection names needs no resource name.
 func (r *request) wants(d *podresources.Device, resource string) bool {
 	named := r.Claim != "" && d.Claim != nil && d.Claim.PodClaim == r.Claim
 	return (resource == "" || d.Resource == resource || named && d.Resource == "") &&
@@ -219,7 +219,7 @@ func (r *request) wants(d *podresources.Device, resource string) bool {
 		(r.Request == "" || d.Claim.Serves(r.Request))
 }
 
-// reason says why this device, in words.
+// reason says in words why the request got this device.
 func reason(r *request, d *podresources.Device) string {
 	why := "the next device in order"
 	switch {
@@ -288,16 +288,16 @@ func (b *builder) refuse(l *ledger, i int, resource string) error {
 		WithFix("request %d of %s in the resource limits of %s, or correct the definition's resourceName", asked, resource, where)
 }
 
-// given counts the devices of each resource that a container has, or the pod for "";
-// others says of which of them there are some that no network asks for, one of which
-// may be the resource that was meant.
+// given counts the devices of each resource that a container has, or the pod for "".
+// others names the resources among them that no network asks for: one of these may be
+// the one that was meant.
 func (b *builder) given(l *ledger, container string) (counts map[string]int, others string) {
 	wanted := map[string]bool{}
 	for i := range b.requests {
 		wanted[b.resource(i)] = true
 	}
 	counts = map[string]int{}
-	seen := map[string]bool{} // a device is one, whoever advertises it
+	seen := map[string]bool{} // a device counts once, whoever advertises it
 	for _, d := range l.devices {
 		if id := d.Resource + " " + l.key(&d); !seen[id] && (container == "" || slices.Contains(d.Containers, container)) {
 			seen[id] = true
@@ -312,7 +312,8 @@ func (b *builder) given(l *ledger, container string) (counts map[string]int, oth
 	return counts, others
 }
 
-// overlap is the error of a device that serves another resource's network.
+// overlap returns an error if a device of resource already serves a network of another
+// resource.
 func (l *ledger) overlap(resource string) error {
 	for _, d := range l.devices {
 		if by, used := l.taken[l.key(&d)]; used && d.Resource == resource && by.resource != resource {
@@ -324,7 +325,7 @@ func (l *ledger) overlap(resource string) error {
 	return nil
 }
 
-// takenBy says which network has the device of that ID.
+// takenBy returns which network has the device with that ID.
 func (b *builder) takenBy(l *ledger, id string) (string, bool) {
 	for i := range l.devices {
 		if by, ok := l.taken[l.key(&l.devices[i])]; ok && l.devices[i].ID == id {

@@ -7,8 +7,8 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// A GUID that a pod asks for is given to its VF, so that the PF is asked for it; without a
-// VF there is none to ask.
+// The PF is asked for a requested GUID if the device is a VF; without a VF there is no
+// PF to ask.
 func TestGUIDIsWantedOfThePF(t *testing.T) {
 	const id, guid = "0000:21:10.4", "c2:11:22:33:44:55:66:77"
 	for pf, wanted := range map[string]bool{"0000:21:00.0": true, "": false} {

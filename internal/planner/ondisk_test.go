@@ -14,8 +14,7 @@ import (
 	"github.com/manifold-cni/manifold/podresources"
 )
 
-// TestDevicesReachConfigurationsOnDisk injects the device into definitions
-// whose configuration is a file, single or list.
+// A definition whose configuration is a file, single or list, gets the device injected.
 func TestDevicesReachConfigurationsOnDisk(t *testing.T) {
 	for name, file := range map[string]netconf.File{
 		"MN-3.4.1-conf":     {Name: "fast", Raw: json.RawMessage(`{"name":"fast","type":"a"}`)},
@@ -62,9 +61,9 @@ func TestDevicesReachConfigurationsOnDisk(t *testing.T) {
 	}
 }
 
-// TestDefaultNetworksAreLookedUpInOrder: a definition in the system namespace, a
-// configuration in confDir, a directory, a file, each before the next; and of files
-// only the administrator's choice is taken, never a pod's.
+// A default network is looked up in this order: a definition in the system namespace, a
+// configuration in confDir, a directory, a file. Only the administrator may choose a
+// file, never a pod.
 func TestDefaultNetworksAreLookedUpInOrder(t *testing.T) {
 	dir := t.TempDir()
 	for name, kind := range map[string]string{"10-first": "first", "20-second": "second"} {

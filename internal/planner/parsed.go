@@ -13,16 +13,16 @@ import (
 // maxParsed is how many bytes of configurations are remembered at most.
 const maxParsed = 256 << 10
 
-// Parsed remembers parsed configurations by their bytes: a node's pods select the
-// same few networks again and again, and parsing is a third of planning. It is safe
-// for use by several goroutines; its zero value is ready, and nil remembers nothing.
+// Parsed remembers parsed configurations by their bytes. The pods of a node select the
+// same few networks again and again, and parsing is a third of planning. Parsed is safe
+// for concurrent use. Its zero value is ready, and a nil *Parsed remembers nothing.
 type Parsed struct {
 	mu    sync.Mutex
 	known map[string]*netattach.Config
 	bytes int
 }
 
-// config parses a configuration, or returns what it was parsed to before.
+// config parses a configuration, or returns the remembered result.
 func (p *Parsed) config(raw []byte) (*netattach.Config, error) {
 	if p == nil {
 		return netattach.ParseConfig(raw)
@@ -33,8 +33,8 @@ func (p *Parsed) config(raw []byte) (*netattach.Config, error) {
 	if c != nil {
 		return c, nil
 	}
-	// Without the lock: nobody waits while another's large configuration is parsed.
-	// What two parse at once is the same.
+	// Parse without the lock, so that nobody waits for another's large configuration.
+	// Two callers that parse the same bytes get equal results.
 	c, err := netattach.ParseConfig(raw)
 	if err != nil {
 		return nil, err
@@ -44,7 +44,7 @@ func (p *Parsed) config(raw []byte) (*netattach.Config, error) {
 	if known := p.known[string(raw)]; known != nil {
 		return known, nil
 	}
-	// Forgetting all is as good as forgetting the oldest where so little is used.
+	// With so little in use, forgetting everything is as good as forgetting the oldest.
 	if p.known == nil || p.bytes+len(raw) > maxParsed {
 		p.known, p.bytes = map[string]*netattach.Config{}, 0
 	}
@@ -53,8 +53,8 @@ func (p *Parsed) config(raw []byte) (*netattach.Config, error) {
 	return c, nil
 }
 
-// runnable is config for a configuration that is to be run: one that delegates to
-// Manifold, whose type own is, is refused.
+// runnable is config for a configuration that is to be run. It refuses one that
+// delegates to Manifold, whose type is own.
 func (p *Parsed) runnable(raw []byte, own string) (*netattach.Config, error) {
 	const op = "read network configuration"
 	c, err := p.config(raw)
@@ -69,9 +69,9 @@ func (p *Parsed) runnable(raw []byte, own string) (*netattach.Config, error) {
 	return c, nil
 }
 
-// Check returns why the cluster default network's configuration refuses every
-// pod, whatever the pod: it cannot be parsed, delegates to Manifold, whose type own
-// is, has a name that cannot be, or asks for what cannot be.
+// Check returns why the cluster default network's configuration refuses every pod: it
+// cannot be parsed, delegates to Manifold (whose type is own), has an invalid name, or
+// asks for something invalid.
 func (p *Parsed) Check(raw json.RawMessage, own string) error {
 	const op = "read network configuration"
 	c, err := p.runnable(raw, own)

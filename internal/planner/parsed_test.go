@@ -9,8 +9,8 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// TestParsed: the same bytes are parsed once, what is wrong is not remembered, and
-// a pod that selects ever new networks does not make the memory grow.
+// The same bytes are parsed once, errors are not remembered, and a pod that selects
+// ever new networks does not make the memory grow.
 func TestParsed(t *testing.T) {
 	var p Parsed
 	config := func(raw string) string {
@@ -45,8 +45,8 @@ func TestParsed(t *testing.T) {
 	}
 }
 
-// TestParsedAtOnce: pods that select a network at once share what it is parsed to,
-// whoever was first.
+// Pods that select a network at the same time share the parsed configuration, whoever
+// was first.
 func TestParsedAtOnce(t *testing.T) {
 	var p Parsed
 	got := make([]*netattach.Config, 16)

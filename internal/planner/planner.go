@@ -1,12 +1,13 @@
-// Package planner makes a plan: a pure function of the plugin's configuration,
-// the pod, the definitions, the devices allocated to the pod, and the network
-// configurations on disk. It does no I/O.
+// Package planner makes a plan. A plan is a pure function of the plugin's
+// configuration, the pod, the definitions, the devices allocated to the pod, and the
+// network configurations on disk. The package does no I/O.
 //
-// Planning has two steps, because what must be fetched depends on what the pod
-// selects. [Select] reads the configuration and the pod's annotations and says
-// which definitions are needed; with them, [Selection.Resources] says for which
-// resources devices must be known; [Selection.Plan] then makes the plan. Every
-// decision is recorded as a reason in the plan, for people to read.
+// Planning has steps, because what must be fetched depends on what the pod selects.
+// [Select] reads the configuration and the pod's annotations, and
+// [Selection.Definitions] names the definitions that are needed. Given these,
+// [Selection.Resources] names the resources whose devices must be known.
+// [Selection.Plan] then makes the plan. The plan records a reason for every decision,
+// for people to read.
 package planner
 
 import (
@@ -23,7 +24,7 @@ import (
 	"github.com/manifold-cni/manifold/sriov"
 )
 
-// Pod is what planning needs of a pod.
+// Pod is what planning needs to know about a pod.
 type Pod struct {
 	podresources.Pod
 	Annotations map[string]string
@@ -36,31 +37,31 @@ type Ref struct{ Namespace, Name string }
 // String returns namespace/name.
 func (r Ref) String() string { return r.Namespace + "/" + r.Name }
 
-// DeviceKey names a device: an ID means something to its own resource's plugin
-// alone.
+// DeviceKey names a device. An ID means something only to the plugin of its own
+// resource.
 type DeviceKey struct{ Resource, ID string }
 
-// Sources is what was fetched for a selection.
+// Sources are what was fetched for a selection.
 type Sources struct {
 	Definitions map[Ref]*netattach.Definition // those that exist
-	Files       []netconf.File                // the configurations in confDir, in order of look-up
+	Files       []netconf.File                // the configurations in confDir, in look-up order
 	Allocation  *podresources.Allocation      // nil when no device is needed
-	Functions   map[string]*sriov.Function    // by device ID, those that are PCI functions of this node, or VFs' network devices
+	Functions   map[string]*sriov.Function    // by device ID; only IDs of PCI functions of this node and of netdevs of VFs
 	DeviceInfo  map[DeviceKey]json.RawMessage // what the device plugin wrote
-	Parsed      *Parsed                       // configurations that were parsed before; nil remembers none
+	Parsed      *Parsed                       // configurations parsed before; nil remembers none
 }
 
 // request is one attachment before it is planned.
 type request struct {
 	netattach.Selection
-	why     string           // who asked for it
+	why     string           // who asked for it, for people
 	isDef   bool             // the cluster default network
-	inline  json.RawMessage  // a configuration given in Manifold's own configuration
-	written *netconf.Network // as the configuration names it; nil where a pod or delegates do
+	inline  json.RawMessage  // a configuration inside Manifold's own configuration
+	written *netconf.Network // as the configuration names it; nil if a pod or delegates do
 	trusted bool             // named by the administrator: namespace isolation does not apply
 }
 
-// Selection is what a sandbox is to be attached to.
+// Selection is the set of networks to which a sandbox is to be attached.
 type Selection struct {
 	inv      *netconf.Invocation
 	pod      *Pod // nil outside Kubernetes
@@ -69,9 +70,9 @@ type Selection struct {
 	ignored  string
 }
 
-// Select reads which networks the sandbox gets: the cluster default network,
-// those of the configuration, those of the pod's annotation. pod is nil when the
-// runtime named none.
+// Select determines the networks of a sandbox: the cluster default network, those of
+// the configuration, and those of the pod's annotation. pod is nil when the runtime
+// named none.
 func Select(inv *netconf.Invocation, pod *Pod) (*Selection, error) {
 	s := &Selection{inv: inv, pod: pod, warnings: slices.Clone(inv.Warnings)}
 	err := s.selectDefault()
@@ -87,8 +88,8 @@ func Select(inv *netconf.Invocation, pod *Pod) (*Selection, error) {
 	return s, nil
 }
 
-// selectDefault puts the cluster default network first: the pod's own choice, or
-// the configuration's.
+// selectDefault puts the cluster default network first: the pod's own choice or the
+// configuration's.
 func (s *Selection) selectDefault() error {
 	chosen, err := s.chosenDefault()
 	if err != nil || chosen != nil {
@@ -108,8 +109,8 @@ func (s *Selection) selectDefault() error {
 	return err
 }
 
-// chosenDefault returns the network of the pod's default-network annotation, nil
-// when the configuration's serves.
+// chosenDefault returns the network of the pod's default-network annotation, nil when
+// the configuration's applies.
 func (s *Selection) chosenDefault() (*request, error) {
 	if s.pod == nil || strings.TrimSpace(s.pod.Annotations[netattach.DefaultNetworkAnnotation]) == "" {
 		return nil, nil
@@ -126,8 +127,8 @@ func (s *Selection) chosenDefault() (*request, error) {
 	return &request{Selection: sel[0], isDef: true, why: "the pod's default-network annotation"}, nil
 }
 
-// configured returns the request for a network as a key of the configuration names
-// it.
+// configured returns the request for the network that a key of the configuration names
+// as text.
 func (s *Selection) configured(key, text string) (request, error) {
 	n, err := s.inv.Conf.Network(text)
 	if err != nil {
@@ -138,7 +139,7 @@ func (s *Selection) configured(key, text string) (request, error) {
 	return r, nil
 }
 
-// selectConfigured adds what the configuration attaches to every pod.
+// selectConfigured adds the networks that the configuration attaches to every pod.
 func (s *Selection) selectConfigured() error {
 	conf := &s.inv.Conf
 	further, err := conf.Further()
@@ -161,7 +162,7 @@ func (s *Selection) selectConfigured() error {
 	return nil
 }
 
-// selectAnnotated adds what the pod's annotation selects.
+// selectAnnotated adds the networks that the pod's annotation selects.
 func (s *Selection) selectAnnotated() error {
 	if s.pod == nil {
 		return nil
@@ -182,7 +183,7 @@ func (s *Selection) selectAnnotated() error {
 	return nil
 }
 
-// parse reads an annotation of the pod.
+// parse reads an annotation of the pod. Entries without a namespace are of namespace.
 func (s *Selection) parse(key, namespace string) ([]netattach.Selection, error) {
 	sel, err := netattach.ParseSelections(s.pod.Annotations[key], namespace)
 	if err != nil {
@@ -192,8 +193,8 @@ func (s *Selection) parse(key, namespace string) ([]netattach.Selection, error) 
 	return sel, nil
 }
 
-// ignore passes over an invalid annotation, where configured, saying what follows;
-// else it returns the error.
+// ignore records an invalid annotation as a warning that says what follows, if the
+// configuration says to ignore it. Otherwise it returns the error.
 func (s *Selection) ignore(follows string, err error) error {
 	if s.inv.Conf.BadAnnot != "ignore" {
 		return err
@@ -207,15 +208,15 @@ func (s *Selection) ignore(follows string, err error) error {
 	return nil
 }
 
-// Need is a definition that a selection needs. OnDisk says that a file on the
-// node serves where there is no such definition.
+// Need is a definition that a selection needs. OnDisk reports that a file on the node
+// serves if there is no such definition.
 type Need struct {
 	Ref
 	OnDisk bool
 }
 
-// Definitions returns the definitions that may be needed, each once; files are
-// the configurations in confDir.
+// Definitions returns the definitions that may be needed, each once. files are the
+// configurations in confDir.
 func (s *Selection) Definitions(files []netconf.File) []Need {
 	var needs []Need
 	for _, r := range s.requests {
@@ -227,9 +228,9 @@ func (s *Selection) Definitions(files []netconf.File) []Need {
 	return needs
 }
 
-// Resources returns the resources whose devices the plan needs, each once, and
-// whether any device must be known at all: a selection that names a device of a
-// definition without resourceName needs the whole allocation.
+// Resources returns the resources whose devices the plan needs, each once, and whether
+// any device must be known at all: a selection that names a device of a definition
+// without resourceName needs the whole allocation.
 func (s *Selection) Resources(defs map[Ref]*netattach.Definition) (names []string, needed bool) {
 	for _, r := range s.requests {
 		needed = needed || r.names()

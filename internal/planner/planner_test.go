@@ -18,33 +18,33 @@ import (
 
 const vfs = "vendor.example/vfs"
 
-// world is everything that a plan is made from.
+// world holds everything that a plan is made from.
 type world struct {
 	conf        map[string]any
 	networks    string
 	defaultNet  string // the default-network annotation
 	containers  []string
 	definitions map[string]string // config by name or namespace/name
-	resources   map[string]string // resourceName by the same
+	resources   map[string]string // resourceName, likewise
 	devices     []podresources.Device
 	claims      []podresources.PodClaim
 	claimsErr   error
 	runtime     map[string]any // runtimeConfig
 }
 
-// dev is an allocated device.
+// dev returns an allocated device.
 func dev(container, id string) podresources.Device {
 	return podresources.Device{Resource: vfs, ID: id, Containers: []string{container}, PluginIndex: -1, Source: podresources.FromBoth}
 }
 
-// shared is a device that several containers hold.
+// shared returns a device that several containers hold.
 func shared(id string, containers ...string) podresources.Device {
 	d := dev("", id)
 	d.Containers = containers
 	return d
 }
 
-// ofB is a device of another resource.
+// ofB returns a device of another resource.
 func ofB(container, id string) podresources.Device {
 	d := dev(container, id)
 	d.Resource = "another.example/vfs"
@@ -57,7 +57,7 @@ func (w world) plan(t testing.TB) (*plan.Plan, error) {
 	return w.planWith(t, w.sources())
 }
 
-// planWith makes the plan of a world that is seen as in src.
+// planWith makes the plan of a world from the given sources.
 func (w world) planWith(t testing.TB, src Sources) (*plan.Plan, error) {
 	t.Helper()
 	conf := map[string]any{
@@ -111,7 +111,7 @@ func (w world) sources() Sources {
 
 const hostDevice = `{"cniVersion":"1.0.0","type":"host-device","capabilities":{"deviceID":true,"mac":true,"ips":true}}`
 
-// summary is a plan in a line: interface=network[:device].
+// summary formats a plan in a line: interface=network[:device].
 func summary(p *plan.Plan) string {
 	var out []string
 	for _, a := range p.Attachments {
@@ -165,8 +165,8 @@ func TestPlans(t *testing.T) {
 	})
 }
 
-// TestPlansOfConfiguredNetworks: what the configuration attaches, and what it says
-// of annotations that cannot be read.
+// These are the networks that the configuration attaches, and what it does with
+// annotations that cannot be read.
 func TestPlansOfConfiguredNetworks(t *testing.T) {
 	one := map[string]string{"plain": `{"type":"macvlan"}`}
 	wantPlans(t, map[string]planned{
@@ -210,7 +210,7 @@ func wantPlans(t *testing.T, cases map[string]planned) {
 
 func TestPluginOrder(t *testing.T) {
 	first, second, other := dev("rx", "0000:21:10.6"), dev("rx", "0000:21:10.4"), ofB("rx", "0000:21:10.5")
-	first.PluginIndex, second.PluginIndex = 0, 1 // and of the other's plugin nothing is known
+	first.PluginIndex, second.PluginIndex = 0, 1 // the order of the other's plugin is unknown
 	w := world{
 		conf: map[string]any{"deviceOrder": "plugin"}, networks: "fast,fast", containers: []string{"rx"},
 		definitions: map[string]string{"fast": hostDevice}, resources: map[string]string{"fast": vfs}, devices: []podresources.Device{second, other, first},
@@ -284,7 +284,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// A MAC that is to be on the PF is told apart from one that the interface alone has.
+// A MAC that the PF is to keep is told apart from one that only the interface has.
 func TestMACThatThePFKeeps(t *testing.T) {
 	const setsVF, tunes = `{"type":"sriov","mac":"02:00:00:00:00:01","capabilities":{"mac":true}}`, `{"type":"tuning","capabilities":{"mac":true},"mac":"02:00:00:00:00:02"}`
 	for name, tc := range map[string]struct{ plugins, asked, mac, onPF string }{
@@ -346,8 +346,8 @@ func TestRuntimeConfigAndWants(t *testing.T) {
 	}
 }
 
-// BenchmarkPlan plans the pods of a full node in turn: 250 of them, on three networks
-// each of 1,000 definitions, with 64 devices to choose from.
+// BenchmarkPlan plans the pods of a full node in turn: 250 pods on three of 1,000
+// definitions each, with 64 devices to choose from.
 func BenchmarkPlan(b *testing.B) {
 	const definitions = 1000
 	w := world{definitions: map[string]string{}, resources: map[string]string{}}
@@ -380,7 +380,7 @@ func BenchmarkPlan(b *testing.B) {
 			b.Fatal(p, err)
 		}
 	}
-	for _, pod := range pods { // as on a node whose pods were planned before
+	for _, pod := range pods { // as on a node that has planned its pods before
 		planned(pod)
 	}
 	b.ReportAllocs()
@@ -389,9 +389,8 @@ func BenchmarkPlan(b *testing.B) {
 	}
 }
 
-// A VF that a device plugin calls by its network device is that VF: its address is
-// known, and it serves one network, whoever else advertises it. The delegate is given
-// what the plugin calls it.
+// A VF that a device plugin names by netdev is known by its address, and serves one
+// network, whoever else advertises it. The delegate gets the plugin's name for it.
 func TestVFCalledByItsNetworkDevice(t *testing.T) {
 	const address, pf = "0000:21:10.4", "0000:21:00.0"
 	w := world{
