@@ -1,9 +1,8 @@
-// Package monitoring tests what deploy/monitoring has for Prometheus and
-// Grafana: the alert rules by Prometheus's own rule tests, and of every query
-// that it parses and asks for metrics and labels that there are. Those of the
-// agent are defined in one place; those of the webhook are compared with what a
-// running one exposes, by the tests of test/admission, which is why reading the
-// queries is not a matter of this package's tests alone.
+// Package monitoring tests the alert rules and the dashboard in deploy/monitoring.
+// Prometheus's own rule tests test the alert rules. Every query must parse, and may only
+// ask for existing metrics and labels: those of the agent are defined in one place, and
+// those of the webhook are what a running webhook exposes. The tests of test/admission
+// check the latter, so the functions that read queries are not in test files.
 package monitoring
 
 import (

@@ -14,17 +14,17 @@ import (
 	"github.com/manifold-cni/manifold/test/vm/wire"
 )
 
-// guest is one of the lab's machines.
+// guest is one of the lab's virtual machines.
 type guest struct {
 	*lab
 	number  int
-	several bool // it is one of several, so that its lines need its number
+	several bool // one of several, so its output lines need its number
 	config  vm.Config
-	machine *vm.Machine // nil before it was booted
+	machine *vm.Machine // nil before boot
 	counts  counter
 }
 
-// guest adds a guest, which is not booted yet.
+// guest adds a guest that is not booted yet.
 func (l *lab) guest() (*guest, error) {
 	g := &guest{lab: l, number: len(l.guests) + 1}
 	dir := filepath.Join(l.dir, fmt.Sprint(g.number))
@@ -49,7 +49,7 @@ func (g *guest) boot(ctx context.Context) error {
 	return nil
 }
 
-// close ends the guest.
+// close powers the guest off.
 func (g *guest) close() error {
 	if g.machine == nil {
 		return nil
@@ -57,7 +57,7 @@ func (g *guest) close() error {
 	return g.machine.Close()
 }
 
-// work boots the guest and does what is next until nothing is left.
+// work boots the guest and runs checks from the queue until it is empty.
 func (g *guest) work(ctx context.Context, q *queue) (status int, err error) {
 	if err := g.boot(ctx); err != nil {
 		return 0, err
@@ -78,8 +78,8 @@ func (g *guest) work(ctx context.Context, q *queue) (status int, err error) {
 	return status, fmt.Errorf("guest %d: %w", g.number, err)
 }
 
-// reset runs the first half of the checks of a reset, ends the guest when that
-// says so, boots it again with its disk, and runs the second half.
+// reset runs the check before a reset, kills the guest once that check says it is
+// ready, boots the guest again from its disk, and runs the check after the reset.
 func (g *guest) reset(ctx context.Context) (int, error) {
 	type ending struct {
 		status int
@@ -92,13 +92,13 @@ func (g *guest) reset(ctx context.Context) (int, error) {
 	}()
 	select {
 	case <-ready:
-	case e := <-ended: // it failed
+	case e := <-ended: // it failed before it was ready
 		return max(e.status, 1), e.err
 	}
 	if err := g.machine.Kill(); err != nil {
 		return 0, err
 	}
-	<-ended // for the reason that the guest is gone
+	<-ended // its error is that the guest is gone
 	g.tell("the power of guest %d has failed", g.number)
 	if err := g.boot(ctx); err != nil {
 		return 0, err
@@ -106,8 +106,8 @@ func (g *guest) reset(ctx context.Context) (int, error) {
 	return g.checks(ctx, func() {}, "^"+afterReset+"$")
 }
 
-// checks runs the checks that match a pattern. resettable is called when one says that
-// the guest may be reset.
+// checks runs the checks that match a pattern. It calls resettable when a check says
+// that the guest may be reset.
 func (g *guest) checks(ctx context.Context, resettable func(), pattern string) (int, error) {
 	g.counts.resettable, g.counts.rest, g.counts.prefix = resettable, "", ""
 	if g.several {
@@ -121,19 +121,19 @@ func (g *guest) checks(ctx context.Context, resettable func(), pattern string) (
 	return status, err
 }
 
-// output is held by whoever prints, so that lines of several guests stay whole.
+// output is held while printing, so that the lines of several guests stay whole.
 var output sync.Mutex
 
-// counter prints what tests print and counts them by the lines that tell their
-// ends; a test with parts counts like one of its parts.
+// counter prints the output of tests and counts results by their lines "--- PASS:" and
+// so on. A test with subtests counts once more than its subtests.
 type counter struct {
-	resettable              func() // called for checks.ResetNow
-	prefix                  string // of every line
-	rest                    string // of a line that has not ended
+	resettable              func() // called on checks.ResetNow
+	prefix                  string // of every printed line
+	rest                    string // the start of an incomplete line
 	passed, failed, skipped int
 }
 
-// add adds what another has counted.
+// add adds another counter's results.
 func (c *counter) add(o *counter) {
 	c.passed, c.failed, c.skipped = c.passed+o.passed, c.failed+o.failed, c.skipped+o.skipped
 }

@@ -1,19 +1,19 @@
-// Command sriovlab runs the checks of package checks on real SR-IOV functions: it
+// Command sriovlab runs the checks of package checks on real SR-IOV functions. It
 // builds our programs and the checks, boots guests with two PFs and fourteen VFs each
-// (package vm), runs the checks inside with their output streamed, and ends with
-// their exit status and the number of them.
+// (package vm), runs the checks inside while streaming their output, prints how many
+// there were, and exits with their status.
 //
 //	go run ./test/sriovlab               # all checks
 //	go run ./test/sriovlab -run Inventory
 //	go run ./test/sriovlab -full         # every way, not representative ones
 //	go run ./test/sriovlab -shell        # a shell in the same guest
 //
-// A check waits for one program after another most of its time, and uses one processor
-// of two. So two guests share the checks: each takes the next few when it is done.
-// A guest is also ended without warning and booted again with its disk, for the
-// checks of what a power failure leaves.
+// A check mostly waits for one program after another and uses one processor of two. So
+// two guests share the checks: each takes the next few when it is done. One guest also
+// loses its power and boots again from its disk, for the checks of what a power failure
+// leaves.
 //
-// When anything fails, the guests' consoles are kept and their paths printed.
+// If anything fails, the command keeps the guests' consoles and prints where they are.
 package main
 
 import (
@@ -38,11 +38,11 @@ import (
 	"github.com/manifold-cni/manifold/test/vm"
 )
 
-// bootLimit is how long a guest may take to boot, on a machine that is busy otherwise.
+// bootLimit is how long a guest may take to boot. It allows for a busy machine.
 const bootLimit = 10 * time.Minute
 
-// modules are the kernel modules that the checks need beside the hardware's: what
-// delegates make, and what they send.
+// modules are the kernel modules that the checks need in addition to the hardware's:
+// for the devices that delegates create.
 var modules = []string{"veth", "bridge", "macvlan", "8021q", "dummy"}
 
 func main() {
@@ -72,25 +72,26 @@ func main() {
 	os.Exit(status)
 }
 
-// lab is a run of the lab.
+// lab is one run of the lab.
 type lab struct {
 	start    time.Time
 	dir      string
 	software *vm.Software
-	files    map[string]string // of a guest
+	files    map[string]string // copied into each guest
 	flags    []string          // of the checks' program
 	env      []string
 	guests   []*guest
 }
 
-// tell says how far the run has come.
+// tell prints the progress of the run.
 func (l *lab) tell(format string, args ...any) {
 	output.Lock()
 	defer output.Unlock()
 	fmt.Printf("sriovlab: %5.1fs %s\n", time.Since(l.start).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// clean removes the run's directory, but for what tells why it went wrong.
+// clean removes the run's directory, but after a failure keeps the files that help to
+// find its cause.
 func (l *lab) clean(well bool) error {
 	if well {
 		return os.RemoveAll(l.dir)
@@ -109,11 +110,11 @@ func (l *lab) clean(well bool) error {
 	return errors.Join(append(problems, os.RemoveAll(l.programs()), os.RemoveAll(l.checks()))...)
 }
 
-// programs and checks are where what goes into the guests is built.
+// programs and checks are built here; both go into the guests.
 func (l *lab) programs() string { return filepath.Join(l.dir, "programs") }
 func (l *lab) checks() string   { return filepath.Join(l.dir, "checks.test") }
 
-// run prepares guests, and ends them after their use.
+// run prepares guests, calls use, and powers the guests off.
 func (l *lab) run(ctx context.Context, use func() (int, error)) (status int, err error) {
 	if l.dir, err = os.MkdirTemp("", "sriovlab-"); err != nil {
 		return 0, err
@@ -150,13 +151,14 @@ func (l *lab) build() error {
 	}
 	l.files = map[string]string{
 		"/opt/cni/bin": plugins, "/opt/manifold": l.programs(), "/opt/checks": l.checks(),
-		// Stands in for the SR-IOV CNI, whose configuration keys are understood by its name.
+		// A stand-in for the SR-IOV CNI: by this name Manifold knows the meaning of its
+		// configuration keys.
 		"/opt/manifold/sriov": filepath.Join(l.programs(), "scripted"),
 	}
 	return nil
 }
 
-// buildChecks builds the checks' program.
+// buildChecks builds the program of the checks.
 func (l *lab) buildChecks() error {
 	cmd := exec.Command("go", "test", "-c", "-tags", "sriovlab", "-ldflags", "-s -w", "-o", l.checks(), "github.com/manifold-cni/manifold/test/sriovlab/checks")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -166,12 +168,13 @@ func (l *lab) buildChecks() error {
 	return nil
 }
 
-// The checks between which a guest is reset, see the package checks.
+// The checks before and after a guest's reset, see package checks.
 const beforeReset, afterReset = "TestBeforeReset", "TestAfterReset"
 
-// list returns the names of the checks that a pattern selects, those of a reset apart.
+// list returns the names of the checks that a pattern selects, except those of a reset,
+// and whether it selects those.
 func (l *lab) list(ctx context.Context, pattern string) (names []string, reset bool, err error) {
-	top, _, _ := strings.Cut(pattern, "/") // the rest selects parts of them
+	top, _, _ := strings.Cut(pattern, "/") // the rest selects subtests
 	out, err := exec.CommandContext(ctx, l.checks(), "-test.list="+cmp.Or(top, ".")).Output()
 	if err != nil {
 		return nil, false, fmt.Errorf("list the checks: %w", err)
@@ -187,14 +190,14 @@ func (l *lab) list(ctx context.Context, pattern string) (names []string, reset b
 	return names, reset, nil
 }
 
-// long are the checks that take longest. They come first, in this order: what is left
-// at the end is short, so that no guest waits long for another.
+// long are the checks that take longest. They run first, in this order, so that what is
+// left at the end is short and no guest waits long for another.
 var long = []string{
 	"TestKilledAtEveryPointGivesTheVFBack", "TestClauseVF", "TestVFGoneDuringADD", "TestVFGoneAfterADD", "TestVFGoneBeforeADD",
 	"TestDamagedJournalGivesTheVFBack", "TestVFWithoutCarrier", "TestLiesAboutVFsAreFoundOut",
 }
 
-// rank is a check's place in the order.
+// rank returns a check's place in the order.
 func rank(name string) int {
 	if i := slices.Index(long, name); i >= 0 {
 		return i
@@ -202,7 +205,7 @@ func rank(name string) int {
 	return len(long)
 }
 
-// all runs the checks that match a pattern in so many guests at most, and prints how
+// all runs the checks that match a pattern in at most this many guests, and prints how
 // many there were.
 func (l *lab) all(ctx context.Context, pattern string, guests int) (status int, err error) {
 	q := &queue{}
@@ -236,17 +239,17 @@ func (l *lab) all(ctx context.Context, pattern string, guests int) (status int, 
 	return status, err
 }
 
-// queue is what is to be run.
+// queue is the work that is left.
 type queue struct {
 	guests int
-	parts  string // of checks, as a pattern with its slash
+	parts  string // subtests of checks, as a pattern that begins with a slash
 
 	mu     sync.Mutex // guards the fields below
 	reset  bool
 	checks []string
 }
 
-// jobs is how many guests can have something to do.
+// jobs returns how many guests can have work.
 func (q *queue) jobs() int {
 	n := len(q.checks)
 	if q.reset {
@@ -255,12 +258,13 @@ func (q *queue) jobs() int {
 	return n
 }
 
-// atOnce is how many checks a guest takes at most: each start of their program takes
-// a second there.
+// atOnce is the most checks that a guest takes at once. A batch saves time: each start
+// of the checks' program takes a second in a guest.
 const atOnce = 4
 
-// next takes what a guest does next: the checks of a reset, which are waited for
-// longest, or some others, fewer towards the end, so that all guests end together.
+// next returns a guest's next work: first the checks of a reset, which take longest,
+// then batches of other checks, smaller towards the end so that all guests finish
+// together.
 func (q *queue) next() (reset bool, names []string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

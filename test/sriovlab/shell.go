@@ -11,14 +11,14 @@ import (
 	"github.com/manifold-cni/manifold/test/vm/wire"
 )
 
-// login makes the usual commands and becomes a shell.
+// login links the usual commands to busybox, lists the functions, and becomes a shell.
 const login = `/bin/busybox --install -s /bin; export PS1='guest:\w# '
 echo 'The guest ends with this shell. PFs and VFs:'
 for d in /sys/bus/pci/drivers/igb*/0000:*; do echo "  ${d##*/} $(ls $d/net 2>/dev/null) $(basename $(readlink $d/driver)) numa $(cat $d/numa_node)"; done
 exec /bin/sh -l`
 
-// shell opens a shell in the guest, on a terminal of its own where there is one
-// at hand.
+// shell opens a shell in the guest, on a terminal of its own if standard input is a
+// terminal.
 func (l *lab) shell(ctx context.Context) (int, error) {
 	g, err := l.guest()
 	if err == nil {
@@ -40,7 +40,7 @@ func (l *lab) shell(ctx context.Context) (int, error) {
 		return 0, fmt.Errorf("size of the terminal: %w", err)
 	}
 	c.Terminal = &wire.Size{Rows: size.Row, Columns: size.Col}
-	// All keys go to the guest's terminal, which echoes them.
+	// The guest's terminal gets all keys and echoes them.
 	raw := *before
 	raw.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
 	raw.Oflag &^= unix.OPOST
@@ -50,6 +50,6 @@ func (l *lab) shell(ctx context.Context) (int, error) {
 		return 0, fmt.Errorf("set the terminal to raw: %w", err)
 	}
 	defer func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, before) }()
-	_, err = m.Run(ctx, c) // what the last command ended with is nothing to report
+	_, err = m.Run(ctx, c) // the status of the last command typed does not matter
 	return 0, err
 }

@@ -17,8 +17,8 @@ import (
 
 const left, right = "lab.example/left", "lab.example/right"
 
-// on returns the address of the device that an interface in the pod stands on, as
-// the kernel says there, and the interface's flags, MAC and MTU.
+// on returns the address of the device that an interface in the pod belongs to, as the
+// kernel says there, and the interface's MAC and MTU.
 func (n *node) on(p *pod, ifName string) (parent, mac string, mtu int) {
 	n.t.Helper()
 	n.must(p.ns.Do(func() error {
@@ -33,8 +33,8 @@ func (n *node) on(p *pod, ifName string) (parent, mac string, mtu int) {
 	return parent, mac, mtu
 }
 
-// stands fails unless net1, net2 and so on of the pod are the VFs given, in order,
-// in the kernel's words and in the pod's network-status.
+// stands fails unless net1, net2 and so on of the pod are the given VFs in order,
+// according to the kernel and to the pod's network-status.
 func (n *node) stands(p *pod, vfs ...string) {
 	n.t.Helper()
 	list := n.status(p)
@@ -68,7 +68,7 @@ func pfOf(vf string) string {
 	return ""
 }
 
-// pin gives devices to a container.
+// pin returns the devices of a container by resource.
 func pin(devices ...string) map[string][]string {
 	out := map[string][]string{}
 	for _, d := range devices {
@@ -81,6 +81,8 @@ func pin(devices ...string) map[string][]string {
 	return out
 }
 
+// TestPodGetsItsVFs proves that a pod's networks get the VFs that the kubelet gave its
+// containers, in the order of addresses or as the selection says, and nothing else.
 func TestPodGetsItsVFs(t *testing.T) {
 	l, r := pfs[0].vfs, pfs[1].vfs
 	n := newNode(t)
@@ -120,6 +122,8 @@ func TestPodGetsItsVFs(t *testing.T) {
 	}
 }
 
+// TestMACAndMTUAreAsAsked proves that a pod's interface has the MAC and MTU that its
+// network and its selection ask for.
 func TestMACAndMTUAreAsAsked(t *testing.T) {
 	n := newNode(t)
 	const mac, mtu = "02:00:00:00:aa:01", 1400
@@ -138,8 +142,9 @@ func TestMACAndMTUAreAsAsked(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
-// A network namespace that ends gives its VFs back to the host, under the names
-// that they had in the pod. The original names are in the journal.
+// TestVFReturnsWhenItsNamespaceWentFirst proves that DEL restores the names of VFs
+// whose network namespace is already gone. The kernel returns such VFs to the host
+// under the names that they had in the pod; the original names are in the journal.
 func TestVFReturnsWhenItsNamespaceWentFirst(t *testing.T) {
 	n := newNode(t)
 	n.define("left", left, hostDevice(nil))

@@ -26,15 +26,15 @@ func (n *node) conf(keys map[string]any) {
 	n.rt.Conf = raw
 }
 
-// event returns the first event about pods.
+// event returns the first Event about pods, and waits for it.
 func (n *node) event() corev1.Event {
 	n.t.Helper()
 	n.eventually("the event", func() bool { return len(n.api.Events()) > 0 })
 	return n.api.Events()[0]
 }
 
-// A VF whose PF has no link has no carrier; it is treated as configured, and
-// served when the link is back.
+// TestVFWithoutCarrier proves that a VF without carrier, because its PF has no link, is
+// treated as the carrier policy says, and that DEL works.
 func TestVFWithoutCarrier(t *testing.T) {
 	const finding = "carrier: wanted one, found none, though the interface is up"
 	vf := pfs[0].vfs[4]
@@ -63,7 +63,8 @@ func TestVFWithoutCarrier(t *testing.T) {
 	}
 }
 
-// A VF is given the time that it takes to agree with its PF on the link.
+// TestCarrierOfAVFIsWaitedFor proves that ADD waits until a VF and its PF agree on the
+// link.
 func TestCarrierOfAVFIsWaitedFor(t *testing.T) {
 	n := newNode(t)
 	n.conf(map[string]any{"carrier": "require", "carrierTimeout": "1m"})
@@ -89,7 +90,8 @@ func TestCarrierOfAVFIsWaitedFor(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
-// A delegate that leaves the interface down has not made a link.
+// TestInterfaceLeftDown proves that ADD refuses an interface that the delegate leaves
+// down.
 func TestInterfaceLeftDown(t *testing.T) {
 	n := newNode(t)
 	n.conf(map[string]any{"carrier": "require"})
@@ -102,9 +104,9 @@ func TestInterfaceLeftDown(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
-// Where the link is asked to be up whatever the wire says, an interface that was
-// left down is refused, whatever the policy about carriers. The igb has no link state
-// that could be set, which is found as well.
+// TestInterfaceLeftDownWhereEnableIsAsked proves that, when the link state should be
+// "enable" whatever the wire says, an interface left down is refused under every
+// carrier policy. ADD also finds that the igb cannot set the VF's link state.
 func TestInterfaceLeftDownWhereEnableIsAsked(t *testing.T) {
 	n := newNode(t)
 	n.conf(map[string]any{"carrier": "ignore"})
@@ -117,7 +119,7 @@ func TestInterfaceLeftDownWhereEnableIsAsked(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
-// link sets a PF up and waits until it has its link.
+// link brings a PF up and waits until it has its link.
 func (n *node) link(p pf) {
 	n.t.Helper()
 	n.must(netlink.LinkSetUp(linkOf(n.t, p.address)))

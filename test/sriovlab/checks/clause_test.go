@@ -4,8 +4,8 @@ package checks
 
 import "testing"
 
-// TestClauseVF proves the clauses of verification that only real VFs can prove,
-// each under its id; docs/conformance.md has them all.
+// TestClauseVF proves the clauses of verification that need real VFs, each in a subtest
+// named by its ID; docs/conformance.md lists all clauses.
 func TestClauseVF(t *testing.T) {
 	t.Run("VF-pf", propertiesOnThePF)
 	t.Run("VF-userspace", func(t *testing.T) {

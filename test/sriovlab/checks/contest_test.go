@@ -14,8 +14,8 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// together runs a verb for all pods at once and returns the results in their
-// order.
+// together runs a verb for all pods at once and returns the results in the order of the
+// pods.
 func (n *node) together(verb string, pods ...*pod) []*harness.Result {
 	n.t.Helper()
 	results, errs := make([]*harness.Result, len(pods)), make([]error, len(pods))
@@ -30,6 +30,8 @@ func (n *node) together(verb string, pods ...*pod) []*harness.Result {
 	return results
 }
 
+// TestAllVFsAtOnce proves that each of all VFs goes to its own pod when all pods are
+// attached at once.
 func TestAllVFsAtOnce(t *testing.T) {
 	n := newNode(t)
 	n.define("left", left, hostDevice(nil))
@@ -57,8 +59,8 @@ func TestAllVFsAtOnce(t *testing.T) {
 	}
 }
 
-// again makes another sandbox of a pod, as a runtime does when it gave the first
-// up.
+// again creates another sandbox of a pod, as a runtime does when it has given up the
+// first.
 func (n *node) again(p *pod) *pod {
 	n.t.Helper()
 	netns, err := harness.NewNetNS(p.Name + "-again")
@@ -69,8 +71,9 @@ func (n *node) again(p *pod) *pod {
 	return &q
 }
 
-// Two sandboxes of one pod want its one VF at once: one of them gets it, the
-// other is refused, and undoing the other does not touch what the first has.
+// TestTwoSandboxesWantOneVF proves that of two sandboxes that want a pod's only VF at
+// once, one gets it and the other is refused, and that undoing the loser does not touch
+// what the winner has.
 func TestTwoSandboxesWantOneVF(t *testing.T) {
 	n := newNode(t)
 	vf := pfs[0].vfs[0]
@@ -85,7 +88,7 @@ func TestTwoSandboxesWantOneVF(t *testing.T) {
 	if results[0].Status == results[1].Status {
 		t.Fatalf("one of two ADDs must succeed: %s and %s", results[0].Stdout, results[1].Stdout)
 	}
-	n.says(lost, 11, vf, "claim device", "still has it") // by the claim, and not a delegate's failure
+	n.says(lost, 11, vf, "claim device", "still has it") // refused by the claim, not by a delegate's failure
 	for _, verb := range []string{"DEL", "DEL"} {
 		n.succeed(verb, loser)
 		if parent, _, _ := n.on(winner, "net1"); parent != vf {
@@ -96,7 +99,8 @@ func TestTwoSandboxesWantOneVF(t *testing.T) {
 	n.succeed("DEL", winner)
 }
 
-// A VF without a driver is there, but nothing of it can go into a pod.
+// TestVFWithoutDriver proves that ADD refuses a VF without a driver: nothing of such a
+// VF can go into a pod.
 func TestVFWithoutDriver(t *testing.T) {
 	n := newVolatile(t)
 	vf := pfs[1].vfs[1]
@@ -106,8 +110,9 @@ func TestVFWithoutDriver(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
-// A definition that names a VF itself sets nobody's: while another pod has the VF it is
-// refused, and afterwards the VF is claimed, and given back as it was.
+// TestVFThatADefinitionNamesHasOneOwner proves that a definition that names a VF itself
+// cannot take it from its owner. It is refused while another pod has the VF. Afterwards
+// the VF is claimed, and given back as it was.
 func TestVFThatADefinitionNamesHasOneOwner(t *testing.T) {
 	vf := pfs[0].vfs[5]
 	n := newNode(t)
@@ -120,7 +125,7 @@ func TestVFThatADefinitionNamesHasOneOwner(t *testing.T) {
 	n.refuse(other, 106, "default/static", vf, "pod default/owner", "resourceName to "+left)
 	n.succeed("CHECK", owner)
 	n.must(n.kubelet.DeletePod(types.UID(owner.UID))) // before its DEL
-	// Until the next allocation the kubelet's checkpoint has a pod that is gone.
+	// The kubelet's checkpoint lists a deleted pod until the next allocation.
 	n.admit("next", "left", fakekubelet.Pins{"c": pin(pfs[0].vfs[4])}, container("c", left))
 	n.refuse(other, 11, "default/static", vf, "still has it")
 	n.succeed("CHECK", owner)

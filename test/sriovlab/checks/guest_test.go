@@ -16,17 +16,17 @@ import (
 	"github.com/manifold-cni/manifold/test/vm"
 )
 
-// pf is a PF of the guest; its place in pfs is its NUMA node.
+// pf is a PF of the guest. Its index in pfs is its NUMA node.
 type pf struct {
 	address  string
-	resource string // under which its VFs are advertised
+	resource string // its VFs are advertised under this name
 	vfs      []string
 }
 
 var pfs = []pf{newPF(0, "lab.example/left"), newPF(1, "lab.example/right")}
 
-// ownMAC is a VF that may choose its MAC: no check sets one through its PF. Where one is
-// set so, igb lets the VF have no other until it is made anew.
+// ownMAC is a VF that may choose its MAC: no check sets one through its PF. If a check
+// did, igb would allow the VF no other MAC until the VF is recreated.
 var ownMAC = pfs[1].vfs[0]
 
 func newPF(index int, resource string) pf {
@@ -34,12 +34,12 @@ func newPF(index int, resource string) pf {
 	return pf{address, resource, vfs}
 }
 
-// renew makes the PF's VFs anew, with new MACs, and brings PF and VFs to rest. Their
-// devices get the names that they had, since those are free.
+// renew recreates the PF's VFs, which gives them new MACs, and settles them. Their
+// network devices get their old names, since those are free.
 func (p pf) renew() error {
 	uplink, err := findLink(p.address)
 	if err == nil {
-		err = netlink.LinkSetUp(uplink) // which a PF is not whose driver was bound just now
+		err = netlink.LinkSetUp(uplink) // a PF whose driver has just been bound is down
 	}
 	if err != nil {
 		return err
@@ -52,18 +52,19 @@ func (p pf) renew() error {
 	return p.settle()
 }
 
-// TestMain brings the VFs to rest: an igbvf tells its PF its MAC when it is first
-// set up, which would otherwise look like a trace of the first pod that had it.
+// TestMain settles the VFs before the checks. An igbvf tells its PF its MAC when it is
+// first set up, which would otherwise look like a trace of the first pod that had the
+// VF.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if list := flag.Lookup("test.list"); list.Value.String() != "" {
-		os.Exit(m.Run()) // outside the guest
+		os.Exit(m.Run()) // the lab lists the checks outside the guest
 	}
 	os.Exit(atRest(m.Run))
 }
 
-// atRest runs checks on VFs that are at rest. They are brought there once in a boot,
-// since checks leave them so, and again after some that have failed, or ended early.
+// atRest runs checks on settled VFs. It settles them once per boot, since checks leave
+// VFs settled, and again after checks that failed or were cut off.
 func atRest(checks func() int) int {
 	const settled = "/run/settled"
 	if err := os.Remove(settled); err != nil {
@@ -91,6 +92,7 @@ func settle() error {
 	return nil
 }
 
+// settle brings each VF up and down once, so that its PF knows its MAC.
 func (p pf) settle() error {
 	for _, vf := range p.vfs {
 		link, err := findLink(vf)
@@ -104,7 +106,7 @@ func (p pf) settle() error {
 	return nil
 }
 
-// findLink returns the network device of a PCI function that is on the host.
+// findLink returns the network device of a PCI function, which must be on the host.
 func findLink(addr string) (netlink.Link, error) {
 	names, err := os.ReadDir(filepath.Join("/sys/bus/pci/devices", addr, "net"))
 	if err != nil {
@@ -116,7 +118,7 @@ func findLink(addr string) (netlink.Link, error) {
 	return netlinksafe.LinkByName(names[0].Name())
 }
 
-// linkOf is findLink for a function that must have one.
+// linkOf is [findLink] for tests: it fails the test if there is no device.
 func linkOf(t *testing.T, addr string) netlink.Link {
 	t.Helper()
 	link, err := findLink(addr)

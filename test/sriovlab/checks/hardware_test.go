@@ -14,14 +14,14 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 )
 
-// hardwareState is the state of all VFs in one line each: driver, network devices
-// on the host with their MAC, MTU and flags, and what the PF has of the VF. It is
-// what a pod must leave as it found it. Where a VF has its own MAC, whether its PF knows
-// that is not looked at: igb forgets it when it comes to see late, on a busy machine, that
-// the VF was reset, and is told again when the VF is next set up.
+// hardwareState is the state of all VFs, one line each: driver, network devices on the
+// host with their MAC, MTU and flags, and the PF's settings for the VF. A pod must
+// leave it as it found it. It leaves out whether a PF knows the MAC that a VF has
+// chosen: igb forgets that MAC if, on a busy machine, it notices late that the VF was
+// reset, and learns it again when the VF is next set up.
 type hardwareState []string
 
-// hardware reads the state of all VFs.
+// hardware returns the state of all VFs and of the host's other network devices.
 func hardware(t *testing.T) hardwareState {
 	t.Helper()
 	var out hardwareState
@@ -47,8 +47,9 @@ func hardware(t *testing.T) hardwareState {
 	return append(out, others(t)...)
 }
 
-// others are the network devices of the host that are no PCI functions and no
-// bridge, which the bridge plugin leaves on purpose: pods' own ends.
+// others returns the host's network devices that are neither PCI functions nor bridges,
+// which the bridge plugin leaves on purpose. These are the host's ends of pods'
+// interfaces.
 func others(t *testing.T) []string {
 	t.Helper()
 	links, err := netlinksafe.LinkList()
@@ -65,7 +66,7 @@ func others(t *testing.T) []string {
 	return out
 }
 
-// same fails unless the state is as before.
+// same fails unless the state is still as it was before.
 func (before hardwareState) same(t *testing.T) {
 	t.Helper()
 	now := hardware(t)

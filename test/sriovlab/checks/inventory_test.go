@@ -22,7 +22,7 @@ import (
 	"github.com/manifold-cni/manifold/sriov/inventory"
 )
 
-// function is what the inventory must say of a PCI function.
+// function is what the inventory must say about a PCI function.
 type function struct {
 	PF         string // of a VF
 	VFIndex    int
@@ -33,7 +33,7 @@ type function struct {
 	NUMANode   int
 }
 
-// readFunction reads a PCI function from sysfs, by other means than package sriov.
+// readFunction reads a PCI function from sysfs without package sriov.
 func readFunction(t *testing.T, addr string) function {
 	t.Helper()
 	dir := filepath.Join("/sys/bus/pci/devices", addr)
@@ -70,11 +70,13 @@ func readFunction(t *testing.T, addr string) function {
 	return f
 }
 
-// said is what package sriov says, in the same form.
+// said converts package sriov's answer to the same form.
 func said(f sriov.Function) function {
 	return function{f.PF, f.VFIndex, f.VFs, f.NetDevs, f.Driver, f.IOMMUGroup, f.NUMANode}
 }
 
+// TestInventoryIsWhatSysfsSays proves that the inventory and package sriov agree with
+// sysfs about every function.
 func TestInventoryIsWhatSysfsSays(t *testing.T) {
 	inv, err := inventory.Read("/")
 	if err != nil {
@@ -101,7 +103,7 @@ func TestInventoryIsWhatSysfsSays(t *testing.T) {
 	}
 }
 
-// agree fails unless all ways to ask for a function give what sysfs says.
+// agree fails unless all ways to ask for a function answer what sysfs says.
 func agree(t *testing.T, inv *inventory.Inventory, addr string, want function) {
 	t.Helper()
 	f, err := sriov.FS{}.Function(addr)
@@ -127,14 +129,14 @@ func agree(t *testing.T, inv *inventory.Inventory, addr string, want function) {
 	}
 }
 
-// What ghw, which knows nothing of ours, says of the network devices and of the
-// functions below them is the same.
+// TestInventoryIsWhatGHWSays proves that the inventory agrees with ghw, an independent
+// library, about the network devices and their PCI functions.
 func TestInventoryIsWhatGHWSays(t *testing.T) {
 	inv, err := inventory.Read("/")
 	if err != nil {
 		t.Fatal(err)
 	}
-	pci, err := ghw.PCI(ghw.WithDisableTools(), ghw.WithPCIDB(&pcidb.PCIDB{})) // without names
+	pci, err := ghw.PCI(ghw.WithDisableTools(), ghw.WithPCIDB(&pcidb.PCIDB{})) // without names of vendors and products
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,9 +172,9 @@ func TestInventoryIsWhatGHWSays(t *testing.T) {
 	}
 }
 
-// restart sets a VF's device up and down until its driver and that of its PF agree on
-// something. When it is reset, igbvf waits for moments for the PF's driver, which may
-// have no processor then; so it is asked some times.
+// restart sets a VF's device up and down until its driver and its PF's driver agree.
+// After a reset, igbvf waits only a moment for the PF's driver, which may have no
+// processor just then, so restart tries several times.
 func restart(t *testing.T, vf netlink.Link, agreed func() bool) {
 	t.Helper()
 	for range 10 {
@@ -185,8 +187,8 @@ func restart(t *testing.T, vf netlink.Link, agreed func() bool) {
 	}
 }
 
-// A MAC that is set on the PF for a VF's index must reach that VF: the driver
-// takes it over when its device is next set up.
+// TestIndexIsTheHardwares proves that a MAC set on the PF for a VF's index reaches that
+// VF. The VF's driver takes the MAC over when its device is next set up.
 func TestIndexIsTheHardwares(t *testing.T) {
 	for _, pf := range pfs {
 		addr := pf.vfs[3]
@@ -215,10 +217,10 @@ func TestIndexIsTheHardwares(t *testing.T) {
 	}
 }
 
-// What of a VF's settings keeps its driver from taking over the MAC that the PF has
-// for it: trust alone. igb lets a trusted VF set its own MAC, and igbvf does so
-// whenever its device is set down: the PF's is gone. A VLAN, which was blamed for
-// that, does nothing. So a plugin must set the MAC first, and trust the VF then.
+// TestTrustedVFKeepsItsOwnMAC proves which setting of a VF keeps its driver from taking
+// over the MAC that the PF has for it: only trust, not a VLAN. igb lets a trusted VF
+// set its own MAC, and igbvf does so whenever its device is set down, which overwrites
+// the PF's. So a plugin must set the MAC first and trust the VF afterwards.
 func TestTrustedVFKeepsItsOwnMAC(t *testing.T) {
 	addr, mac := pfs[0].vfs[3], net.HardwareAddr{2, 0, 0, 0, 3, 3}
 	vf := linkOf(t, addr)

@@ -11,8 +11,8 @@ import (
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// afterKill is what a runtime may do after its plugin was killed, before its DEL.
-// The cases take turns over the points.
+// afterKill is what a runtime may do between the death of its plugin and the DEL. The
+// kill points take turns with these cases.
 var afterKill = []struct {
 	name string
 	do   func(n *node, p *pod)
@@ -24,7 +24,7 @@ var afterKill = []struct {
 		n.must(os.WriteFile(n.path("refuse"), nil, 0o600))
 		res := n.call("DEL", p)
 		n.must(os.Remove(n.path("refuse")))
-		if res.Error != nil { // else there was nothing to be released
+		if res.Error != nil { // otherwise there was nothing to release
 			n.before.same(n.t)
 		}
 	}},
@@ -37,8 +37,9 @@ var afterKill = []struct {
 	}},
 }
 
-// TestKilledAtEveryPointGivesTheVFBack: with all that a delegate can set on the PF
-// set, or half set, or half taken back.
+// TestKilledAtEveryPointGivesTheVFBack proves that DEL restores a VF after the plugin
+// died at any kill point, with everything that a delegate can set on the PF set, half
+// set, or half taken back.
 func TestKilledAtEveryPointGivesTheVFBack(t *testing.T) {
 	n := newNode(t)
 	n.define("set", left, properties(map[string]any{
@@ -69,14 +70,15 @@ func TestKilledAtEveryPointGivesTheVFBack(t *testing.T) {
 	}
 }
 
-// victim is a pod with a VF that all is set of.
+// victim admits a pod with a VF on which the network sets everything.
 func (n *node) victim(t *testing.T, round int) *pod {
 	t.Helper()
 	vf := pfs[0].vfs[round%len(pfs[0].vfs)]
 	return n.admit("victim", "set", fakekubelet.Pins{"c": pin(vf)}, container("c", left))
 }
 
-// killRound kills a verb at one point, does what the runtime does, and compares.
+// killRound kills a verb at one point, does what the runtime does next, and compares
+// the states.
 func (n *node) killRound(t *testing.T, verb string, k int, group bool, round int, after func(*node, *pod)) {
 	vfs, state := hardware(t), n.state()
 	p := n.victim(t, round)
@@ -86,7 +88,7 @@ func (n *node) killRound(t *testing.T, verb string, k int, group bool, round int
 	n.must(n.rt.KillAt(verb, p.Sandbox, k, group))
 	after(n, p)
 	n.succeed("DEL", p)
-	if group { // once more for every other four
+	if group { // every other four rounds, DEL twice
 		n.succeed("DEL", p)
 	}
 	n.release(p)

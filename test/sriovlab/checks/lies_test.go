@@ -12,7 +12,7 @@ import (
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// mover is a plugin that moves the network device of a VF into the pod, with more
+// mover returns a plugin that moves a VF's network device into the pod, with additional
 // keys.
 func mover(t *testing.T, vf string, more map[string]any) map[string]any {
 	t.Helper()
@@ -23,8 +23,9 @@ func mover(t *testing.T, vf string, more map[string]any) map[string]any {
 	return conf
 }
 
-// A delegate that does another thing with a VF than it was told, or claims another
-// thing than it did, is found out, and what it did is undone.
+// TestLiesAboutVFsAreFoundOut proves that ADD refuses a delegate that does something
+// else with a VF than asked, or claims something else than it did, and undoes what the
+// delegate did.
 func TestLiesAboutVFsAreFoundOut(t *testing.T) {
 	vf, other, vfio := pfs[0].vfs[2], pfs[0].vfs[3], pfs[1].vfs[4]
 	toVFIO(t, vfio)
@@ -71,15 +72,15 @@ func TestLiesAboutVFsAreFoundOut(t *testing.T) {
 	})
 }
 
-// of is the node in a part of a test.
+// of returns the node for a subtest.
 func (n *node) of(t *testing.T) *node {
 	m := *n
 	m.t = t
 	return &m
 }
 
-// properties are a plugin that sets what the PF keeps for the VF, by the SR-IOV
-// CNI's keys, before one that moves the VF.
+// properties returns a plugin that sets the PF's settings for the VF by the SR-IOV
+// CNI's keys, followed by the plugin that moves the VF.
 func properties(keys map[string]any) []map[string]any {
 	first := map[string]any{"type": "vfprops"}
 	for k, v := range keys {
@@ -88,10 +89,10 @@ func properties(keys map[string]any) []map[string]any {
 	return []map[string]any{first, hostDevice(nil)}
 }
 
-// A delegate that leaves a property of the VF as it is on the PF, though its
-// configuration asks for another, is found out for each; what the driver does not
-// have fails with the driver's error. All of the rest is accepted of a delegate that
-// does as it is asked.
+// propertiesOnThePF proves that ADD refuses a delegate that leaves a property of the VF
+// on the PF as it is although the configuration asks for another value, for each
+// property. Setting a property that igb's driver lacks fails with the driver's error. A
+// delegate that does as asked is accepted.
 func propertiesOnThePF(t *testing.T) {
 	const index, mac = 5, "02:00:00:00:05:05"
 	vf := pfs[0].vfs[index]
@@ -101,7 +102,7 @@ func propertiesOnThePF(t *testing.T) {
 	for key, tc := range map[string]struct {
 		keys   map[string]any
 		field  string
-		before func(on bool) error // what makes the difference visible; nil for nothing
+		before func(on bool) error // makes the difference visible; nil if not needed
 		lacks  bool                // igb's driver does not have it
 	}{
 		"vlan":        {map[string]any{"vlan": 100}, "VLAN of the VF: wanted 100, found 0", nil, false},
@@ -145,8 +146,8 @@ func propertiesOnThePF(t *testing.T) {
 	})
 }
 
-// served fails unless a pod gets a VF with these properties, in the kernel's own
-// words, and gives it back as it was.
+// served fails unless a pod gets a VF with these properties according to the kernel,
+// and gives it back as it was.
 func (n *node) served(vf string, keys map[string]any) {
 	n.t.Helper()
 	before := hardware(n.t)

@@ -14,10 +14,10 @@ import (
 	"github.com/manifold-cni/manifold/internal/reconcile"
 )
 
-// counts are numbers of VFs by what is wrong with them; none is 0.
+// counts are numbers of VFs by kind of finding; kinds without a VF are absent.
 type counts map[reconcile.Kind]int
 
-// scrape asks the running agent for its metrics.
+// scrape returns the running agent's metrics.
 func (n *node) scrape() map[string]*dto.MetricFamily {
 	n.t.Helper()
 	resp, err := http.Get("http://" + listenAddress + "/metrics")
@@ -28,7 +28,7 @@ func (n *node) scrape() map[string]*dto.MetricFamily {
 	return families
 }
 
-// shows fails unless the running agent comes to count these findings in its metrics.
+// shows waits until the running agent's metrics count exactly these findings.
 func (n *node) shows(want counts) {
 	n.t.Helper()
 	var found counts
@@ -43,8 +43,8 @@ func (n *node) shows(want counts) {
 	})
 }
 
-// hasRepaired fails unless the running agent comes to count these repairs and no that
-// failed.
+// hasRepaired waits until the running agent's metrics count exactly these repairs, and
+// no failed one.
 func (n *node) hasRepaired(want counts) {
 	n.t.Helper()
 	n.eventually("the agent's metrics to count repairs", func() bool {
@@ -53,7 +53,8 @@ func (n *node) hasRepaired(want counts) {
 	})
 }
 
-// byKind reads a metric, of one outcome where it has that label.
+// byKind reads a metric's values by kind, of the series with this outcome; an empty
+// outcome means the series without that label.
 func byKind(family *dto.MetricFamily, outcome string) counts {
 	out := counts{}
 	for _, m := range family.GetMetric() {

@@ -8,8 +8,9 @@ import (
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// TestVFCalledByItsNetworkDevice: a device plugin may advertise a VF by its network
-// device's name, which goes with it into the pod, and comes back as another.
+// TestVFCalledByItsNetworkDevice proves that a device plugin may advertise a VF by the
+// name of its network device, although the device takes that name into the pod and
+// comes back under another.
 func TestVFCalledByItsNetworkDevice(t *testing.T) {
 	const resource = "lab.example/named"
 	vf := pfs[0].vfs[6]
@@ -38,7 +39,7 @@ func TestVFCalledByItsNetworkDevice(t *testing.T) {
 	if got := linkOf(t, vf).Attrs().Name; got == name {
 		t.Fatalf("%s is called %s as before: nothing is proven", vf, got)
 	}
-	n.succeed("ADD", next) // the delegate finds it by its name
+	n.succeed("ADD", next) // the delegate finds the VF by its name
 	if _, now := vfOf(t, vf); now.Vlan != was.Vlan || now.Spoofchk != was.Spoofchk || now.Trust != was.Trust {
 		t.Errorf("its next owner got %+v, was %+v", now, was)
 	}

@@ -18,7 +18,7 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// inside does something to the interface of a pod's VF, as the pod with NET_ADMIN can.
+// inside changes the interface of a pod's VF as a pod with NET_ADMIN can.
 func (n *node) inside(p *pod, do func(l netlink.Link) error) {
 	n.t.Helper()
 	n.must(p.ns.Do(func() error {
@@ -30,7 +30,7 @@ func (n *node) inside(p *pod, do func(l netlink.Link) error) {
 	}))
 }
 
-// asBefore fails unless a VF stands as before, with all its settings.
+// asBefore fails unless a VF has all the settings that it had before.
 func (n *node) asBefore(vf string, before *sriov.Snapshot) {
 	n.t.Helper()
 	now, err := sriov.Host{}.Snapshot(vf)
@@ -40,13 +40,14 @@ func (n *node) asBefore(vf string, before *sriov.Snapshot) {
 	}
 }
 
-// rename gives a link another name; it is down then.
+// rename sets a link down and gives it another name.
 func rename(l netlink.Link, name string) error {
 	return errors.Join(netlink.LinkSetDown(l), netlink.LinkSetName(l, name))
 }
 
-// TestPodWithNetAdmin: what a pod may do to its VF in its own network namespace neither
-// keeps the VF, nor goes on to the next pod, nor moves anything else.
+// TestPodWithNetAdmin proves that nothing a pod does to its VF in its own network
+// namespace keeps the VF from being returned, affects the next pod, or moves another
+// device.
 func TestPodWithNetAdmin(t *testing.T) {
 	n := newNode(t)
 	n.define("left", left, hostDevice(nil))
@@ -93,7 +94,7 @@ func TestPodWithNetAdmin(t *testing.T) {
 			if (there != nil) != (name == "another in its place") {
 				t.Errorf("net1 in the pod: %v", there)
 			}
-			n.succeed("DEL", p) // which must leave the pod's own where it is
+			n.succeed("DEL", p) // DEL must leave the pod's own interface where it is
 			n.before.same(t)
 		})
 	}
@@ -105,8 +106,9 @@ func manyNames(l netlink.Link) error {
 	return err
 }
 
-// TestManyNamesComeToTheHost: where the namespace goes first, the kernel gives back a
-// network device that the node's programs cannot read, until DEL makes it as it was.
+// TestManyNamesComeToTheHost proves that DEL restores a VF that the kernel returned
+// with so many alternative names that the node's programs cannot read its network
+// device, because the namespace went first.
 func TestManyNamesComeToTheHost(t *testing.T) {
 	n := newNode(t)
 	n.define("left", left, hostDevice(nil))
@@ -123,7 +125,8 @@ func TestManyNamesComeToTheHost(t *testing.T) {
 	n.inOrder()
 }
 
-// linkName is the name of a function's network device; empty without one.
+// linkName returns the name of a function's network device; it is empty if there is
+// none.
 func linkName(address string) string {
 	f, err := sriov.FS{}.Function(address)
 	if err != nil || len(f.NetDevs) == 0 {
@@ -132,8 +135,8 @@ func linkName(address string) string {
 	return f.NetDevs[0]
 }
 
-// TestPodChoosesAMACAfterAnother: that a VF got its own MAC back does not keep the next
-// pod's plugin from setting one, also where the namespace went first.
+// TestPodChoosesAMACAfterAnother proves that a VF that got its own MAC back still
+// accepts one from the next pod's plugin, also if the namespace went first.
 func TestPodChoosesAMACAfterAnother(t *testing.T) {
 	n := newNode(t)
 	n.define("tuned", right, hostDevice(nil), map[string]any{"type": "tuning", "capabilities": map[string]any{"mac": true}})
@@ -152,8 +155,8 @@ func TestPodChoosesAMACAfterAnother(t *testing.T) {
 	}
 }
 
-// TestPFAwayAtDEL: what a PF that is in another network namespace keeps for a VF is not
-// gone for that: the VF is no pod's until the PF is back.
+// TestPFAwayAtDEL proves that settings on a PF that is in another network namespace are
+// not forgotten: no pod gets the VF until the PF is back.
 func TestPFAwayAtDEL(t *testing.T) {
 	n := newNode(t)
 	n.define("set", right, properties(map[string]any{"vlan": 100, "trust": "on", "spoofchk": "off", "lie": []string{"DEL"}})...)

@@ -25,9 +25,9 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// node is the guest as a node of a cluster: a kubelet that advertises the VFs of
-// each PF as a resource, an API server, the agent, and the runtime that calls the
-// plugin. The default network is a bridge.
+// node is the guest as a cluster's node: a kubelet that advertises the VFs of each PF
+// as a resource, an API server, the agent, and the runtime that calls the plugin. The
+// default network is a bridge.
 type node struct {
 	t       *testing.T
 	dir     string
@@ -35,23 +35,23 @@ type node struct {
 	kubelet *fakekubelet.Kubelet
 	api     *kubetest.Server
 	agent   *exec.Cmd
-	count   *int          // of sandboxes made
-	before  hardwareState // what the test must leave as it is; nil not to look
+	count   *int          // number of sandboxes created
+	before  hardwareState // state that the test must leave; nil to compare nothing
 }
 
-// newNode starts a node whose agent runs. It ends with the test, which must leave
+// newNode starts a node with a running agent. It ends with the test, which must leave
 // the hardware and the host as they were before.
 func newNode(t *testing.T) *node {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "node-") // short, since it has sockets in it
+	dir, err := os.MkdirTemp("", "node-") // short, because it holds sockets
 	if err != nil {
 		t.Fatal(err)
 	}
 	return startNode(t, dir, fakekubelet.Normal)
 }
 
-// startNode is newNode with its directory, which may have been another boot's, and
-// how far its kubelet has come.
+// startNode is [newNode] with a given directory, which may come from an earlier boot,
+// and a given phase of its kubelet.
 func startNode(t *testing.T, dir string, phase fakekubelet.Phase) *node {
 	t.Helper()
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -80,8 +80,9 @@ func startNode(t *testing.T, dir string, phase fakekubelet.Phase) *node {
 	return n
 }
 
-// leave compares the hardware with what it was before. After a failure it is made
-// anew instead, so that the next test does not fail for the same reason.
+// leave compares the hardware with its state before the test. After a failure it
+// recreates the hardware instead, so that the next test does not fail for the same
+// reason.
 func (n *node) leave(t *testing.T) {
 	t.Helper()
 	if !t.Failed() && n.before != nil {
@@ -97,8 +98,7 @@ func (n *node) leave(t *testing.T) {
 	}
 }
 
-// configure writes the default network, the plugin's and the agent's
-// configuration.
+// configure writes the default network's, the agent's and the plugin's configuration.
 func (n *node) configure() {
 	n.t.Helper()
 	for _, d := range []string{"net.d", "state", "devinfo/dp"} {
@@ -126,12 +126,14 @@ func (n *node) configure() {
 // listenAddress is where the agent serves its metrics, on the guest's loopback.
 const listenAddress = "127.0.0.1:9610"
 
-// ipam is an address range of the node.
+// ipam returns the configuration of an address range with its leases in the node's
+// directory.
 func (n *node) ipam(subnet string) map[string]any {
 	return map[string]any{"type": "host-local", "dataDir": n.path("ipam"), "subnet": subnet}
 }
 
-// serve starts the agent and waits until it answers with definitions.
+// serve starts the agent and waits until it serves and has taken a snapshot of the
+// definitions.
 func (n *node) serve() {
 	n.t.Helper()
 	log, err := os.Create(n.path("agent.log"))
@@ -142,7 +144,7 @@ func (n *node) serve() {
 	n.must(cmd.Start())
 	n.agent = cmd
 	n.t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // a test may have ended it
+		_ = cmd.Process.Signal(syscall.SIGTERM) // a test may have stopped it
 		_ = cmd.Wait()
 		if text, err := os.ReadFile(n.path("agent.log")); err == nil && n.t.Failed() {
 			n.t.Logf("the agent said:\n%s", text)
@@ -171,11 +173,11 @@ func (n *node) json(name string, v any) {
 	n.must(os.WriteFile(n.path(name), raw, 0o600))
 }
 
-// patience is how long another process or the kernel may take, under emulation on
-// a busy machine.
+// patience is how long another process or the kernel may take under emulation on a busy
+// machine.
 const patience = 3 * time.Minute
 
-// eventually waits for a condition of another process.
+// eventually waits until another process or the kernel has made a condition true.
 func (n *node) eventually(what string, ok func() bool) {
 	n.t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
@@ -186,19 +188,19 @@ func (n *node) eventually(what string, ok func() bool) {
 	n.t.Fatalf("waited in vain for %s", what)
 }
 
-// state is what pods leave on the node while they live: links, addresses, routes,
+// state returns what pods have on the node while they live: links, addresses, routes,
 // journals, claims, libcni's records, device information, network namespaces.
 func (n *node) state() harness.HostState {
 	n.t.Helper()
 	all, err := harness.Capture(n.path("state"), n.path("ipam"), n.path("devinfo"), "/run/netns")
 	n.must(err)
 	return slices.DeleteFunc(all, func(line string) bool {
-		// The claim of a VF that is given back is an empty file.
+		// A VF that was given back leaves its claim as an empty file.
 		return strings.Contains(line, "/state/devices/") && strings.Contains(line, " 0 bytes ")
 	})
 }
 
-// unchanged waits until the node is as before: the kernel destroys a network
+// unchanged waits until the node is as it was before: the kernel destroys a network
 // namespace, and what is in it, some time after its last user.
 func (n *node) unchanged(before harness.HostState) {
 	n.t.Helper()
@@ -211,8 +213,7 @@ func (n *node) unchanged(before harness.HostState) {
 	n.t.Errorf("left behind:\n%s", diff)
 }
 
-// define adds a definition of a network on devices of a resource, made of plugins
-// of one chain.
+// define adds a network definition for devices of a resource, with a chain of plugins.
 func (n *node) define(name, resource string, plugins ...map[string]any) {
 	n.t.Helper()
 	config, err := json.Marshal(map[string]any{"cniVersion": "1.0.0", "plugins": plugins})
@@ -223,7 +224,7 @@ func (n *node) define(name, resource string, plugins ...map[string]any) {
 	})
 }
 
-// hostDevice is the plugin that moves a device into the pod, with more keys.
+// hostDevice returns the plugin that moves a device into the pod, with additional keys.
 func hostDevice(more map[string]any) map[string]any {
 	conf := map[string]any{"type": "host-device", "capabilities": map[string]any{"deviceID": true}}
 	for k, v := range more {
@@ -239,7 +240,8 @@ type pod struct {
 	object *corev1.Pod
 }
 
-// container asks for the devices of resources, each named once for each device.
+// container returns a container that requests one device per resource given; a resource
+// given twice means two devices.
 func container(name string, resources ...string) corev1.Container {
 	limits := corev1.ResourceList{}
 	for _, r := range resources {
@@ -250,8 +252,8 @@ func container(name string, resources ...string) corev1.Container {
 	return corev1.Container{Name: name, Resources: corev1.ResourceRequirements{Limits: limits}}
 }
 
-// admit makes a pod known to the API server and the kubelet, which gives it
-// devices: the pinned ones, else the first that are free.
+// admit creates a pod at the API server and the kubelet, which gives it devices: the
+// pinned ones, or else the first free ones.
 func (n *node) admit(name, networks string, pins fakekubelet.Pins, containers ...corev1.Container) *pod {
 	n.t.Helper()
 	object := &corev1.Pod{
@@ -264,7 +266,7 @@ func (n *node) admit(name, networks string, pins fakekubelet.Pins, containers ..
 	return n.admitPod(object, pins)
 }
 
-// admitPod is admit with the pod's object.
+// admitPod is [admit] with the pod's object.
 func (n *node) admitPod(object *corev1.Pod, pins fakekubelet.Pins) *pod {
 	n.t.Helper()
 	*n.count++
@@ -279,14 +281,14 @@ func (n *node) admitPod(object *corev1.Pod, pins fakekubelet.Pins) *pod {
 	}}
 }
 
-// release takes a pod away from the kubelet, after its DEL.
+// release deletes a pod from the kubelet after its DEL.
 func (n *node) release(p *pod) {
 	n.t.Helper()
 	n.must(n.kubelet.DeletePod(types.UID(p.UID)))
 	_ = p.ns.Delete() // it may be gone already
 }
 
-// call runs a verb.
+// call runs a verb and returns its result.
 func (n *node) call(verb string, p *pod) *harness.Result {
 	n.t.Helper()
 	res, err := n.rt.Call(verb, p.Sandbox)
@@ -294,7 +296,7 @@ func (n *node) call(verb string, p *pod) *harness.Result {
 	return res
 }
 
-// succeed runs a verb that must succeed.
+// succeed runs a verb, which must succeed.
 func (n *node) succeed(verb string, p *pod) {
 	n.t.Helper()
 	if res := n.call(verb, p); res.Status != 0 {
@@ -302,8 +304,8 @@ func (n *node) succeed(verb string, p *pod) {
 	}
 }
 
-// refuse runs an ADD that must fail with a message that has all of parts in it,
-// and leave nothing.
+// refuse runs an ADD, which must fail with a message that contains all parts, and leave
+// nothing.
 func (n *node) refuse(p *pod, code uint, parts ...string) {
 	n.t.Helper()
 	before := hardware(n.t)
@@ -311,7 +313,7 @@ func (n *node) refuse(p *pod, code uint, parts ...string) {
 	before.same(n.t)
 }
 
-// says fails unless a call failed with this code and a message of these parts.
+// says fails unless a call failed with this code and a message that contains all parts.
 func (n *node) says(res *harness.Result, code uint, parts ...string) {
 	n.t.Helper()
 	if res.Status == 0 || res.Error == nil {
@@ -327,8 +329,8 @@ func (n *node) says(res *harness.Result, code uint, parts ...string) {
 	}
 }
 
-// status returns the pod's published network-status without the default network's
-// entry.
+// status returns the pod's published network-status without the entry of the default
+// network.
 func (n *node) status(p *pod) []netattach.Status {
 	n.t.Helper()
 	var list []netattach.Status

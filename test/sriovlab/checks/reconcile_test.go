@@ -26,7 +26,7 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// found runs the agent's reconcile command and returns what it prints.
+// found runs the agent's reconcile command and returns the findings it prints.
 func (n *node) found(flags ...string) []reconcile.Finding {
 	n.t.Helper()
 	cmd := exec.Command("/opt/manifold/manifold-agent", append([]string{"reconcile", "--config", n.path("agent.json")}, flags...)...)
@@ -45,7 +45,8 @@ func (n *node) found(flags ...string) []reconcile.Finding {
 	return list
 }
 
-// finds fails unless exactly this is found of the VFs, and counted by the running agent.
+// finds fails unless the reconcile command finds exactly this about the VFs, and waits
+// until the running agent counts it.
 func (n *node) finds(kind reconcile.Kind, vf string, parts ...string) {
 	n.t.Helper()
 	list := n.found()
@@ -60,6 +61,7 @@ func (n *node) finds(kind reconcile.Kind, vf string, parts ...string) {
 	n.shows(counts{kind: 1})
 }
 
+// inOrder fails if the reconcile command finds anything.
 func (n *node) inOrder() {
 	n.t.Helper()
 	if list := n.found(); len(list) > 0 {
@@ -67,6 +69,8 @@ func (n *node) inOrder() {
 	}
 }
 
+// TestReconcilerFindsAndRepairsLeftovers proves that a repair restores a VF that nobody
+// has and that has a setting left on its PF, and logs that.
 func TestReconcilerFindsAndRepairsLeftovers(t *testing.T) {
 	n := newNode(t)
 	n.inOrder()
@@ -79,7 +83,7 @@ func TestReconcilerFindsAndRepairsLeftovers(t *testing.T) {
 	}
 	n.inOrder()
 	n.shows(counts{})
-	n.hasRepaired(counts{}) // the command did, which the agent does not count
+	n.hasRepaired(counts{}) // the command repaired it; the agent does not count that
 	log, err := os.ReadFile(n.path("state/repairs.log"))
 	n.must(err)
 	if !strings.Contains(string(log), vf) || bytes.Count(log, []byte("\n")) != 1 {
@@ -87,7 +91,8 @@ func TestReconcilerFindsAndRepairsLeftovers(t *testing.T) {
 	}
 }
 
-// TestReconcilerLeavesAllocatedVFsAlone: also while the kubelet cannot be asked.
+// TestReconcilerLeavesAllocatedVFsAlone proves that the reconciler leaves allocated VFs
+// alone, also while the kubelet does not answer.
 func TestReconcilerLeavesAllocatedVFsAlone(t *testing.T) {
 	n := newNode(t)
 	vf := pfs[1].vfs[3]
@@ -111,9 +116,9 @@ func TestReconcilerLeavesAllocatedVFsAlone(t *testing.T) {
 	n.must(netlink.LinkSetVfVlanQos(link, v.ID, 0, 0))
 }
 
-// TestReconcilerReportsDriftedAndOrphanedVFs: a pod's VF that its PF keeps otherwise than
-// the network asks, and one that nobody has and that is not on the host: whatever repair
-// is asked for, they are reported alone.
+// TestReconcilerReportsDriftedAndOrphanedVFs proves that some findings are only
+// reported, even if a repair is asked for: a pod's VF whose settings on the PF are not
+// what the network asks for, and a VF that nobody has and that is not on the host.
 func TestReconcilerReportsDriftedAndOrphanedVFs(t *testing.T) {
 	n := newNode(t)
 	n.define("tagged", left, properties(map[string]any{"vlan": 100})...)
@@ -138,7 +143,7 @@ func TestReconcilerReportsDriftedAndOrphanedVFs(t *testing.T) {
 	n.inOrder()
 }
 
-// staysFound fails unless a repair leaves one thing found, of this kind.
+// staysFound fails unless a repair leaves exactly one finding, of this kind.
 func (n *node) staysFound(kind reconcile.Kind) {
 	n.t.Helper()
 	if list := n.found("--repair"); len(list) != 1 || list[0].Kind != kind {
@@ -146,8 +151,8 @@ func (n *node) staysFound(kind reconcile.Kind) {
 	}
 }
 
-// TestRunningAgentRepairs: with `reconcile: repair` the agent does so by itself, when
-// something changes, but for the VFs of a PF that its configuration excludes.
+// TestRunningAgentRepairs proves that with `reconcile: repair` the agent repairs by
+// itself when something changes, except VFs of a PF that its configuration excludes.
 func TestRunningAgentRepairs(t *testing.T) {
 	n := newNode(t)
 	n.serveWith(map[string]any{"reconcile": "repair", "reconcileExclude": []string{linkName(pfs[0].address)}})
@@ -176,7 +181,7 @@ func TestRunningAgentRepairs(t *testing.T) {
 	n.must(netlink.LinkSetVfVlanQos(link, v.ID, 0, 0))
 }
 
-// serveWith ends the agent and starts it with further keys of its configuration.
+// serveWith restarts the agent with additional keys in its configuration.
 func (n *node) serveWith(keys map[string]any) {
 	n.t.Helper()
 	n.must(n.agent.Process.Signal(syscall.SIGTERM))
@@ -190,6 +195,8 @@ func (n *node) serveWith(keys map[string]any) {
 	n.serve()
 }
 
+// TestReconcilerFindsAndRepairsStrandedVFs proves that a VF whose network namespace is
+// gone without DEL is found, and repaired once its pod is gone from the kubelet.
 func TestReconcilerFindsAndRepairsStrandedVFs(t *testing.T) {
 	n := newNode(t)
 	n.define("left", left, hostDevice(nil))
@@ -216,13 +223,14 @@ func TestReconcilerFindsAndRepairsStrandedVFs(t *testing.T) {
 	if got := linkOf(t, vf).Attrs().Name; got != name {
 		t.Errorf("%s is called %s, was %s", vf, got, name)
 	}
-	n.finds(reconcile.Stranded, vf) // until its DEL
+	n.finds(reconcile.Stranded, vf) // until the pod's DEL
 	n.succeed("DEL", p)
 	n.inOrder()
 }
 
-// TestVFThatDoesNotComeBackIsInQuarantine: the pod has put it into another network
-// namespace than its own, and goes. The next pod is refused until the VF is back.
+// TestVFThatDoesNotComeBackIsInQuarantine proves that a VF that its pod has moved to
+// another network namespace is in quarantine after the pod's DEL: the next pod is
+// refused until the VF is back.
 func TestVFThatDoesNotComeBackIsInQuarantine(t *testing.T) {
 	n := newNode(t)
 	n.define("left", left, hostDevice(nil))
@@ -259,7 +267,8 @@ func TestVFThatDoesNotComeBackIsInQuarantine(t *testing.T) {
 	n.succeed("DEL", next)
 }
 
-// TestQuarantineEndsByHand: the administrator takes the VF as it stands.
+// TestQuarantineEndsByHand proves that the administrator can accept a VF in quarantine
+// as it is.
 func TestQuarantineEndsByHand(t *testing.T) {
 	n := newNode(t)
 	vf := pfs[0].vfs[4]

@@ -19,45 +19,44 @@ import (
 	"github.com/manifold-cni/manifold/test/vm/wire"
 )
 
-// What a machine that loses its power leaves is checked by two tests, with the
-// lab's program between them: TestBeforeReset prepares and waits for the end, and
-// TestAfterReset runs in the next boot, on the same disk.
+// Two tests check what a power failure leaves, with the lab's program between them:
+// TestBeforeReset prepares the node and waits for the guest to be killed, and
+// TestAfterReset runs in the next boot from the same disk.
 
 const (
 	resetNode = wire.Disk + "/node" // directory of the node that is reset
-	resetFile = wire.Disk + "/pods" // what stood on it
+	resetFile = wire.Disk + "/pods" // what was on that node
 )
 
-// resetPods are the pods that stood on the node, the boot, and how many names of
-// sandboxes were used.
+// resetPods is the state before the reset: the boot ID, the number of sandbox names
+// used, and the pods on the node.
 type resetPods struct {
 	Boot                 string
 	Count                int
 	Stays, Goes, Unready resetPod
 }
 
-// resetPod is a pod with its sandbox of before.
+// resetPod is a pod with its sandbox from before the reset.
 type resetPod struct {
 	Object  *corev1.Pod
 	Sandbox harness.Sandbox
 }
 
-// defineReset adds the networks of the pods, as in both boots the API server has
-// them.
+// defineReset adds the pods' networks; the API server has them in both boots.
 func (n *node) defineReset() {
 	n.t.Helper()
 	n.define("left", left, hostDevice(map[string]any{"ipam": n.ipam("10.63.0.0/24")}))
 	n.define("right", right, properties(map[string]any{"vlan": 100, "trust": "on", "spoofchk": "off"})...)
 }
 
-// lastPoint is the ordinal of the last kill point of a name.
+// lastPoint returns the number of the last kill point with a name, counted from 1.
 func lastPoint(names []string, name string) int {
 	for i := len(names); i > 0; i-- {
 		if names[i-1] == name {
 			return i
 		}
 	}
-	return 0 // no point is killed at
+	return 0 // no kill point has this number
 }
 
 func bootID() (string, error) {
@@ -65,6 +64,8 @@ func bootID() (string, error) {
 	return strings.TrimSpace(string(raw)), err
 }
 
+// TestBeforeReset prepares a node with two attached pods and one whose ADD was killed,
+// says that the guest may be reset, and waits for that.
 func TestBeforeReset(t *testing.T) {
 	n := startNode(t, resetNode, fakekubelet.Normal)
 	n.defineReset()
@@ -75,7 +76,7 @@ func TestBeforeReset(t *testing.T) {
 	unready := n.admit("unready", "right", fakekubelet.Pins{"c": pin(pfs[1].vfs[3])}, container("c", right))
 	n.succeed("ADD", stays)
 	n.succeed("ADD", goes)
-	unix.Sync() // these two have lived for some time; of the third only what was synchronised is left
+	unix.Sync() // these two have lived for some time; of the third only what the plugin synced survives
 	names, err := n.rt.KillPoints("ADD", unready.Sandbox, n.path("points"))
 	n.must(err)
 	n.succeed("DEL", unready)
@@ -91,6 +92,9 @@ func TestBeforeReset(t *testing.T) {
 	select {}
 }
 
+// TestAfterReset proves what becomes of the pods of before the reset: their VFs are
+// found as stranded, a pod that starts again gets its VFs, a new pod gets a VF of a pod
+// that is gone, and late DELs of the old sandboxes change nothing.
 func TestAfterReset(t *testing.T) {
 	was, err := readReset()
 	if err != nil {
@@ -106,8 +110,8 @@ func TestAfterReset(t *testing.T) {
 	clean.same(t)
 	n.staleCheckpoint(was.Goes)
 
-	// The kubelet starts the one pod again, on its devices, and gives those of
-	// another, which went with the machine, to a new one.
+	// The kubelet starts one pod again on its devices. It gives the devices of another,
+	// which did not survive, to a new pod.
 	again := n.admitPod(was.Stays.Object, nil)
 	n.must(n.kubelet.SetPhase(fakekubelet.Normal))
 	n.succeed("ADD", again)
@@ -118,14 +122,14 @@ func TestAfterReset(t *testing.T) {
 	n.api.AddPod(was.Goes.Object)
 	n.refuse(n.again(&pod{Sandbox: was.Goes.Sandbox}), 11, "default/goes")
 
-	// The DELs of the old sandboxes come late, and touch nobody, though at the path
-	// of one's network namespace there is another's.
+	// The DELs of the old sandboxes come late. They must touch nothing, although the
+	// path of one's network namespace now belongs to another sandbox.
 	was.Stays.Sandbox.NetNS = again.NetNS
 	for range 2 {
 		for _, p := range []resetPod{was.Stays, was.Goes, was.Unready} {
 			n.succeed("DEL", &pod{Sandbox: p.Sandbox})
 		}
-		was.Stays.Sandbox.NetNS = "" // without a journal the runtime's word is all there is
+		was.Stays.Sandbox.NetNS = "" // without a journal, DEL has only the runtime's word
 	}
 	for _, p := range []*pod{again, next} {
 		n.succeed("CHECK", p)
@@ -136,8 +140,9 @@ func TestAfterReset(t *testing.T) {
 	n.nothingOfPods()
 }
 
-// staleCheckpoint: what the kubelet's checkpoint, which it has not yet put in
-// order, says of a pod of the other boot gives nothing to a new pod of its name.
+// staleCheckpoint proves that the kubelet's checkpoint gives nothing to a new pod that
+// has the name of a pod of the previous boot. The kubelet has not cleaned the
+// checkpoint up yet.
 func (n *node) staleCheckpoint(was resetPod) {
 	n.t.Helper()
 	raw, err := os.ReadFile(n.kubelet.CheckpointPath())
@@ -160,8 +165,8 @@ func (n *node) staleCheckpoint(was resetPod) {
 func (n *node) nothingOfPods() {
 	n.t.Helper()
 	for _, line := range n.state() {
-		// A lease that host-local did not synchronise is an empty file: it cannot say
-		// itself whose it was.
+		// A lease that host-local did not sync is an empty file after the reset, so it
+		// cannot say whose it was.
 		address := strings.Contains(line, "file "+n.path("ipam")) && !strings.Contains(line, " 0 bytes ")
 		if strings.Contains(line, ".journal") || strings.Contains(line, "/devices/") || address {
 			n.t.Errorf("left behind: %s", line)
@@ -169,8 +174,8 @@ func (n *node) nothingOfPods() {
 	}
 }
 
-// readReset reads what the other boot left, and takes away what does not outlive a
-// boot where /run is in memory.
+// readReset returns the state before the reset, and removes the files that would not
+// survive a boot if, as usual, /run were in memory.
 func readReset() (*resetPods, error) {
 	raw, err := os.ReadFile(resetFile)
 	if err != nil {
@@ -190,8 +195,8 @@ func readReset() (*resetPods, error) {
 	return was, errors.Join(os.Remove(resetNode+"/agent.sock"), os.Remove(resetNode+"/snapshot"))
 }
 
-// areStranded fails unless these VFs are known as those of dead sandboxes, by the
-// pods' names. To repair them would be wrong: they are as the boot made them.
+// areStranded fails unless exactly these VFs are found as those of dead sandboxes of
+// the given pods. Repairing them would be wrong: they are as the boot left them.
 func (n *node) areStranded(pods map[string]string) {
 	n.t.Helper()
 	for _, f := range n.found("--repair") {

@@ -17,7 +17,7 @@ import (
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// vfOf returns the PF's network device and its view of a VF.
+// vfOf returns the network device of a VF's PF, and the PF's settings for the VF.
 func vfOf(t *testing.T, vf string) (netlink.Link, netlink.VfInfo) {
 	t.Helper()
 	f := readFunction(t, vf)
@@ -31,7 +31,7 @@ func vfOf(t *testing.T, vf string) (netlink.Link, netlink.VfInfo) {
 	return nil, netlink.VfInfo{}
 }
 
-// change gives a VF settings that it did not have.
+// change gives a VF settings that it does not have.
 func change(t *testing.T, vf string) {
 	t.Helper()
 	link, v := vfOf(t, vf)
@@ -42,8 +42,8 @@ func change(t *testing.T, vf string) {
 	}
 }
 
-// prepare gives a VF settings that one just made does not have, until the test ends:
-// as before is not as new.
+// prepare gives a VF settings that a new VF does not have, until the test ends: as it
+// was is not the same as new.
 func prepare(t *testing.T, vf string) {
 	t.Helper()
 	link, was := vfOf(t, vf)
@@ -59,7 +59,8 @@ func prepare(t *testing.T, vf string) {
 	t.Cleanup(func() { set(was.Vlan, was.Qos, was.Spoofchk, was.Trust == 1) })
 }
 
-// returnsAsItWas: whatever was set on the PF before, and while the pod had the VF.
+// returnsAsItWas proves that a VF returns with the settings it had before the pod,
+// whatever they were and whatever was set while the pod had it.
 func returnsAsItWas(t *testing.T) {
 	vf := pfs[0].vfs[3]
 	prepare(t, vf)
@@ -83,8 +84,8 @@ func returnsAsItWas(t *testing.T) {
 	}
 }
 
-// warm lets a pod come and go, so that there is what stays on a node for ever: the
-// bridge of the default network, for one.
+// warm lets a pod come and go, so that things that stay on a node forever exist, such
+// as the bridge of the default network.
 func (n *node) warm(network, vf string) {
 	n.t.Helper()
 	p := n.admit("warm", network, fakekubelet.Pins{"c": pin(vf)}, container("c", left))
@@ -93,8 +94,9 @@ func (n *node) warm(network, vf string) {
 	n.release(p)
 }
 
-// TestReturnsWhileADelegateFails: the VF does not wait for what a delegate refuses,
-// wherever in its chain that is: the others' DELs run all the same.
+// TestReturnsWhileADelegateFails proves that a VF is returned even if a delegate
+// refuses its DEL, at any place in the chain, and that the DELs of the other delegates
+// still run.
 func TestReturnsWhileADelegateFails(t *testing.T) {
 	n := newNode(t)
 	refuse := n.path("refuse")
@@ -107,7 +109,7 @@ func TestReturnsWhileADelegateFails(t *testing.T) {
 	for _, tc := range []struct {
 		network string
 		gone    bool
-		fails   int // so many of two DELs, until nothing is left of what it refuses to release
+		fails   int // how many of two DELs fail, until nothing is left for the delegate to release
 	}{
 		{"first", false, 0},
 		{"first", true, 2},
@@ -142,8 +144,9 @@ func TestReturnsWhileADelegateFails(t *testing.T) {
 	}
 }
 
-// TestDamagedJournalGivesTheVFBack: what a sound line tells of the VF is enough;
-// without one no pod gets it before somebody has looked.
+// TestDamagedJournalGivesTheVFBack proves that one sound line of a journal suffices to
+// return its VF, and that without one no pod gets the VF until an administrator accepts
+// it.
 func TestDamagedJournalGivesTheVFBack(t *testing.T) {
 	n := newNode(t)
 	n.define("left", left, hostDevice(map[string]any{"ipam": n.ipam("10.63.0.0/24")}))
@@ -204,7 +207,7 @@ func TestDamagedJournalGivesTheVFBack(t *testing.T) {
 	}
 }
 
-// spoil changes the lines of a pod's journal, and returns its file.
+// spoil damages the lines of a pod's journal and returns its path.
 func (n *node) spoil(p *pod, damage func(lines []string)) string {
 	n.t.Helper()
 	journal := n.path("state/" + p.ID + "@eth0.journal")
@@ -216,7 +219,7 @@ func (n *node) spoil(p *pod, damage func(lines []string)) string {
 	return journal
 }
 
-// unchange takes back what change did to a VF that nobody uses.
+// unchange takes back what [change] did to a VF that nobody uses.
 func (n *node) unchange(vf string) {
 	n.t.Helper()
 	change(n.t, vf)
@@ -224,8 +227,8 @@ func (n *node) unchange(vf string) {
 	n.must(netlink.LinkSetVfVlanQos(link, v.ID, 0, 0))
 }
 
-// TestTheNextOwnerIsNotTouched: the kubelet gave a VF on while the DEL of its last
-// owner was still to come.
+// TestTheNextOwnerIsNotTouched proves that a late DEL does not touch a VF that the
+// kubelet has given to the next pod.
 func TestTheNextOwnerIsNotTouched(t *testing.T) {
 	n := newNode(t)
 	n.define("left", left, hostDevice(map[string]any{"ipam": n.ipam("10.61.0.0/24")}))

@@ -11,11 +11,11 @@ import (
 	"time"
 )
 
-// rounds is how often a VF goes into a pod and comes back in TestManyRounds, if
-// there is time for it.
+// rounds is how often VFs go into pods and come back in TestManyRounds, if there is
+// time.
 const rounds = 500
 
-// budget is how long checks that repeat may do so: the lab's flag -repeat.
+// budget returns how long checks that repeat may go on: the lab's flag -repeat.
 func budget(t *testing.T) time.Duration {
 	t.Helper()
 	d, err := time.ParseDuration(os.Getenv(BudgetVariable))
@@ -25,9 +25,9 @@ func budget(t *testing.T) time.Duration {
 	return d
 }
 
-// TestManyRounds attaches VFs and gives them back many times, all VFs of the
-// machine at once, half of them with an address and half with properties on the
-// PF. What the first time has left is there, and nothing more, after the last.
+// TestManyRounds attaches all VFs of the machine at once and gives them back, many
+// times, half of them with addresses and half with settings on the PF. It proves that
+// the last round leaves no more than the first.
 func TestManyRounds(t *testing.T) {
 	end := time.Now().Add(budget(t))
 	n := newNode(t)
@@ -52,13 +52,13 @@ func TestManyRounds(t *testing.T) {
 			t.Logf("the agent's files at first %q, at last %q", open, n.agentFiles())
 		}
 	}()
-	// A second connection is no leak, which would be of a file for each of two pods at
-	// least; it stands for a minute and a half.
+	// The agent may keep a second connection for a minute and a half. That is no leak:
+	// a leak would be at least a file for each two pods.
 	n.eventually("the agent to have no more files open than at first", func() bool { return len(n.agentFiles()) <= len(open)+1 })
 	n.inOrder()
 }
 
-// attachAll makes a pod on all VFs of each PF and takes both away again.
+// attachAll attaches all VFs, those of each PF to one pod, and detaches them again.
 func (n *node) attachAll(i int) {
 	n.t.Helper()
 	var pods []*pod
@@ -80,8 +80,8 @@ func (n *node) attachAll(i int) {
 	}
 }
 
-// agentFiles are the files that the agent has open: where two pods were served at
-// once, it may keep a second connection to the API server for a while.
+// agentFiles returns the files that the agent has open. After serving two pods at once
+// it may keep a second connection to the API server for a while.
 func (n *node) agentFiles() []string {
 	n.t.Helper()
 	dir := fmt.Sprintf("/proc/%d/fd", n.agent.Process.Pid)

@@ -22,28 +22,28 @@ const (
 	fixVanished  = "delete the pod, and see who removed the device"
 )
 
-// goes is the VF that a pod has when those of the right PF vanish.
+// goes is the VF of the right PF that the pod has when the VFs vanish.
 var goes = pfs[1].vfs[1]
 
-// way is how the VFs of a PF vanish; nobody can take a single one away.
+// way is a way in which all VFs of a PF vanish; a single VF cannot be removed.
 type way struct {
 	name  string
 	gone  func(p pf) error
-	again bool // others come in their places
+	again bool // other VFs come in their places
 	times times
 }
 
-// times are those at which a way is tried by default, see the package comment.
+// times are the times at which a way is tried by default, see the package comment.
 type times int
 
 const (
 	beforeADD times = 1 << iota
 	duringADD
-	afterMove // of the device, also during ADD
+	afterMove // after the device was moved, also during ADD
 	afterADD
 )
 
-// ways are all of them. A PF whose driver is loaded anew has no VFs at first.
+// ways are all the ways. A PF whose driver has been reloaded has no VFs at first.
 var ways = []way{
 	{"sriov_numvfs", func(p pf) error { return p.attribute("sriov_numvfs", "0") }, false, beforeADD},
 	{"sriov_numvfs twice", pf.renew, true, duringADD | afterMove | afterADD},
@@ -56,7 +56,7 @@ var ways = []way{
 	{"PF's driver and VFs anew", func(p pf) error { return errors.Join(igb("unbind", p), igb("bind", p), p.renew()) }, true, duringADD},
 }
 
-// attribute writes an attribute of the PF.
+// attribute writes a sysfs attribute of the PF.
 func (p pf) attribute(name, value string) error {
 	return os.WriteFile(filepath.Join("/sys/bus/pci/devices", p.address, name), []byte(value), 0)
 }
@@ -68,7 +68,7 @@ func igb(what string, p pf) error {
 	return os.WriteFile("/sys/bus/pci/drivers/igb/"+what, []byte(p.address), 0)
 }
 
-// repair makes the PF and its VFs as they were when the guest booted, whatever is
+// repair restores the PF and its VFs as they were when the guest booted, whatever is
 // missing.
 func (p pf) repair() error {
 	if _, err := os.Stat(filepath.Join("/sys/bus/pci/devices", p.address)); err != nil {
@@ -92,9 +92,9 @@ func (n *node) vanish(w way) {
 	}
 }
 
-// vanishing runs a check on a node of [newVolatile] for each way in which the VFs of
-// the right PF can vanish at some time, with a pod that has one of them. After each
-// they are made anew where that is not done yet.
+// vanishing runs a check on a node of [newVolatile] for each way to be tried at some
+// time, with a pod that has a VF of the right PF. After each check it recreates the VFs
+// where the way did not.
 func (n *node) vanishing(at times, network string, check func(n *node, w way, p *pod)) {
 	for _, w := range ways {
 		if w.times&at == 0 && os.Getenv(FullVariable) != "true" {
@@ -116,8 +116,8 @@ func (n *node) vanishing(at times, network string, check func(n *node, w way, p 
 	}
 }
 
-// newVolatile is newNode where what becomes of the right PF's VFs is not compared:
-// afterwards they are made anew.
+// newVolatile is [newNode] for tests that destroy the right PF's VFs: it does not
+// compare the hardware but recreates those VFs afterwards.
 func newVolatile(t *testing.T) *node {
 	t.Helper()
 	t.Cleanup(func() {
@@ -131,14 +131,14 @@ func newVolatile(t *testing.T) *node {
 	return n
 }
 
-// refused fails unless an ADD failed with the error for a VF that vanished.
+// refused fails unless an ADD failed with the error for a vanished VF.
 func (n *node) refused(res *harness.Result, vf string, parts ...string) {
 	n.t.Helper()
 	n.says(res, codeVanished, append(parts, "device "+vf, "default/app", "default/right", right, fixVanished)...)
 }
 
-// leftAlone fails unless the VF that came in another's place is as it was made: on
-// the host, at its driver, with no VLAN.
+// leftAlone fails unless the VF that came in another's place is untouched: on the host
+// and bound to its driver.
 func leftAlone(t *testing.T, w way, vf string) {
 	t.Helper()
 	if !w.again {
@@ -149,10 +149,12 @@ func leftAlone(t *testing.T, w way, vf string) {
 	}
 }
 
+// TestVFGoneBeforeADD proves that ADD refuses a VF that vanished before it, and accepts
+// a VF that came in its place: no pod has had that one.
 func TestVFGoneBeforeADD(t *testing.T) {
 	newVolatile(t).vanishing(beforeADD, "right", func(n *node, w way, p *pod) {
 		n.vanish(w)
-		if w.again { // nobody has had it: it is the pod's
+		if w.again { // nobody has had the new VF: it is the pod's
 			n.succeed("ADD", p)
 			n.stands(p, goes)
 		} else {
@@ -163,7 +165,7 @@ func TestVFGoneBeforeADD(t *testing.T) {
 	})
 }
 
-// gated is a plugin that does nothing, once its gate is opened.
+// gated returns a plugin that does nothing, and waits in ADD until its gate is opened.
 func (n *node) gated() (conf map[string]any, gate string) {
 	gate = n.path("gate")
 	conf = idle(nil)
@@ -171,10 +173,10 @@ func (n *node) gated() (conf map[string]any, gate string) {
 	return conf, gate
 }
 
-// during runs an ADD, and something else while a gated plugin runs in it.
+// during runs an ADD, and calls do while a gated plugin waits in it.
 func (n *node) during(p *pod, gate string, do func()) *harness.Result {
 	n.t.Helper()
-	n.must(errors.Join(os.RemoveAll(gate), os.RemoveAll(gate+".reached"))) // of the one before
+	n.must(errors.Join(os.RemoveAll(gate), os.RemoveAll(gate+".reached"))) // of the previous call
 	done := make(chan *harness.Result, 1)
 	go func() { done <- n.call("ADD", p) }()
 	n.eventually("the delegate", func() bool {
@@ -186,8 +188,9 @@ func (n *node) during(p *pod, gate string, do func()) *harness.Result {
 	return <-done
 }
 
-// The VF goes while delegates work on it: what came in its place is not taken for
-// it, whether it is there when the device is moved or comes later.
+// TestVFGoneDuringADD proves that a VF that comes in another's place while delegates
+// work is not mistaken for it, whether the change happens before or after the device is
+// moved.
 func TestVFGoneDuringADD(t *testing.T) {
 	n := newVolatile(t)
 	gated, gate := n.gated()
@@ -205,9 +208,9 @@ func TestVFGoneDuringADD(t *testing.T) {
 	}
 }
 
-// The VF of a living pod goes: CHECK and the reconciler say so, nothing is repaired,
-// DEL does not fail for ever on what is no more, and leaves alone what came in its
-// place.
+// TestVFGoneAfterADD proves what happens when the VF of a living pod vanishes: CHECK
+// and the reconciler report it, a repair changes nothing, DEL succeeds although the VF
+// is gone, and a VF that came in its place is left alone.
 func TestVFGoneAfterADD(t *testing.T) {
 	newVolatile(t).vanishing(afterADD, "right", func(n *node, w way, p *pod) {
 		n.succeed("ADD", p)
@@ -217,7 +220,7 @@ func TestVFGoneAfterADD(t *testing.T) {
 		kind, text := reconcile.Vanished, "the node does not have it any more"
 		if w.again {
 			kind, text = reconcile.Replaced, "PCI function: wanted the one that was handed over"
-			change(n.t, goes) // by somebody who has it now, for all that a repair knows
+			change(n.t, goes) // as if somebody has it now
 		}
 		n.finds(kind, goes, text, "default/app", p.ID+"@eth0", "default/right")
 		n.eventually("the running agent to say so in an Event about the pod", func() bool {
@@ -241,8 +244,8 @@ func TestVFGoneAfterADD(t *testing.T) {
 	})
 }
 
-// The VFs of one PF go while a pod holds one of them and one of another PF: that one
-// comes back.
+// TestVFOfAnotherPFComesBack proves that if a pod has VFs of two PFs and those of one
+// PF vanish, the VF of the other PF is still returned.
 func TestVFOfAnotherPFComesBack(t *testing.T) {
 	kept := pfs[0].vfs[1]
 	n := newVolatile(t)

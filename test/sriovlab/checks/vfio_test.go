@@ -47,9 +47,9 @@ func toVFIO(t *testing.T, addr string) string {
 	return deviceNode
 }
 
-// fromVFIO gives a VF back to its kernel driver, at rest and with the name and MAC that
-// it had. Where the PF's driver has no processor to answer in time, the VF's has drawn
-// a MAC meanwhile.
+// fromVFIO gives a VF back to its kernel driver, settled and with the name and MAC that
+// it had. It sets the MAC itself: the VF's driver draws a new one if the PF's driver
+// has no processor to answer in time.
 func fromVFIO(t *testing.T, addr string, was *netlink.LinkAttrs) {
 	t.Helper()
 	if readFunction(t, addr).Driver == "vfio-pci" {
@@ -72,7 +72,8 @@ func fromVFIO(t *testing.T, addr string, was *netlink.LinkAttrs) {
 	}
 }
 
-// toVFIOFor binds a VF to vfio-pci that will be made anew before the test ends.
+// toVFIOFor binds to vfio-pci a VF that is recreated before the test ends, and returns
+// its device node.
 func toVFIOFor(t *testing.T, addr string) string {
 	t.Helper()
 	if err := bind(addr, "vfio-pci"); err != nil {
@@ -81,6 +82,8 @@ func toVFIOFor(t *testing.T, addr string) string {
 	return "/dev/vfio/" + readFunction(t, addr).IOMMUGroup
 }
 
+// userspaceWithoutInterface proves that a VF bound to vfio-pci stays bound, gets no
+// interface in the pod, and is in the pod's device information.
 func userspaceWithoutInterface(t *testing.T) {
 	vf := pfs[1].vfs[5]
 	deviceNode := toVFIO(t, vf)
@@ -111,7 +114,7 @@ func userspaceWithoutInterface(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
-// idle is a plugin that does nothing and claims nothing, with more keys.
+// idle returns a plugin that does nothing and claims nothing, with additional keys.
 func idle(more map[string]any) map[string]any {
 	conf := map[string]any{"type": "scripted", "script": map[string]any{
 		"ADD": map[string]any{"stdout": `{"cniVersion":"1.0.0"}`}, "DEL": map[string]any{"stdout": "\n"},
@@ -122,12 +125,13 @@ func idle(more map[string]any) map[string]any {
 	return conf
 }
 
-// The PF's side of a VF is verified whatever its driver.
+// userspaceOnThePF proves that the PF's settings for a VF are verified even if the VF
+// is bound to vfio-pci.
 func userspaceOnThePF(t *testing.T) {
 	vf := pfs[1].vfs[4]
 	toVFIO(t, vf)
 	n := newNode(t)
-	// By this name it is known that "vlan" is the VF's.
+	// By the type "sriov" Manifold knows that "vlan" is a setting of the VF.
 	n.define("dpdk", right, idle(map[string]any{"type": "sriov", "vlan": 123, "trust": "off"}))
 	pins := fakekubelet.Pins{"c": pin(vf)}
 	n.refuse(n.admit("untagged", "dpdk", pins, container("c", right)), 111, "VLAN of the VF", "123", vf)
@@ -140,8 +144,8 @@ func userspaceOnThePF(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
-// A MAC that the configuration asks for is on the PF alone, since there is no
-// interface to have it.
+// TestVFIODeviceHasItsMACOnThePF proves that a MAC in the configuration is verified on
+// the PF, the only place for it: there is no interface.
 func TestVFIODeviceHasItsMACOnThePF(t *testing.T) {
 	vf := pfs[1].vfs[4]
 	toVFIO(t, vf)
@@ -151,8 +155,7 @@ func TestVFIODeviceHasItsMACOnThePF(t *testing.T) {
 	n.refuse(p, 111, "MAC of the VF", "02:00:00:00:04:04", vf)
 }
 
-// evict takes a pod away from the kubelet, so that its devices can be given to
-// another.
+// evict deletes a pod from the kubelet, so that its devices can go to another.
 func (n *node) evict(name string) {
 	n.t.Helper()
 	for _, p := range n.kubelet.Pods() {
@@ -162,8 +165,9 @@ func (n *node) evict(name string) {
 	}
 }
 
-// A VF that is handed over as a userspace device and then found at the kernel's
-// driver, or the other way round, is refused.
+// TestDriverThatChangesUnderwayIsRefused proves that ADD refuses a VF whose driver
+// changes from a userspace driver to the kernel's, or the other way round, while
+// delegates work.
 func TestDriverThatChangesUnderwayIsRefused(t *testing.T) {
 	vf := pfs[1].vfs[3]
 	was := linkOf(t, vf).Attrs()
@@ -191,8 +195,9 @@ func TestDriverThatChangesUnderwayIsRefused(t *testing.T) {
 	}
 }
 
-// The container was given a device node, and with it the devices of an IOMMU group:
-// each is what it was when the pod was planned, or the pod is refused.
+// TestVFIODeviceIsWhatThePodWasGiven proves that ADD refuses a pod if the device node
+// that its container was given, which stands for the devices of an IOMMU group, is not
+// what it was when the pod was planned.
 func TestVFIODeviceIsWhatThePodWasGiven(t *testing.T) {
 	vf := pfs[1].vfs[5]
 	deviceNode := toVFIO(t, vf)
@@ -227,9 +232,9 @@ func TestVFIODeviceIsWhatThePodWasGiven(t *testing.T) {
 	}
 }
 
-// A VF that was made anew has the address and the driver that it had, and is of
-// another IOMMU group than the container was given: here the other PF's VFs have
-// taken the group's number.
+// TestVFIODeviceOfAnotherGroupIsRefused proves that ADD refuses a recreated VF that has
+// its old address and driver but belongs to another IOMMU group than the container was
+// given. Here the other PF's VFs have taken the group's number.
 func TestVFIODeviceOfAnotherGroupIsRefused(t *testing.T) {
 	vf := pfs[1].vfs[5]
 	n := newVolatile(t)
@@ -251,8 +256,9 @@ func TestVFIODeviceOfAnotherGroupIsRefused(t *testing.T) {
 	n.succeed("DEL", p)
 }
 
-// A living pod's VF is given to the kernel's driver: the reconciler says so, and
-// nothing is repaired below a program.
+// TestVFIODeviceThatIsTakenAway proves that the reconciler reports a living pod's VF
+// that was bound to the kernel's driver, and that a repair changes nothing under the
+// pod's program.
 func TestVFIODeviceThatIsTakenAway(t *testing.T) {
 	vf := pfs[1].vfs[5]
 	was := linkOf(t, vf).Attrs()
@@ -273,8 +279,8 @@ func TestVFIODeviceThatIsTakenAway(t *testing.T) {
 	fromVFIO(t, vf, was)
 }
 
-// A pod of a userspace pool whose VF stands at the kernel's driver: whoever does
-// not move it must not be believed.
+// TestKernelDeviceThatIsLeftOnTheHostIsRefused proves that ADD does not believe a
+// plugin for userspace devices that leaves a VF with a kernel driver on the host.
 func TestKernelDeviceThatIsLeftOnTheHostIsRefused(t *testing.T) {
 	vf := pfs[1].vfs[2]
 	name := linkOf(t, vf).Attrs().Name

@@ -1,4 +1,4 @@
-// Modules of which no program is built: tests install the CRDs that lie in them.
+// Modules from which no program is built: tests install the CRDs that they contain.
 module github.com/manifold-cni/manifold/test/toolchain/crds
 
 go 1.26.6
