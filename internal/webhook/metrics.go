@@ -14,6 +14,7 @@ type metrics struct {
 	findings *prometheus.CounterVec
 	devices  prometheus.Counter
 	expiry   *prometheus.GaugeVec
+	closed   prometheus.Counter
 }
 
 // newMetrics creates the metrics and registers them.
@@ -30,8 +31,11 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		expiry: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "manifold_webhook_certificate_expiry_timestamp_seconds", Help: "When the newest authority and the certificate served with expire.",
 		}, []string{"certificate"}),
+		closed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "manifold_webhook_connections_closed_total", Help: "Connections closed or refused because their source, or all sources together, took too much.",
+		}),
 	}
-	for _, c := range []prometheus.Collector{m.findings, m.devices, m.expiry} {
+	for _, c := range []prometheus.Collector{m.findings, m.devices, m.expiry, m.closed} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

@@ -12,6 +12,9 @@
 // somebody else renews. A replica is ready once its certificate is published and its
 // definitions are complete. When told to stop, it keeps serving for [Options.Drain],
 // so that no call meets a closed port.
+//
+// Anybody can connect: limiter bounds what the connections of one address, and of all,
+// can take.
 package webhook
 
 import (
@@ -21,7 +24,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"path/filepath"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -31,8 +37,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
@@ -105,6 +111,8 @@ type server struct {
 	manager  manager.Manager
 	informer *kube.DefinitionInformer
 	keeper   *keeper // nil when the certificates come from a directory
+	limiter  *limiter
+	address  net.Addr // where the reviews are served
 	stopping atomic.Bool
 }
 
@@ -155,35 +163,64 @@ func (s *server) assemble(config *rest.Config) error {
 	if err := errors.Join(corev1.AddToScheme(scheme), admissionregistrationv1.AddToScheme(scheme)); err != nil {
 		return fmt.Errorf("register kinds: %w", err)
 	}
-	hooks := webhook.Options{Host: s.Host, Port: s.Port, CertDir: s.CertDir}
-	if s.CertDir == "" {
-		if err := s.keep(config, scheme, m); err != nil {
-			return err
-		}
-		hooks.TLSOpts = append(hooks.TLSOpts, func(c *tls.Config) { c.GetCertificate = s.keeper.certificate })
-	}
-	hooks.TLSOpts = append(hooks.TLSOpts, func(c *tls.Config) { c.MinVersion = tls.VersionTLS13 })
-	s.manager, err = manager.New(config, manager.Options{
-		Scheme: scheme, WebhookServer: webhook.NewServer(hooks), HealthProbeBindAddress: s.Health,
-		Metrics: metricsserver.Options{BindAddress: s.Metrics},
-	})
+	// The manager's own servers have no bounds.
+	s.manager, err = manager.New(config, manager.Options{Scheme: scheme, HealthProbeBindAddress: none, Metrics: metricsserver.Options{BindAddress: none}})
 	if err != nil {
 		return err
 	}
-	s.register(&reviewer{rules: r, definitions: s.informer, metrics: m})
-	runnables := []manager.Runnable{manager.RunnableFunc(func(ctx context.Context) error {
+	s.limiter = newLimiter(maxCost, maxShare, m.closed.Inc)
+	certificate, err := s.certificate(config, scheme, m)
+	if err != nil {
+		return err
+	}
+	err = s.manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		s.informer.Run(ctx)
 		return nil
-	})}
-	if s.keeper != nil {
-		runnables = append(runnables, s.keeper)
+	}))
+	if err != nil {
+		return err
 	}
-	for _, runnable := range runnables {
-		if err := s.manager.Add(runnable); err != nil {
+	return s.serve(certificate, s.reviews(&reviewer{rules: r, definitions: s.informer, metrics: m}))
+}
+
+// none is the address of a server that there is not to be.
+const none = "0"
+
+// serve adds the servers of the reviews, the probes and the metrics.
+func (s *server) serve(certificate getCertificate, reviews http.Handler) (err error) {
+	// Over HTTP/1.1 a connection has one request at a time, which bounds requests too.
+	config := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"}, GetCertificate: certificate}
+	if s.address, err = s.listen("reviews", net.JoinHostPort(s.Host, strconv.Itoa(s.Port)), config, reviews); err != nil {
+		return err
+	}
+	if s.Health != none {
+		if _, err := s.listen("probes", s.Health, nil, s.probes()); err != nil {
 			return err
 		}
 	}
-	return errors.Join(s.manager.AddHealthzCheck("ping", healthz.Ping), s.manager.AddReadyzCheck("serving", s.ready))
+	if s.Metrics != none {
+		_, err = s.listen("metrics", s.Metrics, nil, figures())
+	}
+	return err
+}
+
+// getCertificate is the type of tls.Config's GetCertificate.
+type getCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+
+// certificate adds to the manager what renews the serving certificate, and returns where
+// to get the certificate.
+func (s *server) certificate(config *rest.Config, scheme *runtime.Scheme, m *metrics) (getCertificate, error) {
+	if s.CertDir == "" {
+		if err := s.keep(config, scheme, m); err != nil {
+			return nil, err
+		}
+		return s.keeper.certificate, s.manager.Add(s.keeper)
+	}
+	w, err := certwatcher.New(filepath.Join(s.CertDir, "tls.crt"), filepath.Join(s.CertDir, "tls.key"))
+	if err != nil {
+		return nil, err
+	}
+	return w.GetCertificate, s.manager.Add(w)
 }
 
 // keep creates the keeper. Its client has no cache, because it only ever reads three
@@ -200,24 +237,26 @@ func (s *server) keep(config *rest.Config, scheme *runtime.Scheme, m *metrics) e
 	return nil
 }
 
-// register registers the handlers of the reviews.
+// reviews returns the handler of the reviews, with controller-runtime's metrics of them.
 //
 // The API server keeps its connections open (HTTP/1.1, one request at a time) and does
 // not retry a review: a review sent just as an idle connection closes fails. A
 // stopping replica therefore answers with "Connection: close". The connections that
 // remain at the end of the drain have been idle throughout it.
-func (s *server) register(r *reviewer) {
+func (s *server) reviews(r *reviewer) http.Handler {
+	hooks := webhook.NewServer(webhook.Options{}) // is never started
 	for path, handle := range map[string]admission.HandlerFunc{
 		pathMutatePods: r.mutatePod, pathValidatePods: r.validatePod, pathValidateDefinitions: r.validateDefinition,
 	} {
 		review := &webhook.Admission{Handler: handle}
-		s.manager.GetWebhookServer().Register(path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		hooks.Register(path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if s.stopping.Load() {
 				w.Header().Set("Connection", "close")
 			}
 			review.ServeHTTP(w, r)
 		}))
 	}
+	return hooks.WebhookMux()
 }
 
 // ready returns nil when the replica can serve, otherwise why it cannot.
@@ -230,5 +269,5 @@ func (s *server) ready(r *http.Request) error {
 	case !s.informer.HasSynced():
 		return errors.New("definitions are not complete yet")
 	}
-	return s.manager.GetWebhookServer().StartedChecker()(r)
+	return reachable(r.Context(), s.address)
 }
