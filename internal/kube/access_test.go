@@ -16,8 +16,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// reviewer is an API server that reviews: tokens are "USER for AUDIENCE", and the
-// user "viewer" may get /yes.
+// reviewer is an API server that answers reviews: tokens are "USER for AUDIENCE", and
+// the user "viewer" may get /yes.
 type reviewer struct {
 	tokens, accesses atomic.Int32
 	down             atomic.Bool

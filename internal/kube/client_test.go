@@ -27,8 +27,8 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// TestBurst: what a node asks that comes back with 500 pods, a PATCH and an Event
-// for each, no limit of its own delays.
+// TestBurst: the client's own rate limit does not delay a node that comes back with 500
+// pods, with a PATCH and an Event for each.
 func TestBurst(t *testing.T) {
 	srv, _ := startServer(t)
 	path, err := srv.Kubeconfig(t.TempDir())

@@ -36,7 +36,7 @@ func snapshotHas(path string, want map[string]string) func() bool {
 	}
 }
 
-// wantDefinition looks a definition up and compares configuration and origin.
+// wantDefinition looks a definition up and compares its configuration and origin.
 func wantDefinition(t *testing.T, d *DefinitionInformer, name, config string, source origin) {
 	t.Helper()
 	def, from, err := d.lookup(context.Background(), "default", name)
@@ -45,8 +45,8 @@ func wantDefinition(t *testing.T, d *DefinitionInformer, name, config string, so
 	}
 }
 
-// mirrored starts an informer over a server with definitions a and b and returns
-// the path of its mirror, once written.
+// mirrored starts an informer for a server with definitions a and b, waits until its
+// mirror is written, and returns the mirror's path.
 func mirrored(t *testing.T) (*kubetest.Server, *DefinitionInformer, string) {
 	t.Helper()
 	srv, client := startServer(t)
@@ -133,11 +133,10 @@ func TestDefinitionInformerPausedServer(t *testing.T) {
 	wantDefinition(t, d, "a", `{"v":1}`, fromServer)
 }
 
-// Who has patience with a slow server waits for what no snapshot has, and for nothing
-// else.
+// A patient caller waits for a slow server only if the snapshot lacks the definition.
 func TestDefinitionInformerPatience(t *testing.T) {
 	_, _, path := mirrored(t)
-	srv := kubetest.Start() // another one: what it has gets into no snapshot
+	srv := kubetest.Start() // a different server, whose definitions get into no snapshot
 	t.Cleanup(srv.Stop)
 	srv.AddDefinition(newDefinition("new", `{}`))
 	srv.Pause()
@@ -157,7 +156,7 @@ func TestDefinitionInformerPatience(t *testing.T) {
 	select {
 	case err := <-answered:
 		t.Fatalf("nobody answered, and yet: %v", err)
-	case <-time.After(200 * time.Millisecond): // it waits; a slow machine sees less, never more
+	case <-time.After(200 * time.Millisecond): // still waiting; a slow machine waits longer, never shorter
 	}
 	srv.Resume()
 	if err := <-answered; err != nil {
@@ -196,8 +195,8 @@ func TestDefinitionInformerUnsyncedErrors(t *testing.T) {
 	}
 }
 
-// Local knows that a definition does not exist only from complete memory or a
-// readable snapshot.
+// Local says that a definition does not exist only from complete memory or a readable
+// snapshot.
 func TestDefinitionInformerLocal(t *testing.T) {
 	srv, synced, path := mirrored(t)
 	dir := t.TempDir()
@@ -268,8 +267,8 @@ func TestDefinitionInformerCannotWrite(t *testing.T) {
 	wantDefinition(t, d, "a", `{}`, fromMemory)
 }
 
-// Once memory was complete, the file is never asked again: it may have what is
-// deleted.
+// Once memory has been complete, the file is never read again: it may hold deleted
+// definitions.
 func TestDefinitionInformerSyncedIgnoresSnapshot(t *testing.T) {
 	srv, d, path := mirrored(t)
 	srv.Stop()
@@ -280,7 +279,7 @@ func TestDefinitionInformerSyncedIgnoresSnapshot(t *testing.T) {
 	wantError(t, err, ErrUnavailable)
 }
 
-// What changed just before the end is written, and nothing is left beside it.
+// A change just before the end is still written, and no temporary file is left.
 func TestDefinitionInformerWritesAtTheEnd(t *testing.T) {
 	srv, client := startServer(t)
 	path := filepath.Join(t.TempDir(), "definitions")

@@ -34,7 +34,7 @@ func connect(dir string) (*kubetest.Server, *kube.Client, error) {
 	return srv, client, err
 }
 
-// A node with an API server, and a directory of static pods beside it.
+// A node with an API server, and with a directory of static pods.
 func ExampleFirstPods() {
 	dir, err := os.MkdirTemp("", "manifests")
 	if err != nil {

@@ -22,8 +22,8 @@ const (
 	uidB = "bbbbbbbb-0000-4000-8000-000000000002"
 )
 
-// startServer starts an API server and a client for it that gives up on a request
-// after a second.
+// startServer starts an API server and a client for it that gives up on a request after
+// a second.
 func startServer(t testing.TB) (*kubetest.Server, *Client) {
 	t.Helper()
 	srv := kubetest.Start()
@@ -50,7 +50,7 @@ func connect(t testing.TB, srv *kubetest.Server, timeout time.Duration) *Client 
 	return client
 }
 
-// run runs an informer until the test, or the returned function, ends it.
+// run runs an informer until the end of the test or a call of stop.
 func run(t testing.TB, informer interface{ Run(context.Context) }) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -61,7 +61,7 @@ func run(t testing.TB, informer interface{ Run(context.Context) }) (stop func())
 	return stop
 }
 
-// eventually waits for cond; a minute means that it never comes true.
+// eventually waits for cond, but fails after a minute.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(5 * time.Millisecond) {

@@ -17,7 +17,7 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// answers is a source with one answer that counts how often it is asked.
+// answers is a source with one fixed answer. It counts how often it is asked.
 type answers struct {
 	pod   *corev1.Pod
 	def   *netattach.Definition
@@ -75,8 +75,8 @@ func TestFirst(t *testing.T) {
 	}
 }
 
-// TestFirstHasPatience: a slow server that nobody stands in for is waited for, and
-// asked once where somebody does.
+// TestFirstHasPatience: a slow server is waited for if no other source answers, and is
+// asked only once otherwise.
 func TestFirstHasPatience(t *testing.T) {
 	srv := kubetest.Start()
 	t.Cleanup(srv.Stop)
@@ -113,7 +113,8 @@ func TestFirstHasPatience(t *testing.T) {
 	}
 }
 
-// late is a source that no request's time suffices for, and notes who had patience.
+// late is a source for which a request's timeout is too short. It records which callers
+// were patient.
 type late struct{ patient []bool }
 
 func (l *late) Pod(ctx context.Context, _, _, _ string) (*corev1.Pod, error) {
@@ -124,7 +125,8 @@ func (l *late) Pod(ctx context.Context, _, _, _ string) (*corev1.Pod, error) {
 	return nil, &apiError{ErrUnavailable, context.DeadlineExceeded}
 }
 
-// TestPatienceIsKept: of the questions that belong together one alone is asked twice.
+// TestPatienceIsKept: of the questions that belong together, only the first is asked
+// twice.
 func TestPatienceIsKept(t *testing.T) {
 	for _, c := range []struct {
 		ctx  context.Context
@@ -145,7 +147,7 @@ func TestPatienceIsKept(t *testing.T) {
 	}
 }
 
-// silent is a source that answers nobody, and whoever has patience waits for.
+// silent is a source that never answers and makes a patient caller wait.
 type silent struct{}
 
 func (silent) Pod(ctx context.Context, _, _, _ string) (*corev1.Pod, error) {
@@ -155,7 +157,7 @@ func (silent) Pod(ctx context.Context, _, _, _ string) (*corev1.Pod, error) {
 	return nil, &apiError{ErrUnavailable, context.DeadlineExceeded}
 }
 
-// TestPatienceHasNoSourceWait: a slow server takes no other source's turn.
+// TestPatienceHasNoSourceWait: a slow server does not use up another source's time.
 func TestPatienceHasNoSourceWait(t *testing.T) {
 	ctx, cancel := context.WithTimeout(Together(t.Context()), time.Minute)
 	defer cancel()
@@ -179,14 +181,14 @@ func TestFirstEndsWithContext(t *testing.T) {
 func TestIsStatic(t *testing.T) {
 	for source, want := range map[string]bool{"": false, "api": false, "file": true, "http": true} {
 		pod := newPod("web", uidA, "node1")
-		pod.Annotations["kubernetes.io/config.source"] = source // as the kubelet tells it
+		pod.Annotations["kubernetes.io/config.source"] = source // as the kubelet reports it
 		if got := IsStatic(pod); got != want {
 			t.Errorf("source %q: static %t", source, got)
 		}
 	}
 }
 
-// A name that Kubernetes does not know is told from an object that is refused.
+// ErrName tells a name that Kubernetes does not allow from an object that is refused.
 func TestNameErrors(t *testing.T) {
 	d := NewManifestDefinitions(t.TempDir())
 	for _, ref := range [][2]string{{"kube-system", "my_net"}, {"kube_system", "net"}, {"", "net"}, {"default", "a/b"}} {

@@ -32,7 +32,7 @@ metadata: {name: %s, namespace: nets}
 spec: {config: '{"type":"%s"}'}
 `
 
-// manifestFiles fills a directory.
+// manifestFiles writes files to a new directory.
 func manifestFiles(t testing.TB, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -54,7 +54,7 @@ func TestManifestPodsNames(t *testing.T) {
 		namespace, name, uid string
 		networks             string // empty: not found
 	}{
-		{"default", "web", uidA, ""}, // an ordinary pod of the manifest's name
+		{"default", "web", uidA, ""}, // an ordinary pod with the manifest's name
 		{"default", "web", "", ""},
 		{"default", "web-node1", uidA, "short"}, // the kubelet's name for web
 		{"default", "web-node1-node1", uidB, "long"},
@@ -62,7 +62,7 @@ func TestManifestPodsNames(t *testing.T) {
 		{"default", "fixed-node1", uidA, "net"},
 		{"default", "fixed-node1", "", "net"},
 		{"default", "fixed-node1", uidB, ""},
-		{"default", "fixed", uidA, "net"}, // the UID tells that no other pod is meant
+		{"default", "fixed", uidA, "net"}, // the UID proves that no other pod is meant
 		{"default", "fixed", uidB, ""},
 		{"default", "fixed", "", ""},
 		{"other", "json-node1", uidA, "j"},
@@ -89,7 +89,7 @@ func TestManifestPodsNames(t *testing.T) {
 	}
 }
 
-// The answer is the caller's: the next one is not changed by it.
+// The answer belongs to the caller: changing it does not change the next one.
 func TestManifestPodsCopies(t *testing.T) {
 	m := NewManifestPods(manifestFiles(t, map[string]string{"a.yaml": fmt.Sprintf(podManifest, "web", "net")}), "node1")
 	age(t, &m.dir)
@@ -139,10 +139,10 @@ func TestManifestDocuments(t *testing.T) {
 	wantError(t, err, ErrInvalid)
 }
 
-// Whatever else is in the directory, the good file answers and the bad one is
-// reported with its name.
+// Whatever else is in the directory, the good file is found and the bad one is reported
+// by name.
 func TestManifestProblems(t *testing.T) {
-	// Each level of aliases multiplies what the document expands to.
+	// Each level of aliases multiplies the size of the expanded document.
 	bomb := "a: &a [" + strings.Repeat("x,", 100) + "x]\n"
 	for _, level := range []string{"b", "c", "d"} {
 		prev := string(level[0] - 1)
@@ -222,7 +222,7 @@ func TestManifestDirectoryLimits(t *testing.T) {
 	for i := range maxManifestBytes/maxManifestFile + 2 {
 		path := filepath.Join(dir, fmt.Sprintf("%02d.yaml", i))
 		writeFile(t, path, nil)
-		if err := os.Truncate(path, maxManifestFile); err != nil { // zeros: unreadable, but read
+		if err := os.Truncate(path, maxManifestFile); err != nil { // only zeros: valid to read, impossible to parse
 			t.Fatal(err)
 		}
 	}
@@ -244,7 +244,7 @@ func TestManifestDirectoryAbsent(t *testing.T) {
 	}
 }
 
-// age makes files old enough that their times tell every later change.
+// age makes files old enough that their times reveal every later change.
 func age[T any](t *testing.T, m *manifestDir[T]) {
 	t.Helper()
 	if _, err := m.load(); err != nil {
@@ -279,7 +279,8 @@ func TestManifestsReadAgainOnlyWhenChanged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Same length, and the modification time forged back: the change time tells.
+	// The length is the same and the modification time is forged: the change time
+	// reveals it.
 	writeFile(t, path, []byte(fmt.Sprintf(definitionManifest, "net", "routed")))
 	if err := os.Chtimes(path, time.Time{}, info.ModTime()); err != nil {
 		t.Fatal(err)
@@ -295,7 +296,7 @@ func TestManifestsReadAgainOnlyWhenChanged(t *testing.T) {
 	}
 }
 
-// A file written twice within one tick of the kernel's clock looks unchanged.
+// A file that is written twice within one tick of the kernel's clock is read again.
 func TestManifestsWrittenInQuickSuccession(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.yaml")
 	m := NewManifestDefinitions(filepath.Dir(path))
@@ -307,7 +308,7 @@ func TestManifestsWrittenInQuickSuccession(t *testing.T) {
 			t.Fatalf("after writing %s: %+v, %v", cniType, def, err)
 		}
 	}
-	// Not every kernel's clock is that coarse: a file from the future shows it too.
+	// Some kernels' clocks are finer: a file from the future shows the same.
 	if err := os.Chtimes(path, time.Time{}, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
@@ -316,8 +317,8 @@ func TestManifestsWrittenInQuickSuccession(t *testing.T) {
 	}
 }
 
-// Whatever a file holds, it is a problem or an object with a valid name, and
-// memory stays bounded.
+// Whatever a file holds, it yields a problem or an object with a valid name, and memory
+// stays bounded.
 func FuzzManifest(f *testing.F) {
 	f.Add([]byte(fmt.Sprintf(podManifest, "web", "net")))
 	f.Add([]byte(fmt.Sprintf(definitionManifest, "net", "bridge") + "---\nkind: List\napiVersion: v1\nitems: [{}]\n"))

@@ -64,8 +64,8 @@ func TestPodInformerAnswersFromMemory(t *testing.T) {
 	}
 }
 
-// A pod that the informer does not know yet, or knows under an older UID, costs
-// one GET.
+// A pod that the informer does not know yet, or knows under an older UID, costs one
+// GET.
 func TestPodInformerLagging(t *testing.T) {
 	srv, client := startServer(t)
 	p := NewPodInformer(client, "node1") // never run: it lags forever
@@ -87,7 +87,7 @@ func TestPodInformerLagging(t *testing.T) {
 
 func TestPodInformerErrors(t *testing.T) {
 	srv, _ := startServer(t)
-	// Long enough for client-go's own retries, which a lookup must not do.
+	// Long enough for client-go's own retries, which a lookup must not make.
 	p := NewPodInformer(connect(t, srv, time.Minute), "node1")
 	srv.AddPod(newPod("web", uidA, "node1"))
 	tests := []struct {
@@ -122,8 +122,8 @@ func TestPodInformerErrors(t *testing.T) {
 	}
 }
 
-// Who may not follow pods may ask for each, and hears of it once that it is so; when
-// it is allowed later, they are followed.
+// A client that may not list or watch pods asks for each one, and reports the refusal
+// once. When the permission comes later, it watches them.
 func TestPodInformerMayNotFollow(t *testing.T) {
 	srv, client := startServer(t)
 	srv.AddPod(newPod("web", uidA, "node1"))
@@ -147,12 +147,12 @@ func TestPodInformerMayNotFollow(t *testing.T) {
 	srv.CloseWatches()
 	srv.Expire()
 	eventually(t, "failing", func() bool { _, err := p.Failing(); return err != nil })
-	if err := p.Forbidden(); err != nil || len(told) > 0 { // what is in memory is answered from
+	if err := p.Forbidden(); err != nil || len(told) > 0 { // memory still answers
 		t.Errorf("told again %d times, and now %v", len(told), err)
 	}
 }
 
-// wantError requires err to be one sentinel, not another, and to contain text.
+// wantError requires err to match one sentinel and no other, and to contain text.
 func wantError(t *testing.T, err, want error, text ...string) {
 	t.Helper()
 	for _, sentinel := range []error{ErrNotFound, ErrUnavailable, ErrInvalid} {
@@ -172,7 +172,7 @@ func TestPodMirrorUID(t *testing.T) {
 	mirror := newPod("etcd-node1", uidA, "node1")
 	mirror.Annotations[annotationConfigMirror], mirror.Annotations[annotationConfigHash] = kubelet, kubelet
 	posing := newPod("posing", uidA, "node1")
-	posing.Annotations[annotationConfigHash] = kubelet // no mirror: only the user's text
+	posing.Annotations[annotationConfigHash] = kubelet // not a mirror: the annotation is only the user's text
 	srv, client := startServer(t)
 	srv.AddPod(mirror)
 	srv.AddPod(posing)
@@ -218,7 +218,7 @@ func TestTrimPod(t *testing.T) {
 	limits := corev1.ResourceRequirements{Limits: corev1.ResourceList{"vendor.example/vfs": resource.MustParse("2")}}
 	in := newPod("web", uidA, "node1")
 	in.Annotations[corev1.LastAppliedConfigAnnotation] = "{}"
-	in.Annotations["kubernetes.io/config.source"] = "file" // in the API it is the user's text
+	in.Annotations["kubernetes.io/config.source"] = "file" // in the API this is the user's text
 	in.Labels = map[string]string{"a": "b"}
 	in.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubectl"}}
 	in.ResourceVersion = "7"

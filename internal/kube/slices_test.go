@@ -16,7 +16,7 @@ import (
 
 const slicesPath = "/apis/resource.k8s.io/v1/resourceslices"
 
-// newResourceSlice is a slice with one device, of which the address is published.
+// newResourceSlice returns a slice with one device that publishes address.
 func newResourceSlice(name, node string, generation int64, device, address string) *resourcev1.ResourceSlice {
 	attributes := map[resourcev1.QualifiedName]resourcev1.DeviceAttribute{
 		podresources.AttributeResourceName: {StringValue: new("vendor.example/vfs")}, "numaNode": {IntValue: new(int64(1))},
@@ -39,21 +39,21 @@ func sliceDevice(pool, name string) *podresources.ClaimDevice {
 	return &podresources.ClaimDevice{Namespace: "default", Claim: "nics", Driver: "vf.example", Pool: pool, Name: name}
 }
 
-// fillSlices publishes a pool of node1 in the middle of a change, and one of
-// another node.
+// fillSlices publishes a pool of node1 in the middle of a change, and one of another
+// node.
 func fillSlices(srv *kubetest.Server) {
 	srv.AddSlice(newResourceSlice("new", "node1", 2, "vf-1", "0000:21:10.2"))
 	srv.AddSlice(newResourceSlice("old", "node1", 1, "vf-1", "0000:21:10.0"))
 	srv.AddSlice(newResourceSlice("more", "node1", 1, "vf-2", "0000:21:10.4"))
 	srv.AddSlice(newResourceSlice("bare", "node1", 2, "vf-3", ""))
 	srv.AddSlice(newResourceSlice("theirs", "node2", 9, "vf-1", "0000:22:10.0"))
-	// What partitions are counted by is in a slice without devices.
+	// The counters that partitions use are in a slice without devices.
 	counters := newResourceSlice("counters", "node1", 2, "", "")
 	counters.Spec.Devices, counters.Spec.SharedCounters = nil, []resourcev1.CounterSet{{Name: "pf-0", Counters: map[string]resourcev1.Counter{"vfs": {}}}}
 	srv.AddSlice(counters)
 }
 
-// wantSlices holds what fillSlices gives.
+// wantSlices checks the answers for the slices of fillSlices.
 func wantSlices(t *testing.T, s *Slices) {
 	t.Helper()
 	got := s.Attributes(t.Context(), []*podresources.ClaimDevice{

@@ -21,7 +21,7 @@ import (
 
 var written = time.Date(2026, 11, 23, 20, 0, 0, 0, time.UTC)
 
-// testEntries is two definitions in order, the second too long to be kept.
+// testEntries returns two definitions in order, the second too long to be kept.
 func testEntries() []*entry {
 	a := newDefinition("a", `{"cniVersion":"1.0.0","type":"bridge","x":"<&>"}`)
 	a.Annotations = map[string]string{netattach.ResourceNameAnnotation: "vendor.example/vfs"}
@@ -83,8 +83,8 @@ func TestSnapshotRoundTrip(t *testing.T) {
 	wantError(t, err, ErrInvalid)
 }
 
-// The largest definition that is written can be read, however it is escaped: one
-// user's definition must not make the file useless for all.
+// The largest definition that is written can be read, however it is escaped: one user's
+// definition must not make the file useless for everybody.
 func TestSnapshotLargestDefinition(t *testing.T) {
 	def := newDefinition("a", strings.Repeat("\x01", maxConfig))
 	def.Annotations = map[string]string{"a": strings.Repeat("<", maxAnnotations)}
@@ -198,8 +198,8 @@ func TestRemoveLeftovers(t *testing.T) {
 	}
 }
 
-// Whatever a file holds, reading it neither panics nor yields a definition that
-// would not be written back as it is.
+// Whatever a file holds, reading it neither panics nor yields a definition that would
+// be written back differently.
 func FuzzReadSnapshot(f *testing.F) {
 	good := encode(f, testEntries())
 	f.Add(good)

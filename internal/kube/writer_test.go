@@ -22,7 +22,7 @@ import (
 
 const status = `[{"name":"default/net1","interface":"net1","dns":{}}]`
 
-// claimedPod has what a whole-object status update would destroy.
+// claimedPod has fields that an update of the whole status would destroy.
 func claimedPod() *corev1.Pod {
 	pod := newPod("web", uidA, "node1")
 	claim := "web-claim-x"
@@ -87,7 +87,7 @@ func TestPublishStatusNeverTouchesAnotherPod(t *testing.T) {
 	if n := count(srv, http.MethodPatch, podPath+"web"); n != 1 {
 		t.Errorf("%d PATCHes", n)
 	}
-	srv.FailNext(422) // as other versions of the API server say it
+	srv.FailNext(422) // as other versions of the API server report it
 	wantError(t, w.PublishStatus(context.Background(), "default", "web", uidB, status), ErrNotFound, uidA, uidB)
 	srv.FailNext(409)
 	wantError(t, w.PublishStatus(context.Background(), "default", "gone", uidB, status), ErrNotFound, "default/gone")
@@ -127,12 +127,12 @@ func TestPublishStatusRetries(t *testing.T) {
 	}
 }
 
-// TestRetryGivesASlowServerTime: it answers in the third attempt at the latest; one that
-// never does is given up.
+// TestRetryGivesASlowServerTime: a slow server is answered by the third attempt at the
+// latest, and one that never answers is given up.
 func TestRetryGivesASlowServerTime(t *testing.T) {
 	const never = time.Hour
 	for takes, attempts := range map[time.Duration]int{time.Second: 1, 7 * time.Second: 2, 12 * time.Second: 3, never: writeAttempts} {
-		synctest.Test(t, func(t *testing.T) { // whose time passes in sleep alone
+		synctest.Test(t, func(t *testing.T) { // with fake time, which passes only in sleep
 			sent := 0
 			err := (&Client{timeout: defaultTimeout}).retry(t.Context(), func(ctx context.Context) error {
 				sent++
@@ -179,7 +179,7 @@ func TestPublishStatusRefuses(t *testing.T) {
 
 var webRef = PodRef{Namespace: "default", Name: "web", UID: uidA}
 
-// send reports one event about the pod web.
+// send reports one Event about the pod web.
 func send(t *testing.T, w *Writer, reason, message string) {
 	t.Helper()
 	if err := w.Event(context.Background(), webRef, corev1.EventTypeNormal, reason, message); err != nil {
@@ -234,9 +234,9 @@ func TestEventAggregates(t *testing.T) {
 	if n := len(srv.Requests()); n != 1 {
 		t.Errorf("%d requests for five times the same", n)
 	}
-	send(t, w, "NoDevice", "still no device") // news are sent at once
+	send(t, w, "NoDevice", "still no device") // a new message is sent at once
 	w.events[key].sent = time.Now().Add(-2 * eventQuiet)
-	send(t, w, "NoDevice", "still no device") // and repetitions after a while
+	send(t, w, "NoDevice", "still no device") // a repetition is sent after a while
 	wantEvents(t, srv, "NoDevice: still no device (7)")
 	send(t, w, "Other", "something else")
 	wantEvents(t, srv, "NoDevice: still no device (7)", "Other: something else (1)")
@@ -262,7 +262,7 @@ func TestEventFailures(t *testing.T) {
 	srv.FailWith(500)
 	wantError(t, w.Event(context.Background(), webRef, "Warning", "R", "m"), ErrUnavailable, "default/web")
 	srv.FailWith(0)
-	srv.FailNext(503) // created by the second attempt
+	srv.FailNext(503) // the second attempt creates it
 	if err := w.Event(context.Background(), webRef, "Warning", "R", "m"); err != nil {
 		t.Fatal(err)
 	}
@@ -277,7 +277,7 @@ func TestEventsRemembered(t *testing.T) {
 	}
 	w.events[eventKey{reason: "7"}].sent = time.Unix(1, 0)
 	held := w.events[eventKey{reason: "0"}]
-	held.mu.Lock() // being written: not the one to forget, however old
+	held.mu.Lock() // being written, so it must not be forgotten, however old
 	held.sent = time.Unix(0, 0)
 	w.event(eventKey{reason: "new"})
 	held.mu.Unlock()
@@ -291,7 +291,7 @@ func TestCut(t *testing.T) {
 		{"short", "short"},
 		{"12345678", "12345678"},
 		{"123456789", "12345…"},
-		{"1234äöü", "1234…"}, // not inside of a character
+		{"1234äöü", "1234…"}, // not in the middle of a character
 		{"\xff\xfe", "\uFFFD"},
 	}
 	for _, tt := range tests {

@@ -21,14 +21,15 @@ const (
 	mergePatch = "application/merge-patch+json"
 )
 
-// target is what a path names.
+// target is what the path of a request names.
 type target struct {
 	resource  string
 	namespace string // empty: all
 	name      string // empty: the collection
 }
 
-// serve records the request and answers it, or fails as told.
+// serve records the request and answers it, or fails as [Server.FailWith],
+// [Server.FailNext] or [Server.Pause] demand.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
 	rec := &Request{
@@ -64,8 +65,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// nextFailure returns the code to fail the present request with, or 0. s.mu is
-// held.
+// nextFailure returns the code to fail the present request with, or 0. The caller holds
+// s.mu.
 func (s *Server) nextFailure() int {
 	if len(s.failNext) > 0 {
 		code := s.failNext[0]
@@ -155,7 +156,7 @@ func parsePath(path string) (target, bool) {
 	return t, known && kind.APIVersion == version
 }
 
-// groupParts is how many parts of a path name its API group and version.
+// groupParts returns how many parts of a path name its API group and version.
 func groupParts(core bool) int {
 	if core {
 		return 1
@@ -191,7 +192,7 @@ func (s *Server) list(w *recorder, t target, q url.Values) {
 	})
 }
 
-// selected returns the objects of a collection, by name. s.mu is held.
+// selected returns the objects of a collection, by name. The caller holds s.mu.
 func (s *Server) selected(t target, selector fields.Selector) []object {
 	items := []object{}
 	for _, key := range sortedKeys(s.objects[t.resource]) {
@@ -297,7 +298,7 @@ func merge(doc, patch object) object {
 	return out
 }
 
-// watch streams changes as JSON objects until the request, or all watches, end.
+// watch streams changes as JSON objects until the request or all watches end.
 func (s *Server) watch(ctx context.Context, w *recorder, t target, q url.Values) {
 	selector, err := fields.ParseSelector(q.Get("fieldSelector"))
 	if err != nil {
@@ -374,8 +375,8 @@ func (s *Server) follow(ctx context.Context, w *recorder, t target, selector fie
 	}
 }
 
-// change sends what a change means to a watch: an object that no longer matches
-// the selector is deleted for it.
+// change sends what a change means to a watch: an object that no longer matches the
+// selector counts as deleted.
 func (w *recorder) change(c change, t target, selector fields.Selector) {
 	was, is := t.selects(c.was, selector), t.selects(c.is, selector)
 	switch {
@@ -389,7 +390,7 @@ func (w *recorder) change(c change, t target, selector fields.Selector) {
 	}
 }
 
-// recorder is a response that notes its code in the list of requests.
+// recorder is a response that records its code in the list of requests.
 type recorder struct {
 	http.ResponseWriter
 	server  *Server

@@ -1,13 +1,13 @@
-// Package kubetest is a small API server for tests and demonstrations. It speaks
-// real HTTP and enough of the Kubernetes API for package kube: pods, events,
-// network-attachment-definitions and ResourceSlices, with get, list, watch (bookmarks, streamed
-// lists, field selectors, expiry), create and JSON merge patch with the UID as
-// precondition.
+// Package kubetest is a small API server for tests and demonstrations. It speaks real
+// HTTP and enough of the Kubernetes API for package kube: pods, Events,
+// NetworkAttachmentDefinitions and ResourceSlices, with get, list, watch (bookmarks,
+// streamed lists, field selectors, expiry), create, and JSON merge patch with the UID
+// as precondition.
 //
-// It holds state like the real one: what is patched can be read back, every change
-// raises the resource version and reaches the watches that select it. It also
-// fails on request: see [Server.FailWith], [Server.FailNext], [Server.Pause],
-// [Server.Stop], [Server.CloseWatches], [Server.Expire].
+// It holds state like the real one: a patch can be read back, and every change raises
+// the resource version and reaches the watches that select it. It also fails on
+// request: see [Server.FailWith], [Server.FailNext], [Server.Pause], [Server.Stop],
+// [Server.CloseWatches], [Server.Expire].
 package kubetest
 
 import (
@@ -30,7 +30,7 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// The resources that are served, and their API paths and kinds.
+// The resources that are served, with their API versions and kinds.
 const (
 	resourcePods   = "pods"
 	resourceEvents = "events"
@@ -62,7 +62,7 @@ type Request struct {
 	ContentType string
 	UserAgent   string
 	Body        string
-	Code        int // of the answer; 0 while it is under way, and for one that was cut off
+	Code        int // of the answer; 0 while the request is under way, or after it was cut off
 }
 
 // Server is the API server. Its methods are safe for concurrent use.
@@ -83,11 +83,11 @@ type Server struct {
 	failAll  int
 	failNext []int
 	noStream bool
-	noFollow string // resource that is neither listed nor watched
+	noFollow string // resource that may be neither listed nor watched
 }
 
 // Start starts a server on a free port of the loopback interface. Like
-// net/http/httptest it panics when there is none. Stop it with [Server.Stop].
+// net/http/httptest, it panics when there is none. Stop it with [Server.Stop].
 func Start() *Server {
 	s := &Server{
 		addr: "127.0.0.1:0", version: 1,
@@ -100,8 +100,8 @@ func Start() *Server {
 	return s
 }
 
-// Restart listens again, at the same address, after [Server.Stop]. State and
-// history are as before.
+// Restart listens again, at the same address, after [Server.Stop]. State and history
+// are as before.
 func (s *Server) Restart() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -125,19 +125,19 @@ func (s *Server) Restart() error {
 // Stop closes every connection and refuses new ones: the API server is down. A
 // second Stop does nothing.
 func (s *Server) Stop() {
-	s.Resume() // or paused requests would outlive their connections
+	s.Resume() // otherwise paused requests would outlive their connections
 	s.mu.Lock()
 	srv, served := s.http, s.served
 	s.http = nil
 	s.mu.Unlock()
 	if srv != nil {
-		_ = srv.Close() // an error is about a connection that is gone already
+		_ = srv.Close() // an error concerns a connection that is already gone
 		<-served
 	}
 }
 
-// Pause makes the server accept requests and never answer them, like one behind
-// a broken network, until [Server.Resume]. Watches that are open stay silent.
+// Pause makes the server accept requests and never answer them, like one behind a
+// broken network, until [Server.Resume]. Open watches stay silent.
 func (s *Server) Pause() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -146,7 +146,7 @@ func (s *Server) Pause() {
 	}
 }
 
-// Resume ends [Server.Pause]; requests that still wait are answered.
+// Resume ends [Server.Pause]; waiting requests are answered.
 func (s *Server) Resume() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,8 +156,8 @@ func (s *Server) Resume() {
 	}
 }
 
-// FailWith answers every request from now on with this HTTP code and a matching
-// Status object; 0 ends it.
+// FailWith answers every request from now on with this HTTP code and a matching Status
+// object; 0 ends that.
 func (s *Server) FailWith(code int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -180,7 +180,7 @@ func (s *Server) DisableStreaming() {
 }
 
 // ForbidFollowing refuses from now on to list or watch a resource, as for an account
-// that may only get its objects; an empty one ends it.
+// that may only get its objects. An empty resource ends that.
 func (s *Server) ForbidFollowing(resource string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -195,7 +195,8 @@ func (s *Server) CloseWatches() {
 	s.cut = make(chan struct{})
 }
 
-// Expire forgets the history: a watch that resumes from before is answered 410.
+// Expire forgets the history: a watch that resumes from an earlier version is answered
+// 410.
 func (s *Server) Expire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -232,7 +233,7 @@ current-context: kubetest
 	return path, nil
 }
 
-// Requests returns what was received so far, in order of arrival.
+// Requests returns the requests so far, in order of arrival.
 func (s *Server) Requests() []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -250,11 +251,11 @@ func (s *Server) ForgetRequests() {
 	s.requests = nil
 }
 
-// AddPod creates the pod or replaces the one of its name. The namespace defaults
-// to "default"; a pod without UID gets one.
+// AddPod creates the pod or replaces the one of its name. The namespace defaults to
+// "default"; a pod without a UID gets one.
 func (s *Server) AddPod(pod *corev1.Pod) { s.put(resourcePods, pod) }
 
-// DeletePod deletes a pod; one that does not exist is ignored.
+// DeletePod deletes a pod; a missing one is ignored.
 func (s *Server) DeletePod(namespace, name string) { s.remove(resourcePods, namespace, name) }
 
 // Pod returns a pod as it is now, or nil.
@@ -262,11 +263,11 @@ func (s *Server) Pod(namespace, name string) *corev1.Pod {
 	return find[corev1.Pod](s, resourcePods, namespace, name)
 }
 
-// AddDefinition creates the definition or replaces the one of its name. The
-// namespace defaults to "default"; a definition without UID gets one.
+// AddDefinition creates the definition or replaces the one of its name. The namespace
+// defaults to "default"; a definition without a UID gets one.
 func (s *Server) AddDefinition(def *netattach.Definition) { s.put(netattach.Resource, def) }
 
-// DeleteDefinition deletes a definition; one that does not exist is ignored.
+// DeleteDefinition deletes a definition; a missing one is ignored.
 func (s *Server) DeleteDefinition(namespace, name string) {
 	s.remove(netattach.Resource, namespace, name)
 }
@@ -274,7 +275,7 @@ func (s *Server) DeleteDefinition(namespace, name string) {
 // AddSlice creates the ResourceSlice or replaces the one of its name.
 func (s *Server) AddSlice(slice *resourcev1.ResourceSlice) { s.put(resourceSlices, slice) }
 
-// Events returns the events as they are now, sorted by namespace and name.
+// Events returns the present Events, sorted by namespace and name.
 func (s *Server) Events() []corev1.Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -285,7 +286,7 @@ func (s *Server) Events() []corev1.Event {
 	return out
 }
 
-// DeleteEvents deletes all events, as their time to live does.
+// DeleteEvents deletes all Events, as the end of their time to live does.
 func (s *Server) DeleteEvents() {
 	for _, e := range s.Events() {
 		s.remove(resourceEvents, e.Namespace, e.Name)
@@ -302,8 +303,8 @@ func find[T any](s *Server, resource, namespace, name string) *T {
 	return decode[T](obj)
 }
 
-// put stores a typed object. What it is given are Go objects of a test, so that
-// failures to encode them are the test's mistakes.
+// put stores a typed object. The object comes from a test, so a failure to encode it is
+// the test's mistake.
 func (s *Server) put(resource string, typed any) {
 	raw, err := json.Marshal(typed)
 	if err != nil {
@@ -318,7 +319,8 @@ func (s *Server) put(resource string, typed any) {
 	s.store(resource, obj)
 }
 
-// store sets what every stored object has, and records the change. s.mu is held.
+// store sets the fields that every stored object has, and records the change. The
+// caller holds s.mu.
 func (s *Server) store(resource string, obj object) {
 	meta := maps.Clone(child(obj, "metadata")) // a merged object shares it with the old one
 	obj["metadata"] = meta
@@ -351,13 +353,13 @@ func (s *Server) remove(resource, namespace, name string) {
 	s.announce()
 }
 
-// announce wakes the watches. s.mu is held.
+// announce wakes the watches. The caller holds s.mu.
 func (s *Server) announce() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
 
-// decode converts a stored object into a Go type that it came from or that the
+// decode converts a stored object into the Go type that it came from, or that the
 // caller knows to fit.
 func decode[T any](obj object) *T {
 	out := new(T)
@@ -376,7 +378,7 @@ func objectKey(obj object) string {
 	return types.NamespacedName{Namespace: text(meta, "namespace"), Name: text(meta, "name")}.String()
 }
 
-// child returns obj[key] as an object, creating it when absent.
+// child returns obj[key] as an object, creating it if it is missing.
 func child(obj object, key string) object { //nolint:unparam // reads like the document
 	if c, ok := obj[key].(object); ok {
 		return c
@@ -386,7 +388,7 @@ func child(obj object, key string) object { //nolint:unparam // reads like the d
 	return c
 }
 
-// text returns obj[key] when it is a string.
+// text returns obj[key] if it is a string.
 func text(obj object, key string) string {
 	v, _ := obj[key].(string)
 	return v

@@ -107,7 +107,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// event is a watch event in short: type, name, resource version.
+// event returns the next watch event in short: type, name, resource version.
 func event(t *testing.T, lines *bufio.Scanner) string {
 	t.Helper()
 	if !lines.Scan() {
@@ -157,7 +157,7 @@ func TestWatch(t *testing.T) {
 	srv.AddPod(pod("b", "node2")) // not selected
 	srv.AddPod(pod("b", "node1")) // selected now
 	srv.AddPod(pod("a", "node1"))
-	srv.AddPod(pod("a", "node2")) // no longer
+	srv.AddPod(pod("a", "node2")) // no longer selected
 	srv.DeletePod("default", "b")
 	srv.DeletePod("default", "b") // does nothing
 	want := []string{"ADDED b", "MODIFIED a", "DELETED a", "DELETED b"}
@@ -231,7 +231,7 @@ func TestPauseStopRestart(t *testing.T) {
 		_ = resp.Body.Close()
 		answered <- resp.StatusCode
 	}()
-	for len(srv.Requests()) < 2 { // until it has arrived
+	for len(srv.Requests()) < 2 { // until the request has arrived
 		time.Sleep(time.Millisecond)
 	}
 	select {
