@@ -12,8 +12,8 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// A pod that is refused hears why, in the Event's reason and in its message; the
-// same again is counted, not written again.
+// A refused pod gets an Event with the reason and the message. A repetition is counted,
+// not written again.
 func TestEventsOfRefusals(t *testing.T) {
 	const networks = "k8s.v1.cni.cncf.io/networks"
 	for name, tc := range map[string]struct {
@@ -34,7 +34,7 @@ func TestEventsOfRefusals(t *testing.T) {
 				"annotations":{"k8s.v1.cni.cncf.io/resourceName":"vendor.example/vfs"}},"spec":{"config":"{\"cniVersion\":\"1.0.0\",\"type\":\"host-device\"}"}}`)
 			n.addPod("web", apiUID, map[string]string{networks: tc.annotation})
 			a := n.agent()
-			a.src.Devices = nil // none is allocated
+			a.src.Devices = nil // no device is allocated
 			for range 3 {
 				if _, err := n.planPod(a, "web", apiUID); err == nil {
 					t.Fatal("planned")
@@ -52,7 +52,8 @@ func TestEventsOfRefusals(t *testing.T) {
 	}
 }
 
-// A plan that its caller has given up is no refusal: another may have planned.
+// A plan that its caller has given up on is not a refusal: another agent may have
+// planned.
 func TestNoEventOfWhatNobodyWaitsFor(t *testing.T) {
 	n := newNode(t, "cl")
 	n.addPod("web", apiUID, nil)
@@ -69,7 +70,8 @@ func TestNoEventOfWhatNobodyWaitsFor(t *testing.T) {
 	}
 }
 
-// A pod that no source knows has no Event, and a static one's is its mirror's.
+// A pod that no source knows gets no Event, and a static pod's Event goes to its
+// mirror.
 func TestEventsGoToPodsThatExist(t *testing.T) {
 	n := newNode(t, "cl")
 	a := n.agent()
@@ -99,8 +101,8 @@ func TestReasonWhileTheAPIServerIsDown(t *testing.T) {
 	}
 }
 
-// What the plugin reports has its reason by the kind of the error; an older
-// plugin tells none.
+// The Event of a report gets its reason from the kind of the error. An older plugin
+// reports no kind.
 func TestEventsOfReports(t *testing.T) {
 	p := &plan.Plan{Attachments: []plan.Attachment{{}}}
 	for _, k := range cnierr.Kinds() {
@@ -134,7 +136,7 @@ func TestEventsOfReports(t *testing.T) {
 	}
 }
 
-// An Event that cannot be written fails nothing.
+// A failure to write an Event fails nothing else.
 func TestEventThatCannotBeWritten(t *testing.T) {
 	n := newNode(t, "cl")
 	n.addPod("web", apiUID, nil)

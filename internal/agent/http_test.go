@@ -28,20 +28,20 @@ import (
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// running is an agent that serves its socket and HTTP, with a kubelet.
+// running is an agent that serves its socket and HTTP, on a node with a kubelet.
 type running struct {
 	*node
 	kubelet *fakekubelet.Kubelet
 	url     string
-	socket  func() // ends the serving of the socket alone
+	socket  func() // stops serving the socket alone
 }
 
-// runNode starts an agent whose default network is cl, on a node that is changed
-// before.
+// runNode starts an agent whose default network is cl, on a node to which changes are
+// applied first.
 func runNode(t *testing.T, changes ...func(*running)) *running {
 	t.Helper()
 	r := &running{node: newNode(t, "cl")}
-	// Not the test's own directory, whose name can be longer than a socket's may be.
+	// Not in the test's own directory: the path can be too long for a socket.
 	dir, err := os.MkdirTemp("", "agent-")
 	r.Must(err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
@@ -75,8 +75,7 @@ func runNode(t *testing.T, changes ...func(*running)) *running {
 	return r
 }
 
-// start runs f until the function that it returns is called, which may be called
-// again.
+// start runs f until stop is called, which may be called again.
 func (n *node) start(f func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -99,7 +98,7 @@ func (r *running) get(path string) (status int, body string) {
 	return resp.StatusCode, string(raw)
 }
 
-// await asks for a path until the answer is that.
+// await repeats a request for a path until the answer is as wanted.
 func (r *running) await(path string, status int, part string) {
 	r.T.Helper()
 	var got int
@@ -112,7 +111,7 @@ func (r *running) await(path string, status int, part string) {
 	r.T.Fatalf("GET %s: %d %s; want %d with %q", path, got, body, status, part)
 }
 
-// What is missing is named; none of it makes the process unhealthy.
+// Readiness names what is missing. None of it makes the process unhealthy.
 func TestReadiness(t *testing.T) {
 	r := runNode(t)
 	const all = "ok pods\nok definitions\nok kubelet\nok default network\n"
@@ -161,8 +160,8 @@ func TestReadiness(t *testing.T) {
 	})
 }
 
-// Whose permissions are those for kubelets with a Pods API, on a node whose kubelet
-// has none, asks for each pod: it is ready, and nothing that it knows is old.
+// With the permissions for kubelets that have a Pods API, on a node whose kubelet has
+// none, the agent asks for each pod. It is ready, and nothing that it knows is old.
 func TestReadyWherePodsMayNotBeFollowed(t *testing.T) {
 	r := runNode(t, func(r *running) {
 		r.conf.PodsAPI = r.Path("none")
@@ -205,7 +204,7 @@ func TestExposition(t *testing.T) {
 	}
 }
 
-// A request under way is answered after the agent was told to end.
+// A request under way is answered after the agent was told to stop.
 func TestServeHTTPEnds(t *testing.T) {
 	l, err := ListenHTTP("127.0.0.1:0")
 	if err != nil {
@@ -238,7 +237,7 @@ func TestServeHTTPEnds(t *testing.T) {
 	}
 }
 
-// awaitRefusal waits until nobody listens there any more.
+// awaitRefusal waits until nobody listens at address any more.
 func awaitRefusal(address string) {
 	for {
 		conn, err := net.Dial("tcp", address)
@@ -249,8 +248,8 @@ func awaitRefusal(address string) {
 	}
 }
 
-// Strangers can make the view hold so many connections and no more: another waits
-// until one ends.
+// Strangers can open a bounded number of connections to the view. Further ones wait
+// until one is closed.
 func TestConnectionsAreBounded(t *testing.T) {
 	l, err := ListenView("127.0.0.1:0")
 	if err != nil {
@@ -281,7 +280,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	select {
 	case <-accepted:
 		t.Fatal("one too many is accepted")
-	case <-time.After(100 * time.Millisecond): // it waits; a slow machine sees less, never more
+	case <-time.After(100 * time.Millisecond): // still waiting; a slow machine waits longer, never shorter
 	}
 	if err := held.Close(); err != nil {
 		t.Fatal(err)
@@ -289,8 +288,8 @@ func TestConnectionsAreBounded(t *testing.T) {
 	_ = (<-accepted).Close() // only that it comes matters
 }
 
-// What the server has to say of a caller that speaks no TLS is a line like every
-// other of the log.
+// The server's message about a caller that speaks no TLS becomes an ordinary line of
+// the log.
 func TestCallersWithoutTLSAreLogged(t *testing.T) {
 	l, err := ListenHTTP("127.0.0.1:0")
 	if err != nil {
@@ -314,15 +313,14 @@ func TestCallersWithoutTLSAreLogged(t *testing.T) {
 	if err := json.NewDecoder(lines).Decode(&line); err != nil || line.Level != "WARN" || !strings.Contains(line.Msg, "TLS handshake error") {
 		t.Errorf("%+v, %v", line, err)
 	}
-	go func() { _, _ = io.Copy(io.Discard, lines) }() // what else it says
+	go func() { _, _ = io.Copy(io.Discard, lines) }() // further lines
 	cancel()
 	if err := <-served; err != nil {
 		t.Error(err)
 	}
 }
 
-// What the plugin reports reaches the collector that is configured, before the
-// agent has ended.
+// The plugin's reports reach the configured collector before the agent has ended.
 func TestReportsAreTraced(t *testing.T) {
 	const request = "0123456789abcdef0123456789abcdef"
 	got := make(chan []byte, 10)

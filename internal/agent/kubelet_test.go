@@ -20,14 +20,14 @@ import (
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
 
-// Devices of the node of startClaims: a device plugin's, a claim's, and one of a
-// claim of which nobody says what it is.
+// Devices of the node of startClaims: one of a device plugin, one of a claim, and one
+// of a claim whose device cannot be identified.
 const pluginsVF, claimsVF, untoldVF = "0000:21:10.0", "0000:21:10.2", "vf-2"
 
 // startClaims starts a kubelet with those devices.
 func startClaims(t *testing.T) *fakekubelet.Kubelet {
 	t.Helper()
-	// Not the test's own directory, whose name can be longer than a socket's may be.
+	// Not in the test's own directory: the path can be too long for a socket.
 	dir, err := os.MkdirTemp("", "agent-")
 	if err != nil {
 		t.Fatal(err)
@@ -51,7 +51,7 @@ func startClaims(t *testing.T) *fakekubelet.Kubelet {
 	return fake
 }
 
-// admit admits a pod with a claim and with as many VFs of the device plugin.
+// admit admits a pod with a claim and with vfs VFs of the device plugin.
 func admit(t *testing.T, fake *fakekubelet.Kubelet, claim string, vfs int64) *corev1.Pod {
 	t.Helper()
 	p, err := fake.AddPod(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "pod-" + claim, Namespace: "default"}, Spec: corev1.PodSpec{
@@ -66,7 +66,7 @@ func admit(t *testing.T, fake *fakekubelet.Kubelet, claim string, vfs int64) *co
 	return p
 }
 
-// A VF that a claim has is no leftover, whichever source tells of the claim.
+// A VF that a claim holds is no leftover, whichever source knows the claim.
 func TestClaimsDevicesAreAllocated(t *testing.T) {
 	fake := startClaims(t)
 	pod := admit(t, fake, "told", 1)
@@ -89,7 +89,7 @@ func TestClaimsDevicesAreAllocated(t *testing.T) {
 	}
 }
 
-// One of which nobody says what it is may be any VF.
+// A claim's device that cannot be identified may be any VF.
 func TestClaimsDeviceThatCannotBeTold(t *testing.T) {
 	fake := startClaims(t)
 	admit(t, fake, "told", 1)
@@ -103,7 +103,7 @@ func TestClaimsDeviceThatCannotBeTold(t *testing.T) {
 	}
 }
 
-// The functions of devices are compared, however device plugins spell them.
+// Devices are compared by PCI function, however device plugins name them.
 func TestFunctionOfADevice(t *testing.T) {
 	tree := sriovtest.New(t.TempDir())
 	tree.AddSwitchdev()
@@ -124,7 +124,7 @@ func TestFunctionOfADevice(t *testing.T) {
 	}
 }
 
-// kubeletOf connects to a kubelet, without the source left out.
+// kubeletOf connects to a kubelet, without the source that left names.
 func kubeletOf(t *testing.T, fake *fakekubelet.Kubelet, left string) *kubelet {
 	t.Helper()
 	c := configfile.Agent{KubeletDir: fake.Dir()}

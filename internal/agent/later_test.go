@@ -11,7 +11,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// slowServer is an API server that takes a status when it is told to.
+// slowServer is an API server that accepts a status only when the test allows it.
 type slowServer struct{ may, took chan string }
 
 // PublishStatus implements Publisher.
@@ -31,7 +31,8 @@ func (s slowServer) Event(context.Context, kube.PodRef, string, string, string) 
 // NodeEvent implements Publisher.
 func (s slowServer) NodeEvent(context.Context, string, string, string) error { return nil }
 
-// A caller that does not wait for its status is answered before it is published.
+// A caller that does not wait for its status is answered before the status is
+// published.
 func TestStatusIsPublishedLater(t *testing.T) {
 	server := slowServer{make(chan string), make(chan string)}
 	a := New(Sources{Publisher: server}, slog.New(slog.DiscardHandler), func(f func()) { go f() })

@@ -16,9 +16,9 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// What the one-shot mode reports on the host, where no credential is, an agent
-// publishes later: once, when the API server answers, and only of sandboxes that
-// are still attached.
+// An agent publishes later what the one-shot mode reports on the host, which has no
+// credential: once, when the API server answers, and only for sandboxes that are still
+// attached.
 func TestReportsWaitForAnAgent(t *testing.T) {
 	n := newNode(t, "cl")
 	n.conf.CNIDir = n.Path("state")
@@ -60,7 +60,7 @@ func TestReportsWaitForAnAgent(t *testing.T) {
 			t.Errorf("pod %s: status %q", name, status)
 		}
 	}
-	// Each is counted once, although the API server refused one at first.
+	// Each report is counted once, although the API server refused one at first.
 	w := httptest.NewRecorder()
 	serving.src.Metrics.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	if want := `manifold_operation_duration_seconds_count{outcome="success",verb="ADD"} 2`; !strings.Contains(w.Body.String(), want) {
@@ -71,7 +71,7 @@ func TestReportsWaitForAnAgent(t *testing.T) {
 	}
 }
 
-// A report that comes while the agent serves is published when it comes.
+// A report that comes while the agent serves is published at once.
 func TestReportsAreHeardOf(t *testing.T) {
 	n := newNode(t, "cl")
 	n.conf.CNIDir = n.Path("state")
@@ -87,7 +87,7 @@ func TestReportsAreHeardOf(t *testing.T) {
 	})
 	t.Cleanup(stop)
 	box := outboxOf(n.conf.CNIDir)
-	for { // until Deliver has looked once, so that only its watch can tell it
+	for { // until Deliver has looked once, so that only its watch can notice
 		if _, err := os.Stat(string(box)); err == nil {
 			break
 		}
@@ -100,7 +100,7 @@ func TestReportsAreHeardOf(t *testing.T) {
 	}
 }
 
-// A report that is read late is of no sandbox that is gone by then.
+// A report that is read late is not published for a sandbox that is gone by then.
 func TestReportsThatAreReadLate(t *testing.T) {
 	n := newNode(t, "cl")
 	n.conf.CNIDir = n.Path("state")
@@ -111,7 +111,7 @@ func TestReportsThatAreReadLate(t *testing.T) {
 		published bool
 	}{
 		"soon":         {time.Now().Add(time.Hour), false, true}, // however long this test takes
-		"by-a-plugin":  {time.Time{}, false, true},               // that does not say when
+		"by-a-plugin":  {time.Time{}, false, true},               // which does not say when
 		"late":         {time.Now().Add(-time.Hour), true, true},
 		"late-and-old": {time.Now().Add(-time.Hour), false, false},
 	} {

@@ -33,8 +33,8 @@ const (
 	otherVF    = "0000:21:10.6"
 )
 
-// vfNode is a node with a kubelet that advertises two VFs, of which the first has a
-// VLAN that somebody left.
+// vfNode is a node with a kubelet that advertises two VFs, the first of which has a
+// leftover VLAN.
 type vfNode struct {
 	harness.Place
 	kubelet *fakekubelet.Kubelet
@@ -68,7 +68,7 @@ func (n *vfNode) reconciler() *reconcile.Reconciler {
 	return r
 }
 
-// admit adds a pod that gets a VF.
+// admit adds a pod that gets the VF.
 func (n *vfNode) admit(name, vf string) types.UID {
 	n.T.Helper()
 	pod, err := n.kubelet.AddPod(&corev1.Pod{
@@ -81,7 +81,7 @@ func (n *vfNode) admit(name, vf string) types.UID {
 	return pod.UID
 }
 
-// spared fails unless nothing is found, and a repair changes nothing.
+// spared fails unless nothing is found and a repair changes nothing.
 func (n *vfNode) spared(when string) {
 	n.T.Helper()
 	found, err := n.reconciler().Scan(n.T.Context())
@@ -97,8 +97,8 @@ func (n *vfNode) spared(when string) {
 	}
 }
 
-// TestKubeletRestartWindow: the kubelet's lists are empty for seconds, or name the
-// first pods alone, while pods hold devices. Nothing is called nobody's then.
+// TestKubeletRestartWindow: for seconds after a kubelet's restart its lists are empty,
+// or name only the first pods, while pods hold devices. No device counts as free then.
 func TestKubeletRestartWindow(t *testing.T) {
 	n := newVFNode(t)
 	pod := n.admit("app", leftoverVF)
@@ -115,19 +115,19 @@ func TestKubeletRestartWindow(t *testing.T) {
 		n.spared("List of one pod, checkpoint " + name)
 	}
 	n.conf.Checkpoint = file
-	// The same VF is found once its pod is gone from the kubelet's memory.
+	// The same VF is found once the kubelet has forgotten its pod.
 	n.Must(n.kubelet.DeletePod(pod))
 	n.admit("next", otherVF)
 	found, err := n.reconciler().Scan(t.Context())
 	if err != nil || len(found) != 1 || found[0].Kind != reconcile.Leftover || found[0].Device != leftoverVF {
 		t.Errorf("found %v, %v", found, err)
 	}
-	n.conf.Checkpoint = "" // then the pods that are listed may be the first of many
+	n.conf.Checkpoint = "" // then the listed pods may be the first of many
 	n.spared("List of another pod alone")
 }
 
-// A device plugin may name its VFs as it likes: one that a pod has is nobody's under
-// no name, and one that no ID names is not touched while it may be a pod's.
+// A device plugin may name its VFs as it likes. A VF that a pod holds never counts as
+// free, and a VF that no ID names is left alone while a pod may hold it.
 func TestDevicesOfAnyName(t *testing.T) {
 	for name, tc := range map[string]struct {
 		id, away string
@@ -155,7 +155,7 @@ func TestDevicesOfAnyName(t *testing.T) {
 			if err := r.Repair(t.Context(), reconcile.Finding{Kind: reconcile.Leftover, Device: leftoverVF}); !errors.Is(err, reconcile.ErrNotRepaired) {
 				t.Errorf("repair: %v", err)
 			}
-			// One that a device plugin advertises by its own address is not the pod's.
+			// A VF that a device plugin advertises by its address is not the pod's.
 			n.Must(n.tree.Host().Links.SetVF("enp33s0", 3, sriov.PropertyVLAN, sriov.VFState{VLAN: 78}))
 			found, _ = r.Scan(t.Context())
 			if len(found) != 1 || found[0].Device != otherVF {
@@ -170,8 +170,8 @@ func TestDevicesOfAnyName(t *testing.T) {
 	}
 }
 
-// A dead sandbox's VF is repaired once the kubelet has given it to nobody. Whose it
-// is otherwise does not matter: the dead sandbox's own pod may be about to start anew.
+// A dead sandbox's VF is repaired only while the kubelet has allocated it to nobody, not
+// even to the sandbox's own pod, which may be about to start again.
 func TestStrandedVFsThatAreGivenOnAreLeftAlone(t *testing.T) {
 	for name, c := range map[string]struct {
 		uid, given string
@@ -214,7 +214,7 @@ func TestStrandedVFsThatAreGivenOnAreLeftAlone(t *testing.T) {
 	}
 }
 
-// PFs are excluded in any spelling, and what can be no PF is refused.
+// PFs are excluded in any spelling, and entries that cannot name a PF are refused.
 func TestConfigOfExcludedPFs(t *testing.T) {
 	c := configfile.Agent{ReconcileExclude: []string{"0000:5E:00.0", "5e:00.1", "enp33s0 "}}
 	if err := c.Complete(); err != nil || !slices.Equal(c.ReconcileExclude, []string{"0000:5e:00.0", "0000:5e:00.1", "enp33s0"}) {
@@ -226,8 +226,8 @@ func TestConfigOfExcludedPFs(t *testing.T) {
 	}
 }
 
-// TestKubeletsDirectoriesAreWatched: those whose change means that it started or
-// allocated.
+// TestKubeletsDirectoriesAreWatched: the reconciler watches the directories whose
+// changes mean that the kubelet started or allocated.
 func TestKubeletsDirectoriesAreWatched(t *testing.T) {
 	n := newVFNode(t)
 	got := n.reconciler().Watch
@@ -274,5 +274,5 @@ func TestAccept(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	n.Must(os.MkdirAll(n.conf.CNIDir, 0o700))
-	n.Must(Accept(t.Context(), &n.conf, leftoverVF)) // in no quarantine: nothing to do
+	n.Must(Accept(t.Context(), &n.conf, leftoverVF)) // not in quarantine: nothing to do
 }

@@ -22,7 +22,7 @@ func summed(t *testing.T, s *sandboxes) metrics.Node {
 	return n
 }
 
-// begun is a journal of two attachments, the second with a device.
+// begun returns a journal of two attachments, the second with a device.
 func begun(t *testing.T) (*sandboxes, *journal.Entry) {
 	t.Helper()
 	dir := journal.Dir{Path: t.TempDir()}
@@ -58,7 +58,7 @@ func TestJournalsBetweenScrapes(t *testing.T) {
 	}
 }
 
-// One that is damaged is counted, one that is gone forgotten.
+// A damaged journal is counted, and a removed one is forgotten.
 func TestJournalsThatGo(t *testing.T) {
 	s, e := begun(t)
 	file := filepath.Join(s.dir.Path, e.Key.String()+".journal")

@@ -31,8 +31,8 @@ type node struct {
 	once bool // one-shot mode
 }
 
-// newNode has an API server and a network configuration in confDir for each name
-// given; it has no snapshot and nothing that would need the kubelet.
+// newNode has an API server, and a network configuration in confDir for each name in
+// onDisk. It has no snapshot, and nothing that needs the kubelet.
 func newNode(t *testing.T, onDisk ...string) *node {
 	t.Helper()
 	n := &node{Place: harness.NewPlace(t), api: kubetest.Start()}
@@ -49,12 +49,12 @@ func newNode(t *testing.T, onDisk ...string) *node {
 	return n
 }
 
-// config is a network configuration whose plugin type tells where it is from.
+// config returns a network configuration whose plugin type tells where it comes from.
 func config(name, cniType string) string {
 	return fmt.Sprintf(`{"cniVersion":"1.0.0","name":%q,"plugins":[{"type":%q}]}`, name, cniType)
 }
 
-// define adds a definition of the default network's namespace to the API server.
+// define adds a definition to the API server, in the default network's namespace.
 func (n *node) define(name, config string) {
 	n.api.AddDefinition(&netattach.Definition{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: name}, Spec: netattach.DefinitionSpec{Config: config},
@@ -69,7 +69,7 @@ func (n *node) manifest(name, config string) {
 		`{"apiVersion":"k8s.cni.cncf.io/v1","kind":"NetworkAttachmentDefinition","metadata":{"name":%q,"namespace":"kube-system"},"spec":{"config":%q}}`, name, config))
 }
 
-// agent is one whose informers have not been started: what an agent is before it
+// agent returns an agent whose informers have not been started, like an agent before it
 // has synced.
 func (n *node) agent() *Agent {
 	n.T.Helper()
@@ -89,7 +89,7 @@ func (n *node) request(clusterNetwork string) plan.Request {
 	return plan.Request{Version: plan.Version, ContainerID: "c1", NetNS: "/run/netns/c1", IfName: "eth0", Config: conf}
 }
 
-// wantPlan plans a sandbox that gets clusterNetwork. want is in the error's text,
+// wantPlan plans a sandbox that gets clusterNetwork. want is part of the error's text,
 // or the plugin type of the plan's only attachment.
 func (n *node) wantPlan(clusterNetwork, want string, kind cnierr.Kind) {
 	n.T.Helper()
@@ -102,8 +102,8 @@ func (n *node) wantPlan(clusterNetwork, want string, kind cnierr.Kind) {
 	}
 }
 
-// A file serves only where there is no definition of the name, whatever the agent
-// has in memory yet; where nobody can tell, the node comes up with the file.
+// A file serves only if no definition has the name, even before the agent has synced.
+// If no source can tell, the node comes up with the file.
 func TestDefinitionGoesBeforeAFileOfItsName(t *testing.T) {
 	fromDefinition := func(n *node) { n.define("cl", config("cl", "from-definition")) }
 	damaged := func(n *node) { n.File("snapshot", "garbage") }
@@ -152,9 +152,9 @@ func TestDefinitionGoesBeforeAFileOfItsName(t *testing.T) {
 	}
 }
 
-// Who asks which definition is the default network hears whether there is one, whether
-// it leaves its configuration to a file, and whether it is broken: a file serves after
-// the first two alone.
+// Whoever asks for the definition of the default network learns whether it exists,
+// whether it leaves its configuration to a file, and whether it is broken. Only in the
+// first two cases does a file serve.
 func TestDefinitionOfTheDefaultNetwork(t *testing.T) {
 	n := newNode(t)
 	n.conf.APIServer = ""
@@ -175,8 +175,8 @@ func TestDefinitionOfTheDefaultNetwork(t *testing.T) {
 	}
 }
 
-// The one-shot mode runs on the host, where the credential of the agent's pod is
-// not: it goes by the snapshot alone, and what that cannot tell is asked again.
+// The one-shot mode runs on the host, without the credential of the agent's pod. It
+// reads the snapshot alone; what that cannot tell is to be asked again.
 func TestOneShotWithoutTheAgentsCredential(t *testing.T) {
 	n := newNode(t, "cl")
 	n.conf.APIServer, n.once = configfile.InCluster, true
@@ -184,8 +184,8 @@ func TestOneShotWithoutTheAgentsCredential(t *testing.T) {
 	n.wantPlan("elsewhere", "snapshot", cnierr.TryAgain)
 }
 
-// Once the informer has synced, the manifests still count, and neither they nor
-// the file cost the API server a request.
+// After the informer has synced, the manifests still count, and neither they nor the
+// file cost the API server a request.
 func TestDefinitionsOnceSynced(t *testing.T) {
 	n := newNode(t, "cl", "other", "third")
 	n.define("cl", config("cl", "from-definition"))
@@ -217,8 +217,8 @@ func TestDefinitionsOnceSynced(t *testing.T) {
 	}
 }
 
-// A device is not passed over with its definition: without an allocation the pod
-// is refused, and does not get the file's network.
+// A definition that needs a device is not skipped: without an allocation the pod is
+// refused instead of getting the file's network.
 func TestDefinitionWithADeviceIsNotPassedOver(t *testing.T) {
 	n := newNode(t, "cl")
 	n.api.AddDefinition(&netattach.Definition{
@@ -232,7 +232,7 @@ func TestDefinitionWithADeviceIsNotPassedOver(t *testing.T) {
 }
 
 const (
-	apiUID     = "aaaaaaaa-0000-4000-8000-000000000001" // as the API server gives them
+	apiUID     = "aaaaaaaa-0000-4000-8000-000000000001" // as the API server assigns them
 	newUID     = "bbbbbbbb-0000-4000-8000-000000000002"
 	kubeletUID = "0123456789abcdef0123456789abcdef" // as the kubelet computes them
 )
@@ -253,8 +253,8 @@ func (n *node) planPod(a *Agent, name, uid string) (*plan.Plan, error) {
 	return a.Plan(context.Background(), req)
 }
 
-// What a source says of a pod decides under which UID the status is written: that
-// of an ordinary pod guards the name's next owner, a static pod's is not the API's.
+// The source of a pod decides under which UID the status is written. An ordinary pod's
+// UID protects the name's next owner; a static pod's UID is not the API's.
 func TestStatusOfStaticAndOrdinaryPods(t *testing.T) {
 	mirror := map[string]string{"kubernetes.io/config.mirror": kubeletUID, "kubernetes.io/config.source": "file"}
 	posing := map[string]string{"kubernetes.io/config.source": "file"}
@@ -303,8 +303,8 @@ func TestStatusOfStaticAndOrdinaryPods(t *testing.T) {
 	}
 }
 
-// A pod of the API server is not taken for the static pod of its name's manifest,
-// not even while nobody else answers.
+// A pod of the API server is not mistaken for the static pod of a manifest of that
+// name, not even while nobody else answers.
 func TestOrdinaryPodIsNotAnsweredByAManifest(t *testing.T) {
 	n := newNode(t, "cl")
 	n.File("pods/web.json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","namespace":"shop"}}`)
@@ -320,8 +320,8 @@ func TestOrdinaryPodIsNotAnsweredByAManifest(t *testing.T) {
 	}
 }
 
-// late are sources of which the API server answers no question in a request's time:
-// the pod's the second time, none after a definition.
+// late is sources of which the API server answers too late for a request's timeout: the
+// pod at the first attempt, definitions always.
 type late struct {
 	kube.Pods
 	asked map[string]int
@@ -343,7 +343,8 @@ func (l late) Definition(_ context.Context, _, name string) (*netattach.Definiti
 	return nil, l.answer(name)
 }
 
-// Once a plan's pod took longer than a request may, its definitions may as well at once.
+// When a plan's pod took longer than a request's timeout, its definitions get all the
+// time at once.
 func TestPlanKeepsItsPatience(t *testing.T) {
 	n := newNode(t, "cl")
 	n.addPod("web", apiUID, map[string]string{"k8s.v1.cni.cncf.io/networks": "net"})

@@ -20,7 +20,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/kube/kubetest"
 )
 
-// The taint goes when the last check holds, by one PATCH that leaves the others.
+// The taint is removed when the last check holds, by one PATCH that leaves the others.
 func TestStartupTaintGoesWhenReady(t *testing.T) {
 	var patches []string
 	ready := false
@@ -40,7 +40,7 @@ func TestStartupTaintGoesWhenReady(t *testing.T) {
 	}
 	defer client.Close()
 	a := &Assembly{writer: kube.NewWriter(client, "manifold", "node1"), Checks: []Check{{"any", func(context.Context) error {
-		defer func() { ready = true }() // at the second look
+		defer func() { ready = true }() // at the second check
 		if !ready {
 			return errors.New("not yet")
 		}
@@ -53,7 +53,7 @@ func TestStartupTaintGoesWhenReady(t *testing.T) {
 	}
 }
 
-// A node is relieved of its taint whether or not the agent keeps a CNI configuration.
+// A node loses its startup taint whether or not the agent keeps a CNI configuration.
 func TestStartupTaintWithoutAKeptConfiguration(t *testing.T) {
 	r := runNode(t, func(r *running) { r.conf.CNIConfig, r.conf.StartupTaint = configfile.None, "manifold.dev/not-ready" })
 	asked := func(q kubetest.Request) bool { return q.Path == "/api/v1/nodes/node1" }

@@ -9,8 +9,8 @@ import (
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
-// A VF that the kubelet has given to a pod is not another's because a definition names
-// it.
+// A VF that the kubelet has allocated to a pod does not become another pod's because a
+// definition names it.
 func TestVFThatADefinitionNamesIsAnotherPods(t *testing.T) {
 	n := newVFNode(t)
 	n.admit("owner", leftoverVF)

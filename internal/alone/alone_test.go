@@ -15,7 +15,7 @@ func TestOneProcessor(t *testing.T) {
 	}
 }
 
-// What it imported would be initialised before it.
+// An import of another package would be initialized before this one.
 func TestImportsTheRuntimeAlone(t *testing.T) {
 	out, err := exec.Command("go", "list", "-f", "{{join .Imports \" \"}}", ".").Output()
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
-// TestRunnable: what libcni runs is runnable, though no plan would have it, and what it
-// never could is not.
+// TestRunnable: a configuration that libcni runs is runnable, although no plan would
+// have it, and one that libcni could never run is not.
 func TestRunnable(t *testing.T) {
 	for config, programs := range map[string][]string{
 		`{"name":"x","cniVersion":"1.0.0","plugins":[{"type":"bridge","ipam":{"type":"static"}},{"type":"tuning"}]}`: {"bridge", "static", "tuning"},
@@ -49,7 +49,7 @@ func TestRunnable(t *testing.T) {
 	}
 }
 
-// FuzzRunnable: whatever is recorded, what is runnable names plain programs.
+// FuzzRunnable: whatever is recorded, a runnable configuration names plain programs.
 func FuzzRunnable(f *testing.F) {
 	f.Add("x", []byte(`{"name":"x","cniVersion":"1.0.0","plugins":[{"type":"bridge","ipam":{"type":"static"}},null]}`))
 	f.Add("..", []byte(`{"type":"a/b","cniVersion":"1"}`))

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// thin is a file as the runtime reads it, with what people write into it.
+// thin is a file as the runtime reads it, with the keys that people write.
 const thin = `{
   "cniVersion": "0.3.1",
   "name": "node-cni-network",
@@ -36,7 +36,7 @@ const thick = `{
   "auxiliaryCNIChainName": "vendor-cni-chain"
 }`
 
-// conversions are configurations of Multus, what becomes of them and what is said.
+// conversions are configurations of Multus, with the results and the changes reported.
 var conversions = map[string]struct {
 	in            string
 	plugin, agent string // as JSON
@@ -121,7 +121,7 @@ func TestConvert(t *testing.T) {
 	}
 }
 
-// validOnceInstalled: the default network is all that install completes.
+// validOnceInstalled checks that the default network is all that install must add.
 func validOnceInstalled(t *testing.T, c *Conversion, want string) {
 	t.Helper()
 	complete := string(c.Plugin)

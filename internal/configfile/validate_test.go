@@ -23,8 +23,8 @@ func places(in string) []string {
 	return out
 }
 
-// broken are wrong values of the keys: too short to be any, a path that is none, a
-// name that cannot be, a number out of range. The wrong types are added by type.
+// broken are wrong values of the keys: too short, an impossible path or name, a number
+// out of range. Values of wrong types are added by type.
 var broken = map[string][]string{
 	"cniVersion": {`"9.9.9"`, `"1.0"`, `""`}, "name": {`""`, `"a/b"`, `"-a"`}, "type": {`""`, `"manifoldd"`},
 	"clusterNetwork":  {`"a b"`, `"a@eth0"`, `"a/b/c"`, `"../net.d"`},
@@ -38,7 +38,7 @@ var broken = map[string][]string{
 	"logOptions": {`{"maxSize":-1}`, `{"maxAge":"5"}`, `{"maxBackups":1.5}`, `{"compress":1}`},
 }
 
-// wrongTypes are values that no key of a type takes.
+// wrongTypes returns values that no key of a type accepts.
 func wrongTypes(t reflect.Type) []string {
 	all := map[reflect.Kind]string{reflect.String: `"x"`, reflect.Bool: `true`, reflect.Int: `7`, reflect.Slice: `["x"]`, reflect.Map: `{"x":"y"}`}
 	kind := t.Kind()
@@ -58,8 +58,8 @@ func wrongTypes(t reflect.Type) []string {
 	return out
 }
 
-// TestEveryKeyIsValidatedByLineAndKey breaks each key of the reference in each way
-// that its type and its meaning allow, in a list and in a single configuration.
+// TestEveryKeyIsValidatedByLineAndKey breaks each key of the reference in each way that
+// its type and its meaning allow, in a list and in a single configuration.
 func TestEveryKeyIsValidatedByLineAndKey(t *testing.T) {
 	conf := reflect.TypeFor[netconf.Conf]()
 	for i := range conf.NumField() {
@@ -87,12 +87,12 @@ func breaks(t *testing.T, key, value string, single bool) {
 	in, want := with(key, value, single)
 	found := 0
 	for _, f := range ValidatePlugin([]byte(in)) {
-		at := f.Key == key && (f.Line == want || f.Line == want+1) // the value begins in the line behind its key
+		at := f.Key == key && (f.Line == want || f.Line == want+1) // the value begins in the line after its key
 		switch {
-		case f.Warning: // of keys that need others beside them
-		case at, key == "delegates" && f.Key == "clusterNetwork": // an empty list is none
+		case f.Warning: // of keys that need other keys
+		case at, key == "delegates" && f.Key == "clusterNetwork": // an empty list does not count
 			found++
-		case key == "type" && f.Key == "plugins": // none of them is ours then
+		case key == "type" && f.Key == "plugins": // then no plugin is Manifold's
 		default:
 			t.Errorf("found %s in\n%s", f, in)
 		}
@@ -102,7 +102,7 @@ func breaks(t *testing.T, key, value string, single bool) {
 	}
 }
 
-// with returns a configuration that is right but for one key, and the line of that.
+// with returns a configuration that is valid but for one key, and that key's line.
 func with(key, value string, single bool) (in string, line int) {
 	list := map[string]string{"cniVersion": `"1.1.0"`, "name": `"manifold"`}
 	plugin := []string{`"type": "manifold"`, `"clusterNetwork": "net"`}
@@ -110,7 +110,7 @@ func with(key, value string, single bool) (in string, line int) {
 	switch {
 	case single:
 		plugin = append(own, plugin...)
-	case list[key] != "": // the list's own
+	case list[key] != "": // a key of the list
 		list[key] = value
 		line = map[string]int{"cniVersion": 2, "name": 3}[key]
 	}
@@ -130,7 +130,8 @@ func with(key, value string, single bool) (in string, line int) {
 	return fmt.Sprintf("{\n\"cniVersion\": %s,\n\"name\": %s,\n\"plugins\": [\n%s]}", list["cniVersion"], list["name"], in), line
 }
 
-// TestValidatePluginLooksAtTheWholeFile: what is wrong beside the plugin's own keys.
+// TestValidatePluginLooksAtTheWholeFile: mistakes outside the plugin's own keys are
+// found.
 func TestValidatePluginLooksAtTheWholeFile(t *testing.T) {
 	const ours = `{"type":"manifold","clusterNetwork":"a"}`
 	list := func(keys string) string { return "{\n" + keys + ",\n\"plugins\": [" + ours + "]}" }

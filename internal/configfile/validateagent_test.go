@@ -23,7 +23,7 @@ func agentPlaces(in string) (out []string) {
 }
 
 // TestEveryKeyOfTheAgentIsValidatedByLineAndKey breaks each key in each way that its
-// type and its meaning allow: what is found is what the agent refuses.
+// type and its meaning allow: the findings are what the agent refuses.
 func TestEveryKeyOfTheAgentIsValidatedByLineAndKey(t *testing.T) {
 	broken := map[string][]string{
 		"node": {`"Node 1"`, `"a/b"`}, "reconcile": {`"sometimes"`}, "logFormat": {`"xml"`}, "listen": {`"9100"`, `"host:port"`, `":99999"`},
@@ -39,7 +39,7 @@ func TestEveryKeyOfTheAgentIsValidatedByLineAndKey(t *testing.T) {
 		}
 		values := append(wrongTypes(field.Type), broken[key]...)
 		if broken[key] == nil {
-			values = append(values, `"relative/path"`) // all others are paths
+			values = append(values, `"relative/path"`) // all other keys are paths
 		}
 		for _, value := range values {
 			t.Run(fmt.Sprintf("%s %.40s", key, value), func(t *testing.T) {
@@ -74,8 +74,8 @@ func TestValidateAgentLooksAtTheWholeFile(t *testing.T) {
 		"{\"podManifests\":\n \"" + dir + "/absent\"}":      {"1:warning podManifests"},
 		"{\"podManifests\": \"" + dir + "\"}":               nil,
 		"{\"apiServer\": \"in-cluster\", \"view\": \":1\"}": nil,
-		"{\"kubeletDir\": \"kubelet\"}":                     {"1:error kubeletDir"}, // and nothing of what is derived
-		"{\"socket\": \"" + dir + "/absent\"}":              nil,                    // the agent makes it
+		"{\"kubeletDir\": \"kubelet\"}":                     {"1:error kubeletDir"}, // and nothing about the paths derived from it
+		"{\"socket\": \"" + dir + "/absent\"}":              nil,                    // the agent creates it
 		"{\"podResources\": \"-\", \"podsAPI\": null}":      nil,
 	} {
 		if got := agentPlaces(in); !slices.Equal(got, want) {
@@ -84,7 +84,7 @@ func TestValidateAgentLooksAtTheWholeFile(t *testing.T) {
 	}
 }
 
-// What is called right starts the agent.
+// A file without findings starts the agent.
 func FuzzValidateAgent(f *testing.F) {
 	for _, in := range []string{
 		`{}`, `{"node":"a","socket":"/run/a.sock","kubeletDir":"/var/lib/kubelet","apiServer":"in-cluster","resourceSlices":true,"startupTaint":"a/b"}`,
@@ -96,7 +96,7 @@ func FuzzValidateAgent(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in string) {
 		right := true
 		for _, finding := range ValidateAgent([]byte(in)) {
-			right = right && finding.Warning && !strings.Contains(finding.Text, "twice") // of which the first may be wrong
+			right = right && finding.Warning && !strings.Contains(finding.Text, "twice") // the first of two may be wrong
 			if finding.Line < 1 || finding.Line > 1+strings.Count(in, "\n") {
 				t.Errorf("%s is not in the file", finding)
 			}

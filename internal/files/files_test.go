@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// What a killed write left goes with the next one; files of other names stay, and so
-// does the mode of a file that is replaced.
+// The next write removes the leftovers of a killed one. Files of other names stay, and
+// so does the mode of a replaced file.
 func TestReplaceLocked(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"conf", ".conf12", ".conf6340244231178033926", ".conf", ".conf-x", ".other1"} {

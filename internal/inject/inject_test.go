@@ -16,8 +16,8 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// given are definitions of namespace shop: a and b stand on resources, a's also for
-// nodes of a rack, c on nothing, d on another rack.
+// given returns definitions of namespace shop: a and b need devices, a also nodes of a
+// rack, c needs nothing, d needs another rack.
 func given() map[planner.Ref]*netattach.Definition {
 	out := map[planner.Ref]*netattach.Definition{}
 	for name, annotations := range map[string]map[string]string{
@@ -32,7 +32,7 @@ func given() map[planner.Ref]*netattach.Definition {
 	return out
 }
 
-// injected injects into a pod in JSON, and returns the pod as it is after the patch.
+// injected injects into a pod in JSON, and returns the pod after the patch.
 func injected(t *testing.T, raw string) (in *Injection, after string, err error) {
 	t.Helper()
 	r, err := rules.New(nil, "does not exist")
@@ -84,14 +84,14 @@ func patched(t *testing.T, raw string, in *Injection) string {
 	return string(after)
 }
 
-// spec makes a pod that selects networks; rest follows in its spec.
+// spec returns a pod that selects networks; rest is appended to its spec.
 func spec(networks, rest string) string {
 	quoted, _ := json.Marshal(networks) // a string always encodes
 	return fmt.Sprintf(`{"metadata":{"annotations":{"k8s.v1.cni.cncf.io/networks":%s}},"spec":{%s}}`, quoted, rest)
 }
 
-// limits is the operation that sets the first limit of a container without
-// resources, requests the one that follows it.
+// limits returns the operation that sets the first limit of a container without
+// resources; requests returns the operation that follows it.
 func limits(container int, resource string, n int) string {
 	return fmt.Sprintf(`{"op":"add","path":"/spec/containers/%d/resources","value":{"limits":{"%s":"%d"}}}`, container, resource, n)
 }
@@ -188,8 +188,8 @@ func TestInjectByThePodsAnnotation(t *testing.T) {
 	}
 }
 
-// FuzzInject: whatever a pod is, the patch applies, lowers and removes nothing, and
-// a second one is empty.
+// FuzzInject: whatever a pod is, the patch applies, lowers and removes nothing, and a
+// second patch is empty.
 func FuzzInject(f *testing.F) {
 	f.Add("b,a@x", `{"spec":{"containers":[{"name":"m"}]}}`)
 	f.Add(`[{"name":"b","manifold.dev/container":"n"},{"name":"d"}]`, `{"spec":{"nodeSelector":null,"containers":[{"name":"n","resources":{"limits":{"x.example/b":"1","cpu":"1m"}}}],"future":[1.5,{"x":null}]}}`)
@@ -217,7 +217,7 @@ func FuzzInject(f *testing.F) {
 		}
 		_, after, err := injected(t, string(before))
 		if err != nil {
-			return // no pod, or one that validation refuses
+			return // not a pod, or refused by validation
 		}
 		var was, is corev1.Pod
 		if err := json.Unmarshal(before, &was); err != nil {

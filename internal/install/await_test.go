@@ -13,10 +13,10 @@ import (
 	"github.com/manifold-cni/manifold/internal/kube"
 )
 
-// A DaemonSet is awaited from before it exists until it is ready everywhere.
+// Await starts before the DaemonSet exists, and ends when it is ready everywhere.
 func TestAwaitDaemonSet(t *testing.T) {
 	answers := []string{
-		"", // not there yet
+		"", // does not exist yet
 		`{"metadata":{"generation":1},"status":{"desiredNumberScheduled":0,"numberReady":0}}`,
 		`{"metadata":{"generation":1},"status":{"observedGeneration":1,"desiredNumberScheduled":2,"numberReady":1}}`,
 		`{"metadata":{"generation":1},"status":{"observedGeneration":1,"desiredNumberScheduled":2,"numberReady":2}}`,

@@ -40,7 +40,7 @@ func newGuarded(t *testing.T) *guarded {
 	return d
 }
 
-// config is a network configuration of one plugin.
+// config returns a network configuration of one plugin.
 func config(name, cniType string) string {
 	return fmt.Sprintf(`{"cniVersion":"1.0.0","name":%q,"plugins":[{"type":%q}]}`, name, cniType)
 }
@@ -61,7 +61,7 @@ func (d *guarded) read() []byte {
 	return raw
 }
 
-// wantSaid waits for the next thing that is said.
+// wantSaid waits for the next Event and checks its parts.
 func (d *guarded) wantSaid(parts ...string) {
 	d.T.Helper()
 	select {
@@ -99,7 +99,7 @@ func TestGuardPutsBack(t *testing.T) {
 			done := make(chan struct{})
 			go func() { defer close(done); d.g.Run(ctx) }()
 			defer func() { stop(); <-done }()
-			for range 2 { // it goes on watching
+			for range 2 { // it keeps watching
 				d.Must(tc.do(d))
 				d.wantSaid(tc.says...)
 				if got := d.read(); !bytes.Equal(got, d.conf) {
@@ -113,11 +113,11 @@ func TestGuardPutsBack(t *testing.T) {
 	}
 }
 
-// There may be no watch to be had: the guard looks all the same.
+// Without a watch the guard still looks now and then.
 func TestGuardLooksWithoutAWatch(t *testing.T) {
 	d := newGuarded(t)
 	d.g.every = time.Millisecond
-	d.Must(os.Rename(d.Dir, d.Dir+".away")) // nothing can be watched
+	d.Must(os.Rename(d.Dir, d.Dir+".away")) // so that nothing can be watched
 	if err := d.g.Ready(context.Background()); err == nil {
 		t.Error("it is ready before it has looked")
 	}
@@ -138,7 +138,7 @@ func TestGuardLooksWithoutAWatch(t *testing.T) {
 	}
 }
 
-// What an administrator or another installation wrote is no theft.
+// The guard respects what an administrator or another installation wrote.
 func TestGuardTakesWhatIsMeant(t *testing.T) {
 	d := newGuarded(t)
 	edited := strings.Replace(string(d.conf), `"cluster-net"`, `"other-net"`, 1)
@@ -169,13 +169,13 @@ func TestGuardSaysWhoStandsBefore(t *testing.T) {
 	if err := d.g.Ready(context.Background()); err == nil || !strings.Contains(err.Error(), "00-aaa.conf") {
 		t.Errorf("ready: %v", err)
 	}
-	d.g.look(context.Background()) // said once
+	d.g.look(context.Background()) // reported once
 	d.Must(os.Remove(d.Path("00-aaa.conf")))
 	d.g.look(context.Background())
 	if err := d.g.Ready(context.Background()); err != nil {
 		t.Error(err)
 	}
-	d.Must(os.Remove(d.Path("00-manifold.conflist"))) // which is another matter
+	d.Must(os.Remove(d.Path("00-manifold.conflist"))) // which is a different problem
 	if err := d.g.first(); err != nil {
 		t.Errorf("behind it: %v", err)
 	}

@@ -23,7 +23,7 @@ import (
 	"github.com/manifold-cni/manifold/netattach"
 )
 
-// again installs over what is there, and returns what is printed.
+// again installs over the present installation, and returns what is printed.
 func (d *guarded) again(change func(*Installer)) (string, error) {
 	i := d.installer(d.Path("bin"))
 	change(i)
@@ -32,9 +32,8 @@ func (d *guarded) again(change func(*Installer)) (string, error) {
 	return out.String(), err
 }
 
-// Who calls Manifold's file otherwise has one of it all the same, with the default
-// network that it had, and none when it is uninstalled: the runtime would call programs
-// that are gone.
+// An installation under another file name leaves one file, with the default network as
+// before, and uninstalling leaves none: the runtime would call programs that are gone.
 func TestConfigurationOfAnotherName(t *testing.T) {
 	for _, name := range []string{"000-manifold.conflist", "05-manifold.conflist"} {
 		d := newGuarded(t)
@@ -53,7 +52,7 @@ func TestConfigurationOfAnotherName(t *testing.T) {
 		if kept := d.agentConfig().CNIConfig; kept != d.Path(name) {
 			t.Errorf("the agent is to keep %s", kept)
 		}
-		// Nobody tells uninstall how it is called.
+		// Nobody tells Uninstall the file's name.
 		d.Must(d.installer("").Uninstall(new(bytes.Buffer)))
 		if first, _ := netconf.First(d.Dir); first == nil || first.Name != "new-net" || files.Exists(d.Path("bin/manifold")) || files.Exists(d.Path("manifold.d")) {
 			t.Errorf("after uninstall the runtime takes %+v", first)
@@ -68,7 +67,7 @@ func (d *guarded) attach() {
 	d.Must(err)
 }
 
-// agentConfig is the agent's configuration as the agent reads it.
+// agentConfig returns the agent's configuration as the agent reads it.
 func (d *guarded) agentConfig() *configfile.Agent {
 	d.T.Helper()
 	c, err := configfile.ReadAgent(d.Path("manifold.d/agent.json"))
@@ -76,8 +75,8 @@ func (d *guarded) agentConfig() *configfile.Agent {
 	return c
 }
 
-// An agent keeps the file that is installed, or none: with another it would be ready
-// while nobody keeps that one. What is refused replaces nothing.
+// An agent guards the installed file or none: with another path it would be ready while
+// nobody guards that file. A refused installation replaces nothing.
 func TestAgentIsToldWhichFileToKeep(t *testing.T) {
 	d := newGuarded(t)
 	for given, want := range map[string]string{
@@ -104,14 +103,13 @@ func TestAgentIsToldWhichFileToKeep(t *testing.T) {
 	}
 }
 
-// Where another plugin has taken the configuration away while no agent ran, its copy
-// still says which default network there is, and where the journals are: whoever took it
-// is not asked.
+// When another plugin has removed the configuration while no agent ran, its copy still
+// tells the default network and the directory of the journals.
 func TestInstallAndUninstallOfWhatWasTakenAway(t *testing.T) {
 	conf := "00-manifold.conflist"
 	for name, tc := range map[string]struct {
 		take func(*guarded) error
-		to   string // the name that it is installed by then
+		to   string // the name under which it is installed then
 	}{
 		"renamed":              {func(d *guarded) error { return os.Rename(d.Path(conf), d.Path(conf+".cilium_bak")) }, conf},
 		"overwritten":          {func(d *guarded) error { d.File(conf, config("new-net", "bridge")); return nil }, conf},
@@ -140,7 +138,7 @@ func TestInstallAndUninstallOfWhatWasTakenAway(t *testing.T) {
 	}
 }
 
-// A loopback is no network of a node, which with it alone would have none.
+// A loopback is not a network: with it alone, the node would have none.
 func TestUninstallLooksPastALoopback(t *testing.T) {
 	d := newGuarded(t)
 	d.File("05-lo.conf", `{"cniVersion":"1.0.0","name":"lo","type":"loopback"}`)
@@ -154,7 +152,8 @@ func TestUninstallLooksPastALoopback(t *testing.T) {
 	d.Must(i.Uninstall(new(bytes.Buffer)))
 }
 
-// Nobody would release the pods whose journals are left behind.
+// Install refuses another directory of journals: nobody would release the pods whose
+// journals are left behind.
 func TestAnotherDirectoryOfJournals(t *testing.T) {
 	d := newGuarded(t)
 	d.File("agent.json", `{"podManifests": "/srv/pods"}`)
@@ -178,17 +177,17 @@ func TestAnotherDirectoryOfJournals(t *testing.T) {
 	}
 	d.attach()
 	refused("1 sandboxes", "--force")
-	d.Must(os.Rename(d.Path("state"), d.Path("unseen"))) // as in a pod that mounts the other alone
+	d.Must(os.Rename(d.Path("state"), d.Path("unseen"))) // as in a pod that mounts only the other directory
 	refused("cannot be looked into", "--force", "uninstall")
 	d.Must(os.Mkdir(d.Path("state"), 0o700))
-	d.Must(install(false)) // it has none
+	d.Must(install(false)) // it has no journals
 	d.Must(os.RemoveAll(d.Path("elsewhere")))
-	_, err := d.again(func(*Installer) {}) // forced
+	_, err := d.again(func(*Installer) {}) // guarded's installer forces it
 	d.Must(err)
 }
 
-// waiting is an installer for a new node's directory, which is empty, that waits for
-// its cluster default network.
+// waiting returns an installer for a new node's empty directory that waits for its
+// cluster default network.
 func (d *guarded) waiting(network string) *Installer {
 	i := d.installer(d.Path("bin"))
 	i.ConfDir, i.ClusterNetwork, i.Wait = d.Path("new"), network, time.Minute
@@ -197,7 +196,7 @@ func (d *guarded) waiting(network string) *Installer {
 	return i
 }
 
-// apiServer gives the agent that is to be installed an API server.
+// apiServer gives the agent that will be installed an API server.
 func (d *guarded) apiServer(i *Installer) *kubetest.Server {
 	d.T.Helper()
 	api := kubetest.Start()
@@ -209,7 +208,7 @@ func (d *guarded) apiServer(i *Installer) *kubetest.Server {
 	return api
 }
 
-// told is what somebody is told, and does at the first word.
+// told collects what is printed, and calls first at the first write.
 type told struct {
 	bytes.Buffer
 	first func()
@@ -222,8 +221,8 @@ func (w *told) Write(p []byte) (int, error) {
 	return w.Buffer.Write(p)
 }
 
-// On a new node the default network's plugin may come later, named or not: until then
-// the runtime finds nothing.
+// On a new node the default network's plugin may come later, whether it is named or
+// not: until then the runtime finds nothing.
 func TestInstallWaitsForADefaultNetwork(t *testing.T) {
 	for name, tc := range map[string]struct {
 		network string
@@ -267,7 +266,7 @@ func TestInstallWaitsForADefaultNetwork(t *testing.T) {
 	}
 }
 
-// Whoever ends the installation need not wait for it; nobody waits who says so.
+// Ending ctx ends an installation that waits, and Wait 0 waits for nothing.
 func TestInstallThatWaitsEnds(t *testing.T) {
 	d := newGuarded(t)
 	i := d.waiting("named-net")
@@ -279,8 +278,8 @@ func TestInstallThatWaitsEnds(t *testing.T) {
 	d.Must(i.Install(context.Background(), new(bytes.Buffer)))
 }
 
-// An API server that accepts questions and never answers keeps nobody: what comes on the
-// disk meanwhile is found.
+// A silent API server blocks nobody: a configuration that appears on disk meanwhile is
+// found.
 func TestInstallPastASilentAPIServer(t *testing.T) {
 	d := newGuarded(t)
 	i := d.waiting("named-net")
@@ -305,8 +304,8 @@ func TestInstallRefusesItself(t *testing.T) {
 	}
 }
 
-// What is installed is written where it is to be: files from elsewhere would have
-// another SELinux type. What an installation left that was killed goes with the next.
+// Installed files are written in their final directory: files from elsewhere would have
+// another SELinux type. The next installation removes the leftovers of a killed one.
 func TestInstallWritesBesideWhatItReplaces(t *testing.T) {
 	d := newGuarded(t)
 	t.Setenv("TMPDIR", t.TempDir())
@@ -334,8 +333,8 @@ func TestInstallWritesBesideWhatItReplaces(t *testing.T) {
 	}
 }
 
-// What a write that was killed has left goes with the next, or with the installation: the
-// agent's directory would stay for it.
+// The next write removes the leftovers of a killed one, and so does Uninstall: the
+// agent's directory could not be removed otherwise.
 func TestWhatAKilledWriteLeftGoes(t *testing.T) {
 	d := newGuarded(t)
 	left := []string{d.Path(".00-manifold.conflist12"), d.Path("manifold.d/.00-manifold.conflist34"), d.Path("manifold.d/.agent.json56")}

@@ -12,7 +12,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 )
 
-// Both formats say the same of the same values, and no bytes as numbers.
+// Both formats render values alike, and no bytes as numbers.
 func TestValues(t *testing.T) {
 	for _, format := range []string{Text, JSON} {
 		t.Run(format, func(t *testing.T) {

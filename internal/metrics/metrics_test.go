@@ -27,7 +27,7 @@ func exposition(t *testing.T, m *Metrics) string {
 	return string(body)
 }
 
-// failed is an ADD that used everything that is counted.
+// failed returns an ADD that touches every metric of operations.
 func failed() *plan.Operation {
 	return &plan.Operation{
 		Verb: "ADD", Failed: true, Kind: cnierr.VerifyFailed, Took: 30_000, Differed: []string{"MTU (result)"},
@@ -38,7 +38,7 @@ func failed() *plan.Operation {
 	}
 }
 
-// used is everything there is, counted once.
+// used returns metrics with everything counted once.
 func used() *Metrics {
 	m := New("v1")
 	m.Operation(failed())
@@ -93,15 +93,15 @@ func TestCounted(t *testing.T) {
 		t.Error(err)
 	}
 	for _, p := range problems {
-		// The label by which the counters of VFs are joined has the name that their
-		// exporters give it.
+		// The label that joins the counters of VFs has the name that their exporters
+		// use.
 		if p.Metric != attachedDevice.Name || !strings.Contains(p.Text, "camelCase") {
 			t.Errorf("%+v", p)
 		}
 	}
 }
 
-// What cannot be listed is left out, and the rest is shown.
+// If the journals cannot be listed, their metrics are left out and the rest is shown.
 func TestJournalsThatCannotBeListed(t *testing.T) {
 	m := New("v1")
 	m.Node(func() Node {
@@ -126,7 +126,7 @@ func TestDefinitionsAreWhatIsExposed(t *testing.T) {
 	}
 }
 
-// A plugin of another release, or a broken one, cannot fill the memory.
+// A plugin of another release, or a broken one, cannot fill the agent's memory.
 func TestLabelsAreBounded(t *testing.T) {
 	m := New("v1")
 	for i := range 1000 {

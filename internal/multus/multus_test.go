@@ -31,7 +31,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 	}
 }
 
-// TestOfNothingLeftAListIsWritten: and not null, which is no list.
+// TestOfNothingLeftAListIsWritten: no delegates are an empty list, not null.
 func TestOfNothingLeftAListIsWritten(t *testing.T) {
 	dir := t.TempDir()
 	if err := Write(dir, "id", nil); err != nil {
@@ -42,8 +42,8 @@ func TestOfNothingLeftAListIsWritten(t *testing.T) {
 	}
 }
 
-// FuzzRead: whatever stands in a file, each delegate that is read has an interface
-// and a configuration that is JSON, and is read again as it was written.
+// FuzzRead: whatever is in a file, each delegate that is read has an interface and a
+// configuration in JSON, and survives being written and read again.
 func FuzzRead(f *testing.F) {
 	for _, text := range []string{
 		``, `null`, `[null]`, `[{"Bytes":"e30="},7]`, `{}`, `[{"Bytes":"e30="}]`, `[{"Bytes":7}]`, `[{"Bytes":"e30=","ipRequest":["10.1.2.3/24"],"macRequest":7}]`,
@@ -74,7 +74,7 @@ func FuzzRead(f *testing.F) {
 		}
 		for i := range got {
 			if len(got[i].IPs) == 0 {
-				got[i].IPs = nil // no address is as none asked for
+				got[i].IPs = nil // an empty list of addresses is like none
 			}
 			if !reflect.DeepEqual(again[i], got[i]) {
 				t.Errorf("read again %+v, want %+v", again[i], got[i])
@@ -83,7 +83,8 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// TestWhatIsNoFileIsNotRemoved: nor does one that cannot be keep a sandbox.
+// TestWhatIsNoFileIsNotRemoved: only a regular file is removed, and an impossible file
+// name is no error.
 func TestWhatIsNoFileIsNotRemoved(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"id", "results/of"} {

@@ -20,8 +20,8 @@ import (
 
 const result = `{"cniVersion":"1.0.0","interfaces":[{"name":"net1","mac":"02:00:00:00:00:01","mtu":9000,"sandbox":"/n"}],"ips":[{"interface":0,"address":"10.0.0.2/24"}]}`
 
-// begin writes the journal of a pod whose attachments each stand on a VF of the
-// igb layout, and takes the steps.
+// begin writes the journal of a pod whose attachments each use a VF of the igb layout,
+// and records the steps.
 func begin(t *testing.T, dir journal.Dir, pod, netns string, devices []string, steps ...journal.Step) {
 	t.Helper()
 	p := &plan.Plan{Version: plan.Version, Pod: plan.Pod{Namespace: "ns", Name: pod, UID: "uid-" + pod}, ContainerID: pod, NetNS: netns}
@@ -58,7 +58,7 @@ func read(t *testing.T, dir journal.Dir, holders map[string]Holder, err error, f
 	})
 }
 
-// propose proposes to leave everything.
+// propose proposes to leave everything alone.
 func propose(_ context.Context, found []reconcile.Finding) (out []reconcile.Proposal) {
 	for _, f := range found {
 		out = append(out, reconcile.Proposal{Finding: f, Left: true})
@@ -85,7 +85,7 @@ func TestStates(t *testing.T) {
 		"f-failed": {"/proc/self/ns/net", append(attached[:2:2], journal.Step{Phase: journal.ReleaseFailed, Error: "busy"}),
 			"release-failed 10.0.0.2 9000: busy"},
 		"g-gone":     {"/proc/nosuch", attached, "attached 10.0.0.2 9000 gone"},
-		"g-hidden":   {"/nonexistent/netns", attached, "attached 10.0.0.2 9000"}, // the directory is not seen
+		"g-hidden":   {"/nonexistent/netns", attached, "attached 10.0.0.2 9000"}, // its directory is not visible
 		"h-released": {"/proc/self/ns/net", append(attached[:2:2], journal.Step{Phase: journal.Released}), ""},
 	} {
 		begin(t, dir, name, c.netns, []string{"0000:21:10.0"}, c.steps...)
@@ -142,8 +142,8 @@ func TestDevicesAreJoined(t *testing.T) {
 	}
 	want := []string{
 		"0000:21:10.0 0 0 attached app pod ns/app uid uid-app 0",
-		"0000:21:10.2 1 0 attached app pod  uid another 1", // the kubelet says otherwise, and is not overruled
-		"0000:21:10.4 2 0 free  pod  uid  0",               // planned, and not tried yet
+		"0000:21:10.2 1 0 attached app pod  uid another 1", // the kubelet disagrees, and its word stays
+		"0000:21:10.4 2 0 free  pod  uid  0",               // planned, but not tried yet
 		"0000:21:10.6 3 0 allocated  pod ns/later uid  0",
 		"0000:21:11.0 4 0 free  pod  uid  0",
 	}
@@ -184,7 +184,7 @@ func TestDecode(t *testing.T) {
 	}
 }
 
-// Who drives a device decides whether there is an interface.
+// A device's driver decides whether there is an interface.
 func TestExplanationSaysWhoDrivesADevice(t *testing.T) {
 	for driver, want := range map[string]string{
 		"iavf":     "VF 3 of 0000:5e:00.0, driver iavf",

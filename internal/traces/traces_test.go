@@ -20,8 +20,7 @@ import (
 
 const request = "0123456789abcdef0123456789abcdef"
 
-// sent sends operations to a collector and returns the spans that it got, by
-// name.
+// sent sends operations to a collector and returns the spans that it received, by name.
 func sent(t *testing.T, p *plan.Plan, ops ...*plan.Operation) map[string]*tracev1.Span {
 	t.Helper()
 	got := make(chan []byte, 10)
@@ -66,7 +65,7 @@ func took(s *tracev1.Span) time.Duration {
 	return time.Duration(s.GetEndTimeUnixNano() - s.GetStartTimeUnixNano())
 }
 
-// ofACall is what a failed ADD with a device becomes.
+// ofACall returns the spans of a failed ADD with a device.
 func ofACall(t *testing.T) map[string]*tracev1.Span {
 	t.Helper()
 	p := &plan.Plan{
@@ -83,8 +82,8 @@ func ofACall(t *testing.T) map[string]*tracev1.Span {
 	return spans
 }
 
-// A call is one trace under its own ID; its steps are spans in it, with the times
-// that the plugin measured.
+// A call is one trace under its own ID. Its steps are spans in the trace, with the
+// times that the plugin measured.
 func TestTraceOfACall(t *testing.T) {
 	spans := ofACall(t)
 	call, delegate := spans["CNI ADD"], spans["delegate"]
@@ -101,7 +100,7 @@ func TestTraceOfACall(t *testing.T) {
 	}
 }
 
-// Spans say what they were for, and which failed.
+// Spans say which plugin and attachment they are about, and which step failed.
 func TestSpansSayWhatTheyWereFor(t *testing.T) {
 	spans := ofACall(t)
 	for span, want := range map[string]map[string]string{
@@ -123,7 +122,7 @@ func TestSpansSayWhatTheyWereFor(t *testing.T) {
 	}
 }
 
-// A call of an older plugin has no ID, and a refused one no plan.
+// A call of an older plugin has no ID, and a refused call has no plan.
 func TestTraceOfLittle(t *testing.T) {
 	s := sent(t, nil, &plan.Operation{Verb: "DEL", Took: 5})["CNI DEL"]
 	if s == nil || len(s.GetTraceId()) != 16 || len(s.GetAttributes()) != 0 {
