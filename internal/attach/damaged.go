@@ -47,6 +47,11 @@ func (r *run) delCorrupt(ctx context.Context, cause error) error {
 	if err != nil {
 		return r.end(false, errors.Join(cause, err))
 	}
+	if len(attachments)+devices == 0 && lost == nil {
+		if unbegun, err := r.Journal.DropUnbegun(keyOf(r.inv)); unbegun || err != nil {
+			return r.end(unbegun, err)
+		}
+	}
 	aside, err := r.Journal.SetAside(keyOf(r.inv), journal.AsideCorrupt)
 	if err != nil {
 		return r.end(false, errors.Join(cause, err))

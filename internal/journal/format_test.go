@@ -132,6 +132,39 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// A power failure while a journal is begun leaves a file without a whole record. Nothing
+// that a delegate may have run for looks like it.
+func TestDropUnbegun(t *testing.T) {
+	d, e := begun(t, 1)
+	whole, err := os.ReadFile(e.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		content []byte
+		unbegun bool
+	}{
+		"empty":                      {nil, true},
+		"half of the record":         {whole[:len(whole)/2], true},
+		"zeros":                      {make([]byte, len(whole)), true},
+		"whole":                      {whole, false},
+		"with a torn step":           {append(slices.Clone(whole), "0000"...), false},
+		"with a damaged record":      {append([]byte("x"), whole...), false},
+		"too large to be a torn one": {make([]byte, maxFile+1), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(e.path, c.content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			dropped, err := d.DropUnbegun(key)
+			_, left := os.Stat(e.path)
+			if err != nil || dropped != c.unbegun || errors.Is(left, os.ErrNotExist) != c.unbegun {
+				t.Errorf("dropped: %t, want %t; %v; the file: %v", dropped, c.unbegun, err, left)
+			}
+		})
+	}
+}
+
 // Steps are not synced, so after a power failure a missing step proves nothing.
 func TestAfterAnotherBootAllThatThePlanNamesIsReleased(t *testing.T) {
 	d, e := begun(t, 4)

@@ -7,9 +7,9 @@
 //	<crc32c, 8 hex digits> <JSON record>\n
 //
 // The first record holds the format version and the whole plan. It is written before
-// the first delegate runs: to a temporary file, which is synced and renamed before
-// the directory is synced. After a power failure, either the whole record exists or
-// no delegate has run. Each later record is one step and is appended with one write.
+// the first delegate runs: to a temporary file, which gets its name before file and
+// directory are synced, so that the file system commits once. After a power failure,
+// either the whole record exists or no delegate has run, see [Dir.DropUnbegun]. Each later record is one step and is appended with one write.
 // Steps need not survive a power failure: when one is lost, the tear-down covers
 // everything that the plan names, and that is safe because a delegate's DEL succeeds
 // without an ADD (CNI specification, section DEL). A torn last line is therefore
@@ -143,7 +143,7 @@ func (d Dir) Begin(ctx context.Context, k Key, p *plan.Plan) (_ *Entry, err erro
 	if err != nil {
 		return nil, ioError(op, err)
 	}
-	if err := writeDurably(e.path, line); err != nil {
+	if err := createDurably(e.path, line); err != nil {
 		return nil, ioError(op, err)
 	}
 	killpoint.Here("journal begun")
@@ -545,28 +545,57 @@ func checkLine(line []byte) ([]byte, error) {
 // nothing else of the sandbox removes it, see [Lock.Unlock].
 const newSuffix = ".new"
 
-// writeDurably creates path with content such that after a power failure the file is
-// either absent or complete. No one else may write path at the same time.
-func writeDurably(path string, content []byte) (err error) {
-	dir := filepath.Dir(path)
-	f, err := os.OpenFile(path+newSuffix, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+// createDurably creates path with content and returns when both are on the disk. It
+// names the file before it syncs it, so that one commit of the file system holds the
+// content and the name: syncing first would wait for two. After a power failure in
+// between the file may be torn, which is for callers that do nothing before it returns,
+// see [Dir.DropUnbegun]. The caller must be the only one who writes path.
+func createDurably(path string, content []byte) (err error) {
+	f, err := writeNew(path, content)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	_, err = f.Write(content)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
 	killpoint.Here("journal written")
-	if err = os.Rename(f.Name(), path); err != nil {
+	if err := os.Rename(f.Name(), path); err != nil {
+		return errors.Join(err, f.Close(), os.Remove(f.Name()))
+	}
+	if err := errors.Join(f.Sync(), f.Close(), syncDir(path)); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
+// replaceDurably gives path new content. After a power failure the file has the old or
+// the new content, whole. The caller must be the only one who writes path.
+func replaceDurably(path string, content []byte) error {
+	f, err := writeNew(path, content)
+	if err != nil {
 		return err
 	}
-	d, err := os.Open(dir)
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return syncDir(path)
+}
+
+// writeNew writes content to the file that is to become path and returns it open.
+func writeNew(path string, content []byte) (*os.File, error) {
+	f, err := os.OpenFile(path+newSuffix, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.Write(content); err != nil {
+		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
+	}
+	return f, nil
+}
+
+// syncDir syncs the directory that path is in.
+func syncDir(path string) error {
+	d, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
@@ -601,6 +630,24 @@ const (
 	AsideCorrupt = "corrupt" // it cannot be read
 	AsideHanded  = "handed"  // another meta-plugin takes over the release of the sandbox
 )
+
+// DropUnbegun removes the journal of k if it holds no whole record, and reports whether
+// it did. That is what a power failure leaves of a journal that Begin had not yet synced:
+// no delegate has run. The caller must have looked at libcni's records and the claims
+// first, since a file system that was damaged later could look the same.
+func (d Dir) DropUnbegun(k Key) (bool, error) {
+	data, err := d.content(k)
+	if err == nil && (len(data) == maxFile || bytes.ContainsRune(data, '\n')) {
+		return false, nil
+	}
+	if err == nil {
+		err = os.Remove(d.file(k))
+	}
+	if err != nil {
+		return false, ioError("drop journal", err)
+	}
+	return true, nil
+}
 
 // SetAside renames the journal of k, so that it is no longer found but stays readable
 // for people, and returns its new path.

@@ -60,7 +60,7 @@ func (d Dir) Quarantine(q Quarantine) error {
 		err = os.MkdirAll(filepath.Dir(path), 0o700)
 	}
 	if err == nil {
-		err = writeDurably(path, line)
+		err = replaceDurably(path, line)
 	}
 	if err != nil {
 		return ioError(op, err)

@@ -23,16 +23,21 @@ type Remains struct {
 // Remains reads what is left of the journal of k, skipping damaged lines. It is zero
 // when the journal does not exist or cannot be read at all.
 func (d Dir) Remains(k Key) Remains {
-	f, err := os.Open(d.file(k))
-	if err != nil {
-		return Remains{}
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile))
+	data, err := d.content(k)
 	if err != nil {
 		return Remains{}
 	}
 	return remains(data)
+}
+
+// content reads the journal of k, up to maxFile bytes.
+func (d Dir) content(k Key) ([]byte, error) {
+	f, err := os.Open(d.file(k))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 
 // remains reads the sound lines of a damaged journal.

@@ -266,6 +266,34 @@ func TestBadJournal(t *testing.T) {
 	n.settles(func() string { return withoutGone(before.Diff(n.state())) })
 }
 
+// A power failure may leave a journal whose first record never reached the disk. No
+// delegate has run then: DEL and GC remove the file and say nothing. Of a pod that was
+// attached the records tell, whatever its journal looks like.
+func TestJournalThatWasNeverBegun(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	before := n.state()
+	p := n.addPod("pod", "plain")
+	n.succeed("ADD", p)
+	path := n.path(fmt.Sprintf("state/%s@eth0.journal", p.ID))
+	good, err := os.ReadFile(path)
+	n.must(err)
+	torn := good[:100]
+	n.must(os.WriteFile(path, torn, 0o600))
+	n.refuse("DEL", p, 114, "released 2 attachments", ".corrupt-")
+	n.succeed("DEL", p)
+	aside, err := filepath.Glob(path + ".corrupt-*")
+	n.must(err)
+	n.must(os.Remove(aside[0]))
+	n.must(os.WriteFile(path, torn, 0o600))
+	n.succeed("DEL", p)
+	n.must(os.WriteFile(path, torn, 0o600))
+	n.collect()
+	n.must(p.ns.Delete())
+	n.settles(func() string { return withoutGone(before.Diff(n.state())) })
+}
+
 func TestUnusableJournalDirectory(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
