@@ -1,9 +1,8 @@
 package apiserver
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 )
@@ -22,14 +21,14 @@ func (r Request) String() string { return fmt.Sprintf("%s %s %s", r.Verb, r.Reso
 // Requests returns the requests of an account in order of completion. A watch counts
 // when it ends.
 func (s *Server) Requests(account string) (out []Request, err error) {
-	f, err := os.Open(s.path("audit.log"))
+	log, err := os.ReadFile(s.path("audit.log"))
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
+	for line := range bytes.Lines(log) {
+		if !bytes.HasSuffix(line, []byte("\n")) {
+			break // the API server is writing this line
+		}
 		var e struct {
 			Verb string `json:"verb"`
 			User struct {
@@ -44,7 +43,7 @@ func (s *Server) Requests(account string) (out []Request, err error) {
 				Code int `json:"code"`
 			} `json:"responseStatus"`
 		}
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+		if err := json.Unmarshal(line, &e); err != nil {
 			return nil, err
 		}
 		if e.User.Username != account {
@@ -56,5 +55,5 @@ func (s *Server) Requests(account string) (out []Request, err error) {
 		}
 		out = append(out, r)
 	}
-	return out, lines.Err()
+	return out, nil
 }

@@ -281,7 +281,8 @@ func TestOutages(t *testing.T) {
 		{"containerd", runtime},
 		{"apiserver", api},
 		{"all", func(f *fixture) {
-			f.must(errors.Join(f.killAgent(), lab.API.Kill()))
+			f.eventually("an agent to kill", f.killAgent)
+			f.must(lab.API.Kill())
 			f.restart(Containerd, Kubelet)
 			time.Sleep(hard.apiserver)
 			f.must(lab.API.Restart())

@@ -22,7 +22,7 @@ func TestStaticPod(t *testing.T) {
 	manifest, err := json.Marshal(pod)
 	f.must(err)
 	file := filepath.Join(manifestDir, "static.json")
-	f.must(os.WriteFile(file, manifest, 0o600))
+	f.must(lab.Node.write(f.ctx, file, manifest))
 	const mirror = "static-" + NodeName
 	f.Cleanup(func() {
 		f.must(os.Remove(file))

@@ -89,6 +89,7 @@ func (f *fixture) installAlone() {
 func (f *fixture) rejoin() {
 	f.Helper()
 	f.must(errors.Join(lab.Node.KillService(Agent), lab.Node.KillService(Standalone), lab.API.Restart(), lab.Node.StartService(Kubelet)))
+	f.knowsDevices() // the API server's status of the node may be that of the killed kubelet
 	f.must(eventually(f.ctx, "the node to be ready with its devices", lab.nodeReady))
 	f.eventually("the cluster's agent", func() error {
 		if !f.agentRuns() {

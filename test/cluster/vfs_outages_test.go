@@ -211,6 +211,9 @@ func TestKubeletThatKnowsNoPods(t *testing.T) {
 		}
 		return nil
 	})
+	// net1 exists before the ADD ends: until then the API server may still have the pod's
+	// old status.
+	f.attachedAgain(ends)
 	f.stands(f.running("ends"), []string{red}, place{"main", Red})
 	f.inOrder()
 }

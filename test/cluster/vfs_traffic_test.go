@@ -51,5 +51,5 @@ func (f *fixture) trafficOverVLANs() {
 		}
 	}
 	f.must(atOnce(apartFrom(here, elsewhere), apartFrom(elsewhere, there)))
-	f.must(f.ping(pods, there, here, 1))
+	f.eventually("the other pod to reach the first", func() error { return f.ping(pods, there, here, 1) })
 }
