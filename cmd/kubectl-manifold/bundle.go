@@ -17,25 +17,25 @@ import (
 	"github.com/manifold-cni/manifold/internal/inspect"
 )
 
-const bundleLong = `Writes one archive with what helps to find what is wrong on a node: what is
-attached, what doctor finds, configurations, the sandboxes' plans and steps, the end
-of the plugin's log. Tokens, passwords, keys, certificates and kubeconfigs are left
-out or replaced; names of pods, addresses and devices are as they are. Look through
-it before you hand it on.
+const bundleLong = `Writes an archive that helps to find out what is wrong on a node: what is attached,
+what doctor finds, configurations, the plans and steps of sandboxes, and the end of the
+plugin's log. Tokens, passwords, keys, certificates and kubeconfigs are left out or
+replaced. Names of pods, addresses and devices are unchanged: look through the archive
+before you pass it on.
 
 ` + needs + `
-With --local the archive is of this node, made without the agent.`
+With --local it writes the archive of this node, without the agent.`
 
 func newBundle(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {
 	n := nodeFlags{kube: kube}
 	var to string
 	c := &cobra.Command{
-		Use: "support-bundle (NODE | --local)", Short: "Write an archive about a node, secrets left out", Long: bundleLong, Args: cobra.MaximumNArgs(1),
+		Use: "support-bundle (NODE | --local)", Short: "Write an archive about a node, without its secrets", Long: bundleLong, Args: cobra.MaximumNArgs(1),
 		Example: "  # into a file named after node and time\n  kubectl manifold support-bundle worker-1\n\n" +
 			"  # on the node itself; look through it\n  kubectl manifold support-bundle --local --to - | tar -tz",
 		RunE: func(c *cobra.Command, args []string) error {
 			if (len(args) == 1) == n.local {
-				return errors.New("name either a node or, on it, --local")
+				return errors.New("give either the name of a node or --local")
 			}
 			return writeBundle(c.Context(), streams, &n, strings.Join(args, ""), to)
 		},

@@ -15,9 +15,9 @@ import (
 )
 
 const devicesLong = `Shows every virtual function of the nodes: who has it, its driver, and what is
-wrong with it. A device is attached when a sandbox has it, allocated when the
-kubelet has given it to a pod and no sandbox has it, else free; unknown when the
-kubelet cannot be asked.
+wrong with it. A device is attached if a sandbox has it, allocated if the kubelet has
+given it to a pod but no sandbox has it, unknown if the kubelet cannot be asked, and
+otherwise free.
 
 ` + needs
 

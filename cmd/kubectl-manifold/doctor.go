@@ -12,15 +12,15 @@ import (
 	"github.com/manifold-cni/manifold/internal/nodeview"
 )
 
-const doctorLong = `Looks at what nodes need so that pods get their networks: configuration files and
-their order, the default network and further ones that every pod gets, programs, the
+const doctorLong = `Checks everything that nodes need to give pods their networks: configuration files
+and their order, the default network and others that every pod gets, programs, the
 agent, the kubelet's sockets and checkpoint, the API server and certificates, the
-state directory, virtual functions, sandboxes; and whether admission answers. Each
-with what to do. It changes nothing.
+state directory, virtual functions and sandboxes, and whether admission answers. For
+each problem it tells what to do. It changes nothing.
 
 ` + needs + `
-For admission also: list validatingwebhookconfigurations. Where an agent is dead,
-look on its node, as root, with --local.`
+To check admission it also needs permission to list validatingwebhookconfigurations.
+If an agent is dead, run doctor on its node, as root, with --local.`
 
 // diagnoses are what doctor prints as JSON and YAML.
 type diagnoses struct {
@@ -31,7 +31,7 @@ func newDoctor(streams genericiooptions.IOStreams, kube *genericclioptions.Confi
 	n := nodeFlags{kube: kube}
 	var out output
 	c := &cobra.Command{
-		Use: "doctor [NODE...]", Short: "Say what is broken, and what to do", Long: doctorLong,
+		Use: "doctor [NODE...]", Short: "Tell what is broken, and what to do", Long: doctorLong,
 		Example: "  # one node\n  kubectl manifold doctor worker-1\n\n  # all nodes\n  kubectl manifold doctor\n\n" +
 			"  # on the node itself\n  kubectl manifold doctor --local",
 		RunE: func(c *cobra.Command, args []string) error {
@@ -65,7 +65,7 @@ func doctor(ctx context.Context, streams genericiooptions.IOStreams, n *nodeFlag
 // text writes a line for each check.
 func (d diagnoses) text(w io.Writer) error {
 	colours := map[string]string{nodeview.CheckOK: green, nodeview.CheckFailed: red}
-	t := table{header: []string{"NODE", "CHECK", "STATE", "FOUND"}, empty: "no node was looked at"}
+	t := table{header: []string{"NODE", "CHECK", "STATE", "FOUND"}, empty: "no node was checked"}
 	for _, one := range d.Nodes {
 		for _, c := range one.Checks {
 			found := c.Text

@@ -14,20 +14,20 @@ import (
 	"github.com/manifold-cni/manifold/internal/nodeview"
 )
 
-const explainLong = `Plans a pod as its node does for an ADD, executes nothing, and prints each step
-with its reason: the configuration, the annotations, the definitions, the devices
-that the kubelet has given, and which interface stands on which; or why the pod is
-refused, and what to do. So it says of a running pod why it got what it got, and of
-a pod that hangs why it hangs. A program that the plan needs and the node lacks is
-wrong too, and exits 1 as a refusal does.
+const explainLong = `Plans a pod as its node does for an ADD, without running anything, and prints each
+step with its reason: the configuration, the annotations, the definitions, the devices
+that the kubelet has allocated, and which interface uses which device; or why the pod
+is refused, and what to do. So it tells why a running pod got what it got, and why a
+hanging pod hangs. A program that the plan needs and the node lacks is a problem too:
+the exit status is then 1, as for a refusal.
 
 ` + needs + `
-Also: get pods in the pod's namespace. For a pod that is not there, since admission
-does not answer: list validatingwebhookconfigurations.
+It also needs permission to get pods in the pod's namespace and, to tell whether a
+missing pod was refused by admission, to list validatingwebhookconfigurations.
 
-With -f the pods are those of manifests, their definitions too, and no node is
-asked: each container is taken to get what its limits ask for, and with --admission
-what the webhook requests for it.`
+With -f it takes pods and definitions from manifests and asks no node. It then assumes
+that each container gets what its limits request and, with --admission, what the
+webhook requests for it.`
 
 // explainOptions are the flags of explain.
 type explainOptions struct {
@@ -45,14 +45,14 @@ type explanations struct {
 func newExplain(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {
 	o := &explainOptions{nodes: nodeFlags{kube: kube}}
 	c := &cobra.Command{
-		Use: "explain (POD | -f FILE...)", Short: "Say why a pod gets what it gets, or nothing", Long: explainLong, Args: cobra.MaximumNArgs(1),
+		Use: "explain (POD | -f FILE...)", Short: "Explain why a pod gets its networks and devices, or does not", Long: explainLong, Args: cobra.MaximumNArgs(1),
 		Example: "  # a pod that hangs in ContainerCreating\n  kubectl manifold explain packet-gateway\n\n" +
 			"  # a pod that does not exist yet\n  kubectl manifold explain -f pod.yaml -f definitions/",
 		RunE: func(c *cobra.Command, args []string) error { return o.run(c.Context(), streams, args) },
 	}
 	o.nodes.bind(c)
 	c.ValidArgsFunction = o.nodes.completePod
-	o.files.bind(c, "manifest `file`s of pods and definitions, directories of them, or - for standard input")
+	o.files.bind(c, "manifest `file`s of pods and definitions, directories of such files, or - for standard input")
 	o.out.bind(c, false)
 	return c
 }
@@ -62,7 +62,7 @@ func (o *explainOptions) run(ctx context.Context, streams genericiooptions.IOStr
 		return err
 	}
 	if (len(args) == 1) == (len(o.files.names) > 0) {
-		return errors.New("name either a pod or, with -f, manifests")
+		return errors.New("give either the name of a pod or manifests with -f")
 	}
 	all, err := o.explain(ctx, streams.In, args)
 	if err != nil {
@@ -103,7 +103,7 @@ func (o *explainOptions) explain(ctx context.Context, stdin io.Reader, args []st
 	}
 	all.Pods, all.Problems, err = inspect.Explain(docs, in)
 	if err == nil && len(all.Pods)+len(all.Problems) == 0 {
-		err = errors.New("the manifests have no pod and no template of pods")
+		err = errors.New("the manifests have no pod and no pod template")
 	}
 	return all, err
 }

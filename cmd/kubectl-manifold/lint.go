@@ -15,14 +15,14 @@ import (
 	"github.com/manifold-cni/manifold/internal/inspect"
 )
 
-const lintLong = `Looks for mistakes in network-attachment definitions, pods and templates of pods,
-without a cluster. Other kinds are passed over.
+const lintLong = `Checks network-attachment definitions, pods and pod templates for mistakes, without a
+cluster. It skips objects of other kinds.
 
-A pod whose definitions are among the files is planned as a node would plan it, as
-if the kubelet had allocated what the containers' limits ask for. Errors are what a
-node would refuse; warnings are what works and may surprise. A pod that leaves it to
-admission to request its devices has too few of them, unless --admission says that
-there is a webhook which does.`
+A pod whose definitions are among the files is planned as a node would plan it, as if
+the kubelet had allocated what the containers' limits request. An error is something
+that a node would refuse; a warning is something that works but may surprise. A pod
+that relies on admission to request its devices has too few of them, unless --admission
+tells that the cluster has such a webhook.`
 
 // lintReport is what lint prints as JSON and YAML.
 type lintReport struct {
@@ -40,9 +40,9 @@ type files struct {
 
 func (f *files) bind(c *cobra.Command, usage string) {
 	c.Flags().StringSliceVarP(&f.names, "filename", "f", nil, usage)
-	c.Flags().BoolVarP(&f.recursive, "recursive", "R", false, "also the directories below those given with -f")
-	c.Flags().StringVar(&f.plugin, "plugin-config", "", "with -f: `file` with the plugin's configuration on the nodes, JSON; by default what holds where every key has its default")
-	c.Flags().BoolVar(&f.admission, "admission", false, "with -f: judge pods as the webhook makes them, with the devices that it requests")
+	c.Flags().BoolVarP(&f.recursive, "recursive", "R", false, "with -f: read the directories below those given, too")
+	c.Flags().StringVar(&f.plugin, "plugin-config", "", "with -f: `file` with the plugin's configuration on the nodes, JSON; by default every key has its default")
+	c.Flags().BoolVar(&f.admission, "admission", false, "with -f: check pods as the webhook changes them, with the devices that it requests")
 }
 
 // setting returns what the flags tell of the cluster. Objects that name no namespace
@@ -63,13 +63,13 @@ func newLint(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigF
 	var f files
 	var o output
 	c := &cobra.Command{
-		Use: "lint -f FILE...", Short: "Look for mistakes in definitions and pods, offline", Long: lintLong, Args: cobra.NoArgs,
+		Use: "lint -f FILE...", Short: "Check definitions and pods for mistakes, offline", Long: lintLong, Args: cobra.NoArgs,
 		Example: "  # a definition and the pods that use it\n  kubectl manifold lint -f definition.yaml -f pod.yaml\n\n" +
 			"  # everything below a directory, for a program\n  kubectl manifold lint -R -f deploy/ -o json\n\n" +
 			"  # for a cluster whose webhook requests the devices\n  kubectl manifold lint -R -f deploy/ --admission",
 		RunE: func(*cobra.Command, []string) error { return lint(streams, nodeFlags{kube: kube}, &f, &o) },
 	}
-	f.bind(c, "manifest `file`s, directories of them, or - for standard input")
+	f.bind(c, "manifest `file`s, directories of such files, or - for standard input")
 	o.bind(c, false)
 	return c
 }
@@ -134,7 +134,7 @@ func (f *files) read(stdin io.Reader) ([]inspect.Document, error) {
 		case name == "-":
 			b.Stream(stdin, "standard input")
 		case strings.HasPrefix(name, "http://"), strings.HasPrefix(name, "https://"):
-			return nil, fmt.Errorf("%s: only files are read; download it first", name)
+			return nil, fmt.Errorf("%s: URLs are not read; download the file first", name)
 		default:
 			b.Path(f.recursive, name)
 		}

@@ -22,7 +22,7 @@ type nodeFlags struct {
 }
 
 func (n *nodeFlags) bind(c *cobra.Command) {
-	c.Flags().BoolVar(&n.local, "local", false, "look at the node that this program runs on, without the API server; needs root")
+	c.Flags().BoolVar(&n.local, "local", false, "read the node that this program runs on, without the API server; needs root")
 	c.Flags().StringVar(&n.config, "agent-config", defaultConfig, "with --local: the agent's configuration `file`")
 	c.Flags().StringVar(&n.agents, "agent-namespace", "kube-system", "`namespace` of the agents' pods")
 }
@@ -39,7 +39,7 @@ func (n *nodeFlags) nodes() (inspect.Nodes, error) {
 func (n *nodeFlags) remote() (*inspect.Remote, error) {
 	cfg, err := n.kube.ToRESTConfig()
 	if err != nil {
-		return nil, fmt.Errorf("reach the API server: %w; on a node without a kubeconfig use --local", err)
+		return nil, fmt.Errorf("reach the API server: %w; on a node without a kubeconfig, use --local", err)
 	}
 	return inspect.NewRemote(cfg, n.agents)
 }

@@ -11,9 +11,9 @@ import (
 	"github.com/manifold-cni/manifold/internal/inspect"
 )
 
-const orphansLong = `Shows what was left behind: virtual functions that are stranded, vanished,
-replaced, drifted, orphaned, left over or in quarantine, and sandboxes that died
-without DEL or whose DEL has failed.
+const orphansLong = `Shows what was left behind: virtual functions that are stranded, vanished, replaced,
+drifted, unreleased, orphaned, left over or in quarantine, and sandboxes that died
+without a DEL or whose DEL has failed.
 
 ` + needs
 

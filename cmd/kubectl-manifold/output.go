@@ -31,7 +31,7 @@ func (o *output) bind(c *cobra.Command, wide bool) {
 	if wide {
 		o.allowed = append([]string{formatWide}, o.allowed...)
 	}
-	c.Flags().StringVarP(&o.format, "output", "o", "", "output `format`: "+strings.Join(o.allowed, ", ")+"; by default for people")
+	c.Flags().StringVarP(&o.format, "output", "o", "", "output `format`: "+strings.Join(o.allowed, ", ")+"; by default text for people")
 	complete := func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		return o.allowed, cobra.ShellCompDirectiveNoFileComp
 	}

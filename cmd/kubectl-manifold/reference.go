@@ -9,7 +9,7 @@ import (
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 )
 
-const referenceHead = "# kubectl manifold\n\nMade from the commands by `go test ./test/kubectl -update`. Put the program `kubectl-manifold` into a directory of `PATH`; kubectl finds it by its name. `make krew` packs it for krew. For completion of commands, pods and nodes in the shell put `cmd/kubectl-manifold/kubectl_complete-manifold` beside it. Manual pages are in [man](man), what the commands print in [by example](kubectl-by-example.md).\n\n"
+const referenceHead = "# kubectl manifold\n\nGenerated from the commands by `go test ./test/kubectl -update`. Put the program `kubectl-manifold` into a directory of `PATH`; kubectl finds it by its name. `make krew` packs it for krew. For shell completion of commands, pods and nodes, put `cmd/kubectl-manifold/kubectl_complete-manifold` next to it. Manual pages are in [man](man); what the commands print is in [by example](kubectl-by-example.md).\n\n"
 
 // newReference returns the hidden command that prints the reference page and writes the
 // manual pages.

@@ -13,14 +13,15 @@ import (
 	"github.com/manifold-cni/manifold/internal/inspect"
 )
 
-const repairLong = `Undoes what was left behind on virtual functions: a stranded one is made as its
-sandbox found it, what is left over is reset. What a living pod has, and what is
-orphaned, is only reported, and PFs that the agent's configuration excludes are left
-alone. With --dry-run it says what it would do.
+const repairLong = `Undoes what was left behind on virtual functions. A stranded or quarantined function
+gets the state in which its sandbox found it; settings that are left over are reset.
+Functions that a living pod has, and orphaned ones, are only reported. PFs that the
+agent's configuration excludes are left alone. With --dry-run it only tells what it
+would do.
 
-It repairs on the node itself, as root, with --local: whoever may see a node through
-the API server can change nothing there, and the agent has no right to change an
-interface unless its configuration lets it repair by itself. Each repair is written to
+Repairs are done on the node itself, as root, with --local. Users who may see a node
+through the API server can change nothing there, and the agent may not change an
+interface unless its configuration lets it repair by itself. Each repair is recorded in
 repairs.log in the journals' directory before it is done.
 
 With --dry-run and without --local it needs ` + needsRest
@@ -41,7 +42,7 @@ func newRepair(streams genericiooptions.IOStreams, kube *genericclioptions.Confi
 	}
 	o.nodes.bind(c)
 	c.ValidArgsFunction = o.nodes.completeNodes
-	c.Flags().BoolVar(&o.dry, "dry-run", false, "say what would be done, and do nothing")
+	c.Flags().BoolVar(&o.dry, "dry-run", false, "tell what would be done, and do nothing")
 	o.out.bind(c, false)
 	return c
 }
@@ -69,7 +70,7 @@ func (o *repairOptions) run(ctx context.Context, streams genericiooptions.IOStre
 		left = left || r.Left
 	}
 	if problem != nil {
-		return errors.Join(errors.New("not everything could be looked at"), problem)
+		return errors.Join(errors.New("not everything could be checked"), problem)
 	}
 	return foundIf(left)
 }
@@ -81,7 +82,7 @@ func (o *repairOptions) repair(ctx context.Context, warnings io.Writer, args []s
 	case o.nodes.local:
 		return inspect.Local{Config: o.nodes.config}.Repair(ctx, o.dry, args...)
 	case !o.dry:
-		return nil, errors.New("nothing is repaired through the API server: run it on the node, as root, with --local; --dry-run says from here what would be done")
+		return nil, errors.New("nothing is repaired through the API server: run the command on the node, as root, with --local; here only --dry-run works, which tells what would be done")
 	}
 	nodes, err := o.nodes.remote()
 	if err != nil {

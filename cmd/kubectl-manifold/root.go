@@ -8,18 +8,18 @@ import (
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 )
 
-const rootLong = `Shows and checks the networks of pods and the devices that they stand on.
+const rootLong = `Shows and checks the networks of pods and the devices that they use.
 
-Exit status: 0 when all is well, 1 when the command found something wrong, 2 when
-it could not look. On a terminal verdicts have a colour, unless NO_COLOR is set.`
+Exit status: 0 if all is well, 1 if the command found a problem, 2 if the command
+itself failed. On a terminal, verdicts are colored unless NO_COLOR is set.`
 
 // needs states the permissions for the commands that ask nodes.
 const needs = "Nodes are asked through the API server, which needs " + needsRest
 
 // needsRest is needs after its verb.
-const needsRest = `in the agents' namespace: list
-pods, get pods/proxy, and create serviceaccounts/token for the agents' viewer
-account, with whose tokens, good for one agent and ten minutes, the agent is asked.`
+const needsRest = `permission in the agents'
+namespace to list pods, get pods/proxy, and create serviceaccounts/token for the
+agents' viewer account. Each token is valid for one agent and ten minutes.`
 
 // usage follows kubectl's: the flags common to all commands are in "kubectl manifold
 // options".
@@ -36,7 +36,7 @@ Available Commands:{{range .Commands}}{{if (or .IsAvailableCommand (eq .Name "he
 Flags:
 {{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}
 
-Use "kubectl manifold options" for the flags of every command.
+Use "kubectl manifold options" for the flags of all commands.
 `
 
 // newRoot returns the command tree.
@@ -63,7 +63,7 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 // newOptions returns the command that prints the flags of every command.
 func newOptions(streams genericiooptions.IOStreams) *cobra.Command {
 	return &cobra.Command{
-		Use: "options", Short: "Print the flags of every command", Args: cobra.NoArgs,
+		Use: "options", Short: "Print the flags of all commands", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			_, err := fmt.Fprint(streams.Out, c.Root().PersistentFlags().FlagUsages())
 			return err

@@ -17,14 +17,14 @@ import (
 	"github.com/manifold-cni/manifold/internal/nodeview"
 )
 
-const statusLong = `Shows what is attached: pod, network, resource, container, device, interface,
-addresses, and whether the interface was compared with what was planned: what
-differed, and was let pass by verify or carrier, is named, and is exit status 1.
+const statusLong = `Shows what is attached: pod, network, resource, container, device, interface and
+addresses, and whether the interface was verified against the plan. Differences that
+the keys verify or carrier tolerate are listed, and make the exit status 1.
 
 ` + needs + `
-For one pod also: get pods in its namespace. With --local the journals of this
-node are read, through the agent's socket or, where the agent does not answer,
-without it.`
+For a single pod it also needs permission to get pods in the pod's namespace. With
+--local it reads the journals of this node, through the agent's socket or, if the
+agent does not answer, directly.`
 
 // statusOptions are the flags of status.
 type statusOptions struct {
@@ -37,7 +37,7 @@ type statusOptions struct {
 func newStatus(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {
 	o := &statusOptions{nodes: nodeFlags{kube: kube}}
 	c := &cobra.Command{
-		Use: "status [POD]", Short: "Show what is attached, on which device, verified or not", Long: statusLong, Args: cobra.MaximumNArgs(1),
+		Use: "status [POD]", Short: "Show what is attached, on which device, and whether it is verified", Long: statusLong, Args: cobra.MaximumNArgs(1),
 		Example: "  # one pod, with the physical function, NUMA node and driver of each device\n  kubectl manifold status packet-gateway -o wide\n\n" +
 			"  # all pods of one node\n  kubectl manifold status --node worker-1 -A\n\n" +
 			"  # on the node itself\n  kubectl manifold status --local -A",
@@ -46,7 +46,7 @@ func newStatus(streams genericiooptions.IOStreams, kube *genericclioptions.Confi
 	o.nodes.bind(c)
 	c.ValidArgsFunction = o.nodes.completePod
 	o.out.bind(c, true)
-	c.Flags().StringSliceVar(&o.node, "node", nil, "pods of this `node` only")
+	c.Flags().StringSliceVar(&o.node, "node", nil, "only pods of this `node`")
 	// This fails only for flags that do not exist or were registered before.
 	if err := c.RegisterFlagCompletionFunc("node", o.nodes.completeNodes); err != nil {
 		c.PrintErrln(err)
@@ -81,7 +81,7 @@ func (o *statusOptions) run(ctx context.Context, streams genericiooptions.IOStre
 	}
 	wrong = all.problems(streams.ErrOut) || wrong
 	if pod != "" && !some {
-		return fmt.Errorf("pod %s/%s has no attachment: its ADD was refused and undone, or has not come; kubectl manifold explain says why", namespace, pod)
+		return fmt.Errorf("pod %s/%s has no attachment: its ADD was refused and undone, or has not come; run kubectl manifold explain to see why", namespace, pod)
 	}
 	empty := o.nothing(namespace, all)
 	if err := o.out.print(streams.Out, all, func(w io.Writer, wide bool) error { return statusText(w, all, empty, wide) }); err != nil {
@@ -95,7 +95,7 @@ func (o *statusOptions) nothing(namespace string, all *views) string {
 	if o.all {
 		return "nothing is attached " + all.where()
 	}
-	return "nothing of namespace " + namespace + " is attached " + all.where()
+	return "nothing in namespace " + namespace + " is attached " + all.where()
 }
 
 // views returns the views of the nodes that the flags and the pod choose.

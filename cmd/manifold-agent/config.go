@@ -22,7 +22,7 @@ func config(args []string, stdout, stderr io.Writer) error {
 	}
 	flags := flag.NewFlagSet("manifold-agent config "+args[0], flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	what := map[string]string{"convert": "`file` to write the agent's configuration to", "validate": "the agent's configuration `file`, to be validated as well"}
+	what := map[string]string{"convert": "`file` to write the agent's configuration to", "validate": "the agent's configuration `file`, to validate as well"}
 	agentFile := flags.String("agent-config", "", what[args[0]])
 	err := flags.Parse(args[1:])
 	alone := args[0] == "validate" && *agentFile != "" && flags.NArg() == 0
@@ -55,7 +55,7 @@ func convert(raw []byte, agentFile string, stdout, stderr io.Writer) error {
 		if err := os.WriteFile(agentFile, append(c.Agent, '\n'), 0o600); err != nil {
 			return err
 		}
-		fmt.Fprintln(stderr, "the agent's configuration is in", agentFile)
+		fmt.Fprintln(stderr, "wrote the agent's configuration to", agentFile)
 	}
 	_, err = fmt.Fprintf(stdout, "%s\n", c.Plugin)
 	return err

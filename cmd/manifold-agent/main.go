@@ -61,13 +61,13 @@ const usage = `usage: manifold-agent COMMAND [flags]
 
   serve      answer plan requests on the agent's unix socket
   plan       answer one request, stdin to stdout, without an agent
-  install    put both programs and the CNI configuration in place
-  uninstall  take them away again
+  install    install both programs and the CNI configuration
+  uninstall  remove them
   await      wait until a DaemonSet's pods are ready on every node, or for a signal
-  reconcile  look once at the node's VFs, print what is wrong, with --repair undo it
-  config     'convert FILE' turns a configuration of Multus into Manifold's,
-             'validate FILE' says what is wrong with one, by line and key, and
-             with '--agent-config FILE' with the agent's
+  reconcile  check the node's VFs once and print what is wrong; with --repair, undo it
+  config     'convert FILE' converts a configuration of Multus to Manifold's,
+             'validate FILE' checks the plugin's configuration and, with
+             '--agent-config FILE', the agent's, and prints mistakes by line and key
   version    print the release
 `
 
@@ -81,7 +81,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	switch args[0] {
 	case "serve", "plan":
 		path := flags.String("config", defaultConfig, "the agent's configuration `file`")
-		node := flags.String("node", "", "this node's `name`; by default as configured, else the host's name")
+		node := flags.String("node", "", "this node's `name`; by default the configured one, else the host's name")
 		if err := flags.Parse(args[1:]); err != nil {
 			return flag.ErrHelp
 		}
@@ -97,7 +97,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case "reconcile":
 		path := flags.String("config", defaultConfig, "the agent's configuration `file`")
 		repair := flags.Bool("repair", false, "undo what is found")
-		accept := flags.String("accept", "", "take the VF at this PCI `address` out of quarantine as it stands, first")
+		accept := flags.String("accept", "", "first take the VF at this PCI `address` out of quarantine in its current state")
 		if err := flags.Parse(args[1:]); err != nil {
 			return flag.ErrHelp
 		}
@@ -204,7 +204,7 @@ func serveHTTP(ctx context.Context, conf *configfile.Agent, a *agent.Assembly, r
 	handler := a.Public(conf)
 	running.Go(func() {
 		if err := agent.ServeHTTP(ctx, l, handler, log); err != nil {
-			log.Error("health and metrics are not served any more", "err", err)
+			log.Error("health and metrics are no longer served", "err", err)
 		}
 	})
 	log.Info("serving HTTP", "address", l.Addr().String())
@@ -226,7 +226,7 @@ func serveView(ctx context.Context, conf *configfile.Agent, path string, a *agen
 	}
 	running.Go(func() {
 		if err := agent.ServeTLS(ctx, l, conf.Node, handler, log); err != nil {
-			log.Error("the node's view is not served any more", "err", err)
+			log.Error("the node's view is no longer served", "err", err)
 		}
 	})
 	log.Info("serving the node's view", "address", l.Addr().String())
@@ -255,18 +255,18 @@ func reconcileOnce(ctx context.Context, config string, repair bool, accept strin
 // installFlags binds the flags of install and uninstall.
 func installFlags(flags *flag.FlagSet) *install.Installer {
 	i := &install.Installer{}
-	flags.StringVar(&i.From, "from", "", "`directory` of the programs to install; by default that of this program")
-	flags.StringVar(&i.BinDir, "cni-bin-dir", "/opt/cni/bin", "`directory` that the runtime takes CNI plugins from")
-	flags.StringVar(&i.ConfDir, "cni-conf-dir", "/etc/cni/net.d", "`directory` that the runtime takes its CNI configuration from")
-	flags.StringVar(&i.ConfName, "cni-conf-name", "00-manifold.conflist", "`name` of Manifold's file in it")
-	flags.StringVar(&i.StateDir, "state-dir", "", "`directory` of the journal; by default cniDir of --config, of the configuration in place, else /var/lib/cni/manifold")
+	flags.StringVar(&i.From, "from", "", "`directory` with the programs to install; by default that of this program")
+	flags.StringVar(&i.BinDir, "cni-bin-dir", "/opt/cni/bin", "`directory` where the runtime looks for CNI plugins")
+	flags.StringVar(&i.ConfDir, "cni-conf-dir", "/etc/cni/net.d", "`directory` where the runtime looks for its CNI configuration")
+	flags.StringVar(&i.ConfName, "cni-conf-name", "00-manifold.conflist", "`name` of Manifold's file in --cni-conf-dir")
+	flags.StringVar(&i.StateDir, "state-dir", "", "`directory` of the journal; by default cniDir of --config, else of the installed configuration, else /var/lib/cni/manifold")
 	flags.StringVar(&i.ClusterNetwork, "cluster-network", "", "`name` or file of the cluster default network; by default the first configuration in --cni-conf-dir")
-	flags.StringVar(&i.Config, "config", "", "`file` with the plugin's configuration or keys of it, JSON")
-	flags.StringVar(&i.AgentConfig, "agent-config", "", "`file` with the agent's configuration, JSON; by default the one in place, else one without an API server")
-	flags.DurationVar(&i.Wait, "wait", 0, "install: how `long` to wait until there is a cluster default network")
-	flags.StringVar(&i.Node, "node", "", "this node's `name` for the agent's configuration; by default as it says")
-	flags.StringVar(&i.ToMultus, "to-multus", "", "uninstall: Multus's cniDir, a `directory` to hand the attached sandboxes over to it in")
-	flags.BoolVar(&i.LeaveAttached, "leave-attached", false, "uninstall: succeed while sandboxes are attached, whose programs stay")
-	flags.BoolVar(&i.Force, "force", false, "also where the node would be left without a source of pods, without a network, or with journals in another directory")
+	flags.StringVar(&i.Config, "config", "", "`file` with the plugin's configuration, or some keys of it, JSON")
+	flags.StringVar(&i.AgentConfig, "agent-config", "", "`file` with the agent's configuration, JSON; by default the installed one, else one without an API server")
+	flags.DurationVar(&i.Wait, "wait", 0, "install: how `long` to wait for a cluster default network")
+	flags.StringVar(&i.Node, "node", "", "this node's `name` for the agent's configuration; by default the one in --agent-config")
+	flags.StringVar(&i.ToMultus, "to-multus", "", "uninstall: hand the attached sandboxes over to Multus in this `directory`, its cniDir")
+	flags.BoolVar(&i.LeaveAttached, "leave-attached", false, "uninstall: succeed although sandboxes are still attached; the programs that they need stay")
+	flags.BoolVar(&i.Force, "force", false, "proceed even if the node is left without a source of pods, without a network, or with journals in another directory")
 	return i
 }

@@ -59,7 +59,7 @@ func answerNested() (status int, nested bool) {
 	if verb := os.Getenv("CNI_COMMAND"); verb == "DEL" || verb == "GC" { //nolint:forbidigo // as above
 		return 0, true
 	}
-	err := cnierr.ToCNI(cnierr.New("start", cnierr.InvalidDefinition, "a delegate calls manifold, which called the delegate").
+	err := cnierr.ToCNI(cnierr.New("start", cnierr.InvalidDefinition, "a delegate called manifold, which had called the delegate").
 		WithFix("name another plugin in the network's configuration"))
 	_ = err.Print() // the exit status is set whether this prints or not
 	return 1, true
@@ -128,7 +128,7 @@ func serve(verb string, a *skel.CmdArgs, stderr io.Writer, work func(*attach.Eng
 	e.Done(err)
 	took := time.Since(began).Round(time.Microsecond)
 	if err := end(); err != nil {
-		log.Warn("the agent's program", "error", err)
+		log.Warn("the agent's program failed", "error", err)
 	}
 	if err != nil {
 		log.Error("failed", "took", took, "error", err)

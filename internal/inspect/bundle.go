@@ -26,17 +26,17 @@ const bundleReadme = `What kubectl manifold support-bundle found on this node.
 
   view.json         attachments and virtual functions
   doctor.json       what the node needs, and whether it has it
-  release.txt       of the program that wrote this
+  release.txt       the release of the program that wrote this archive
   agent.json        the agent's configuration
   net.d/            the runtime's network configurations
-  journals/         the plans and steps of the sandboxes
-  log.txt           the end of the plugin's log, where it has one
+  journals/         the plans and steps of sandboxes
+  log.txt           the end of the plugin's log, if it has one
   problems.txt      what could not be read
 
-Left out are kubeconfigs, the kubelet's checkpoint and the API server's objects.
+Kubeconfigs, the kubelet's checkpoint and the API server's objects are left out.
 Values of keys that name tokens, passwords, keys, certificates and other secrets,
-and what looks like one elsewhere, are replaced by "REDACTED". Names of pods,
-addresses and devices are as they are: look through it before you hand it on.
+and whatever else looks like a secret, are replaced by "REDACTED". Names of pods,
+addresses and devices are unchanged: look through the archive before you pass it on.
 `
 
 // bundle is an archive being written.
@@ -144,7 +144,7 @@ func (b *bundle) file(name, path string) error {
 	}
 	if cut { // the first line may be the end of a secret whose key was cut off
 		if _, raw, cut = bytes.Cut(raw, []byte("\n")); !cut {
-			b.problem(fmt.Errorf("%s: its last line is longer than %d bytes, and left out", path, maxBundled))
+			b.problem(fmt.Errorf("%s: its last line is longer than %d bytes and is left out", path, maxBundled))
 		}
 	}
 	return b.add(name, raw)

@@ -99,10 +99,10 @@ func (d *doctor) configuration() {
 		d.ok(name, "%s", d.conf.CNIConfig)
 	}
 	if conf.CNIDir != d.conf.CNIDir {
-		d.failed(name, "make cniDir the same in both", "the plugin keeps its journals in %s, the agent looks in %s", conf.CNIDir, d.conf.CNIDir)
+		d.failed(name, "set cniDir to the same directory in both", "the plugin keeps its journals in %s, but the agent looks in %s", conf.CNIDir, d.conf.CNIDir)
 	}
 	if conf.AgentSocket != d.conf.Socket {
-		d.failed(name, "make agentSocket the agent's socket", "the plugin asks the agent at %s, it listens at %s", conf.AgentSocket, d.conf.Socket)
+		d.failed(name, "set agentSocket to the agent's socket", "the plugin calls the agent at %s, but the agent listens at %s", conf.AgentSocket, d.conf.Socket)
 	}
 }
 
@@ -113,15 +113,15 @@ func (d *doctor) order() {
 	dir := filepath.Dir(d.conf.CNIConfig)
 	first, problems := netconf.First(dir)
 	for _, err := range problems {
-		d.add(name, nodeview.CheckWarning, "correct the file, or take it away", "%v", err)
+		d.add(name, nodeview.CheckWarning, "correct or remove the file", "%v", err)
 	}
 	switch {
 	case first == nil:
 		d.failed(name, "run 'manifold-agent install'", "%s has no network configuration", dir)
 	case !first.Runs("manifold") && d.plugin == nil:
-		d.failed(name, "see to the plugin's configuration above", "the runtime takes %s, which is not Manifold's", first.Path)
+		d.failed(name, "correct the plugin's configuration, see above", "the runtime takes %s, which is not Manifold's", first.Path)
 	case !first.Runs("manifold"):
-		d.failed(name, "rename it, so that it sorts after "+filepath.Base(d.conf.CNIConfig), "the runtime takes %s, which is not Manifold's", first.Path)
+		d.failed(name, "rename it so that it sorts after "+filepath.Base(d.conf.CNIConfig), "the runtime takes %s, which is not Manifold's", first.Path)
 	default:
 		d.ok(name, "the runtime takes %s", first.Path)
 	}
@@ -132,10 +132,10 @@ func (d *doctor) order() {
 func (d *doctor) networks() {
 	const first = "default network"
 	if d.plugin == nil {
-		d.add(first, nodeview.CheckSkipped, "", "there is no configuration of the plugin")
+		d.add(first, nodeview.CheckSkipped, "", "the plugin's configuration cannot be read")
 		return
 	}
-	d.network(first, "see whether the default network's own pods run: they write its configuration, or correct clusterNetwork", d.plugin.ClusterDefault)
+	d.network(first, "check that the default network's own pods run, since they write its configuration, or correct clusterNetwork", d.plugin.ClusterDefault)
 	further, err := d.plugin.Further()
 	if err != nil {
 		d.failed("delegates", "correct the network's configuration", "%v", err)
@@ -144,7 +144,7 @@ func (d *doctor) networks() {
 		d.programsOf("delegates", raw)
 	}
 	for _, network := range d.plugin.DefaultNets {
-		d.network("network "+network, "create it, or correct defaultNetworks: until then no pod outside systemNamespaces is attached",
+		d.network("network "+network, "create it, or correct defaultNetworks: until then no pod outside systemNamespaces can be attached",
 			func(def netconf.Definition) (json.RawMessage, error) { return d.plugin.Configured(network, def) })
 	}
 }
@@ -250,7 +250,7 @@ func (d *doctor) agent() {
 	ctx, cancel := context.WithTimeout(d.ctx, answerTime)
 	defer cancel()
 	if err := (plan.Client{Socket: d.conf.Socket}).Ping(ctx); err != nil {
-		d.failed("agent", "start it, or see its log; until then each pod starts the agent's program once", "%v", err)
+		d.failed("agent", "start it, or see its log; until then the plugin runs the agent's program once for each pod", "%v", err)
 		return
 	}
 	d.ok("agent", "answers at %s", d.conf.Socket)
@@ -271,9 +271,9 @@ func (d *doctor) podResources() {
 	pods, err := client.List(d.ctx)
 	switch {
 	case err != nil:
-		d.failed(name, "see whether the kubelet runs, and whether podResources is its socket", "%s: %v", d.conf.PodResources, err)
+		d.failed(name, "check that the kubelet runs and that podResources is its socket", "%s: %v", d.conf.PodResources, err)
 	case len(pods) == 0:
-		d.add(name, nodeview.CheckWarning, "if the kubelet has just started, look again", "%s answers, and lists no pod", d.conf.PodResources)
+		d.add(name, nodeview.CheckWarning, "if the kubelet has just started, run doctor again", "%s answers but lists no pod", d.conf.PodResources)
 	default:
 		d.ok(name, "%s lists %d pods", d.conf.PodResources, len(pods))
 	}
@@ -289,9 +289,9 @@ func (d *doctor) checkpoint() {
 	c, err := checkpoint.NewFile(d.conf.Checkpoint).Load()
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		d.add(name, nodeview.CheckWarning, "if pods have devices, correct kubeletDir", "%s is not there: no device was ever allocated", d.conf.Checkpoint)
+		d.add(name, nodeview.CheckWarning, "if pods have devices, correct kubeletDir", "%s does not exist: no device was ever allocated", d.conf.Checkpoint)
 	case err != nil:
-		d.failed(name, "drain the node, remove the file, start the kubelet anew", "%v", err)
+		d.failed(name, "drain the node, remove the file, restart the kubelet", "%v", err)
 	default:
 		d.ok(name, "%s, %d allocations", d.conf.Checkpoint, len(c.Entries))
 	}
@@ -312,9 +312,9 @@ func (d *doctor) podsAPI() {
 	case err == nil:
 		d.ok(name, "%s", d.conf.PodsAPI)
 	case d.conf.APIServer == "" && d.conf.PodManifests == "":
-		d.failed(name, "set apiServer, or enable the kubelet's Pods API", "%v: nothing else tells of pods", err)
+		d.failed(name, "set apiServer, or enable the kubelet's Pods API", "%v: the agent has no other source of pods", err)
 	default:
-		d.add(name, nodeview.CheckSkipped, "", "the kubelet does not serve it; pods come from elsewhere")
+		d.add(name, nodeview.CheckSkipped, "", "the kubelet does not serve it; the agent has another source of pods")
 	}
 }
 
@@ -333,18 +333,18 @@ func (d *doctor) apiServer() {
 	defer cancel()
 	certificates, err := kube.Certificates(ctx, kubeconfig)
 	if errors.Is(err, rest.ErrNotInCluster) {
-		d.add(name, nodeview.CheckSkipped, "", "the credential is the agent's pod's: look through the API server, without --local")
+		d.add(name, nodeview.CheckSkipped, "", "the credential is that of the agent's pod: run doctor through the API server, without --local")
 		return
 	}
 	if err != nil {
-		d.failed(name, "see whether it runs, and renew what has expired; known definitions serve from the snapshot", "%v", err)
+		d.failed(name, "check that it runs, and renew what has expired; meanwhile known definitions come from the snapshot", "%v", err)
 		return
 	}
 	for _, c := range certificates {
 		left := time.Until(c.NotAfter)
 		switch {
 		case left < 0:
-			d.failed("certificate", "renew it", "%s has expired at %s", c.Name, c.NotAfter.UTC().Format(time.RFC3339))
+			d.failed("certificate", "renew it", "%s expired at %s", c.Name, c.NotAfter.UTC().Format(time.RFC3339))
 		case left < soon:
 			d.add("certificate", nodeview.CheckWarning, "renew it", "%s expires at %s", c.Name, c.NotAfter.UTC().Format(time.RFC3339))
 		default:
@@ -365,7 +365,7 @@ func (d *doctor) snapshot() {
 		return
 	}
 	if _, err := kube.OpenSnapshot(d.conf.Snapshot); err != nil {
-		d.add(name, nodeview.CheckWarning, "the agent writes it once it has reached the API server", "%v", err)
+		d.add(name, nodeview.CheckWarning, "let the agent reach the API server: it then writes the snapshot", "%v", err)
 		return
 	}
 	d.ok(name, "%s", d.conf.Snapshot)
@@ -378,13 +378,13 @@ func (d *doctor) state() {
 	err := unix.Statfs(d.conf.CNIDir, &fs)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		d.add(name, nodeview.CheckWarning, "the first ADD makes it", "%s is not there", d.conf.CNIDir)
+		d.add(name, nodeview.CheckWarning, "nothing to do: the first ADD creates it", "%s does not exist", d.conf.CNIDir)
 	case err != nil:
 		d.failed(name, "make it readable", "%s: %v", d.conf.CNIDir, err)
 	case fs.Flags&unix.ST_RDONLY != 0:
 		d.failed(name, "mount it writable: no pod can be attached", "%s is read-only", d.conf.CNIDir)
 	case fs.Bavail*100 < fs.Blocks:
-		d.failed(name, "make room: no pod can be attached once it is full", "%s has %d MiB left", d.conf.CNIDir, fs.Bavail*uint64(fs.Bsize)>>20)
+		d.failed(name, "free space: no pod can be attached once it is full", "%s has %d MiB left", d.conf.CNIDir, fs.Bavail*uint64(fs.Bsize)>>20)
 	default:
 		d.ok(name, "%s has %d MiB left", d.conf.CNIDir, fs.Bavail*uint64(fs.Bsize)>>20)
 	}
@@ -395,7 +395,7 @@ func (d *doctor) hardware() {
 	const name = "virtual functions"
 	all, err := inventory.Read(d.conf.SysRoot)
 	if err != nil {
-		d.failed(name, "see whether sysfs is mounted, and sysRoot right", "%v", err)
+		d.failed(name, "check that sysfs is mounted and that sysRoot is correct", "%v", err)
 		return
 	}
 	vfs := 0
@@ -406,7 +406,7 @@ func (d *doctor) hardware() {
 		case f.IsVF() && f.Driver == "":
 			d.add("VF "+f.Address, nodeview.CheckWarning, "bind it to its driver, or to vfio-pci", "it has no driver")
 		case f.IsVF() && strings.HasPrefix(f.Driver, "vfio") && f.IOMMUGroup == "":
-			d.failed("VF "+f.Address, "boot with intel_iommu=on or amd_iommu=on", "it is bound to %s, and the kernel has no IOMMU group for it", f.Driver)
+			d.failed("VF "+f.Address, "boot with intel_iommu=on or amd_iommu=on", "it is bound to %s, but the kernel has no IOMMU group for it", f.Driver)
 		}
 		if f.IsVF() {
 			vfs++
