@@ -16,13 +16,13 @@ BENCHED = $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n1 dirn
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## build the programs of node and cluster, static and stripped, into bin/
+build: ## build all programs, static and stripped, into bin/
 	$(BUILD) -o bin/manifold ./cmd/manifold
 	$(BUILD) -o bin/manifold-agent ./cmd/manifold-agent
 	$(BUILD) -o bin/manifold-webhook ./cmd/manifold-webhook
 	$(BUILD) -o bin/kubectl-manifold ./cmd/kubectl-manifold
 
-krew: ## pack kubectl-manifold for krew into bin/krew/: archives, and the manifest that names them; URL is where they will be
+krew: ## pack kubectl-manifold for krew into bin/krew/: archives, and the manifest that names them; URL is where the archives will be
 	go run ./test/krew/pack -release $(RELEASE) -url "$(URL)"
 
 image: ## build the image into bin/manifold-image.tar, an OCI archive, without a container builder
@@ -30,7 +30,7 @@ image: ## build the image into bin/manifold-image.tar, an OCI archive, without a
 	bin/image archive -release $(RELEASE) -revision $$(git rev-parse HEAD) -created $$(git log -1 --format=%ct) \
 	  -name $(IMAGE) -arch $(ARCH) bin/manifold-image.tar
 
-deploy: ## make the kustomize bases anew from the chart
+deploy: ## regenerate the kustomize bases from the chart
 	go run ./test/manifests/generate
 
 demo: ## show the main job: a pod gets its networks and gives them back
@@ -47,15 +47,15 @@ check: ## vet, format, lint, module file, golden files and house rules
 	linter=$$(go run ./test/harness/cmd/toolchain golangci-lint) && "$$linter" run ./...
 	go test -count=1 ./internal/house
 
-bench: ## compare with the floor in the same run, into bin/bench.json, then run the packages' benchmarks
+bench: ## measure against the floor in the same run, with results in bin/bench.json, then run the packages' benchmarks
 	mkdir -p bin
 	go run ./test/bench -json bin/bench.json
 	go test -run '^$$' -bench . -benchmem $(BENCHED)
 
-scale: ## run the agents of many nodes against one API server, see docs/scale.md
+scale: ## run the agents of many nodes against one API server; see docs/scale.md
 	go run ./test/scale
 
-conformance: ## run the tests of the standards' clauses and print which are proven
+conformance: ## run the tests of the standards' clauses and print which clauses are proven
 	go run ./test/conformance
 
 test-apiserver: ## run the tests that need a real API server; the first run builds it, which takes some minutes
@@ -82,8 +82,8 @@ test-sriov: ## run the checks on real SR-IOV functions in a virtual machine: no 
 sriov-shell: ## open a shell in that virtual machine
 	go run ./test/sriovlab -shell
 
-golden: ## make the golden files anew
+golden: ## regenerate the golden files
 	go test -count=1 ./internal/house -update
 
-clean: ## remove what build made
+clean: ## remove bin/
 	rm -rf bin

@@ -40,7 +40,7 @@ func main() {
 func run(args []string) error {
 	flags := flag.NewFlagSet("image", flag.ExitOnError)
 	var b build
-	flags.StringVar(&b.release, "release", "unreleased", "`release` that the programs say they are")
+	flags.StringVar(&b.release, "release", "unreleased", "`release` that the programs report")
 	flags.StringVar(&b.revision, "revision", "unknown", "`commit` that they are built from")
 	flags.StringVar(&b.name, "name", "docker.io/manifold-cni/manifold:latest", "full `name` of the image in the archive")
 	created := flags.Int64("created", 0, "`seconds` since 1970 of that commit")
@@ -52,7 +52,7 @@ func run(args []string) error {
 		return err
 	}
 	if flags.NArg() != 1 {
-		return fmt.Errorf("one path is needed, %d are given", flags.NArg())
+		return fmt.Errorf("need one path, got %d", flags.NArg())
 	}
 	b.created, b.arches = time.Unix(*created, 0).UTC(), strings.Split(*arches, ",")
 	switch args[0] {

@@ -106,7 +106,7 @@ func goldenNumbers(t *testing.T, file string, have map[string]float64) {
 		delete(want, name)
 		if !ok || math.Abs(have[name]-n) > n/100 {
 			if !*update {
-				t.Errorf("%s: %s is %.0f, and was %.0f: if that is meant, run: make golden", path, name, have[name], n)
+				t.Errorf("%s: %s is %.0f and was %.0f: if that is intended, run: make golden", path, name, have[name], n)
 			}
 			n = have[name]
 		}
@@ -119,6 +119,6 @@ func goldenNumbers(t *testing.T, file string, have map[string]float64) {
 		return
 	}
 	for name := range want {
-		t.Errorf("%s: %s is measured no more: run: make golden", path, name)
+		t.Errorf("%s: %s is no longer measured: run: make golden", path, name)
 	}
 }

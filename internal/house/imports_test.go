@@ -16,7 +16,7 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "make the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 const module = "github.com/manifold-cni/manifold"
 
@@ -141,7 +141,7 @@ func TestImportRules(t *testing.T) {
 			}
 			for name := range may {
 				if !rooms[name] {
-					t.Errorf("package %s of the table does not exist: take its row away", name)
+					t.Errorf("package %s of the table does not exist: remove its row", name)
 				}
 			}
 		})
@@ -153,7 +153,7 @@ func importsOnlyAllowed(t *testing.T, name string, imports []string) {
 	t.Helper()
 	allowed, ok := may[name]
 	if !ok {
-		t.Errorf("package %s is not in the table of import rules: a new room needs a reason", name)
+		t.Errorf("package %s is not in the table of import rules: a new package needs a reason", name)
 	}
 	for _, imp := range imports {
 		if own, ours := strings.CutPrefix(imp, module+"/"); ours && !slices.Contains(allowed, own) {
@@ -211,5 +211,5 @@ func golden(t *testing.T, path, text string) {
 			t.Errorf("%s has, and should not: %s", path, line)
 		}
 	}
-	t.Error("if that is meant, run: make golden")
+	t.Error("if that is intended, run: make golden")
 }
