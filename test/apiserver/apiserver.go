@@ -218,7 +218,7 @@ func (s *Server) startAPI() (err error) {
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("kube-apiserver is not ready: %w; see %s", err, s.path("kube-apiserver.log"))
+			return fmt.Errorf("wait for kube-apiserver to be ready: %w; see %s", err, s.path("kube-apiserver.log"))
 		}
 	}
 }

@@ -67,7 +67,7 @@ func (s *Server) InstallDefinitions() error {
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("definitions are not served: %w", err)
+			return fmt.Errorf("wait until network definitions are served: %w", err)
 		}
 	}
 }

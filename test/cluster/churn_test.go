@@ -97,7 +97,7 @@ func (c *churn) await(ctx context.Context, name string, kind int) {
 	var pod *corev1.Pod
 	err := eventually(ctx, "pod "+name+" to run", func(context.Context) (err error) {
 		if pod, err = c.f.get(name); err == nil && !(ready(pod) && published(pod)) {
-			err = fmt.Errorf("it is %s: %s", pod.Status.Phase, c.f.events(name))
+			err = fmt.Errorf("its phase is %s: %s", pod.Status.Phase, c.f.events(name))
 		}
 		return err
 	})
@@ -121,7 +121,7 @@ func (c *churn) goOn() {
 	enough := c.ran.Load() + 2*writers // all that may be in flight, and as many again
 	c.f.eventually("pods to come and go", func() error {
 		if now := c.ran.Load(); now < enough {
-			return fmt.Errorf("%d have run, not %d", now, enough)
+			return fmt.Errorf("%d have run, want %d", now, enough)
 		}
 		return nil
 	})
@@ -131,9 +131,9 @@ func (c *churn) goOn() {
 func (c *churn) reach(pods int32) {
 	c.f.Helper()
 	for now := c.created.Load(); now < pods; now = c.created.Load() {
-		c.f.eventually("one more pod to be made", func() error {
+		c.f.eventually("one more pod to be created", func() error {
 			if c.created.Load() == now {
-				return fmt.Errorf("%d have been made of %d", now, pods)
+				return fmt.Errorf("%d of %d are created", now, pods)
 			}
 			return nil
 		})
@@ -192,13 +192,13 @@ func (c *churn) settle() {
 		return p.Status.Phase == corev1.PodFailed && p.Status.Reason == "UnexpectedAdmissionError"
 	}
 	var pods []corev1.Pod
-	f.eventually("what is left of "+c.label+" to run", func() (err error) {
+	f.eventually("the remaining pods of "+c.label+" to run", func() (err error) {
 		if pods, err = f.list(c.selector()); err != nil {
 			return err
 		}
 		for _, p := range pods {
 			if !(ready(&p) && published(&p)) && !refused(p) {
-				return fmt.Errorf("pod %s is %s %s: %s", p.Name, p.Status.Phase, p.Status.Reason, f.events(p.Name))
+				return fmt.Errorf("pod %s: phase %s %s: %s", p.Name, p.Status.Phase, p.Status.Reason, f.events(p.Name))
 			}
 		}
 		return nil
@@ -212,7 +212,7 @@ func (c *churn) settle() {
 			f.isDevice(here, "net1", f.device(here, "main", Red))
 		}
 	}
-	f.Logf("%d pods were made; of those left %d run, the kubelet refused %d", c.created.Load(), len(ran), len(pods)-len(ran))
+	f.Logf("created %d pods; of the remaining ones %d run, and the kubelet refused %d", c.created.Load(), len(ran), len(pods)-len(ran))
 }
 
 // killAgent kills an agent's process, found by its command line.
@@ -228,7 +228,7 @@ func (f *fixture) killAgent() error {
 		f.must(err)
 		return syscall.Kill(pid, syscall.SIGKILL)
 	}
-	return errors.New("no agent runs")
+	return errors.New("no agent is running")
 }
 
 // outages says how hard TestOutages is.

@@ -231,7 +231,7 @@ func (c *Cluster) nodeReady(ctx context.Context) error {
 	}
 	for resource, devices := range c.Node.devices {
 		if n := node.Status.Allocatable[corev1.ResourceName(resource)]; int(n.Value()) != len(devices) {
-			return fmt.Errorf("%s of %s are allocatable", n.String(), resource)
+			return fmt.Errorf("%s devices of %s are allocatable, want %d", n.String(), resource, len(devices))
 		}
 	}
 	for _, cond := range node.Status.Conditions {

@@ -42,17 +42,17 @@ func TestRequestsOfAPodsLife(t *testing.T) {
 			want, count := map[string]int{"patch pods": pods, "create events": pods}, map[string]int{}
 			f.eventually("the last Event", func() error { // no pod waits for its Event
 				if count = f.requests("cost-" + name); count["create events"] < pods {
-					return fmt.Errorf("there were %v", count)
+					return fmt.Errorf("requests so far: %v", count)
 				}
 				return nil
 			})
 			questions := f.podResourcesCalls() - asked
-			t.Logf("%d pods cost the API server %v, PodResources %d questions", pods, count, questions)
+			t.Logf("%d pods cost the API server %v and PodResources %d calls", pods, count, questions)
 			if !maps.Equal(count, want) {
-				t.Errorf("they must cost %v", want)
+				t.Errorf("want %v", want)
 			}
 			if questions > c.devices*pods {
-				t.Errorf("they must cost %d questions at most", c.devices*pods)
+				t.Errorf("PodResources was called %d times, want at most %d", questions, c.devices*pods)
 			}
 		})
 	}

@@ -64,12 +64,12 @@ func TestResourceThatNoContainerRequests(t *testing.T) {
 		return nil
 	})
 	var pod *corev1.Pod
-	f.eventually("the kubelet to say so of its container", func() (err error) {
+	f.eventually("the kubelet to report that its container waits", func() (err error) {
 		if pod, err = f.get("waits"); err != nil {
 			return err
 		}
 		if s := pod.Status.ContainerStatuses; len(s) != 1 || s[0].State.Waiting == nil || s[0].State.Waiting.Reason != "ContainerCreating" {
-			return fmt.Errorf("it is %+v", s)
+			return fmt.Errorf("container statuses are %+v", s)
 		}
 		return nil
 	})
@@ -82,7 +82,7 @@ func TestResourceThatNoContainerRequests(t *testing.T) {
 	mended := f.running("waits")
 	f.check(mended, map[string]string{"eth0": "cluster-net", "net1": "mistaken"})
 	if mended.UID != pod.UID {
-		t.Errorf("pod %s has become %s", pod.UID, mended.UID)
+		t.Errorf("pod %s was replaced by %s", pod.UID, mended.UID)
 	}
 }
 
@@ -110,7 +110,7 @@ func TestPodOfTheSameName(t *testing.T) {
 		// A forced deletion frees the name while the old pod still terminates on the
 		// node.
 		f.must(lab.Client.CoreV1().Pods(namespace).Delete(f.ctx, "same-0", metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}))
-		f.eventually("the next pod", func() error {
+		f.eventually("the next pod to be ready", func() error {
 			now, err := f.get("same-0")
 			if err != nil {
 				return err
@@ -125,7 +125,7 @@ func TestPodOfTheSameName(t *testing.T) {
 		id := f.device(here, "main", Red)
 		f.isDevice(here, "net1", id)
 		if before[string(old.UID)] != nil && id == oldDevice {
-			t.Errorf("the pod has %s, which the one before still has", id)
+			t.Errorf("the pod has %s, which the previous pod still has", id)
 		}
 	}
 }
@@ -136,7 +136,7 @@ func (f *fixture) gone(selector string) {
 	f.eventually("pods "+selector+" to be gone", func() error {
 		pods, err := f.list(selector)
 		if len(pods) > 0 {
-			err = fmt.Errorf("%d are there", len(pods))
+			err = fmt.Errorf("%d are left", len(pods))
 		}
 		return err
 	})
@@ -170,15 +170,15 @@ func TestDeployment(t *testing.T) {
 		f.gone("app=many")
 	})
 	var pods []corev1.Pod
-	f.eventually("all replicas", func() (err error) {
+	f.eventually("all replicas to be ready", func() (err error) {
 		if pods, err = f.list("app=many"); err != nil {
 			return err
 		}
 		if waiting := slices.IndexFunc(pods, func(p corev1.Pod) bool { return !ready(&p) }); waiting >= 0 {
-			return fmt.Errorf("%d pods, one waits: %s", len(pods), f.events(pods[waiting].Name))
+			return fmt.Errorf("%d pods, one is not ready: %s", len(pods), f.events(pods[waiting].Name))
 		}
 		if len(pods) < replicas {
-			return fmt.Errorf("%d pods", len(pods))
+			return fmt.Errorf("%d of %d pods exist", len(pods), replicas)
 		}
 		return nil
 	})

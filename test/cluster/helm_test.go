@@ -45,7 +45,7 @@ func TestUninstallAndReinstall(t *testing.T) {
 	var pod *corev1.Pod
 	f.eventually("a pod to run", func() (err error) {
 		if pod, err = f.get("meanwhile"); err == nil && !ready(pod) {
-			err = fmt.Errorf("it is %s: %s", pod.Status.Phase, f.events("meanwhile"))
+			err = fmt.Errorf("its phase is %s: %s", pod.Status.Phase, f.events("meanwhile"))
 		}
 		return err
 	})
@@ -68,7 +68,7 @@ func TestNoCredentialIsLeftOnTheHost(t *testing.T) {
 	tokens, err := filepath.Glob("/var/lib/kubelet/pods/*/volumes/kubernetes.io~projected/*/token")
 	f.must(err)
 	if len(tokens) == 0 {
-		t.Fatal("no pod has a token; then this test tests nothing")
+		t.Fatal("no pod has a token, so this test proves nothing")
 	}
 	token, err := os.ReadFile(tokens[0])
 	f.must(err)
@@ -93,7 +93,7 @@ func TestNoCredentialIsLeftOnTheHost(t *testing.T) {
 		}))
 	}
 	if len(holders) != 1 || !strings.HasPrefix(holders[0], filepath.Dir(tokens[0])) {
-		t.Errorf("a token of the cluster is in %v; it must be in the agent's volume alone", holders)
+		t.Errorf("the cluster's token is in %v, want it only in the agent's volume", holders)
 	}
 }
 
@@ -133,7 +133,7 @@ func (f *fixture) onOneNode(do func()) {
 	f.must(f.killAgent())
 	f.must(lab.follow(f.ctx, "uninstall.md", 1))
 	if _, err := os.Stat(filepath.Join(pluginDir, "manifold")); !errors.Is(err, os.ErrNotExist) {
-		f.Errorf("the plugin is left: %v", err)
+		f.Errorf("the plugin is still installed: %v", err)
 	}
 }
 
@@ -191,7 +191,7 @@ func TestUpgradeDuringChurn(t *testing.T) {
 	}
 	c.settle()
 	if n := f.failedCalls() - failed; n != 0 {
-		t.Errorf("the kubelet counts %d sandboxes more that were not made or not ended", n)
+		t.Errorf("the kubelet counts %d failures to create or stop a sandbox", n)
 	}
 	if !hasPodsAPI() {
 		return
@@ -212,7 +212,7 @@ func TestUpgradeDuringChurn(t *testing.T) {
 // becomes ready.
 func TestKubeletOlderThanTheAPIServer(t *testing.T) {
 	if hasPodsAPI() {
-		t.Skip("this node's kubelet is as new as its API server; " + kubeletEnv + "=" + harness.OlderKubelet + " makes it an older one")
+		t.Skip("this node's kubelet is as new as its API server; set " + kubeletEnv + "=" + harness.OlderKubelet + " for an older one")
 	}
 	f := begin(t)
 	f.Cleanup(func() {
@@ -226,7 +226,7 @@ func TestKubeletOlderThanTheAPIServer(t *testing.T) {
 	if slices.ContainsFunc(agent.Rules, func(r rbacv1.PolicyRule) bool {
 		return slices.Contains(r.Resources, "pods") && slices.Contains(r.Verbs, "watch")
 	}) {
-		t.Fatal("the agent may watch pods; then this test tests nothing")
+		t.Fatal("the agent may watch pods, so this test proves nothing")
 	}
 	f.check(f.run("undecided", networks("storage, red"), container("main", Red)), map[string]string{"eth0": "cluster-net", "net1": storage, "net2": red})
 }
@@ -236,14 +236,14 @@ func (f *fixture) upgrade(to string) {
 	f.Helper()
 	f.must(errors.Join(lab.Choose(to), lab.Follow(f.ctx, "upgrade.md")))
 	if now := f.agentRelease(); now != to {
-		f.Errorf("the agent is of release %q", now)
+		f.Errorf("the agent's release is %q, want %q", now, to)
 	}
 }
 
 // agentRelease returns the running agent's release.
 func (f *fixture) agentRelease() (release string) {
 	f.Helper()
-	f.eventually("the agent's metrics", func() error {
+	f.eventually("the agent's metrics to name its release", func() error {
 		resp, err := http.Get("http://127.0.0.1:9610/metrics")
 		if err != nil {
 			return err
@@ -255,7 +255,7 @@ func (f *fixture) agentRelease() (release string) {
 				return nil
 			}
 		}
-		return errors.New("they name no release")
+		return errors.New("the metrics name no release")
 	})
 	return release
 }

@@ -47,7 +47,7 @@ func inside(m *testing.M) (code int, err error) {
 	}()
 	defer func() {
 		if err != nil || code != 0 {
-			tell("the logs are kept in " + keepLogs(os.Getenv(dirEnv)))
+			tell("kept the logs in " + keepLogs(os.Getenv(dirEnv)))
 		}
 	}()
 	ctx := context.Background()
@@ -168,7 +168,7 @@ func testimony(since time.Time) string {
 		pods = &corev1.PodList{}
 	}
 	for _, p := range pods.Items {
-		say("pod %s/%s is %s %s since %v, deleted %v: %+v", p.Namespace, p.Name, p.Status.Phase, p.Status.Reason, p.CreationTimestamp, p.DeletionTimestamp, p.Status.ContainerStatuses)
+		say("pod %s/%s: phase %s %s, created %v, deleted %v: %+v", p.Namespace, p.Name, p.Status.Phase, p.Status.Reason, p.CreationTimestamp, p.DeletionTimestamp, p.Status.ContainerStatuses)
 	}
 	events, err := lab.Client.CoreV1().Events(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -177,14 +177,14 @@ func testimony(since time.Time) string {
 	}
 	for _, e := range events.Items {
 		if e.LastTimestamp.After(since) || e.EventTime.After(since) {
-			say("event of %s, %d times: %s: %s", e.InvolvedObject.Name, e.Count, e.Reason, e.Message)
+			say("Event of %s, %d times: %s: %s", e.InvolvedObject.Name, e.Count, e.Reason, e.Message)
 		}
 	}
 	agent, err := onNodeSh("tail -n 50 /var/log/pods/*_manifold-*/agent/*.log")
-	say("the agent's log ends, %v:\n%s", err, agent)
+	say("the end of the agent's log (error: %v):\n%s", err, agent)
 	for _, service := range []string{Agent, Containerd, Kubelet, Standalone} {
 		if log, err := os.ReadFile(filepath.Join(lab.Node.logs, service+".log")); err == nil { // not every service was started
-			say("the log of %s ends:\n%s", service, log[max(0, len(log)-6000):])
+			say("the end of the log of %s:\n%s", service, log[max(0, len(log)-6000):])
 		}
 	}
 	return out.String()
@@ -203,7 +203,7 @@ func (f *fixture) eventually(what string, ok func() error) {
 	start := time.Now()
 	f.must(eventually(f.ctx, what, func(context.Context) error { return ok() }))
 	if d := time.Since(start); d > noteworthy {
-		f.Logf("%.0f s for %s", d.Seconds(), what)
+		f.Logf("waited %.0f s for %s", d.Seconds(), what)
 	}
 }
 
@@ -227,9 +227,9 @@ func (f *fixture) hostState() harness.HostState {
 func (f *fixture) unchanged() {
 	f.Helper()
 	var diff string
-	err := eventually(f.ctx, "the node to be as before", func(context.Context) error {
+	err := eventually(f.ctx, "the node to be as it was before the test", func(context.Context) error {
 		if diff = f.before.Diff(f.hostState()); diff != "" {
-			return errors.New("left behind")
+			return errors.New("the test left something behind")
 		}
 		return nil
 	})

@@ -41,7 +41,7 @@ func Enter() (code int, err error) {
 		return -1, furnish(os.Getenv(dirEnv))
 	}
 	if os.Geteuid() != 0 {
-		return 0, errors.New("a node needs root: the kubelet and the container runtime make cgroups and mounts")
+		return 0, errors.New("a node needs root: the kubelet and the container runtime create cgroups and mounts")
 	}
 	dir, err := os.MkdirTemp("", "manifold-cluster-")
 	if err != nil {

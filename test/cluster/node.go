@@ -306,7 +306,7 @@ func (n *Node) startRuntime(ctx context.Context) error {
 	if err := n.StartService(Containerd); err != nil {
 		return err
 	}
-	return eventually(ctx, "containerd", n.runtimeServes)
+	return eventually(ctx, "containerd to serve", n.runtimeServes)
 }
 
 // runtimeServes returns nil when the runtime is ready for a kubelet to start.
@@ -348,7 +348,7 @@ func eventually(ctx context.Context, what string, ok func(context.Context) error
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waited %s in vain for %s: %w", time.Since(start).Round(time.Second), what, err)
+			return fmt.Errorf("gave up after %s waiting for %s: %w", time.Since(start).Round(time.Second), what, err)
 		case <-time.After(max(100*time.Millisecond, time.Since(began))):
 		}
 	}

@@ -106,7 +106,7 @@ func (f *fixture) running(name string) (pod *corev1.Pod) {
 			return err
 		}
 		if !ready(pod) || !published(pod) {
-			return fmt.Errorf("it is %s: %s", pod.Status.Phase, f.events(name))
+			return fmt.Errorf("its phase is %s: %s", pod.Status.Phase, f.events(name))
 		}
 		return nil
 	})
@@ -156,7 +156,7 @@ func (f *fixture) remove(names ...string) {
 			if apierrors.IsNotFound(err) {
 				return nil
 			}
-			return errors.Join(errors.New("it is there"), err)
+			return errors.Join(errors.New("it still exists"), err)
 		})
 	}
 	f.pods = slices.DeleteFunc(f.pods, func(name string) bool { return slices.Contains(names, name) })
@@ -213,7 +213,7 @@ func (f *fixture) check(pod *corev1.Pod, want map[string]string) *onNode {
 	for _, s := range status {
 		link := here.links[s.Interface]
 		if link.MAC != s.MAC || !slices.Equal(link.Addresses, s.IPs) {
-			f.Errorf("pod %s: %s is %+v, and its status says %+v", pod.Name, s.Interface, link, s)
+			f.Errorf("pod %s: %s is %+v, but its network-status says %+v", pod.Name, s.Interface, link, s)
 		}
 	}
 	return here
@@ -233,10 +233,10 @@ func (f *fixture) interfaces(pod *corev1.Pod, want map[string]string) *onNode {
 	f.Helper()
 	here := f.probe()[string(pod.UID)]
 	if here == nil {
-		f.Fatalf("pod %s runs nowhere", pod.Name)
+		f.Fatalf("pod %s is not on the node", pod.Name)
 	}
 	if names := slices.Sorted(maps.Keys(here.links)); !slices.Equal(names, slices.Sorted(maps.Keys(want))) {
-		f.Errorf("pod %s has %v, want %v", pod.Name, names, want)
+		f.Errorf("pod %s has interfaces %v, want %v", pod.Name, names, want)
 	}
 	return here
 }
@@ -265,7 +265,7 @@ func (f *fixture) devices(here *onNode, container string, resource corev1.Resour
 	ids := strings.Split(here.containers[container].Env[variable], ",")
 	for _, id := range ids {
 		if _, ok := lab.Node.NetDevs[id]; !ok {
-			f.Errorf("container %s has %s=%v, of which %q is no device", container, variable, ids, id)
+			f.Errorf("container %s has %s=%v, but %q is no device", container, variable, ids, id)
 		}
 	}
 	return ids
@@ -286,6 +286,6 @@ func (f *fixture) isDevice(here *onNode, ifName, id string) {
 	f.Helper()
 	// host-device keeps the name that the device has on the host as its alias.
 	if got := here.links[ifName].Alias; got != lab.Node.NetDevs[id] {
-		f.Errorf("%s is %q, and must be %q of device %s", ifName, got, lab.Node.NetDevs[id], id)
+		f.Errorf("%s is network device %q, want %q of device %s", ifName, got, lab.Node.NetDevs[id], id)
 	}
 }

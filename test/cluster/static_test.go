@@ -28,7 +28,7 @@ func TestStaticPod(t *testing.T) {
 		f.must(os.Remove(file))
 		f.gone("app=static")
 	})
-	f.eventually("its mirror to be ready", func() error {
+	f.eventually("the mirror pod to be ready", func() error {
 		pod, err := f.get(mirror)
 		if err == nil && !slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue }) {
 			err = errors.New(f.events(mirror))

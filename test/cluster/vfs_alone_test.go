@@ -26,9 +26,9 @@ func TestStandalone(t *testing.T) {
 	f := begin(t)
 	f.Cleanup(f.rejoin)
 	f.must(errors.Join(lab.API.Kill(), lab.Node.KillService(Kubelet), lab.Node.StartService(Standalone)))
-	f.eventually("the cluster's agent to be ended", func() error {
+	f.eventually("the cluster's agent to stop", func() error {
 		if f.agentRuns() {
-			return errors.New("it runs")
+			return errors.New("it is still running")
 		}
 		return nil
 	})
@@ -39,16 +39,16 @@ func TestStandalone(t *testing.T) {
 	var here *onNode
 	f.eventually("the static pod to run", func() error {
 		if here = f.sandbox("alone"); here == nil || here.containers["main"].PID == 0 {
-			return errors.New("it does not")
+			return errors.New("it is not running")
 		}
 		return nil
 	})
 	vf := f.device(here, "main", Red)
 	if kubelets := f.allocated("alone-" + NodeName); !slices.Equal(kubelets, []string{vf}) {
-		t.Errorf("the container has %s, and the kubelet has given it %v", vf, kubelets)
+		t.Errorf("the container has %s, but the kubelet has allocated %v to it", vf, kubelets)
 	}
 	if got := here.links["net1"].Parent; got != vf || len(here.links) != 2 {
-		t.Errorf("net1 of %v stands on %s, and must on %s", here.links, got, vf)
+		t.Errorf("net1 of %v is on device %s, want %s", here.links, got, vf)
 	}
 	f.isDevice(here, "net1", vf)
 	f.inOrder()
@@ -91,9 +91,9 @@ func (f *fixture) rejoin() {
 	f.must(errors.Join(lab.Node.KillService(Agent), lab.Node.KillService(Standalone), lab.API.Restart(), lab.Node.StartService(Kubelet)))
 	f.knowsDevices() // the API server's status of the node may be that of the killed kubelet
 	f.must(eventually(f.ctx, "the node to be ready with its devices", lab.nodeReady))
-	f.eventually("the cluster's agent", func() error {
+	f.eventually("the cluster's agent to run", func() error {
 		if !f.agentRuns() {
-			return errors.New("it does not run")
+			return errors.New("it is not running")
 		}
 		return nil
 	})

@@ -66,11 +66,11 @@ func TestPowerFailure(t *testing.T) {
 	f.attachedAgain(stays)
 	f.stands(f.running("stays"), both, places...)
 	if has := f.allocated("stays"); !slices.Equal(has, had) {
-		t.Errorf("the pod had %v, and now %v", had, has)
+		t.Errorf("the pod has devices %v, want %v as before", has, had)
 	}
 	f.createVFPods()
 	if given := f.allocated(vfPodNames()...); !slices.Contains(given, gone[0]) {
-		t.Errorf("new pods have %v, and not %s of the pod that is gone; then this test tests less", given, gone[0])
+		t.Errorf("the new pods have %v but not %s of the deleted pod, so this test proves less", given, gone[0])
 	}
 	f.trafficOverVLANs()
 	f.eventually("nothing to be left of the old sandboxes", func() error { return f.released(old...) })
@@ -86,10 +86,10 @@ func (f *fixture) attachedAgain(before *corev1.Pod) {
 	f.eventually("the pod to be attached again", func() error {
 		now, err := f.get(before.Name)
 		if err == nil && now.Status.Phase == corev1.PodFailed {
-			f.Fatalf("the kubelet has given it up: %+v", now.Status)
+			f.Fatalf("the kubelet has given the pod up: %+v", now.Status)
 		}
 		if err == nil && (!ready(now) || now.Status.ContainerStatuses[0].RestartCount == 0 || now.Annotations[netattach.StatusAnnotation] == before.Annotations[netattach.StatusAnnotation]) {
-			err = fmt.Errorf("it is %s: %s", now.Status.Phase, f.events(before.Name))
+			err = fmt.Errorf("its phase is %s: %s", now.Status.Phase, f.events(before.Name))
 		}
 		return err
 	})
@@ -107,7 +107,7 @@ func (f *fixture) released(sandboxes ...string) error {
 	f.Helper()
 	for _, line := range f.hostState() {
 		if slices.ContainsFunc(sandboxes, func(id string) bool { return strings.Contains(line, id) }) {
-			return fmt.Errorf("there is %s", line)
+			return fmt.Errorf("left: %s", line)
 		}
 	}
 	return nil
@@ -142,7 +142,7 @@ func (f *fixture) knowsDevices() {
 			missing -= len(a.IDs)
 		}
 		if missing > 0 {
-			return fmt.Errorf("%d are missing", missing)
+			return fmt.Errorf("it does not know %d of them", missing)
 		}
 		return nil
 	})
@@ -157,12 +157,12 @@ func (f *fixture) areStranded(pods map[string]string) {
 		var found reconcile.Finding
 		f.must(json.Unmarshal([]byte(line), &found))
 		if found.Kind != reconcile.Stranded || pods[found.Device] == "" || !strings.Contains(found.String(), pods[found.Device]) {
-			f.Errorf("found %s", found)
+			f.Errorf("unexpected finding: %s", found)
 		}
 		delete(pods, found.Device)
 	}
 	if len(pods) > 0 {
-		f.Errorf("not found: %v", pods)
+		f.Errorf("missing findings: %v", pods)
 	}
 }
 
@@ -189,14 +189,14 @@ func TestKubeletThatKnowsNoPods(t *testing.T) {
 	f.restart(Kubelet)
 	f.knowsDevices()
 	if ids := f.allocated("holds", "ends"); len(ids) > 0 {
-		t.Fatalf("the kubelet knows of %v; then this test tests nothing", ids)
+		t.Fatalf("the kubelet lists devices %v, so this test proves nothing", ids)
 	}
 	f.inOrder()
 	f.manifest("early", networks(red), container("main", Red))
 	f.refused("early", 2)
 	own := f.allocated("early-" + NodeName)
 	if len(own) != 1 || slices.Contains(others, own[0]) {
-		t.Fatalf("the kubelet has given the new pod %v, and %v are others'", own, others)
+		t.Fatalf("the kubelet has allocated %v to the new pod, want one device other than %v", own, others)
 	}
 	f.inOrder()
 	f.end(ends, others[1])
@@ -205,9 +205,9 @@ func TestKubeletThatKnowsNoPods(t *testing.T) {
 	here := f.attached("early")
 	f.isVF(f.running("early-"+NodeName), here, "net1", own[0])
 	f.stands(f.running("holds"), []string{red}, place{"main", Red})
-	f.eventually("the pod whose sandbox was ended to be attached again", func() error {
+	f.eventually("the pod whose sandbox was stopped to be attached again", func() error {
 		if here := f.probe()[string(ends.UID)]; here == nil || here.links["net1"].Parent != others[1] {
-			return fmt.Errorf("it has %+v", here)
+			return fmt.Errorf("found %+v", here)
 		}
 		return nil
 	})
@@ -226,7 +226,7 @@ func (f *fixture) end(pod *corev1.Pod, vf string) {
 	f.must(err)
 	name, err := lab.Node.run(f.ctx, "/bin/ls", "/sys/bus/pci/devices/"+vf+"/net")
 	if got := strings.TrimSpace(string(name)); err != nil || got != lab.Node.NetDevs[vf] {
-		f.Errorf("VF %s is %q on the host, and must be %q: %v", vf, got, lab.Node.NetDevs[vf], err)
+		f.Errorf("VF %s is network device %q on the host, want %q: %v", vf, got, lab.Node.NetDevs[vf], err)
 	}
 }
 
@@ -236,7 +236,7 @@ func (f *fixture) refused(static string, times int) {
 	f.eventually("ADDs to be refused", func() error {
 		log, err := os.ReadFile(filepath.Join(lab.Node.logs, Containerd+".log"))
 		if n := strings.Count(string(log), "failed (add): pod "+namespace+"/"+static+"-"+NodeName); err == nil && n < times {
-			err = fmt.Errorf("%d were", n)
+			err = fmt.Errorf("%d were refused", n)
 		}
 		return err
 	})
@@ -256,7 +256,7 @@ func (f *fixture) manifest(name string, options ...option) (remove func()) {
 		f.must(err)
 		f.eventually("static pod "+name+" to be gone", func() error {
 			if f.sandbox(name) != nil {
-				return errors.New("it is there")
+				return errors.New("it still exists")
 			}
 			return nil
 		})
@@ -281,7 +281,7 @@ func (f *fixture) attached(static string) (here *onNode) {
 	f.Helper()
 	f.eventually("static pod "+static+" to be attached", func() error {
 		if here = f.sandbox(static); here == nil || here.links["net1"].Name == "" {
-			return errors.New("it is not")
+			return errors.New("it has no net1")
 		}
 		return nil
 	})

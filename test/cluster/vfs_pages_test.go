@@ -86,7 +86,7 @@ func (p *page) published(pod *corev1.Pod, vf string) {
 func (p *page) done() {
 	p.Helper()
 	if len(p.blocks) > 0 {
-		p.Errorf("not run: %q", p.blocks)
+		p.Errorf("commands that did not run: %q", p.blocks)
 	}
 }
 

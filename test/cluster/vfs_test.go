@@ -21,7 +21,7 @@ import (
 func (f *fixture) isVF(pod *corev1.Pod, here *onNode, ifName, vf string) {
 	f.Helper()
 	if got := here.links[ifName].Parent; got != vf {
-		f.Errorf("pod %s: %s stands on %s, and must on %s", pod.Name, ifName, got, vf)
+		f.Errorf("pod %s: %s is on device %s, want %s", pod.Name, ifName, got, vf)
 	}
 	f.isDevice(here, ifName, vf)
 	status := f.status(pod)
@@ -66,7 +66,7 @@ func (f *fixture) given(pod *corev1.Pod, here *onNode, container string, resourc
 		}
 	}
 	if slices.Sort(kubelets); !slices.Equal(ids, kubelets) {
-		f.Errorf("pod %s: container %s has %v, and the kubelet has given it %v", pod.Name, container, ids, kubelets)
+		f.Errorf("pod %s: container %s has %v, but the kubelet has allocated %v to it", pod.Name, container, ids, kubelets)
 	}
 	return ids
 }
@@ -145,7 +145,7 @@ func (f *fixture) standVFPods() {
 func (f *fixture) isInOrder() error {
 	findings, err := lab.Node.run(f.ctx, pluginDir+"/manifold-agent", "reconcile")
 	if len(findings) > 0 {
-		err = fmt.Errorf("found: %s", findings)
+		err = fmt.Errorf("reconcile found: %s", findings)
 	}
 	return err
 }

@@ -122,7 +122,7 @@ func keepRegistered(ctx context.Context, dir string, plugins []*plugin, log *slo
 	for ctx.Err() == nil {
 		servers, err := serve(ctx, dir, plugins)
 		if err != nil {
-			log.Info("the kubelet does not take registrations", "err", err)
+			log.Info("cannot register with the kubelet", "err", err)
 		} else {
 			log.Info("registered", "resources", len(plugins))
 			awaitRestart(ctx, dir, plugins)

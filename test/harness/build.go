@@ -32,7 +32,7 @@ func ModuleRoot() (string, error) {
 			return d, nil
 		}
 	}
-	return "", fmt.Errorf("%s is not in the module", dir)
+	return "", fmt.Errorf("%s is not in Manifold's module", dir)
 }
 
 // ProgramDir returns the directory for the programs that a test package builds from
@@ -105,7 +105,7 @@ func controlPlaneDir() (string, error) {
 func NodePrograms(line string) (string, error) {
 	kubelet, ok := kubelets[line]
 	if !ok {
-		return "", fmt.Errorf("no kubelet of line %q: there are %v", line, slices.Sorted(maps.Keys(kubelets)))
+		return "", fmt.Errorf("no kubelet of release line %q, only of %v", line, slices.Sorted(maps.Keys(kubelets)))
 	}
 	dir, err := cacheDir("node", strings.Join([]string{kubelet.version, "containerd", containerdVersion, "runc", runcVersion}, "-"))
 	if err != nil {

@@ -156,7 +156,7 @@ func furnishDev() error {
 		return err
 	}
 	if err := unix.Mount("/dev", was, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("keep /dev: %w", err)
+		return fmt.Errorf("bind mount /dev: %w", err)
 	}
 	if err := unix.Mount("tmpfs", "/dev", "tmpfs", 0, "mode=755"); err != nil {
 		return fmt.Errorf("mount /dev: %w", err)

@@ -30,7 +30,7 @@ func NewNetNS(name string) (*NetNS, error) {
 	done := make(chan error)
 	go func() { done <- n.make() }()
 	if err := <-done; err != nil {
-		return nil, fmt.Errorf("make %s: %w", n.Path, err)
+		return nil, fmt.Errorf("create network namespace %s: %w", n.Path, err)
 	}
 	return n, nil
 }

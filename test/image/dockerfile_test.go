@@ -43,7 +43,7 @@ func (b *builder) buildah(args ...string) (output string) {
 // starts from an image of this machine's own Go.
 func TestDockerfile(t *testing.T) {
 	if _, err := exec.LookPath("buildah"); err != nil || os.Geteuid() != 0 {
-		t.Skipf("the Dockerfile is built by root with buildah, Debian's package of that name: %v, user %d", err, os.Geteuid())
+		t.Skipf("building the Dockerfile needs root and buildah (Debian package buildah): %v, user %d", err, os.Geteuid())
 	}
 	b := &builder{t, t.TempDir()}
 	volumes := b.makeGolang()

@@ -83,7 +83,7 @@ func blob(t *testing.T, layout map[string][]byte, d descriptor, into any) []byte
 	t.Helper()
 	raw := layout["blobs/"+strings.Replace(d.Digest, ":", "/", 1)]
 	if sum := sha256.Sum256(raw); "sha256:"+hex.EncodeToString(sum[:]) != d.Digest {
-		t.Fatalf("blob %s is another: %x", d.Digest, sum)
+		t.Fatalf("blob %s has another digest: %x", d.Digest, sum)
 	}
 	if into != nil {
 		if err := json.Unmarshal(raw, into); err != nil {
@@ -112,7 +112,7 @@ func TestArchive(t *testing.T) {
 		t.Fatalf("%v: %s", err, layout["index.json"])
 	}
 	if name := outer.Manifests[0].Annotations["io.containerd.image.name"]; name != "registry.example/manifold:v9.8.7" {
-		t.Errorf("its name is %q", name)
+		t.Errorf("the image's name is %q", name)
 	}
 	blob(t, layout, outer.Manifests[0], &index)
 	if len(index.Manifests) != 1 || index.Manifests[0].Platform.Architecture != runtime.GOARCH {
@@ -157,7 +157,7 @@ func filesAreRight(t *testing.T, layer []byte) {
 		}
 	}
 	if out, err := exec.Command(filepath.Join(dir, "manifold-agent"), "version").Output(); err != nil || string(out) != "v9.8.7\n" {
-		t.Errorf("the agent says it is %q: %v", out, err)
+		t.Errorf("the agent's version is %q: %v", out, err)
 	}
 	bomIsRight(t, files)
 }
@@ -177,7 +177,7 @@ func bomIsRight(t *testing.T, files map[string][]byte) {
 	}
 	for name := range files {
 		if name != "manifold.cdx.json" && listed[name] != "v9.8.7" {
-			t.Errorf("program %s is not listed: %q", name, listed[name])
+			t.Errorf("program %s is listed with version %q", name, listed[name])
 		}
 	}
 	mod, err := os.ReadFile(filepath.Join(root, "go.mod"))
@@ -214,7 +214,7 @@ func asTheDockerfile(t *testing.T, c *config) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(have, want) {
-		t.Errorf("labels %s\nthe Dockerfile has %s", have, want)
+		t.Errorf("labels %s\nwant those of the Dockerfile: %s", have, want)
 	}
 	entry, err := json.Marshal(c.Config.Entrypoint)
 	if err != nil {
@@ -248,6 +248,6 @@ func TestTwoBuildsAreEqual(t *testing.T) {
 	t.Setenv("GOAMD64", "v3")
 	there := archive(t, elsewhere, "amd64,arm64")
 	if !bytes.Equal(here, there) {
-		t.Errorf("%d and %d bytes, which differ", len(here), len(there))
+		t.Errorf("the two builds differ; they have %d and %d bytes", len(here), len(there))
 	}
 }

@@ -67,7 +67,7 @@ func published(t *testing.T, dir string, a *krew.Archive) string {
 		t.Fatal(err)
 	}
 	if sum := sha256.Sum256(packed); hex.EncodeToString(sum[:]) != a.SHA256 {
-		t.Errorf("the sum in the manifest is another")
+		t.Errorf("the checksum in the manifest is not that of %s", name)
 	}
 	return path
 }

@@ -127,7 +127,7 @@ func Missing(query string, labels func(series string) ([]string, bool)) []string
 	known := map[string]bool{"instance": true} // Prometheus adds it to every series
 	selectors := Selectors(query)
 	if len(selectors) == 0 {
-		out = append(out, "it asks for no metric")
+		out = append(out, "the query selects no metric")
 	}
 	for _, s := range selectors {
 		own, ok := labels(s.Series)
@@ -147,7 +147,7 @@ func Missing(query string, labels func(series string) ([]string, bool)) []string
 	}
 	for _, l := range Grouping(query) {
 		if !known[l] {
-			out = append(out, "nothing has label "+l)
+			out = append(out, "no selected metric has label "+l)
 		}
 	}
 	return out

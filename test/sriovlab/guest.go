@@ -99,7 +99,7 @@ func (g *guest) reset(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	<-ended // its error is that the guest is gone
-	g.tell("the power of guest %d has failed", g.number)
+	g.tell("cut the power of guest %d", g.number)
 	if err := g.boot(ctx); err != nil {
 		return 0, err
 	}
@@ -116,7 +116,7 @@ func (g *guest) checks(ctx context.Context, resettable func(), pattern string) (
 	program := wire.Command{Args: slices.Concat([]string{"/opt/checks"}, g.flags, []string{"-test.run=" + pattern}), Env: g.env}
 	status, err := g.machine.Run(ctx, vm.Command{Command: program, Stdout: &g.counts, Stderr: os.Stderr})
 	if err == nil && status != 0 {
-		g.tell("guest %d: the checks %s ended with status %d", g.number, pattern, status)
+		g.tell("guest %d: checks %s exited with status %d", g.number, pattern, status)
 	}
 	return status, err
 }

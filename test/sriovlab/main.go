@@ -46,12 +46,12 @@ const bootLimit = 10 * time.Minute
 var modules = []string{"veth", "bridge", "macvlan", "8021q", "dummy"}
 
 func main() {
-	run := flag.String("run", "", "run only the checks whose names match this regular expression")
-	timeout := flag.Duration("timeout", time.Hour, "end the checks after this time")
-	count := flag.Int("count", 1, "run every check this many times")
-	repeat := flag.Duration("repeat", 10*time.Second, "how long checks that repeat the same may do so")
-	full := flag.Bool("full", false, "run every check in every way, not in representative ones")
-	guests := flag.Int("guests", min(2, runtime.NumCPU()), "let so many guests share the checks")
+	run := flag.String("run", "", "run only checks with names that match this regular `expression`")
+	timeout := flag.Duration("timeout", time.Hour, "stop the checks after this `time`")
+	count := flag.Int("count", 1, "run each check this many `times`")
+	repeat := flag.Duration("repeat", 10*time.Second, "how long checks that only repeat rounds go on")
+	full := flag.Bool("full", false, "run each check in every way instead of in representative ones")
+	guests := flag.Int("guests", min(2, runtime.NumCPU()), "share the checks among this many `guests`")
 	inside := flag.Bool("shell", false, "open a shell in a guest instead of running the checks")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -47,7 +47,7 @@ func (l *lab) shell(ctx context.Context) (int, error) {
 	raw.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
 	raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 1, 0
 	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &raw); err != nil {
-		return 0, fmt.Errorf("set the terminal to raw: %w", err)
+		return 0, fmt.Errorf("set the terminal to raw mode: %w", err)
 	}
 	defer func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, before) }()
 	_, err = m.Run(ctx, c) // the status of the last command typed does not matter

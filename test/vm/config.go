@@ -99,10 +99,10 @@ func (c *Config) check() error {
 		return fmt.Errorf("path of the disk %q has a comma, which separates QEMU's options", c.Disk)
 	}
 	if c.Root && c.Disk == "" {
-		return errors.New("no disk to be the root file system")
+		return errors.New("a root file system on the disk needs a disk")
 	}
 	if c.PFs < 0 || c.PFs > 2 {
-		return fmt.Errorf("%d PFs, at most 2", c.PFs)
+		return fmt.Errorf("%d PFs, want at most 2", c.PFs)
 	}
 	for to := range c.Files {
 		if !path.IsAbs(to) || path.Clean(to) != to {

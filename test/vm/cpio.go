@@ -43,7 +43,7 @@ func (c *cpio) entry(name string, mode uint32, size int64, content io.Reader) er
 		return err
 	}
 	if n != size {
-		return fmt.Errorf("%s: %d bytes, expected %d: it changed while it was read", name, n, size)
+		return fmt.Errorf("%s: read %d bytes, want %d: the file changed meanwhile", name, n, size)
 	}
 	_, err = c.w.WriteString(strings.Repeat("\x00", padding(size)))
 	return err

@@ -36,7 +36,7 @@ func (c *Config) makeDisk(ctx context.Context, s *Software) (err error) {
 	}
 	// Created under another name so that an incomplete disk is never used.
 	if _, err := output(exec.CommandContext(ctx, name, append(args, c.Disk+".new", fmt.Sprintf("%dM", DiskSize))...)); err != nil {
-		return fmt.Errorf("make a disk: %w", err)
+		return fmt.Errorf("create a disk: %w", err)
 	}
 	return os.Rename(c.Disk+".new", c.Disk)
 }

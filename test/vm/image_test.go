@@ -20,7 +20,7 @@ func readCPIO(t *testing.T, b []byte) map[string]string {
 	out := map[string]string{}
 	for {
 		if len(b)%4 != 0 && len(out) == 0 || string(b[:6]) != "070701" {
-			t.Fatalf("no header after %d entries", len(out))
+			t.Fatalf("there is no header after %d entries", len(out))
 		}
 		field := func(i int) int {
 			n, err := strconv.ParseUint(string(b[6+8*i:14+8*i]), 16, 32)
@@ -43,7 +43,7 @@ func readCPIO(t *testing.T, b []byte) map[string]string {
 			t.Errorf("%s has mode %o", name, mode)
 		}
 		if _, twice := out[name]; twice {
-			t.Errorf("%s is there twice", name)
+			t.Errorf("%s is in the archive twice", name)
 		}
 		out[name] = content
 	}
@@ -165,7 +165,7 @@ func TestModulesComeAfterTheirDependencies(t *testing.T) {
 		t.Errorf("got %v (%v), want %s", got, err, want)
 	}
 	if _, err := tree.order([]string{"nothing"}); err == nil || !strings.Contains(err.Error(), "nothing") {
-		t.Errorf("a module that is not there: %v", err)
+		t.Errorf("error for an unknown module: %v", err)
 	}
 }
 

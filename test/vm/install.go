@@ -114,7 +114,7 @@ func debianCodename() (string, error) {
 		fields[key] = strings.Trim(value, `"`)
 	}
 	if fields["ID"] != "debian" || fields["VERSION_CODENAME"] == "" {
-		return "", fmt.Errorf("guests are made of Debian's packages, and this machine is %q: run this in a Debian container", fields["PRETTY_NAME"])
+		return "", fmt.Errorf("guests consist of Debian's packages, but this machine runs %q: run this in a Debian container", fields["PRETTY_NAME"])
 	}
 	return fields["VERSION_CODENAME"], lines.Err()
 }
@@ -153,7 +153,7 @@ func archiveOf(ctx context.Context, codename string) (string, error) {
 	}
 	m := regexp.MustCompile(`'(\S+?)/*/dists/` + regexp.QuoteMeta(codename) + `/InRelease'`).FindSubmatch(out)
 	if m == nil {
-		return "", fmt.Errorf("the machine's package manager has no archive of %s", codename)
+		return "", fmt.Errorf("this machine's package manager has no archive for %s", codename)
 	}
 	return string(m[1]), nil
 }

@@ -66,7 +66,7 @@ func Boot(ctx context.Context, s *Software, c Config) (*Machine, error) {
 		err = c.makeDisk(ctx, s)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("make the guest's image: %w", err)
+		return nil, fmt.Errorf("build the guest's image: %w", err)
 	}
 	m := newMachine(c.Dir)
 	start := time.Now()
@@ -76,11 +76,11 @@ func Boot(ctx context.Context, s *Software, c Config) (*Machine, error) {
 	select {
 	case first := <-m.ready:
 		if first.Kind != wire.Ready {
-			err = fmt.Errorf("the guest could not be set up: %s", first.Text)
+			err = fmt.Errorf("set up the guest: %s", first.Text)
 		}
 		m.BootID = strings.TrimSpace(first.Text)
 	case <-m.done:
-		err = fmt.Errorf("before it was ready: %w", m.gone())
+		err = fmt.Errorf("wait for the guest: %w", m.gone())
 	case <-ctx.Done():
 		err = fmt.Errorf("wait for the guest: %w", ctx.Err())
 	}

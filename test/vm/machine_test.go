@@ -66,10 +66,10 @@ func TestRunTellsHowItEnded(t *testing.T) {
 		}
 	}
 	if _, err := m.Run(t.Context(), Command{Command: wire.Command{Args: []string{"/no/such/program"}}}); err == nil || !strings.Contains(err.Error(), "/no/such/program") {
-		t.Errorf("a program that is not there: %v", err)
+		t.Errorf("error for a missing program: %v", err)
 	}
 	if _, err := m.Run(t.Context(), Command{}); err == nil {
-		t.Error("no program at all is no error")
+		t.Error("running without a program gives no error")
 	}
 }
 

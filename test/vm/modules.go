@@ -110,7 +110,7 @@ func dependencies(module []byte) ([]string, error) {
 	}
 	section := f.Section(".modinfo")
 	if section == nil {
-		return nil, errors.New("no section .modinfo")
+		return nil, errors.New("there is no section .modinfo")
 	}
 	info, err := section.Data()
 	if err != nil {

@@ -35,7 +35,7 @@ func shell(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	fmt.Println("kubectl, with kubectl manifold, helm and ctr are for this cluster; the image of pods is", cluster.BoxImage)
+	fmt.Println("kubectl, kubectl manifold, helm and ctr are set up for this cluster; the image for pods is", cluster.BoxImage)
 	cmd := exec.Command("bash", "-i")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.Env = os.Stdin, os.Stdout, os.Stderr, env
 	_ = cmd.Run() // its status is that of the last command typed

@@ -29,7 +29,7 @@ func (n *node) conf(keys map[string]any) {
 // event returns the first Event about pods, and waits for it.
 func (n *node) event() corev1.Event {
 	n.t.Helper()
-	n.eventually("the event", func() bool { return len(n.api.Events()) > 0 })
+	n.eventually("the Event", func() bool { return len(n.api.Events()) > 0 })
 	return n.api.Events()[0]
 }
 
@@ -56,7 +56,7 @@ func TestVFWithoutCarrier(t *testing.T) {
 				n.refuse(p, 111, finding, vf, "see the link of the device's port")
 			}
 			if ev := n.event(); tc.reported != (ev.Type == corev1.EventTypeWarning && strings.Contains(ev.Message, finding)) {
-				t.Errorf("event %s %q, want it reported: %v", ev.Type, ev.Message, tc.reported)
+				t.Errorf("Event %s %q, want finding reported: %v", ev.Type, ev.Message, tc.reported)
 			}
 			n.succeed("DEL", p)
 		})
@@ -84,7 +84,7 @@ func TestCarrierOfAVFIsWaitedFor(t *testing.T) {
 		t.Errorf("ADD: %v", err)
 	}
 	if ev := n.event(); ev.Type != corev1.EventTypeNormal {
-		t.Errorf("event %s %q", ev.Type, ev.Message)
+		t.Errorf("Event %s %q, want type Normal", ev.Type, ev.Message)
 	}
 	n.succeed("CHECK", p)
 	n.succeed("DEL", p)
@@ -123,7 +123,7 @@ func TestInterfaceLeftDownWhereEnableIsAsked(t *testing.T) {
 func (n *node) link(p pf) {
 	n.t.Helper()
 	n.must(netlink.LinkSetUp(linkOf(n.t, p.address)))
-	n.eventually("the PF's link", func() bool {
+	n.eventually("the PF's link to be up", func() bool {
 		return linkOf(n.t, p.address).Attrs().OperState == netlink.OperUp
 	})
 }

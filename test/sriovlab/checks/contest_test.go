@@ -135,7 +135,7 @@ func TestVFThatADefinitionNamesHasOneOwner(t *testing.T) {
 		t.Errorf("net1 is %s, want %s", parent, vf)
 	}
 	if _, info := vfOf(t, vf); info.Vlan != 666 || info.Trust != 1 {
-		t.Errorf("the PF keeps %+v", info)
+		t.Errorf("the PF has %+v, want VLAN 666 and trust on", info)
 	}
 	n.inOrder()
 	n.succeed("CHECK", other)

@@ -72,12 +72,12 @@ func (before hardwareState) same(t *testing.T) {
 	now := hardware(t)
 	for _, line := range before {
 		if !slices.Contains(now, line) {
-			t.Errorf("was: %s", line)
+			t.Errorf("before: %s", line)
 		}
 	}
 	for _, line := range now {
 		if !slices.Contains(before, line) {
-			t.Errorf("is:  %s", line)
+			t.Errorf("now:    %s", line)
 		}
 	}
 }

@@ -118,7 +118,7 @@ func agree(t *testing.T, inv *inventory.Inventory, addr string, want function) {
 		t.Errorf("inventory %v %+v, sysfs %+v", ok, got, want)
 	}
 	if got, err := (sriov.FS{}).OfNetDev(want.NetDevs[0]); err != nil || got != addr {
-		t.Errorf("%s stands on %s (%v), want %s", want.NetDevs[0], got, err, addr)
+		t.Errorf("%s is on device %s (%v), want %s", want.NetDevs[0], got, err, addr)
 	}
 	if want.PF == "" {
 		return
@@ -158,7 +158,7 @@ func TestInventoryIsWhatGHWSays(t *testing.T) {
 		said[d.Address] = true
 		f, ok := inv.Function(d.Address)
 		if !ok || d.Node == nil {
-			t.Errorf("%s: in the inventory %t, NUMA node of ghw %v", d.Address, ok, d.Node)
+			t.Errorf("%s: in the inventory: %t; NUMA node according to ghw: %v", d.Address, ok, d.Node)
 			continue
 		}
 		got := fmt.Sprint(f.Vendor, f.Device, f.Subvendor, f.Subdevice, f.Driver, f.NUMANode, f.Bridge, f.NetDevs)
@@ -211,7 +211,7 @@ func TestIndexIsTheHardwares(t *testing.T) {
 		mac := net.HardwareAddr{2, 0, 0, 0, 3, byte(index)}
 		setMAC(mac)
 		if got := linkOf(t, addr).Attrs().HardwareAddr; got.String() != mac.String() {
-			t.Errorf("%s has %s, want %s, which its PF has for VF %d", addr, got, mac, index)
+			t.Errorf("%s has MAC %s, want %s as set on its PF for VF %d", addr, got, mac, index)
 		}
 		setMAC(before)
 	}
@@ -252,7 +252,7 @@ func TestTrustedVFKeepsItsOwnMAC(t *testing.T) {
 				return ok
 			})
 			if !ok {
-				t.Errorf("the VF has %s, its PF %s for it; the PF was given %s", own, now, mac)
+				t.Errorf("the VF has MAC %s and its PF has %s for it; %s was set on the PF", own, now, mac)
 			}
 			if _, err := (sriov.Host{}).Reset(addr, before); err != nil {
 				t.Error(err)

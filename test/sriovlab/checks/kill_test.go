@@ -55,7 +55,7 @@ func TestKilledAtEveryPointGivesTheVFBack(t *testing.T) {
 	}
 	n.release(learn)
 	if !slices.Contains(points["ADD"], "device claimed") || !slices.Contains(points["ADD"], "delegate added") || !slices.Contains(points["DEL"], "delegate released") {
-		t.Fatalf("the points that matter are not among them: %v", points)
+		t.Fatalf("kill points that matter are missing: %v", points)
 	}
 	round := 0
 	for _, verb := range []string{"ADD", "DEL"} {

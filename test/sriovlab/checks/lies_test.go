@@ -162,7 +162,7 @@ func (n *node) served(vf string, keys map[string]any) {
 	}
 	for key, want := range keys {
 		if found[key] != want {
-			n.t.Errorf("the PF says %s %v, want %v", key, found[key], want)
+			n.t.Errorf("the PF has %s %v, want %v", key, found[key], want)
 		}
 	}
 	n.succeed("CHECK", p)

@@ -34,10 +34,10 @@ func (n *node) shows(want counts) {
 	var found counts
 	defer func() {
 		if n.t.Failed() {
-			n.t.Logf("its metrics count findings %v, want %v", found, want)
+			n.t.Logf("the agent's metrics count findings %v, want %v", found, want)
 		}
 	}()
-	n.eventually("the agent's metrics to count what is found", func() bool {
+	n.eventually("the agent's metrics to count the findings", func() bool {
 		found = byKind(n.scrape()["manifold_device_findings"], "")
 		return maps.Equal(found, want)
 	})

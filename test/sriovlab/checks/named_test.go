@@ -37,11 +37,11 @@ func TestVFCalledByItsNetworkDevice(t *testing.T) {
 	n.must(p.ns.Delete())
 	n.eventually("the kernel to give "+vf+" back", func() bool { return len(readFunction(t, vf).NetDevs) == 1 })
 	if got := linkOf(t, vf).Attrs().Name; got == name {
-		t.Fatalf("%s is called %s as before: nothing is proven", vf, got)
+		t.Fatalf("%s still has the name %s, so this test proves nothing", vf, got)
 	}
 	n.succeed("ADD", next) // the delegate finds the VF by its name
 	if _, now := vfOf(t, vf); now.Vlan != was.Vlan || now.Spoofchk != was.Spoofchk || now.Trust != was.Trust {
-		t.Errorf("its next owner got %+v, was %+v", now, was)
+		t.Errorf("the next owner got the VF with %+v, want %+v", now, was)
 	}
 	n.succeed("DEL", p)
 	n.stands(next, vf)

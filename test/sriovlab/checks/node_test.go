@@ -147,10 +147,10 @@ func (n *node) serve() {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // a test may have stopped it
 		_ = cmd.Wait()
 		if text, err := os.ReadFile(n.path("agent.log")); err == nil && n.t.Failed() {
-			n.t.Logf("the agent said:\n%s", text)
+			n.t.Logf("the agent's log:\n%s", text)
 		}
 	})
-	n.eventually("the agent", func() bool {
+	n.eventually("the agent to serve", func() bool {
 		_, err1 := os.Stat(n.path("agent.sock"))
 		_, err2 := os.Stat(n.path("snapshot"))
 		return err1 == nil && err2 == nil
@@ -185,7 +185,7 @@ func (n *node) eventually(what string, ok func() bool) {
 			return
 		}
 	}
-	n.t.Fatalf("waited in vain for %s", what)
+	n.t.Fatalf("gave up waiting for %s", what)
 }
 
 // state returns what pods have on the node while they live: links, addresses, routes,
@@ -317,7 +317,7 @@ func (n *node) refuse(p *pod, code uint, parts ...string) {
 func (n *node) says(res *harness.Result, code uint, parts ...string) {
 	n.t.Helper()
 	if res.Status == 0 || res.Error == nil {
-		n.t.Fatalf("it succeeded or printed no error object: %s\nstderr: %s", res.Stdout, res.Stderr)
+		n.t.Fatalf("the call succeeded or printed no error object: %s\nstderr: %s", res.Stdout, res.Stderr)
 	}
 	if res.Error.Code != code {
 		n.t.Errorf("code %d, want %d: %s", res.Error.Code, code, res.Error.Msg)

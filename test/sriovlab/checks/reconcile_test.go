@@ -108,7 +108,7 @@ func TestReconcilerLeavesAllocatedVFsAlone(t *testing.T) {
 	n.must(n.kubelet.SetPhase(fakekubelet.Down))
 	n.must(os.Remove(n.path("kubelet/device-plugins/kubelet_internal_checkpoint")))
 	if list := n.found("--repair"); len(list) > 0 {
-		t.Errorf("nobody knows what is allocated, yet found %v", list)
+		t.Errorf("found %v although it is unknown what is allocated", list)
 	}
 	if _, now := vfOf(t, vf); now.Vlan != 77 {
 		t.Errorf("repaired a VF that may be allocated: VLAN %d", now.Vlan)
@@ -170,7 +170,7 @@ func TestRunningAgentRepairs(t *testing.T) {
 	n.shows(counts{reconcile.Leftover: 1})
 	n.hasRepaired(counts{reconcile.Leftover: 1})
 	if list := n.found("--repair"); len(list) != 1 || list[0].Kind != reconcile.Leftover || list[0].Device != spared {
-		t.Errorf("found %v, want %s alone, whose PF is excluded", list, spared)
+		t.Errorf("found %v, want only %s, whose PF is excluded", list, spared)
 	}
 	log, err := os.ReadFile(n.path("state/repairs.log"))
 	n.must(err)
@@ -209,19 +209,19 @@ func TestReconcilerFindsAndRepairsStrandedVFs(t *testing.T) {
 	n.must(p.ns.Delete())
 	n.eventually("the kernel to give "+vf+" back", func() bool { return len(readFunction(t, vf).NetDevs) == 1 })
 	n.finds(reconcile.Stranded, vf, "default/app", p.ID+"@eth0", "default/left")
-	n.eventually("the running agent to say so", func() bool {
+	n.eventually("the running agent to log the finding", func() bool {
 		log, err := os.ReadFile(n.path("agent.log"))
 		return err == nil && bytes.Contains(log, []byte(`"kind":"stranded","device":"`+vf))
 	})
 	n.found("--repair")
 	if _, now := vfOf(t, vf); now.Vlan != 100 {
-		t.Errorf("repaired while the pod has it, which may start anew: VLAN %d", now.Vlan)
+		t.Errorf("repaired a VF of a pod that may start again: VLAN %d", now.Vlan)
 	}
 	n.must(n.kubelet.DeletePod(types.UID(p.UID)))
 	n.admit("next", "", fakekubelet.Pins{"c": pin(pfs[0].vfs[0])}, container("c", left)) // until then the checkpoint keeps the pod's device
 	n.found("--repair")
 	if got := linkOf(t, vf).Attrs().Name; got != name {
-		t.Errorf("%s is called %s, was %s", vf, got, name)
+		t.Errorf("%s has the name %s, want %s", vf, got, name)
 	}
 	n.finds(reconcile.Stranded, vf) // until the pod's DEL
 	n.succeed("DEL", p)

@@ -190,7 +190,7 @@ func readReset() (*resetPods, error) {
 		return nil, err
 	}
 	if boot == was.Boot {
-		return nil, fmt.Errorf("boot %s is no other boot than TestBeforeReset ran in", boot)
+		return nil, fmt.Errorf("boot %s is the one that TestBeforeReset ran in", boot)
 	}
 	return was, errors.Join(os.Remove(resetNode+"/agent.sock"), os.Remove(resetNode+"/snapshot"))
 }
@@ -201,11 +201,11 @@ func (n *node) areStranded(pods map[string]string) {
 	n.t.Helper()
 	for _, f := range n.found("--repair") {
 		if f.Kind != reconcile.Stranded || !strings.Contains(f.String(), pods[f.Device]) {
-			n.t.Errorf("found %s", f)
+			n.t.Errorf("unexpected finding: %s", f)
 		}
 		delete(pods, f.Device)
 	}
 	if len(pods) > 0 {
-		n.t.Errorf("not found: %v", pods)
+		n.t.Errorf("missing findings: %v", pods)
 	}
 }

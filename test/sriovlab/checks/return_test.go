@@ -183,7 +183,7 @@ func TestDamagedJournalGivesTheVFBack(t *testing.T) {
 				sandbox = &pod{}
 			}
 			if res := call.call(tc.verb, sandbox); res.Error == nil || !strings.Contains(res.Error.Msg, journal+".corrupt-") {
-				t.Fatalf("%s: %s, want the damage", tc.verb, res.Stdout)
+				t.Fatalf("%s: %s, want an error about the damaged journal", tc.verb, res.Stdout)
 			}
 			n.succeed("DEL", p)
 			if tc.confine {
@@ -199,7 +199,7 @@ func TestDamagedJournalGivesTheVFBack(t *testing.T) {
 			vfs.same(t)
 			aside, err := filepath.Glob(journal + ".corrupt-*")
 			if err != nil || len(aside) != 1 {
-				t.Fatalf("set aside %v, %v", aside, err)
+				t.Fatalf("journals set aside: %v (%v), want one", aside, err)
 			}
 			n.must(os.Remove(aside[0]))
 			n.unchanged(state)
@@ -254,7 +254,7 @@ func TestTheNextOwnerIsNotTouched(t *testing.T) {
 	n.must(err)
 	for _, f := range addresses {
 		if f.Name() != "lock" && f.Name() != "last_reserved_ip.0" {
-			t.Errorf("address %s is left", f.Name())
+			t.Errorf("address %s is still allocated", f.Name())
 		}
 	}
 }

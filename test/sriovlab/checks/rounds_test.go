@@ -49,12 +49,12 @@ func TestManyRounds(t *testing.T) {
 	n.unchanged(state)
 	defer func() {
 		if t.Failed() {
-			t.Logf("the agent's files at first %q, at last %q", open, n.agentFiles())
+			t.Logf("the agent's open files were %q and are %q", open, n.agentFiles())
 		}
 	}()
 	// The agent may keep a second connection for a minute and a half. That is no leak:
 	// a leak would be at least a file for each two pods.
-	n.eventually("the agent to have no more files open than at first", func() bool { return len(n.agentFiles()) <= len(open)+1 })
+	n.eventually("the agent to have no more open files than at first", func() bool { return len(n.agentFiles()) <= len(open)+1 })
 	n.inOrder()
 }
 

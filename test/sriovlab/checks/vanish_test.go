@@ -145,7 +145,7 @@ func leftAlone(t *testing.T, w way, vf string) {
 		return
 	}
 	if got := readFunction(t, vf); got.Driver != "igbvf" || len(got.NetDevs) != 1 {
-		t.Errorf("%s, which came in another's place, is at driver %q with network devices %v on the host", vf, got.Driver, got.NetDevs)
+		t.Errorf("%s, which came in another's place, has driver %q and network devices %v on the host", vf, got.Driver, got.NetDevs)
 	}
 }
 
@@ -179,7 +179,7 @@ func (n *node) during(p *pod, gate string, do func()) *harness.Result {
 	n.must(errors.Join(os.RemoveAll(gate), os.RemoveAll(gate+".reached"))) // of the previous call
 	done := make(chan *harness.Result, 1)
 	go func() { done <- n.call("ADD", p) }()
-	n.eventually("the delegate", func() bool {
+	n.eventually("the delegate to reach its gate", func() bool {
 		_, err := os.Stat(gate + ".reached")
 		return err == nil
 	})
@@ -223,7 +223,7 @@ func TestVFGoneAfterADD(t *testing.T) {
 			change(n.t, goes) // as if somebody has it now
 		}
 		n.finds(kind, goes, text, "default/app", p.ID+"@eth0", "default/right")
-		n.eventually("the running agent to say so in an Event about the pod", func() bool {
+		n.eventually("the running agent's Event about the pod", func() bool {
 			return slices.ContainsFunc(n.api.Events(), func(e corev1.Event) bool {
 				return e.Reason == reconcile.Reason(kind) && string(e.InvolvedObject.UID) == p.UID && strings.Contains(e.Message, goes)
 			})
@@ -238,7 +238,7 @@ func TestVFGoneAfterADD(t *testing.T) {
 			return
 		}
 		if _, state := vfOf(n.t, goes); state.Vlan != 100 {
-			n.t.Errorf("VLAN %d of the VF that came in another's place, want 100 as somebody set it", state.Vlan)
+			n.t.Errorf("the VF that came in another's place has VLAN %d, want 100 as set since", state.Vlan)
 		}
 		n.unchange(goes)
 	})
@@ -257,6 +257,6 @@ func TestVFOfAnotherPFComesBack(t *testing.T) {
 	n.vanish(ways[0])
 	n.succeed("DEL", p)
 	if got := linkOf(t, kept).Attrs().Name; got != was {
-		t.Errorf("%s came back as %s, was %s", kept, got, was)
+		t.Errorf("%s came back with the name %s, want %s", kept, got, was)
 	}
 }

@@ -100,7 +100,7 @@ func userspaceWithoutInterface(t *testing.T) {
 		t.Errorf("%s is bound to %s after ADD", vf, driver)
 	}
 	if link, err := p.ns.Link("net1"); link != nil || err != nil {
-		t.Errorf("a device of a userspace driver has an interface in the pod: %v %v", link, err)
+		t.Errorf("a device of a userspace driver has an interface in the pod: %v (error: %v)", link, err)
 	}
 	if parent, _, _ := n.on(p, "net2"); parent != kernelVF {
 		t.Errorf("net2 is %s, want %s", parent, kernelVF)
@@ -250,7 +250,7 @@ func TestVFIODeviceOfAnotherGroupIsRefused(t *testing.T) {
 	})
 	now := readFunction(t, vf).IOMMUGroup
 	if now == group {
-		t.Fatalf("%s is of group %s as before", vf, now)
+		t.Fatalf("%s still belongs to IOMMU group %s, so this test proves nothing", vf, now)
 	}
 	n.says(res, codeVanished, "IOMMU group: wanted "+group+", found "+now, "another function came at its address", vf, fixVanished)
 	n.succeed("DEL", p)

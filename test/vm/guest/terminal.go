@@ -25,10 +25,10 @@ func (s *Server) startOnTerminal(id int, cmd *exec.Cmd, size wire.Size) (input i
 	}
 	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
 	if err != nil {
-		return nil, nil, fmt.Errorf("number of terminal: %w", err)
+		return nil, nil, fmt.Errorf("get the terminal's number: %w", err)
 	}
 	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Columns}); err != nil {
-		return nil, nil, fmt.Errorf("size of terminal: %w", err)
+		return nil, nil, fmt.Errorf("set the terminal's size: %w", err)
 	}
 	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {

@@ -191,5 +191,5 @@ func openPort() (*os.File, error) {
 			}
 		}
 	}
-	return nil, fmt.Errorf("no serial port %s", wire.PortName)
+	return nil, fmt.Errorf("there is no serial port %s", wire.PortName)
 }
