@@ -76,6 +76,7 @@ type Sources struct {
 	Metrics *metrics.Metrics
 	// Traces sends the measurements of calls; nil sends nothing.
 	Traces *traces.Exporter
+	calls  *calls // nil counts nothing
 }
 
 // Agent implements plan.Planner.
@@ -98,6 +99,7 @@ func New(src Sources, log *slog.Logger, background func(func())) *Agent {
 
 // Plan implements plan.Planner: it fetches what the selection needs, then plans.
 func (a *Agent) Plan(ctx context.Context, req plan.Request) (p *plan.Plan, err error) {
+	defer a.src.calls.begin(ctx, "plan")()
 	began := time.Now()
 	defer func() { a.src.Metrics.Planned(time.Since(began), p, err) }()
 	if req.Version < 1 || req.Version > plan.Version {
@@ -285,6 +287,7 @@ func readDeviceInfo(dir, resource, id string) json.RawMessage {
 // few seconds: a definition is looked up on this node alone.
 func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (json.RawMessage, error) {
 	const op = "status"
+	defer a.src.calls.begin(ctx, op)()
 	if a.src.Ready != nil {
 		if err := a.src.Ready(); err != nil {
 			return nil, cnierr.New(op, cnierr.NotReady, "%w", err).
@@ -310,6 +313,7 @@ const laterTime = 20 * time.Second
 // Report implements plan.Planner. It counts and traces the operation, then publishes
 // the pod's network-status in one PATCH, and one Event.
 func (a *Agent) Report(ctx context.Context, r plan.Report) error {
+	defer a.src.calls.begin(ctx, "report")()
 	killpoint.Here("agent got report")
 	op := operationOf(&r)
 	a.src.Metrics.Operation(op)

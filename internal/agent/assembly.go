@@ -44,7 +44,7 @@ type Assembly struct {
 // what can answer a single call: the snapshot instead of an informer.
 func Assemble(c *configfile.Agent, once bool, log *slog.Logger) (*Assembly, error) {
 	a := &Assembly{}
-	a.Sources.Metrics, a.Sources.Journal = metricsOf(c, once), journal.Dir{Path: c.CNIDir}
+	a.Sources.Metrics, a.Sources.Journal, a.Sources.calls = metricsOf(c, once), journal.Dir{Path: c.CNIDir}, newCalls(log)
 	var pods []kube.Pods
 	var defs []kube.Definitions
 	var podsAPI *podresources.Pods

@@ -68,7 +68,9 @@ func (a *Assembly) Public(c *configfile.Agent) http.Handler {
 	m.Ready(func() map[string]error { return a.ready(context.Background()) })
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", m.Handler())
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { healthz(w, r, plan.Client{Socket: c.Socket}) })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		healthz(w, r, plan.Client{Socket: c.Socket}, a.Sources.calls)
+	})
 	mux.HandleFunc("GET /readyz", a.readyz)
 	return mux
 }
@@ -78,11 +80,16 @@ func (a *Assembly) Public(c *configfile.Agent) http.Handler {
 const healthTime = 5 * time.Second
 
 // healthz says whether the process must be restarted: its socket must accept a call and
-// answer it. A missing source does not count, because a restart does not mend it.
-func healthz(w http.ResponseWriter, r *http.Request, self plan.Client) {
+// answer it, and no call may hang. A missing or slow source does not count, because a
+// restart does not mend it.
+func healthz(w http.ResponseWriter, r *http.Request, self plan.Client, under *calls) {
 	ctx, cancel := context.WithTimeout(r.Context(), healthTime)
 	defer cancel()
-	if err := self.Ping(ctx); err != nil {
+	err := self.Ping(ctx)
+	if err == nil {
+		err = under.hung()
+	}
+	if err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
