@@ -109,7 +109,7 @@ func TestClauseSelectionRefused(t *testing.T) {
 		"MN-4.1.2-bandwidth/burst":       {`[{"name":"a","bandwidth":{"egressBurst":2}}]`, []string{"burst needs its rate"}},
 		"MN-4.1.2-bandwidth/negative":    {`[{"name":"a","bandwidth":{"egressRate":-2}}]`, []string{"negative"}},
 		"MN-4.1.2-default-route/bad":     {`[{"name":"a","default-route":["10.0.0.0/8"]}]`, []string{"default-route"}},
-		"MN-4.1.2-default-route/mapped":  {`[{"name":"a","default-route":["::ffff:0.0.0.0"]}]`, []string{"default-route", "no gateway's address"}},
+		"MN-4.1.2-default-route/mapped":  {`[{"name":"a","default-route":["::ffff:0.0.0.0"]}]`, []string{"default-route", "cannot be the address of a gateway"}},
 		"MN-4.1.2-default-route-twice":   {`[{"name":"a","default-route":[]},{"name":"b","default-route":["10.0.0.1"]}]`, []string{"entry 2", "entry 1"}},
 		"MN-4.1.2-ipam-claim/beside ips": {`[{"name":"a","ips":["10.0.0.1"],"ipam-claim-reference":"c"}]`, []string{"ipam-claim-reference"}},
 		"MN-4.1.2-cni-args/type":         {`[{"name":"a","cni-args":[]}]`, []string{"cni-args"}},

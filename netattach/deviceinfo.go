@@ -88,7 +88,7 @@ func NewPCIInfo(address, pf string) (json.RawMessage, error) {
 func DPFileName(resource, deviceID string) (string, error) {
 	name := strings.ReplaceAll(resource, "/", "-") + "-" + strings.ReplaceAll(deviceID, "/", "-") + "-device.json"
 	if len(name) > 255 || strings.ContainsRune(name, 0) || resource == "" || deviceID == "" {
-		return "", fieldError("", "resource %s and device %s give no file name", clip(resource), clip(deviceID))
+		return "", fieldError("", "resource %s and device %s do not make a file name", clip(resource), clip(deviceID))
 	}
 	return name, nil
 }

@@ -283,7 +283,7 @@ func (s *Selection) validateAddresses() error {
 		}
 	}
 	if len(s.IPs) > 0 && s.IPAMClaimReference != "" {
-		return fieldError("ips", "it cannot stand beside ipam-claim-reference")
+		return fieldError("ips", "it cannot be combined with ipam-claim-reference")
 	}
 	if s.DefaultRoute == nil {
 		return nil
@@ -294,7 +294,7 @@ func (s *Selection) validateAddresses() error {
 			return fieldError("default-route", "%s is not an IP address", clip(gw))
 		}
 		if a = a.Unmap(); a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
-			return fieldError("default-route", "%s is no gateway's address", clip(gw))
+			return fieldError("default-route", "%s cannot be the address of a gateway", clip(gw))
 		}
 	}
 	return nil
@@ -353,7 +353,7 @@ func (s *Selection) validateDevice() error {
 // subrequest follows its request after a slash.
 func (s *Selection) validateClaim() error {
 	if s.Request != "" && s.Claim == "" {
-		return fieldError(RequestKey, "it needs %s beside it", ClaimKey)
+		return fieldError(RequestKey, "it needs %s as well", ClaimKey)
 	}
 	err := optional(s.Claim, func() error { return checkLabel(ClaimKey, s.Claim) })
 	if err != nil || s.Request == "" {
@@ -381,7 +381,7 @@ func checkTogether(all []Selection) error {
 			continue
 		}
 		if route >= 0 {
-			return inEntry(i, s, fieldError("default-route", "entry %d has one already; only one network can", route+1))
+			return inEntry(i, s, fieldError("default-route", "entry %d already sets it; only one network can", route+1))
 		}
 		route = i
 	}

@@ -52,5 +52,5 @@ func taken(h nodeview.Holder, pod plan.Pod, address string) *cnierr.Error {
 		return nil
 	}
 	return cnierr.New("assign device", cnierr.DeviceConflict, "the configuration itself names VF %s, which the kubelet has given to pod %s", address, owner).
-		WithFix("take the device out of the configuration, and set the annotation resourceName to %s, so that each pod gets a device of its own", h.Resource)
+		WithFix("remove the device from the configuration, and set the annotation resourceName to %s, so that each pod gets a device of its own", h.Resource)
 }

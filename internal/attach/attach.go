@@ -175,7 +175,7 @@ func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result
 	}
 	r.report(plan.Report{Verb: "ADD", Plan: p, Outcomes: outcomes, Took: time.Since(began)}, nil)
 	if err := r.lock.MarkAdded(); err != nil {
-		r.warn("a GC that the runtime is about to begin may not spare the sandbox: %v", err)
+		r.warn("the next GC may not spare the sandbox: %v", err)
 	}
 	return result, r.end(false, nil)
 }
@@ -310,7 +310,7 @@ func (r *run) attach(ctx context.Context, i int) (*plan.Outcome, error) {
 	}
 	if taken {
 		// Refuse before anything is tried, so that undo cannot touch the interface.
-		return nil, cnierr.New("attach", cnierr.InterfaceConflict, "the sandbox has an interface of that name already").
+		return nil, cnierr.New("attach", cnierr.InterfaceConflict, "the sandbox already has an interface of that name").
 			WithFix("choose another interface name in the pod's annotation")
 	}
 	if err := r.claim(ctx, a); err != nil {
@@ -537,7 +537,7 @@ func explainUserspace(a *plan.Attachment, err *cnierr.Error) *cnierr.Error {
 	if a.Device == nil || !a.Device.Userspace || err.Kind != cnierr.DelegateFailed || err.Fix != "" {
 		return err
 	}
-	return err.WithFix("the device is bound to %s and has no interface: bind it to its kernel driver, or take out of the network what needs an interface", a.Device.Driver)
+	return err.WithFix("the device is bound to %s and has no interface: bind it to its kernel driver, or remove from the network what needs an interface", a.Device.Driver)
 }
 
 // explainVersion adds a fix when a delegate does not support its network's CNI version.
@@ -546,5 +546,5 @@ func explainVersion(list *libcni.NetworkConfigList, err *cnierr.Error) *cnierr.E
 	if err.Fix != "" || !errors.As(err, &own) || own.Code != types.ErrIncompatibleCNIVersion {
 		return err
 	}
-	return err.WithFix("write a cniVersion into the network that each of its plugins speaks, or install plugins that speak %s", list.CNIVersion)
+	return err.WithFix("set a cniVersion that every plugin of the network supports, or install plugins that support %s", list.CNIVersion)
 }

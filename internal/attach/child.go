@@ -212,7 +212,7 @@ func (c *child) reap() error {
 	}
 	switch {
 	case status.Signaled():
-		return fmt.Errorf("ended by signal %d (%s)", status.Signal(), status.Signal())
+		return fmt.Errorf("killed by signal %d (%s)", status.Signal(), status.Signal())
 	case status.ExitStatus() != 0:
 		return fmt.Errorf("exit status %d", status.ExitStatus())
 	}

@@ -47,7 +47,7 @@ func TestChild(t *testing.T) {
 		"reopens its output":      {"echo one >/dev/stdout; echo two >/dev/stdout", "", "one\ntwo\n", "", ""},
 		"large both ways":         {"cat /dev/stdin", long, long, "", ""},
 		"exit status":             {"echo no; exit 3", "", "no\n", "", "exit status 3"},
-		"signal":                  {"kill -9 $$", "", "", "", "ended by signal 9"},
+		"signal":                  {"kill -9 $$", "", "", "", "killed by signal 9"},
 		"closes its output early": {"exec >&- 2>&-; exit 4", "", "", "", "exit status 4"},
 		"leaves a daemon":         {"sleep 1000 & echo $!", "", "", "", ""},
 	} {
@@ -90,7 +90,7 @@ func TestChildIsKilledAtItsDeadline(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(10*time.Millisecond, cancel)
 		_, _, err := runChild(t, ctx, script(t, "exec sleep 1000"), "", nil, noPidfd)
-		if err == nil || !strings.Contains(err.Error(), "ended by signal 9") {
+		if err == nil || !strings.Contains(err.Error(), "killed by signal 9") {
 			t.Errorf("error %v", err)
 		}
 	}
@@ -114,7 +114,7 @@ func TestChildIsKilledWithItsOwnChildren(t *testing.T) {
 	}
 	defer alive.Close()
 	cancel()
-	if err := <-ended; err == nil || !strings.Contains(err.Error(), "ended by signal 9") {
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "killed by signal 9") {
 		t.Errorf("error %v", err)
 	}
 	if _, err := io.ReadAll(alive); err != nil { // EOF when the last process that has it open is gone

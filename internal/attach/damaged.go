@@ -59,7 +59,7 @@ func (r *run) delCorrupt(ctx context.Context, cause error) error {
 	return r.end(true, cnierr.New("release", cnierr.JournalCorrupt, "released %d attachments from libcni's records and %d devices by their claims: %w",
 		len(attachments), devices, cause).
 		About(cnierr.Subject{Pod: r.inv.Pod.String()}).
-		WithFix("the damaged journal is now %s; look for what may be left of the sandbox", aside))
+		WithFix("the damaged journal is now %s; check what is left of the sandbox", aside))
 }
 
 // giveBackClaimed restores the VFs that the sandbox has claimed and gives them back. It
@@ -96,7 +96,7 @@ func (r *run) salvage(ctx context.Context, device string, remains journal.Remain
 		return nil // it left the node
 	}
 	raw, before := r.recordOf(device, remains)
-	err := cnierr.New("restore device", cnierr.TeardownIncomplete, "the journal of its sandbox is damaged, and does not tell how it stood before")
+	err := cnierr.New("restore device", cnierr.TeardownIncomplete, "the journal of its sandbox is damaged and does not tell its former state")
 	if before != nil {
 		if err := r.restore(ctx, a, before); !cnierr.Is(err, cnierr.TeardownIncomplete) {
 			return err

@@ -196,7 +196,7 @@ func TestADDNamesTheDamagedJournal(t *testing.T) {
 	if !cnierr.Is(err, cnierr.TryAgain) || cnierr.KindOf(err) != cnierr.TryAgain {
 		t.Errorf("%v, want to be tried again", err)
 	}
-	for _, part := range []string{"old@eth0", h.journalFile("old"), "checksum", "its pod is deleted"} {
+	for _, part := range []string{"old@eth0", h.journalFile("old"), "checksum", "delete its pod"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q lacks %q", err, part)
 		}

@@ -68,15 +68,15 @@ func (r *run) claim(ctx context.Context, a *plan.Attachment) error {
 	}
 	if _, damage := r.Journal.Open(holder); cnierr.Is(damage, cnierr.JournalCorrupt) {
 		return cnierr.New("claim device", cnierr.TryAgain, "sandbox %s may still have it: %w", holder, damage).
-			WithFix("see that its pod is deleted, whose DEL gives the device back and sets the file aside")
+			WithFix("delete its pod: the DEL gives the device back and sets the damaged journal aside")
 	}
-	return cnierr.New("claim device", cnierr.TryAgain, "sandbox %s still has it: its DEL has not come, or has not succeeded", holder).
-		WithFix("nothing, if that pod is being deleted; else see why its DEL fails")
+	return cnierr.New("claim device", cnierr.TryAgain, "sandbox %s still has it: its DEL has not come or has not succeeded", holder).
+		WithFix("wait if that pod is being deleted; otherwise see why its DEL fails")
 }
 
 // errBeingReset is the error of a claim while the reconciler holds the VF.
 func errBeingReset() error {
-	return cnierr.New("claim device", cnierr.TryAgain, "it is being reset").WithFix("nothing; the runtime will try again")
+	return cnierr.New("claim device", cnierr.TryAgain, "it is being reset").WithFix("wait; the runtime will try again")
 }
 
 // takeOver puts the VF of a dead sandbox into quarantine. last is that sandbox's
@@ -118,7 +118,7 @@ func (r *run) usable(ctx context.Context, a *plan.Attachment) error {
 		if err != nil {
 			return cnierr.New("claim device", cnierr.Quarantined, "in quarantine since %s, last used by pod %s: %w",
 				q.Since.Format(time.RFC3339), q.Pod, err).
-				WithFix("reset it by hand, or take it as it is with 'manifold-agent reconcile --accept %s'", q.Device)
+				WithFix("reset it by hand, or accept its present state with 'manifold-agent reconcile --accept %s'", q.Device)
 		}
 	}
 	return r.Journal.Release(q.Device)
@@ -180,7 +180,7 @@ func (r *run) fence(ctx context.Context, a *plan.Attachment) (fenced bool, err e
 	case holder == journal.RepairKey(device):
 		return false, errBeingReset()
 	}
-	r.about(a).Warn("device serves another sandbox by now, and is left to it", "holder", holder.String())
+	r.about(a).Warn("device already serves another sandbox and is left alone", "holder", holder.String())
 	return true, nil
 }
 

@@ -89,7 +89,7 @@ func (e *executor) execPlugin(ctx context.Context, path string, stdin []byte, en
 		if e.lock != nil {
 			e.lock.EndDescendants()
 		}
-		return nil, cnierr.New(op, cnierr.DelegateTimeout, "ended after its deadline: %w", errors.Join(context.Cause(ctx), err)).
+		return nil, cnierr.New(op, cnierr.DelegateTimeout, "killed after its deadline: %w", errors.Join(context.Cause(ctx), err)).
 			WithFix("see why %s hangs, or raise delegateTimeout", path)
 	}
 	if err != nil {
@@ -152,7 +152,7 @@ func checkOutput(op string, stdout []byte, environ []string) ([]byte, error) {
 	}
 	var object map[string]json.RawMessage
 	if err := json.Unmarshal(stdout, &object); err != nil || object == nil {
-		return nil, cnierr.New(op, cnierr.DelegateFailed, "it printed no CNI result but %.256q", stdout).
+		return nil, cnierr.New(op, cnierr.DelegateFailed, "it printed no CNI result, but %.256q", stdout).
 			WithFix("check that this delegate is a CNI plugin")
 	}
 	return stdout, nil

@@ -43,15 +43,15 @@ func (r *run) recordedForeign() (out []*libcni.NetworkAttachment, lost, err erro
 	}
 	delegates, bad, err := multus.Read(r.Journal.Path, r.inv.ContainerID, r.inv.IfName)
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
-		lost = errors.Join(lost, fmt.Errorf("the sandbox's file of Multus is left out: %w", err))
+		lost = errors.Join(lost, fmt.Errorf("skip the sandbox's Multus file: %w", err))
 	}
 	if bad != nil {
-		lost = errors.Join(lost, fmt.Errorf("of the sandbox's file of Multus is left out: %w", bad))
+		lost = errors.Join(lost, fmt.Errorf("skip part of the sandbox's Multus file: %w", bad))
 	}
 	for _, d := range delegates {
 		a, err := r.ofDelegate(d)
 		if err != nil {
-			lost = errors.Join(lost, fmt.Errorf("a delegate in the sandbox's file of Multus is left out: %w", err))
+			lost = errors.Join(lost, fmt.Errorf("skip a delegate in the sandbox's Multus file: %w", err))
 			continue
 		}
 		same := func(x *libcni.NetworkAttachment) bool { return x.Network == a.Network && x.IfName == a.IfName }
@@ -78,7 +78,7 @@ func (r *run) records() (out []*libcni.NetworkAttachment, lost, err error) {
 	}
 	for _, a := range all {
 		if _, err := chain.Runnable(a); err != nil {
-			lost = errors.Join(lost, fmt.Errorf("libcni's record of network %q, interface %s, is left out: %w", a.Network, a.IfName, err))
+			lost = errors.Join(lost, fmt.Errorf("skip libcni's record of network %q, interface %s: %w", a.Network, a.IfName, err))
 			continue
 		}
 		out = append(out, a)
@@ -163,7 +163,7 @@ func (r *run) releaseForeign(ctx context.Context, attachments []*libcni.NetworkA
 	}
 	if err := errors.Join(problems...); err != nil {
 		return cnierr.New("release", cnierr.TeardownIncomplete, "%w", err).
-			WithFix("the runtime will try again; the sandbox was not attached by Manifold, its records are in %s", r.Journal.Path)
+			WithFix("the runtime will try again; Manifold did not attach this sandbox; its records are in %s", r.Journal.Path)
 	}
 	return r.forgetFile()
 }

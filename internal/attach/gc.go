@@ -52,8 +52,8 @@ func (e *Engine) GC(ctx context.Context, inv *netconf.Invocation) error {
 // checkValid refuses a GC that does not name the live attachments. Taken for an empty
 // list, it would release every pod of the node.
 func checkValid(inv *netconf.Invocation) error {
-	err := cnierr.New("collect", cnierr.InvalidConfig, "the runtime does not say which attachments live").
-		WithFix("give cni.dev/valid-attachments, with containerID and ifname of each (CNI specification, verb GC)")
+	err := cnierr.New("collect", cnierr.InvalidConfig, "the runtime does not name the valid attachments").
+		WithFix("pass cni.dev/valid-attachments with containerID and ifname of each (CNI specification, verb GC)")
 	if !inv.NamesValid {
 		return err
 	}
@@ -136,7 +136,7 @@ func (e *Engine) collect(ctx context.Context, g *collection, k journal.Key) (*jo
 
 // spared logs that GC spared a sandbox.
 func (r *run) spared(k journal.Key) {
-	r.warn("GC spares sandbox %s, which the runtime does not name: it was attached meanwhile or shortly before, so that the runtime may not have known it yet; the next GC collects it", k)
+	r.warn("GC spares sandbox %s, which the runtime does not name: it was attached during GC or shortly before, so the runtime may not have known it yet; the next GC collects it", k)
 }
 
 // network is a delegate chain that GC is passed on to.
@@ -206,7 +206,7 @@ func (e *Engine) passOn(ctx context.Context, g *collection) (err error) {
 		r.warn("GC is not passed on to the default network: %v", noDefault)
 	}
 	if len(unknown) > 0 {
-		r.warn("GC is passed on to the default network alone: of %d sandboxes it is not known what they are attached to", len(unknown))
+		r.warn("GC is passed on to the default network only: the attachments of %d sandboxes are unknown", len(unknown))
 	}
 	var problems []error
 	all := g.networks.withDefault(def, unknown)
@@ -262,7 +262,7 @@ func (r *run) survey(nets *networks) (unknown []netconf.Attachment, err error) {
 		nets.live(planOf(k.ContainerID, attachments))
 		a := netconf.Attachment{ContainerID: k.ContainerID, IfName: k.IfName}
 		if (lost != nil || len(attachments) == 0) && slices.Contains(r.inv.Valid, a) {
-			r.warn("what sandbox %s is attached to is not known: %v", k, lost)
+			r.warn("the attachments of sandbox %s are unknown: %v", k, lost)
 			unknown = append(unknown, a)
 		}
 	}

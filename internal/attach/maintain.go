@@ -58,7 +58,7 @@ func (r *run) checkOne(ctx context.Context, i int) (*plan.Outcome, error) {
 	a := &r.entry.Plan.Attachments[i]
 	result := r.entry.Result(i)
 	if result == nil {
-		return nil, cnierr.New("check", cnierr.TeardownIncomplete, "its ADD was never completed")
+		return nil, cnierr.New("check", cnierr.TeardownIncomplete, "its ADD never completed")
 	}
 	list, err := listOf(a)
 	if err != nil {

@@ -52,7 +52,7 @@ func (r *run) nameVF(ctx context.Context, a *plan.Attachment) error {
 		had, err := r.Journal.Had(ctx, keyOf(r.inv), a.Device)
 		if err != nil {
 			return cnierr.New("look up device", cnierr.TryAgain, "it may be the network device of a VF that another pod has: %w", err).
-				WithFix("see that the pod of the damaged journal is deleted, whose DEL sets the file aside")
+				WithFix("delete the pod of the damaged journal: the DEL sets the file aside")
 		}
 		if had != nil {
 			d, of := a.Device, had.Device

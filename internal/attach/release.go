@@ -219,8 +219,8 @@ func held(t teardown, err error) error {
 	if t.completed {
 		return err
 	}
-	return cnierr.New("release", cnierr.TeardownIncomplete, "%w; its ADD was refused, and what it made or moved is still in the sandbox", err).
-		WithFix("correct the delegate, and the next DEL succeeds; or take the interface away by hand (nsenter --net=%s ip link, delete %s or move it back to the host), then no failure of the delegate keeps the pod", t.rt.NetNS, t.rt.IfName)
+	return cnierr.New("release", cnierr.TeardownIncomplete, "%w; its ADD was refused, and the interface that it created or moved is still in the sandbox", err).
+		WithFix("correct the delegate so that the next DEL succeeds; or remove the interface by hand (nsenter --net=%s ip link: delete %s or move it back to the host), and the next DEL succeeds whatever the delegate does", t.rt.NetNS, t.rt.IfName)
 }
 
 // delAll runs DEL of a chain's plugins, last first and past failures. libcni stops at
@@ -327,7 +327,7 @@ func (r *run) outcome(t teardown, problems []error) error {
 		return join(problems)
 	}
 	for _, err := range problems {
-		r.about(t.a).Warn("ADD was never completed and the interface is not there, so the failure of DEL is passed over", "err", err)
+		r.about(t.a).Warn("ADD never completed and the interface is not there: the failure of DEL is ignored", "err", err)
 	}
 	return nil
 }
@@ -372,7 +372,7 @@ func (r *run) nothingLeft(t teardown, first bool, cause error) bool {
 	if t.a.Device == nil && !first || t.rt.NetNS == "" || !cnierr.Is(cause, cnierr.DelegateFailed) || passes(cause) || !r.gone(t) {
 		return false
 	}
-	r.about(t.a).Warn("interface is gone and no device is missing, so the failure of DEL is passed over", "err", cause)
+	r.about(t.a).Warn("interface is gone and no device is missing: the failure of DEL is ignored", "err", cause)
 	return true
 }
 

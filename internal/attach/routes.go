@@ -64,7 +64,7 @@ func setDefaultRoutes(netns string, attachments []plan.Attachment) error {
 			}
 			if err := addDefaultRoutes(a.IfName, *a.DefaultRoute); err != nil {
 				return routeError(&a, err).
-					WithFix("in default-route of the pod's annotation, name a gateway in a subnet that the pod has of this network")
+					WithFix("in default-route of the pod's annotation, name a gateway in a subnet of the pod's addresses on this network")
 			}
 		}
 		return nil
@@ -107,7 +107,7 @@ func removeDefaultRoutes(ifName string) error {
 			return err
 		}
 		if len(left) > 0 {
-			return fmt.Errorf("interface %s has the default route %s still", ifName, left[0])
+			return fmt.Errorf("interface %s still has the default route %s", ifName, left[0])
 		}
 	}
 	return nil

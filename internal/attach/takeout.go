@@ -36,7 +36,7 @@ func (r *run) takeOut(i int, netns string, list *libcni.NetworkConfigList) (stri
 	if err != nil || why == "" {
 		return netns, err
 	}
-	r.about(a).Warn("the pod has changed its interface; the device is taken out of the sandbox, and the delegates release the rest", "why", why)
+	r.about(a).Warn("the pod has changed its interface; the device is moved to the host, and the delegates release the rest", "why", why)
 	return "", nil
 }
 

@@ -67,7 +67,7 @@ func (r *run) spoken(ctx context.Context, list *libcni.NetworkConfigList) (strin
 			return "", err
 		}
 		if err != nil {
-			r.warn("network %s says no cniVersion, and its plugin %s not what it speaks; %s is taken: %v", list.Name, program, oldest, err)
+			r.warn("network %s has no cniVersion, and its plugin %s does not tell which versions it supports; %s is used: %v", list.Name, program, oldest, err)
 			return oldest, nil
 		}
 		common = slices.DeleteFunc(common, func(v string) bool { return !slices.Contains(info.SupportedVersions(), v) })

@@ -46,11 +46,11 @@ func TestPluginThatNeverSaysWhatItSpeaks(t *testing.T) {
 	inv := h.invocation("asks")
 	late, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := h.Engine.Status(late, inv); !cnierr.Is(err, cnierr.NotReady) || !strings.Contains(err.Error(), "run delegate mover: ended after its deadline") {
+	if err := h.Engine.Status(late, inv); !cnierr.Is(err, cnierr.NotReady) || !strings.Contains(err.Error(), "run delegate mover: killed after its deadline") {
 		t.Errorf("STATUS: %v, want the plugin", err)
 	}
 	h.conf["delegateTimeout"] = "1s"
-	if err := h.Engine.Status(t.Context(), h.invocation("asks again")); !cnierr.Is(err, cnierr.NotReady) || !strings.Contains(err.Error(), "run delegate mover: ended after its deadline") {
+	if err := h.Engine.Status(t.Context(), h.invocation("asks again")); !cnierr.Is(err, cnierr.NotReady) || !strings.Contains(err.Error(), "run delegate mover: killed after its deadline") {
 		t.Errorf("STATUS: %v, want the plugin, which is no old one", err)
 	}
 	if list, err := h.Engine.knownDefault(late, inv); err != nil || list.Name != "cluster-net" || list.CNIVersion != "" {

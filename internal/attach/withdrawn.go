@@ -28,7 +28,7 @@ func (e *Engine) passOver(inv *netconf.Invocation) (types.Result, error) {
 	result, err := create.Create(inv.Conf.CNIVersion, conf.PrevResult)
 	if err != nil {
 		return nil, cnierr.New(op, cnierr.InvalidConfig, "key %q: %w", "prevResult", err).
-			WithFix("a configuration with the key releaseOnly must have the primary network's plugins first; run manifold-agent uninstall again, or install")
+			WithFix("put the primary network's plugins first in a configuration with the key releaseOnly: run 'manifold-agent uninstall' again, or 'manifold-agent install'")
 	}
 	e.leave(inv)
 	return result, nil
@@ -45,6 +45,6 @@ func (e *Engine) leave(inv *netconf.Invocation) {
 		err = netconf.RemoveReleaseOnly(inv.Conf.ReleaseOnly)
 	}
 	if err != nil {
-		e.Log.Warn("the configuration that is left to release with stays", "file", inv.Conf.ReleaseOnly, "err", err)
+		e.Log.Warn("the configuration that only releases pods stays", "file", inv.Conf.ReleaseOnly, "err", err)
 	}
 }

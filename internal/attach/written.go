@@ -42,8 +42,8 @@ func own(p *plan.Plan, a *plan.Attachment, text string, f *sriov.Function) error
 		}
 	}
 	if d := a.Device; d != nil {
-		return cnierr.New("assign device", cnierr.DeviceConflict, "the configuration names VF %s (%.64q) beside it, which is not the pod's", f.Address, text).
-			WithFix("take the device out of the configuration")
+		return cnierr.New("assign device", cnierr.DeviceConflict, "the configuration also names VF %s (%.64q), which is not the pod's", f.Address, text).
+			WithFix("remove the device from the configuration")
 	}
 	a.Device = &plan.Device{ID: text, Source: "the configuration", Reason: "named by the configuration itself", Written: true}
 	verify.StandsOn(a.Device, f)

@@ -55,7 +55,7 @@ func (d Dir) Claim(ctx context.Context, device string, k Key, held func(Key) (bo
 		if !sound {
 			var err error
 			if claimed, err = d.user(device, k); err != nil {
-				return cnierr.New("claim device", cnierr.KindOf(err), "its claim %s cannot be read, nor all journals that may be of who has it: %w", f.Name(), err)
+				return cnierr.New("claim device", cnierr.KindOf(err), "its claim %s cannot be read, and neither can a journal that may name its holder: %w", f.Name(), err)
 			}
 		}
 		if claimed != (Key{}) {

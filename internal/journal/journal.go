@@ -137,7 +137,7 @@ func (d Dir) Begin(ctx context.Context, k Key, p *plan.Plan) (_ *Entry, err erro
 	defer func() { err = errors.Join(err, barrier.Unlock(false)) }()
 	e := &Entry{Key: k, Plan: p, Boot: bootID(), Created: time.Now().UTC(), path: d.file(k)}
 	if _, err := os.Lstat(e.path); err == nil {
-		return nil, cnierr.New(op, cnierr.Busy, "sandbox %s is attached already", k).WithFix("the runtime must DEL it first")
+		return nil, cnierr.New(op, cnierr.Busy, "sandbox %s is already attached", k).WithFix("the runtime must DEL it first")
 	}
 	line, err := encode(header{Version: Version, Boot: e.Boot, Created: e.Created, Plan: p})
 	if err != nil {
@@ -605,14 +605,14 @@ func syncDir(path string) error {
 func ioError(op string, err error) error {
 	e := cnierr.New(op, cnierr.IO, "%w", err)
 	if !errors.Is(err, os.ErrNotExist) {
-		e.WithFix("make the directory of cniDir writable and give it room")
+		e.WithFix("make the directory cniDir writable and free space in it")
 	}
 	return e
 }
 
 func corrupt(op, path string, err error) error {
 	return cnierr.New(op, cnierr.JournalCorrupt, "%w", err).
-		WithFix("look at %s; move it away once nothing of the sandbox is left", path)
+		WithFix("inspect %s; move it away once nothing of the sandbox is left", path)
 }
 
 // bootID is the kernel's identifier of this boot, empty when it has none. A journal

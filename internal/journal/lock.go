@@ -139,7 +139,7 @@ func lockEnded(op, path string, k Key) (*Lock, error) {
 			return l, nil
 		}
 	}
-	return nil, cnierr.New(op, cnierr.Busy, "%s: its orphaned delegate does not end", k)
+	return nil, cnierr.New(op, cnierr.Busy, "%s: its orphaned delegate does not exit", k)
 }
 
 // tryLock opens and locks path, shared or exclusive as how says. It returns nil

@@ -134,7 +134,7 @@ func (d Dir) Release(device string) error {
 // refuses a device name that would leave that directory.
 func (d Dir) deviceFile(op, dir, device string) (string, error) {
 	if device == "" || device != filepath.Base(device) || device == "." || device == ".." {
-		return "", cnierr.New(op, cnierr.InvalidConfig, "%q is no file name", device)
+		return "", cnierr.New(op, cnierr.InvalidConfig, "%q is not a file name", device)
 	}
 	return filepath.Join(d.Path, dir, device), nil
 }

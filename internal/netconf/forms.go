@@ -80,14 +80,14 @@ func checkEach(list reflect.Value, check func(reflect.Value) error) error {
 
 func checkVersion(text string) error {
 	if supported := version.All.SupportedVersions(); !slices.Contains(supported, text) {
-		return fmt.Errorf("%.64q is none of the CNI versions %s", text, strings.Join(supported, " "))
+		return fmt.Errorf("%.64q is not one of the CNI versions %s", text, strings.Join(supported, " "))
 	}
 	return nil
 }
 
 func checkNetworkName(text string) error {
 	if utils.ValidateNetworkName(text) != nil {
-		return fmt.Errorf("%.64q is no network's name: letters, digits, '.', '_' and '-', the first of which is a letter or digit", text)
+		return fmt.Errorf("%.64q is not a network name: use letters, digits, '.', '_' and '-', starting with a letter or digit", text)
 	}
 	return nil
 }
@@ -104,7 +104,7 @@ const maxSocket = 107
 
 func checkSocket(text string) error {
 	if len(text) > maxSocket {
-		return fmt.Errorf("%d bytes, a unix socket's path has at most %d", len(text), maxSocket)
+		return fmt.Errorf("%d bytes, but the path of a unix socket has at most %d", len(text), maxSocket)
 	}
 	return checkPath(text)
 }
@@ -119,7 +119,7 @@ func checkChain(text string) error {
 
 func checkNamespace(text string) error {
 	if !isLabel(text) {
-		return fmt.Errorf("%.64q is no namespace", text)
+		return fmt.Errorf("%.64q is not a namespace", text)
 	}
 	return nil
 }
@@ -146,7 +146,7 @@ func checkNetwork(text string) error {
 func checkDefault(text string) error {
 	n, err := parseNetwork(text)
 	if err == nil && n.Interface != "" {
-		err = fmt.Errorf("%.64q names an interface, which is the runtime's to name", text)
+		err = fmt.Errorf("%.64q names an interface, but the runtime names this one", text)
 	}
 	return err
 }
@@ -154,7 +154,7 @@ func checkDefault(text string) error {
 // checkInline checks a network configuration inside Manifold's own, single or list.
 func checkInline(raw json.RawMessage) error {
 	if !bytes.HasPrefix(bytes.TrimSpace(raw), []byte("{")) {
-		return fmt.Errorf("%.64s is no object", raw)
+		return fmt.Errorf("%.64s is not an object", raw)
 	}
 	_, plugins, err := asList(raw)
 	if err != nil {

@@ -333,9 +333,9 @@ func Mistyped(err error, takes reflect.Type) error {
 		article = "an"
 	}
 	if typed.Field == "" {
-		return fmt.Errorf("%s %s is given; give it %s", article, given, typeName(takes))
+		return fmt.Errorf("%s %s is given; it takes %s", article, given, typeName(takes))
 	}
-	return &ValueError{Index: -1, Field: typed.Field, Err: fmt.Errorf("%s %s is given; give it %s", article, given, typeName(typed.Type))}
+	return &ValueError{Index: -1, Field: typed.Field, Err: fmt.Errorf("%s %s is given; it takes %s", article, given, typeName(typed.Type))}
 }
 
 // CheckKey validates one key of a configuration by itself, as the plugin will when the

@@ -49,9 +49,9 @@ func parseNetwork(text string) (n Network, err error) {
 	}
 	switch {
 	case checkNetworkName(name) != nil, spaced && !isLabel(namespace):
-		return n, fmt.Errorf("%.64q names no network; write the name of a definition or of a configuration in confDir, namespace/name of a definition, or an absolute path", text)
+		return n, fmt.Errorf("%.64q does not name a network; write the name of a definition or of a configuration in confDir, namespace/name of a definition, or an absolute path", text)
 	case named && !isInterface(ifName):
-		return n, fmt.Errorf("%.64q names an interface that cannot be; write at most 15 bytes without blank, colon, slash and %% behind the @", text)
+		return n, fmt.Errorf("%.64q has an invalid interface name; write at most 15 bytes without blank, colon, slash or %% after the @", text)
 	}
 	return Network{Namespace: namespace, Name: name, Interface: ifName}, nil
 }

@@ -159,7 +159,7 @@ func ServeStream(ctx context.Context, r io.Reader, w io.Writer, p Planner) error
 		if errors.Is(err, io.EOF) && limited.N > 0 {
 			return nil
 		}
-		out := answer{Error: cnierr.New("read call", cnierr.Decode, "at most %d bytes of JSON are read: %w", MaxMessage, err)}
+		out := answer{Error: cnierr.New("read call", cnierr.Decode, "a call has at most %d bytes of JSON: %w", MaxMessage, err)}
 		if err == nil {
 			out = dispatch(ctx, in, p)
 		}

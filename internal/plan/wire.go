@@ -122,7 +122,7 @@ func IsTransport(err error) bool { return errors.Is(err, errTransport) }
 func transportError(op string, err error) error {
 	e := cnierr.New(op, cnierr.TryAgain, "%w: %w", errTransport, err)
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
-		return e.WithFix("see whether the agent waits for the API server: its readiness and its log tell")
+		return e.WithFix("check the agent's readiness and log: it may be waiting for the API server")
 	}
 	return e
 }

@@ -36,7 +36,7 @@ const maxConfigs = 1 << 20
 // grow counts bytes of configuration that request i adds to the plan, up to maxConfigs.
 func (b *builder) grow(n int) error {
 	if b.size += n; b.size > maxConfigs {
-		return cnierr.New("select network", cnierr.InvalidAnnotation, "the pod's networks have more than %d bytes of configuration together", maxConfigs).
+		return cnierr.New("select network", cnierr.InvalidAnnotation, "the configurations of the pod's networks exceed %d bytes in total", maxConfigs).
 			WithFix("select fewer networks, or make their definitions and cni-args smaller")
 	}
 	return nil
@@ -200,7 +200,7 @@ func (b *builder) configuredOnDisk(r *request) (json.RawMessage, error) {
 	switch conf := &b.inv.Conf; {
 	case r.written.Path != "":
 		return nil, cnierr.New(op, kind, "key %q: %s: %w", r.why, r.written.Path, errors.Unwrap(err)).
-			WithFix("put a configuration there, where the agent sees it too, or correct %q", r.why)
+			WithFix("put a configuration there that the agent can read too, or correct %q", r.why)
 	case !r.written.OnDisk:
 		return nil, cnierr.New(op, kind, "key %q: there is no definition %s/%s", r.why, r.Namespace, r.Name).
 			WithFix("create the definition, or correct %q", r.why)
@@ -254,7 +254,7 @@ func (b *builder) interfaceTaken(name string, by int) *cnierr.Error {
 	const op = "name interface"
 	switch {
 	case by < 0:
-		return cnierr.New(op, cnierr.InterfaceConflict, "every pod has its loopback interface %s already", name).
+		return cnierr.New(op, cnierr.InterfaceConflict, "every pod already has the loopback interface %s", name).
 			WithFix("ask for another interface name, or for none")
 	case b.requests[by].isDef:
 		return cnierr.New(op, cnierr.InterfaceConflict, "the interface %s is that of the cluster default network, named by the container runtime", name).
@@ -480,7 +480,7 @@ func (b *builder) defaultRoutes() error {
 			continue
 		}
 		if owner >= 0 { // within one annotation netattach has refused this already
-			return cnierr.New("select network", cnierr.InvalidAnnotation, "default-route is set here and for %s, and a pod has one", b.name(owner)).
+			return cnierr.New("select network", cnierr.InvalidAnnotation, "default-route is set here and for %s, but only one network of a pod can set it", b.name(owner)).
 				About(b.subject(i)).WithFix("keep default-route on one network of the pod")
 		}
 		owner = i

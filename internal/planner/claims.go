@@ -92,7 +92,7 @@ func (l *ledger) refuseAmong(of []*podresources.Device, r *request, resource str
 		if by, used := l.taken[l.key(d)]; used {
 			return cnierr.New(op, cnierr.DeviceConflict, "%s already serves network %s", d.Claim, by.network).
 				About(cnierr.Subject{Resource: resource, Device: d.ID}).
-				WithFix("let the claim request a device more, or select one network less of it")
+				WithFix("let the claim request one more device, or select one network fewer")
 		}
 		return cnierr.New(op, gapKind(d), "%s: %w", d.Claim, d.Claim.Gap).
 			About(cnierr.Subject{Resource: resource}).WithFix(publish)
@@ -135,13 +135,13 @@ func contradiction(d *podresources.Device) error {
 	return cnierr.New("assign device of claim", cnierr.DeviceConflict, "%s: %s says %s, %s says %s",
 		d.Claim, podresources.AttributeDeviceID, id, podresources.AttributePCIBusID, bus).
 		About(cnierr.Subject{Resource: d.Resource, Device: d.ID}).
-		WithFix("see what the driver publishes of the device, in its metadata and ResourceSlices")
+		WithFix("check what the driver publishes about the device in its metadata and ResourceSlices")
 }
 
 // object names the ResourceClaim behind a pod's claim.
 func object(c *podresources.PodClaim) string {
 	if c.Claim == "" {
-		return "made from a template"
+		return "created from a template"
 	}
 	return fmt.Sprintf("ResourceClaim %s", c.Claim)
 }

@@ -112,7 +112,7 @@ func TestPlanTellsOfTheClaim(t *testing.T) {
 	if got, want := fmt.Sprintf("%+v", *a.Device.Claim), "{Name:nics-object PodClaim:nics Requests:[b/fast] Driver:vf.example Pool:node1 Device:vf-1 ShareID:}"; got != want {
 		t.Errorf("claim %s, want %s", got, want)
 	}
-	for _, part := range []string{"claim shop/nics-object request b/fast, told by device metadata", "of the request that the selection names", "driver vf.example"} {
+	for _, part := range []string{"claim shop/nics-object request b/fast, according to device metadata", "of the request that the selection names", "driver vf.example"} {
 		if !strings.Contains(a.Reason, part) {
 			t.Errorf("reason lacks %q: %s", part, a.Reason)
 		}
@@ -133,7 +133,7 @@ func TestRefusalsWithClaims(t *testing.T) {
 		"no claim of the name": {strings.ReplaceAll(named, "nics", "other"), list(vf), nil, cnierr.InvalidAnnotation,
 			[]string{"no resource claim other", "it has: gpus, nics", "spec.resourceClaims"}},
 		"not prepared":                    {named, nil, nil, cnierr.TryAgain, []string{"no device of claim nics (ResourceClaim nics-object)", "status.allocation"}},
-		"not prepared, of a template":     {strings.ReplaceAll(named, "nics", "gpus"), list(vf), nil, cnierr.TryAgain, []string{"claim gpus (made from a template)"}},
+		"not prepared, of a template":     {strings.ReplaceAll(named, "nics", "gpus"), list(vf), nil, cnierr.TryAgain, []string{"claim gpus (created from a template)"}},
 		"no source, the claim named":      {named, nil, podresources.ErrUnavailable, cnierr.TryAgain, []string{"sources are not available", "dra_manager_state"}},
 		"no source, the resource named":   {"fast", nil, podresources.ErrOtherPod, cnierr.TryAgain, []string{"another pod of the same name"}},
 		"serves another network":          {twice, list(vf), nil, cnierr.DeviceConflict, []string{"device vf-1 of pool node1", "already serves network shop/fast", vfs}},
@@ -142,7 +142,7 @@ func TestRefusalsWithClaims(t *testing.T) {
 		"another resource":                {named, list(with(vf, func(d *podresources.Device) { d.Resource = "another.example/vfs" })), nil, cnierr.NoDevice, []string{"not of this resource", "another.example/vfs", vfs}},
 		"no attribute":                    {named, list(with(vf, unknown)), nil, cnierr.NoDevice, []string{"claim shop/nics-object request b", "no attribute is known", "resourceSlices"}},
 		"no attribute yet":                {named, list(with(vf, unavailable)), nil, cnierr.TryAgain, []string{"slices"}},
-		"no attribute, not named":         {"fast", list(with(vf, unknown)), nil, cnierr.NoDevice, []string{"1 attachment asks", "allocated 0", "whether this is one is not known", "device vf-1", "names its claim"}},
+		"no attribute, not named":         {"fast", list(with(vf, unknown)), nil, cnierr.NoDevice, []string{"1 attachment asks", "allocated 0", "it is not known whether this device is one", "device vf-1", "names its claim"}},
 		"one of them yet, not named":      {"fast", list(with(vf, unknown), with(claimed("vf-2", "", "b"), unavailable)), nil, cnierr.TryAgain, []string{"device vf-2"}},
 		"a device plugin has it as well":  {"fast,fast", list(vf, dev("rx", "0000:21:10.4")), nil, cnierr.NoDevice, []string{"2 attachments", "allocated 1"}},
 		"another resource has it as well": {"fast,other", list(ofB("rx", "0000:21:10.4"), vf), nil, cnierr.DeviceConflict, []string{"another.example/vfs", vfs, "0000:21:10.4"}},

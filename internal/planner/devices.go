@@ -166,7 +166,7 @@ func (b *builder) assignDevices() error {
 // definition has no resourceName. It is unknown which of the container's devices is
 // meant, and without a device the pod would run without the attachment it asks for.
 func aimless(container string) error {
-	return cnierr.New("assign device", cnierr.InvalidAnnotation, "the selection names container %s (%s), and the definition has no %s, so that it stands on no device",
+	return cnierr.New("assign device", cnierr.InvalidAnnotation, "the selection names container %s (%s), but the definition has no %s, so the network uses no device",
 		container, netattach.ContainerKey, netattach.ResourceNameAnnotation).
 		WithFix("set %s on the definition, or drop %s from the selection", netattach.ResourceNameAnnotation, netattach.ContainerKey)
 }
@@ -241,7 +241,7 @@ func reason(r *request, d *podresources.Device) string {
 		of = " of " + d.Resource
 	}
 	if d.Claim != nil {
-		of += " (" + d.Claim.String() + ", told by " + d.Claim.Attributes.Source + ")"
+		of += " (" + d.Claim.String() + ", according to " + d.Claim.Attributes.Source + ")"
 	}
 	return fmt.Sprintf("device %s%s, allocated%s (%s): %s", d.ID, of, where, d.Source, why)
 }
@@ -280,7 +280,7 @@ func (b *builder) refuse(l *ledger, i int, resource string) error {
 	given, others := b.given(l, r.Container)
 	short := fmt.Sprintf("%d %s for a device of it, the kubelet allocated %d to %s%s", asked, ask, given[resource], where, others)
 	if d := l.unknown(resource); d != nil {
-		return cnierr.New("assign device", gapKind(d), "%s; whether this is one is not known: %s: %w", short, d.Claim, d.Claim.Gap).
+		return cnierr.New("assign device", gapKind(d), "%s; it is not known whether this device is one: %s: %w", short, d.Claim, d.Claim.Gap).
 			About(cnierr.Subject{Resource: resource}).WithFix(publish)
 	}
 	return cnierr.New("assign device", cnierr.NoDevice, "%s", short).

@@ -118,8 +118,8 @@ func (s *Selection) chosenDefault() (*request, error) {
 	sel, err := s.parse(netattach.DefaultNetworkAnnotation, s.inv.Conf.MultusNamespace)
 	if err == nil && len(sel) != 1 {
 		err = cnierr.New("read annotation "+netattach.DefaultNetworkAnnotation, cnierr.InvalidAnnotation,
-			"it selects %d networks, and must select one", len(sel)).
-			WithFix("leave one network in it, and select further ones in %s", netattach.NetworksAnnotation)
+			"it selects %d networks but must select one", len(sel)).
+			WithFix("keep one network in it, and select the others in %s", netattach.NetworksAnnotation)
 	}
 	if err != nil {
 		return nil, s.ignore("the configuration's default network is attached", err)
@@ -188,7 +188,7 @@ func (s *Selection) parse(key, namespace string) ([]netattach.Selection, error) 
 	sel, err := netattach.ParseSelections(s.pod.Annotations[key], namespace)
 	if err != nil {
 		return nil, cnierr.New("read annotation "+key, cnierr.InvalidAnnotation, "%w", err).
-			WithFix("correct the pod's annotation, or its template's, and create the pod anew")
+			WithFix("correct the pod's annotation, or its template's, and recreate the pod")
 	}
 	return sel, nil
 }

@@ -248,7 +248,7 @@ func TestRefusals(t *testing.T) {
 		"name":          {world{networks: "e", definitions: map[string]string{"e": `{"type":"a","name":"../x"}`}}, cnierr.InvalidDefinition, []string{"../x"}},
 		"a container's of no resource": {world{networks: `[{"name":"p","manifold.dev/container":"rx"}]`, definitions: map[string]string{"p": `{"type":"ptp"}`}, devices: []podresources.Device{dev("rx", "a")}},
 			cnierr.InvalidAnnotation, []string{"shop/p", "container rx", "no k8s.v1.cni.cncf.io/resourceName", "drop manifold.dev/container"}},
-		"loopback": {world{networks: "fast@lo", definitions: fast}, cnierr.InterfaceConflict, []string{"shop/fast", "every pod has its loopback interface lo already", "another interface name"}},
+		"loopback": {world{networks: "fast@lo", definitions: fast}, cnierr.InterfaceConflict, []string{"shop/fast", "every pod already has the loopback interface lo", "another interface name"}},
 		"the same twice": {world{networks: "fast@x0", conf: map[string]any{"defaultNetworks": []string{"fast@x0"}}, definitions: map[string]string{"fast": hostDevice, "kube-system/fast": hostDevice}},
 			cnierr.InterfaceConflict, []string{"shop/fast", "interface x0", "the other is kube-system/fast"}},
 		"nowhere by name": {world{conf: map[string]any{"confDir": "/nowhere", "defaultNetworks": []string{"extra"}}}, cnierr.TryAgain,
@@ -262,10 +262,10 @@ func TestRefusals(t *testing.T) {
 		"capability":           {world{networks: `[{"name":"p","ips":["10.0.0.1"]}]`, definitions: map[string]string{"p": `{"type":"ptp"}`}}, cnierr.InvalidAnnotation, []string{"ips", "capability"}},
 		"same name":            {world{networks: "fast@eth0", definitions: fast}, cnierr.InterfaceConflict, []string{"eth0", "interface eth0 is that of the cluster default network"}},
 		"annotation":           {world{networks: "[null]"}, cnierr.InvalidAnnotation, []string{"entry 1"}},
-		"too large":            {world{networks: strings.Repeat("b,", 7) + "b", definitions: map[string]string{"b": large}}, cnierr.InvalidAnnotation, []string{"bytes of configuration"}},
+		"too large":            {world{networks: strings.Repeat("b,", 7) + "b", definitions: map[string]string{"b": large}}, cnierr.InvalidAnnotation, []string{"bytes in total"}},
 		"large args":           {world{networks: `[{"name":"c","cni-args":{"x":"` + strings.Repeat("y", 100<<10) + `"}}]`, definitions: map[string]string{"c": chain}}, cnierr.InvalidAnnotation, []string{"cni-args"}},
 		"two routes":           {world{defaultNet: `[{"name":"r","namespace":"shop","default-route":["10.0.0.1"]}]`, networks: `[{"name":"r","default-route":["10.0.0.2"]}]`, definitions: map[string]string{"r": `{"type":"ptp"}`}}, cnierr.InvalidAnnotation, []string{"default-route", "shop/r"}},
-		"two defaults":         {world{defaultNet: "a,b"}, cnierr.InvalidAnnotation, []string{"2 networks", "leave one", "k8s.v1.cni.cncf.io/networks"}},
+		"two defaults":         {world{defaultNet: "a,b"}, cnierr.InvalidAnnotation, []string{"2 networks", "keep one", "k8s.v1.cni.cncf.io/networks"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := tc.w.plan(t)

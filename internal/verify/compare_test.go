@@ -268,7 +268,7 @@ func TestUserspaceDevices(t *testing.T) {
 			}
 		})
 	}
-	if r := Compare(a, Claim{}, before, &Facts{}); !strings.Contains(r.Fix(), "made anew") {
+	if r := Compare(a, Claim{}, before, &Facts{}); !strings.Contains(r.Fix(), "created it again") {
 		t.Errorf("what to do about a device that went: %s", r.Fix())
 	}
 	node := &Facts{Device: &sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15"}, NodeProblem: &sriov.NodeError{Path: "/dev/vfio/15", Found: "none"}}

@@ -89,7 +89,7 @@ func isCalled(a *netlink.LinkAttrs, name string) bool {
 func changed(now *netlink.LinkAttrs, ifName, alias string, before sriov.NetDev) string {
 	switch {
 	case now.Name != ifName:
-		return fmt.Sprintf("the interface %s is called %s by now", ifName, now.Name)
+		return fmt.Sprintf("the interface %s is now named %s", ifName, now.Name)
 	case alias != "" && now.Alias != alias:
 		return fmt.Sprintf("the interface %s has the alias %q, not %q", ifName, now.Alias, alias)
 	}

@@ -25,8 +25,8 @@ func TestChanged(t *testing.T) {
 	}{
 		"as it was made":                   {as("net1", "eth3", "enp33s16f4"), "eth3", ""},
 		"another delegate's alias":         {as("net1", "whatever"), "", ""},
-		"renamed":                          {as("mine0", "eth3"), "eth3", "called mine0"},
-		"renamed, the name an alternative": {as("mine0", "eth3", "net1"), "eth3", "called mine0"},
+		"renamed":                          {as("mine0", "eth3"), "eth3", "named mine0"},
+		"renamed, the name an alternative": {as("mine0", "eth3", "net1"), "eth3", "named mine0"},
 		"another alias":                    {as("net1", "eth0"), "eth3", `alias "eth0", not "eth3"`},
 		"no alias":                         {as("net1", ""), "eth3", `alias "", not "eth3"`},
 		"an alternative name of the host":  {as("net1", "eth3", "enp33s16f4", "cni0"), "eth3", "alternative name cni0"},

@@ -99,7 +99,7 @@ func Vanished(host sriov.Host, d *plan.Device, before *sriov.Snapshot, cause err
 	switch now, err := host.Snapshot(d.PCIAddress); {
 	case errors.Is(err, os.ErrNotExist):
 	case err == nil && !before.SameFunction(now):
-		text = "another function came at its address"
+		text = "another function has taken its address"
 	default:
 		return cause
 	}
@@ -121,7 +121,7 @@ func vanished(d *plan.Device, op, format string, err error) error {
 // an error: it was lost.
 func Recorded(raw json.RawMessage) (*sriov.Snapshot, error) {
 	if raw == nil {
-		return nil, cnierr.New("read recorded device", cnierr.JournalCorrupt, "how it stood before its last use is not known")
+		return nil, cnierr.New("read recorded device", cnierr.JournalCorrupt, "its state before its last use is not known")
 	}
 	out := &sriov.Snapshot{}
 	if err := json.Unmarshal(raw, out); err != nil {
@@ -269,16 +269,16 @@ func (r Report) Fix() string {
 		}
 	}
 	if !slices.ContainsFunc(r.Findings, func(d sriov.Difference) bool { return d.Field != carrierField }) {
-		return "see the link of the device's port; carrier: warn attaches pods without one"
+		return "check the link of the device's port, or set carrier to warn to attach pods without a carrier"
 	}
-	return "the delegate did not do what it was asked or what it claims; see its own log"
+	return "see the delegate's log: it did not do what it was asked to do or what it claims"
 }
 
 // vanishedFix says what to do about a device that left the node.
-const vanishedFix = "delete the pod, and see who removed the device or had it made anew, and why the device plugin still advertises it"
+const vanishedFix = "delete the pod, and see who removed the device or created it again, and why the device plugin still advertises it"
 
 // hostFix says what to do about a device that somebody changed on the host.
-const hostFix = "see who bound the device to another driver or changed its device node while the pod was started, and delete the pod if it stays so"
+const hostFix = "find out who bound the device to another driver or changed its device node while the pod started, and delete the pod if it stays that way"
 
 // Classes of differences that no delegate causes.
 const (
@@ -293,7 +293,7 @@ const (
 const fieldNetDev = "network device of the allocated device"
 
 // netDevFix says what to do about a VF without a netdev.
-const netDevFix = "see which network namespace has the VF's network device, and why its driver gives it none; for a program bind it to vfio-pci before it is allocated"
+const netDevFix = "find out which network namespace has the VF's network device, or why its driver creates none; for a userspace program, bind the VF to vfio-pci before it is allocated"
 
 var fixes = map[string]string{
 	fieldNetDev: netDevFix, classDevice: vanishedFix, classFunction: vanishedFix, classDriver: hostFix, classGroup: hostFix, classNode: hostFix,
@@ -445,7 +445,7 @@ func compareFunction(r *Report, before, now *sriov.Snapshot) {
 	want := "the one that was handed over"
 	found := want
 	if !before.SameFunction(now) {
-		found = "another one, which came later at its address"
+		found = "another one, which appeared later at its address"
 	}
 	r.expect(classFunction, want, found)
 }

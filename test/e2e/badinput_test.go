@@ -222,7 +222,7 @@ func TestBadConfigurationAndEnvironment(t *testing.T) {
 	n.rt.Conf, _ = json.Marshal(conf)
 	n.refuse("ADD", p, 103, "itself")
 	n.rt = good
-	n.refuse("GC", p, 7, "does not say which attachments live")
+	n.refuse("GC", p, 7, "does not name the valid attachments")
 	change("cni.dev/valid-attachments", []any{map[string]any{}})
 	n.refuse("GC", p, 7, "containerID")
 	n.rt = good

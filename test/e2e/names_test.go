@@ -101,7 +101,7 @@ func TestDefaultNetworks(t *testing.T) {
 		n.refusedWithoutTrace(n.addPod("lost", ""), 11, append(parts, "defaultNetworks", "or correct")...)
 	}
 	n.withConf(map[string]any{"defaultNetworks": []string{"both", "[{"}})
-	n.refuse("ADD", n.addPod("wrong", ""), 7, "defaultNetworks", "element 2", "names no network")
+	n.refuse("ADD", n.addPod("wrong", ""), 7, "defaultNetworks", "element 2", "does not name a network")
 	// Pods cannot name what is for the administrator to name.
 	n.withConf(map[string]any{"defaultNetworks": []string{}})
 	n.refusedWithoutTrace(n.addPod("file", n.path("dir")), 101)
@@ -126,7 +126,7 @@ func TestDefaultNetworkAnnotation(t *testing.T) {
 	n.lives(chosen("as-json", `[{"name":"theirs","namespace":"team"}]`, ""), "eth0 their-net", kept)
 	n.refusedWithoutTrace(chosen("nowhere", "nowhere", "one"), 102, "network kube-system/nowhere", "no such NetworkAttachmentDefinition")
 	n.refusedWithoutTrace(chosen("on-disk", "cluster-net", "one"), 102, "network kube-system/cluster-net")
-	n.refusedWithoutTrace(chosen("two", "other,default/two", "one"), 101, key, "selects 2 networks, and must select one", "leave one network in it")
+	n.refusedWithoutTrace(chosen("two", "other,default/two", "one"), 101, key, "selects 2 networks but must select one", "keep one network in it")
 	for name, value := range map[string]string{"null": "[null]", "path": "/etc/cni/net.d", "empty": "[]"} {
 		n.refusedWithoutTrace(chosen(name, value, "one"), 101, key)
 	}

@@ -534,7 +534,7 @@ func TestSwitchingPageOfTheThickPlugin(t *testing.T) {
 	}
 	n.file("agent.json", "{\n\"socket\": 7,\n\"podManifests\": \"/absent\"}")
 	out, said, err = config("validate", "--agent-config", n.path("agent.json"))
-	want := n.path("agent.json") + ":2: error: socket: a number is given; give it a string\n" +
+	want := n.path("agent.json") + ":2: error: socket: a number is given; it takes a string\n" +
 		n.path("agent.json") + ":3: warning: podManifests: /absent does not exist on this machine\n"
 	if err == nil || out != want || !strings.Contains(said, "1 errors") {
 		t.Errorf("validate of a broken file: %v\n%s%s, want\n%s", err, out, said, want)

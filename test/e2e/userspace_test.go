@@ -35,9 +35,9 @@ func TestUserspaceDeviceIsWhatThePodWasGiven(t *testing.T) {
 		"the kernel's driver": {func(_ *node, tree *sriovtest.Tree) { tree.Bind(vf, "iavf") }, 111, []string{"driver: wanted vfio-pci, found iavf", "bound the device to another driver"}},
 		"gone":                {func(_ *node, tree *sriovtest.Tree) { tree.Remove(vf) }, 107, []string{"this node has no such device any more", "who removed the device"}},
 		"its PF gone":         {func(_ *node, tree *sriovtest.Tree) { tree.Remove(userspacePF) }, 107, []string{"this node has no such device any more"}},
-		"recreated":           {func(_ *node, tree *sriovtest.Tree) { remake(tree, "100") }, 107, []string{"another function came at its address", "PCI function: wanted the one that was handed over"}},
+		"recreated":           {func(_ *node, tree *sriovtest.Tree) { remake(tree, "100") }, 107, []string{"another function has taken its address", "PCI function: wanted the one that was handed over"}},
 		"recreated in another group": {func(_ *node, tree *sriovtest.Tree) { remake(tree, "200") }, 107,
-			[]string{"another function came at its address", "IOMMU group: wanted 100, found 200"}},
+			[]string{"another function has taken its address", "IOMMU group: wanted 100, found 200"}},
 	} {
 		for _, verb := range []string{"ADD", "CHECK"} {
 			t.Run(name+", "+verb, func(t *testing.T) {

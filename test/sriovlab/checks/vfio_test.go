@@ -252,7 +252,7 @@ func TestVFIODeviceOfAnotherGroupIsRefused(t *testing.T) {
 	if now == group {
 		t.Fatalf("%s still belongs to IOMMU group %s, so this test proves nothing", vf, now)
 	}
-	n.says(res, codeVanished, "IOMMU group: wanted "+group+", found "+now, "another function came at its address", vf, fixVanished)
+	n.says(res, codeVanished, "IOMMU group: wanted "+group+", found "+now, "another function has taken its address", vf, fixVanished)
 	n.succeed("DEL", p)
 }
 
