@@ -209,9 +209,9 @@ func knownOf(raw json.RawMessage, typ string) (*knownKeys, error) {
 	case err != nil:
 		return nil, err
 	case known.Type != typ || rendered.Type != typ:
-		return nil, fieldError("type", "it is given more than once, in different spellings")
+		return nil, fieldError("type", "it is given more than once, in other spellings")
 	case known.IPAM.Type != rendered.IPAM.Type:
-		return nil, fieldError("ipam", "it is given more than once, in different spellings")
+		return nil, fieldError("ipam", "it is given more than once, in other spellings")
 	}
 	return known, nil
 }
