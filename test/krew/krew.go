@@ -72,11 +72,11 @@ func Pack(root, out, release, url string, platforms []Platform) error {
 		APIVersion: "krew.googlecontainertools.github.com/v1alpha2", Kind: "Plugin", Metadata: Metadata{"manifold"},
 		Spec: Spec{
 			Version: release, Homepage: "https://github.com/manifold-cni/manifold",
-			ShortDescription: "Networks of pods and the devices they stand on",
-			Description: "Shows which pod has which network on which device, verified or not; explains why a\n" +
-				"pod gets what it gets, or hangs; finds mistakes in definitions and pods; says what is\n" +
-				"broken on a node, and what to do.\n",
-			Caveats: "Nodes are asked through the API server: bind the role manifold-view of the agents'\nnamespace to those who may.\n",
+			ShortDescription: "Show pods' networks and the devices behind them",
+			Description: "Shows which pod has which network on which device, and whether that was verified;\n" +
+				"explains why a pod gets its networks or hangs; finds mistakes in definitions and pods;\n" +
+				"says what is broken on a node and how to fix it.\n",
+			Caveats: "The plugin asks nodes through the API server: bind the role manifold-view in the\nagents' namespace to its users.\n",
 		},
 	}
 	if err := os.MkdirAll(out, 0o755); err != nil {

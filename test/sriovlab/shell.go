@@ -13,7 +13,7 @@ import (
 
 // login links the usual commands to busybox, lists the functions, and becomes a shell.
 const login = `/bin/busybox --install -s /bin; export PS1='guest:\w# '
-echo 'The guest ends with this shell. PFs and VFs:'
+echo 'The guest powers off when this shell exits. PFs and VFs:'
 for d in /sys/bus/pci/drivers/igb*/0000:*; do echo "  ${d##*/} $(ls $d/net 2>/dev/null) $(basename $(readlink $d/driver)) numa $(cat $d/numa_node)"; done
 exec /bin/sh -l`
 

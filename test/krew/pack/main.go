@@ -1,5 +1,5 @@
-// Command pack packs kubectl-manifold for krew, see package krew. It is run in the
-// tree's root.
+// Command pack packs kubectl-manifold for krew, see package krew. Run it in the tree's
+// root.
 package main
 
 import (
@@ -12,11 +12,11 @@ import (
 
 func main() {
 	release := flag.String("release", "v0.0.0", "`version` of the plugin, vX.Y.Z")
-	url := flag.String("url", "", "`address` that the archives will be published at")
+	url := flag.String("url", "", "`address` where the archives will be published")
 	out := flag.String("out", "bin/krew", "`directory` to write into")
 	flag.Parse()
 	if *url == "" {
-		fmt.Fprintln(os.Stderr, "pack: -url is needed: krew downloads the archives from there")
+		fmt.Fprintln(os.Stderr, "pack: -url is missing: krew downloads the archives from there")
 		os.Exit(2)
 	}
 	if err := krew.Pack(".", *out, *release, *url, krew.Platforms); err != nil {

@@ -116,7 +116,7 @@ func (n *node) configure() {
 	n.json("manifold.json", map[string]any{
 		"cniVersion": "1.1.0", "name": "manifold", "type": "manifold", "clusterNetwork": "cluster-net", "confDir": n.path("net.d"),
 		"cniDir": n.path("state"), "binDir": "/opt/cni/bin", "agentSocket": n.path("agent.sock"), "agentProgram": "/opt/manifold/manifold-agent",
-		"agentConfig": n.path("agent.json"), "deviceInfoDir": n.path("devinfo"), "carrier": "ignore", // which takes seconds to come
+		"agentConfig": n.path("agent.json"), "deviceInfoDir": n.path("devinfo"), "carrier": "ignore", // a carrier takes seconds
 	})
 	raw, err := os.ReadFile(n.path("manifold.json"))
 	n.must(err)
