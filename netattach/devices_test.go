@@ -21,7 +21,7 @@ func TestDevicesThatAConfigurationNames(t *testing.T) {
 	}
 	rest := []string{"/sys/devices/x", "0000:21:10.4", "02:00:00:00:00:01", "eth3"}
 	if got := c.Devices(true); !slices.Equal(got, rest) {
-		t.Errorf("beside the allocated one %q, want %q", got, rest)
+		t.Errorf("besides the allocated one %q, want %q", got, rest)
 	}
 	all := append([]string{"0000:21:10.0", "0000:21:10.2"}, rest...)
 	slices.Sort(all)

@@ -244,7 +244,7 @@ func TestCHECKNeedsToKnowTheDeviceOfBefore(t *testing.T) {
 	h.must(r.end(false, nil))
 	err := h.Check(t.Context(), h.invocation("old"))
 	if !cnierr.Is(err, cnierr.JournalCorrupt) || !strings.Contains(err.Error(), "is not known") || !strings.Contains(err.Error(), vfAddress) {
-		t.Errorf("%v, want that it is not known", err)
+		t.Errorf("%v, want an error that the former state is not known", err)
 	}
 }
 

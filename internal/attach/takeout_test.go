@@ -41,7 +41,7 @@ func TestDecoyIsNotTheDelegatesToMove(t *testing.T) {
 			}
 			if netns == "live" { // the delegate has not deleted its interface
 				if !cnierr.Is(err, cnierr.TeardownIncomplete) {
-					t.Errorf("%v, want that the interface is left", err)
+					t.Errorf("%v, want an error that the interface is left", err)
 				}
 				return
 			}

@@ -51,7 +51,7 @@ func TestPluginThatNeverSaysWhatItSpeaks(t *testing.T) {
 	}
 	h.conf["delegateTimeout"] = "1s"
 	if err := h.Engine.Status(t.Context(), h.invocation("asks again")); !cnierr.Is(err, cnierr.NotReady) || !strings.Contains(err.Error(), "run delegate mover: killed after its deadline") {
-		t.Errorf("STATUS: %v, want the plugin, which is no old one", err)
+		t.Errorf("STATUS: %v, want the plugin and no older version", err)
 	}
 	if list, err := h.Engine.knownDefault(late, inv); err != nil || list.Name != "cluster-net" || list.CNIVersion != "" {
 		t.Errorf("DEL: %+v, %v", list, err)

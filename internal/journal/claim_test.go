@@ -122,7 +122,7 @@ func TestDamagedClaim(t *testing.T) {
 			first := user(t, d, "first")
 			user(t, d, "last")
 			if got := claims(t, d, self, true); got != (Key{"last", "eth0"}) {
-				t.Errorf("holder %v, want who tried it last", got)
+				t.Errorf("holder %v, want the sandbox that tried it last", got)
 			}
 			if err := os.WriteFile(first.path, []byte(damage), 0o600); err != nil {
 				t.Fatal(err)

@@ -60,7 +60,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	if u := got.Unreleased(); !reflect.DeepEqual(u, []int{1, 0}) {
-		t.Errorf("unreleased %v: reverse order, without what was never touched", u)
+		t.Errorf("unreleased %v, want reverse order without what was never touched", u)
 	}
 	appendAll(t, got, Step{Attachment: 1, Phase: ReleaseFailed, Error: "busy"}, Step{Attachment: 0, Phase: Released})
 	if u := got.Unreleased(); !reflect.DeepEqual(u, []int{1}) {
@@ -282,7 +282,7 @@ func TestRemains(t *testing.T) {
 		})
 	}
 	if got := d.Remains(Key{"none", "eth0"}); !reflect.DeepEqual(got, Remains{}) {
-		t.Errorf("of no journal: %+v", got)
+		t.Errorf("without a journal: %+v", got)
 	}
 }
 

@@ -80,7 +80,7 @@ func TestLockOutlivesItsOwnerInAChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := <-ended; err == nil {
-		t.Error("the orphan ended by itself")
+		t.Error("the orphan exited by itself")
 	}
 	if err := again.Unlock(false); err != nil {
 		t.Error(err)

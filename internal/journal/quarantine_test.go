@@ -36,7 +36,7 @@ func TestQuarantine(t *testing.T) {
 		return q
 	}
 	if q := in(); q != nil {
-		t.Errorf("a device that never was in any: %+v", q)
+		t.Errorf("a device that was never put into quarantine: %+v", q)
 	}
 	must(t, d.Release(vf)) // taking it out is no error
 	want := quarantine()
@@ -50,7 +50,7 @@ func TestQuarantine(t *testing.T) {
 		t.Errorf("%+v, want %+v", *got, want)
 	}
 	if keys, err := d.List(); len(keys) != 0 || err != nil {
-		t.Errorf("taken for journals: %v %v", keys, err)
+		t.Errorf("quarantines are listed as journals: %v %v", keys, err)
 	}
 	want.Reason = "another"
 	must(t, d.Quarantine(want))
@@ -59,7 +59,7 @@ func TestQuarantine(t *testing.T) {
 	}
 	must(t, d.Release(vf))
 	if q := in(); q != nil {
-		t.Errorf("taken out, and still in: %+v", q)
+		t.Errorf("still in quarantine after Release: %+v", q)
 	}
 }
 

@@ -36,7 +36,7 @@ func TestDefaults(t *testing.T) {
 	}
 	again, err := FromRequest(inv.Request())
 	if err != nil || !reflect.DeepEqual(again.Conf, inv.Conf) || again.Pod != inv.Pod {
-		t.Errorf("the planner reads another configuration: %+v, %v", again, err)
+		t.Errorf("the planner reads a different configuration: %+v, %v", again, err)
 	}
 }
 
@@ -193,7 +193,7 @@ func TestClusterDefaultOfTwo(t *testing.T) {
 				if namespace == "kube-system" && name == "net" || namespace == "team" {
 					return json.RawMessage(tc.definition), tc.err
 				}
-				return nil, fmt.Errorf("asked for %s/%s", namespace, name)
+				return nil, fmt.Errorf("the definition %s/%s was requested", namespace, name)
 			})
 			if string(raw) != tc.want || (err == nil) != (tc.want != "") {
 				t.Errorf("%s, %v, want %s", raw, err, tc.want)

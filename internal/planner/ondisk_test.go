@@ -55,7 +55,7 @@ func TestDevicesReachConfigurationsOnDisk(t *testing.T) {
 				t.Errorf("capabilities %v", p.Attachments[1].Capabilities)
 			}
 			if string(file.Raw) != original {
-				t.Error("planning wrote over the file's bytes")
+				t.Error("planning overwrote the file's bytes")
 			}
 		})
 	}

@@ -413,6 +413,6 @@ func TestVFCalledByItsNetworkDevice(t *testing.T) {
 	}
 	w.networks = "fast,other"
 	if _, err := w.planWith(t, src); !cnierr.Is(err, cnierr.DeviceConflict) || !strings.Contains(err.Error(), "another.example/vfs") {
-		t.Errorf("%v, want that it serves another network", err)
+		t.Errorf("%v, want an error that it serves another network", err)
 	}
 }

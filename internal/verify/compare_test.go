@@ -269,11 +269,11 @@ func TestUserspaceDevices(t *testing.T) {
 		})
 	}
 	if r := Compare(a, Claim{}, before, &Facts{}); !strings.Contains(r.Fix(), "created it again") {
-		t.Errorf("what to do about a device that went: %s", r.Fix())
+		t.Errorf("fix for a device that left the node: %s", r.Fix())
 	}
 	node := &Facts{Device: &sriov.Snapshot{Driver: "vfio-pci", IOMMUGroup: "15"}, NodeProblem: &sriov.NodeError{Path: "/dev/vfio/15", Found: "none"}}
 	if r := Compare(a, Claim{}, before, node); Class(r.Findings[0]) != "device node" || !strings.Contains(r.Fix(), "device node") {
-		t.Errorf("what to do without a device node: %s (class %s)", r.Fix(), Class(r.Findings[0]))
+		t.Errorf("fix without a device node: %s (class %s)", r.Fix(), Class(r.Findings[0]))
 	}
 	old := *d
 	old.IOMMUGroup = "" // an older agent does not have it
@@ -329,7 +329,7 @@ func TestVFWithoutNetDev(t *testing.T) {
 				t.Errorf("%q, want %q", got, tc.want)
 			}
 			if tc.want != "" && strings.Contains(r.Fix(), "delegate did not") {
-				t.Errorf("it is no delegate's fault: %s", r.Fix())
+				t.Errorf("the fix blames the delegate: %s", r.Fix())
 			}
 		})
 	}

@@ -76,7 +76,7 @@ func TestMoveOut(t *testing.T) {
 		why, err := box.Evict(sriov.FS{}, a, &sriov.Snapshot{NetDevs: []sriov.NetDev{before}}, "eth3", func() bool { return moved })
 		must(err)
 		if (why != "") != moved {
-			t.Errorf("a decoy, where the VF was moved in %v: %q", moved, why)
+			t.Errorf("a decoy, VF moved in %v: %q", moved, why)
 		}
 	}
 	for _, name := range []string{"net1", "eth3"} {
