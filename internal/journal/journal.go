@@ -9,11 +9,12 @@
 // The first record holds the format version and the whole plan. It is written before
 // the first delegate runs: to a temporary file, which gets its name before file and
 // directory are synced, so that the file system commits once. After a power failure,
-// either the whole record exists or no delegate has run, see [Dir.DropUnbegun]. Each later record is one step and is appended with one write.
-// Steps need not survive a power failure: when one is lost, the tear-down covers
-// everything that the plan names, and that is safe because a delegate's DEL succeeds
-// without an ADD (CNI specification, section DEL). A torn last line is therefore
-// ignored. A damaged line before the last is [cnierr.JournalCorrupt].
+// either the whole record exists or no delegate has run, see [Dir.DropUnbegun]. Each
+// later record is one step and is appended with one write. Steps need not survive a
+// power failure: when one is lost, the tear-down covers everything that the plan names,
+// and that is safe because a delegate's DEL succeeds without an ADD (CNI specification,
+// section DEL). A torn last line is therefore ignored. A damaged line before the last
+// is [cnierr.JournalCorrupt].
 //
 // Beside each journal stands a lock, "<container ID>@<interface>.lock". Every
 // delegate that Manifold starts inherits its file descriptor, so the lock outlives a
