@@ -140,8 +140,8 @@ func (a *Agent) plan(ctx context.Context, inv *netconf.Invocation, why *nodeview
 	var problems []error
 	src.Files, problems = netconf.ReadDir(inv.Conf.ConfDir)
 	for _, err := range problems {
-		a.log.Warn("network configuration left out", "err", err)
-		why.Say("configurations on disk", "left out: %v", err)
+		a.log.Warn("network configuration ignored", "err", err)
+		why.Say("configurations on disk", "ignored: %v", err)
 	}
 	needs := sel.Definitions(src.Files)
 	if src.Definitions, err = a.definitions(ctx, needs); err != nil {
@@ -169,11 +169,11 @@ func (a *Agent) pod(ctx context.Context, id plan.Pod) (*planner.Pod, error) {
 	found, err := a.src.Pods.Pod(ctx, id.Namespace, id.Name, id.UID)
 	if errors.Is(err, kube.ErrNotFound) {
 		return nil, cnierr.New("find pod", cnierr.TryAgain, "no source knows it yet: %w", err).
-			WithFix("nothing to do if it was just created or deleted; else see whether the agent reaches the kubelet and the API server")
+			WithFix("wait if the pod was just created or deleted; otherwise check that the agent reaches the kubelet and the API server")
 	}
 	if err != nil {
 		return nil, cnierr.New("find pod", cnierr.TryAgain, "%w", err).
-			WithFix("see whether the agent reaches the kubelet and the API server; a static pod is found without either where podManifests of the agent's configuration names the directory of its manifest")
+			WithFix("check that the agent reaches the kubelet and the API server; to find static pods without either, set podManifests in the agent's configuration to the directory of their manifests")
 	}
 	return podOf(found, id), nil
 }
@@ -215,7 +215,7 @@ func (a *Agent) definitions(ctx context.Context, needs []planner.Need) (map[plan
 		default:
 			return nil, cnierr.New("find definition", cnierr.TryAgain, "%w", err).
 				About(cnierr.Subject{Network: ref.String()}).
-				WithFix("see whether the agent reaches the API server and has a snapshot of the definitions")
+				WithFix("check that the agent reaches the API server and has a snapshot of the definitions")
 		}
 	}
 	return out, nil
@@ -254,7 +254,7 @@ func (a *Agent) allocation(ctx context.Context, pod *planner.Pod, resources []st
 		}
 		return cnierr.New("read allocation", kind, "%w", err).
 			About(cnierr.Subject{Resource: strings.Join(resources, ",")}).
-			WithFix("see whether the kubelet's PodResources socket and device-manager checkpoint are readable")
+			WithFix("check that the kubelet's PodResources socket and device-manager checkpoint are readable")
 	}
 	src.Allocation = alloc
 	src.Functions = map[string]*sriov.Function{}
@@ -291,7 +291,7 @@ func (a *Agent) Status(ctx context.Context, q plan.StatusQuery) (json.RawMessage
 	if a.src.Ready != nil {
 		if err := a.src.Ready(); err != nil {
 			return nil, cnierr.New(op, cnierr.NotReady, "%w", err).
-				WithFix("see whether the agent reaches the API server")
+				WithFix("check that the agent reaches the API server")
 		}
 	}
 	if q.Name == "" {

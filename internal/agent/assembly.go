@@ -97,8 +97,8 @@ func Assemble(c *configfile.Agent, once bool, log *slog.Logger) (*Assembly, erro
 // does not count as failing.
 func (a *Assembly) follow(pods *kube.PodInformer, log *slog.Logger) {
 	pods.OnForbidden(func(err error) {
-		log.Warn("pods are asked for one by one: the kubelet serves no Pods API, and they may not be watched",
-			"err", err, "fix", "let the agent list and watch pods, with podsAPI: false among the chart's values")
+		log.Warn("fetching pods one by one: the kubelet serves no Pods API, and the API server forbids watching pods",
+			"err", err, "fix", "allow the agent to list and watch pods: set podsAPI: false in the chart's values")
 	})
 	a.run = append(a.run, pods.Run)
 	a.followed = append(a.followed, source{"pods", func() (time.Time, error) {
@@ -180,7 +180,7 @@ func (a *Assembly) devices(c *configfile.Agent, once bool, log *slog.Logger) {
 func keepLoaded(ctx context.Context, file *checkpoint.File, log *slog.Logger) {
 	changed, err := file.Watch(ctx)
 	if err != nil {
-		log.Info("checkpoint is read at each plan", "err", err)
+		log.Info("cannot watch the checkpoint; reading it for each plan", "err", err)
 		return
 	}
 	for range changed {

@@ -46,17 +46,17 @@ func definitionsOf(c *configfile.Agent) (_ kube.Definitions, done func()) {
 // network. It is nil for a definition that leaves the configuration to a file.
 func configOf(ctx context.Context, source kube.Definitions, namespace, name string) (json.RawMessage, error) {
 	def, err := source.Definition(ctx, namespace, name)
-	kind, fix := cnierr.NotReady, "the default network's plugin has not written its configuration yet, or clusterNetwork is wrong"
+	kind, fix := cnierr.NotReady, "wait until the default network's plugin has written its configuration, or correct clusterNetwork"
 	var config json.RawMessage
 	switch {
 	case errors.Is(err, kube.ErrInvalid) && !errors.Is(err, kube.ErrName):
 		kind, fix = cnierr.InvalidDefinition, "correct the definition"
 	case err != nil:
-		err = fmt.Errorf("the cluster default network is no definition: %w", err)
+		err = fmt.Errorf("the cluster default network is not a definition: %w", err)
 	default:
 		config = json.RawMessage(strings.TrimSpace(def.Spec.Config))
 		if len(config) > 0 && !json.Valid(config) { // nor could it be sent as JSON
-			kind, fix, err = cnierr.InvalidDefinition, "correct the definition's spec.config", errors.New("spec.config is no JSON")
+			kind, fix, err = cnierr.InvalidDefinition, "correct the definition's spec.config", errors.New("spec.config is not JSON")
 		}
 	}
 	if err != nil {

@@ -70,7 +70,7 @@ func explainPod(e *nodeview.Explanation, pod *planner.Pod) {
 		}
 	}
 	if pod.Annotations[netattach.NetworksAnnotation] == "" {
-		e.Say("annotation "+netattach.NetworksAnnotation, "the pod has none: it gets the networks of the configuration alone")
+		e.Say("annotation "+netattach.NetworksAnnotation, "none: the pod gets only the networks of the configuration")
 	}
 }
 
@@ -83,9 +83,9 @@ func explainDefinitions(e *nodeview.Explanation, needs []planner.Need, found map
 		def := found[need.Ref]
 		switch {
 		case def == nil && need.OnDisk:
-			e.Say("definition "+need.String(), "not there; a file on the node serves")
+			e.Say("definition "+need.String(), "not found; a file on the node is used instead")
 		case def == nil:
-			e.Say("definition "+need.String(), "not there")
+			e.Say("definition "+need.String(), "not found")
 		case def.ResourceName() == "":
 			e.Say("definition "+need.String(), "found, needs no device")
 		default:
@@ -104,7 +104,7 @@ func explainDevices(e *nodeview.Explanation, resources []string, a *podresources
 		about += " of " + strings.Join(resources, ", ")
 	}
 	if len(a.Devices) == 0 {
-		e.Say(about, "the kubelet has given the pod none")
+		e.Say(about, "the kubelet has allocated none to the pod")
 	}
 	for _, d := range a.Devices {
 		e.Say(about, "%s of %s, to container %s, by %s", d.ID, d.Resource, strings.Join(d.Containers, ", "), d.Source)
@@ -133,7 +133,7 @@ func explainPrograms(e *nodeview.Explanation, binDir string) {
 				_, err := os.Stat(filepath.Join(binDir, filepath.Base(program)))
 				if program != "" && err != nil && !said[program] {
 					said[program] = true
-					e.Object("program "+program, "not in %s: install it there, unless the runtime looks elsewhere too", binDir)
+					e.Object("program "+program, "not in %s: install it there, unless it is in another directory of the runtime", binDir)
 				}
 			}
 		}

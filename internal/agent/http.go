@@ -29,7 +29,7 @@ const (
 func ListenHTTP(address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		return nil, cnierr.New("listen on "+address, cnierr.IO, "%w", err).WithFix("choose another address for the key listen")
+		return nil, cnierr.New("listen on "+address, cnierr.IO, "%w", err).WithFix("choose another address in the agent's configuration")
 	}
 	return l, nil
 }

@@ -232,7 +232,7 @@ func TestServeHTTPEnds(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Error(err)
 	}
-	if _, err := ListenHTTP("127.0.0.1:none"); err == nil || !strings.Contains(err.Error(), "key listen") {
+	if _, err := ListenHTTP("127.0.0.1:none"); err == nil || !strings.Contains(err.Error(), "choose another address") {
 		t.Errorf("%v", err)
 	}
 }

@@ -73,7 +73,7 @@ func (k *kubelet) holders(ctx context.Context) (map[string]nodeview.Holder, erro
 // whole, which is an error.
 func (k *kubelet) allocated(ctx context.Context) (*reconcile.Allocated, error) {
 	if k.file == nil {
-		return nil, errors.New("the kubelet's checkpoint, which alone names every device that is allocated, is not configured")
+		return nil, errors.New("no checkpoint of the kubelet is configured, and nothing else names every allocated device")
 	}
 	c, err := k.file.Load()
 	if err != nil {
@@ -156,7 +156,7 @@ func (k *kubelet) held(ctx context.Context) (out map[string]nodeview.Holder, unt
 		problems = append(problems, err)
 	}
 	if !known {
-		return nil, nil, fmt.Errorf("neither the checkpoint nor the PodResources API says what is allocated: %w", errors.Join(problems...))
+		return nil, nil, fmt.Errorf("neither the checkpoint nor the PodResources API tells which devices are allocated: %w", errors.Join(problems...))
 	}
 	return out, errors.Join(untold, k.identify(ctx, claimed, out)), nil
 }

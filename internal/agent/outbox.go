@@ -38,14 +38,14 @@ func (o outbox) put(r *plan.Report) error {
 	}
 	names, err := o.list()
 	if err == nil && len(names) >= maxReports {
-		err = fmt.Errorf("%d are waiting in %s", len(names), o)
+		err = fmt.Errorf("%d reports are waiting in %s", len(names), o)
 	}
 	if err == nil {
 		// Names sort by time, so that reports are delivered in order.
 		err = files.Replace(filepath.Join(string(o), fmt.Sprintf("%020d-%d.json", time.Now().UnixNano(), os.Getpid())), raw)
 	}
 	if err != nil {
-		return cnierr.New(op, cnierr.IO, "%w", err).WithFix("see why no agent runs on this node")
+		return cnierr.New(op, cnierr.IO, "%w", err).WithFix("find out why no agent runs on this node")
 	}
 	return nil
 }
@@ -81,12 +81,12 @@ func (a *Agent) Deliver(ctx context.Context) {
 	w := files.Watch(string(box), files.LookEvery)
 	defer w.Close()
 	if err = errors.Join(err, w.Err()); err != nil {
-		a.log.Warn("reports kept while no agent ran are not watched for, and only looked for now and then", "dir", string(box), "every", files.LookEvery.String(), "err", err)
+		a.log.Warn("cannot watch for reports kept while no agent ran; checking at intervals instead", "dir", string(box), "every", files.LookEvery.String(), "err", err)
 	}
 	for {
 		err := a.deliver(ctx, box)
 		if err != nil {
-			a.log.Warn("reports kept while no agent ran", "err", err)
+			a.log.Warn("cannot publish reports kept while no agent ran", "err", err)
 		}
 		if errors.Is(err, kube.ErrUnavailable) {
 			select {

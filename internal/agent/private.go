@@ -161,7 +161,7 @@ func ListenView(address string) (net.Listener, error) {
 // therefore trusts the API server to reach the right pod, and sends a token that is
 // useless to another pod, see kube.Audience.
 func ServeTLS(ctx context.Context, l net.Listener, node string, h http.Handler, log *slog.Logger) error {
-	const op = "make certificate"
+	const op = "create certificate"
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return cnierr.New(op, cnierr.Other, "%w", err)
@@ -185,8 +185,8 @@ func ServeTLS(ctx context.Context, l net.Listener, node string, h http.Handler, 
 // It needs the API server, which decides who may ask.
 func (a *Assembly) Private(c *configfile.Agent, i plan.Inspector, e Examiner, log *slog.Logger) (http.Handler, error) {
 	if a.client == nil {
-		return nil, cnierr.New("serve the node's view", cnierr.InvalidConfig, "the key view needs apiServer, which says who may ask").
-			WithFix("set apiServer, or take view away")
+		return nil, cnierr.New("serve the node's view", cnierr.InvalidConfig, "the key view needs apiServer, which decides who may ask").
+			WithFix("set apiServer or remove view")
 	}
 	return newPrivate(i, e, kube.NewAccess(a.client, kube.Audience(c.Node)), c.Release, log), nil
 }

@@ -51,7 +51,7 @@ func podsReady(c *configfile.Agent, kubelet *podresources.Pods, watched *kube.Po
 			if kubelet.HasSynced() {
 				return nil
 			}
-			problems = append(problems, fmt.Errorf("the kubelet's Pods API at %s is not heard from", c.PodsAPI))
+			problems = append(problems, fmt.Errorf("the kubelet's Pods API at %s does not answer", c.PodsAPI))
 		}
 		if watched != nil {
 			if watched.HasSynced() || watched.Forbidden() != nil { // where forbidden, each pod is asked for

@@ -70,7 +70,7 @@ func Reconcile(ctx context.Context, c *configfile.Agent, repair bool) ([]reconci
 	defer done()
 	found, err := r.Scan(ctx)
 	if err != nil {
-		err = cnierr.New("look at the node's VFs", cnierr.IO, "%w", err)
+		err = cnierr.New("examine the node's VFs", cnierr.IO, "%w", err)
 	}
 	if !repair {
 		return found, err

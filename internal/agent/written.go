@@ -30,8 +30,8 @@ func (a *Agent) notAnothers(ctx context.Context, p *plan.Plan, host sriov.Host) 
 			}
 			s := cnierr.Subject{Pod: p.Pod.String(), Network: t.Name, Interface: t.IfName, Device: text}
 			if err != nil {
-				return cnierr.New("look up device", cnierr.TryAgain, "the configuration names it, and whose it is cannot be told: %w", err).
-					About(s).WithFix("see whether the kubelet's PodResources socket and device-manager checkpoint are readable")
+				return cnierr.New("look up device", cnierr.TryAgain, "the configuration names it, and its holder is unknown: %w", err).
+					About(s).WithFix("check that the kubelet's PodResources socket and device-manager checkpoint are readable")
 			}
 			if err := taken(holders[f.Address], p.Pod, f.Address); err != nil {
 				return err.About(s)

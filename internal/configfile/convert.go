@@ -28,17 +28,17 @@ var MultusTypes = []string{"multus", "multus-shim"}
 // daemonKeys maps the keys of Multus's daemon and of its installer to what replaces
 // them here.
 var daemonKeys = map[string]string{
-	"chrootDir":           "delegates run on the node itself; paths below it were cut to the node's",
-	"cniConfigDir":        "'manifold-agent install --cni-conf-dir' has its place",
-	"daemonSocketDir":     "agentSocket has its place",
-	"socketDir":           "agentSocket has its place",
+	"chrootDir":           "delegates run on the node itself; paths below it became the node's",
+	"cniConfigDir":        "'manifold-agent install --cni-conf-dir' replaces it",
+	"daemonSocketDir":     "agentSocket replaces it",
+	"socketDir":           "agentSocket replaces it",
 	"metricsPort":         "the agent serves no metrics on a port of the plugin's configuration",
 	"multusConfigFile":    "'manifold-agent install' writes the configuration",
 	autoconfigDir:         "'manifold-agent install' pins the default network by name",
-	"forceCNIVersion":     "cniVersion of the list has its place",
-	"overrideNetworkName": "name of the list has its place",
+	"forceCNIVersion":     "cniVersion of the list replaces it",
+	"overrideNetworkName": "name of the list replaces it",
 	"cleanupConfigOnExit": "the configuration is never absent while installed; 'manifold-agent uninstall' removes it",
-	"perNodeCertificate":  "apiServer of the agent's configuration has its place",
+	"perNodeCertificate":  "apiServer of the agent's configuration replaces it",
 }
 
 // autoconfigDir is the key of the directory whose first configuration becomes the
@@ -120,17 +120,17 @@ func (v *converter) plugin(keys map[string]json.RawMessage) (map[string]any, err
 		case key == "type" || key == "name" || key == "cniVersion":
 		case key == "kubeconfig":
 			v.agent["apiServer"] = v.onNode(key, StringValue(value), chroot)
-			v.say("kubeconfig: it is apiServer in the agent's configuration")
+			v.say("kubeconfig: becomes apiServer in the agent's configuration")
 		case daemon:
 			v.daemonKey(out, keys, key, instead, chroot)
 		case !known:
-			v.say("%s: dropped; it is unknown", key)
+			v.say("%s: dropped; unknown", key)
 		case slices.Contains(pathKeys, key):
 			out[key] = v.onNode(key, StringValue(value), chroot)
 		case key == "defaultNetworks":
 			v.defaultNetworks(out, keys, chroot)
 		case key == "delegates" && isSet(keys["clusterNetwork"]):
-			v.say("delegates: dropped; it has no effect beside clusterNetwork")
+			v.say("delegates: dropped; no effect beside clusterNetwork")
 		default:
 			out[key] = value
 		}
@@ -170,7 +170,7 @@ func (v *converter) autoconfig(out map[string]any, keys map[string]json.RawMessa
 	}
 	dir = v.onNode(autoconfigDir, dir, chroot)
 	out["clusterNetwork"] = dir
-	v.say("%s: it is clusterNetwork, the first configuration in %s; mount that directory into the agent's container", autoconfigDir, dir)
+	v.say("%s: becomes clusterNetwork, the first configuration in %s; mount that directory into the agent's container", autoconfigDir, dir)
 	return true
 }
 
@@ -180,7 +180,7 @@ func (v *converter) inOurCase(keys map[string]json.RawMessage) map[string]json.R
 	out := maps.Clone(keys)
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		if as := netconf.KeyInAnyCase(key); as != "" && keys[as] == nil {
-			v.say("%s: it is written %s", key, as)
+			v.say("%s: becomes %s", key, as)
 			out[as] = keys[key]
 			delete(out, key)
 		}
@@ -202,7 +202,7 @@ func (v *converter) defaultNetworks(out map[string]any, keys map[string]json.Raw
 		return
 	}
 	if !isSet(keys["clusterNetwork"]) && isSet(keys["delegates"]) {
-		v.say("%s: dropped; Multus passes over it beside delegates, where Manifold would attach it", key)
+		v.say("%s: dropped; Multus ignores it beside delegates, where Manifold would attach it", key)
 		return
 	}
 	var names []string
@@ -212,7 +212,7 @@ func (v *converter) defaultNetworks(out map[string]any, keys map[string]json.Raw
 	for i, name := range names {
 		names[i] = v.onNode(key, name, chroot)
 		if !filepath.IsAbs(name) && strings.Contains(name, "/") {
-			v.say("%s: %s is the definition of that namespace and name; Multus takes it for a path", key, name)
+			v.say("%s: %s means the definition of that namespace and name; Multus would read it as a path", key, name)
 		}
 	}
 	out[key] = names
@@ -221,7 +221,7 @@ func (v *converter) defaultNetworks(out map[string]any, keys map[string]json.Raw
 // isolation says where namespaceIsolation has more effect than in Multus.
 func (v *converter) isolation(keys map[string]json.RawMessage) {
 	if string(keys["namespaceIsolation"]) == "true" {
-		v.say("namespaceIsolation: it holds for the pod annotation %s too; list %s in globalNamespaces if pods use definitions of that namespace by it",
+		v.say("namespaceIsolation: also applies to the pod annotation %s; list %s in globalNamespaces if pods use definitions of that namespace through it",
 			netattach.DefaultNetworkAnnotation, cmp.Or(StringValue(keys["multusNamespace"]), "kube-system"))
 	}
 }
@@ -232,7 +232,7 @@ func (v *converter) completed(out map[string]any, from map[string]json.RawMessag
 	if from["type"] != nil || len(from) == 0 || out["clusterNetwork"] != nil || out["delegates"] != nil {
 		return out
 	}
-	v.say("clusterNetwork: it is not set; 'manifold-agent install' pins the first configuration in its directory that is not a meta-plugin's; until then 'config validate' says that it is missing")
+	v.say("clusterNetwork: not set; 'manifold-agent install' pins the first configuration in its directory that is not a meta-plugin's; until then 'config validate' reports it as missing")
 	out = maps.Clone(out)
 	out["clusterNetwork"] = "found-by-install"
 	return out
@@ -253,7 +253,7 @@ func (v *converter) onNode(key, path, chroot string) string {
 // list completes the keys of the list.
 func (v *converter) list(list, plugin map[string]json.RawMessage) {
 	if list["cniVersion"] == nil && plugin["cniVersion"] == nil {
-		v.say("cniVersion: none is given; 1.1.0 is written, with which the runtime also asks for STATUS and GC; a delegate that gives none gets the highest that its plugins speak")
+		v.say("cniVersion: not set; becomes 1.1.0, with which the runtime also calls STATUS and GC; a delegate without one gets the highest version that its plugins support")
 	}
 	for key, def := range map[string]string{"name": "multus-cni-network", "cniVersion": "1.1.0"} {
 		if list[key] == nil {
@@ -264,7 +264,7 @@ func (v *converter) list(list, plugin map[string]json.RawMessage) {
 		}
 	}
 	if version := StringValue(list["cniVersion"]); version != "1.1.0" {
-		v.say("cniVersion: %q is kept; with 1.1.0 the runtime also asks for STATUS and GC", version)
+		v.say("cniVersion: %q is kept; with 1.1.0 the runtime also calls STATUS and GC", version)
 	}
 }
 

@@ -48,7 +48,7 @@ var conversions = map[string]struct {
 		`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","logFile":"/var/log/multus.log","logLevel":"debug","capabilities":{"portMappings":true},
 			  "clusterNetwork":"/etc/cni/net.d/10-flannel.conflist","systemNamespaces":["kube-system","admin"]}`,
 		`{"apiServer":"/etc/cni/net.d/multus.d/multus.kubeconfig"}`, "node-cni-network 0.3.1",
-		[]string{`type: "multus" becomes "manifold"`, "kubeconfig: it is apiServer", "Note1: dropped", `cniVersion: "0.3.1" is kept`},
+		[]string{`type: "multus" becomes "manifold"`, "kubeconfig: becomes apiServer", "Note1: dropped", `cniVersion: "0.3.1" is kept`},
 	},
 	"thick": {
 		thick,
@@ -61,13 +61,13 @@ var conversions = map[string]struct {
 		`{"chrootDir":"/hostroot","cniVersion":"0.3.1","logLevel":"Verbose","logToStderr":true,"cniConfigDir":"/host/etc/cni/net.d","multusAutoconfigDir":"/host/etc/cni/net.d",
 			  "multusConfigFile":"auto","socketDir":"/host/run/multus/"}`,
 		`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","logLevel":"Verbose","logToStderr":true}`,
-		`{}`, "multus-cni-network 0.3.1", []string{"clusterNetwork: it is not set; 'manifold-agent install' pins"},
+		`{}`, "multus-cni-network 0.3.1", []string{"clusterNetwork: not set; 'manifold-agent install' pins"},
 	},
 	"daemon with a directory of its own": {
 		`{"chrootDir":"/hostroot","cniVersion":"0.3.1","cniConfigDir":"/host/etc/cni/net.d","multusAutoconfigDir":"/host/run/multus/cni/net.d","multusConfigFile":"auto"}`,
 		`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","clusterNetwork":"/run/multus/cni/net.d"}`,
 		`{}`, "multus-cni-network 0.3.1", []string{
-			"multusAutoconfigDir: /host/run/multus/cni/net.d is /run/multus/cni/net.d on the node", "multusAutoconfigDir: it is clusterNetwork, the first configuration in /run/multus/cni/net.d",
+			"multusAutoconfigDir: /host/run/multus/cni/net.d is /run/multus/cni/net.d on the node", "multusAutoconfigDir: becomes clusterNetwork, the first configuration in /run/multus/cni/net.d",
 		},
 	},
 	"default networks": {
@@ -76,15 +76,15 @@ var conversions = map[string]struct {
 		`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","clusterNetwork":"flannel","logLevel":"debug","namespaceIsolation":true,
 			  "defaultNetworks":["storage","/etc/cni/multus/net.d/20-b.conf","/etc/cni/extra","team/net"]}`,
 		`{}`, "multus-cni-network 1.1.0", []string{
-			"ClusterNetwork: it is written clusterNetwork", "LOGLEVEL: it is written logLevel", "delegates: dropped; it has no effect beside clusterNetwork",
-			"defaultNetworks: /host/etc/cni/multus/net.d/20-b.conf is /etc/cni/multus/net.d/20-b.conf on the node", "defaultNetworks: team/net is the definition of that namespace",
-			"namespaceIsolation: it holds for the pod annotation v1.multus-cni.io/default-network too; list kube-system in globalNamespaces",
+			"ClusterNetwork: becomes clusterNetwork", "LOGLEVEL: becomes logLevel", "delegates: dropped; no effect beside clusterNetwork",
+			"defaultNetworks: /host/etc/cni/multus/net.d/20-b.conf is /etc/cni/multus/net.d/20-b.conf on the node", "defaultNetworks: team/net means the definition of that namespace",
+			"namespaceIsolation: also applies to the pod annotation v1.multus-cni.io/default-network; list kube-system in globalNamespaces",
 		},
 	},
 	"default networks beside delegates": {
 		`{"type":"multus","delegates":[{"type":"x","name":"y"}],"defaultNetworks":["storage"]}`,
 		`{"type":"manifold","cniDir":"/var/lib/cni/multus","confDir":"/etc/cni/multus/net.d","delegates":[{"type":"x","name":"y"}]}`,
-		`{}`, "multus-cni-network 1.1.0", []string{"defaultNetworks: dropped; Multus passes over it beside delegates", "cniVersion: none is given; 1.1.0 is written"},
+		`{}`, "multus-cni-network 1.1.0", []string{"defaultNetworks: dropped; Multus ignores it beside delegates", "cniVersion: not set; becomes 1.1.0"},
 	},
 	"a list": {
 		`{"cniVersion":"1.1.0","name":"n","plugins":[{"type":"multus-shim","clusterNetwork":"flannel"},{"type":"tuning"}]}`,

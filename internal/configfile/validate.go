@@ -66,7 +66,7 @@ type validator struct {
 // line.
 func (v *validator) inOrder() []Finding {
 	for _, path := range v.twice {
-		v.warn(path, path[strings.LastIndex(path, "/")+1:], "it is given twice, the last counts")
+		v.warn(path, path[strings.LastIndex(path, "/")+1:], "given twice; the last one counts")
 	}
 	slices.SortStableFunc(v.found, func(a, b Finding) int { return a.Line - b.Line })
 	return v.found
@@ -112,7 +112,7 @@ func (v *validator) document(doc *Document) {
 		manifold = true
 		for _, key := range []string{"name", "cniVersion"} {
 			if p[key] != nil {
-				v.warn(path+"/"+key, key, "it has no effect in a list, whose own counts")
+				v.warn(path+"/"+key, key, "no effect in a list; the list's own key counts")
 				delete(p, key)
 			}
 		}
@@ -126,7 +126,7 @@ func (v *validator) document(doc *Document) {
 // named checks for the name that the runtime requires.
 func (v *validator) named(path string, keys map[string]json.RawMessage) {
 	if keys["name"] == nil || string(keys["name"]) == "null" {
-		v.add(path+"/name", "name", "it is not set, and the runtime refuses a configuration without it")
+		v.add(path+"/name", "name", "not set, and the runtime refuses a configuration without it")
 	}
 }
 
@@ -134,9 +134,9 @@ func (v *validator) named(path string, keys map[string]json.RawMessage) {
 func (v *validator) other(path string, i int, p map[string]json.RawMessage) {
 	switch {
 	case p == nil:
-		v.add(path, fmt.Sprintf("plugins[%d]", i), "it is no object")
+		v.add(path, fmt.Sprintf("plugins[%d]", i), "not an object")
 	case StringValue(p["type"]) == "":
-		v.add(path+"/type", "type", "it is not set: a plugin has the name of its program")
+		v.add(path+"/type", "type", "not set; give the name of the plugin's program")
 	}
 }
 
@@ -152,11 +152,11 @@ func (v *validator) listKey(key string, raw json.RawMessage) {
 	case "disableCheck", "disableGC", "loadOnlyInlinedPlugins":
 		var flag bool
 		if word := strings.ToLower(StringValue(raw)); word != "true" && word != "false" && json.Unmarshal(raw, &flag) != nil {
-			v.add(path, key, "%.64s is no boolean", raw)
+			v.add(path, key, "%.64s is not a boolean", raw)
 		}
 	default:
 		if known, _ := netconf.CheckKey(key, nil); known {
-			v.add(path, key, "it is a key of the plugin, and has no effect here: move it into the plugin of type manifold")
+			v.add(path, key, "a key of the plugin, without effect here: move it into the plugin of type manifold")
 			return
 		}
 		v.warn(path, key, "unknown, has no effect")
@@ -189,7 +189,7 @@ func (v *validator) check(path, key string, raw json.RawMessage) bool {
 	case !known:
 		hint := ""
 		if as := netconf.KeyInAnyCase(key); as != "" {
-			hint = ": it is written " + as
+			hint = ": the correct spelling is " + as
 		}
 		v.warn(path, key, "unknown, has no effect%s", hint)
 	}
@@ -235,7 +235,7 @@ func (v *validator) plugin(path string, p map[string]json.RawMessage) bool {
 		{"logOptions", set("logFile"), "without logFile"},
 	} {
 		if set(c.key) && right[c.key] && !c.effective {
-			v.warn(path+"/"+c.key, c.key, "it has no effect %s", c.why)
+			v.warn(path+"/"+c.key, c.key, "no effect %s", c.why)
 		}
 	}
 	return true

@@ -51,7 +51,7 @@ func (c *Agent) wrong() (found []wrongKey) {
 	}
 	for i, entry := range c.ReconcileExclude {
 		if _, err := reconcile.ParseExclude(entry); err != nil {
-			add("reconcileExclude", err, "name each PF by its PCI address, as 0000:5e:00.0, or by its network device")
+			add("reconcileExclude", err, "name each PF by its PCI address, for example 0000:5e:00.0, or by its network device")
 			found[len(found)-1].element = fmt.Sprintf("/%d", i)
 		}
 	}
@@ -69,7 +69,7 @@ func (c *Agent) wrong() (found []wrongKey) {
 func (c *Agent) needServer() map[string]string {
 	out := map[string]string{}
 	if c.StartupTaint != "" {
-		out["startupTaint"] = "there is no API server to remove it at"
+		out["startupTaint"] = "there is no API server to remove the taint from"
 	}
 	if c.ResourceSlices {
 		out["resourceSlices"] = "there is no API server to read them from"
@@ -140,7 +140,7 @@ func ValidateAgent(raw []byte) []Finding {
 	case errors.As(err, &syntax):
 		return []Finding{{Line: lineAt(raw, syntax.Offset), Text: err.Error()}}
 	case err != nil || keys == nil:
-		return []Finding{{Line: 1, Text: "it is no JSON object"}}
+		return []Finding{{Line: 1, Text: "not a JSON object"}}
 	}
 	c, given := &Agent{}, map[string]string{}
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
@@ -158,7 +158,7 @@ func ValidateAgent(raw []byte) []Finding {
 		}
 	}
 	if len(c.ReconcileExclude) > 0 && c.Reconcile != ReconcileRepair {
-		v.warn("/reconcileExclude", "reconcileExclude", "it has no effect without reconcile: repair")
+		v.warn("/reconcileExclude", "reconcileExclude", "no effect without reconcile: repair")
 	}
 	return v.inOrder()
 }
@@ -173,10 +173,10 @@ func (v *validator) agentKey(c *Agent, given map[string]string, key string, raw 
 			continue
 		}
 		if name != key {
-			v.warn("/"+key, key, "it is written %s", name)
+			v.warn("/"+key, key, "the correct spelling is %s", name)
 		}
 		if given[name] != "" {
-			v.add("/"+key, key, "it is given twice, in two spellings")
+			v.add("/"+key, key, "given twice, in two spellings")
 		}
 		if isSet(raw) {
 			given[name] = key

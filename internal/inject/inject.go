@@ -181,7 +181,7 @@ func (in *injector) request(resource string, demands []planner.Demand, unsure bo
 	if missing := anywhere - spare; missing > 0 {
 		switch {
 		case unsure:
-			in.warn("the pod has resource claims that no network names, so %d of %s are not requested for it; "+
+			in.warn("the pod has resource claims that no network names, so %d of %s are not requested; "+
 				"name the claim (%s) or the container (%s) of each network", missing, resource, netattach.ClaimKey, netattach.ContainerKey)
 		case to != nil:
 			to.wanted = max(to.has(resource), to.wanted) + missing
@@ -227,7 +227,7 @@ func (in *injector) selectNodes(refs []planner.Ref, defs map[planner.Ref]*netatt
 		}
 		set, err := rules.NodeSelector(def)
 		if err != nil {
-			in.warn("definition %s/%s: annotation %s is left out: %v", def.Namespace, def.Name, netattach.NodeSelectorAnnotation, err)
+			in.warn("definition %s/%s: annotation %s is ignored: %v", def.Namespace, def.Name, netattach.NodeSelectorAnnotation, err)
 			continue
 		}
 		for _, key := range slices.Sorted(maps.Keys(set)) {

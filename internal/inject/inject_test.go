@@ -132,7 +132,7 @@ func TestInject(t *testing.T) {
 		"container's claims":    {spec(`[{"name":"b","manifold.dev/container":"m"}]`, `"resourceClaims":[{"name":"nic"}],"containers":[{"name":"m","resources":{"claims":[{"name":"nic"}]}}]`), []string{`{"op":"add","path":"/spec/containers/0/resources/limits","value":{"x.example/b":"1"}}`, `{"op":"add","path":"/spec/containers/0/resources/requests","value":{"x.example/b":"1"}}`}, nil},
 		"labels":                {spec("d", `"nodeSelector":{"row":"7"},`+two), []string{`{"op":"add","path":"/spec/nodeSelector/rack","value":"2"}`}, nil},
 		"labels differ":         {spec("d", `"nodeSelector":{"row":"7","rack":"1"},`+two), nil, []string{"shop/d is for nodes with rack=2, and the pod asks for rack=1"}},
-		"label that is none":    {spec("e", two), nil, []string{"left out"}},
+		"label that is none":    {spec("e", two), nil, []string{"is ignored"}},
 		"huge":                  {spec("b", `"containers":[{"name":"m","resources":{"limits":{"x.example/b":"9E18"}}},{"name":"n","resources":{"limits":{"x.example/b":"9E18"}}}]`), nil, nil},
 	} {
 		t.Run(name, func(t *testing.T) {

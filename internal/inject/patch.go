@@ -60,14 +60,14 @@ func (d *document) add(value any, path ...string) error {
 		case []any:
 			n, err := strconv.Atoi(key)
 			if err != nil || n < 0 || n >= len(node) {
-				return fmt.Errorf("%s: there is no such element", pointer(path[:i+1]))
+				return fmt.Errorf("%s: no such element", pointer(path[:i+1]))
 			}
 			at = node[n]
 		default:
-			return fmt.Errorf("%s: it is neither an object nor a list", pointer(path[:i]))
+			return fmt.Errorf("%s: neither an object nor a list", pointer(path[:i]))
 		}
 	}
-	return fmt.Errorf("%s: it is an element of a list", pointer(path))
+	return fmt.Errorf("%s: an element of a list", pointer(path))
 }
 
 // wrap wraps value in the objects, and the one-element list, that are missing along

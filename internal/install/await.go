@@ -27,7 +27,7 @@ func Await(ctx context.Context, daemonSet string, out io.Writer) error {
 	op := "await DaemonSet " + daemonSet
 	namespace, name, ok := strings.Cut(daemonSet, "/")
 	if !ok {
-		return cnierr.New(op, cnierr.InvalidConfig, "it is no namespace/name")
+		return cnierr.New(op, cnierr.InvalidConfig, "not of the form namespace/name")
 	}
 	cfg, err := kube.Config("")
 	if err != nil {

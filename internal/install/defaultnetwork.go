@@ -49,7 +49,7 @@ func (i *Installer) awaitConfig(ctx context.Context, out io.Writer) ([]byte, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, cnierr.New("install", cnierr.NotReady, "ended while it waited: %w", err)
+			return nil, cnierr.New("install", cnierr.NotReady, "stopped while waiting: %w", err)
 		case <-time.After(waitPause):
 		}
 	}

@@ -61,7 +61,7 @@ func (g *Guard) Run(ctx context.Context) {
 	w := files.Watch(filepath.Dir(g.conf), g.every)
 	defer w.Close()
 	if err := w.Err(); err != nil {
-		g.log.Warn("the CNI configuration is not watched, and only looked at now and then", "file", g.conf, "every", g.every.String(), "err", err)
+		g.log.Warn("cannot watch the CNI configuration; checking it at intervals instead", "file", g.conf, "every", g.every.String(), "err", err)
 	}
 	pause := guardPause
 	for {
@@ -112,7 +112,7 @@ func (g *Guard) Ready(context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.looked {
-		return fmt.Errorf("%s is not looked at yet", g.conf)
+		return fmt.Errorf("%s has not been checked yet", g.conf)
 	}
 	return g.last
 }
@@ -143,13 +143,13 @@ func (g *Guard) restore() (what string, err error) {
 		// An administrator's edit counts: it becomes the copy.
 		return "", files.ReplaceLocked(netconf.Kept(g.conf), have)
 	case err == nil:
-		what = "was overwritten by another plugin's"
+		what = "was overwritten with another plugin's configuration"
 	case errors.Is(err, os.ErrNotExist):
 		what = g.culprit(kept)
 	default:
 		return "", err
 	}
-	what = fmt.Sprintf("%s %s, and is put back", g.conf, what)
+	what = fmt.Sprintf("%s %s; it has been restored", g.conf, what)
 	return what, files.ReplaceLocked(g.conf, kept)
 }
 
@@ -198,5 +198,5 @@ func (g *Guard) first() error {
 	if file == nil || filepath.Base(file.Path) >= filepath.Base(g.conf) {
 		return nil
 	}
-	return fmt.Errorf("the runtime takes %s, whose name comes before %s: pods get that network alone; rename one of them", file.Path, filepath.Base(g.conf))
+	return fmt.Errorf("the runtime uses %s, whose name sorts before %s: pods get that network alone; rename one of them", file.Path, filepath.Base(g.conf))
 }

@@ -32,7 +32,7 @@ func handOver(dir journal.Dir, to string, aside bool, out io.Writer) error {
 		done, err := handOverOne(dir, k, to, aside)
 		if err != nil {
 			problems = append(problems, cnierr.New("hand over sandbox "+k.String(), cnierr.IO, "%w", err).
-				WithFix("nothing is lost: the journal is kept; run uninstall again"))
+				WithFix("run uninstall again; nothing is lost, the journal is kept"))
 			continue
 		}
 		fmt.Fprintln(out, done, k)
@@ -47,7 +47,7 @@ func handOverOne(dir journal.Dir, k journal.Key, to string, aside bool) (done st
 		return "", err
 	}
 	if lock == nil {
-		return "", errors.New("an operation on it is under way")
+		return "", errors.New("another operation holds its lock")
 	}
 	defer func() { err = errors.Join(err, lock.Unlock(aside && err == nil)) }()
 	done, as := "handed over", journal.AsideHanded

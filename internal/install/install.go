@@ -196,7 +196,7 @@ func (i *Installer) newAgentConfig() ([]byte, error) {
 			return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: %w", file, err)
 		}
 		if keys == nil {
-			return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: it is no JSON object", file)
+			return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: not a JSON object", file)
 		}
 	}
 	if i.Node != "" { // one file serves all nodes of a cluster
@@ -224,7 +224,7 @@ func (i *Installer) tell(keys map[string]json.RawMessage, key, path, flags strin
 	given := configfile.StringValue(keys[key])
 	if given != "" && i.AgentConfig != "" && filepath.Clean(given) != filepath.Clean(path) {
 		return cnierr.New("install", cnierr.InvalidConfig, "key %q: the agent's configuration says %s, the plugin's is %s", key, given, path).
-			WithFix("leave it out of the agent's, or give --%s as it says", flags)
+			WithFix("remove it from the agent's configuration, or give --%s to match", flags)
 	}
 	keys[key] = quoted(path)
 	return nil
@@ -300,8 +300,8 @@ func (i *Installer) givenConfig(list map[string]json.RawMessage) (map[string]jso
 		return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: %w", i.Config, err)
 	}
 	if len(doc.Plugins) != 1 {
-		return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: it has %d plugins, and must have one", i.Config, len(doc.Plugins)).
-			WithFix("install Manifold alone, and put plugins of a chain into the default network's configuration")
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "%s: %d plugins, want exactly one", i.Config, len(doc.Plugins)).
+			WithFix("install Manifold alone, and put chained plugins into the default network's configuration")
 	}
 	for _, key := range []string{"name", "cniVersion"} {
 		if doc.List[key] != nil {
@@ -332,8 +332,8 @@ func (i *Installer) checkStateDir() error {
 		return nil
 	}
 	if !files.Exists(was) {
-		return cnierr.New("install", cnierr.InvalidConfig, "the journals are in %s, which cannot be looked into, and would not be found in %s", was, i.StateDir).
-			WithFix("keep that directory, or give --force if they were moved there; to have another, uninstall, delete the node's pods that have secondary networks, and install again")
+		return cnierr.New("install", cnierr.InvalidConfig, "the journals are in %s, which is not accessible, and would not be found in %s", was, i.StateDir).
+			WithFix("keep that directory, or give --force if the journals were moved; to change it, uninstall, delete the node's pods that have secondary networks, and install again")
 	}
 	keys, err := journal.Dir{Path: was}.List()
 	if err != nil || len(keys) == 0 {
@@ -465,7 +465,7 @@ func (i *Installer) Uninstall(out io.Writer) error {
 		return err
 	}
 	if len(keys) > 0 || files.Exists(i.confFile()) {
-		err := cnierr.New(op, cnierr.TeardownIncomplete, "%d sandboxes are still attached, the programs stay in %s", len(keys), i.BinDir).
+		err := cnierr.New(op, cnierr.TeardownIncomplete, "%d sandboxes are still attached; the programs stay in %s", len(keys), i.BinDir).
 			WithFix("delete or drain the node's pods, release what is left with CNI_COMMAND=GC, then run uninstall again with --state-dir %s", i.StateDir)
 		if !i.LeaveAttached {
 			return err
@@ -554,7 +554,7 @@ func (i *Installer) leaveReleaseOnly(primary *netconf.File, out io.Writer) error
 		return err
 	}
 	if holding {
-		fmt.Fprintf(out, "left %s, by which pods that have secondary networks are released; it goes with the last of them\n", conf)
+		fmt.Fprintf(out, "left %s, which releases pods that have secondary networks; it is removed with the last of them\n", conf)
 		return nil
 	}
 	return remove(out, conf)

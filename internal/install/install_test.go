@@ -178,7 +178,7 @@ func TestAnotherDirectoryOfJournals(t *testing.T) {
 	d.attach()
 	refused("1 sandboxes", "--force")
 	d.Must(os.Rename(d.Path("state"), d.Path("unseen"))) // as in a pod that mounts only the other directory
-	refused("cannot be looked into", "--force", "uninstall")
+	refused("is not accessible", "--force", "uninstall")
 	d.Must(os.Mkdir(d.Path("state"), 0o700))
 	d.Must(install(false)) // it has no journals
 	d.Must(os.RemoveAll(d.Path("elsewhere")))

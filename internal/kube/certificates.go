@@ -80,7 +80,7 @@ func clientCertificate(cfg *rest.Config) ([]Certificate, error) {
 	}
 	block, _ := pem.Decode(raw)
 	if block == nil {
-		return nil, errors.New("client certificate: it is not PEM")
+		return nil, errors.New("client certificate: not PEM")
 	}
 	c, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {

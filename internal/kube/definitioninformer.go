@@ -175,7 +175,7 @@ func (d *DefinitionInformer) Local(ctx context.Context, namespace, name string) 
 	}
 	def, _, err := d.inSnapshot(ctx, namespace, name)
 	if errors.Is(err, errNoSnapshot) {
-		return nil, fmt.Errorf("%s: memory is not complete, and there is no snapshot: %w", definitionText(namespace, name), ErrUnavailable)
+		return nil, fmt.Errorf("%s: not synced from the API server, and there is no snapshot: %w", definitionText(namespace, name), ErrUnavailable)
 	}
 	return def, err
 }

@@ -65,7 +65,7 @@ var (
 
 // ErrName is the [ErrInvalid] of a name that no Kubernetes object can have, in any
 // source. A CNI network can have such a name, for example my_net.
-var ErrName = fmt.Errorf("no Kubernetes name: %w", ErrInvalid)
+var ErrName = fmt.Errorf("not a Kubernetes name: %w", ErrInvalid)
 
 // Pods finds pods.
 type Pods interface {

@@ -321,7 +321,7 @@ func (s *manifestSet[T]) add(kind, namespace, name string, obj *T) error {
 	}
 	key := namespace + "/" + name
 	if _, ok := s.objects[key]; ok {
-		return fmt.Errorf("%s %s: a second one, ignored", kind, key)
+		return fmt.Errorf("%s %s: defined a second time, ignored", kind, key)
 	}
 	s.objects[key] = obj
 	return nil

@@ -159,7 +159,7 @@ func TestManifestProblems(t *testing.T) {
 		{"second document", fmt.Sprintf(definitionManifest, "fine", "bridge") + "---\n{", "document 2"},
 		{"no name", "apiVersion: v1\nkind: List\nitems: [{apiVersion: k8s.cni.cncf.io/v1, kind: NetworkAttachmentDefinition}]", "name"},
 		{"hostile name", fmt.Sprintf(definitionManifest, "../x", "bridge"), "../x"},
-		{"same name", fmt.Sprintf(definitionManifest, "good", "macvlan"), "a second one"},
+		{"same name", fmt.Sprintf(definitionManifest, "good", "macvlan"), "defined a second time"},
 		{"item", "apiVersion: v1\nkind: List\nitems: [{kind: 1}]", "item 1"},
 		{"bomb", bomb, "document 1"},
 		{"long", long, "expands"},

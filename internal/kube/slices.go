@@ -143,9 +143,9 @@ func find(known []*slice, d *podresources.ClaimDevice) podresources.Attributes {
 	if !found {
 		// The device existed when it was allocated: its driver may be about to publish
 		// it anew.
-		out.Err = fmt.Errorf("ResourceSlices: %w: none of this node has the device", podresources.ErrUnavailable)
+		out.Err = fmt.Errorf("ResourceSlices: %w: no slice of this node has the device", podresources.ErrUnavailable)
 	} else if out.DeviceID == "" && out.ResourceName == "" && out.PCIBusID == "" {
-		out.Err = errors.New("ResourceSlices: the device has none of these attributes")
+		out.Err = errors.New("ResourceSlices: the device publishes no attribute that identifies it")
 	}
 	return out
 }

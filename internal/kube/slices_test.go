@@ -63,8 +63,8 @@ func wantSlices(t *testing.T, s *Slices) {
 		id, err string
 		passes  bool
 	}{
-		{id: "0000:21:10.2"}, {id: "0000:21:10.4"}, {err: "has none of these attributes"}, {err: "none of this node has the device", passes: true},
-		{err: "none of this node has the device", passes: true},
+		{id: "0000:21:10.2"}, {id: "0000:21:10.4"}, {err: "publishes no attribute that identifies it"}, {err: "no slice of this node has the device", passes: true},
+		{err: "no slice of this node has the device", passes: true},
 	} {
 		a := got[i]
 		if want.err == "" && (a.Err != nil || a.DeviceID != want.id || a.ResourceName != "vendor.example/vfs" || a.Source != "ResourceSlices") {

@@ -517,7 +517,7 @@ func TestSwitchingPageOfTheThickPlugin(t *testing.T) {
 	n.file("daemon-config.json", `{"chrootDir":"/hostroot","cniVersion":"0.3.1","logLevel":"verbose","logToStderr":true,"cniConfigDir":"/host/etc/cni/net.d",
 		"multusAutoconfigDir":"/host/etc/cni/net.d","multusConfigFile":"auto","socketDir":"/host/run/multus/"}`)
 	out, said, err := config("convert", n.path("daemon-config.json"))
-	if err != nil || !strings.Contains(said, "clusterNetwork: it is not set;") || !strings.Contains(said, "until then 'config validate' says") {
+	if err != nil || !strings.Contains(said, "clusterNetwork: not set;") || !strings.Contains(said, "until then 'config validate' reports") {
 		t.Fatalf("convert: %v\n%s", err, said)
 	}
 	n.file("manifold.conflist", out)

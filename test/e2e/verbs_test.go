@@ -178,7 +178,7 @@ func TestStatus(t *testing.T) {
 	n.must(os.Remove(n.path("bin/bridge")))
 	n.refuse("STATUS", none, 50, "bridge")
 	n.must(os.Remove(n.path("net.d/10-default.conflist")))
-	n.refuse("STATUS", none, 50, "cluster-net", "no definition", "no such network configuration on disk")
+	n.refuse("STATUS", none, 50, "cluster-net", "is not a definition", "no such network configuration on disk")
 	n.withConf(map[string]any{"multusNamespace": "default"})
 	n.define("cluster-net", "", `{"cniVersion":"1.1.0","type":"scripted","script":{"STATUS":{"error":{"code":51,"msg":"uplink is down"}}}}`)
 	n.refuse("STATUS", none, 51, "uplink is down")
