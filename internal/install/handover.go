@@ -57,7 +57,7 @@ func handOverOne(dir journal.Dir, k journal.Key, to string, aside bool) (done st
 		attachments, done, err = recordedOf(dir, k)
 	}
 	if errors.Is(err, os.ErrNotExist) {
-		return "was released meanwhile:", nil
+		return "already released:", nil
 	}
 	// An empty list of attachments would say that nothing is left, which a damaged
 	// journal does not prove.

@@ -26,7 +26,7 @@ func (d *Definition) desc() *prometheus.Desc {
 var (
 	operationDuration = Definition{
 		"manifold_operation_duration_seconds", Histogram,
-		"How long calls of the plugin took, by CNI verb and outcome, success or failure.",
+		"Duration of calls of the plugin, by CNI verb and outcome, success or failure.",
 		[]string{"verb", "outcome"},
 	}
 	operationFailures = Definition{
@@ -34,32 +34,32 @@ var (
 	}
 	stepDuration = Definition{
 		"manifold_step_duration_seconds", Histogram,
-		"How long the steps of calls took: lock, plan, version, journal, delegate, verify, carrier, undo.", []string{"verb", "step"},
+		"Duration of the steps of calls: lock, plan, version, journal, delegate, verify, carrier, undo.", []string{"verb", "step"},
 	}
 	delegateDuration = Definition{
 		"manifold_delegate_duration_seconds", Histogram,
-		"How long single runs of delegates took, by the verb that they were called with.", []string{"verb", "plugin", "outcome"},
+		"Duration of single runs of delegates, by the verb that they were called with.", []string{"verb", "plugin", "outcome"},
 	}
 	planDuration = Definition{
-		"manifold_plan_duration_seconds", Histogram, "How long the agent took to make a plan, or to refuse one.", []string{"outcome"},
+		"manifold_plan_duration_seconds", Histogram, "Time that the agent took to make or refuse a plan.", []string{"outcome"},
 	}
 	verificationFailures = Definition{
 		"manifold_verification_failures_total", Counter,
-		"Fields in which an interface was not as planned, asked for or claimed, whether that failed the call or not.", []string{"verb", "field"},
+		"Fields of interfaces that differed from the plan, the request or the delegate's result, whether or not that failed the call.", []string{"verb", "field"},
 	}
 	publishFailures = Definition{
-		"manifold_publish_failures_total", Counter, "What could not be written to the API server: network-status or event.", []string{"what"},
+		"manifold_publish_failures_total", Counter, "Failed writes to the API server: network-status or event.", []string{"what"},
 	}
 	kubeletCalls = Definition{
 		"manifold_podresources_calls_total", Counter,
-		"Calls of the kubelet's PodResources API: success, rate-limited, not-found, unimplemented, unavailable.", []string{"method", "outcome"},
+		"Calls of the kubelet's PodResources API, by outcome: success, rate-limited, not-found, unimplemented, unavailable.", []string{"method", "outcome"},
 	}
 	plannedDevices = Definition{
 		"manifold_planned_devices_total", Counter, "Devices in plans, by the sources that agreed on them.", []string{"source"},
 	}
 	sourceFailing = Definition{
 		"manifold_source_failing_seconds", Gauge,
-		"For how long a source that is followed has not been heard from, so how old what is known of it may be; 0 while it is.", []string{"source"},
+		"Time since a followed source at the API server was last heard from, which bounds the age of the agent's data; 0 while the source answers.", []string{"source"},
 	}
 	devices = Definition{
 		"manifold_devices", Gauge,
@@ -67,7 +67,7 @@ var (
 		[]string{"resource", "state"},
 	}
 	attachedDevice = Definition{
-		"manifold_attached_device_info", Gauge, "A device that a pod's interface stands on, to join other exporters' counters by; always 1.",
+		"manifold_attached_device_info", Gauge, "A device that a pod's interface uses, for joins with other exporters' counters; always 1.",
 		[]string{"pod", "namespace", "container", "interface", "network", "resource", "pciAddr"},
 	}
 	journals    = Definition{"manifold_journals", Gauge, "Sandboxes with a journal.", nil}
@@ -77,13 +77,13 @@ var (
 	}
 	findings = Definition{
 		"manifold_device_findings", Gauge,
-		"VFs that are not as they should be, at the last look: stranded, vanished, replaced, drifted, unreleased, orphaned, leftover, quarantined; absent where nobody looks.", []string{"kind"},
+		"VFs that are not as they should be, at the last check: stranded, vanished, replaced, drifted, unreleased, orphaned, leftover, quarantined; absent without a reconciler.", []string{"kind"},
 	}
 	repairs = Definition{
-		"manifold_device_repairs_total", Counter, "Repairs that the running agent has tried, by the kind of finding.", []string{"kind", "outcome"},
+		"manifold_device_repairs_total", Counter, "Repairs that the running agent has tried, by kind of finding and outcome.", []string{"kind", "outcome"},
 	}
 	ready = Definition{
-		"manifold_ready", Gauge, "1 where that part of the agent's readiness is given, as /readyz says.", []string{"check"},
+		"manifold_ready", Gauge, "1 if the check of readiness succeeds, see /readyz; otherwise 0.", []string{"check"},
 	}
 	buildInfo = Definition{"manifold_build_info", Gauge, "The agent's release; always 1.", []string{"release"}}
 )
