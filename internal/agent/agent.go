@@ -3,8 +3,8 @@
 //
 // [Assemble] connects the sources that a configuration names, and [New] makes an
 // [Agent] of them. An Agent serves as plan.Planner behind the unix socket (serve mode),
-// for one call (plan mode), or in process. It runs no delegate. The only thing that it
-// changes on the node are VFs, when package reconcile is told to repair them.
+// for one call (plan mode), or in process. It runs no delegate. It changes nothing on the
+// node but VFs, and those only when package reconcile is told to repair them.
 package agent
 
 import (

@@ -49,7 +49,7 @@ func TestReportsWaitForAnAgent(t *testing.T) {
 	}
 	n.api.FailWith(503)
 	if err := deliver(); err == nil {
-		t.Error("delivered to nobody")
+		t.Error("not delivered")
 	}
 	n.api.FailWith(0)
 	if err := deliver(); err != nil {

@@ -176,7 +176,7 @@ func TestDefinitionOfTheDefaultNetwork(t *testing.T) {
 }
 
 // The one-shot mode runs on the host, without the credential of the agent's pod. It
-// reads the snapshot alone; what that cannot tell is to be asked again.
+// reads the snapshot alone; a definition that is not in there fails with TryAgain.
 func TestOneShotWithoutTheAgentsCredential(t *testing.T) {
 	n := newNode(t, "cl")
 	n.conf.APIServer, n.once = configfile.InCluster, true
@@ -320,8 +320,8 @@ func TestOrdinaryPodIsNotAnsweredByAManifest(t *testing.T) {
 	}
 }
 
-// late is sources of which the API server answers too late for a request's timeout: the
-// pod at the first attempt, definitions always.
+// late is sources on a slow API server: the first question after a pod, and every one
+// after a definition, outlasts a request's timeout.
 type late struct {
 	kube.Pods
 	asked map[string]int

@@ -59,7 +59,7 @@ func TestStartupTaintWithoutAKeptConfiguration(t *testing.T) {
 	asked := func(q kubetest.Request) bool { return q.Path == "/api/v1/nodes/node1" }
 	for end := time.Now().Add(time.Minute); !slices.ContainsFunc(r.api.Requests(), asked); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("its taints were never looked at")
+			t.Fatal("the node's taints were never read")
 		}
 	}
 }

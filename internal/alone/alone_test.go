@@ -11,7 +11,7 @@ func TestOneProcessor(t *testing.T) {
 		t.Errorf("%d processors", n)
 	}
 	if runtime.MemProfileRate != 0 {
-		t.Errorf("a profile of memory is taken, every %d bytes", runtime.MemProfileRate)
+		t.Errorf("memory is profiled, every %d bytes", runtime.MemProfileRate)
 	}
 }
 

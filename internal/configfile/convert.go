@@ -155,9 +155,8 @@ func (v *converter) daemonKey(out map[string]any, keys map[string]json.RawMessag
 
 // autoconfig turns the directory in which Multus's daemon looks for the default network
 // into clusterNetwork, if nothing else names the default network and the directory is
-// not the runtime's own. It reports whether it did. In the runtime's directory
-// 'manifold-agent install' looks itself, and there another network may lie beside it,
-// which no pod had.
+// not the runtime's own. It reports whether it did. The runtime's directory is left to
+// 'manifold-agent install', because it may hold another network that no pod had.
 func (v *converter) autoconfig(out map[string]any, keys map[string]json.RawMessage, chroot string) bool {
 	if isSet(keys["clusterNetwork"]) || isSet(keys["delegates"]) || !isSet(keys[autoconfigDir]) {
 		return false

@@ -102,7 +102,7 @@ func FuzzValidateAgent(f *testing.F) {
 			}
 		}
 		if _, err := decodeAgent("read", []byte(in)); right && err != nil {
-			t.Errorf("the agent refuses what was found right: %v", err)
+			t.Errorf("the agent refuses a file without findings: %v", err)
 		}
 	})
 }

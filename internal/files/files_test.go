@@ -59,11 +59,11 @@ func TestWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	if w.Err() != nil || !w.Await(t.Context()) {
-		t.Errorf("a change is not told: %v", w.Err())
+		t.Errorf("a change is not notified: %v", w.Err())
 	}
 	absent := Watch(filepath.Join(dir, "absent"), time.Millisecond)
 	defer absent.Close()
 	if absent.Err() == nil || !absent.Await(t.Context()) {
-		t.Errorf("where nothing can be watched it is not time to look: %v", absent.Err())
+		t.Errorf("Await does not return without a watch: %v", absent.Err())
 	}
 }

@@ -119,7 +119,7 @@ func TestGuardLooksWithoutAWatch(t *testing.T) {
 	d.g.every = time.Millisecond
 	d.Must(os.Rename(d.Dir, d.Dir+".away")) // so that nothing can be watched
 	if err := d.g.Ready(context.Background()); err == nil {
-		t.Error("it is ready before it has looked")
+		t.Error("ready before the first check")
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -127,7 +127,7 @@ func TestGuardLooksWithoutAWatch(t *testing.T) {
 	defer func() { stop(); <-done }()
 	for end := time.Now().Add(time.Minute); d.g.Ready(ctx) != nil; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("it does not look")
+			t.Fatal("the guard does not check")
 		}
 	}
 	conf := filepath.Join(d.Dir+".away", "00-manifold.conflist")

@@ -407,8 +407,8 @@ func ourConf(file string) netconf.Conf {
 }
 
 // earlier returns the files in ConfDir, in order of name, that an installation under
-// another ConfName has left: all that call Manifold, and those of which a copy is kept
-// although another plugin removed them.
+// another ConfName has left: all that call Manifold, and those that another plugin
+// removed but that have a kept copy.
 func (i *Installer) earlier() (paths []string) {
 	files, _ := netconf.ReadDir(i.ConfDir) // the runtime does not use unreadable files either
 	for _, f := range files {

@@ -110,7 +110,7 @@ func TestAccessWithoutTheAPIServer(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := a.Allowed(ctx, "viewer for node1", "/other"); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("with all reviews taken: %v", err)
+		t.Errorf("with all reviews under way: %v", err)
 	}
 }
 

@@ -155,7 +155,7 @@ func TestDefinitionInformerPatience(t *testing.T) {
 	eventually(t, "the request", func() bool { return count(srv, http.MethodGet, definitionPath+"new") == 1 })
 	select {
 	case err := <-answered:
-		t.Fatalf("nobody answered, and yet: %v", err)
+		t.Fatalf("returned before the server answered: %v", err)
 	case <-time.After(200 * time.Millisecond): // still waiting; a slow machine waits longer, never shorter
 	}
 	srv.Resume()

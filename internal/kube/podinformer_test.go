@@ -141,14 +141,14 @@ func TestPodInformerMayNotFollow(t *testing.T) {
 	srv.ForbidFollowing("")
 	eventually(t, "synced", p.HasSynced)
 	if err := p.Forbidden(); err != nil || len(told) != 1 || <-told == nil {
-		t.Errorf("told %d times, and now %v", len(told), err)
+		t.Errorf("reported %d times, now %v", len(told), err)
 	}
 	srv.ForbidFollowing(resourcePods)
 	srv.CloseWatches()
 	srv.Expire()
 	eventually(t, "failing", func() bool { _, err := p.Failing(); return err != nil })
 	if err := p.Forbidden(); err != nil || len(told) > 0 { // memory still answers
-		t.Errorf("told again %d times, and now %v", len(told), err)
+		t.Errorf("reported again %d times, now %v", len(told), err)
 	}
 }
 

@@ -85,7 +85,7 @@ func TestSlicesOfOneNodeAreWatched(t *testing.T) {
 	before := len(srv.Requests())
 	wantSlices(t, s)
 	if n := len(srv.Requests()) - before; n != 0 {
-		t.Errorf("%d requests for what is in memory", n)
+		t.Errorf("%d requests for slices in memory", n)
 	}
 	for _, r := range srv.Requests() {
 		if q, err := url.ParseQuery(r.Query); err != nil || q.Get("fieldSelector") != "spec.nodeName=node1" || r.Path != slicesPath {

@@ -165,7 +165,7 @@ func TestSourcesThatFail(t *testing.T) {
 		t.Errorf("%q", v.Problems)
 	}
 	if v.Devices[0].Use != UseUnknown {
-		t.Errorf("a device of which nobody tells is %s", v.Devices[0].Use)
+		t.Errorf("a device without a source is %s", v.Devices[0].Use)
 	}
 	v = Read(t.Context(), Sources{
 		SysRoot: "/nonexistent", Holders: func(context.Context) (map[string]Holder, error) { return nil, nil },

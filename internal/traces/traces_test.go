@@ -134,6 +134,6 @@ func TestTraceOfLittle(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := New(context.Background(), "://", "v1", "n"); err == nil {
-		t.Error("no URL was taken for one")
+		t.Error("accepted a text that is not a URL")
 	}
 }

@@ -258,7 +258,7 @@ func TestPauseStopRestart(t *testing.T) {
 		t.Errorf("%d at %s after the restart", code, srv.URL())
 	}
 	if srv.Pod("default", "absent") != nil {
-		t.Error("a pod that nobody added")
+		t.Error("found a pod that was never added")
 	}
 }
 
