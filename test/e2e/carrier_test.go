@@ -79,7 +79,7 @@ func TestCarrierPolicies(t *testing.T) {
 			if attached := res.Status == 0; attached != tc.attached {
 				t.Fatalf("attached %v, want %v: %s", attached, tc.attached, res.Stdout)
 			}
-			if !tc.attached && (res.Error.Code != 111 || !strings.Contains(res.Error.Msg, finding) || !strings.Contains(res.Error.Msg, "see the link of the device's port")) {
+			if !tc.attached && (res.Error.Code != 111 || !strings.Contains(res.Error.Msg, finding) || !strings.Contains(res.Error.Msg, "check the link of the device's port")) {
 				t.Errorf("refused with code %d: %s", res.Error.Code, res.Error.Msg)
 			}
 			if logged := strings.Contains(string(res.Stderr), finding); logged != tc.reported {

@@ -53,7 +53,7 @@ func TestVFWithoutCarrier(t *testing.T) {
 				n.succeed("ADD", p)
 				n.stands(p, vf)
 			} else {
-				n.refuse(p, 111, finding, vf, "see the link of the device's port")
+				n.refuse(p, 111, finding, vf, "check the link of the device's port")
 			}
 			if ev := n.event(); tc.reported != (ev.Type == corev1.EventTypeWarning && strings.Contains(ev.Message, finding)) {
 				t.Errorf("Event %s %q, want finding reported: %v", ev.Type, ev.Message, tc.reported)
