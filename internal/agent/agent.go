@@ -86,6 +86,7 @@ type Agent struct {
 	// background runs work that the caller need not wait for.
 	background func(func())
 	parsed     planner.Parsed
+	newest     newest
 }
 
 // New returns an agent. background runs work that nobody waits for, such as writing an
@@ -110,6 +111,7 @@ func (a *Agent) Plan(ctx context.Context, req plan.Request) (p *plan.Plan, err e
 	if err != nil {
 		return nil, err
 	}
+	a.newest.plans(inv.Pod, inv.ContainerID)
 	p, err = a.plan(ctx, inv, nil)
 	killpoint.Here("agent planned")
 	if err != nil {
@@ -322,6 +324,10 @@ func (a *Agent) Report(ctx context.Context, r plan.Report) error {
 		"took", op.Took.Duration(), "error", r.Error, "problems", r.Problems)
 	if r.Verb == "ADD" && r.Error == "" && !r.Made.IsZero() && time.Since(r.Made) > lateTime && a.gone(r.Plan) {
 		return nil // the plugin gave up on this agent and reported elsewhere
+	}
+	if r.Verb == "ADD" && a.newest.superseded(r.Plan.Pod, r.Plan.ContainerID) {
+		a.log.Info("not published: the pod has a newer sandbox", "request", op.Request, "pod", r.Plan.Pod.String(), "sandbox", r.Plan.ContainerID)
+		return nil
 	}
 	return a.tell(ctx, r)
 }

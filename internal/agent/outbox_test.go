@@ -100,6 +100,36 @@ func TestReportsAreHeardOf(t *testing.T) {
 	}
 }
 
+// An ADD that ends after the pod's next sandbox was planned does not replace the status
+// of that one.
+func TestReportOfASupersededSandbox(t *testing.T) {
+	n := newNode(t, "cl")
+	serving := n.agent()
+	n.addPod("web", apiUID, nil)
+	add := func(sandbox string) func(ip string) {
+		req := n.request("cl")
+		req.ContainerID, req.PodNamespace, req.PodName, req.PodUID = sandbox, "shop", "web", apiUID
+		p, err := serving.Plan(context.Background(), req)
+		n.Must(err)
+		return func(ip string) {
+			n.Must(serving.Report(context.Background(), plan.Report{Version: plan.Version, Plan: p, Verb: "ADD", Outcomes: []plan.Outcome{{
+				Name: "cl", IfName: "eth0", Result: json.RawMessage(`{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"/n"}],"ips":[{"address":"` + ip + `/24","interface":0}]}`),
+			}}}))
+		}
+	}
+	orphan, next := add("orphan"), add("next")
+	for _, c := range []struct {
+		report func(ip string)
+		ip     string
+		want   bool
+	}{{orphan, "10.0.0.1", false}, {next, "10.0.0.2", true}, {orphan, "10.0.0.3", false}} {
+		c.report(c.ip)
+		if status := n.api.Pod("shop", "web").Annotations[netattach.StatusAnnotation]; strings.Contains(status, c.ip) != c.want {
+			t.Errorf("after the report of %s the status is %q", c.ip, status)
+		}
+	}
+}
+
 // A report that is read late is not published for a sandbox that is gone by then.
 func TestReportsThatAreReadLate(t *testing.T) {
 	n := newNode(t, "cl")
