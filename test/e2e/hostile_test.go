@@ -202,7 +202,7 @@ func TestNoDefinitionMakesAPodUndeletable(t *testing.T) {
 		n := *n
 		n.t = t
 		n.define("old", "", `{"cniVersion":"1.1.0","type":"oldone"}`)
-		n.refuse("ADD", n.addPod("old", "old"), 1, "network default/old", "plugins that speak 1.1.0")
+		n.refuse("ADD", n.addPod("old", "old"), 1, "network default/old", "plugins that support 1.1.0")
 	})
 }
 
