@@ -3,9 +3,12 @@ package kube
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,23 +27,27 @@ var ErrForbidden = errors.New("forbidden")
 
 // Bounds of Access: they limit what strangers can make an agent ask of the API server.
 const (
-	maxToken    = 16 << 10 // bytes
-	maxVerdicts = 256
-	maxReviews  = 4 // at the same time
-	allowedTime = time.Minute
-	refusedTime = 10 * time.Second
+	maxToken     = 16 << 10 // bytes
+	maxVerdicts  = 256
+	maxStrangers = 1000
+	maxReviews   = 4 // at the same time
+	allowedTime  = time.Minute
+	refusedTime  = 10 * time.Second
 )
 
 // Access asks the API server who owns a token (TokenReview) and whether the owner
-// may read a path (SubjectAccessReview). Answers are kept for a short time. It is
-// safe for concurrent use.
+// may read a path (SubjectAccessReview). Answers are kept for a short time, and a token
+// that is not even addressed to the audience is refused without asking. Only tokens that
+// were made up well cost a review each, of which few run at a time. Access is safe for
+// concurrent use.
 type Access struct {
 	client   *Client
 	audience string
 	reviews  chan struct{} // holds a token for each review under way
 
-	mu       sync.Mutex
-	verdicts map[verdictKey]verdict
+	mu        sync.Mutex
+	verdicts  map[verdictKey]verdict // about users
+	strangers map[verdictKey]verdict // about tokens of nobody, for every path; apart, so that they do not displace users
 }
 
 type verdictKey struct {
@@ -55,7 +62,7 @@ type verdict struct {
 
 // NewAccess returns an Access for tokens that were issued for audience.
 func NewAccess(client *Client, audience string) *Access {
-	return &Access{client: client, audience: audience, reviews: make(chan struct{}, maxReviews), verdicts: map[verdictKey]verdict{}}
+	return &Access{client: client, audience: audience, reviews: make(chan struct{}, maxReviews), verdicts: map[verdictKey]verdict{}, strangers: map[verdictKey]verdict{}}
 }
 
 // Allowed returns nil when the owner of token may get path, an absolute path that RBAC
@@ -64,6 +71,9 @@ func NewAccess(client *Client, audience string) *Access {
 func (a *Access) Allowed(ctx context.Context, token, path string) error {
 	if token == "" || len(token) > maxToken {
 		return fmt.Errorf("%w: no token", ErrUnauthenticated)
+	}
+	if !addressed(token, a.audience) {
+		return fmt.Errorf("%w: the token is not one of a service account for %s", ErrUnauthenticated, a.audience)
 	}
 	key := verdictKey{sha256.Sum256([]byte(token)), path}
 	if v, ok := a.known(key); ok {
@@ -85,11 +95,39 @@ func (a *Access) Allowed(ctx context.Context, token, path string) error {
 	return err
 }
 
+// addressed reports whether a token has the form of a service account's, a signed JSON
+// Web Token (RFC 7519), and names the audience. Whether it is genuine only the API server
+// can tell.
+func addressed(token, audience string) bool {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return false
+	}
+	var decoded [3][]byte
+	for i, p := range parts {
+		var err error
+		if decoded[i], err = base64.RawURLEncoding.DecodeString(p); err != nil || len(decoded[i]) == 0 {
+			return false
+		}
+	}
+	var claims struct {
+		Audience any `json:"aud"` // a string or a list of strings
+	}
+	if json.Unmarshal(decoded[1], &claims) != nil {
+		return false
+	}
+	list, _ := claims.Audience.([]any)
+	return claims.Audience == any(audience) || slices.Contains(list, any(audience))
+}
+
 // known returns a recent answer.
 func (a *Access) known(key verdictKey) (verdict, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	v, ok := a.verdicts[key]
+	if !ok {
+		v, ok = a.strangers[verdictKey{token: key.token}]
+	}
 	return v, ok && time.Now().Before(v.until)
 }
 
@@ -98,14 +136,17 @@ func (a *Access) known(key verdictKey) (verdict, bool) {
 func (a *Access) keep(key verdictKey, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.verdicts) >= maxVerdicts {
-		clear(a.verdicts)
-	}
-	life := allowedTime
+	kept, most, life := a.verdicts, maxVerdicts, allowedTime
 	if err != nil {
 		life = refusedTime
 	}
-	a.verdicts[key] = verdict{err, time.Now().Add(life)}
+	if errors.Is(err, ErrUnauthenticated) {
+		kept, most, key.path = a.strangers, maxStrangers, ""
+	}
+	if len(kept) >= most {
+		clear(kept)
+	}
+	kept[key] = verdict{err, time.Now().Add(life)}
 }
 
 // review asks the API server.

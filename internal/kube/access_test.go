@@ -2,6 +2,8 @@ package kube
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,8 +18,19 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// reviewer is an API server that answers reviews: tokens are "USER for AUDIENCE", and
-// the user "viewer" may get /yes.
+// token returns a token of a user for an audience.
+func token(user, audience string) string {
+	return signed(fmt.Sprintf(`{"sub":%q,"aud":[%q]}`, user, audience))
+}
+
+// signed returns a token with a payload.
+func signed(payload string) string {
+	encode := base64.RawURLEncoding.EncodeToString
+	return encode([]byte(`{"alg":"none"}`)) + "." + encode([]byte(payload)) + "." + encode([]byte("signature"))
+}
+
+// reviewer is an API server that answers reviews: it knows the users "viewer" and
+// "other", and "lax" without regard to the audience; "viewer" may get /yes.
 type reviewer struct {
 	tokens, accesses atomic.Int32
 	down             atomic.Bool
@@ -38,9 +51,15 @@ func (s *reviewer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, "bad", http.StatusBadRequest)
 			return
 		}
-		user, audience, ok := strings.Cut(t.Spec.Token, " for ")
-		if ok && (audience == t.Spec.Audiences[0] || audience == "any") {
-			t.Status = authenticationv1.TokenReviewStatus{Authenticated: true, User: authenticationv1.UserInfo{Username: user}, Audiences: []string{audience}}
+		var claims struct{ Sub string }
+		payload, err := base64.RawURLEncoding.DecodeString(strings.Split(t.Spec.Token, ".")[1])
+		if err != nil || json.Unmarshal(payload, &claims) != nil {
+			http.Error(w, "bad", http.StatusBadRequest)
+			return
+		}
+		t.Status = authenticationv1.TokenReviewStatus{Authenticated: claims.Sub != "stranger", User: authenticationv1.UserInfo{Username: claims.Sub}}
+		if claims.Sub != "lax" {
+			t.Status.Audiences = t.Spec.Audiences
 		}
 		answer(t)
 	case strings.HasSuffix(r.URL.Path, "/subjectaccessreviews"):
@@ -74,12 +93,13 @@ func TestAccess(t *testing.T) {
 		token, path string
 		want        error
 	}{
-		{"viewer for node1", "/yes", nil},
-		{"viewer for node1", "/no", ErrForbidden},
-		{"other for node1", "/yes", ErrForbidden},
-		{"viewer for node2", "/yes", ErrUnauthenticated},
-		{"viewer for any", "/yes", ErrUnauthenticated}, // an API server that ignores the audience
-		{"stranger", "/yes", ErrUnauthenticated},
+		{token("viewer", "node1"), "/yes", nil},
+		{token("viewer", "node1"), "/no", ErrForbidden},
+		{token("other", "node1"), "/yes", ErrForbidden},
+		{token("lax", "node1"), "/yes", ErrUnauthenticated}, // an API server that ignores the audience
+		{token("stranger", "node1"), "/yes", ErrUnauthenticated},
+		{token("stranger", "node1"), "/no", ErrUnauthenticated}, // is the same stranger
+		{token("viewer", "node2"), "/yes", ErrUnauthenticated},  // and all that follow are not asked about
 		{"", "/yes", ErrUnauthenticated},
 		{strings.Repeat("x", maxToken+1), "/yes", ErrUnauthenticated},
 	} {
@@ -89,7 +109,7 @@ func TestAccess(t *testing.T) {
 			}
 		}
 	}
-	if tokens, accesses := s.tokens.Load(), s.accesses.Load(); tokens != 6 || accesses != 3 {
+	if tokens, accesses := s.tokens.Load(), s.accesses.Load(); tokens != 5 || accesses != 3 {
 		t.Errorf("%d and %d reviews: the second answer is the first one's", tokens, accesses)
 	}
 }
@@ -97,11 +117,11 @@ func TestAccess(t *testing.T) {
 func TestAccessWithoutTheAPIServer(t *testing.T) {
 	s, a := newAccess(t)
 	s.down.Store(true)
-	if err := a.Allowed(t.Context(), "viewer for node1", "/yes"); !errors.Is(err, ErrUnavailable) {
+	if err := a.Allowed(t.Context(), token("viewer", "node1"), "/yes"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("%v", err)
 	}
 	s.down.Store(false)
-	if err := a.Allowed(t.Context(), "viewer for node1", "/yes"); err != nil {
+	if err := a.Allowed(t.Context(), token("viewer", "node1"), "/yes"); err != nil {
 		t.Errorf("an outage is not remembered: %v", err)
 	}
 	for range maxReviews {
@@ -109,14 +129,58 @@ func TestAccessWithoutTheAPIServer(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := a.Allowed(ctx, "viewer for node1", "/other"); !errors.Is(err, ErrUnavailable) {
+	if err := a.Allowed(ctx, token("viewer", "node1"), "/other"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("with all reviews under way: %v", err)
 	}
 }
 
-// A flood of tokens must not fill the agent's memory.
+// TestAddressed tells the tokens that can be a service account's for an audience from
+// those that the API server need not see.
+func TestAddressed(t *testing.T) {
+	good := token("viewer", "node1")
+	for _, tc := range []struct {
+		token string
+		want  bool
+	}{
+		{good, true},
+		{signed(`{"aud":"node1"}`), true},
+		{signed(`{"aud":["api","node1"]}`), true},
+		{signed(`{"aud":["node2"]}`), false},
+		{signed(`{"aud":["node"]}`), false},
+		{signed(`{"aud":[["node1"]]}`), false},
+		{signed(`{"aud":{"node1":1}}`), false},
+		{signed(`{}`), false},
+		{signed(`"node1"`), false},
+		{signed(`{"aud":["node1"]`), false},
+		{good + ".", false},
+		{strings.TrimRight(good, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"), false},
+		{"." + strings.SplitN(good, ".", 2)[1], false},
+		{good + "=", false},
+		{"node1", false},
+		{"..", false},
+		{"", false},
+	} {
+		if got := addressed(tc.token, "node1"); got != tc.want {
+			t.Errorf("%s: %t", tc.token, got)
+		}
+	}
+}
+
+// TestAccessForgets proves that a flood of tokens fills neither the agent's memory nor
+// the place of users' verdicts.
 func TestAccessForgets(t *testing.T) {
 	_, a := newAccess(t)
+	user := verdictKey{path: "user"}
+	a.keep(user, nil)
+	for i := range maxStrangers + 10 {
+		a.keep(verdictKey{token: sha256.Sum256(fmt.Append(nil, i))}, ErrUnauthenticated)
+	}
+	if n := len(a.strangers); n > maxStrangers {
+		t.Errorf("%d strangers are kept", n)
+	}
+	if _, ok := a.known(user); !ok {
+		t.Error("strangers displace a user")
+	}
 	for i := range maxVerdicts + 10 {
 		a.keep(verdictKey{path: fmt.Sprint(i)}, nil)
 	}
