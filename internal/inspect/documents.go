@@ -96,7 +96,7 @@ func (d *documents) addDefinition(doc Document) {
 	}
 	ref := planner.Ref{Namespace: def.Namespace, Name: def.Name}
 	if d.definitions[ref] != nil {
-		d.problem(doc, SeverityWarning, "metadata.name", "the definition is given twice: the later one counts")
+		d.problem(doc, SeverityWarning, "metadata.name", "the definition is given twice; the later one counts")
 	}
 	d.definitions[ref] = def
 	d.defDocs = append(d.defDocs, defDoc{doc, def})
@@ -106,7 +106,7 @@ func (d *documents) addTemplate(doc Document, path []string) {
 	at := field.NewPath(path[0], path[1:]...)
 	template, found, err := unstructured.NestedMap(doc.Object.Object, path...)
 	if err != nil || !found {
-		d.problem(doc, SeverityError, at.String(), "there is no template of pods")
+		d.problem(doc, SeverityError, at.String(), "there is no pod template")
 		return
 	}
 	d.addPod(doc, template, at)

@@ -21,7 +21,7 @@ func Explain(docs []Document, in Setting) ([]*nodeview.Explanation, []Problem, e
 	for i := range d.pods {
 		p := &d.pods[i]
 		e := &nodeview.Explanation{Version: nodeview.Version, Pod: plan.Pod{Namespace: p.pod.Namespace, Name: p.pod.Name}}
-		e.Say("pod", "%s of %s, as if the kubelet had allocated what its limits ask for", p.doc.Object.GetKind(), p.doc.Source)
+		e.Say("pod", "%s of %s, as if the kubelet had allocated what its limits request", p.doc.Object.GetKind(), p.doc.Source)
 		if in.Admission {
 			given, err := p.admit(r, d.definitions)
 			if err != nil {

@@ -33,7 +33,7 @@ func isThis(node string, asked []string) error {
 	if len(asked) == 0 || slices.Equal(asked, []string{node}) {
 		return nil
 	}
-	return fmt.Errorf("this node is %s: another is looked at through the API server, without --local", node)
+	return fmt.Errorf("this node is %s: ask about another node through the API server, without --local", node)
 }
 
 // Doctor implements [Nodes].
@@ -58,7 +58,7 @@ func (l Local) view(ctx context.Context) (*nodeview.View, error) {
 		return nodeview.Decode(raw)
 	}
 	v := agent.View(ctx, conf)
-	v.Problems = slices.Insert(v.Problems, 0, "the agent does not answer, its sources were read instead: "+err.Error())
+	v.Problems = slices.Insert(v.Problems, 0, "the agent does not answer; its sources were read instead: "+err.Error())
 	return v, nil
 }
 
@@ -80,6 +80,6 @@ func (l Local) Explain(ctx context.Context, namespace, name string) (*nodeview.E
 	if err2 != nil {
 		return nil, err2
 	}
-	e.Steps = slices.Insert(e.Steps, 0, nodeview.Step{About: "agent", Text: "it does not answer, its sources are asked instead: " + err.Error()})
+	e.Steps = slices.Insert(e.Steps, 0, nodeview.Step{About: "agent", Text: "it does not answer; its sources are asked instead: " + err.Error()})
 	return e, nil
 }

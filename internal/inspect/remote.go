@@ -67,7 +67,7 @@ func each[T any](ctx context.Context, r *Remote, nodes []string, ask func(contex
 		nodes = slices.Sorted(maps.Keys(agents))
 	}
 	if len(nodes) == 0 {
-		return nil, errors.New("there is no agent: is Manifold in another namespace? see --agent-namespace")
+		return nil, errors.New("there is no agent in this namespace: give the agents' namespace with --agent-namespace")
 	}
 	out := make([]T, len(nodes))
 	slots := make(chan struct{}, maxAsked)
@@ -127,7 +127,7 @@ func (r *Remote) of(ctx context.Context, namespace, name string) (string, map[st
 		}
 	}
 	if err == nil && node == "" {
-		err = fmt.Errorf("pod %s/%s is not scheduled to a node yet: kubectl describe pod says why", namespace, name)
+		err = fmt.Errorf("pod %s/%s is not scheduled to a node yet: run kubectl describe pod to see why", namespace, name)
 	}
 	if err != nil {
 		return "", nil, err
@@ -141,7 +141,7 @@ func (r *Remote) of(ctx context.Context, namespace, name string) (string, map[st
 func (r *Remote) Doctor(ctx context.Context, nodes []string) ([]*nodeview.Diagnosis, error) {
 	out, err := each(ctx, r, nodes, r.doctor, func(node string, err error) *nodeview.Diagnosis {
 		return &nodeview.Diagnosis{Version: nodeview.Version, Node: node, Checks: []nodeview.Check{{
-			Name: "agent", State: nodeview.CheckFailed, Text: err.Error(), Fix: "see the agent's pod on the node, and its log; on the node itself: kubectl manifold doctor --local",
+			Name: "agent", State: nodeview.CheckFailed, Text: err.Error(), Fix: "see the agent's pod on the node and its log; on the node itself run kubectl manifold doctor --local",
 		}}}
 	})
 	if err != nil {
@@ -183,8 +183,8 @@ func (r *Remote) admission(ctx context.Context) nodeview.Check {
 	a, err := r.agents.Admission(ctx)
 	switch {
 	case err != nil:
-		return nodeview.Check{Name: name, State: nodeview.CheckSkipped, Text: "whether it answers is not known: " + err.Error(),
-			Fix: "see as one to whom the ClusterRole manifold-view is bound"}
+		return nodeview.Check{Name: name, State: nodeview.CheckSkipped, Text: "it is not known whether it answers: " + err.Error(),
+			Fix: "run doctor as a user to whom the ClusterRole manifold-view is bound"}
 	case a == nil:
 		return nodeview.Check{Name: name, State: nodeview.CheckSkipped, Text: "not installed"}
 	case a.Ready > 0:
@@ -193,10 +193,10 @@ func (r *Remote) admission(ctx context.Context) nodeview.Check {
 	text := fmt.Sprintf("no replica of %s/%s is ready, of %d: ", a.Namespace, a.Service, a.Replicas)
 	fix := fmt.Sprintf("see its pods: kubectl -n %s get pods -l %s", a.Namespace, kube.WebhookSelector)
 	if a.Ignored {
-		return nodeview.Check{Name: name, State: nodeview.CheckWarning, Text: text + "pods are created unseen, and get no devices that they do not request themselves", Fix: fix}
+		return nodeview.Check{Name: name, State: nodeview.CheckWarning, Text: text + "pods are created unchecked, and get no devices that they do not request themselves", Fix: fix}
 	}
 	return nodeview.Check{Name: name, State: nodeview.CheckFailed, Text: text + "the API server refuses pods that select networks",
-		Fix: fix + "; until then a namespace can do without: kubectl label namespace NAME manifold.dev/admission=ignore"}
+		Fix: fix + "; until then exempt a namespace with: kubectl label namespace NAME manifold.dev/admission=ignore"}
 }
 
 // ViewOf implements [Nodes].

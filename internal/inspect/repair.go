@@ -21,7 +21,7 @@ func Proposed(views []*nodeview.View) []Repair {
 	out := []Repair{}
 	for _, v := range views {
 		if len(v.Proposals) < len(v.Findings) {
-			v.Problems = append(v.Problems, "its agent is of an older release, and does not say what a repair would do")
+			v.Problems = append(v.Problems, "its agent is of an older release and does not tell what a repair would do")
 		}
 		for _, p := range v.Proposals {
 			out = append(out, Repair{v.Node, p})

@@ -41,7 +41,7 @@ func (r *Reconciler) excluded(f Finding) string {
 		address, err := r.excludedPF(entry)
 		switch {
 		case err != nil:
-			why = "its PF may be excluded, which cannot be told: " + err.Error()
+			why = "its PF may be excluded, which is not known: " + err.Error()
 		case slices.Contains([]string{f.PF, f.Device}, address):
 			return "its PF is excluded"
 		}

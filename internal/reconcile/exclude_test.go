@@ -24,7 +24,7 @@ func TestParseExclude(t *testing.T) {
 
 // A PF is excluded by each of its names, in any spelling.
 func TestExcludedPFs(t *testing.T) {
-	const excluded, maybe = "its PF is excluded", "its PF may be excluded, which cannot be told: "
+	const excluded, maybe = "its PF is excluded", "its PF may be excluded, which is not known: "
 	for name, tc := range map[string]struct {
 		exclude string
 		want    string // why not, empty for not excluded
@@ -72,12 +72,12 @@ func TestWhyARepairGaveWayIsLogged(t *testing.T) {
 		n.Exclude = []string{"ens9"}
 		n.round(t.Context(), &state, true, log)
 	}
-	if got := out.String(); strings.Count(got, "left as it is") != 1 || !strings.Contains(got, "ens9: no such network device") {
+	if got := out.String(); strings.Count(got, "left alone") != 1 || !strings.Contains(got, "ens9: no such network device") {
 		t.Errorf("%s", got)
 	}
 	n.Exclude = []string{pf}
 	n.round(t.Context(), &state, true, log)
-	if got := out.String(); strings.Count(got, "left as it is") != 2 || n.state().VF.VLAN != 77 {
+	if got := out.String(); strings.Count(got, "left alone") != 2 || n.state().VF.VLAN != 77 {
 		t.Errorf("VLAN %d, %s", n.state().VF.VLAN, got)
 	}
 }

@@ -287,15 +287,15 @@ func TestRepairGivesWay(t *testing.T) {
 		want string
 	}{
 		"an ADD has claimed it":             {func(n *node) { n.sandbox("new", true) }, "sandbox new@eth0 has it by now"},
-		"the kubelet has given it to one":   {func(n *node) { n.allocate(address) }, "not as it was found"},
+		"the kubelet has given it to one":   {func(n *node) { n.allocate(address) }, "no longer as it was found"},
 		"allocations are not known":         {func(n *node) { n.unknown = errors.New("the kubelet is down") }, "the kubelet is down"},
-		"a pod's device may be it":          {func(n *node) { n.allocated.Opaque = []Opaque{{Resource: "x", ID: "vf-2"}} }, "which may be it"},
+		"a pod's device may be it":          {func(n *node) { n.allocated.Opaque = []Opaque{{Resource: "x", ID: "vf-2"}} }, "which may be this VF"},
 		"another repair is under way":       {func(n *node) { n.lock(journal.RepairKey(address)) }, "another repair"},
-		"somebody has reset it":             {func(n *node) { n.vlan(0) }, "not as it was found"},
+		"somebody has reset it":             {func(n *node) { n.vlan(0) }, "no longer as it was found"},
 		"the configuration excludes its PF": {func(n *node) { n.Exclude = []string{pf} }, "excluded"},
 		"or the PF's network device":        {func(n *node) { n.Exclude = []string{uplink} }, "excluded"},
-		"or one that may be the PF's":       {func(n *node) { n.Exclude = []string{"ens9"}; n.tree.RemoveNetDev(uplink) }, "may be excluded, which cannot be told"},
-		"excluded are other PFs":            {func(n *node) { n.Exclude = []string{"0000:41:00.0"}; n.tree.RemoveNetDev(uplink) }, "not as it was found"},
+		"or one that may be the PF's":       {func(n *node) { n.Exclude = []string{"ens9"}; n.tree.RemoveNetDev(uplink) }, "may be excluded, which is not known"},
+		"excluded are other PFs":            {func(n *node) { n.Exclude = []string{"0000:41:00.0"}; n.tree.RemoveNetDev(uplink) }, "no longer as it was found"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
@@ -323,7 +323,7 @@ func TestRepairOfStrandedGivesWay(t *testing.T) {
 	t.Run("its DEL is under way", func(t *testing.T) {
 		lock, err := n.Journal.Lock(t.Context(), dead)
 		n.must(err)
-		n.spared(f, "an operation on its sandbox is under way")
+		n.spared(f, "an operation on its sandbox is running")
 		n.must(lock.Unlock(false))
 	})
 	t.Run("the kubelet has given it to a pod, be it its own", func(*testing.T) {
@@ -338,21 +338,21 @@ func TestRepairOfStrandedGivesWay(t *testing.T) {
 	n.allocate()
 	t.Run("a pod's device may be it", func(*testing.T) {
 		n.allocated.Opaque = []Opaque{{Resource: "x", ID: "vf-2"}}
-		n.spared(f, `a pod has device "vf-2" of x, which may be it`)
+		n.spared(f, `a pod has device "vf-2" of x, which may be this VF`)
 		n.allocated.Opaque = nil
 	})
 	t.Run("the next ADD has claimed it, and tries nothing yet", func(*testing.T) {
 		n.begin("next", true)
-		n.spared(f, "no claim to it")
+		n.spared(f, "no longer has a claim to it")
 	})
 	t.Run("its claim was given back", func(*testing.T) {
 		n.claim(dead)
 		n.must(n.Journal.Unclaim(t.Context(), address, dead))
-		n.spared(f, "no claim to it")
+		n.spared(f, "no longer has a claim to it")
 	})
 	t.Run("the next ADD has taken it over", func(*testing.T) {
 		n.sandbox("new", true)
-		n.spared(f, "another owner")
+		n.spared(f, "another sandbox has it")
 	})
 }
 
@@ -375,11 +375,11 @@ func TestDevicesThatNoIDNames(t *testing.T) {
 			f := n.finds(Leftover)[0]
 			begin(n)
 			found, err := n.Scan(t.Context())
-			if want := "VF " + address + ` may be leftover, which cannot be told: a pod has device "vf-2" of x`; len(found) > 0 || err == nil || !strings.Contains(err.Error(), want) {
+			if want := "VF " + address + ` may be leftover, which is not known: a pod has device "vf-2" of x`; len(found) > 0 || err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("found %v, %v, want %s", found, err, want)
 			}
-			n.spared(f, "which may be it")
-			if why := n.given(t.Context(), address); !strings.Contains(why, "which may be it") {
+			n.spared(f, "which may be this VF")
+			if why := n.given(t.Context(), address); !strings.Contains(why, "which may be this VF") {
 				t.Errorf("given: %q", why)
 			}
 			n.vlan(0)
@@ -387,7 +387,7 @@ func TestDevicesThatNoIDNames(t *testing.T) {
 			if found, err = n.Scan(t.Context()); len(found) != 1 || found[0].Kind != Quarantined || err != nil {
 				t.Fatalf("found %v, %v", found, err)
 			}
-			n.spared(found[0], "which may be it")
+			n.spared(found[0], "which may be this VF")
 			n.must(n.Accept(t.Context(), address))
 			n.allocated.Advertised = map[string]bool{address: true}
 			n.must(n.Repair(t.Context(), n.finds(Leftover)[0]))
@@ -441,14 +441,14 @@ func TestProposal(t *testing.T) {
 		want    string
 		repairs bool
 	}{
-		"stranded":                   {func(n *node) { n.sandbox("dead", false) }, "make it as its sandbox found it", true},
+		"stranded":                   {func(n *node) { n.sandbox("dead", false) }, "restore the state in which its sandbox found it", true},
 		"stranded, given to a pod":   {func(n *node) { n.sandbox("dead", false); n.allocate(address) }, "nothing: the kubelet has given it to a pod", false},
 		"stranded, nobody can tell":  {func(n *node) { n.sandbox("dead", false); n.unknown = errors.New("the kubelet is down") }, "nothing: whether the kubelet has given it to a pod is not known: the kubelet is down", false},
 		"leftover":                   {func(n *node) { n.vlan(77) }, "reset it: no VLAN, no rates, link state auto", true},
 		"leftover of an excluded PF": {func(n *node) { n.vlan(77); n.Exclude = []string{pf} }, "nothing: its PF is excluded", false},
-		"quarantined":                {func(n *node) { n.confine(true) }, "make it as its sandbox found it", true},
+		"quarantined":                {func(n *node) { n.confine(true) }, "restore the state in which its sandbox found it", true},
 		"quarantined, given away":    {func(n *node) { n.confine(true); n.allocate(address) }, "nothing: the kubelet has given it to a pod", false},
-		"quarantined, journal lost":  {func(n *node) { n.confine(false) }, "nothing: how it must stand is not known: see to it, and take it as it stands with 'manifold-agent reconcile --accept " + address + "'", false},
+		"quarantined, journal lost":  {func(n *node) { n.confine(false) }, "nothing: the state to restore is not known: check the VF, and accept its current state with 'manifold-agent reconcile --accept " + address + "'", false},
 		"orphaned":                   {func(n *node) { n.tree.RemoveNetDev(netDev) }, "nothing: orphaned VFs are only reported", false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -508,9 +508,9 @@ func TestVFThatVanishesUnderAPod(t *testing.T) {
 		kind Kind
 		text string
 	}{
-		"it alone":                  {func(n *node) { n.tree.Remove(address) }, Vanished, "the node does not have it"},
-		"all VFs of its PF":         {func(n *node) { n.tree.RemoveVFs(pf) }, Vanished, "the node does not have it"},
-		"its PF":                    {func(n *node) { n.tree.Remove(pf) }, Vanished, "the node does not have it"},
+		"it alone":                  {func(n *node) { n.tree.Remove(address) }, Vanished, "the node no longer has it"},
+		"all VFs of its PF":         {func(n *node) { n.tree.RemoveVFs(pf) }, Vanished, "the node no longer has it"},
+		"its PF":                    {func(n *node) { n.tree.Remove(pf) }, Vanished, "the node no longer has it"},
 		"and comes back as another": {func(n *node) { n.again() }, Replaced, "PCI function: wanted the one that was handed over, found another one"},
 		"to a userspace driver":     {func(n *node) { n.tree.Bind(address, "vfio-pci") }, Replaced, "driver: wanted igbvf, found vfio-pci"},
 		"from its driver":           {func(n *node) { n.tree.Bind(address, "") }, Replaced, "driver: wanted igbvf, found none"},
@@ -583,10 +583,10 @@ func TestVFMadeAnewIsNotRepaired(t *testing.T) {
 	n.sandbox("dead", false)
 	n.again()
 	n.vlan(77)
-	n.spared(n.finds(Stranded)[0], "it was made anew")
+	n.spared(n.finds(Stranded)[0], "it was created anew")
 	n.tree.Remove(address)
 	f := n.finds(Stranded)[0]
-	if err := n.Repair(t.Context(), f); !errors.Is(err, ErrNotRepaired) || !strings.Contains(f.Text, "does not have the VF any more") {
+	if err := n.Repair(t.Context(), f); !errors.Is(err, ErrNotRepaired) || !strings.Contains(f.Text, "no longer has the VF") {
 		t.Errorf("%s: %v", f, err)
 	}
 }

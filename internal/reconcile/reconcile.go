@@ -214,7 +214,7 @@ func (a *Allocated) doubt(device string) string {
 	if len(a.Opaque) == 0 || a.Advertised[device] {
 		return ""
 	}
-	return "a pod has device " + a.Opaque[0].String() + ", which may be it: the ID does not say which device that is, and no device plugin advertises this one by an ID that does"
+	return "a pod has device " + a.Opaque[0].String() + ", which may be this VF: its ID does not tell which device it is, and no device plugin advertises this VF by an ID that does"
 }
 
 // owner is the sandbox whose journal names a VF.
@@ -242,7 +242,7 @@ func (r *Reconciler) Scan(ctx context.Context) ([]Finding, error) {
 			switch {
 			case f.Kind.Living() && !r.unchanged(v.owner):
 			case f.Kind.free() && v.doubt != "":
-				err = errors.Join(err, fmt.Errorf("VF %s may be %s, which cannot be told: %s", f.Device, f.Kind, v.doubt))
+				err = errors.Join(err, fmt.Errorf("VF %s may be %s, which is not known: %s", f.Device, f.Kind, v.doubt))
 			default:
 				out = append(out, f)
 			}
@@ -394,7 +394,7 @@ func judge(v *vf) []Finding {
 	f = f.of(v.owner)
 	f.Kind, f.Text = Stranded, "its sandbox is gone, and its DEL has not come"
 	if v.state == nil {
-		f.Text += "; the node does not have the VF any more"
+		f.Text += "; the node no longer has the VF"
 		return []Finding{f}
 	}
 	return append(judgeQuarantined(v, Finding{Device: v.Address, PF: v.PF, VFIndex: v.VFIndex}), f)
@@ -437,7 +437,7 @@ func judgeQuarantined(v *vf, f Finding) []Finding {
 	if len(left) == 0 || !to.SameFunction(v.state) {
 		return nil
 	}
-	f.Text = "no pod gets it until it is as it was: " + sriov.Sentences(left)
+	f.Text = "no pod gets it until it is restored: " + sriov.Sentences(left)
 	return []Finding{f}
 }
 
@@ -445,19 +445,19 @@ func judgeQuarantined(v *vf, f Finding) []Finding {
 func judgeAlive(v *vf, f Finding) []Finding {
 	f = f.of(v.owner)
 	if v.state == nil {
-		f.Kind, f.Text = Vanished, "a living sandbox has it, and the node does not have it any more"
+		f.Kind, f.Text = Vanished, "a living sandbox has it, but the node no longer has it"
 		return []Finding{f}
 	}
 	switch phase, problem := v.owner.phase(); phase {
 	case journal.Verified, journal.Routed:
 	case journal.ReleaseFailed:
-		f.Kind, f.Text = Unreleased, "the DEL of its sandbox, which lives, has failed: "+problem
+		f.Kind, f.Text = Unreleased, "the DEL of its living sandbox has failed: "+problem
 		return []Finding{f}
 	default:
 		return nil // an ADD or a DEL is running
 	}
 	if lost := v.owner.lost(v.state); len(lost) > 0 {
-		f.Kind, f.Text = Replaced, "its living sandbox does not have it any more: "+sriov.Sentences(lost)
+		f.Kind, f.Text = Replaced, "its living sandbox no longer has it: "+sriov.Sentences(lost)
 		return []Finding{f}
 	}
 	want := v.owner.entry.Plan.Attachments[v.owner.attachment].Want.VF

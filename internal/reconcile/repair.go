@@ -90,9 +90,9 @@ func (r *Reconciler) remedy(f Finding) (action, why string) {
 	}
 	switch f.Kind {
 	case Stranded:
-		return "make it as its sandbox found it", ""
+		return "restore the state in which its sandbox found it", ""
 	case Quarantined:
-		return "make it as its sandbox found it", r.unknown(f.Device)
+		return "restore the state in which its sandbox found it", r.unknown(f.Device)
 	case Leftover:
 		return "reset it: no VLAN, no rates, link state auto", ""
 	}
@@ -109,7 +109,7 @@ func (r *Reconciler) unknown(device string) string {
 	if err == nil {
 		return ""
 	}
-	return "how it must stand is not known: see to it, and take it as it stands with 'manifold-agent reconcile --accept " + device + "'"
+	return "the state to restore is not known: check the VF, and accept its current state with 'manifold-agent reconcile --accept " + device + "'"
 }
 
 // repairStranded restores the VF of a dead sandbox under that sandbox's lock: an ADD that
@@ -124,7 +124,7 @@ func (r *Reconciler) repairStranded(ctx context.Context, f Finding) (err error) 
 		return err
 	}
 	if lock == nil {
-		return fmt.Errorf("%w: an operation on its sandbox is under way", ErrNotRepaired)
+		return fmt.Errorf("%w: an operation on its sandbox is running", ErrNotRepaired)
 	}
 	defer func() {
 		_, missing := r.Journal.Open(key)
@@ -152,17 +152,17 @@ func (r *Reconciler) dead(ctx context.Context, f Finding, key journal.Key) (*own
 	}
 	o := known.of[f.Device]
 	if o == nil || o.alive || o.key != key {
-		return nil, fmt.Errorf("%w: it has another owner by now", ErrNotRepaired)
+		return nil, fmt.Errorf("%w: another sandbox has it by now", ErrNotRepaired)
 	}
 	if !o.entry.SameBoot() {
-		return nil, fmt.Errorf("%w: the node was booted since, and nothing is left to be undone", ErrNotRepaired)
+		return nil, fmt.Errorf("%w: the node has rebooted, and nothing is left to undo", ErrNotRepaired)
 	}
 	holder, err := r.Journal.Holder(ctx, f.Device)
 	if err != nil {
 		return nil, err
 	}
 	if holder != key {
-		return nil, fmt.Errorf("%w: its sandbox has no claim to it any more", ErrNotRepaired)
+		return nil, fmt.Errorf("%w: its sandbox no longer has a claim to it", ErrNotRepaired)
 	}
 	return o, nil
 }
@@ -203,7 +203,7 @@ func (r *Reconciler) claimed(ctx context.Context, f Finding, do func() error) (e
 		return err
 	}
 	if lock == nil {
-		return fmt.Errorf("%w: another repair is under way", ErrNotRepaired)
+		return fmt.Errorf("%w: another repair is running", ErrNotRepaired)
 	}
 	defer func() { err = errors.Join(err, lock.Unlock(true)) }()
 	holder, err := r.Journal.Claim(ctx, f.Device, self, func(k journal.Key) (bool, error) {
@@ -226,11 +226,11 @@ func (r *Reconciler) claimed(ctx context.Context, f Finding, do func() error) (e
 func (r *Reconciler) repairFree(ctx context.Context, f Finding) error {
 	vfs, err := r.survey(ctx)
 	if err != nil {
-		return fmt.Errorf("%w: who has it is not known: %w", ErrNotRepaired, err)
+		return fmt.Errorf("%w: it is not known who has it: %w", ErrNotRepaired, err)
 	}
 	i := slices.IndexFunc(vfs, func(v vf) bool { return v.Address == f.Device })
 	if i < 0 || !slices.Contains(judge(&vfs[i]), f) {
-		return fmt.Errorf("%w: it is not as it was found", ErrNotRepaired)
+		return fmt.Errorf("%w: it is no longer as it was found", ErrNotRepaired)
 	}
 	v := &vfs[i]
 	if v.allocated {
@@ -261,13 +261,13 @@ func (r *Reconciler) restore(ctx context.Context, f Finding, q journal.Quarantin
 	}
 	fn, err := r.Host.Function(f.Device)
 	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%w: the node does not have it any more", ErrNotRepaired)
+		return fmt.Errorf("%w: the node no longer has it", ErrNotRepaired)
 	}
 	if err != nil {
 		return err
 	}
 	if !to.SameFunction(&sriov.Snapshot{Instance: fn.Instance}) {
-		return fmt.Errorf("%w: it was made anew, and nothing is left to be undone", ErrNotRepaired)
+		return fmt.Errorf("%w: it was created anew, and nothing is left to undo", ErrNotRepaired)
 	}
 	if err := r.record(f, to); err != nil {
 		return err

@@ -59,7 +59,7 @@ func (r *Reconciler) Run(ctx context.Context, repair bool, log *slog.Logger) {
 			return
 		}
 		again := cmp.Or(r.deaf, deafTime)
-		log.Warn("changes of VFs are not heard, and looked for later", "err", err, "after", again)
+		log.Warn("cannot receive changes of VFs, trying again later", "err", err, "after", again)
 		select {
 		case <-ctx.Done():
 			return
@@ -212,7 +212,7 @@ func (r *Reconciler) round(ctx context.Context, last *round, repair bool, log *s
 		}
 		if err := r.repair(ctx, f, log); err != nil {
 			if gaveWay[f] = err.Error(); gaveWay[f] != why {
-				log.Info("VF is left as it is", "finding", f, "why", err)
+				log.Info("VF is left alone", "finding", f, "why", err)
 			}
 		}
 	}

@@ -51,10 +51,10 @@ const quotas = "requests."
 func resourceName(name string) []string {
 	domain, _, ok := strings.Cut(name, "/")
 	if !ok || domain == "kubernetes.io" || strings.HasSuffix(domain, ".kubernetes.io") {
-		return []string{"a device plugin's resource is domain/name, of a domain other than kubernetes.io"}
+		return []string{"the resource of a device plugin is domain/name, with a domain other than kubernetes.io"}
 	}
 	if strings.HasPrefix(domain, quotas) {
-		return []string{"no container can ask for a resource whose name begins with " + quotas}
+		return []string{"no container can request a resource whose name begins with " + quotas}
 	}
 	return validation.IsQualifiedName(name)
 }
@@ -94,14 +94,14 @@ func (l *list) plugins(at *field.Path, resource string, c *netattach.Config) {
 		case p.Type == itself || p.IPAMType == itself:
 			l.add(Error, at, "it delegates to manifold itself, without end").Fix = "name another plugin"
 		case p.DeviceID != "" && resource != "":
-			l.add(Error, at, "plugin %s names the device %s, and the definition a resource: "+
+			l.add(Error, at, "plugin %s names the device %s, but the definition names a resource: "+
 				"the kubelet's allocation would replace it", p.Type, p.DeviceID).Fix = "drop deviceID and pciBusID"
 		case resource == "" && p.DeviceID == "" && p.Type == "sriov":
-			l.add(Warning, at, "plugin sriov needs a device, and the definition names no resource").Fix = setResource
+			l.add(Warning, at, "plugin sriov needs a device, but the definition names no resource").Fix = setResource
 		}
 	}
 	if resource != "" && !slices.ContainsFunc(c.Plugins(), func(p netattach.PluginInfo) bool { return !deviceless[p.Type] || p.Capabilities["deviceID"] }) {
-		l.add(Warning, at, "the definition names a resource, and no plugin of it takes a device: each pod uses one up for nothing").Fix =
+		l.add(Warning, at, "the definition names a resource, but none of its plugins takes a device: each pod wastes one").Fix =
 			"drop the annotation " + netattach.ResourceNameAnnotation + ", or name a plugin that takes a device"
 	}
 }
@@ -123,7 +123,7 @@ var capable = []string{
 // capabilities checks the capabilities that the plugins declare.
 func (l *list) capabilities(at *field.Path, resource string, c *netattach.Config) {
 	if resource == "" && c.HasCapability("deviceID") {
-		l.add(Warning, at, "a plugin has the capability deviceID, and the definition names no resource").Fix = setResource
+		l.add(Warning, at, "a plugin has the capability deviceID, but the definition names no resource").Fix = setResource
 	}
 	for _, p := range c.Plugins() {
 		for name, on := range p.Capabilities {

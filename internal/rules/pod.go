@@ -73,7 +73,7 @@ func (r *Rules) Pod(pod *corev1.Pod, root *field.Path, defs map[planner.Ref]*net
 		}
 	}
 	if selects && pod.Spec.HostNetwork {
-		c.add(Warning, c.path("spec").Child("hostNetwork"), "the pod is on the node's own network: its annotation has no effect")
+		c.add(Warning, c.path("spec").Child("hostNetwork"), "the pod is on the node's own network, so its annotation has no effect")
 		return c.list
 	}
 	whole = c.container() && whole
@@ -114,14 +114,14 @@ func (c *checkedPod) selection(at *field.Path, s *netattach.Selection) bool {
 	whole := c.configuration(at, s) || s.DeviceID == "" && s.Container == "" && s.Claim == ""
 	if s.DeviceID != "" {
 		c.pins = true
-		c.add(Warning, at, "network %s pins device %s: only the kubelet chooses devices, and a second pod of this kind is refused", s, s.DeviceID)
+		c.add(Warning, at, "network %s pins device %s: only the kubelet chooses devices, so a second pod like this one is refused", s, s.DeviceID)
 	}
 	if s.Container != "" && !slices.Contains(containers(c.pod), s.Container) {
-		c.add(Error, at, "network %s names container %q, and the pod has none of that name", s, s.Container)
+		c.add(Error, at, "network %s names container %q, but the pod has no container of that name", s, s.Container)
 		whole = false
 	}
 	if s.Claim != "" && !slices.ContainsFunc(c.pod.Spec.ResourceClaims, func(claim corev1.PodResourceClaim) bool { return claim.Name == s.Claim }) {
-		c.add(Error, at, "network %s names claim %q, and the pod's resourceClaims have none of that name", s, s.Claim)
+		c.add(Error, at, "network %s names claim %q, but the pod's resourceClaims have none of that name", s, s.Claim)
 		whole = false
 	}
 	return whole
@@ -134,7 +134,7 @@ func (c *checkedPod) configuration(at *field.Path, s *netattach.Selection) bool 
 	stands.Namespace, stands.Name = s.Namespace, s.Name
 	switch def := c.defs[refOf(s)]; {
 	case def == nil || def.Spec.Config == anyNetwork:
-		c.add(Warning, at, "definition %s %s: what it asks of the pod is not checked", refOf(s), c.rules.absent)
+		c.add(Warning, at, "definition %s %s: what it needs from the pod is not checked", refOf(s), c.rules.absent)
 	case strings.TrimSpace(def.Spec.Config) == "": // a file on the node has the configuration
 		stands.Annotations = def.Annotations
 	default:
@@ -148,7 +148,7 @@ func (c *checkedPod) configuration(at *field.Path, s *netattach.Selection) bool 
 // mounted, or nil if it can.
 func MountPath(dir string) error {
 	if !path.IsAbs(dir) || path.Clean(dir) != dir || dir == "/" || strings.Contains(dir, ":") || len(dir) > maxMountPath {
-		return fmt.Errorf("%.64q is not an absolute path of a directory, without ':' and a '/' at its end", dir)
+		return fmt.Errorf("%.64q is not the absolute path of a directory, without ':' and without a trailing '/'", dir)
 	}
 	return nil
 }

@@ -48,7 +48,7 @@ func quantities(d *stdjson.Decoder, typ reflect.Type) error {
 		var value stdjson.RawMessage
 		err := d.Decode(&value)
 		if err == nil && typ == quantity && minute.Match(value) {
-			return fmt.Errorf("%.40q is too small a number for a quantity", bytes.Trim(value, `"`))
+			return fmt.Errorf("%.40q is too small for a quantity", bytes.Trim(value, `"`))
 		}
 		return err
 	}

@@ -73,7 +73,7 @@ func TestDefinition(t *testing.T) {
 		"itself":             {"", `{"type":"manifold"}`, [][]string{{"error", at, "without end", "name another plugin"}}},
 		"device beside it":   {vfs, `{"type":"host-device","pciBusID":"0000:21:10.0"}`, [][]string{{"error", at, "0000:21:10.0", "drop deviceID"}}},
 		"no resource":        {"", `{"type":"sriov"}`, [][]string{{"warning", at, "plugin sriov needs a device"}}},
-		"no use for it":      {vfs, `{"plugins":[{"type":"bridge"},{"type":"tuning"}]}`, [][]string{{"warning", at, "no plugin of it takes a device"}}},
+		"no use for it":      {vfs, `{"plugins":[{"type":"bridge"},{"type":"tuning"}]}`, [][]string{{"warning", at, "none of its plugins takes a device"}}},
 		"capability alone":   {"", `{"type":"x","capabilities":{"deviceID":true}}`, [][]string{{"warning", at, "capability deviceID"}}},
 		"misspelt":           {"", `{"type":"x","capabilities":{"IPs":true,"portmappings":false}}`, [][]string{{"warning", at, `"IPs"`, "write ips"}}},
 		"resource":           {"vfs", `{"type":"host-device"}`, [][]string{{"error", "metadata.annotations[k8s.v1.cni.cncf.io/resourceName]", "domain/name"}}},

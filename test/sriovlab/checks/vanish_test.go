@@ -217,7 +217,7 @@ func TestVFGoneAfterADD(t *testing.T) {
 		n.stands(p, goes)
 		n.vanish(w)
 		n.refused(n.call("CHECK", p), goes, "net1", "it left the node meanwhile")
-		kind, text := reconcile.Vanished, "the node does not have it any more"
+		kind, text := reconcile.Vanished, "the node no longer has it"
 		if w.again {
 			kind, text = reconcile.Replaced, "PCI function: wanted the one that was handed over"
 			change(n.t, goes) // as if somebody has it now
