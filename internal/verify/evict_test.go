@@ -53,6 +53,19 @@ func addLink(name string, altNames ...string) error {
 	return err
 }
 
+// onHost fails the test unless the host has a link of that name without alternative
+// names, and deletes the link: the deletion of its pod would do so only some time later.
+func onHost(t *testing.T, name string) {
+	t.Helper()
+	l, err := netlink.LinkByName(name)
+	if err != nil || len(l.Attrs().AltNames) != 0 {
+		t.Fatalf("on the host: %+v, %v", l, err)
+	}
+	if err := netlink.LinkDel(l); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A link goes to the host under its former name, whatever the pod named it and its
 // other links. The pod's own interface under the VF's name stays where it is.
 func TestMoveOut(t *testing.T) {
@@ -68,9 +81,7 @@ func TestMoveOut(t *testing.T) {
 	must(err)
 	before := sriov.NetDev{Name: "eth3", Settings: &sriov.Settings{}}
 	must(box.moveOut(own.Attrs(), before))
-	if l, err := netlink.LinkByName("eth3"); err != nil || len(l.Attrs().AltNames) != 0 {
-		t.Errorf("on the host: %+v, %v", l, err)
-	}
+	onHost(t, "eth3")
 	a := &plan.Attachment{IfName: "net1", Device: &plan.Device{ID: vf, PCIAddress: vf, PF: pf}}
 	for _, moved := range []bool{true, false} { // false: as with a macvlan, which its delegate deletes
 		why, err := box.Evict(sriov.FS{}, a, &sriov.Snapshot{NetDevs: []sriov.NetDev{before}}, "eth3", func() bool { return moved })
@@ -120,9 +131,7 @@ func TestMoveOutOfManyNames(t *testing.T) {
 		t.Errorf("%d names: %q", len(own.Attrs().AltNames), why)
 	}
 	must(box.moveOut(own.Attrs(), before))
-	if l, err := netlink.LinkByName("eth3"); err != nil || len(l.Attrs().AltNames) != 0 {
-		t.Errorf("on the host: %+v, %v", l, err)
-	}
+	onHost(t, "eth3")
 }
 
 // A VF is known by its PCI function even when a virtio device stands between function
