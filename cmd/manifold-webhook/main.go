@@ -44,8 +44,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.SetOutput(stderr)
 	var o webhook.Options
 	bind(flags, &o)
-	plugin := flags.String("plugin-config", "", "`file` with the plugin's configuration on the nodes, JSON, for its rules on networks; by default those of a node that nothing is known of")
-	format := flags.String("log-format", logs.JSON, "`form` of the lines of the log: json or text")
+	plugin := flags.String("plugin-config", "", "`file` with the plugin's configuration on the nodes (JSON), for its rules on networks; by default no configuration is assumed")
+	format := flags.String("log-format", logs.JSON, "`format` of the log: json or text")
 	version := flags.Bool("version", false, "print the release")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if *format != logs.JSON && *format != logs.Text {
-		return fmt.Errorf("--log-format=%q is unknown: choose one of json text", *format)
+		return fmt.Errorf("--log-format=%q is unknown: choose json or text", *format)
 	}
 	if *plugin != "" {
 		raw, err := os.ReadFile(*plugin)
@@ -77,18 +77,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 // bind binds the options to flags and sets their defaults.
 func bind(flags *flag.FlagSet, o *webhook.Options) {
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "`file` with access to the API server; by default the service account of the pod")
-	flags.StringVar(&o.Host, "host", "", "`address` to serve on; by default all")
-	flags.IntVar(&o.Port, "port", 9443, "`port` to serve on")
+	flags.StringVar(&o.Host, "host", "", "`address` to serve reviews on; by default all addresses")
+	flags.IntVar(&o.Port, "port", 9443, "`port` to serve reviews on")
 	flags.StringVar(&o.Metrics, "metrics-address", ":9115", "`address` of /metrics, 0 for none")
 	flags.StringVar(&o.Health, "health-address", ":9116", "`address` of /healthz and /readyz, 0 for none")
-	flags.DurationVar(&o.Drain, "drain", 10*time.Second, "`time` to serve on after being told to stop, until nobody calls any more")
-	flags.StringVar(&o.CertDir, "cert-dir", "", "`directory` with tls.crt and tls.key that somebody else renews, such as cert-manager; by default certificates are made and rotated")
+	flags.DurationVar(&o.Drain, "drain", 10*time.Second, "`time` to keep serving after SIGTERM, while callers move to other replicas")
+	flags.StringVar(&o.CertDir, "cert-dir", "", "`directory` with tls.crt and tls.key that another program renews, such as cert-manager; by default the webhook issues and rotates its own certificates")
 	flags.StringVar(&o.Namespace, "namespace", "", "`namespace` of the Secret and the Service")
 	flags.StringVar(&o.Secret, "secret", "manifold-webhook", "`name` of the Secret that holds the certificates; it must exist, and may be empty")
 	flags.StringVar(&o.Service, "service", "manifold-webhook", "`name` of the Service that the API server calls")
-	flags.StringVar(&o.Configuration, "configuration", "manifold", "`name` of the two webhook configurations that the certificates are published in")
-	flags.DurationVar(&o.CALifetime, "ca-lifetime", 365*24*time.Hour, "`time` that an authority is valid; a new one is made when a third is left")
-	flags.DurationVar(&o.CertLifetime, "cert-lifetime", 90*24*time.Hour, "`time` that a certificate is valid; a new one is made when a third is left")
-	flags.DurationVar(&o.Settle, "settle", 5*time.Minute, "`time` that a new authority is published before it signs, for every API server to know it")
-	flags.DurationVar(&o.Interval, "check-interval", 10*time.Second, "`time` between looking at the certificates")
+	flags.StringVar(&o.Configuration, "configuration", "manifold", "`name` of the two webhook configurations that get the authority's certificate")
+	flags.DurationVar(&o.CALifetime, "ca-lifetime", 365*24*time.Hour, "`time` that an authority is valid; it is replaced when a third is left")
+	flags.DurationVar(&o.CertLifetime, "cert-lifetime", 90*24*time.Hour, "`time` that a certificate is valid; it is replaced when a third is left")
+	flags.DurationVar(&o.Settle, "settle", 5*time.Minute, "`time` that a new authority is published before it signs, so that every API server trusts it")
+	flags.DurationVar(&o.Interval, "check-interval", 10*time.Second, "`time` between checks of the certificates")
 }

@@ -45,7 +45,7 @@ func (k *keeper) Start(ctx context.Context) error {
 	defer ticker.Stop()
 	for {
 		if err := k.step(ctx, time.Now()); err != nil && ctx.Err() == nil {
-			k.log.Error("certificates", "err", err)
+			k.log.Error("certificates neither checked nor published; trying again", "after", k.interval.String(), "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -59,7 +59,7 @@ func (k *keeper) Start(ctx context.Context) error {
 func (k *keeper) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c := k.current.Load()
 	if c == nil {
-		return nil, errors.New("there is no certificate yet")
+		return nil, errors.New("no certificate has been issued yet")
 	}
 	return c, nil
 }
@@ -69,7 +69,7 @@ func (k *keeper) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 func (k *keeper) step(ctx context.Context, now time.Time) error {
 	secret := &corev1.Secret{}
 	if err := k.client.Get(ctx, k.secret, secret); err != nil {
-		return fmt.Errorf("read Secret %s, which exists before the certificates do, empty: %w", k.secret, err)
+		return fmt.Errorf("read Secret %s, which must exist even while it is empty: %w", k.secret, err)
 	}
 	m := readMaterial(secret.Data)
 	changed, err := m.next(k.names, k.life, now, k.trusted(m, now))
@@ -126,11 +126,11 @@ func (k *keeper) publish(ctx context.Context, bundle []byte) error {
 		if err := k.client.Update(ctx, object); err != nil && !apierrors.IsConflict(err) {
 			return fmt.Errorf("write webhook configuration %s: %w", k.configuration, err)
 		} else if err != nil {
-			return fmt.Errorf("webhook configuration %s changes meanwhile", k.configuration)
+			return fmt.Errorf("write webhook configuration %s: it was changed by another client meanwhile", k.configuration)
 		}
 	}
 	if missing == 2 {
-		return fmt.Errorf("there is no webhook configuration %s", k.configuration)
+		return fmt.Errorf("publish authorities: there is no webhook configuration %s", k.configuration)
 	}
 	return nil
 }

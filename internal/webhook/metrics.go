@@ -21,15 +21,15 @@ type metrics struct {
 func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		findings: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "manifold_webhook_findings_total", Help: "What was wrong with objects, by kind and severity; errors refused them.",
+			Name: "manifold_webhook_findings_total", Help: "Problems found in objects, by kind and severity; errors refuse the object.",
 		}, []string{"kind", "severity"}),
 		// No label for the resource: anybody who may write definitions could create any
 		// number of series.
 		devices: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "manifold_webhook_injected_devices_total", Help: "Devices requested for pods that did not ask for them.",
+			Name: "manifold_webhook_injected_devices_total", Help: "Devices requested on behalf of pods.",
 		}),
 		expiry: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "manifold_webhook_certificate_expiry_timestamp_seconds", Help: "When the newest authority and the certificate served with expire.",
+			Name: "manifold_webhook_certificate_expiry_timestamp_seconds", Help: "When the newest authority and the serving certificate expire.",
 		}, []string{"certificate"}),
 		closed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "manifold_webhook_connections_closed_total", Help: "Connections closed or refused because their source, or all sources together, took too much.",

@@ -88,13 +88,13 @@ func (o *Options) check() error {
 		return nil
 	}
 	if o.Namespace == "" || o.Secret == "" || o.Service == "" || o.Configuration == "" {
-		return cnierr.New(op, cnierr.InvalidConfig, "own certificates need the namespace and the names of Secret, Service and configuration").
-			WithFix("give them, or a directory with certificates")
+		return cnierr.New(op, cnierr.InvalidConfig, "certificates cannot be issued without the namespace and the names of Secret, Service and webhook configurations").
+			WithFix("set --namespace, --secret, --service and --configuration, or --cert-dir for certificates that another program renews")
 	}
 	if o.Interval <= 0 || o.CertLifetime <= 0 || o.CertLifetime > o.CALifetime/3 || o.Settle+o.Interval > o.CertLifetime/3 {
-		return cnierr.New(op, cnierr.InvalidConfig, "lifetimes of %s and %s, settled after %s and looked at every %s, do not fit",
+		return cnierr.New(op, cnierr.InvalidConfig, "lifetimes do not fit: authority %s, certificate %s, settle time %s, check interval %s",
 			o.CALifetime, o.CertLifetime, o.Settle, o.Interval).
-			WithFix("let a certificate live a third of its authority's life at most, and settling take a third of a certificate's")
+			WithFix("set --cert-lifetime to at most a third of --ca-lifetime, and --settle plus --check-interval to at most a third of --cert-lifetime")
 	}
 	return nil
 }
