@@ -86,22 +86,30 @@ func (n *node) partsOf(r *report) error {
 
 // partsOfCall measures one call, and one bare start of the plugin along with it.
 func partsOfCall(p *parts, rt *harness.Runtime, verb string, box harness.Sandbox) error {
-	began := time.Now()
-	if _, err := rt.Call("VERSION", harness.Sandbox{}); err != nil {
-		return err
-	}
-	start := time.Since(began)
-	rt.Conf = append(bytes.TrimSuffix(rt.Conf, []byte("}")), `,"logToStderr":true,"logLevel":"verbose","logFormat":"json"}`...)
-	began = time.Now()
-	res, err := rt.Call(verb, box)
-	whole := time.Since(began)
+	_, start, err := timed(rt, "VERSION", harness.Sandbox{})
 	if err != nil {
 		return err
 	}
-	if res.Status != 0 {
-		return fmt.Errorf("%s: %s %s", verb, res.Stdout, res.Stderr)
+	rt.Conf = append(bytes.TrimSuffix(rt.Conf, []byte("}")), `,"logToStderr":true,"logLevel":"verbose","logFormat":"json"}`...)
+	log, whole, err := timed(rt, verb, box)
+	if err != nil {
+		return err
 	}
-	return p.add(res.Stderr, start, whole)
+	return p.add(log, start, whole)
+}
+
+// timed returns what a successful call wrote to stderr and how long it took.
+func timed(rt *harness.Runtime, verb string, box harness.Sandbox) (log []byte, took time.Duration, err error) {
+	began := time.Now()
+	res, err := rt.Call(verb, box)
+	took = time.Since(began)
+	if err == nil && res.Status != 0 {
+		err = fmt.Errorf("%s: %s %s", verb, res.Stdout, res.Stderr)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	return res.Stderr, took, nil
 }
 
 // add adds a call with its log and the time of a bare start.
