@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -238,16 +237,35 @@ func TestBadConfigurationAndEnvironment(t *testing.T) {
 	n.refuse("ADD", p, 6)
 }
 
+// attachedWithJournal attaches a pod and returns it with the path and the content of its
+// journal.
+func (n *node) attachedWithJournal() (p *pod, path string, content []byte) {
+	n.t.Helper()
+	p = n.addPod("pod", "plain")
+	n.succeed("ADD", p)
+	path = n.path("state/" + p.ID + "@eth0.journal")
+	content, err := os.ReadFile(path)
+	n.must(err)
+	return p, path, content
+}
+
+// wasSetAside fails the test unless a damaged journal was kept once, and removes it.
+func (n *node) wasSetAside(path string) {
+	n.t.Helper()
+	aside, err := filepath.Glob(path + ".corrupt-*")
+	n.must(err)
+	if len(aside) != 1 {
+		n.t.Fatalf("the damaged journal was not kept: %v", aside)
+	}
+	n.must(os.Remove(aside[0]))
+}
+
 func TestBadJournal(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
 	n.warm()
 	before := n.state()
-	p := n.addPod("pod", "plain")
-	n.succeed("ADD", p)
-	path := n.path(fmt.Sprintf("state/%s@eth0.journal", p.ID))
-	good, err := os.ReadFile(path)
-	n.must(err)
+	p, path, good := n.attachedWithJournal()
 	// Torn in the last line, as after a power failure: nothing of the plan stays
 	// behind.
 	n.must(os.WriteFile(path, good[:len(good)-20], 0o600))
@@ -256,36 +274,25 @@ func TestBadJournal(t *testing.T) {
 	n.record("state", p, "lost", "null") // such a record keeps nothing
 	n.refuse("DEL", p, 114, "checksum", "released 2 attachments", ".corrupt-")
 	n.succeed("DEL", p)
-	aside, err := filepath.Glob(path + ".corrupt-*")
-	n.must(err)
-	if len(aside) != 1 {
-		t.Fatalf("the damaged journal was not kept: %v", aside)
-	}
-	n.must(os.Remove(aside[0]))
+	n.wasSetAside(path)
 	n.must(p.ns.Delete())
 	n.settles(func() string { return withoutGone(before.Diff(n.state())) })
 }
 
 // A power failure may leave a journal whose first record never reached the disk. No
-// delegate has run then: DEL and GC remove the file and say nothing. Of a pod that was
-// attached the records tell, whatever its journal looks like.
+// delegate has run then: DEL and GC remove the file and say nothing. If the pod was
+// attached, libcni's records tell, whatever its journal looks like.
 func TestJournalThatWasNeverBegun(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
 	n.warm()
 	before := n.state()
-	p := n.addPod("pod", "plain")
-	n.succeed("ADD", p)
-	path := n.path(fmt.Sprintf("state/%s@eth0.journal", p.ID))
-	good, err := os.ReadFile(path)
-	n.must(err)
+	p, path, good := n.attachedWithJournal()
 	torn := good[:100]
 	n.must(os.WriteFile(path, torn, 0o600))
 	n.refuse("DEL", p, 114, "released 2 attachments", ".corrupt-")
 	n.succeed("DEL", p)
-	aside, err := filepath.Glob(path + ".corrupt-*")
-	n.must(err)
-	n.must(os.Remove(aside[0]))
+	n.wasSetAside(path)
 	n.must(os.WriteFile(path, torn, 0o600))
 	n.succeed("DEL", p)
 	n.must(os.WriteFile(path, torn, 0o600))
