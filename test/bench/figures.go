@@ -299,8 +299,10 @@ func (n *node) published(r *report) error {
 	floor := n.contenders(n.sets[0])[0]
 	var took []float64
 	var cpu time.Duration
-	for i, pod := range n.podsOf[noopName][:n.few()] {
-		progress(fmt.Sprintf("PATCH alone: %d of %d", i+1, n.few()))
+	pods := n.podsOf[noopName][:n.few()]
+	for i := range n.pods {
+		progress(fmt.Sprintf("PATCH alone: %d of %d", i+1, n.pods))
+		pod := pods[i%len(pods)]
 		box := n.sandbox(pod, 0)
 		if err := errors.Join(floor.add(box), floor.del(box)); err != nil {
 			return err
@@ -322,8 +324,7 @@ func (n *node) published(r *report) error {
 		cpu += after - before
 	}
 	fmt.Fprintln(r.out)
-	r.estimated("a PATCH of network-status alone, p50", bootstrap(quantileOf(50), took), "ms")
-	r.estimated("a PATCH of network-status alone, p90", bootstrap(quantileOf(90), took), "ms")
+	r.quantiles("a PATCH of network-status alone", took)
 	r.figure("a PATCH of network-status alone, CPU of API server and etcd", millis(cpu)/float64(len(took)), "ms")
 	return nil
 }

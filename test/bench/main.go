@@ -57,7 +57,7 @@ func main() {
 	flag.StringVar(&o.trace, "trace", "", "`directory` for the system calls of one ADD and one DEL, by strace, instead of measuring")
 	flag.StringVar(&o.beside, "beside", "", "`file` of another build of the plugin to measure in turn with this one")
 	flag.IntVar(&o.restart, "restart", 250, "`number` of pods that a node attaches after a restart")
-	flag.DurationVar(&o.idle, "idle", 10*time.Second, "how long to measure the agent's idle CPU")
+	flag.DurationVar(&o.idle, "idle", time.Minute, "how long to measure the agent's idle CPU")
 	flag.IntVar(&o.held, "held", 200, "`number` of pods with a device, attached all at once")
 	flag.IntVar(&o.definitions, "definitions", 1000, "`number` of additional definitions in the cluster")
 	flag.IntVar(&o.elsewhere, "elsewhere", 5000, "`number` of pods of other nodes, for the agent's memory")

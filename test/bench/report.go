@@ -120,6 +120,16 @@ func (r *report) estimated(name string, e estimate, unit string) {
 	fmt.Fprintf(r.out, "%-66s %10s %s\n", name, e, unit)
 }
 
+// quantiles records and prints the quantiles of times in ms for which there are
+// enough of them.
+func (r *report) quantiles(name string, took []float64) {
+	for _, percent := range []int{50, 90, 99} {
+		if enough(len(took), percent) {
+			r.estimated(fmt.Sprintf("%s, p%d", name, percent), bootstrap(quantileOf(percent), took), "ms")
+		}
+	}
+}
+
 // compared records series of one verb, the floor's first, and prints them relative
 // to the floor.
 func (r *report) compared(all []*series) {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -46,17 +47,47 @@ func (n *node) level(r *report, d delegates, atOnce int) error {
 	if err := n.watchBackground(); err != nil {
 		return err
 	}
-	rounds := n.rounds(d, atOnce)
+	rounds, alone := n.rounds(d, atOnce), []float64{}
 	for round := range rounds {
 		if err := n.round(d, contenders, round, adds, dels); err != nil {
 			return err
 		}
+		took, err := n.durableFile()
+		if err != nil {
+			return err
+		}
+		alone = append(alone, took)
 		progress(fmt.Sprintf("%s delegates, %d at once: %d of %d rounds", d.name, atOnce, round+1, rounds))
 	}
 	progress("")
 	r.compared(adds)
 	r.compared(dels)
+	if d.name == noopName && atOnce == 1 {
+		fmt.Fprintln(r.out)
+		r.quantiles("a new file made durable, alone", alone)
+	}
 	return nil
+}
+
+// durableFile returns how long the disk takes for a new file of the size of a
+// journal's first record, in ms: what an ADD waits for before its first delegate. On
+// a busy disk, or one shared with others, single calls take very long.
+func (n *node) durableFile() (took float64, err error) {
+	dir, err := os.Open(n.path("."))
+	if err != nil {
+		return 0, err
+	}
+	defer dir.Close()
+	record := make([]byte, 4<<10)
+	began := time.Now()
+	f, err := os.Create(n.path("durable"))
+	if err != nil {
+		return 0, err
+	}
+	_, err = f.Write(record)
+	err = errors.Join(err, f.Sync(), dir.Sync())
+	took = millis(time.Since(began))
+	return took, errors.Join(err, f.Close(), os.Remove(f.Name()))
 }
 
 // round lets each contender attach and release pods that nobody has seen before,
@@ -187,7 +218,7 @@ func (n *node) watchBackground() error {
 		return err
 	}
 	began := time.Now()
-	time.Sleep(n.idle / 5)
+	time.Sleep(min(n.idle, 2*time.Second))
 	after, err := n.cluster.cpu()
 	n.background = float64(after-before) / float64(time.Since(began))
 	return err

@@ -56,10 +56,10 @@ func (n *node) partsOf(r *report) error {
 				return err
 			}
 			box := n.sandbox(pod, 0)
-			if err := n.settle(); err != nil {
-				return err
-			}
 			for _, verb := range []string{"ADD", "DEL"} {
+				if err := n.settle(); err != nil {
+					return err
+				}
 				p := all[verb+status]
 				if p == nil {
 					p = &parts{times: map[string]int{}}
