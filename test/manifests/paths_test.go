@@ -5,12 +5,14 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
@@ -192,6 +194,33 @@ func TestPlatformsPermissionImpliesTheSELinuxType(t *testing.T) {
 		options := as[appsv1.DaemonSet](t, render(t, "--set", set), "DaemonSet/manifold").Spec.Template.Spec.SecurityContext.SELinuxOptions
 		if options == nil || options.Type != want {
 			t.Errorf("%s: %+v, want %s", set, options, want)
+		}
+	}
+}
+
+// OpenShift's default constraints admit only UIDs of the namespace's range, and the
+// webhook's is not among them: without a permission of its own no replica would start,
+// and the API server would refuse every pod that selects networks.
+func TestPlatformAdmitsTheWebhook(t *testing.T) {
+	const name = "manifold-webhook-scc"
+	for _, certificates := range []string{"own", "cert-manager"} {
+		objects := render(t, append(values()["openshift"], "--set", "webhook.enabled=true,webhook.certificates="+certificates)...)
+		account := as[appsv1.Deployment](t, objects, "Deployment/manifold-webhook").Spec.Template.Spec.ServiceAccountName
+		rules := as[rbacv1.Role](t, objects, "Role/"+name).Rules
+		want := []rbacv1.PolicyRule{{
+			APIGroups: []string{"security.openshift.io"}, Resources: []string{"securitycontextconstraints"}, ResourceNames: []string{"nonroot-v2"}, Verbs: []string{"use"},
+		}}
+		if !reflect.DeepEqual(rules, want) {
+			t.Errorf("%s: %+v", certificates, rules)
+		}
+		binding := as[rbacv1.RoleBinding](t, objects, "RoleBinding/"+name)
+		if binding.RoleRef.Name != name || len(binding.Subjects) != 1 || binding.Subjects[0].Name != account {
+			t.Errorf("%s: %+v", certificates, binding)
+		}
+	}
+	for _, args := range [][]string{values()["openshift"], values()["admission"]} {
+		if render(t, args...)["Role/"+name] != nil {
+			t.Errorf("%q: Role %s exists", args, name)
 		}
 	}
 }
