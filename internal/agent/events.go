@@ -121,9 +121,11 @@ func (a *Agent) refused(ctx context.Context, id plan.Pod, cause error) {
 	})
 }
 
-// event writes an Event about a pod.
+// event writes an Event about a pod. Of a static pod it carries the UID that the
+// kubelet computed, not the mirror's: the kubelet's own Events do the same, and kubectl
+// describe finds no others.
 func (a *Agent) event(ctx context.Context, pod plan.Pod, kind, reason, message string) {
-	ref := kube.PodRef{Namespace: pod.Namespace, Name: pod.Name, UID: apiUIDOf(pod)}
+	ref := kube.PodRef{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}
 	if err := a.src.Publisher.Event(ctx, ref, kind, reason, message); err != nil {
 		a.src.Metrics.NotPublished(metrics.PublishEvent)
 		a.log.Warn("event not written", "pod", pod.String(), "uid", pod.UID, "reason", reason, "err", err)

@@ -70,8 +70,8 @@ func TestNoEventOfWhatNobodyWaitsFor(t *testing.T) {
 	}
 }
 
-// A pod that no source knows gets no Event, and a static pod's Event goes to its
-// mirror.
+// A pod that no source knows gets no Event. A static pod's Event has the kubelet's UID,
+// by which kubectl describe looks for the Events of a mirror pod.
 func TestEventsGoToPodsThatExist(t *testing.T) {
 	n := newNode(t, "cl")
 	a := n.agent()
@@ -85,7 +85,7 @@ func TestEventsGoToPodsThatExist(t *testing.T) {
 	if _, err := n.planPod(a, "web-node1", kubeletUID); err == nil {
 		t.Fatal("planned")
 	}
-	if events := n.api.Events(); len(events) != 1 || events[0].InvolvedObject.UID != "" {
+	if events := n.api.Events(); len(events) != 1 || events[0].InvolvedObject.UID != kubeletUID {
 		t.Errorf("%+v", events)
 	}
 }

@@ -110,7 +110,7 @@ func (w *Writer) PublishStatus(ctx context.Context, namespace, name, uid, status
 type PodRef struct {
 	Namespace string
 	Name      string
-	UID       string // the API's; may be empty
+	UID       string // the API's, or the kubelet's of a static pod; may be empty
 }
 
 // object is the pod as an Event refers to it.
