@@ -381,12 +381,27 @@ func (d *doctor) state() {
 		d.add(name, nodeview.CheckWarning, "nothing to do: the first ADD creates it", "%s does not exist", d.conf.CNIDir)
 	case err != nil:
 		d.failed(name, "make it readable", "%s: %v", d.conf.CNIDir, err)
-	case fs.Flags&unix.ST_RDONLY != 0:
-		d.failed(name, "mount it writable: no pod can be attached", "%s is read-only", d.conf.CNIDir)
-	case fs.Bavail*100 < fs.Blocks:
-		d.failed(name, "free space: no pod can be attached once it is full", "%s has %d MiB left", d.conf.CNIDir, fs.Bavail*uint64(fs.Bsize)>>20)
 	default:
-		d.ok(name, "%s has %d MiB left", d.conf.CNIDir, fs.Bavail*uint64(fs.Bsize)>>20)
+		d.space(name, d.conf.CNIDir, &fs)
+	}
+}
+
+// scarce is the free space, in bytes, above which a file system is not nearly full, even
+// if that is a small share of it: journals are small.
+const scarce = 1 << 30
+
+// space checks that the file system of the journals has room for more.
+func (d *doctor) space(name, dir string, fs *unix.Statfs_t) {
+	left := fs.Bavail * uint64(fs.Bsize)
+	switch {
+	case fs.Flags&unix.ST_RDONLY != 0:
+		d.failed(name, "mount it writable: no pod can be attached", "%s is read-only", dir)
+	case fs.Files > 0 && fs.Ffree == 0: // a file system without a fixed number of inodes counts none
+		d.failed(name, "remove files: no pod can be attached", "%s has no inodes left", dir)
+	case fs.Bavail*100 < fs.Blocks && left < scarce:
+		d.failed(name, "free space: no pod can be attached once it is full", "%s has %d MiB left", dir, left>>20)
+	default:
+		d.ok(name, "%s has %d MiB left", dir, left>>20)
 	}
 }
 

@@ -1,0 +1,34 @@
+package inspect
+
+import (
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/internal/nodeview"
+)
+
+// A file system without room for a journal is a failure, whether bytes or inodes are
+// used up. A large file system with a small share left has room for years.
+func TestSpaceForJournals(t *testing.T) {
+	const gib = 1 << 30 / 4096
+	for name, c := range map[string]struct {
+		fs          unix.Statfs_t
+		state, text string
+	}{
+		"plenty":             {unix.Statfs_t{Bsize: 4096, Blocks: 100 * gib, Bavail: 50 * gib, Files: 1000, Ffree: 500}, nodeview.CheckOK, "51200 MiB"},
+		"nearly full":        {unix.Statfs_t{Bsize: 4096, Blocks: 100 * gib, Bavail: gib / 64, Files: 1000, Ffree: 500}, nodeview.CheckFailed, "16 MiB"},
+		"1 % of a large one": {unix.Statfs_t{Bsize: 4096, Blocks: 4000 * gib, Bavail: 30 * gib, Files: 1000, Ffree: 500}, nodeview.CheckOK, "30720 MiB"},
+		"a small one":        {unix.Statfs_t{Bsize: 4096, Blocks: gib / 32, Bavail: gib / 64, Files: 1000, Ffree: 500}, nodeview.CheckOK, "16 MiB"},
+		"no inodes":          {unix.Statfs_t{Bsize: 4096, Blocks: 100 * gib, Bavail: 50 * gib, Files: 1000}, nodeview.CheckFailed, "no inodes"},
+		"inodes uncounted":   {unix.Statfs_t{Bsize: 4096, Blocks: 100 * gib, Bavail: 50 * gib}, nodeview.CheckOK, "51200 MiB"}, // as btrfs
+		"read-only":          {unix.Statfs_t{Bsize: 4096, Blocks: 100 * gib, Bavail: 50 * gib, Flags: unix.ST_RDONLY}, nodeview.CheckFailed, "read-only"},
+	} {
+		d := &doctor{out: &nodeview.Diagnosis{}}
+		d.space("state directory", "/state", &c.fs)
+		if got := d.out.Checks[0]; len(d.out.Checks) != 1 || got.State != c.state || !strings.Contains(got.Text, c.text) {
+			t.Errorf("%s: %+v", name, d.out.Checks)
+		}
+	}
+}
