@@ -26,6 +26,9 @@ func outboxOf(cniDir string) outbox { return outbox(filepath.Join(cniDir, "repor
 // maxReports bounds the outbox, because pods come and go however long no agent runs.
 const maxReports = 4096
 
+// reportSuffix ends the name of a report's file, but not that of one being written.
+const reportSuffix = ".json"
+
 // put adds a report.
 func (o outbox) put(r *plan.Report) error {
 	const op = "keep report for the agent"
@@ -42,7 +45,7 @@ func (o outbox) put(r *plan.Report) error {
 	}
 	if err == nil {
 		// Names sort by time, so that reports are delivered in order.
-		err = files.Replace(filepath.Join(string(o), fmt.Sprintf("%020d-%d.json", time.Now().UnixNano(), os.Getpid())), raw)
+		err = files.Replace(filepath.Join(string(o), fmt.Sprintf("%020d-%d%s", time.Now().UnixNano(), os.Getpid(), reportSuffix)), raw)
 	}
 	if err != nil {
 		return cnierr.New(op, cnierr.IO, "%w", err).WithFix("find out why no agent runs on this node")
@@ -51,7 +54,19 @@ func (o outbox) put(r *plan.Report) error {
 }
 
 // list returns the reports' files, the oldest first.
-func (o outbox) list() ([]string, error) { return filepath.Glob(filepath.Join(string(o), "*.json")) }
+func (o outbox) list() ([]string, error) {
+	entries, err := os.ReadDir(string(o)) // no glob: the directory's name may have the characters of a pattern
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	var names []string
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) == reportSuffix {
+			names = append(names, filepath.Join(string(o), e.Name()))
+		}
+	}
+	return names, err
+}
 
 // take reads a report. It removes a damaged one, since nobody will ever be able to read
 // it.

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +70,39 @@ func TestReportsWaitForAnAgent(t *testing.T) {
 	}
 	if left, err := box.list(); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// The outbox finds its reports in a directory of any name, in the order in which they
+// came.
+func TestOutboxInADirectoryOfAnyName(t *testing.T) {
+	for _, name := range []string{"plain", "[open", "a[b]c", "star*", `back\slash`} {
+		t.Run(name, func(t *testing.T) {
+			box := outboxOf(filepath.Join(t.TempDir(), name))
+			if files, err := box.list(); err != nil || len(files) > 0 {
+				t.Errorf("before the first report: %v, %v", files, err)
+			}
+			for _, id := range []string{"first", "second"} {
+				if err := box.put(&plan.Report{Version: plan.Version, Plan: &plan.Plan{ContainerID: id}}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			files, err := box.list()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var ids []string
+			for _, file := range files {
+				r, err := box.take(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ids = append(ids, r.Plan.ContainerID)
+			}
+			if want := []string{"first", "second"}; !slices.Equal(ids, want) {
+				t.Errorf("reports of %v, want %v", ids, want)
+			}
+		})
 	}
 }
 
