@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/manifold-cni/manifold/internal/configfile"
@@ -75,10 +76,13 @@ func (l Local) Bundle(ctx context.Context, release string, w io.Writer) (err err
 // node adds the files that the agent's configuration leads to.
 func (b *bundle) node(conf *configfile.Agent) error {
 	var err error
-	files, problem := filepath.Glob(filepath.Join(filepath.Dir(conf.CNIConfig), "*.conf*"))
+	dir := filepath.Dir(conf.CNIConfig)
+	entries, problem := os.ReadDir(dir)
 	b.problem(problem)
-	for _, f := range files {
-		err = errors.Join(err, b.file("net.d/"+filepath.Base(f), f))
+	for _, e := range entries {
+		if strings.Contains(e.Name(), ".conf") {
+			err = errors.Join(err, b.file("net.d/"+e.Name(), filepath.Join(dir, e.Name())))
+		}
 	}
 	if plugin, _, problem := configfile.ReadPlugin(conf.CNIConfig); problem == nil && plugin.LogFile != "" {
 		err = errors.Join(err, b.file("log.txt", plugin.LogFile))

@@ -6,8 +6,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/manifold-cni/manifold/internal/configfile"
 )
 
 // A long log keeps its end, without the first line of it: that line may be the end of a
@@ -33,5 +36,46 @@ func TestBundleCutsALogBetweenLines(t *testing.T) {
 	}
 	if got, err := io.ReadAll(r); err != nil || string(got) != "the last line\n" {
 		t.Errorf("%.80q, %v", got, err)
+	}
+}
+
+// The bundle has the runtime's configurations, and only these, from a directory of any
+// name.
+func TestBundleReadsConfigurationsInADirectoryOfAnyName(t *testing.T) {
+	for _, name := range []string{"net.d", "[open", "a[b]c"} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), name)
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			for _, file := range []string{"00-manifold.conflist", "10-default.conf", "10-default.conf.bak", "manifold.kubeconfig"} {
+				if err := os.WriteFile(filepath.Join(dir, file), []byte("{}"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var archive bytes.Buffer
+			b := &bundle{tar: tar.NewWriter(&archive)}
+			if err := b.node(&configfile.Agent{CNIConfig: filepath.Join(dir, "00-manifold.conflist"), CNIDir: t.TempDir()}); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.tar.Close(); err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			r := tar.NewReader(&archive)
+			for {
+				h, err := r.Next()
+				if err == io.EOF {
+					break
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, filepath.Base(h.Name))
+			}
+			if want := []string{"00-manifold.conflist", "10-default.conf", "10-default.conf.bak"}; !slices.Equal(got, want) {
+				t.Errorf("the bundle has %q, want %q; problems: %s", got, want, b.problems.String())
+			}
+		})
 	}
 }
