@@ -13,6 +13,7 @@ import (
 	"k8s.io/cli-runtime/pkg/resource"
 
 	"github.com/manifold-cni/manifold/internal/inspect"
+	"github.com/manifold-cni/manifold/internal/words"
 )
 
 const lintLong = `Checks network-attachment definitions, pods and pod templates for mistakes, without a
@@ -120,7 +121,8 @@ func (r lintReport) text(w io.Writer, _ bool) error {
 			return err
 		}
 	}
-	return printLine(w, fmt.Sprintf("%d documents: %d errors, %d warnings", r.Documents, errs, len(r.Problems)-errs))
+	return printLine(w, fmt.Sprintf("%s: %s, %s", words.Count(r.Documents, "document", "documents"),
+		words.Count(errs, "error", "errors"), words.Count(len(r.Problems)-errs, "warning", "warnings")))
 }
 
 // read returns the objects of the files.

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/manifold-cni/manifold/internal/configfile"
+	"github.com/manifold-cni/manifold/internal/words"
 )
 
 const configUsage = `usage: manifold-agent config convert [--agent-config FILE] FILE
@@ -79,7 +80,7 @@ func validate(path string, look func([]byte) []configfile.Finding, stdout io.Wri
 		}
 	}
 	if wrong > 0 {
-		return fmt.Errorf("%s: %d errors", path, wrong)
+		return fmt.Errorf("%s: %s", path, words.Count(wrong, "error", "errors"))
 	}
 	return nil
 }

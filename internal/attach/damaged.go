@@ -16,6 +16,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/verify"
+	"github.com/manifold-cni/manifold/internal/words"
 	"github.com/manifold-cni/manifold/sriov"
 )
 
@@ -56,8 +57,8 @@ func (r *run) delCorrupt(ctx context.Context, cause error) error {
 	if err != nil {
 		return r.end(false, errors.Join(cause, err))
 	}
-	return r.end(true, cnierr.New("release", cnierr.JournalCorrupt, "released %d attachments from libcni's records and %d devices by their claims: %w",
-		len(attachments), devices, cause).
+	return r.end(true, cnierr.New("release", cnierr.JournalCorrupt, "released %s from libcni's records and %s by claims: %w",
+		words.Count(len(attachments), "attachment", "attachments"), words.Count(devices, "device", "devices"), cause).
 		About(cnierr.Subject{Pod: r.inv.Pod.String()}).
 		WithFix("the damaged journal is now %s; check what is left of the sandbox", aside))
 }

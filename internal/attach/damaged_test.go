@@ -83,7 +83,7 @@ func TestReleaseOfADamagedJournal(t *testing.T) {
 					h.conf[k] = v
 				}
 				err := release(h)
-				if !cnierr.Is(err, cnierr.JournalCorrupt) || !strings.Contains(err.Error(), "released 1 attachments") || !strings.Contains(err.Error(), ".corrupt-") {
+				if !cnierr.Is(err, cnierr.JournalCorrupt) || !strings.Contains(err.Error(), "released 1 attachment from") || !strings.Contains(err.Error(), ".corrupt-") {
 					t.Fatalf("%v, want the damage and where the file is", err)
 				}
 				h.must(release(h))

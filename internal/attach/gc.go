@@ -16,6 +16,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/internal/words"
 )
 
 // GC releases every sandbox, of the journal or left by Multus, that is not in the
@@ -206,7 +207,7 @@ func (e *Engine) passOn(ctx context.Context, g *collection) (err error) {
 		r.warn("GC is not passed on to the default network: %v", noDefault)
 	}
 	if len(unknown) > 0 {
-		r.warn("GC is passed on to the default network only: the attachments of %d sandboxes are unknown", len(unknown))
+		r.warn("GC is passed on to the default network only: the attachments of %s are unknown", words.Count(len(unknown), "sandbox", "sandboxes"))
 	}
 	var problems []error
 	all := g.networks.withDefault(def, unknown)

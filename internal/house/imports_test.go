@@ -38,15 +38,17 @@ var may = map[string][]string{
 	"netattach":          {},
 	"internal/cnierr":    {},
 	"internal/killpoint": {},
-	"internal/multus":    {},
-	"internal/plan":      {"internal/cnierr"},
+	// What people read says "1 error" and "2 errors", in every program.
+	"internal/words":  {},
+	"internal/multus": {},
+	"internal/plan":   {"internal/cnierr"},
 	// attach and the agent's handover to Multus must judge libcni's records alike.
 	"internal/chain":   {"internal/cnierr"},
 	"internal/netconf": {"internal/cnierr", "internal/plan"},
 	"internal/journal": {"internal/cnierr", "internal/killpoint", "internal/plan"},
 	"internal/verify":  {"internal/cnierr", "internal/plan", "sriov", "sriov/rtnl"},
 	"internal/planner": {"internal/cnierr", "internal/netconf", "internal/plan", "netattach", "podresources", "sriov"},
-	"internal/attach":  {"internal/chain", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/multus", "internal/netconf", "internal/plan", "internal/verify", "sriov"},
+	"internal/attach":  {"internal/chain", "internal/cnierr", "internal/journal", "internal/killpoint", "internal/multus", "internal/netconf", "internal/plan", "internal/verify", "internal/words", "sriov"},
 	// What is wrong with an object is decided once, for admission and for lint.
 	"internal/rules": {"internal/cnierr", "internal/netconf", "internal/plan", "internal/planner", "netattach", "podresources"},
 	// kubectl manifold shows for a pod that does not exist yet what admission would give
@@ -71,7 +73,7 @@ var may = map[string][]string{
 	// The agent changes nothing on the node; install does.
 	"internal/install": {
 		"internal/agent", "internal/chain", "internal/cnierr", "internal/configfile", "internal/files", "internal/journal", "internal/kube", "internal/multus", "internal/netconf", "internal/plan",
-		"internal/planner", "netattach",
+		"internal/planner", "internal/words", "netattach",
 	},
 	"internal/reconcile": {"internal/cnierr", "internal/journal", "internal/plan", "internal/verify", "sriov", "sriov/inventory"},
 	// The node as data: written by the agent, read by programs that need none of its
@@ -82,13 +84,13 @@ var may = map[string][]string{
 	"cmd/manifold":   {"internal/alone", "internal/attach", "internal/cnierr", "internal/journal", "internal/logs", "internal/netconf", "internal/plan"},
 	// The agent shows its node to authorized users as inspect shows it to a person on the
 	// node.
-	"cmd/manifold-agent":   {"internal/agent", "internal/configfile", "internal/inspect", "internal/install", "internal/logs", "internal/plan"},
-	"cmd/kubectl-manifold": {"internal/inspect", "internal/nodeview", "internal/reconcile"},
+	"cmd/manifold-agent":   {"internal/agent", "internal/configfile", "internal/inspect", "internal/install", "internal/logs", "internal/plan", "internal/words"},
+	"cmd/kubectl-manifold": {"internal/inspect", "internal/nodeview", "internal/reconcile", "internal/words"},
 	"internal/webhook":     {"internal/cnierr", "internal/inject", "internal/kube", "internal/planner", "internal/rules", "netattach"},
 	"cmd/manifold-webhook": {"internal/logs", "internal/webhook"},
 	"internal/inspect": {
 		"checkpoint", "internal/agent", "internal/cnierr", "internal/configfile", "internal/inject", "internal/journal", "internal/kube", "internal/netconf", "internal/nodeview", "internal/plan",
-		"internal/planner", "internal/reconcile", "internal/rules", "netattach", "podresources", "sriov", "sriov/inventory",
+		"internal/planner", "internal/reconcile", "internal/rules", "internal/words", "netattach", "podresources", "sriov", "sriov/inventory",
 	},
 }
 

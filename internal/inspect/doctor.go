@@ -23,6 +23,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
+	"github.com/manifold-cni/manifold/internal/words"
 	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/podresources"
 	"github.com/manifold-cni/manifold/sriov/inventory"
@@ -275,7 +276,7 @@ func (d *doctor) podResources() {
 	case len(pods) == 0:
 		d.add(name, nodeview.CheckWarning, "if the kubelet has just started, run doctor again", "%s answers but lists no pod", d.conf.PodResources)
 	default:
-		d.ok(name, "%s lists %d pods", d.conf.PodResources, len(pods))
+		d.ok(name, "%s lists %s", d.conf.PodResources, words.Count(len(pods), "pod", "pods"))
 	}
 }
 
@@ -293,7 +294,7 @@ func (d *doctor) checkpoint() {
 	case err != nil:
 		d.failed(name, "drain the node, remove the file, restart the kubelet", "%v", err)
 	default:
-		d.ok(name, "%s, %d allocations", d.conf.Checkpoint, len(c.Entries))
+		d.ok(name, "%s, %s", d.conf.Checkpoint, words.Count(len(c.Entries), "allocation", "allocations"))
 	}
 }
 
@@ -445,5 +446,5 @@ func (d *doctor) view(l Local) {
 	for _, o := range Orphans([]*nodeview.View{v}) {
 		d.add(o.What, nodeview.CheckWarning, "kubectl manifold repair --dry-run", "%s", o.Text)
 	}
-	d.ok("sandboxes", "%d attachments", len(v.Attachments))
+	d.ok("sandboxes", "%s", words.Count(len(v.Attachments), "attachment", "attachments"))
 }

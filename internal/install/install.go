@@ -25,6 +25,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/files"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/netconf"
+	"github.com/manifold-cni/manifold/internal/words"
 )
 
 // Installer puts Manifold on a node and removes it. It replaces every file by renaming:
@@ -339,7 +340,7 @@ func (i *Installer) checkStateDir() error {
 	if err != nil || len(keys) == 0 {
 		return err
 	}
-	return cnierr.New("install", cnierr.InvalidConfig, "the journals of %d sandboxes are in %s, and would not be found in %s", len(keys), was, i.StateDir).
+	return cnierr.New("install", cnierr.InvalidConfig, "the journals of %s are in %s, and would not be found in %s", words.Count(len(keys), "sandbox", "sandboxes"), was, i.StateDir).
 		WithFix("keep that directory until these pods are deleted, or give --force")
 }
 
@@ -465,7 +466,7 @@ func (i *Installer) Uninstall(out io.Writer) error {
 		return err
 	}
 	if len(keys) > 0 || files.Exists(i.confFile()) {
-		err := cnierr.New(op, cnierr.TeardownIncomplete, "%d sandboxes are still attached; the programs stay in %s", len(keys), i.BinDir).
+		err := cnierr.New(op, cnierr.TeardownIncomplete, "%s still attached; the programs stay in %s", words.Count(len(keys), "sandbox is", "sandboxes are"), i.BinDir).
 			WithFix("delete or drain the node's pods, release what is left with CNI_COMMAND=GC, then run uninstall again with --state-dir %s", i.StateDir)
 		if !i.LeaveAttached {
 			return err

@@ -176,7 +176,7 @@ func TestAnotherDirectoryOfJournals(t *testing.T) {
 		}
 	}
 	d.attach()
-	refused("1 sandboxes", "--force")
+	refused("1 sandbox are", "--force")
 	d.Must(os.Rename(d.Path("state"), d.Path("unseen"))) // as in a pod that mounts only the other directory
 	refused("is not accessible", "--force", "uninstall")
 	d.Must(os.Mkdir(d.Path("state"), 0o700))

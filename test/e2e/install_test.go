@@ -80,7 +80,7 @@ func TestInstallOverRunningProgramsAndUninstall(t *testing.T) {
 	n.rt = n.installedRuntime()
 	p := n.addPod("app", "")
 	n.succeed("ADD", p)
-	if out, err := n.follow("uninstall.md"); err == nil || !strings.Contains(out, "1 sandboxes are still attached") {
+	if out, err := n.follow("uninstall.md"); err == nil || !strings.Contains(out, "1 sandbox is still attached") {
 		t.Errorf("uninstall with a pod: %v\n%s", err, out)
 	}
 	if out, err := n.install("uninstall", "--leave-attached"); err != nil || !exists(n.path("opt/manifold")) || exists(n.path("net.d/00-manifold.conflist")) {
