@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/rest"
@@ -124,8 +125,49 @@ func (d *doctor) order() {
 	case !first.Runs("manifold"):
 		d.failed(name, "rename it so that it sorts after "+filepath.Base(d.conf.CNIConfig), "the runtime takes %s, which is not Manifold's", first.Path)
 	default:
-		d.ok(name, "the runtime takes %s", first.Path)
+		d.loadable(name, first.Path)
 	}
+}
+
+// loadable checks that no file sorts before Manifold's, the path ours, that a runtime
+// cannot load. CRI-O passes over such a file, but containerd stops there.
+func (d *doctor) loadable(name, ours string) {
+	paths, err := libcni.ConfFiles(filepath.Dir(ours), []string{".conflist", ".conf", ".json"})
+	if err != nil {
+		d.failed(name, "make the directory readable", "%v", err)
+		return
+	}
+	good := true
+	for _, path := range paths {
+		if path >= ours {
+			continue
+		}
+		// A link may lead to where only the host can read.
+		if err := load(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			good = false
+			d.failed(name, "correct or remove "+path, "%s sorts before %s and cannot be loaded: %v: containerd then uses no configuration, and the node has no network; CRI-O passes over it", path, filepath.Base(ours), err)
+		}
+	}
+	if good {
+		d.ok(name, "the runtime takes %s", ours)
+	}
+}
+
+// load loads a network configuration as runtimes do.
+func load(path string) error {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if filepath.Ext(path) != ".conflist" {
+		_, err = libcni.NetworkPluginConfFromBytes(raw)
+		return err
+	}
+	list, err := libcni.NetworkConfFromFile(path)
+	if err == nil && len(list.Plugins) == 0 {
+		err = errors.New("no plugins")
+	}
+	return err
 }
 
 // networks checks the networks that the configuration names. Pods get these without
