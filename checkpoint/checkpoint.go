@@ -66,12 +66,16 @@ type NUMADevices struct {
 	IDs  []string
 }
 
-// IDs returns the entry's device IDs, ordered by NUMA node and within a node as in the
-// file.
+// IDs returns the entry's device IDs, each once, ordered by NUMA node and within a node
+// as in the file. The kubelet lists a device of several NUMA nodes under each of them.
 func (e Entry) IDs() []string {
 	var ids []string
 	for _, d := range e.Devices {
-		ids = append(ids, d.IDs...)
+		for _, id := range d.IDs {
+			if !slices.Contains(ids, id) {
+				ids = append(ids, id)
+			}
+		}
 	}
 	return ids
 }

@@ -66,6 +66,14 @@ func TestResponseOrder(t *testing.T) {
 	}
 }
 
+// A device of two NUMA nodes is one device in the plugin's answer.
+func TestResponseOrderOfDevicesOfSeveralNUMANodes(t *testing.T) {
+	e := Entry{AllocResp: env("E", "b,a"), Devices: []NUMADevices{{0, []string{"a", "b"}}, {1, []string{"a"}}}}
+	if got, want := e.ResponseOrder(), []string{"b", "a"}; !slices.Equal(got, want) {
+		t.Errorf("ResponseOrder = %q, want %q", got, want)
+	}
+}
+
 func FuzzResponseOrder(f *testing.F) {
 	f.Add(env("E", "b,a"), "a,b")
 	f.Add([]byte("garbage"), "a")

@@ -163,7 +163,7 @@ type Device struct {
 	Resource   string   // for example vendor.example/vfs; may be empty, unknown, for a claim's device
 	ID         string   // verbatim from the device plugin; may be empty, unknown, for a claim's device
 	Containers []string // the holders, in the pod's order; the kubelet reuses init containers' devices
-	NUMANodes  []int64  // nil when unknown
+	NUMANodes  []int64  // ascending; nil when unknown
 	// PluginIndex is the device's position, from 0, in the device plugin's response for
 	// the first of Containers; -1 if unknown.
 	PluginIndex int

@@ -214,8 +214,10 @@ func (j *joiner) add(d ContainerDevice, source string) {
 	if out.Source != source {
 		out.Source = FromBoth
 	}
-	if len(out.NUMANodes) == 0 {
-		out.NUMANodes = slices.Clone(d.NUMANodes)
+	for _, node := range d.NUMANodes { // the checkpoint lists a device once for each of its nodes
+		if at, known := slices.BinarySearch(out.NUMANodes, node); !known {
+			out.NUMANodes = slices.Insert(out.NUMANodes, at, node)
+		}
 	}
 	if !slices.Contains(out.Containers, d.Container) {
 		out.Containers = append(out.Containers, d.Container)

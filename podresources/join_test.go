@@ -88,6 +88,8 @@ func TestJoinCheckpointAlone(t *testing.T) {
 		{name: "no API configured, no UID", noAPI: true, pod: func(p *Pod) { p.UID = "" }, moments: []moment{{entries: both}}, want: "no entry for UID", err: ErrUnavailable},
 		{name: "NUMA node", noAPI: true, moments: []moment{{entries: []checkpoint.Entry{{PodUID: ours, Container: "c1", Resource: vfs,
 			Devices: []checkpoint.NUMADevices{{Node: 1, IDs: []string{"a"}}}}}}}, want: "vfs a in c1 by checkpoint node [1]\n"},
+		{name: "two NUMA nodes", noAPI: true, moments: []moment{{entries: []checkpoint.Entry{{PodUID: ours, Container: "c1", Resource: vfs,
+			Devices: []checkpoint.NUMADevices{{Node: 0, IDs: []string{"a"}}, {Node: 1, IDs: []string{"a"}}}}}}}, want: "vfs a in c1 by checkpoint node [0 1]\n"},
 	})
 }
 

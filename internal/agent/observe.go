@@ -87,9 +87,7 @@ func (k *kubelet) count(n *metrics.Node) {
 		n.Devices[metrics.DeviceState{Resource: resource, State: metrics.DeviceRegistered}] = len(ids)
 	}
 	for _, e := range c.Entries {
-		for _, d := range e.Devices {
-			n.Devices[metrics.DeviceState{Resource: e.Resource, State: metrics.DeviceAllocated}] += len(d.IDs)
-		}
+		n.Devices[metrics.DeviceState{Resource: e.Resource, State: metrics.DeviceAllocated}] += len(e.IDs())
 	}
 }
 
