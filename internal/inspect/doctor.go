@@ -76,13 +76,19 @@ func (d *doctor) failed(name, fix, format string, args ...any) {
 // refused adds a failed check for an error. A fix that the error itself carries is better
 // than the check's: it replaces the check's and is not repeated in the text.
 func (d *doctor) refused(name, fix string, err error) {
+	own, bare := withoutFix(err)
+	d.failed(name, cmp.Or(own, fix), "%v", bare)
+}
+
+// withoutFix returns the fix that err carries, and err without it.
+func withoutFix(err error) (fix string, bare error) {
 	var e *cnierr.Error
-	if errors.As(err, &e) && e.Fix != "" {
-		bare := *e
-		bare.Fix = ""
-		err, fix = &bare, e.Fix
+	if !errors.As(err, &e) || e.Fix == "" {
+		return "", err
 	}
-	d.failed(name, fix, "%v", err)
+	unfixed := *e
+	unfixed.Fix = ""
+	return e.Fix, &unfixed
 }
 
 // configuration reads the plugin's configuration and compares it with the agent's.
@@ -181,7 +187,7 @@ func (d *doctor) networks() {
 	d.network(first, "check that the default network's own pods run, since they write its configuration, or correct clusterNetwork", d.plugin.ClusterDefault)
 	further, err := d.plugin.Further()
 	if err != nil {
-		d.failed("delegates", "correct the network's configuration", "%v", err)
+		d.refused("delegates", "correct the network's configuration", err)
 	}
 	for _, raw := range further {
 		d.programsOf("delegates", raw)
@@ -203,8 +209,13 @@ func (d *doctor) network(check, fix string, find func(netconf.Definition) (json.
 		found = fmt.Sprintf("definition %s/%s", namespace, name)
 		return json.RawMessage(def.Spec.Config), nil
 	})
+	if cnierr.Is(err, cnierr.NotReady) { // the check's fix says who must provide the network
+		_, bare := withoutFix(err)
+		d.failed(check, fix, "%v", bare)
+		return
+	}
 	if err != nil {
-		d.failed(check, fix, "%v", err)
+		d.refused(check, fix, err)
 		return
 	}
 	var conf struct {
@@ -482,7 +493,7 @@ func (d *doctor) hardware() {
 func (d *doctor) view(l Local) {
 	v, err := l.view(d.ctx)
 	if err != nil {
-		d.failed("sandboxes", "see the agent's configuration", "%v", err)
+		d.refused("sandboxes", "see the agent's configuration", err)
 		return
 	}
 	for _, o := range Orphans([]*nodeview.View{v}) {

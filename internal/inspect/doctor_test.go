@@ -1,13 +1,40 @@
 package inspect
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/manifold-cni/manifold/internal/configfile"
+	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 )
+
+// A network that is missing from the node gets one fix: that of the check, which says
+// who must provide the network, not that of the look-up.
+func TestFixOfAMissingNetworkIsGivenOnce(t *testing.T) {
+	dir := t.TempDir()
+	for check, c := range map[string]struct {
+		plugin netconf.Conf
+		fix    string
+	}{
+		"default network": {netconf.Conf{ConfDir: dir, ClusterNetwork: "cluster-net"}, "check that the default network's own pods run"},
+		"network extra":   {netconf.Conf{ConfDir: dir, ClusterNetwork: "cluster-net", DefaultNets: []string{"extra"}}, "create it, or correct defaultNetworks"},
+		"network /no/dir": {netconf.Conf{ConfDir: dir, ClusterNetwork: "cluster-net", DefaultNets: []string{"/no/dir"}}, "create it, or correct defaultNetworks"},
+	} {
+		d := &doctor{ctx: t.Context(), conf: &configfile.Agent{}, plugin: &c.plugin, out: &nodeview.Diagnosis{}}
+		d.networks()
+		i := slices.IndexFunc(d.out.Checks, func(got nodeview.Check) bool { return got.Name == check })
+		if i < 0 {
+			t.Fatalf("%s is not checked: %+v", check, d.out.Checks)
+		}
+		if got := d.out.Checks[i]; got.State != nodeview.CheckFailed || !strings.HasPrefix(got.Fix, c.fix) || strings.Contains(got.Text, "put a configuration") {
+			t.Errorf("%s: %s; what to do: %s", check, got.Text, got.Fix)
+		}
+	}
+}
 
 // A file system without room for a journal is a failure, whether bytes or inodes are
 // used up. A large file system with a small share left has room for years.
