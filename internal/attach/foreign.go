@@ -72,9 +72,9 @@ func (r *run) recordedForeign() (out []*libcni.NetworkAttachment, lost, err erro
 // records returns libcni's records of the sandbox. lost says which of them have no
 // runnable configuration, so that nothing can ever be released from them.
 func (r *run) records() (out []*libcni.NetworkAttachment, lost, err error) {
-	all, err := r.cni.GetCachedAttachments(r.inv.ContainerID)
-	if err != nil && !errors.Is(err, unix.ENOTDIR) {
-		return nil, nil, cnierr.New("read libcni's records", cnierr.IO, "%w", err)
+	all, err := r.cached()
+	if err != nil {
+		return nil, nil, err
 	}
 	for _, a := range all {
 		if _, err := chain.Runnable(a); err != nil {
@@ -86,12 +86,37 @@ func (r *run) records() (out []*libcni.NetworkAttachment, lost, err error) {
 	return out, lost, nil
 }
 
+// cached returns libcni's records of the container without those of the runtime's other
+// interfaces: a container can have several, each with its own journal, and libcni does
+// not record for which of them an attachment was made.
+func (r *run) cached() ([]*libcni.NetworkAttachment, error) {
+	const op = "read libcni's records"
+	all, err := r.cni.GetCachedAttachments(r.inv.ContainerID)
+	if err != nil && !errors.Is(err, unix.ENOTDIR) {
+		return nil, cnierr.New(op, cnierr.IO, "%w", err)
+	}
+	if len(all) == 0 {
+		return nil, nil
+	}
+	err = r.Journal.Siblings(keyOf(r.inv), func(k journal.Key, e *journal.Entry, damage error) {
+		if damage != nil {
+			r.warn("skip libcni's records of the sandbox, which may belong to %s: %v", k, damage)
+			all = nil
+			return
+		}
+		all = slices.DeleteFunc(all, func(a *libcni.NetworkAttachment) bool {
+			return slices.ContainsFunc(e.Plan.Attachments, func(b plan.Attachment) bool { return b.Network == a.Network && b.IfName == a.IfName })
+		})
+	})
+	return all, err
+}
+
 // forgetLost removes the sandbox's records from which nothing can be released. It runs
 // once everything else is released: no later DEL or GC would get further with them.
 func (r *run) forgetLost() error {
-	all, err := r.cni.GetCachedAttachments(r.inv.ContainerID)
-	if err != nil && !errors.Is(err, unix.ENOTDIR) {
-		return cnierr.New("read libcni's records", cnierr.IO, "%w", err)
+	all, err := r.cached()
+	if err != nil {
+		return err
 	}
 	for _, a := range all {
 		if _, err := chain.Runnable(a); err == nil {

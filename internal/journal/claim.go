@@ -79,7 +79,7 @@ func (d Dir) Claim(ctx context.Context, device string, k Key, held func(Key) (bo
 // is none. An unreadable journal is an error, since it may be the holder's.
 func (d Dir) user(device string, k Key) (user Key, err error) {
 	var last time.Time
-	err = d.others(k, func(other Key, e *Entry, err error) error {
+	err = d.others(k, anyKey, func(other Key, e *Entry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -94,15 +94,15 @@ func (d Dir) user(device string, k Key) (user Key, err error) {
 	return user, nil
 }
 
-// others visits the journals of all sandboxes except k, each with the error from
-// reading it, until a visit fails.
-func (d Dir) others(k Key, visit func(other Key, e *Entry, err error) error) error {
+// others visits the journals of the sandboxes except k that which accepts, each with the
+// error from reading it, until a visit fails.
+func (d Dir) others(k Key, which func(Key) bool, visit func(other Key, e *Entry, err error) error) error {
 	keys, err := d.List()
 	if err != nil {
 		return err
 	}
 	for _, other := range keys {
-		if other == k {
+		if other == k || !which(other) {
 			continue
 		}
 		e, err := d.Open(other)
@@ -116,6 +116,18 @@ func (d Dir) others(k Key, visit func(other Key, e *Entry, err error) error) err
 	return nil
 }
 
+// Siblings visits the journals of the other interfaces that the runtime gave to the
+// container of k, each with the error from reading it.
+func (d Dir) Siblings(k Key, visit func(other Key, e *Entry, err error)) error {
+	return d.others(k, func(other Key) bool { return other.ContainerID == k.ContainerID }, func(other Key, e *Entry, err error) error {
+		visit(other, e, err)
+		return nil
+	})
+}
+
+// anyKey is the filter of [Dir.others] that accepts every sandbox.
+func anyKey(Key) bool { return true }
+
 // Had returns the attachment through which another sandbox of this boot has or had
 // the device with this ID (and with this resource, if device names one), provided
 // that its PCI function is known. Of several it is the one begun last; it is nil when
@@ -127,7 +139,7 @@ func (d Dir) Had(ctx context.Context, k Key, device *plan.Device) (*plan.Attachm
 	var out *plan.Attachment
 	var begun time.Time
 	var unread error
-	err := d.others(k, func(other Key, e *Entry, err error) error {
+	err := d.others(k, anyKey, func(other Key, e *Entry, err error) error {
 		if err != nil {
 			may, err2 := d.mayHave(ctx, other)
 			if may || err2 != nil {

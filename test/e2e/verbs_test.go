@@ -406,3 +406,19 @@ func TestUndoingTouchesNothingForeign(t *testing.T) {
 	}
 	n.unchanged(host)
 }
+
+// DEL of an interface that the runtime never asked for succeeds, and releases nothing of
+// what the same container has by another interface.
+func TestDELOfAnotherInterfaceOfTheContainer(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	p := n.addPod("pod", "plain")
+	n.succeed("ADD", p)
+	n.rt.Env = append(n.rt.Env, "CNI_IFNAME=eth1")
+	n.succeed("DEL", p)
+	n.rt.Env = n.rt.Env[:len(n.rt.Env)-1]
+	n.succeed("CHECK", p)
+	n.succeed("DEL", p)
+	n.emptySandbox(p)
+}
