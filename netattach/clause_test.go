@@ -33,6 +33,7 @@ func TestClauseSelection(t *testing.T) {
 		want []Selection
 	}{
 		"MN-4.1.1-comma":           {" a , ns/b,c@if0 ", []Selection{{Namespace: "pod", Name: "a"}, {Namespace: "ns", Name: "b"}, {Namespace: "pod", Name: "c", Interface: "if0"}}},
+		"MN-4.1.1-comma/blanks":    {"ns / b @ if0", []Selection{{Namespace: "ns", Name: "b", Interface: "if0"}}},
 		"MN-4.1.1-comma/empty":     {"  ", nil},
 		"MN-4.1.2-json":            {`[{"name":"a"},{"name":"b","namespace":"ns"}]`, []Selection{{Namespace: "pod", Name: "a"}, {Namespace: "ns", Name: "b"}}},
 		"MN-4.1.2-json/unknown":    {`[{"name":"a","x.y/z":1,"new":2}]`, []Selection{{Namespace: "pod", Name: "a", Unknown: map[string]json.RawMessage{"x.y/z": json.RawMessage("1"), "new": json.RawMessage("2")}}}},
@@ -99,6 +100,7 @@ func TestClauseSelectionRefused(t *testing.T) {
 		"MN-4.1.2-ips/null":              {`[{"name":"a","ips":[null]}]`, []string{"ips"}},
 		"MN-4.1.2-ips/type":              {`[{"name":"a","ips":"10.0.0.1"}]`, []string{"pod/a", "ips", "wrong type"}},
 		"MN-4.1.2-ips/type, namespace":   {`[{"namespace":"ns","name":"a","ips":"10.0.0.1"}]`, []string{"ns/a", "ips", "wrong type"}},
+		"MN-4.1.2-interface/two":         {"a@b@c", []string{"pod/a", "namespace/name@interface"}},
 		"MN-4.1.2-interface/empty":       {"a@", []string{"pod/a", "namespace/name@interface"}},
 		"MN-4.1.2-mac/short":             {`[{"name":"a","mac":"02:00"}]`, []string{"mac", "6 bytes"}},
 		"MN-4.1.2-mac/eight":             {`[{"name":"a","mac":"c2:11:22:33:44:55:66:77"}]`, []string{"mac", "6 bytes"}},

@@ -117,7 +117,7 @@ func inEntry(i int, s *Selection, err error) error {
 	return &Error{Entry: entry, Err: err}
 }
 
-// parseComma parses the comma form.
+// parseComma parses the comma form. It ignores blanks around each name.
 func parseComma(text, podNamespace string) ([]Selection, error) {
 	if text == "" {
 		return nil, nil
@@ -138,8 +138,8 @@ func parseComma(text, podNamespace string) ([]Selection, error) {
 		if !hasNS {
 			ns, name = podNamespace, rest
 		}
-		s.Namespace, s.Name, s.Interface = ns, name, ifName
-		if hasNS && ns == "" || hasIf && ifName == "" {
+		s.Namespace, s.Name, s.Interface = strings.TrimSpace(ns), strings.TrimSpace(name), strings.TrimSpace(ifName)
+		if hasNS && s.Namespace == "" || hasIf && s.Interface == "" || strings.Contains(ifName, "@") {
 			return nil, inEntry(i, &s, fieldError("", "%s is not of the form namespace/name@interface", clip(part)))
 		}
 		out = append(out, s)
