@@ -1,9 +1,12 @@
 package inspect
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/manifold-cni/manifold/internal/agent"
 	"github.com/manifold-cni/manifold/internal/configfile"
@@ -14,6 +17,19 @@ import (
 // Local is the node that the program runs on.
 type Local struct {
 	Config string // path of the agent's configuration file
+
+	patience time.Duration // how long the agent is waited for; 0: agentTime
+}
+
+// agentTime is how long a running agent may take to answer about its node.
+const agentTime = 15 * time.Second
+
+// ask asks the agent by its socket. An agent that does not answer in time counts as one
+// that does not run: people look at a node when something is broken.
+func (l Local) ask(ctx context.Context, conf *configfile.Agent, q plan.Question) (json.RawMessage, error) {
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(l.patience, agentTime))
+	defer cancel()
+	return plan.Client{Socket: conf.Socket}.Inspect(ctx, q)
 }
 
 // Views implements [Nodes].
@@ -53,7 +69,7 @@ func (l Local) view(ctx context.Context) (*nodeview.View, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := plan.Client{Socket: conf.Socket}.Inspect(ctx, plan.Question{About: plan.AboutNode})
+	raw, err := l.ask(ctx, conf, plan.Question{About: plan.AboutNode})
 	if err == nil {
 		return nodeview.Decode(raw)
 	}
@@ -69,7 +85,7 @@ func (l Local) Explain(ctx context.Context, namespace, name string) (*nodeview.E
 	if err != nil {
 		return nil, err
 	}
-	raw, err := plan.Client{Socket: conf.Socket}.Inspect(ctx, plan.Question{About: plan.AboutPod, Namespace: namespace, Name: name})
+	raw, err := l.ask(ctx, conf, plan.Question{About: plan.AboutPod, Namespace: namespace, Name: name})
 	switch {
 	case err == nil:
 		return nodeview.DecodeExplanation(raw)
