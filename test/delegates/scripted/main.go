@@ -2,11 +2,10 @@
 // like a real plugin, lie, hang or die. Tests of how Manifold handles bad delegates
 // run it next to the reference plugins.
 //
-// It creates a veth pair, named on the host "s", the container ID's first ten
-// characters and the last character of CNI_IFNAME. One end goes into the sandbox as
-// CNI_IFNAME, with the mac, mtu and addresses of the configuration. With "device"
-// it moves that network device instead. Its own key "script" says by verb what else
-// happens:
+// It creates a veth pair, named on the host "s" and a hash of the container ID and
+// CNI_IFNAME. One end goes into the sandbox as CNI_IFNAME, with the mac, mtu and
+// addresses of the configuration. With "device" it moves that network device instead.
+// Its own key "script" says by verb what else happens:
 //
 //	{"type": "scripted", "addresses": ["10.1.2.3/24"], "log": "/tmp/calls",
 //	 "script": {"ADD": {"exit": 3, "stdout": "garbage"}}}
@@ -20,6 +19,8 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -131,9 +132,12 @@ func wait(gate string) error {
 
 func nothing(*skel.CmdArgs, *config, script) error { return nil }
 
-// hostName returns the name of the host's end of the pair.
+// hostName returns the name of the host's end of the pair. It is a hash, because the
+// container ID does not fit in the 15 bytes of an interface name and part of it would
+// not be unique.
 func hostName(a *skel.CmdArgs) string {
-	return "s" + a.ContainerID[:min(10, len(a.ContainerID))] + a.IfName[len(a.IfName)-1:]
+	sum := sha256.Sum256([]byte(a.ContainerID + "/" + a.IfName))
+	return "s" + hex.EncodeToString(sum[:7])
 }
 
 func add(a *skel.CmdArgs, c *config, s script) error {
