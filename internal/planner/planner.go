@@ -115,11 +115,16 @@ func (s *Selection) chosenDefault() (*request, error) {
 	if s.pod == nil || strings.TrimSpace(s.pod.Annotations[netattach.DefaultNetworkAnnotation]) == "" {
 		return nil, nil
 	}
+	const op = "read annotation " + netattach.DefaultNetworkAnnotation
 	sel, err := s.parse(netattach.DefaultNetworkAnnotation, s.inv.Conf.MultusNamespace)
-	if err == nil && len(sel) != 1 {
-		err = cnierr.New("read annotation "+netattach.DefaultNetworkAnnotation, cnierr.InvalidAnnotation,
-			"it selects %d networks but must select one", len(sel)).
+	switch {
+	case err != nil:
+	case len(sel) != 1:
+		err = cnierr.New(op, cnierr.InvalidAnnotation, "it selects %d networks but must select one", len(sel)).
 			WithFix("keep one network in it, and select the others in %s", netattach.NetworksAnnotation)
+	case sel[0].Interface != "" && sel[0].Interface != s.inv.IfName:
+		err = cnierr.New(op, cnierr.InvalidAnnotation, "it asks for the interface %s, but the container runtime names this one %s", sel[0].Interface, s.inv.IfName).
+			WithFix("drop the interface from it")
 	}
 	if err != nil {
 		return nil, s.ignore("the configuration's default network is attached", err)
@@ -175,20 +180,23 @@ func (s *Selection) selectAnnotated() error {
 		return s.ignore("only the default network is attached", err)
 	}
 	for _, one := range sel {
-		for _, key := range one.UnknownReserved() {
-			s.warnings = append(s.warnings, fmt.Sprintf("network %s: annotation key %q is reserved and has no effect", one, key))
-		}
 		s.requests = append(s.requests, request{Selection: one, why: "the pod's annotation"})
 	}
 	return nil
 }
 
-// parse reads an annotation of the pod. Entries without a namespace are of namespace.
+// parse reads an annotation of the pod, and warns about keys that have no effect.
+// Entries without a namespace are of namespace.
 func (s *Selection) parse(key, namespace string) ([]netattach.Selection, error) {
 	sel, err := netattach.ParseSelections(s.pod.Annotations[key], namespace)
 	if err != nil {
 		return nil, cnierr.New("read annotation "+key, cnierr.InvalidAnnotation, "%w", err).
 			WithFix("correct the pod's annotation, or its template's, and recreate the pod")
+	}
+	for _, one := range sel {
+		for _, key := range one.UnknownReserved() {
+			s.warnings = append(s.warnings, fmt.Sprintf("network %s: annotation key %q is reserved and has no effect", one, key))
+		}
 	}
 	return sel, nil
 }

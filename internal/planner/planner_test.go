@@ -181,9 +181,12 @@ func TestPlansOfConfiguredNetworks(t *testing.T) {
 			"eth0=infra/net"},
 		"invalid default network ignored": {
 			world{conf: map[string]any{"invalidAnnotation": "ignore"}, defaultNet: "[null]", networks: "plain", definitions: one}, "eth0=cluster net1=shop/plain"},
-		"both annotations ignored":   {world{conf: map[string]any{"invalidAnnotation": "ignore"}, defaultNet: "a,b", networks: "[null]"}, "eth0=cluster"},
-		"blank default network":      {world{defaultNet: " "}, "eth0=cluster"},
-		"invalid annotation ignored": {world{conf: map[string]any{"invalidAnnotation": "ignore"}, networks: "[null]"}, "eth0=cluster"},
+		"both annotations ignored": {world{conf: map[string]any{"invalidAnnotation": "ignore"}, defaultNet: "a,b", networks: "[null]"}, "eth0=cluster"},
+		"invalid interface of the default network ignored": {
+			world{conf: map[string]any{"invalidAnnotation": "ignore"}, defaultNet: "shop/plain@net9", definitions: one}, "eth0=cluster"},
+		"the default network's interface as the runtime names it": {world{defaultNet: "shop/plain@eth0", definitions: one}, "eth0=shop/plain"},
+		"blank default network":                                   {world{defaultNet: " "}, "eth0=cluster"},
+		"invalid annotation ignored":                              {world{conf: map[string]any{"invalidAnnotation": "ignore"}, networks: "[null]"}, "eth0=cluster"},
 	})
 }
 
@@ -265,6 +268,7 @@ func TestRefusals(t *testing.T) {
 		"too large":            {world{networks: strings.Repeat("b,", 7) + "b", definitions: map[string]string{"b": large}}, cnierr.InvalidAnnotation, []string{"bytes in total"}},
 		"large args":           {world{networks: `[{"name":"c","cni-args":{"x":"` + strings.Repeat("y", 100<<10) + `"}}]`, definitions: map[string]string{"c": chain}}, cnierr.InvalidAnnotation, []string{"cni-args"}},
 		"two routes":           {world{defaultNet: `[{"name":"r","namespace":"shop","default-route":["10.0.0.1"]}]`, networks: `[{"name":"r","default-route":["10.0.0.2"]}]`, definitions: map[string]string{"r": `{"type":"ptp"}`}}, cnierr.InvalidAnnotation, []string{"default-route", "shop/r"}},
+		"default's interface":  {world{defaultNet: "shop/p@net9", definitions: map[string]string{"p": `{"type":"ptp"}`}}, cnierr.InvalidAnnotation, []string{netattach.DefaultNetworkAnnotation, "asks for the interface net9", "names this one eth0"}},
 		"two defaults":         {world{defaultNet: "a,b"}, cnierr.InvalidAnnotation, []string{"2 networks", "keep one", "k8s.v1.cni.cncf.io/networks"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -281,6 +285,21 @@ func TestRefusals(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A key that has no effect causes a warning, in either annotation.
+func TestWarningsAboutUnknownKeys(t *testing.T) {
+	const entry = `[{"name":"p","namespace":"shop","colour":1,"x.y/z":1}]`
+	one := map[string]string{"p": `{"type":"ptp"}`}
+	for name, w := range map[string]world{"networks": {networks: entry, definitions: one}, "default network": {defaultNet: entry, definitions: one}} {
+		p, err := w.plan(t)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(p.Warnings, "; "); got != `network shop/p: annotation key "colour" is reserved and has no effect` {
+			t.Errorf("%s: warnings %q", name, got)
+		}
 	}
 }
 
