@@ -387,6 +387,9 @@ func (e *Entry) Unreleased() []int {
 func read(path string) (*Entry, error) {
 	op := "read journal " + filepath.Base(path)
 	f, err := os.Open(path)
+	if errors.Is(err, unix.ENAMETOOLONG) { // no file can have that name
+		err = fmt.Errorf("%w: %w", os.ErrNotExist, err)
+	}
 	if err != nil {
 		return nil, ioError(op, err)
 	}

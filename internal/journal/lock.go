@@ -190,7 +190,8 @@ func (l *Lock) Unlock(remove bool) error {
 		unborn := strings.TrimSuffix(l.path, lockSuffix) + suffix + newSuffix
 		for _, path := range []string{unborn, l.path} {
 			// One system call; os.Remove makes two for a missing file.
-			if e := unix.Unlink(path); !errors.Is(e, os.ErrNotExist) {
+			// No file can have a name that is too long.
+			if e := unix.Unlink(path); !errors.Is(e, os.ErrNotExist) && !errors.Is(e, unix.ENAMETOOLONG) {
 				err = errors.Join(err, e)
 			}
 		}

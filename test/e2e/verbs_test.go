@@ -422,3 +422,23 @@ func TestDELOfAnotherInterfaceOfTheContainer(t *testing.T) {
 	n.succeed("DEL", p)
 	n.emptySandbox(p)
 }
+
+// A sandbox with a container ID so long that its journal can have no name is refused,
+// and its DEL succeeds: nothing was attached.
+func TestContainerIDThatIsTooLongForAFile(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	before := n.state()
+	p := n.addPod("pod", "plain")
+	for _, length := range []int{240, 243, 246, 250, 255, 256, 5000} { // of the names of lock, journal and unfinished journal, more and more are too long
+		p.ID = strings.Repeat("a", length)
+		if res := n.call("ADD", p); res.Error == nil || !strings.Contains(res.Error.Msg, "too long") {
+			t.Errorf("ADD with a container ID of %d bytes: %s", length, res.Stdout)
+		}
+		n.emptySandbox(p)
+		n.succeed("DEL", p)
+	}
+	n.must(p.ns.Delete())
+	n.unchanged(before)
+}
