@@ -93,12 +93,14 @@ func (r *run) releaseAll(ctx context.Context) []error {
 }
 
 // close removes the journal of a released sandbox. Before that it gives back the claims
-// of VFs on which no delegate ran.
+// of VFs on which no delegate ran, and removes the files that were written for these
+// delegates.
 func (r *run) close(ctx context.Context) error {
 	defer r.Times.part(partClose)()
 	for i := range r.entry.Plan.Attachments {
 		if phase, _ := r.entry.Phase(i); phase == "" || phase == journal.Untouched {
-			if err := r.unclaim(ctx, &r.entry.Plan.Attachments[i]); err != nil {
+			a := &r.entry.Plan.Attachments[i]
+			if err := errors.Join(r.unclaim(ctx, a), removeDeviceInfo(a)); err != nil {
 				return err
 			}
 		}

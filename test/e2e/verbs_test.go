@@ -442,3 +442,21 @@ func TestContainerIDThatIsTooLongForAFile(t *testing.T) {
 	n.must(p.ns.Delete())
 	n.unchanged(before)
 }
+
+// A sandbox whose delegate cannot be started leaves no device-information file behind.
+func TestDeviceInformationOfADelegateThatCannotBeStarted(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	n.must(os.WriteFile(n.path("bin/foreign"), []byte("a program for another machine"), 0o755))
+	n.define("foreign", nicA, `{"cniVersion":"1.0.0","type":"foreign","capabilities":{"CNIDeviceInfoFile":true}}`)
+	id := n.device("nic0")
+	n.file("devinfo/dp/"+strings.ReplaceAll(nicA, "/", "-")+"-"+id+"-device.json", `{"type":"pci","version":"1.1.0","pci":{"pci-address":"0000:21:10.4"}}`)
+	before := n.state()
+	p := n.addPod("pod", "foreign", "c1")
+	n.allocate(p, "c1", nicA, id)
+	n.refuse("ADD", p, 108, "foreign")
+	n.succeed("DEL", p)
+	n.must(p.ns.Delete())
+	n.unchanged(before)
+}
