@@ -254,13 +254,17 @@ func (l *Lock) EndDescendants() {
 	}
 }
 
-// endOrphans kills the holders of path when none of them is a Manifold shim. It
-// returns the holders and whether they were all orphans.
+// agentProgram is the agent's program. The agent holds a sandbox's lock while it
+// repairs the sandbox's VF.
+const agentProgram = "manifold-agent"
+
+// endOrphans kills the holders of path when none of them is a Manifold shim or the
+// agent. It returns the holders and whether they were all orphans.
 func endOrphans(path string) (pids []int, ended bool) {
 	self := program("self")
 	pids = holders(path)
 	for _, pid := range pids {
-		if program(strconv.Itoa(pid)) == self {
+		if is := program(strconv.Itoa(pid)); is == self || is == agentProgram {
 			return pids, false
 		}
 	}
@@ -280,7 +284,8 @@ func program(pid string) string {
 	return strings.TrimSuffix(filepath.Base(exe), " (deleted)")
 }
 
-// holders returns the IDs of the processes that have path open.
+// holders returns the IDs of the processes that hold the flock on path, by having it
+// taken or inherited.
 func holders(path string) []int {
 	want, err := os.Stat(path)
 	if err != nil {
@@ -295,11 +300,27 @@ func holders(path string) []int {
 		}
 		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid)) // the process may have exited
 		for _, fd := range fds {
-			if fi, err := os.Stat(fd); err == nil && os.SameFile(fi, want) {
+			if fi, err := os.Stat(fd); err == nil && os.SameFile(fi, want) && isLocked(pid, filepath.Base(fd)) {
 				pids = append(pids, pid)
 				break
 			}
 		}
 	}
 	return pids
+}
+
+// isLocked reports whether a process's descriptor is of an open file that has a flock.
+// Other processes open a lock file too, for the moment that it takes to find out
+// whether the lock is free, and must not be killed for that.
+func isLocked(pid int, fd string) bool {
+	info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%s", pid, fd))
+	if err != nil {
+		return false // the process has exited or closed the file
+	}
+	for line := range strings.Lines(string(info)) {
+		if strings.HasPrefix(line, "lock:") && strings.Contains(line, "FLOCK") {
+			return true
+		}
+	}
+	return false
 }
