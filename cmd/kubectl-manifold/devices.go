@@ -67,7 +67,7 @@ func (o *devicesOptions) run(ctx context.Context, streams genericiooptions.IOStr
 
 // devicesText writes a line for each virtual function.
 func devicesText(w io.Writer, all *views, wide bool) error {
-	t := table{header: []string{"NODE", "DEVICE", "PF", "VF", "NUMA", "DRIVER", "USE", "POD", "CONTAINER", "RESOURCE", "DRIFT", "QUARANTINE", "STATE"}, empty: "there is no virtual function " + all.where()}
+	t := table{header: []string{"NODE", "DEVICE", "PF", "VF", "NUMA", "DRIVER", "USE", "POD", "CONTAINER", "RESOURCE", "DRIFT", "QUARANTINE", "STATE"}, empty: all.nothing("there is no virtual function")}
 	if wide {
 		t.header = []string{"NODE", "DEVICE", "PF", "VF", "NUMA", "DRIVER", "USE", "POD", "CONTAINER", "RESOURCE", "PFDEV", "IOMMU", "NETDEVS", "NETWORK", "INTERFACE", "DRIFT", "QUARANTINE", "STATE"}
 	}

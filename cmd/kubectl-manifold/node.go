@@ -62,14 +62,30 @@ type views struct {
 // problems prints a warning for everything that could not be read, and reports whether
 // there was anything.
 func (v *views) problems(w io.Writer) bool {
-	some := false
+	unread := v.unread()
+	for _, p := range unread {
+		_ = printLine(w, "warning: "+p) // there is nowhere else to report it
+	}
+	return len(unread) > 0
+}
+
+// unread returns what could not be read, each with its node.
+func (v *views) unread() (all []string) {
 	for _, n := range v.Nodes {
 		for _, p := range n.Problems {
-			some = true
-			_ = printLine(w, "warning: node "+n.Node+": "+p) // there is nowhere else to report it
+			all = append(all, "node "+n.Node+": "+p)
 		}
 	}
-	return some
+	return all
+}
+
+// asRead returns a sentence that says that there is nothing, qualified if something could
+// not be read.
+func asRead(sentence string, everything bool) string {
+	if everything {
+		return sentence
+	}
+	return sentence + ", as far as could be read: see the warnings"
 }
 
 // foundIf returns errFound if something is wrong.
@@ -80,10 +96,11 @@ func foundIf(wrong bool) error {
 	return nil
 }
 
-// where names the nodes on which there is nothing to show.
-func (v *views) where() string {
+// nothing returns the sentence for an answer without lines, such as "nothing is attached".
+func (v *views) nothing(sentence string) string {
+	where := fmt.Sprintf("on %d nodes", len(v.Nodes))
 	if len(v.Nodes) == 1 {
-		return "on node " + v.Nodes[0].Node
+		where = "on node " + v.Nodes[0].Node
 	}
-	return fmt.Sprintf("on %d nodes", len(v.Nodes))
+	return asRead(sentence+" "+where, len(v.unread()) == 0)
 }

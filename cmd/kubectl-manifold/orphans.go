@@ -19,7 +19,8 @@ without a DEL or whose DEL has failed.
 
 // orphans are what orphans prints as JSON and YAML.
 type orphans struct {
-	Orphans []inspect.Orphan `json:"orphans"`
+	Orphans  []inspect.Orphan `json:"orphans"`
+	Problems []string         `json:"problems,omitempty"` // what could not be read, with its node
 }
 
 func newOrphans(streams genericiooptions.IOStreams, kube *genericclioptions.ConfigFlags) *cobra.Command {
@@ -51,7 +52,7 @@ func listOrphans(ctx context.Context, streams genericiooptions.IOStreams, n *nod
 		return err
 	}
 	wrong := all.problems(streams.ErrOut)
-	found := orphans{inspect.Orphans(all.Nodes)}
+	found := orphans{inspect.Orphans(all.Nodes), all.unread()}
 	if err := o.print(streams.Out, found, func(w io.Writer, _ bool) error { return found.text(w) }); err != nil {
 		return err
 	}
@@ -60,7 +61,7 @@ func listOrphans(ctx context.Context, streams genericiooptions.IOStreams, n *nod
 
 // text writes a line for each orphan.
 func (o orphans) text(w io.Writer) error {
-	t := table{header: []string{"NODE", "WHAT", "POD", "NETWORK", "KIND", "FOUND"}, empty: "nothing was left behind"}
+	t := table{header: []string{"NODE", "WHAT", "POD", "NETWORK", "KIND", "FOUND"}, empty: asRead("nothing was left behind", len(o.Problems) == 0)}
 	for _, one := range o.Orphans {
 		t.add(red, one.Node, one.What, one.Pod, one.Network, one.Kind, one.Text)
 	}

@@ -51,6 +51,7 @@ func newRepair(streams genericiooptions.IOStreams, kube *genericclioptions.Confi
 type repairs struct {
 	DryRun  bool             `json:"dryRun"`
 	Repairs []inspect.Repair `json:"repairs"`
+	partial bool             // not everything could be read
 }
 
 func (o *repairOptions) run(ctx context.Context, streams genericiooptions.IOStreams, args []string) error {
@@ -61,7 +62,7 @@ func (o *repairOptions) run(ctx context.Context, streams genericiooptions.IOStre
 	if problem != nil && done == nil {
 		return fmt.Errorf("repair: %w", problem)
 	}
-	found := repairs{o.dry, done}
+	found := repairs{o.dry, done, problem != nil}
 	if err := o.out.print(streams.Out, found, func(w io.Writer, _ bool) error { return found.text(w) }); err != nil {
 		return err
 	}
@@ -105,7 +106,7 @@ func (r repairs) text(w io.Writer) error {
 	if r.DryRun {
 		title = "WOULD DO"
 	}
-	t := table{header: []string{"NODE", "DEVICE", "POD", "KIND", "FOUND", title}, empty: "there is nothing to repair"}
+	t := table{header: []string{"NODE", "DEVICE", "POD", "KIND", "FOUND", title}, empty: asRead("there is nothing to repair", !r.partial)}
 	for _, one := range r.Repairs {
 		t.add(verdict(!one.Left), one.Node, one.Device, one.Pod, string(one.Kind), one.Text, one.Action)
 	}

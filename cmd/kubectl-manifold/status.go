@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -81,7 +82,7 @@ func (o *statusOptions) run(ctx context.Context, streams genericiooptions.IOStre
 	}
 	wrong = all.problems(streams.ErrOut) || wrong
 	if pod != "" && !some {
-		return fmt.Errorf("pod %s/%s has no attachment: its ADD was refused and undone, or has not come; run kubectl manifold explain to see why", namespace, pod)
+		return errors.New(noAttachment(namespace, pod, all))
 	}
 	empty := o.nothing(namespace, all)
 	if err := o.out.print(streams.Out, all, func(w io.Writer, wide bool) error { return statusText(w, all, empty, wide) }); err != nil {
@@ -90,12 +91,21 @@ func (o *statusOptions) run(ctx context.Context, streams genericiooptions.IOStre
 	return foundIf(wrong)
 }
 
+// noAttachment says that a pod has no attachment, and why if that is certain.
+func noAttachment(namespace, pod string, all *views) string {
+	none := fmt.Sprintf("pod %s/%s has no attachment", namespace, pod)
+	if len(all.unread()) > 0 {
+		return asRead(none, false)
+	}
+	return none + ": its ADD was refused and undone, or has not come; run kubectl manifold explain to see why"
+}
+
 // nothing returns the sentence for an empty answer.
 func (o *statusOptions) nothing(namespace string, all *views) string {
 	if o.all {
-		return "nothing is attached " + all.where()
+		return all.nothing("nothing is attached")
 	}
-	return "nothing in namespace " + namespace + " is attached " + all.where()
+	return all.nothing("nothing in namespace " + namespace + " is attached")
 }
 
 // views returns the views of the nodes that the flags and the pod choose.

@@ -17,7 +17,7 @@ func Explain(docs []Document, in Setting) ([]*nodeview.Explanation, []Problem, e
 		return nil, nil, err
 	}
 	d := sortOut(docs, in.Namespace)
-	var out []*nodeview.Explanation
+	out := []*nodeview.Explanation{} // an empty list in JSON, not null
 	for i := range d.pods {
 		p := &d.pods[i]
 		e := &nodeview.Explanation{Version: nodeview.Version, Pod: plan.Pod{Namespace: p.pod.Namespace, Name: p.pod.Name}}

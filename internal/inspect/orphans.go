@@ -23,7 +23,7 @@ const kindGone = "gone"
 // Orphans returns the orphans of nodes: the reconciler's findings about VFs, and
 // attachments whose sandbox has died or whose DEL has failed.
 func Orphans(views []*nodeview.View) []Orphan {
-	var out []Orphan
+	out := []Orphan{} // an empty list in JSON, not null
 	for _, v := range views {
 		for i := range v.Findings {
 			f := &v.Findings[i]
