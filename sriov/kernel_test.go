@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/sriov"
@@ -122,12 +123,70 @@ func TestKernelUndoesSettings(t *testing.T) {
 	}
 	// Settings that were there before and are missing now are restored, too.
 	has := before
-	has.Settings = &sriov.Settings{AltNames: []string{"wan"}, Flags: unix.IFF_MULTICAST | unix.IFF_ALLMULTI, TxQueue: 500, Group: 3}
+	settings := *before.Settings
+	settings.AltNames, settings.Flags, settings.TxQueue, settings.Group = []string{"wan"}, unix.IFF_MULTICAST|unix.IFF_ALLMULTI, 500, 3
+	has.Settings = &settings
 	if err := links.SetNetDev("veth7", has); err != nil {
 		t.Fatal(err)
 	}
 	if now := must(links.Link("wan"))(t).NetDev; !reflect.DeepEqual(now, has) {
 		t.Errorf("made %+v, want %+v", now.Settings, has.Settings)
+	}
+}
+
+// What a pod with NET_ADMIN may leave on a network device that redirects or slows the
+// traffic of its next user is detected and undone, unless it was there before.
+func TestKernelUndoesWhatHarmsTraffic(t *testing.T) {
+	if !harness.Alone(t) {
+		return
+	}
+	var links sriov.Kernel
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "veth7"
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer"}); err != nil {
+		t.Fatal(err)
+	}
+	link := must(netlink.LinkByName("veth7"))(t)
+	change := func(kind int, value []byte) error {
+		req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+		msg.Index = int32(link.Attrs().Index)
+		req.AddData(msg)
+		req.AddData(nl.NewRtAttr(kind, value))
+		_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+		return err
+	}
+	before := must(links.Link("veth7"))(t).NetDev
+	if err := errors.Join(
+		change(unix.IFLA_BROADCAST, []byte{2, 0, 0, 0, 0, 0x99}), change(unix.IFLA_LINKMODE, []byte{1}),
+		change(unix.IFLA_GSO_MAX_SIZE, nl.Uint32Attr(3000)), change(unix.IFLA_GSO_MAX_SEGS, nl.Uint32Attr(2)), change(unix.IFLA_GRO_MAX_SIZE, nl.Uint32Attr(2000)),
+	); err != nil {
+		t.Fatal(err)
+	}
+	used := must(links.Link("veth7"))(t).NetDev
+	left := sriov.Sentences((&sriov.Snapshot{NetDevs: []sriov.NetDev{before}}).Compare(&sriov.Snapshot{NetDevs: []sriov.NetDev{used}}))
+	for _, want := range []string{
+		"broadcast address of veth7: wanted ff:ff:ff:ff:ff:ff, found 02:00:00:00:00:99", "link mode of veth7: wanted default, found dormant",
+		"gso_max_size of veth7", "gso_max_segs of veth7: wanted 65535, found 2", "gro_max_size of veth7",
+	} {
+		if !strings.Contains(left, want) {
+			t.Errorf("not found: %s; found: %s", want, left)
+		}
+	}
+	for _, to := range []sriov.NetDev{before, used, before} {
+		if err := links.SetNetDev("veth7", to); err != nil {
+			t.Fatal(err)
+		}
+		if now := must(links.Link("veth7"))(t).NetDev; !reflect.DeepEqual(now, to) {
+			t.Errorf("made %+v, want %+v", now.Settings, to.Settings)
+		}
+	}
+	// A snapshot of an older version says nothing about them.
+	older := before
+	older.Settings = &sriov.Settings{Flags: before.Settings.Flags, TxQueue: before.Settings.TxQueue}
+	used.Settings.LinkMode = 0 // the default, for which an older snapshot stands
+	if left := (&sriov.Snapshot{NetDevs: []sriov.NetDev{older}}).Compare(&sriov.Snapshot{NetDevs: []sriov.NetDev{used}}); len(left) > 0 {
+		t.Errorf("differs from a snapshot without them: %v", left)
 	}
 }
 
@@ -143,7 +202,9 @@ func TestKernelUndoesManyNames(t *testing.T) {
 		t.Errorf("%d alternative names, want %d", len(now.Settings.AltNames), names)
 	}
 	to := now
-	to.Settings = &sriov.Settings{Flags: now.Settings.Flags, TxQueue: now.Settings.TxQueue}
+	settings := *now.Settings
+	settings.AltNames = nil
+	to.Settings = &settings
 	if err := links.SetNetDev("veth7", to); err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 
@@ -21,6 +22,39 @@ type Settings struct {
 	TxQueue  int      `json:"txQueue,omitempty"`  // length in packets
 	Group    uint32   `json:"group,omitempty"`
 	XDP      []uint32 `json:"xdp,omitempty"` // IDs of the programs that see incoming packets first
+	// Broadcast is the hardware address to which broadcasts are sent, among them the
+	// questions of ARP: whoever changes it receives them. It is empty if it was not
+	// recorded, and for InfiniBand, whose driver sets it.
+	Broadcast string `json:"broadcast,omitempty"`
+	LinkMode  uint8  `json:"linkMode,omitempty"` // IF_LINK_MODE_*, 0 for the default
+	// Limits are the longest packets that segmentation and receive offload make, by
+	// their names in 'ip link', as far as they were recorded.
+	Limits map[string]uint32 `json:"limits,omitempty"`
+}
+
+// limits are the attributes of [Settings].Limits. The kernel applies them in this
+// order, in which a limit for IPv4 comes after the limit for all that may change it.
+var limits = []struct {
+	kind int
+	name string
+}{
+	{unix.IFLA_GSO_MAX_SIZE, "gso_max_size"},
+	{unix.IFLA_GSO_MAX_SEGS, "gso_max_segs"},
+	{unix.IFLA_GRO_MAX_SIZE, "gro_max_size"},
+	{unix.IFLA_GSO_IPV4_MAX_SIZE, "gso_ipv4_max_size"},
+	{unix.IFLA_GRO_IPV4_MAX_SIZE, "gro_ipv4_max_size"},
+}
+
+// linkModes are the names of link modes in 'ip link'. A device in another mode than the
+// default does not count as running when it has a carrier.
+var linkModes = []string{"default", "dormant", "testing"}
+
+// modeName returns the name of a link mode.
+func modeName(mode uint8) string {
+	if int(mode) < len(linkModes) {
+		return linkModes[mode]
+	}
+	return fmt.Sprint(mode)
 }
 
 // linkFlags are the flags that can be set, with their names in 'ip link'. IFF_UP is not
@@ -62,6 +96,16 @@ func (s *Settings) differences(name string, now *Settings) (out []Difference) {
 	}
 	expect("transmit queue", fmt.Sprint(s.TxQueue), fmt.Sprint(now.TxQueue))
 	expect("group", fmt.Sprint(s.Group), fmt.Sprint(now.Group))
+	if s.Broadcast != "" && now.Broadcast != "" {
+		expect("broadcast address", s.Broadcast, now.Broadcast)
+	}
+	expect("link mode", modeName(s.LinkMode), modeName(now.LinkMode))
+	for _, l := range limits {
+		was, recorded := s.Limits[l.name]
+		if is, known := now.Limits[l.name]; recorded && known {
+			expect(l.name, fmt.Sprint(was), fmt.Sprint(is))
+		}
+	}
 	// A removed program is no difference: only its ID is known, and its owner may have
 	// removed it. The AF_XDP plugin, for example, removes the program that its device
 	// plugin attaches at each allocation.
@@ -84,8 +128,35 @@ func settingsOf(a *netlink.LinkAttrs, body []byte) (*Settings, error) {
 	for _, p := range programs {
 		s.XDP = append(s.XDP, p.id)
 	}
-	return s, nil
+	return s, s.addTraffic(body)
 }
+
+// addTraffic adds the settings that the netlink library does not decode, or not all of.
+func (s *Settings) addTraffic(body []byte) error {
+	attrs, err := attributes(body[unix.SizeofIfInfomsg:])
+	for _, a := range attrs {
+		switch {
+		case a.kind == unix.IFLA_BROADCAST && len(a.value) == ethernetLength:
+			s.Broadcast = net.HardwareAddr(a.value).String()
+		case a.kind == unix.IFLA_LINKMODE && len(a.value) == 1:
+			s.LinkMode = a.value[0]
+		case len(a.value) == 4:
+			for _, l := range limits {
+				if int(a.kind) != l.kind {
+					continue
+				}
+				if s.Limits == nil {
+					s.Limits = map[string]uint32{}
+				}
+				s.Limits[l.name] = binary.NativeEndian.Uint32(a.value)
+			}
+		}
+	}
+	return err
+}
+
+// ethernetLength is the length of an Ethernet address in bytes.
+const ethernetLength = 6
 
 // program is an XDP program of a network device.
 type program struct {
@@ -145,7 +216,46 @@ func setSettings(link netlink.Link, is, to *Settings) error {
 	if is.Group != to.Group {
 		problems = append(problems, netlink.LinkSetGroup(link, int(to.Group)))
 	}
-	return errors.Join(append(problems, dropXDP(link, to.XDP))...)
+	return errors.Join(append(problems, setTraffic(link, is, to), dropXDP(link, to.XDP))...)
+}
+
+// setTraffic sets broadcast address, link mode and limits, each only if it differs. All
+// limits go in one request, since setting one may change another.
+func setTraffic(link netlink.Link, is, to *Settings) error {
+	request := func() *nl.NetlinkRequest {
+		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+		msg.Index = int32(link.Attrs().Index)
+		req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+		req.AddData(msg)
+		return req
+	}
+	var problems []error
+	send := func(what string, req *nl.NetlinkRequest) {
+		if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", what, err))
+		}
+	}
+	if mac, err := net.ParseMAC(to.Broadcast); err == nil && to.Broadcast != is.Broadcast {
+		req := request()
+		req.AddData(nl.NewRtAttr(unix.IFLA_BROADCAST, mac))
+		send("broadcast address", req)
+	}
+	if to.LinkMode != is.LinkMode {
+		req := request()
+		req.AddData(nl.NewRtAttr(unix.IFLA_LINKMODE, []byte{to.LinkMode}))
+		send("link mode", req)
+	}
+	req, differs := request(), false
+	for _, l := range limits {
+		if value, recorded := to.Limits[l.name]; recorded {
+			req.AddData(nl.NewRtAttr(l.kind, nl.Uint32Attr(value)))
+			differs = differs || value != is.Limits[l.name]
+		}
+	}
+	if differs {
+		send("limits of offloads", req)
+	}
+	return errors.Join(problems...)
 }
 
 // setFlags sets all linkFlags in one request; the netlink library needs one request for
