@@ -15,6 +15,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/podresources"
 	"github.com/manifold-cni/manifold/sriov"
 )
 
@@ -25,8 +26,9 @@ type builder struct {
 	plan    *plan.Plan
 	configs []*netattach.Config
 	ifNames []string
-	devices []*plan.Device
-	size    int // bytes of configuration so far
+	chosen  []*podresources.Device // by request; nil for none
+	devices []*plan.Device         // the same as the plan has them
+	size    int                    // bytes of configuration so far
 }
 
 // maxConfigs is the maximum size of the configurations of one plan, in bytes: a pod

@@ -23,8 +23,11 @@ type ledger struct {
 	taken     map[string]taken           // by key of the device
 }
 
-// taken says which network has a device, and under which resource.
-type taken struct{ network, resource string }
+// taken says which request has a device, for which network, and under which resource.
+type taken struct {
+	request           int
+	network, resource string
+}
 
 // key identifies a device across all resources. A PCI function is one device, however
 // many resources of device plugins and DRA drivers advertise it, even if one of them
@@ -86,23 +89,20 @@ func newLedger(pod *Pod, a *podresources.Allocation, functions map[string]*sriov
 	return l
 }
 
-// take returns the first free device that fits, and marks it as taken. For a network
-// that names a container, it prefers a device that only this container holds to one
-// that the container took over from an init container, which another network may name.
-func (l *ledger) take(r *request, network string, fits func(*podresources.Device) bool) *podresources.Device {
-	var best *podresources.Device
-	var bestKey string
+// free returns the position of the first free device that fits, -1 if there is none.
+// For a network that names a container, it prefers a device that only this container
+// holds to one that the container took over from an init container, which another
+// network may name.
+func (l *ledger) free(r *request, fits func(*podresources.Device) bool) int {
+	best := -1
 	for i := range l.devices {
 		d := &l.devices[i]
 		if _, used := l.taken[l.keys[i]]; used || !fits(d) {
 			continue
 		}
-		if best == nil || r.Container != "" && len(d.Containers) < len(best.Containers) {
-			best, bestKey = d, l.keys[i]
+		if best < 0 || r.Container != "" && len(d.Containers) < len(l.devices[best].Containers) {
+			best = i
 		}
-	}
-	if best != nil {
-		l.taken[bestKey] = taken{network, best.Resource}
 	}
 	return best
 }
@@ -140,6 +140,7 @@ func (r *request) names() bool { return r.DeviceID != "" || r.Claim != "" }
 // any.
 func (b *builder) assignDevices() error {
 	b.devices = make([]*plan.Device, len(b.requests))
+	b.chosen = make([]*podresources.Device, len(b.requests))
 	l := newLedger(b.pod, b.src.Allocation, b.src.Functions, b.inv.Conf.DeviceOrder)
 	for class := range anyDevice + 1 {
 		for i := range b.requests {
@@ -150,7 +151,9 @@ func (b *builder) assignDevices() error {
 			var err error
 			switch resource := b.resource(i); {
 			case resource != "" || r.names():
-				err = b.assign(l, i, resource)
+				if !b.assign(l, i, map[string]bool{}) {
+					err = b.refuse(l, i, resource)
+				}
 			case r.Container != "":
 				err = aimless(r.Container)
 			}
@@ -158,6 +161,15 @@ func (b *builder) assignDevices() error {
 				return cnierr.Annotate(err, b.subject(i))
 			}
 		}
+	}
+	for i, d := range b.chosen {
+		if d == nil {
+			continue
+		}
+		if err := contradiction(d); err != nil {
+			return cnierr.Annotate(err, b.subject(i))
+		}
+		b.devices[i] = b.planned(&b.requests[i], d)
 	}
 	return nil
 }
@@ -179,16 +191,32 @@ func (b *builder) resource(i int) string {
 	return ""
 }
 
-// assign takes a device for request i.
-func (b *builder) assign(l *ledger, i int, resource string) error {
-	r := &b.requests[i]
-	d := l.take(r, b.name(i), func(d *podresources.Device) bool { return d.ID != "" && r.wants(d, resource) })
-	if d == nil {
-		return b.refuse(l, i, resource)
+// assign chooses a device for request i, and reports whether there is one. If all that
+// suit it are taken, a request that has one of them moves to another device, if it can:
+// a pod is refused only if its devices cannot serve all of its networks. tried holds the
+// keys of the devices that no request has to be asked for again.
+func (b *builder) assign(l *ledger, i int, tried map[string]bool) bool {
+	r, resource := &b.requests[i], b.resource(i)
+	fits := func(d *podresources.Device) bool { return d.ID != "" && r.wants(d, resource) }
+	at := l.free(r, fits)
+	for j := 0; at < 0 && j < len(l.devices); j++ {
+		if key := l.keys[j]; fits(&l.devices[j]) && !tried[key] {
+			tried[key] = true
+			if b.assign(l, l.taken[key].request, tried) {
+				at = j
+			}
+		}
 	}
-	if err := contradiction(d); err != nil {
-		return err
+	if at < 0 {
+		return false
 	}
+	b.chosen[i] = &l.devices[at]
+	l.taken[l.keys[at]] = taken{i, b.name(i), b.chosen[i].Resource}
+	return true
+}
+
+// planned describes a device in the plan.
+func (b *builder) planned(r *request, d *podresources.Device) *plan.Device {
 	out := &plan.Device{
 		Resource: d.Resource, ID: d.ID, PCIAddress: pciAddress(d.ID), NUMANodes: d.NUMANodes, Source: d.Source,
 		Container: strings.Join(d.Containers, ","),
@@ -204,8 +232,7 @@ func (b *builder) assign(l *ledger, i int, resource string) error {
 		}
 	}
 	out.Reason = reason(r, d)
-	b.devices[i] = out
-	return nil
+	return out
 }
 
 // wants reports whether the request asks for a device such as d, free or not. A device

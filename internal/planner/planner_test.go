@@ -147,6 +147,10 @@ func TestPlans(t *testing.T) {
 			world{networks: "fast,fast", containers: []string{"rx", "tx"}, definitions: one, resources: res,
 				devices: []podresources.Device{dev("tx", "0000:21:10.4"), shared("0000:21:11.0", "rx", "tx")}},
 			"eth0=cluster net1=shop/fast:0000:21:11.0 net2=shop/fast:0000:21:10.4"},
+		"one gives way to another that only its device suits": {
+			world{networks: `[{"name":"fast","manifold.dev/container":"setup"},{"name":"fast","manifold.dev/container":"rx"}]`, containers: []string{"setup", "rx", "tx"}, definitions: one, resources: res,
+				devices: []podresources.Device{shared("0000:21:10.0", "setup", "rx"), shared("0000:21:10.4", "setup", "tx")}},
+			"eth0=cluster net1=shop/fast:0000:21:10.4 net2=shop/fast:0000:21:10.0"},
 		"the device pinned": {
 			world{networks: `[{"name":"fast"},{"name":"fast","deviceID":"0000:21:10.4"}]`, containers: []string{"rx", "tx"}, definitions: one, resources: res, devices: two},
 			"eth0=cluster net1=shop/fast:0000:21:10.0 net2=shop/fast:0000:21:10.4"},
