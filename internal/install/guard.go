@@ -187,16 +187,21 @@ func (g *Guard) culprit(kept []byte) string {
 	return "was removed"
 }
 
-// first returns nil when the runtime uses Manifold's configuration, which must be the
-// first by name in the directory. It ignores that the file itself may have been removed
-// since [Guard.restore]: the next look finds that.
+// first returns nil when the runtime uses Manifold's configuration. It ignores that the
+// file itself may have been removed since [Guard.restore]: the next look finds that.
 func (g *Guard) first() error {
 	if !files.Exists(netconf.Kept(g.conf)) {
 		return nil
 	}
-	file, _ := netconf.First(filepath.Dir(g.conf))
-	if file == nil || filepath.Base(file.Path) >= filepath.Base(g.conf) {
+	return preferred(g.conf)
+}
+
+// preferred returns an error if the runtime uses another configuration than Manifold's,
+// the file conf, because conf is not the first by name in its directory.
+func preferred(conf string) error {
+	file, _ := netconf.First(filepath.Dir(conf))
+	if file == nil || filepath.Base(file.Path) >= filepath.Base(conf) {
 		return nil
 	}
-	return fmt.Errorf("the runtime uses %s, whose name sorts before %s: pods get that network alone; rename one of them", file.Path, filepath.Base(g.conf))
+	return fmt.Errorf("the runtime uses %s, whose name sorts before %s: pods get that network alone; rename one of them", file.Path, filepath.Base(conf))
 }

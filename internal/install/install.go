@@ -65,6 +65,10 @@ func (i *Installer) confFile() string { return filepath.Join(i.ConfDir, i.ConfNa
 // steps take only a moment.
 func (i *Installer) Install(ctx context.Context, out io.Writer) error {
 	const op = "install"
+	if filepath.Base(i.ConfName) != i.ConfName || filepath.Ext(i.ConfName) != ".conflist" { // runtimes tell a list by its file's name
+		return cnierr.New(op, cnierr.InvalidConfig, "%q is not the name of a file that ends in .conflist", i.ConfName).
+			WithFix("correct --cni-conf-name")
+	}
 	conf, err := i.awaitConfig(ctx, out)
 	if err != nil {
 		return err
@@ -100,7 +104,13 @@ func (i *Installer) Install(ctx context.Context, out io.Writer) error {
 		return cnierr.New(op, cnierr.IO, "%w", err)
 	}
 	fmt.Fprintln(out, "installed", i.confFile())
-	return i.withdrawEarlier(out)
+	if err := i.withdrawEarlier(out); err != nil {
+		return err
+	}
+	if err := preferred(i.confFile()); err != nil { // the agent reports it too; without the agent nobody would
+		fmt.Fprintln(out, "warning:", err)
+	}
+	return nil
 }
 
 // copyBuffer is how much of a program is written at once. The kernel caches a file in

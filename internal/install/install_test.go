@@ -304,6 +304,33 @@ func TestInstallRefusesItself(t *testing.T) {
 	}
 }
 
+// The runtime takes the file for a list by its name alone. Another name is refused before
+// anything is replaced: containerd would find no network at all.
+func TestInstallRefusesANameThatIsNoList(t *testing.T) {
+	for _, name := range []string{"00-manifold.conf", "00-manifold.json", "00-manifold", "sub/00-manifold.conflist", "../00-manifold.conflist", ""} {
+		d := newGuarded(t)
+		d.File("bin/manifold", "before")
+		_, err := d.again(func(i *Installer) { i.ConfName, i.From = name, d.Path("nosuch") })
+		if !cnierr.Is(err, cnierr.InvalidConfig) || !strings.Contains(err.Error(), "--cni-conf-name") || !bytes.Equal(d.read(), d.conf) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+// An installation beside a configuration that the runtime prefers says so: nothing would
+// call Manifold.
+func TestInstallSaysWhoStandsBefore(t *testing.T) {
+	d := newGuarded(t)
+	if out, err := d.again(func(*Installer) {}); err != nil || strings.Contains(out, "warning") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	d.File("00-cluster.conflist", config("cluster-net", "bridge"))
+	out, err := d.again(func(*Installer) {})
+	if err != nil || !strings.Contains(out, "warning: the runtime uses "+d.Path("00-cluster.conflist")) || !strings.Contains(out, "00-manifold.conflist") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // Installed files are written in their final directory: files from elsewhere would have
 // another SELinux type. The next installation removes the leftovers of a killed one.
 func TestInstallWritesBesideWhatItReplaces(t *testing.T) {
