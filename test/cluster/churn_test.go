@@ -215,8 +215,18 @@ func (c *churn) settle() {
 	f.Logf("created %d pods; of the remaining ones %d run, and the kubelet refused %d", c.created.Load(), len(ran), len(pods)-len(ran))
 }
 
-// killAgent kills an agent's process, found by its command line.
+// killAgent kills an agent's process.
 func (f *fixture) killAgent() error {
+	pid, err := f.agentPID()
+	if err != nil {
+		return err
+	}
+	return syscall.Kill(pid, syscall.SIGKILL)
+}
+
+// agentPID returns the process ID of an agent, found by its command line.
+func (f *fixture) agentPID() (int, error) {
+	f.Helper()
 	entries, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	f.must(err)
 	for _, e := range entries {
@@ -226,9 +236,9 @@ func (f *fixture) killAgent() error {
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(e)))
 		f.must(err)
-		return syscall.Kill(pid, syscall.SIGKILL)
+		return pid, nil
 	}
-	return errors.New("no agent is running")
+	return 0, errors.New("no agent is running")
 }
 
 // outages says how hard TestOutages is.
