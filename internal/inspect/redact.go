@@ -15,8 +15,8 @@ const redacted = "REDACTED"
 // that contain one of the parts, end in one of the ends, or are one of the names.
 var (
 	secretParts = []string{
-		"token", "passw", "passphrase", "pwd", "secret", "credential", "auth", "apikey", "api_key", "api-key", "preshared", "pre_shared", "pre-shared",
-		"certificate", "cert-data", "key-data", "kubeconfig", "psk", "community", "cookie",
+		"token", "passw", "passphrase", "pass_phrase", "pass-phrase", "pwd", "secret", "credential", "auth", "apikey", "api_key", "api-key", "preshared", "pre_shared", "pre-shared",
+		"certificate", "cert-data", "key-data", "keydata", "privatekey", "private_key", "private-key", "kubeconfig", "psk", "community", "cookie",
 	}
 	secretEnds  = []string{"key", "pass"}
 	secretNames = []string{"cert", "ca", "cak", "pin"}
@@ -26,14 +26,15 @@ var (
 const partition = "pkey"
 
 // secretText matches secrets by their form, whatever their key: PEM blocks, including
-// those cut off at one end, bearer tokens and JSON web tokens, and the user information
-// in URLs.
+// those cut off at one end or encoded in base64, bearer tokens and JSON web tokens, and
+// the user information in URLs.
 var secretText = []*regexp.Regexp{
 	regexp.MustCompile(`(?s)-----BEGIN [A-Z0-9 ]+-----.*?(-----END [A-Z0-9 ]+-----|$)`),
 	regexp.MustCompile(`[A-Za-z0-9+/=\\\s]*-----END [A-Z0-9 ]+-----`),
+	regexp.MustCompile(`LS0tLS1CRUdJT[A-Za-z0-9+/=_-]*`), // it begins with -----BEGIN
 	regexp.MustCompile(`eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]*)?`),
 	regexp.MustCompile(`(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{6,}`),
-	regexp.MustCompile(`(?i)\b[a-z][a-z0-9+.-]*://[^/\s"'@]+@`),
+	regexp.MustCompile(`(?i)\b[a-z][a-z0-9+.-]*://[^/\s"']+@`),
 }
 
 // redact returns a file without its secrets. A JSON document stays valid JSON, including
@@ -81,7 +82,11 @@ func redactValue(v any) any {
 		}
 	case []any:
 		for i := range v {
-			v[i] = redactValue(v[i])
+			if i > 0 && isFlag(v[i-1]) && canBeSecret(v[i]) {
+				v[i] = redacted
+			} else {
+				v[i] = redactValue(v[i])
+			}
 		}
 	case string:
 		if inner, ok := decodeJSON([]byte(v)); ok {
@@ -92,6 +97,14 @@ func redactValue(v any) any {
 		return redactText(v)
 	}
 	return v
+}
+
+// isFlag reports whether v is a command-line flag whose value, the next argument, is
+// secret.
+func isFlag(v any) bool {
+	text, _ := v.(string)
+	name, long := strings.CutPrefix(text, "--")
+	return long && isSecret(name)
 }
 
 // isSecret reports whether the value of a key is secret.
@@ -127,7 +140,7 @@ func redactText(s string) string {
 // separator, a command-line flag, a name beside its value. The first group is the name.
 var named = []*regexp.Regexp{
 	regexp.MustCompile(`([A-Za-z0-9_.-]+)\\*["']?[ \t]*[:=][ \t]*`),
-	regexp.MustCompile(`--([A-Za-z0-9_-]+)[ \t]+`),
+	regexp.MustCompile(`--([A-Za-z0-9_-]+)\\*["']?[ \t,]+`),
 	regexp.MustCompile(`\bname\\*["']?\s*[:=]\s*\\*["']?([A-Za-z0-9_.-]+)\\*["']?[,\s]+\\*["']?value\\*["']?\s*[:=][ \t]*`),
 }
 

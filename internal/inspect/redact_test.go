@@ -50,6 +50,16 @@ var files = map[string]struct{ in, keeps string }{
 	"a list of YAML":         {"- tokens:\n  - hunter2xyz\n- mtu: 9000\n", "9000"},
 	"a flag":                 {"exec plugin --auth-token hunter2xyz --mtu 9000: exit status 1", "--mtu 9000"},
 	"a token in a URL":       {"HTTPS://hunter2xyz@host/path", "host/path"},
+	"a flag in a list":       {`{"args": ["--auth-token", "hunter2xyz", "--mtu", "9000"]}`, "9000"},
+	"such a list in a log":   {`exec ["plugin" "--auth-token" "hunter2xyz" "--mtu" "9000"]`, `"--mtu" "9000"`},
+	"PEM in base64":          {`{"clientKeyData": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCmh1bnRlcjJ4eXo=hunter2xyz", "mtu": 9000}`, "9000"},
+	"a URL with an at sign":  {"proxy http://user:p@hunter2xyz@host/path", "host/path"},
+	"a query of a URL":       {"GET https://host/path?mtu=9000&access_token=hunter2xyz&x=1", "mtu=9000"},
+	"a header in a list":     {`{"headers": ["X-Api-Key: hunter2xyz", "mtu: 9000"]}`, "9000"},
+	"basic in a list":        {`{"headers": ["Authorization", "Basic aHVudGVyMg==hunter2xyz"], "mtu": 9000}`, "9000"},
+	"a pass phrase":          {`{"passPhrase": "hunter2xyz", "pass_phrase": "hunter2xyz", "mtu": 9000}`, "9000"},
+	"private":                {`{"private_key_pem": "hunter2xyz", "privateKeyBase64": "hunter2xyz", "mtu": 9000}`, "9000"},
+	"PEM in base64, YAML":    {"a:\n  client_key_b64: LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCmh1bnRlcjJ4eXo=hunter2xyz\n  mtu: 9000\n", "9000"},
 	"the end of a PEM block": {"hunter2xyz\n-----END PRIVATE KEY-----\nafter", "after"},
 }
 
