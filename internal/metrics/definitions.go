@@ -59,7 +59,7 @@ var (
 	}
 	sourceFailing = Definition{
 		"manifold_source_failing_seconds", Gauge,
-		"Time since a followed source at the API server was last heard from, which bounds the age of the agent's data; 0 while the source answers.", []string{"source"},
+		"Time since the API server last answered about a source that the agent follows, which bounds the age of the agent's data; 0 while it answers.", []string{"source"},
 	}
 	devices = Definition{
 		"manifold_devices", Gauge,

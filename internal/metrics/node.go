@@ -14,7 +14,7 @@ type Node struct {
 	Unreadable  int            // of these, the ones with an unreadable journal
 	Attachments map[string]int // by state
 	Findings    map[string]int // VFs that are not as they should be, by kind; nil without a reconciler
-	// Failing is how long each followed source has not been heard from, by name.
+	// Failing is the time since the API server last answered about each followed source, by name.
 	Failing map[string]time.Duration
 	Err     error // why the journals could not be listed
 }
