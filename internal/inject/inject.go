@@ -162,30 +162,33 @@ func (in *injector) requestDevices(demands []planner.Demand) error {
 func (in *injector) request(resource string, demands []planner.Demand, unsure bool) error {
 	all := slots(in.pod)
 	to := preferred(in.pod, all)
-	if to != nil {
-		to.lasts = true // the container that the annotation names counts, whatever its kind
-	}
-	var anywhere, spare int64
+	var anywhere, ofContainers, spare int64
 	for _, d := range demands {
 		if s := named(all, d.Container); d.Container == "" {
 			anywhere++
 		} else if s != nil { // otherwise validation refuses the pod
 			s.wanted++
+			ofContainers++
 		}
 	}
 	for _, s := range all {
-		if s.lasts {
+		if s.lasts || s == to { // the container that the annotation names counts, whatever its kind
 			spare += max(s.has(resource)-s.wanted, 0)
 		}
 	}
 	if missing := anywhere - spare; missing > 0 {
 		switch {
 		case unsure:
+			anywhere = 0 // the claims may serve them
 			in.warn("the pod has resource claims that no network names, so %d of %s are not requested; "+
 				"name the claim (%s) or the container (%s) of each network", missing, resource, netattach.ClaimKey, netattach.ContainerKey)
 		case to != nil:
 			to.wanted = max(to.has(resource), to.wanted) + missing
 		}
+	}
+	// Two containers that request one device each may get the same one.
+	for to != nil && distinct(all, resource) < anywhere+ofContainers {
+		to.wanted = max(to.has(resource), to.wanted) + 1
 	}
 	for _, s := range all {
 		if err := in.raise(s, resource); err != nil {
@@ -193,6 +196,23 @@ func (in *injector) request(resource string, demands []planner.Demand, unsure bo
 		}
 	}
 	return nil
+}
+
+// distinct returns how many devices of a resource the kubelet allocates to containers that
+// get what they want. A container first takes over what ordinary init containers before it
+// held.
+func distinct(all []*slot, resource string) int64 {
+	var total, left int64
+	for _, s := range all {
+		n := max(s.has(resource), s.wanted)
+		total += max(n-left, 0)
+		if s.lasts {
+			left = max(left-n, 0)
+		} else {
+			left = max(left, n)
+		}
+	}
+	return total
 }
 
 // raise raises a container's limit and request of a resource to the wanted number, or

@@ -161,6 +161,50 @@ func TestInject(t *testing.T) {
 	}
 }
 
+// Containers take over the devices of init containers that have finished. Networks that
+// share a pod need a device each all the same, so validation accepts what was injected.
+func TestInjectWhereDevicesAreTakenOver(t *testing.T) {
+	const i, m, any = `{"name":"b","manifold.dev/container":"i"}`, `{"name":"b","manifold.dev/container":"m"}`, `{"name":"b"}`
+	for name, tc := range map[string]struct {
+		networks []string
+		rest     string
+		want     map[string]int64 // devices by container
+	}{
+		"named and any":        {[]string{i, any}, `"initContainers":[{"name":"i"}],"containers":[{"name":"m"},{"name":"n"}]`, map[string]int64{"i": 1, "m": 2, "n": 0}},
+		"two named":            {[]string{i, m}, `"initContainers":[{"name":"i"}],"containers":[{"name":"m"}]`, map[string]int64{"i": 1, "m": 2}},
+		"two of one":           {[]string{i, i, any}, `"initContainers":[{"name":"i"}],"containers":[{"name":"m"}]`, map[string]int64{"i": 2, "m": 3}},
+		"nothing to take over": {[]string{i, any}, `"initContainers":[{"name":"i","restartPolicy":"Always"}],"containers":[{"name":"m"}]`, map[string]int64{"i": 1, "m": 1}},
+		"taken over in turn":   {[]string{i, any}, `"initContainers":[{"name":"i"},{"name":"j","resources":{"limits":{"x.example/b":"2"}}}],"containers":[{"name":"m"}]`, map[string]int64{"i": 1, "j": 2, "m": 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, after, err := injected(t, spec("["+strings.Join(tc.networks, ",")+"]", tc.rest))
+			if err != nil {
+				t.Fatal(err)
+			}
+			pod, err := rules.DecodePod([]byte(after))
+			if err != nil {
+				t.Fatal(err)
+			}
+			pod.Namespace = "shop"
+			for _, s := range slots(pod) {
+				if got := s.has("x.example/b"); got != tc.want[s.Name] {
+					t.Errorf("container %s requests %d devices, want %d", s.Name, got, tc.want[s.Name])
+				}
+			}
+			r, err := rules.New(nil, "does not exist")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if found := r.Pod(pod, nil, given()); len(found) > 0 {
+				t.Errorf("validation says %v", found)
+			}
+			if again, _, err := injected(t, after); err != nil || len(again.Operations) > 0 {
+				t.Errorf("not idempotent: %v, %v", again, err)
+			}
+		})
+	}
+}
+
 func TestInjectByThePodsAnnotation(t *testing.T) {
 	pod := strings.Replace(spec("b", `"initContainers":[{"name":"i"}],"containers":[{"name":"m"},{"name":"n","volumeMounts":[{"name":"v","mountPath":"/v"}]},{"name":"o","volumeMounts":[{"name":"v","mountPath":"/net/"}]}],"volumes":[{"name":"v","emptyDir":{}}]`),
 		`"annotations":{`, `"annotations":{"manifold.dev/container":"n","manifold.dev/network-status-volume":"/net",`, 1)
