@@ -23,7 +23,7 @@ type nodeFlags struct {
 
 func (n *nodeFlags) bind(c *cobra.Command) {
 	c.Flags().BoolVar(&n.local, "local", false, "read the node that this program runs on, without the API server; needs root")
-	c.Flags().StringVar(&n.config, "agent-config", defaultConfig, "with --local: the agent's configuration `file`")
+	c.Flags().StringVar(&n.config, "agent-config", defaultConfig, "with --local: the agent's configuration `file`, manifold.d/agent.json in the runtime's directory of network configurations")
 	c.Flags().StringVar(&n.agents, "agent-namespace", "kube-system", "`namespace` of the agents' pods")
 }
 

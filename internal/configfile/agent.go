@@ -102,7 +102,8 @@ func ReadAgent(path string) (*Agent, error) {
 	op := "read " + path
 	fi, err := os.Stat(path)
 	if err != nil {
-		return nil, cnierr.New(op, cnierr.IO, "%w", err).WithFix("write the agent's configuration, or run 'manifold-agent install'")
+		return nil, cnierr.New(op, cnierr.IO, "%w", err).
+			WithFix("if Manifold is installed, name its manifold.d/agent.json, which is in the runtime's directory of network configurations; else run 'manifold-agent install'")
 	}
 	if fi.Size() > maxConfig {
 		return nil, cnierr.New(op, cnierr.InvalidConfig, "%d bytes, at most %d are read", fi.Size(), maxConfig)
