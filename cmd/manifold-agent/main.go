@@ -203,7 +203,7 @@ func serveHTTP(ctx context.Context, conf *configfile.Agent, a *agent.Assembly, r
 	}
 	handler := a.Public(conf)
 	running.Go(func() {
-		if err := agent.ServeHTTP(ctx, l, handler, log); err != nil {
+		if err := agent.ServeHTTP(ctx, l, handler, a.Sources.Metrics, log); err != nil {
 			log.Error("health and metrics are no longer served", "err", err)
 		}
 	})
@@ -216,7 +216,7 @@ func serveView(ctx context.Context, conf *configfile.Agent, path string, a *agen
 	if conf.View == "" {
 		return nil
 	}
-	l, err := agent.ListenView(conf.View)
+	l, err := agent.ListenHTTP(conf.View)
 	if err != nil {
 		return err
 	}
@@ -225,7 +225,7 @@ func serveView(ctx context.Context, conf *configfile.Agent, path string, a *agen
 		return errors.Join(err, l.Close())
 	}
 	running.Go(func() {
-		if err := agent.ServeTLS(ctx, l, conf.Node, handler, log); err != nil {
+		if err := agent.ServeView(ctx, l, conf.Node, handler, a.Sources.Metrics, log); err != nil {
 			log.Error("the node's view is no longer served", "err", err)
 		}
 	})

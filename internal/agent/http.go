@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/configfile"
+	"github.com/manifold-cni/manifold/internal/connlimit"
+	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
 
@@ -25,6 +28,26 @@ const (
 	finishTime = 5 * time.Second
 )
 
+// Bounds of the agent's listeners. Every pod that can reach one of them can open
+// connections to it, so each address gets a share, and each listener has bounds of its
+// own: what happens on one never closes connections of the other, not even of the
+// kubelet on a node that also runs an API server.
+//
+// The kubelet uses two connections, one for each probe, and Prometheus one or two. API
+// servers send people's questions to the view, which answers maxInspections of them at a
+// time. A share is eight connections, and a listener's total 24.
+//
+// A connection takes up to 53 KiB while a request's header of maxHeader bytes arrives,
+// and up to 86 KiB over TLS (resident memory, measured with 256 of them), rounded up
+// here. Together that is 3.75 MiB, about what docs/performance.md leaves of the agent's
+// budget of 32 MiB. The 48 descriptors are few even where a process may have only 1,024.
+const (
+	shareConnections = 8
+	maxConnections   = 24
+	httpConnection   = 64 << 10 // bytes
+	viewConnection   = 96 << 10
+)
+
 // ListenHTTP listens on a TCP address of the configuration.
 func ListenHTTP(address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
@@ -34,13 +57,30 @@ func ListenHTTP(address string) (net.Listener, error) {
 	return l, nil
 }
 
-// ServeHTTP answers requests on l, which may be a TLS listener, until ctx ends; then it
-// closes l and lets the requests under way finish. The server's own messages, for
-// example about callers that speak no TLS, go to log.
-func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+// ServeHTTP answers requests on l until ctx ends; then it closes l and lets the requests
+// under way finish. It keeps the connections within bounds, and counts those that it
+// closed or refused in m, which may be nil. The server's own messages go to log.
+func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler, m *metrics.Metrics, log *slog.Logger) error {
+	return serve(ctx, l, nil, connections(httpConnection, metrics.ListenerHTTP, m), h, log)
+}
+
+// connections returns a limiter of one listener's connections, which count as size bytes
+// each.
+func connections(size int, listener string, m *metrics.Metrics) *connlimit.Limiter {
+	b := connlimit.Bounds{Connection: size, PerSource: shareConnections * size, Total: maxConnections * size}
+	return connlimit.New(b, func() { m.ConnectionClosed(listener) })
+}
+
+// serve is ServeHTTP within the bounds of limiter, over TLS unless config is nil.
+func serve(ctx context.Context, l net.Listener, config *tls.Config, limiter *connlimit.Limiter, h http.Handler, log *slog.Logger) error {
 	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: headerTime, ReadTimeout: answerTime, WriteTimeout: answerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	limiter.ConfigureServer(srv)
+	l = limiter.Listener(l)
+	if config != nil {
+		l = tls.NewListener(l, config)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()

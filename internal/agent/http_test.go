@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -24,6 +26,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/logs"
+	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/test/fakekubelet"
 )
@@ -71,7 +74,9 @@ func runNode(t *testing.T, changes ...func(*running)) *running {
 	})
 	t.Cleanup(r.socket)
 	handler := a.Public(&r.conf)
-	t.Cleanup(r.start(func(ctx context.Context) error { return ServeHTTP(ctx, web, handler, slog.New(slog.DiscardHandler)) }))
+	t.Cleanup(r.start(func(ctx context.Context) error {
+		return ServeHTTP(ctx, web, handler, a.Sources.Metrics, slog.New(slog.DiscardHandler))
+	}))
 	return r
 }
 
@@ -218,7 +223,7 @@ func TestServeHTTPEnds(t *testing.T) {
 			close(arrived)
 			<-ended
 			fmt.Fprint(w, "late")
-		}), slog.New(slog.DiscardHandler))
+		}), nil, slog.New(slog.DiscardHandler))
 	}()
 	go func() { <-arrived; cancel(); awaitRefusal(l.Addr().String()); close(ended) }()
 	resp, err := http.Get("http://" + l.Addr().String())
@@ -248,44 +253,165 @@ func awaitRefusal(address string) {
 	}
 }
 
-// Strangers can open a bounded number of connections to the view. Further ones wait
-// until one is closed.
-func TestConnectionsAreBounded(t *testing.T) {
-	l, err := ListenView("127.0.0.1:0")
+// served is one of the agent's listeners, served within its bounds.
+type served struct {
+	t       *testing.T
+	address string
+	secure  bool // over TLS
+	metrics *metrics.Metrics
+	name    string // of the listener in the metrics
+}
+
+// serveBounded serves h on one of the agent's listeners until the test ends.
+func serveBounded(t *testing.T, name string, h http.Handler) *served {
+	t.Helper()
+	l, err := ListenHTTP("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	accepted := make(chan net.Conn)
+	s := &served{t: t, address: l.Addr().String(), secure: name == metrics.ListenerView, metrics: metrics.New("v1"), name: name}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
 	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			accepted <- conn
+		log := slog.New(slog.DiscardHandler)
+		if s.secure {
+			done <- ServeView(ctx, l, "node1", h, s.metrics, log)
+		} else {
+			done <- ServeHTTP(ctx, l, h, s.metrics, log)
 		}
 	}()
-	for range maxConnections + 1 {
-		conn, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
 		}
-		defer conn.Close()
+	})
+	return s
+}
+
+// dial connects from an address of the loopback network.
+func (s *served) dial(from string) net.Conn {
+	s.t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	c, err := d.Dial("tcp", s.address)
+	if err != nil {
+		s.t.Fatal(err)
 	}
-	held := <-accepted
-	for range maxConnections - 1 {
-		defer (<-accepted).Close()
+	s.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// over returns what requests are written to: c, or TLS over it.
+func (s *served) over(c net.Conn) net.Conn {
+	if s.secure {
+		return tls.Client(c, &tls.Config{InsecureSkipVerify: true})
 	}
-	select {
-	case <-accepted:
-		t.Fatal("one too many is accepted")
-	case <-time.After(100 * time.Millisecond): // still waiting; a slow machine waits longer, never shorter
+	return c
+}
+
+// answer sends a GET request over c and returns the answer's body.
+func answer(c net.Conn, path string) (string, error) {
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path); err != nil {
+		return "", err
 	}
-	if err := held.Close(); err != nil {
-		t.Fatal(err)
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return "", err
 	}
-	_ = (<-accepted).Close() // only that it comes matters
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return string(body), err
+}
+
+// closed returns how many connections the metrics say were closed or refused.
+func (s *served) closed() (n int) {
+	s.t.Helper()
+	w := httptest.NewRecorder()
+	s.metrics.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	_, line, _ := strings.Cut(w.Body.String(), fmt.Sprintf("\nmanifold_connections_closed_total{listener=%q} ", s.name))
+	if _, err := fmt.Sscan(line, &n); err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
+// slowly returns a handler that answers "ok", and the path /slow only when open is
+// closed or the test ends. asked receives once for each request of /slow.
+func slowly(t *testing.T, asked chan<- struct{}, open <-chan struct{}) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			asked <- struct{}{}
+			select {
+			case <-open:
+			case <-t.Context().Done():
+			}
+		}
+		fmt.Fprint(w, "ok")
+	})
+}
+
+// TestFlood proves, on each of the agent's listeners, that a source which opens
+// connections without end is kept to its share: its idle connections are closed, its
+// request in progress is answered, and another source is answered meanwhile, over the
+// connection that it has and over new ones.
+func TestFlood(t *testing.T) {
+	for _, name := range []string{metrics.ListenerHTTP, metrics.ListenerView} {
+		t.Run(name, func(t *testing.T) {
+			asked, open := make(chan struct{}), make(chan struct{})
+			flood(t, serveBounded(t, name, slowly(t, asked, open)), asked, open)
+		})
+	}
+}
+
+// flood is TestFlood for a listener whose handler is one of slowly.
+func flood(t *testing.T, s *served, asked <-chan struct{}, open chan<- struct{}) {
+	answered := func(what string, c net.Conn, path string) {
+		if body, err := answer(c, path); err != nil || body != "ok" {
+			t.Errorf("%s: %q, %v", what, body, err)
+		}
+	}
+	busy, slow := s.over(s.dial("127.0.0.2")), make(chan struct{})
+	go func() { defer close(slow); answered("the flood's request in progress", busy, "/slow") }()
+	<-asked
+	kept := s.over(s.dial("127.0.0.3"))
+	answered("before the flood", kept, "/")
+	const size = 400 // more than may be open in all
+	for range size {
+		s.dial("127.0.0.2")
+	}
+	for range 3 {
+		answered("another source, kept connection", kept, "/")
+		answered("another source, new connection", s.over(s.dial("127.0.0.3")), "/")
+	}
+	const want = size + 1 - shareConnections
+	for end := time.Now().Add(time.Minute); s.closed() < want && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	}
+	if n := s.closed(); n != want {
+		t.Errorf("%d connections are closed, want %d", n, want)
+	}
+	close(open)
+	<-slow
+}
+
+// TestProbeDuringFlood proves that pods which hold as many connections as they may,
+// partly with requests, keep nobody from /healthz.
+func TestProbeDuringFlood(t *testing.T) {
+	r := runNode(t)
+	s := &served{t: t, address: strings.TrimPrefix(r.url, "http://")}
+	for i := range 300 {
+		for _, from := range []string{"127.0.0.2", "127.0.0.3", "127.0.0.4"} {
+			c := s.dial(from)
+			if i%3 == 0 { // it may be closed already
+				_, _ = io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+			}
+		}
+		if i%30 == 0 {
+			if status, body := r.get("/healthz"); status != http.StatusOK {
+				t.Errorf("%d %s", status, body)
+			}
+			http.DefaultClient.CloseIdleConnections() // the kubelet's probes come over new connections
+		}
+	}
 }
 
 // The server's message about a caller that speaks no TLS becomes an ordinary line of
@@ -299,7 +425,7 @@ func TestCallersWithoutTLSAreLogged(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() {
-		served <- ServeTLS(ctx, l, "node1", http.NotFoundHandler(), logs.New(w, logs.JSON, slog.LevelInfo))
+		served <- ServeView(ctx, l, "node1", http.NotFoundHandler(), nil, logs.New(w, logs.JSON, slog.LevelInfo))
 	}()
 	conn, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {

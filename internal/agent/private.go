@@ -18,11 +18,10 @@ import (
 	"net/http"
 	"time"
 
-	"golang.org/x/net/netutil"
-
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/kube"
+	"github.com/manifold-cni/manifold/internal/metrics"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
@@ -140,27 +139,11 @@ func statusOf(err error) int {
 // certLife is how long the agent's certificate is valid: longer than any process lives.
 const certLife = 10 * 365 * 24 * time.Hour
 
-// maxConnections bounds the connections to the node's view, and with them the memory
-// that strangers can make the agent use: every pod of the cluster can reach the view,
-// and headers alone can take some megabytes. The kubelet's probes use another listener
-// and do not wait behind these connections.
-const maxConnections = 256
-
-// ListenView is ListenHTTP for the node's view. When maxConnections are open, further
-// ones wait until one of them is closed.
-func ListenView(address string) (net.Listener, error) {
-	l, err := ListenHTTP(address)
-	if err != nil {
-		return nil, err
-	}
-	return netutil.LimitListener(l, maxConnections), nil
-}
-
-// ServeTLS is ServeHTTP over TLS, with a certificate that this process makes for
-// itself: the API server's proxy, through which requests come, verifies none. A caller
-// therefore trusts the API server to reach the right pod, and sends a token that is
-// useless to another pod, see kube.Audience.
-func ServeTLS(ctx context.Context, l net.Listener, node string, h http.Handler, log *slog.Logger) error {
+// ServeView is ServeHTTP for the node's view: over TLS, with a certificate that this
+// process makes for itself and for node's name. The API server's proxy, through which
+// requests come, verifies none. A caller therefore trusts the API server to reach the
+// right pod, and sends a token that is useless to another pod, see kube.Audience.
+func ServeView(ctx context.Context, l net.Listener, node string, h http.Handler, m *metrics.Metrics, log *slog.Logger) error {
 	const op = "create certificate"
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -175,10 +158,10 @@ func ServeTLS(ctx context.Context, l net.Listener, node string, h http.Handler, 
 	if err != nil {
 		return cnierr.New(op, cnierr.Other, "%w", err)
 	}
-	return ServeHTTP(ctx, tls.NewListener(l, &tls.Config{
+	return serve(ctx, l, &tls.Config{
 		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
 		NextProtos: []string{"http/1.1"},
-	}), h, log)
+	}, connections(viewConnection, metrics.ListenerView, m), h, log)
 }
 
 // Private returns the handler of the questions that people ask through the API server.

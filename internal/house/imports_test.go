@@ -63,11 +63,13 @@ var may = map[string][]string{
 	// Writes that leave nothing behind when killed, and a watch: for whoever writes into
 	// a runtime's directory.
 	"internal/files": {},
+	// The agent and admission bound alike what strangers' connections can take.
+	"internal/connlimit": {},
 	// Administrators' files are read, checked and converted apart from the agent, for the
 	// tools that run without one.
 	"internal/configfile": {"internal/cnierr", "internal/files", "internal/logs", "internal/netconf", "internal/plan", "internal/reconcile", "internal/traces", "netattach"},
 	"internal/agent": {
-		"checkpoint", "internal/cnierr", "internal/configfile", "internal/files", "internal/journal", "internal/killpoint", "internal/kube", "internal/metrics", "internal/netconf",
+		"checkpoint", "internal/cnierr", "internal/configfile", "internal/connlimit", "internal/files", "internal/journal", "internal/killpoint", "internal/kube", "internal/metrics", "internal/netconf",
 		"internal/nodeview", "internal/plan", "internal/planner", "internal/reconcile", "internal/traces", "netattach", "podresources", "sriov",
 	},
 	// The agent changes nothing on the node; install does.
@@ -86,7 +88,7 @@ var may = map[string][]string{
 	// node.
 	"cmd/manifold-agent":   {"internal/agent", "internal/configfile", "internal/inspect", "internal/install", "internal/logs", "internal/plan", "internal/words"},
 	"cmd/kubectl-manifold": {"internal/inspect", "internal/nodeview", "internal/reconcile", "internal/words"},
-	"internal/webhook":     {"internal/cnierr", "internal/inject", "internal/kube", "internal/planner", "internal/rules", "netattach"},
+	"internal/webhook":     {"internal/cnierr", "internal/connlimit", "internal/inject", "internal/kube", "internal/planner", "internal/rules", "netattach"},
 	"cmd/manifold-webhook": {"internal/logs", "internal/webhook"},
 	"internal/inspect": {
 		"checkpoint", "internal/agent", "internal/cnierr", "internal/configfile", "internal/inject", "internal/journal", "internal/kube", "internal/netconf", "internal/nodeview", "internal/plan",

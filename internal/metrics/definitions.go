@@ -82,6 +82,10 @@ var (
 	repairs = Definition{
 		"manifold_device_repairs_total", Counter, "Repairs that the running agent has tried, by kind of finding and outcome.", []string{"kind", "outcome"},
 	}
+	connectionsClosed = Definition{
+		"manifold_connections_closed_total", Counter,
+		"Connections to the agent that it closed or refused because their source, or all sources together, had too many, by listener: http, view.", []string{"listener"},
+	}
 	ready = Definition{
 		"manifold_ready", Gauge, "1 if the check of readiness succeeds, see /readyz; otherwise 0.", []string{"check"},
 	}
@@ -94,6 +98,6 @@ func Definitions() []Definition {
 	return []Definition{
 		operationDuration, operationFailures, stepDuration, delegateDuration, planDuration, verificationFailures,
 		devices, attachedDevice, attachments, journals, unreadable, findings, repairs, plannedDevices, kubeletCalls, sourceFailing, publishFailures,
-		ready, buildInfo,
+		connectionsClosed, ready, buildInfo,
 	}
 }

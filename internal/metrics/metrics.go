@@ -25,7 +25,7 @@ type Metrics struct {
 
 	operations, steps, delegates, plans *prometheus.HistogramVec
 	failures, differences, publishing   *prometheus.CounterVec
-	kubelet, planned, repairs           *prometheus.CounterVec
+	kubelet, planned, repairs, closed   *prometheus.CounterVec
 
 	mu     sync.Mutex
 	values map[string]map[string]bool // seen values of labels that the plugin fills
@@ -46,6 +46,7 @@ func New(release string) *Metrics {
 		kubelet:     counter(r, kubeletCalls),
 		planned:     counter(r, plannedDevices),
 		repairs:     counter(r, repairs),
+		closed:      counter(r, connectionsClosed),
 		values:      map[string]map[string]bool{},
 	}
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: buildInfo.Name, Help: buildInfo.Help}, buildInfo.Labels)
@@ -53,6 +54,9 @@ func New(release string) *Metrics {
 	r.MustRegister(build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, what := range []string{PublishStatus, PublishEvent} {
 		m.publishing.WithLabelValues(what)
+	}
+	for _, listener := range []string{ListenerHTTP, ListenerView} {
+		m.closed.WithLabelValues(listener)
 	}
 	return m
 }
@@ -163,6 +167,20 @@ const (
 func (m *Metrics) NotPublished(what string) {
 	if m != nil {
 		m.publishing.WithLabelValues(what).Inc()
+	}
+}
+
+// The agent's listeners.
+const (
+	ListenerHTTP = "http"
+	ListenerView = "view"
+)
+
+// ConnectionClosed counts a connection that a listener closed or refused to keep within
+// its bounds.
+func (m *Metrics) ConnectionClosed(listener string) {
+	if m != nil {
+		m.closed.WithLabelValues(listener).Inc()
 	}
 }
 

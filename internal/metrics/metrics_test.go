@@ -57,6 +57,7 @@ func used() *Metrics {
 	m.Repaired("leftover", false)
 	m.Repaired("stranded", true)
 	m.NotPublished(PublishEvent)
+	m.ConnectionClosed(ListenerView)
 	m.Ready(func() map[string]error { return map[string]error{"pods": nil, "kubelet": errors.New("gone")} })
 	return m
 }
@@ -75,6 +76,8 @@ func TestCounted(t *testing.T) {
 		`manifold_verification_failures_total{field="MTU (result)",verb="ADD"} 1`,
 		`manifold_publish_failures_total{what="event"} 1`,
 		`manifold_publish_failures_total{what="network-status"} 0`,
+		`manifold_connections_closed_total{listener="http"} 0`,
+		`manifold_connections_closed_total{listener="view"} 1`,
 		`manifold_planned_devices_total{source="checkpoint"} 1`,
 		`manifold_podresources_calls_total{method="Get",outcome="rate-limited"} 1`,
 		`manifold_devices{resource="vendor.example/vfs",state="allocated"} 3`,

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"runtime"
 	"strings"
@@ -25,100 +24,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
+	"github.com/manifold-cni/manifold/internal/connlimit"
 	"github.com/manifold-cni/manifold/netattach"
 )
-
-// idle is a connection that does nothing.
-type idle struct {
-	net.Conn
-	from   net.Addr
-	closed bool
-}
-
-// RemoteAddr implements net.Conn.
-func (c *idle) RemoteAddr() net.Addr { return c.from }
-
-// Close implements net.Conn.
-func (c *idle) Close() error { c.closed = true; return nil }
-
-// admitted has l admit a connection from 10.0.0.from.
-func admitted(l *limiter, from byte) (*conn, *idle) {
-	raw := &idle{from: &net.TCPAddr{IP: net.IPv4(10, 0, 0, from)}}
-	return l.admit(raw), raw
-}
-
-// TestWhoIsClosed proves the order: the source that costs most, and of its connections
-// those that have waited longest, then those that send, and never those under review.
-func TestWhoIsClosed(t *testing.T) {
-	closed := 0
-	l := newLimiter(8*connCost, 5*connCost, func() { closed++ })
-	greedy := map[string]*idle{}
-	var sender *conn
-	for _, name := range []string{"reviewed", "sending", "first", "second", "third"} {
-		c, raw := admitted(l, 1)
-		switch greedy[name] = raw; name {
-		case "reviewed":
-			l.turn(c, reviewing)
-		case "sending":
-			l.turn(c, sending)
-			sender = c
-		}
-	}
-	expect := func(what string, names ...string) {
-		t.Helper()
-		for name, c := range greedy {
-			gone := false
-			for _, n := range names {
-				gone = gone || n == name
-			}
-			if c.closed != gone {
-				t.Errorf("%s: %s closed: %t", what, name, c.closed)
-			}
-		}
-	}
-	expect("within its share")
-	for range 3 {
-		if c, _ := admitted(l, 2); c == nil {
-			t.Fatal("another source is refused while there is room")
-		}
-	}
-	expect("everything is taken")
-	if c, _ := admitted(l, 3); c == nil {
-		t.Fatal("a third source is refused")
-	}
-	expect("a third source comes", "first")
-	l.mu.Lock()
-	l.charge(sender, connCost)
-	l.mu.Unlock()
-	expect("a body costs as much as a connection", "first", "second")
-	l.mu.Lock()
-	l.charge(sender, 3*connCost)
-	l.mu.Unlock()
-	expect("a body exceeds the share", "first", "second", "third", "sending")
-	if l.peers[netip.MustParseAddr("10.0.0.1")].cost != connCost || closed != 4 {
-		t.Errorf("%d closed, left: %+v", closed, l.peers)
-	}
-}
-
-// TestReviewedRequestsAreKept proves that a source whose share is taken by requests
-// under review is refused until one is answered, and that others are not.
-func TestReviewedRequestsAreKept(t *testing.T) {
-	l := newLimiter(4*connCost, 2*connCost, func() {})
-	first, raw := admitted(l, 1)
-	second, _ := admitted(l, 1)
-	l.turn(first, reviewing)
-	l.turn(second, reviewing)
-	if c, _ := admitted(l, 1); c != nil || raw.closed {
-		t.Errorf("admitted beyond the share: %+v, the first is closed: %t", c, raw.closed)
-	}
-	if c, _ := admitted(l, 2); c == nil {
-		t.Error("another source is refused")
-	}
-	first.Close()
-	if c, _ := admitted(l, 1); c == nil {
-		t.Error("refused after an answer")
-	}
-}
 
 // gate is a source of definitions that answers when it is opened.
 type gate struct {
@@ -158,7 +66,7 @@ func newReplica(t *testing.T, d definitions, total, share int) *replica {
 	ctrllog.SetLogger(logr.Discard())
 	r := &replica{t: t, roots: x509.NewCertPool(), server: &server{Options: Options{Host: "127.0.0.1", Health: none, Metrics: none}, log: slog.New(slog.DiscardHandler)}}
 	r.roots.AppendCertsFromPEM(m.bundle())
-	r.limiter = newLimiter(total, share, func() { r.closed.Add(1) })
+	r.limiter = connlimit.New(connlimit.Bounds{Connection: bounds.Connection, PerSource: share, Total: total}, func() { r.closed.Add(1) })
 	var err error
 	if r.manager, err = manager.New(&rest.Config{}, manager.Options{HealthProbeBindAddress: none, Metrics: metricsserver.Options{BindAddress: none}}); err != nil {
 		t.Fatal(err)
@@ -279,7 +187,7 @@ func served() int {
 func TestFlood(t *testing.T) {
 	const share = 10
 	g := &gate{asked: make(chan struct{}, 1), open: make(chan struct{})}
-	r := newReplica(t, g, 2*share*connCost, share*connCost)
+	r := newReplica(t, g, 2*share*bounds.Connection, share*bounds.Connection)
 	if err := reachable(t.Context(), r.address); err != nil {
 		t.Fatal(err)
 	}
@@ -308,32 +216,20 @@ func TestFlood(t *testing.T) {
 		r.review(anew)
 		anew.CloseIdleConnections()
 	}
-	r.limiter.mu.Lock()
-	for address, p := range r.limiter.peers {
-		if p.cost > r.limiter.share {
-			t.Errorf("%s takes %d bytes", address, p.cost)
-		}
+	if r.closed.Load() == 0 {
+		t.Error("the limiter counted no connection that it closed")
 	}
-	if r.limiter.total > r.limiter.max || r.closed.Load() == 0 {
-		t.Errorf("all take %d bytes, %d are closed", r.limiter.total, r.closed.Load())
-	}
-	r.limiter.mu.Unlock()
 	leave()
 	flood.Wait()
 	slow.CloseIdleConnections()
 	kept.CloseIdleConnections()
-	eventually(t, "nothing to be counted", func() bool {
-		r.limiter.mu.Lock()
-		defer r.limiter.mu.Unlock()
-		return r.limiter.total == 0 && len(r.limiter.peers) == 0
-	})
 	eventually(t, "goroutines and descriptors to come back", func() bool { return served() == 0 && descriptors(t) <= files })
 }
 
 // TestSlowClientsAreClosed proves that every state that a client can stay in has a limit.
 func TestSlowClientsAreClosed(t *testing.T) {
-	l := newLimiter(maxCost, maxShare, func() { t.Error("the limiter closed a connection") })
-	srv := l.server(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }), slog.New(slog.DiscardHandler))
+	l := connlimit.New(bounds, func() { t.Error("the limiter closed a connection") })
+	srv := newServer(l, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }), slog.New(slog.DiscardHandler))
 	for _, limit := range []*time.Duration{&srv.ReadHeaderTimeout, &srv.ReadTimeout, &srv.WriteTimeout, &srv.IdleTimeout} {
 		if *limit <= 0 {
 			t.Fatal("a time is not limited")
@@ -349,7 +245,7 @@ func TestSlowClientsAreClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	go func() {
-		_ = srv.Serve(tls.NewListener(limitedListener{raw, l}, &tls.Config{Certificates: []tls.Certificate{*m.serving}}))
+		_ = srv.Serve(tls.NewListener(l.Listener(raw), &tls.Config{Certificates: []tls.Certificate{*m.serving}}))
 	}()
 	defer srv.Close()
 	r := &replica{t: t, roots: x509.NewCertPool(), server: &server{address: raw.Addr()}}
@@ -379,11 +275,6 @@ func TestBodiesAreBounded(t *testing.T) {
 	}
 	eventually(t, "bodies beyond the share to be cut off", func() bool { return ended.Load() >= 9-4 })
 	r.review(r.caller("127.0.0.1"))
-	r.limiter.mu.Lock()
-	if p := r.limiter.peers[netip.MustParseAddr("127.0.0.2")]; p != nil && p.cost > r.limiter.share {
-		t.Errorf("%d bytes are kept", p.cost)
-	}
-	r.limiter.mu.Unlock()
 	leave()
 	all.Wait()
 }

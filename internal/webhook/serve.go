@@ -12,6 +12,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"github.com/manifold-cni/manifold/internal/connlimit"
 )
 
 // Limits of the HTTP servers. The API server gives up a review after 30 s at most and
@@ -28,26 +30,22 @@ const (
 // stopTime is how long requests in flight may take once the drain is over.
 var stopTime = 30 * time.Second
 
-// connKey is the key of a request's *conn in its context.
-type connKey struct{}
+// bounds limit the memory and the descriptors that clients can take. Every pod of the
+// cluster can reach the webhook, and nobody authenticates before the request.
+var bounds = connlimit.Bounds{
+	Connection: 32 << 10, // roughly what TLS and net/http keep for an idle connection
+	PerSource:  32 << 20, // fits a body of 7 MiB, the most that controller-runtime reads, several times
+	Total:      64 << 20,
+}
 
-// server returns an HTTP server for connections that l has admitted.
-func (l *limiter) server(handler http.Handler, log *slog.Logger) *http.Server {
-	return &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.Body != http.NoBody {
-				r.Body = body{r.Body, r.Context().Value(connKey{}).(*conn)}
-			}
-			handler.ServeHTTP(w, r)
-		}),
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, connKey{}, connOf(c))
-		},
-		ConnState: l.state,
-		ErrorLog:  slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-
+// newServer returns a server for connections that l has admitted.
+func newServer(l *connlimit.Limiter, handler http.Handler, log *slog.Logger) *http.Server {
+	srv := &http.Server{
+		Handler: handler, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		ReadHeaderTimeout: headerTime, ReadTimeout: answerTime, WriteTimeout: answerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
 	}
+	l.ConfigureServer(srv)
+	return srv
 }
 
 // listen adds a server for handler on address to the manager, over TLS unless config is
@@ -57,11 +55,11 @@ func (s *server) listen(name, address string, config *tls.Config, handler http.H
 	if err != nil {
 		return nil, err
 	}
-	l = limitedListener{l, s.limiter}
+	l = s.limiter.Listener(l)
 	if config != nil {
 		l = tls.NewListener(l, config)
 	}
-	srv := &manager.Server{Name: name, Server: s.limiter.server(handler, s.log), Listener: l, ShutdownTimeout: &stopTime}
+	srv := &manager.Server{Name: name, Server: newServer(s.limiter, handler, s.log), Listener: l, ShutdownTimeout: &stopTime}
 	return l.Addr(), s.manager.Add(srv)
 }
 

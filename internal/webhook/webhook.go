@@ -13,8 +13,8 @@
 // definitions are complete. When told to stop, it keeps serving for [Options.Drain],
 // so that no call meets a closed port.
 //
-// Anybody can connect: limiter bounds what the connections of one address, and of all,
-// can take.
+// Anybody can connect: package connlimit bounds what the connections of one address,
+// and of all, can take.
 package webhook
 
 import (
@@ -47,6 +47,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/connlimit"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/rules"
 )
@@ -111,7 +112,7 @@ type server struct {
 	manager  manager.Manager
 	informer *kube.DefinitionInformer
 	keeper   *keeper // nil when the certificates come from a directory
-	limiter  *limiter
+	limiter  *connlimit.Limiter
 	address  net.Addr // where the reviews are served
 	stopping atomic.Bool
 }
@@ -168,7 +169,7 @@ func (s *server) assemble(config *rest.Config) error {
 	if err != nil {
 		return err
 	}
-	s.limiter = newLimiter(maxCost, maxShare, m.closed.Inc)
+	s.limiter = connlimit.New(bounds, m.closed.Inc)
 	certificate, err := s.certificate(config, scheme, m)
 	if err != nil {
 		return err
