@@ -2,14 +2,10 @@ package podresources
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"sync"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	podresourcesv1 "k8s.io/kubelet/pkg/apis/podresources/v1"
 )
@@ -39,42 +35,23 @@ type PodKey struct{ Namespace, Name string }
 
 // Client calls the kubelet's PodResources API v1 over one persistent connection. It is
 // safe for concurrent use.
-type Client struct {
-	socket string
-	once   sync.Once
-	conn   *grpc.ClientConn
-	err    error
-}
+type Client struct{ kubelet connection }
 
 // NewClient returns a client for the socket, usually
 // /var/lib/kubelet/pod-resources/kubelet.sock. The client connects at the first call,
 // and again whenever the kubelet has restarted.
-func NewClient(socket string) *Client { return &Client{socket: socket} }
-
-// dial creates a lazily connecting gRPC connection to a unix socket.
-func dial(socket string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("unix://"+socket,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: callTime, Backoff: quickBackoff}))
-}
+func NewClient(socket string) *Client { return &Client{connection{socket: socket}} }
 
 func (c *Client) api() (podresourcesv1.PodResourcesListerClient, error) {
-	c.once.Do(func() { c.conn, c.err = dial(c.socket) })
-	if c.err != nil {
-		return nil, &failure{ErrUnavailable, c.err}
+	conn, err := c.kubelet.get()
+	if err != nil {
+		return nil, err
 	}
-	return podresourcesv1.NewPodResourcesListerClient(c.conn), nil
+	return podresourcesv1.NewPodResourcesListerClient(conn), nil
 }
 
 // Close closes the connection.
-func (c *Client) Close() error {
-	c.once.Do(func() { c.err = errors.New("client is closed") })
-	if c.conn == nil {
-		return nil
-	}
-	return c.conn.Close()
-}
+func (c *Client) Close() error { return c.kubelet.close() }
 
 // Get returns the devices of one pod, nil for none. It returns ErrPodNotFound for a pod
 // that the kubelet does not find. That proves little: shortly after its restart the

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	podsv1alpha1 "k8s.io/kubelet/pkg/apis/pods/v1alpha1"
@@ -18,10 +17,7 @@ import (
 // enabled by default from Kubernetes 1.37). It needs no API server and is safe for
 // concurrent use.
 type Pods struct {
-	socket string
-	once   sync.Once
-	conn   *grpc.ClientConn
-	err    error
+	kubelet connection
 
 	mu     sync.Mutex
 	synced bool                   // byUID is in step with the kubelet
@@ -29,24 +25,20 @@ type Pods struct {
 }
 
 // NewPods returns a reader for the socket. Nothing is cached before [Pods.Run].
-func NewPods(socket string) *Pods { return &Pods{socket: socket, byUID: map[string]*corev1.Pod{}} }
+func NewPods(socket string) *Pods {
+	return &Pods{kubelet: connection{socket: socket}, byUID: map[string]*corev1.Pod{}}
+}
 
 func (p *Pods) api() (podsv1alpha1.PodsClient, error) {
-	p.once.Do(func() { p.conn, p.err = dial(p.socket) })
-	if p.err != nil {
-		return nil, &failure{ErrUnavailable, p.err}
+	conn, err := p.kubelet.get()
+	if err != nil {
+		return nil, err
 	}
-	return podsv1alpha1.NewPodsClient(p.conn), nil
+	return podsv1alpha1.NewPodsClient(conn), nil
 }
 
 // Close closes the connection.
-func (p *Pods) Close() error {
-	p.once.Do(func() { p.err = errors.New("reader is closed") })
-	if p.conn == nil {
-		return nil
-	}
-	return p.conn.Close()
-}
+func (p *Pods) Close() error { return p.kubelet.close() }
 
 // Pauses between two watches: they grow from the first to the last while the kubelet
 // fails.
