@@ -46,12 +46,8 @@ func (o *devicesOptions) run(ctx context.Context, streams genericiooptions.IOStr
 	if err := o.out.check(); err != nil {
 		return err
 	}
-	nodes, err := o.nodes.nodes()
+	all, err := o.nodes.views(ctx, args)
 	if err != nil {
-		return err
-	}
-	all := &views{}
-	if all.Nodes, err = nodes.Views(ctx, args); err != nil {
 		return err
 	}
 	wrong := all.problems(streams.ErrOut)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 
@@ -51,6 +52,16 @@ func (n *nodeFlags) namespace() (string, error) {
 		return "", fmt.Errorf("namespace: %w", err)
 	}
 	return name, nil
+}
+
+// views returns the views of the named nodes, or of all nodes if there are no names.
+func (n *nodeFlags) views(ctx context.Context, names []string) (*views, error) {
+	nodes, err := n.nodes()
+	if err != nil {
+		return nil, err
+	}
+	found, err := nodes.Views(ctx, names)
+	return &views{Nodes: found}, err
 }
 
 // views are what status and devices print as JSON and YAML: for each node, what was asked

@@ -43,12 +43,8 @@ func listOrphans(ctx context.Context, streams genericiooptions.IOStreams, n *nod
 	if err := o.check(); err != nil {
 		return err
 	}
-	nodes, err := n.nodes()
+	all, err := n.views(ctx, args)
 	if err != nil {
-		return err
-	}
-	all := &views{}
-	if all.Nodes, err = nodes.Views(ctx, args); err != nil {
 		return err
 	}
 	wrong := all.problems(streams.ErrOut)

@@ -85,12 +85,8 @@ func (o *repairOptions) repair(ctx context.Context, warnings io.Writer, args []s
 	case !o.dry:
 		return nil, errors.New("nothing is repaired through the API server: run the command on the node, as root, with --local; here only --dry-run works, which tells what would be done")
 	}
-	nodes, err := o.nodes.remote()
+	all, err := o.nodes.views(ctx, args)
 	if err != nil {
-		return nil, err
-	}
-	all := &views{}
-	if all.Nodes, err = nodes.Views(ctx, args); err != nil {
 		return nil, err
 	}
 	out := inspect.Proposed(all.Nodes)

@@ -110,16 +110,15 @@ func (o *statusOptions) nothing(namespace string, all *views) string {
 
 // views returns the views of the nodes that the flags and the pod choose.
 func (o *statusOptions) views(ctx context.Context, namespace, pod string) (*views, error) {
+	if pod == "" || o.all || len(o.node) > 0 {
+		return o.nodes.views(ctx, o.node)
+	}
 	nodes, err := o.nodes.nodes()
 	if err != nil {
 		return nil, err
 	}
-	if pod != "" && !o.all && len(o.node) == 0 {
-		v, err := nodes.ViewOf(ctx, namespace, pod)
-		return &views{Nodes: []*nodeview.View{v}}, err
-	}
-	found, err := nodes.Views(ctx, o.node)
-	return &views{Nodes: found}, err
+	v, err := nodes.ViewOf(ctx, namespace, pod)
+	return &views{Nodes: []*nodeview.View{v}}, err
 }
 
 // statusText writes a line for each attachment, or the sentence empty if there is none.
