@@ -19,9 +19,10 @@ type Asked struct {
 	VLANProto, SpoofChk, Trust, LinkState string
 }
 
-// settles are the plugins whose "mtu" is the interface's own MTU.
+// settles are the plugins whose "mtu" is the interface's own MTU. The plugin dummy has no
+// such key, and ignores one that is there.
 var settles = map[string]bool{
-	"bridge": true, "macvlan": true, "ipvlan": true, "ptp": true, "vlan": true, "tuning": true, "dummy": true,
+	"bridge": true, "macvlan": true, "ipvlan": true, "ptp": true, "vlan": true, "tuning": true,
 }
 
 // sriovTypes are the plugins that set VF properties by the SR-IOV CNI's keys. In other

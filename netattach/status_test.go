@@ -128,6 +128,17 @@ func TestAsked(t *testing.T) {
 	}
 }
 
+// A key that the plugin ignores asks for nothing.
+func TestAskedOfAPluginThatIgnoresTheKey(t *testing.T) {
+	c, err := ParseConfig([]byte(`{"type":"dummy","mtu":1400}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, err := c.Asked(nil); err != nil || a.MTU != 0 {
+		t.Errorf("asks for MTU %d, %v", a.MTU, err)
+	}
+}
+
 // For tuning, arguments override keys, and the selection's arguments override the
 // definition's. A MAC that the PF keeps is told apart from the interface's own.
 func TestAskedOfTuningByArguments(t *testing.T) {

@@ -528,8 +528,8 @@ func verifyResult(t *testing.T) {
 	n := newNode(t, nil)
 	n.serve()
 	n.warm()
-	n.must(os.Symlink(filepath.Join(programDir, "scripted"), n.path("bin/dummy"))) // a plugin whose "mtu" is the interface's
-	const able = `,"capabilities":{"mac":true,"ips":true}`                         // and does nothing about it
+	n.must(os.Symlink(filepath.Join(programDir, "scripted"), n.path("bin/vlan"))) // a plugin whose "mtu" is the interface's
+	const able = `,"capabilities":{"mac":true,"ips":true}`                        // and does nothing about it
 	for name, tc := range map[string]struct {
 		config, networks string
 		parts            []string
@@ -539,7 +539,7 @@ func verifyResult(t *testing.T) {
 		"address":       {liar("address", ""), "address", []string{"address (result): wanted 192.0.2.99/24", "10.61.0.2/24"}},
 		"mac-asked":     {liar("", able), `[{"name":"mac-asked","mac":"02:00:00:00:06:01"}]`, []string{"MAC (requested): wanted 02:00:00:00:06:01"}},
 		"address-asked": {liar("", able), `[{"name":"address-asked","ips":["10.61.0.9/24"]}]`, []string{"address (requested): wanted 10.61.0.9/24", "10.61.0.2/24"}},
-		"mtu-configured": {`{"cniVersion":"1.0.0","plugins":[{"type":"scripted"},{"type":"dummy","mtu":1400,"script":{"ADD":{"stdout":"{}"},"DEL":{"stdout":"\n"}}}]}`, "mtu-configured",
+		"mtu-configured": {`{"cniVersion":"1.0.0","plugins":[{"type":"scripted"},{"type":"vlan","mtu":1400,"script":{"ADD":{"stdout":"{}"},"DEL":{"stdout":"\n"}}}]}`, "mtu-configured",
 			[]string{"MTU (configuration): wanted 1400, found 1500"}},
 	} {
 		n.define(name, "", tc.config)
