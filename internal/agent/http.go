@@ -40,7 +40,8 @@ const (
 // A connection takes up to 53 KiB while a request's header of maxHeader bytes arrives,
 // and up to 86 KiB over TLS (resident memory, measured with 256 of them), rounded up
 // here. Together that is 3.75 MiB, about what docs/performance.md leaves of the agent's
-// budget of 32 MiB. The 48 descriptors are few even where a process may have only 1,024.
+// budget of 32 MiB; answers that a client is slow to read come on top, some tens of KiB
+// each. The 48 descriptors are few even where a process may have only 1,024.
 const (
 	shareConnections = 8
 	maxConnections   = 24

@@ -7,6 +7,8 @@
 package metrics
 
 import (
+	"bytes"
+	"context"
 	"net/http"
 	"sync"
 	"time"
@@ -80,10 +82,51 @@ func counter(r *prometheus.Registry, d Definition) *prometheus.CounterVec {
 	return c
 }
 
-// Handler answers a scrape. It leaves out what a collector cannot provide.
+// maxGatherings is how many scrapes are gathered at a time. Each asks the sources of the
+// agent and holds all series.
+const maxGatherings = 4
+
+// Handler answers a scrape. It leaves out what a collector cannot provide. Scrapes beyond
+// maxGatherings wait for their turn. A client that does not read its answer keeps no
+// other from its turn: the answer is complete before the client gets its first byte.
 func (m *Metrics) Handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4})
+	gather := promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
+	slots := make(chan struct{}, maxGatherings)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := &buffered{ResponseWriter: w, status: http.StatusOK}
+		if !within(r.Context(), slots, func() { gather.ServeHTTP(answer, r) }) {
+			http.Error(w, "too many scrapes are being answered", http.StatusServiceUnavailable)
+			return
+		}
+		w.WriteHeader(answer.status)
+		_, _ = w.Write(answer.body.Bytes()) // the caller may be gone
+	})
 }
+
+// within calls f when one of the slots is free. It returns false if ctx ends first.
+func within(ctx context.Context, slots chan struct{}, f func()) bool {
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+		f()
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// buffered keeps an answer, except for its header.
+type buffered struct {
+	http.ResponseWriter
+	status int
+	body   bytes.Buffer
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (b *buffered) WriteHeader(status int) { b.status = status }
+
+// Write implements http.ResponseWriter.
+func (b *buffered) Write(p []byte) (int, error) { return b.body.Write(p) }
 
 // Values of the label outcome.
 const (

@@ -1,12 +1,14 @@
 package metrics
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -60,6 +62,80 @@ func used() *Metrics {
 	m.ConnectionClosed(ListenerView)
 	m.Ready(func() map[string]error { return map[string]error{"pods": nil, "kubelet": errors.New("gone")} })
 	return m
+}
+
+// stuck is a client that never reads its answer.
+type stuck struct {
+	http.ResponseWriter
+	writes chan<- struct{} // receives when the answer's body is written
+	gone   <-chan struct{} // closed when the client gives up
+}
+
+// Write implements http.ResponseWriter.
+func (s stuck) Write([]byte) (int, error) {
+	s.writes <- struct{}{}
+	<-s.gone
+	return 0, io.ErrClosedPipe
+}
+
+// TestClientsThatDoNotRead proves that clients which ask for metrics and do not read them
+// keep nobody else from the metrics.
+func TestClientsThatDoNotRead(t *testing.T) {
+	h := used().Handler()
+	writes, gone := make(chan struct{}), make(chan struct{})
+	var all sync.WaitGroup
+	for range 2 * maxGatherings {
+		all.Go(func() {
+			h.ServeHTTP(stuck{httptest.NewRecorder(), writes, gone}, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		})
+	}
+	for range 2 * maxGatherings {
+		<-writes
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "manifold_build_info") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	close(gone)
+	all.Wait()
+}
+
+// TestScrapesWait proves that a scrape waits while maxGatherings others are gathered, and
+// gives up when its client does.
+func TestScrapesWait(t *testing.T) {
+	m := New("v1")
+	asked, open := make(chan struct{}), make(chan struct{})
+	m.Ready(func() map[string]error { asked <- struct{}{}; <-open; return nil })
+	h := m.Handler()
+	scrape := func(ctx context.Context) int {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "/metrics", nil))
+		return w.Code
+	}
+	codes := make(chan int)
+	for range maxGatherings {
+		go func() { codes <- scrape(t.Context()) }()
+		<-asked
+	}
+	left, leave := context.WithCancel(t.Context())
+	leave()
+	if code := scrape(left); code != http.StatusServiceUnavailable {
+		t.Errorf("whose client has left: %d", code)
+	}
+	go func() { codes <- scrape(t.Context()) }()
+	select {
+	case <-asked:
+		t.Error("one too many is gathered")
+	case <-time.After(50 * time.Millisecond): // a slow machine waits longer, never shorter
+		go func() { <-asked }()
+	}
+	close(open)
+	for range maxGatherings + 1 {
+		if code := <-codes; code != http.StatusOK {
+			t.Errorf("waited: %d", code)
+		}
+	}
 }
 
 func TestCounted(t *testing.T) {
