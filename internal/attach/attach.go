@@ -98,6 +98,15 @@ func (r *run) sandbox(netns string) (*verify.Sandbox, error) {
 	return r.box, err
 }
 
+// identify records in the plan which network namespace is the sandbox's.
+func (r *run) identify(p *plan.Plan) error {
+	box, err := r.sandbox(r.inv.NetNS)
+	if err == nil {
+		p.NetNSCookie, err = box.Cookie()
+	}
+	return err
+}
+
 // inSandbox reports whether the sandbox has an interface of that name.
 func (r *run) inSandbox(netns, name string) (bool, error) {
 	defer r.Times.part(partLook)()
@@ -157,6 +166,9 @@ func (e *Engine) Add(ctx context.Context, inv *netconf.Invocation) (types.Result
 	}
 	if err == nil {
 		err = r.ownWritten(p)
+	}
+	if err == nil {
+		err = r.identify(p)
 	}
 	if err != nil {
 		r.report(plan.Report{Verb: "ADD", Plan: p}, err)

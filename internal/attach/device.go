@@ -137,8 +137,21 @@ func (r *run) stillHeld(k journal.Key) (*journal.Entry, bool, error) {
 	}
 	// An unreadable journal does not tell, so count the device as held. The sandbox's
 	// DEL sets the journal aside.
-	held := err != nil || entry.SameBoot() && ns.IsNSorErr(entry.Plan.NetNS) == nil
+	held := err != nil || entry.SameBoot() && lives(entry)
 	return entry, held, lock.Unlock(false)
+}
+
+// lives reports whether the network namespace of a sandbox of this boot may still exist.
+func lives(e *journal.Entry) bool {
+	if ns.IsNSorErr(e.Plan.NetNS) != nil {
+		return false
+	}
+	box, err := verify.OpenSandbox(e.Plan.NetNS)
+	if err != nil {
+		return true
+	}
+	defer box.Close()
+	return !isAnothers(e, box)
 }
 
 // restore restores the VF to its state before, waiting for its netdev.

@@ -52,9 +52,11 @@ type hardware struct {
 	tree *sriovtest.Tree
 	dir  string
 	conf map[string]any
-	id   string          // the allocated device ID: the VF's address or its netdev
-	ns   string          // network namespace of the sandboxes
-	info json.RawMessage // device information of the VF in plans
+	id   string // the allocated device ID: the VF's address or its netdev
+	ns   string // network namespace of the sandboxes
+	// cookie identifies the namespace that ns led to at ADD; 0 when that is unknown.
+	cookie uint64
+	info   json.RawMessage // device information of the VF in plans
 	// written is how the network's configuration names the VF itself when nobody has
 	// allocated it.
 	written string
@@ -119,7 +121,7 @@ func (h *hardware) plan(id string) *plan.Plan {
 		device, written = nil, []string{h.written}
 	}
 	return &plan.Plan{
-		Version: plan.Version, Pod: plan.Pod{Namespace: "shop", Name: id}, ContainerID: id, NetNS: h.ns,
+		Version: plan.Version, Pod: plan.Pod{Namespace: "shop", Name: id}, ContainerID: id, NetNS: h.ns, NetNSCookie: h.cookie,
 		Attachments: []plan.Attachment{{
 			Name: "shop/fast", Network: "fast", IfName: "net1", DeviceInfoFile: h.path("info/" + id),
 			Capabilities: map[string]json.RawMessage{"CNIDeviceInfoFile": json.RawMessage(strconv.Quote(h.path("info/" + id)))},
@@ -555,4 +557,17 @@ func TestADDAndLateDELRace(t *testing.T) {
 		}
 	}
 	t.Logf("the ADD got the VF in %d rounds of %d", got, rounds)
+}
+
+// A sandbox is dead, and its VF free, when the path of its network namespace leads to
+// another namespace.
+func TestVFOfASandboxWhosePathLeadsElsewhere(t *testing.T) {
+	for cookie, held := range map[uint64]bool{0: true, 1 << 40: false} {
+		h := newHardware(t, "")
+		h.ns, h.cookie = "/proc/self/ns/net", cookie
+		h.attach("old")
+		if err := h.claim("new"); (err != nil) != held || held && !cnierr.Is(err, cnierr.TryAgain) {
+			t.Errorf("cookie %d: %v", cookie, err)
+		}
+	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
+	cnins "github.com/containernetworking/cni/pkg/ns"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"golang.org/x/sys/unix"
@@ -363,7 +364,20 @@ func (r *run) liveNetNS() string {
 	if r.entry != nil && !r.entry.SameBoot() {
 		return "" // the path now belongs to another sandbox
 	}
+	host, err := cnins.CheckNetNS(path)
+	if box, e := r.sandbox(path); err == nil && host || r.entry != nil && e == nil && isAnothers(r.entry, box) {
+		r.warn("the network namespace at %s is not the sandbox's, which is gone", path)
+		return ""
+	}
 	return path
+}
+
+// isAnothers reports whether the network namespace of box is known not to be that of the
+// sandbox of e, although the path is. A path such as /proc/PID/ns/net leads to another
+// namespace, even the host's, once the kernel gives the process ID to another process.
+func isAnothers(e *journal.Entry, box *verify.Sandbox) bool {
+	is, err := box.Cookie()
+	return err == nil && is != 0 && e.Plan.NetNSCookie != 0 && is != e.Plan.NetNSCookie
 }
 
 // nothingLeft reports whether a delegate's DEL failed only because there was nothing to

@@ -2,8 +2,9 @@
 // that makes plans, and its transports.
 //
 // A plan is complete: whoever executes, stores, prints or undoes it looks nothing up
-// again. The one exception is the meaning of a netdev name, which is known only in the
-// host's network namespace; the shim fills that in before it journals the plan. The
+// again. The exceptions are known only in the host's network namespace: the meaning of a
+// netdev name, and which namespace is the sandbox's. The shim fills them in before it
+// journals the plan. The
 // agent makes plans; the shim journals and executes them. The same Planner is reached
 // over the agent's unix socket ([Client], [Serve]), by running the agent's program with
 // the request on stdin ([Command]), or in process.
@@ -78,10 +79,14 @@ type Request struct {
 
 // Plan is everything that an ADD, CHECK or DEL of one sandbox needs.
 type Plan struct {
-	Version     int          `json:"version"`
-	Pod         Pod          `json:"pod"`
-	ContainerID string       `json:"containerID"`
-	NetNS       string       `json:"netns"`
+	Version     int    `json:"version"`
+	Pod         Pod    `json:"pod"`
+	ContainerID string `json:"containerID"`
+	NetNS       string `json:"netns"`
+	// NetNSCookie identifies the network namespace that NetNS led to at ADD, see
+	// package sriov/rtnl: by the time of DEL the path may lead to another. The shim
+	// fills it in; 0 means unknown.
+	NetNSCookie uint64       `json:"netnsCookie,omitempty"`
 	Attachments []Attachment `json:"attachments"`        // in order of attachment; the first is the cluster default network
 	Notes       []string     `json:"notes,omitempty"`    // decisions about devices, for people
 	Warnings    []string     `json:"warnings,omitempty"` // what has no effect or was overridden

@@ -55,6 +55,22 @@ func (s *Sandbox) Close() {
 	}
 }
 
+// Cookie returns the number by which the kernel knows the namespace, see
+// [rtnl.Socket.Cookie]; 0 when the namespace is gone and on kernels that tell none.
+func (s *Sandbox) Cookie() (uint64, error) {
+	if s.links == nil {
+		return 0, nil
+	}
+	cookie, err := s.links.Cookie()
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, sandboxError(err)
+	}
+	return cookie, nil
+}
+
 // Exists reports whether an interface has that name or alternative name: no other
 // interface can get it then.
 func (s *Sandbox) Exists(name string) (bool, error) {

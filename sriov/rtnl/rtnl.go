@@ -84,6 +84,13 @@ func Open() (*Socket, error) {
 // Close closes the socket.
 func (s *Socket) Close() error { return unix.Close(s.fd) }
 
+// Cookie returns the number by which the kernel knows the network namespace of the
+// socket. No other namespace has it before the next boot, unlike the path and the inode
+// of a namespace. The error is [unix.ENOPROTOOPT] on kernels before 5.14.
+func (s *Socket) Cookie() (uint64, error) {
+	return unix.GetsockoptUint64(s.fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+}
+
 // Link returns the network device with that name, its own or an alternative one, or nil
 // if there is none.
 func (s *Socket) Link(name string) (netlink.Link, error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
@@ -459,4 +460,82 @@ func TestDeviceInformationOfADelegateThatCannotBeStarted(t *testing.T) {
 	n.succeed("DEL", p)
 	n.must(p.ns.Delete())
 	n.unchanged(before)
+}
+
+// linksOfAnother are names of the sandbox's interfaces in a namespace that is another's.
+var linksOfAnother = []string{"eth0", "net1"}
+
+// addLinks creates links of these names in the thread's network namespace.
+func addLinks() error {
+	for _, name := range linksOfAnother {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = name
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeLinks removes them again. One that is missing is an error.
+func removeLinks() error {
+	for _, name := range linksOfAnother {
+		l, err := netlinksafe.LinkByName(name)
+		if err == nil {
+			err = netlink.LinkDel(l)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// The path of a sandbox's network namespace may lead to another namespace by the time of
+// DEL or GC, as /proc/PID/ns/net does once the process ID serves another process: the
+// namespace of another sandbox, or the host's. Nothing is released there.
+func TestNothingIsReleasedInAnotherNetworkNamespace(t *testing.T) {
+	other := map[string]func(n *node, p *pod) (in func(func() error) error){
+		"another sandbox's": func(n *node, p *pod) func(func() error) error {
+			next, err := harness.NewNetNS(p.ID)
+			n.must(err)
+			return next.Do
+		},
+		"the host's": func(n *node, p *pod) func(func() error) error {
+			n.must(os.WriteFile(p.NetNS, nil, 0o444))
+			n.must(unix.Mount("/proc/self/ns/net", p.NetNS, "", unix.MS_BIND, ""))
+			return func(f func() error) error { return f() }
+		},
+	}
+	release := map[string]func(n *node, p *pod){
+		"DEL without namespace": func(n *node, p *pod) { p.NetNS = ""; n.succeed("DEL", p) },
+		"DEL":                   func(n *node, p *pod) { n.succeed("DEL", p) },
+		"GC":                    func(n *node, p *pod) { n.collect() },
+	}
+	for whose, enter := range other {
+		for verb, do := range release {
+			if whose == "the host's" && verb == "DEL" {
+				continue // a runtime that passes the host's is refused
+			}
+			t.Run(whose+"/"+verb, func(t *testing.T) {
+				n := newNode(t, nil)
+				n.serve()
+				n.warm()
+				p := n.addPod("pod", "plain")
+				n.succeed("ADD", p)
+				n.must(p.ns.Delete())
+				in := enter(n, p)
+				defer func() { n.must(p.ns.Delete()) }()
+				n.must(in(addLinks))
+				do(n, p)
+				n.must(in(removeLinks)) // all are still there
+				if keys, err := (journal.Dir{Path: n.path("state")}).List(); err != nil || len(keys) > 0 {
+					t.Errorf("the sandbox is not released: %v %v", keys, err)
+				}
+				if exists(n.path("ipam/cluster-net/10.88.0.2")) {
+					t.Error("its address is not released")
+				}
+			})
+		}
+	}
 }
