@@ -571,3 +571,34 @@ func TestVFOfASandboxWhosePathLeadsElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// However often a DEL fails and however much a delegate says about it, the journal stays
+// small enough to be read.
+func TestFailedDELsDoNotFillTheJournal(t *testing.T) {
+	for name, message := range map[string]string{
+		"the same":  `head -c 3000000 /dev/zero | tr '\0' x`,
+		"different": `date +%s%N; head -c 3000000 /dev/zero | tr '\0' x`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHardware(t, `[ "$CNI_COMMAND" = DEL ] && { printf '{"code":77,"msg":"busy '; (`+message+`) | tr -d '\n'; printf '"}'; exit 1; }`)
+			h.attach("old")
+			for range 25 {
+				if err := h.del("old"); !cnierr.Is(err, cnierr.TeardownIncomplete) || !strings.Contains(err.Error(), "busy") {
+					t.Fatalf("DEL: %.200v", err)
+				}
+			}
+			fi, err := os.Stat(h.journalFile("old"))
+			h.must(err)
+			if fi.Size() > 1<<20 {
+				t.Errorf("the journal has %d bytes", fi.Size())
+			}
+			entry, err := h.Journal.Open(key("old"))
+			h.must(err)
+			if phase, problem := entry.Phase(0); phase != journal.ReleaseFailed || !strings.Contains(problem, "busy") {
+				t.Errorf("%s: %.200s", phase, problem)
+			}
+			h.delegate("")
+			h.must(h.del("old"))
+		})
+	}
+}

@@ -116,19 +116,29 @@ func (r *run) release(ctx context.Context) []error {
 		r.exec.attachment = i
 		// A step that cannot be recorded must not keep an attachment alive. DEL is
 		// repeatable, so at worst it runs twice.
-		recorded := r.record(journal.Step{Attachment: i, Phase: journal.Releasing})
+		var recorded error
+		if phase, _ := r.entry.Phase(i); phase != journal.ReleaseFailed { // else this is another try
+			recorded = r.record(journal.Step{Attachment: i, Phase: journal.Releasing})
+		}
 		err := r.releaseOne(ctx, i)
-		step := journal.Step{Attachment: i, Phase: journal.Released}
 		if err != nil {
 			err = cnierr.Annotate(err, r.subject(i))
 			problems = append(problems, err)
-			step.Phase, step.Error = journal.ReleaseFailed, err.Error()
 		}
-		if e := errors.Join(recorded, r.record(step)); e != nil {
+		if e := errors.Join(recorded, r.released(i, err)); e != nil {
 			r.warn("%v", e)
 		}
 	}
 	return problems
+}
+
+// released records the outcome of an attachment's release.
+func (r *run) released(i int, failed error) error {
+	defer r.Times.part(partRecord)()
+	if failed != nil {
+		return r.entry.AppendFailure(i, failed.Error())
+	}
+	return r.entry.Append(journal.Step{Attachment: i, Phase: journal.Released})
 }
 
 // releaseOne releases one attachment: what its delegates created, its device, its

@@ -278,6 +278,34 @@ func (e *Entry) Append(s Step) error {
 	return nil
 }
 
+// Bounds on what is recorded of failed releases. The runtime tries again for as long as
+// the pod is there, and a delegate's message can be megabytes long; but a journal that is
+// longer than maxFile counts as damaged.
+const (
+	maxFailures = 100  // per attachment
+	maxError    = 4096 // of each, in bytes
+)
+
+// AppendFailure adds a step ReleaseFailed of attachment i with an error text, of which it
+// keeps the beginning. It adds nothing if that failure is the last one already, or once
+// there have been maxFailures.
+func (e *Entry) AppendFailure(i int, text string) error {
+	if len(text) > maxError {
+		text = strings.ToValidUTF8(text[:maxError], "") + "…"
+	}
+	phase, last := e.Phase(i)
+	count := 0
+	for _, s := range e.Steps {
+		if s.Attachment == i && s.Phase == ReleaseFailed {
+			count++
+		}
+	}
+	if phase == ReleaseFailed && (last == text || count >= maxFailures) {
+		return nil
+	}
+	return e.Append(Step{Attachment: i, Phase: ReleaseFailed, Error: text})
+}
+
 // Close removes the journal, once nothing of the sandbox is left.
 func (e *Entry) Close() error {
 	err := os.Remove(e.path)
