@@ -24,9 +24,9 @@ type cluster interface {
 	create(*corev1.Pod) (*corev1.Pod, error)
 	get(namespace, name string) (*corev1.Pod, error)
 	kubeconfig() string
-	// asked counts the agent's requests, by verb and resource; nil if they are not
+	// requests counts the agent's requests, by verb and resource; nil if they are not
 	// recorded.
-	asked() (map[string]int, error)
+	requests() (map[string]int, error)
 	// cpu returns the processor time used so far; 0 if the API server is in this
 	// process.
 	cpu() (time.Duration, error)
@@ -61,9 +61,9 @@ func (c *fakeCluster) get(namespace, name string) (*corev1.Pod, error) {
 	}
 	return nil, fmt.Errorf("there is no pod %s/%s", namespace, name)
 }
-func (c *fakeCluster) kubeconfig() string             { return c.path }
-func (c *fakeCluster) asked() (map[string]int, error) { return nil, nil }
-func (c *fakeCluster) cpu() (time.Duration, error)    { return 0, nil }
+func (c *fakeCluster) kubeconfig() string                { return c.path }
+func (c *fakeCluster) requests() (map[string]int, error) { return nil, nil }
+func (c *fakeCluster) cpu() (time.Duration, error)       { return 0, nil }
 func (c *fakeCluster) publish(*corev1.Pod, string) (bool, error) {
 	return false, nil
 }
@@ -111,7 +111,7 @@ func (c *realCluster) get(namespace, name string) (*corev1.Pod, error) {
 
 func (c *realCluster) kubeconfig() string { return c.agent.Kubeconfig }
 
-func (c *realCluster) asked() (map[string]int, error) {
+func (c *realCluster) requests() (map[string]int, error) {
 	requests, err := c.server.Requests(c.agent.Account())
 	counts := map[string]int{}
 	for _, r := range requests {

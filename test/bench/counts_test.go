@@ -39,7 +39,7 @@ func TestCostOfAPod(t *testing.T) {
 	if err := n.traced(traces); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.reported(n.sandbox(n.podsOf[noopName][0], 0)); err != nil {
+	if err := n.awaitStatus(n.sandbox(n.podsOf[noopName][0], 0)); err != nil {
 		t.Error(err)
 	}
 	var text strings.Builder

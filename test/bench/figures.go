@@ -35,7 +35,7 @@ func (n *node) restart(r *report) error {
 		for i := range contenders {
 			c := (round + i) % len(contenders)
 			progress(fmt.Sprintf("restart of the node, %s: %d of %d", contenders[c].name, round+1, restartRounds))
-			wall, err := n.comeBack(contenders[c], round)
+			wall, err := n.restartOnce(contenders[c], round)
 			if err != nil {
 				return err
 			}
@@ -46,22 +46,22 @@ func (n *node) restart(r *report) error {
 	fmt.Fprintln(r.out)
 	for c, who := range contenders {
 		name := fmt.Sprintf("%d pods after a node's restart, %d at once: %s", n.options.restart, restartAtOnce, who.name)
-		r.estimated(name, bootstrap(quantileOf(50), walls[c]), "ms")
+		r.addEstimate(name, bootstrap(quantileOf(50), walls[c]), "ms")
 	}
-	r.estimated(restartRatio, bootstrap(medianRatio, walls...), "")
+	r.addEstimate(restartRatio, bootstrap(medianRatio, walls...), "")
 	return nil
 }
 
-// comeBack attaches all pods of the node, stops the agent, and starts it again
+// restartOnce attaches all pods of the node, stops the agent, and starts it again
 // together with the pods, each in a new sandbox while the files of the old sandbox
 // are still there. It returns how long the pods took, in ms.
-func (n *node) comeBack(who contender, round int) (float64, error) {
-	before, after := n.boots(round, "before"), n.boots(round, "after")
+func (n *node) restartOnce(who contender, round int) (float64, error) {
+	before, after := n.bootSandboxes(round, "before"), n.bootSandboxes(round, "after")
 	if err := all(who.add, before); err != nil {
 		return 0, err
 	}
 	if who.agent {
-		if err := errors.Join(n.settle(), n.stopAgent()); err != nil {
+		if err := errors.Join(n.awaitRest(), n.stopAgent()); err != nil {
 			return 0, err
 		}
 	}
@@ -75,11 +75,12 @@ func (n *node) comeBack(who contender, round int) (float64, error) {
 		return 0, err
 	}
 	wall := millis(time.Since(began))
-	return wall, errors.Join(n.settle(), all(who.del, before), all(who.del, after))
+	return wall, errors.Join(n.awaitRest(), all(who.del, before), all(who.del, after))
 }
 
-// boots returns new sandboxes of all pods of the node, as one boot creates them.
-func (n *node) boots(round int, name string) []harness.Sandbox {
+// bootSandboxes returns a new sandbox for each pod of the node, as a boot creates
+// them.
+func (n *node) bootSandboxes(round int, name string) []harness.Sandbox {
 	out := make([]harness.Sandbox, n.options.restart)
 	for i := range out {
 		out[i] = n.sandbox(n.podsOf[noopName][i], i)
@@ -108,8 +109,8 @@ func all(verb func(harness.Sandbox) error, boxes []harness.Sandbox) error {
 	return errors.Join(errs...)
 }
 
-// fallback measures ADD without an agent, and stops the agent for that.
-func (n *node) fallback(r *report) error {
+// withoutAgent measures ADD without an agent, and stops the agent for that.
+func (n *node) withoutAgent(r *report) error {
 	if err := n.stopAgent(); err != nil {
 		return err
 	}
@@ -129,14 +130,14 @@ func (n *node) fallback(r *report) error {
 	}
 	progress("")
 	fmt.Fprint(r.out, "\nWithout an agent:")
-	r.compared(adds)
+	r.addComparison(adds)
 	return nil
 }
 
-// starts measures a process from start to exit when it does nothing but answer
-// VERSION: the no-op delegate in C, a Go program that does nothing at all, and the
-// plugin.
-func (n *node) starts(r *report) error {
+// processStarts measures a process from start to exit when it does nothing but
+// answer VERSION: the no-op delegate in C, a Go program that does nothing at all, and
+// the plugin.
+func (n *node) processStarts(r *report) error {
 	all := []*series{}
 	for _, name := range []string{"noop", "nothing", "manifold"} {
 		rt := harness.Runtime{Plugin: n.path("bin/" + name), Path: n.path("bin")}
@@ -151,13 +152,13 @@ func (n *node) starts(r *report) error {
 		all = append(all, s)
 	}
 	progress("")
-	r.compared(all)
+	r.addComparison(all)
 	return nil
 }
 
-// readiness measures STATUS, which runtimes call every few seconds: the floor asks
+// statusCalls measures STATUS, which runtimes call every few seconds: the floor asks
 // the default network's delegate, Manifold its agent and then that delegate.
-func (n *node) readiness(r *report) error {
+func (n *node) statusCalls(r *report) error {
 	d := delegates{name: "status"}
 	config := []byte(`{"cniVersion":"1.1.0","name":"status-0","plugins":[{"type":"noop"}]}`) // older versions have no STATUS
 	list, err := libcni.NetworkConfFromBytes(config)
@@ -186,7 +187,7 @@ func (n *node) readiness(r *report) error {
 		}
 	}
 	progress("")
-	r.compared(all)
+	r.addComparison(all)
 	return nil
 }
 
@@ -198,8 +199,8 @@ func (n *node) footprint(r *report) error {
 	if err != nil {
 		return err
 	}
-	r.figure(pluginSize, float64(fi.Size())/1e6, "MB")
-	if err := errors.Join(n.most(r), n.firstDelegate(r)); err != nil {
+	r.addFigure(pluginSize, float64(fi.Size())/1e6, "MB")
+	if err := errors.Join(n.pluginMemory(r), n.firstDelegate(r)); err != nil {
 		return err
 	}
 	before, err := harness.ProcessCPU(n.agent.Process.Pid)
@@ -213,12 +214,12 @@ func (n *node) footprint(r *report) error {
 	if err != nil {
 		return err
 	}
-	r.figure(agentIdle, 100*float64(after-before)/float64(n.idle), "% of a core")
+	r.addFigure(agentIdle, 100*float64(after-before)/float64(n.idle), "% of a core")
 	return nil
 }
 
-// most measures the plugin's peak resident memory in one ADD.
-func (n *node) most(r *report) error {
+// pluginMemory measures the plugin's peak resident memory in one ADD.
+func (n *node) pluginMemory(r *report) error {
 	d, pods := n.sets[0], n.podsOf[noopName]
 	box := n.sandbox(pods[len(pods)-1], 0)
 	cmd := n.runtime(d, statusSync).Command("ADD", box)
@@ -227,8 +228,8 @@ func (n *node) most(r *report) error {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	most, err := peak(cmd.Process.Pid, n.path("bin/manifold"), ended)
-	r.figure(pluginResident, float64(most)/1024, "MiB")
+	most, err := peakMemory(cmd.Process.Pid, n.path("bin/manifold"), ended)
+	r.addFigure(pluginResident, float64(most)/1024, "MiB")
 	return errors.Join(err, n.manifold(d, statusSync).del(box))
 }
 
@@ -258,20 +259,20 @@ func (n *node) firstDelegate(r *report) error {
 		}
 		took = append(took, float64(ns-began.Nano())/1e6)
 	}
-	r.estimated(toFirstDelegate, bootstrap(quantileOf(50), took), "ms")
+	r.addEstimate(toFirstDelegate, bootstrap(quantileOf(50), took), "ms")
 	return nil
 }
 
 // requests prints the agent's requests to the API server so far per attached pod.
 // No pod has been attached twice by then.
 func (n *node) requests(r *report) error {
-	asked, err := n.cluster.asked()
+	asked, err := n.cluster.requests()
 	if err != nil || asked == nil {
 		return err
 	}
 	fmt.Fprintln(r.out)
 	for _, what := range slices.Sorted(maps.Keys(asked)) {
-		r.figure(requestsPerPod+what, float64(asked[what])/float64(n.attached), "")
+		r.addFigure(requestsPerPod+what, float64(asked[what])/float64(n.attached), "")
 	}
 	return nil
 }
@@ -280,22 +281,22 @@ func (n *node) requests(r *report) error {
 // kubelet reports the node's pods. The audit log has a watch once it has ended,
 // which is true for all agents but the last after the restarts of the node.
 func (n *node) podWatches(r *report) error {
-	asked, err := n.cluster.asked()
+	asked, err := n.cluster.requests()
 	if err != nil || asked == nil {
 		return err
 	}
 	if asked["watch "+netattach.Resource] == 0 {
 		return errors.New("the audit log has no watch of definitions either")
 	}
-	r.figure(podWatches, float64(asked["watch pods"]), "")
+	r.addFigure(podWatches, float64(asked["watch pods"]), "")
 	return nil
 }
 
-// published measures what publishing a pod's network-status takes alone: the same
-// PATCH, from a process that does nothing else. PATCHes back to back would take
+// patchAlone measures how long it takes to publish a pod's network-status alone: the
+// same PATCH, from a process that does nothing else. PATCHes back to back would take
 // only two thirds of the time. A floor's ADD and DEL between them stand in for the
 // plugin's other work, during which API server and processors cool down.
-func (n *node) published(r *report) error {
+func (n *node) patchAlone(r *report) error {
 	floor := n.contenders(n.sets[0])[0]
 	var took []float64
 	var cpu time.Duration
@@ -324,8 +325,8 @@ func (n *node) published(r *report) error {
 		cpu += after - before
 	}
 	fmt.Fprintln(r.out)
-	r.quantiles("a PATCH of network-status alone", took)
-	r.figure("a PATCH of network-status alone, CPU of API server and etcd", millis(cpu)/float64(len(took)), "ms")
+	r.addQuantiles("a PATCH of network-status alone", took)
+	r.addFigure("a PATCH of network-status alone, CPU of API server and etcd", millis(cpu)/float64(len(took)), "ms")
 	return nil
 }
 
@@ -356,10 +357,10 @@ func (n *node) traced(dir string) error {
 	return nil
 }
 
-// peak follows a process until it exits and returns the peak resident memory of its
-// own program, in KiB. The kernel's accounting of an exited process would include
-// its parent's memory from before the exec.
-func peak(pid int, program string, ended <-chan error) (int64, error) {
+// peakMemory follows a process until it exits and returns the peak resident memory
+// of its own program, in KiB. The kernel's accounting of an exited process would
+// include its parent's memory from before the exec.
+func peakMemory(pid int, program string, ended <-chan error) (int64, error) {
 	var most int64
 	for {
 		select {

@@ -30,18 +30,16 @@ const dirEnv = "MANIFOLD_BENCH_DIR"
 
 // options are the command's flags.
 type options struct {
-	pods   int
-	levels string
-	real   bool // also measure with real delegates
-	fake   bool
-	json   string
-	trace  string
-	beside string
-	// restart is the number of pods that a restarted node has.
-	restart int
-	idle    time.Duration
-	// held is the number of pods with a device that are attached all at once.
-	held        int
+	pods        int    // that each contender attaches one at a time
+	levels      string // numbers of pods attached at once, ascending
+	real        bool   // also measure with real delegates
+	fake        bool   // use an in-process API server
+	json        string // file for all figures; empty for none
+	trace       string // directory for system calls, which are then traced instead of measured; else empty
+	beside      string // another build of the plugin; empty for none
+	restart     int    // pods that a restarted node has
+	idle        time.Duration
+	held        int // pods with a device, attached all at once
 	definitions int // besides those that pods select
 	elsewhere   int // pods of other nodes, for the agent's memory
 	soak        int // number of times that pods are attached and released, for the agent's memory
@@ -151,12 +149,17 @@ func measure(o options, dir string) (err error) {
 			}
 		}
 	}
-	for _, more := range []func(*report) error{n.requests, n.partsOf, n.published, n.restart, n.podWatches, n.allHeld, n.starts, n.readiness, n.soaked, n.footprint, n.fallback, pure} {
-		if err := more(r); err != nil {
+	// The order counts: requests needs pods that were attached once each, podWatches
+	// the restarts, and withoutAgent stops the agent for good.
+	for _, next := range []func(*report) error{
+		n.requests, n.partsOfCalls, n.patchAlone, n.restart, n.podWatches, n.attachHeld, n.processStarts,
+		n.statusCalls, n.agentMemory, n.footprint, n.withoutAgent, goBenchmarks,
+	} {
+		if err := next(r); err != nil {
 			return err
 		}
 	}
-	r.targets()
+	r.judgeTargets()
 	if r.Run.LoadAfter, err = load(); err != nil {
 		return err
 	}

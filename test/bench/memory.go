@@ -15,18 +15,18 @@ import (
 // agent's memory is measured.
 const soakAtOnce = 10
 
-// soaked measures the agent's memory with all pods and definitions of the node, and
-// again after many ADDs and DELs.
-func (n *node) soaked(r *report) error {
+// agentMemory measures the agent's memory with all pods and definitions of the node,
+// then with many pods of other nodes, and then after many ADDs and DELs.
+func (n *node) agentMemory(r *report) error {
 	fmt.Fprintln(r.out)
 	resident := func() float64 {
 		return float64(harness.ProcessMemory(n.agent.Process.Pid, "VmRSS:")) / 1024
 	}
-	r.figure(fmt.Sprintf("agent, resident, %d pods, %d definitions", len(n.kubelet.Pods()), n.definitions), resident(), "MiB")
-	if err := n.crowd(); err != nil {
+	r.addFigure(fmt.Sprintf("agent, resident, %d pods, %d definitions", len(n.kubelet.Pods()), n.definitions), resident(), "MiB")
+	if err := n.addPodsElsewhere(); err != nil {
 		return err
 	}
-	r.figure(fmt.Sprintf("agent, resident, with %d pods of other nodes", n.elsewhere), resident(), "MiB")
+	r.addFigure(fmt.Sprintf("agent, resident, with %d pods of other nodes", n.elsewhere), resident(), "MiB")
 	const parts = 4
 	for part := range parts {
 		if err := n.churn(n.soak / parts); err != nil {
@@ -37,13 +37,13 @@ func (n *node) soaked(r *report) error {
 			name = agentResident
 		}
 		progress("")
-		r.figure(name, resident(), "MiB")
+		r.addFigure(name, resident(), "MiB")
 	}
 	return nil
 }
 
-// crowd creates pods of other nodes, which an agent must not notice.
-func (n *node) crowd() error {
+// addPodsElsewhere creates pods of other nodes, which an agent must not notice.
+func (n *node) addPodsElsewhere() error {
 	for i := range n.elsewhere {
 		_, err := n.cluster.create(&corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("elsewhere-%d", i)},
@@ -87,9 +87,9 @@ func (n *node) churn(times int) error {
 	return errors.Join(errs...)
 }
 
-// allHeld attaches all pods with a device at once and counts the calls to the
-// kubelet, which limits them per second.
-func (n *node) allHeld(r *report) error {
+// attachHeld attaches all pods with a device at once and counts the agent's calls to
+// the kubelet, which limits them per second.
+func (n *node) attachHeld(r *report) error {
 	pods, who := n.podsOf[n.held.name], n.manifold(n.held, statusSync)
 	calls := func() int {
 		c := n.kubelet.Calls()
@@ -107,7 +107,7 @@ func (n *node) allHeld(r *report) error {
 			return err
 		}
 		if i == 0 {
-			r.figure(podResourcesCalls, float64(calls()-before), fmt.Sprintf("for %d pods", len(pods)))
+			r.addFigure(podResourcesCalls, float64(calls()-before), fmt.Sprintf("for %d pods", len(pods)))
 		}
 	}
 	return nil

@@ -118,7 +118,7 @@ func newNode(o options, dir string, atOnce int) (*node, error) {
 		n.sets = append(n.sets, realSet(dir))
 	}
 	n.held = noopSet("held", 2)
-	if err := errors.Join(n.links(atOnce), n.define(), n.advertise(), n.admit()); err != nil {
+	if err := errors.Join(n.links(atOnce), n.define(), n.advertise(), n.createPods()); err != nil {
 		return nil, err
 	}
 	return n, n.start()
@@ -196,8 +196,8 @@ func (n *node) definition(name, resourceName, config string) error {
 	return n.cluster.define(d)
 }
 
-// admit creates the pods that the node always has.
-func (n *node) admit() error {
+// createPods creates the pods that the node always has.
+func (n *node) createPods() error {
 	one := corev1.ResourceList{heldResource: resource.MustParse("1")}
 	for range n.options.restart + 1 {
 		pod, err := n.pod(n.sets[0], nil)

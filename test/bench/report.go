@@ -26,7 +26,8 @@ type series struct {
 // of their rounds counts as one value, its median.
 type summary struct {
 	P50 estimate `json:"p50"`
-	// P90 and P99 are of all calls; nil if there are too few.
+	// P90 is of all calls, P99 of the rounds of calls one at a time; nil if there are
+	// too few.
 	P90 *float64  `json:"p90,omitempty"`
 	P99 *estimate `json:"p99,omitempty"`
 	// Over is the median minus the floor's, P99Over the same for the 99th percentile,
@@ -109,30 +110,30 @@ func (r *report) write(path string) error {
 	return os.WriteFile(path, append(raw, '\n'), 0o644)
 }
 
-// figure records and prints a number that does not vary, or was measured once.
-func (r *report) figure(name string, value float64, unit string) {
-	r.estimated(name, estimate{Value: value}, unit)
+// addFigure records and prints a number that does not vary, or was measured once.
+func (r *report) addFigure(name string, value float64, unit string) {
+	r.addEstimate(name, estimate{Value: value}, unit)
 }
 
-// estimated records and prints a number with its interval.
-func (r *report) estimated(name string, e estimate, unit string) {
+// addEstimate records and prints a number with its interval.
+func (r *report) addEstimate(name string, e estimate, unit string) {
 	r.Figures = append(r.Figures, figure{name, unit, e})
 	fmt.Fprintf(r.out, "%-66s %10s %s\n", name, e, unit)
 }
 
-// quantiles records and prints the quantiles of times in ms for which there are
+// addQuantiles records and prints the quantiles of times in ms for which there are
 // enough of them.
-func (r *report) quantiles(name string, took []float64) {
+func (r *report) addQuantiles(name string, took []float64) {
 	for _, percent := range []int{50, 90, 99} {
 		if enough(len(took), percent) {
-			r.estimated(fmt.Sprintf("%s, p%d", name, percent), bootstrap(quantileOf(percent), took), "ms")
+			r.addEstimate(fmt.Sprintf("%s, p%d", name, percent), bootstrap(quantileOf(percent), took), "ms")
 		}
 	}
 }
 
-// compared records series of one verb, the floor's first, and prints them relative
-// to the floor.
-func (r *report) compared(all []*series) {
+// addComparison records series of one verb, the floor's first, and prints them
+// relative to the floor.
+func (r *report) addComparison(all []*series) {
 	r.Series = append(r.Series, all...)
 	floor := all[0]
 	fmt.Fprintf(r.out, "\n%s, %s delegates, %d at once, %d rounds\n", floor.Verb, floor.Delegates, floor.AtOnce, len(floor.Rounds))

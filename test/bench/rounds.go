@@ -60,11 +60,11 @@ func (n *node) level(r *report, d delegates, atOnce int) error {
 		progress(fmt.Sprintf("%s delegates, %d at once: %d of %d rounds", d.name, atOnce, round+1, rounds))
 	}
 	progress("")
-	r.compared(adds)
-	r.compared(dels)
+	r.addComparison(adds)
+	r.addComparison(dels)
 	if d.name == noopName && atOnce == 1 {
 		fmt.Fprintln(r.out)
-		r.quantiles("a new file made durable, alone", alone)
+		r.addQuantiles("a new file made durable, alone", alone)
 	}
 	return nil
 }
@@ -104,7 +104,7 @@ func (n *node) round(d delegates, contenders []contender, round int, adds, dels 
 			boxes[c] = append(boxes[c], n.sandbox(pod, i))
 		}
 	}
-	if err := n.settle(); err != nil {
+	if err := n.awaitRest(); err != nil {
 		return err
 	}
 	for i := range contenders {
@@ -121,7 +121,7 @@ func (n *node) round(d delegates, contenders []contender, round int, adds, dels 
 		if who.agent {
 			n.attached += len(boxes[c])
 		}
-		if err := n.forget(boxes[c], who.agent); err != nil {
+		if err := n.deletePods(boxes[c], who.agent); err != nil {
 			return err
 		}
 	}
@@ -150,7 +150,7 @@ func (n *node) measure(s *series, who contender, verb func(harness.Sandbox) erro
 		return fmt.Errorf("%s %s: %w", s.Contender, s.Verb, err)
 	}
 	if who.agent {
-		if err := n.settle(); err != nil {
+		if err := n.awaitRest(); err != nil {
 			return err
 		}
 	}
@@ -174,18 +174,17 @@ const (
 // patience is the timeout for something that happens on its own.
 const patience = time.Minute
 
-// settle waits until agent and API server are at rest: an Event, or a status
-// published after ADD, belongs to the call before and must not overlap the next
-// one.
-func (n *node) settle() error {
+// awaitRest waits until agent and API server are at rest: an Event, or a status
+// published after ADD, belongs to the call before and must not overlap the next one.
+func (n *node) awaitRest() error {
 	end := time.Now().Add(patience)
 	for quiet := 0; quiet < restSpans; {
-		before, err := n.working()
+		before, err := n.processorTime()
 		if err != nil {
 			return err
 		}
 		time.Sleep(restSpan)
-		after, err := n.working()
+		after, err := n.processorTime()
 		if err != nil {
 			return err
 		}
@@ -200,8 +199,8 @@ func (n *node) settle() error {
 	return nil
 }
 
-// working returns the processor time of agent and API server so far.
-func (n *node) working() (time.Duration, error) {
+// processorTime returns the processor time of agent and API server so far.
+func (n *node) processorTime() (time.Duration, error) {
 	agent, err := n.agentCPU()
 	api, err2 := n.cluster.cpu()
 	return agent + api, errors.Join(err, err2)
@@ -210,7 +209,7 @@ func (n *node) working() (time.Duration, error) {
 // watchBackground measures the share of a processor that the API server uses when
 // nobody calls it, which is charged to no contender.
 func (n *node) watchBackground() error {
-	if err := n.settle(); err != nil {
+	if err := n.awaitRest(); err != nil {
 		return err
 	}
 	before, err := n.cluster.cpu()
@@ -224,13 +223,13 @@ func (n *node) watchBackground() error {
 	return err
 }
 
-// forget deletes the sandboxes' pods from the node. Pods that an agent attached
+// deletePods deletes the sandboxes' pods from the node. Pods that an agent attached
 // must have a network-status by then; otherwise the measurement was of something
 // else.
-func (n *node) forget(boxes []harness.Sandbox, attached bool) error {
+func (n *node) deletePods(boxes []harness.Sandbox, attached bool) error {
 	for _, box := range boxes {
 		if attached {
-			if err := n.reported(box); err != nil {
+			if err := n.awaitStatus(box); err != nil {
 				return err
 			}
 		}
@@ -241,8 +240,8 @@ func (n *node) forget(boxes []harness.Sandbox, attached bool) error {
 	return nil
 }
 
-// reported waits for the network-status of a pod.
-func (n *node) reported(box harness.Sandbox) error {
+// awaitStatus waits for the network-status of a pod.
+func (n *node) awaitStatus(box harness.Sandbox) error {
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		pod, err := n.cluster.get(box.Namespace, box.Name)
 		if err != nil || pod.Annotations[netattach.StatusAnnotation] != "" {

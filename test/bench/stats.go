@@ -13,13 +13,13 @@ const (
 	resamples  = 1000
 )
 
-// fewest is the number of rounds that an interval needs: the median lies between
+// minRounds is the number of rounds that an interval needs: the median lies between
 // the lowest and the highest of five with 94 %, of four with 88 %.
-const fewest = 5
+const minRounds = 5
 
-// beyond is how many values must lie above a quantile worth reporting: with fewer,
+// minBeyond is how many values must lie above a quantile worth reporting: with fewer,
 // it depends on the chance of single calls.
-const beyond = 10
+const minBeyond = 10
 
 // interval contains a value with some confidence.
 type interval struct {
@@ -52,7 +52,7 @@ func quantile(values []float64, percent int) float64 {
 func median(values []float64) float64 { return quantile(values, 50) }
 
 // enough reports whether there are enough values for a quantile worth reporting.
-func enough(values, percent int) bool { return values*(100-percent) >= 100*beyond }
+func enough(values, percent int) bool { return values*(100-percent) >= 100*minBeyond }
 
 // bootstrap returns a statistic of samples that have one value per round, and its
 // interval: the percentiles of the statistic over rounds resampled at random. The
@@ -61,7 +61,7 @@ func enough(values, percent int) bool { return values*(100-percent) >= 100*beyon
 // rounds give no interval.
 func bootstrap(statistic func(samples [][]float64) float64, samples ...[]float64) estimate {
 	rounds := len(samples[0])
-	if rounds < fewest {
+	if rounds < minRounds {
 		return estimate{Value: statistic(samples)}
 	}
 	random := rand.New(rand.NewPCG(1, 2))

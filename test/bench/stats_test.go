@@ -66,7 +66,7 @@ func TestCallsAtOnceAreOneValue(t *testing.T) {
 }
 
 func TestTargetIsMetByItsWholeInterval(t *testing.T) {
-	of := target{most: 5}
+	of := target{atMost: 5}
 	for want, e := range map[string]estimate{
 		met:     {4, &interval{3, 5}},
 		unknown: {4, &interval{3, 6}},

@@ -13,8 +13,8 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// said is what the plugin logs for a call that succeeded.
-type said struct {
+// logLine is what the plugin logs for a call that succeeded.
+type logLine struct {
 	Message string          `json:"msg"`
 	Took    string          `json:"took"`
 	CPU     string          `json:"cpu"` // of the plugin alone, without its delegates
@@ -42,10 +42,10 @@ type parts struct {
 	times map[string]int       // in the last call
 }
 
-// partsOf measures where the time of an ADD and a DEL goes, one pod at a time, from
-// the plugin's log, next to the time that the same program takes to start, print
+// partsOfCalls measures where the time of an ADD and a DEL goes, one pod at a time,
+// from the plugin's log, next to the time that the same program takes to start, print
 // its version and exit.
-func (n *node) partsOf(r *report) error {
+func (n *node) partsOfCalls(r *report) error {
 	d := n.sets[0]
 	names := []string{statusSync, statusAsync}
 	all := map[string]*parts{}
@@ -57,7 +57,7 @@ func (n *node) partsOf(r *report) error {
 			}
 			box := n.sandbox(pod, 0)
 			for _, verb := range []string{"ADD", "DEL"} {
-				if err := n.settle(); err != nil {
+				if err := n.awaitRest(); err != nil {
 					return err
 				}
 				p := all[verb+status]
@@ -69,7 +69,7 @@ func (n *node) partsOf(r *report) error {
 					return err
 				}
 			}
-			if err := n.forget([]harness.Sandbox{box}, true); err != nil {
+			if err := n.deletePods([]harness.Sandbox{box}, true); err != nil {
 				return err
 			}
 		}
@@ -78,7 +78,7 @@ func (n *node) partsOf(r *report) error {
 	progress("")
 	for _, verb := range []string{"ADD", "DEL"} {
 		for _, status := range names {
-			r.parts(verb+", "+status, all[verb+status])
+			r.addParts(verb+", "+status, all[verb+status])
 		}
 	}
 	return nil
@@ -115,9 +115,9 @@ func timed(rt *harness.Runtime, verb string, box harness.Sandbox) (log []byte, t
 // add adds a call with its log and the time of a bare start.
 func (p *parts) add(log []byte, start, whole time.Duration) error {
 	lines := json.NewDecoder(bytes.NewReader(log))
-	var done said
+	var done logLine
 	for done.Message != "done" {
-		done = said{}
+		done = logLine{}
 		if err := lines.Decode(&done); err != nil {
 			return fmt.Errorf("the plugin's log %q: %w", log, err)
 		}
@@ -166,8 +166,8 @@ func (p *parts) means() map[string]float64 {
 	return out
 }
 
-// parts prints where the time of a call goes, largest part first.
-func (r *report) parts(of string, p *parts) {
+// addParts records and prints where the time of a call goes, largest part first.
+func (r *report) addParts(of string, p *parts) {
 	fmt.Fprintf(r.out, "\nWhere the time of %s goes: no-op delegates, 1 at once, middle half of %d calls\n  %-58s %8s %6s\n", of, len(p.calls), "", "ms", "times")
 	means := p.means()
 	row := func(name string) {

@@ -34,7 +34,7 @@ func TestPartsOfACall(t *testing.T) {
 	}
 	var out strings.Builder
 	r := &report{out: &out}
-	r.parts("ADD", p)
+	r.addParts("ADD", p)
 	if len(r.Figures) != 7 || !strings.Contains(out.String(), "delegate") {
 		t.Errorf("%v\n%s", r.Figures, out.String())
 	}

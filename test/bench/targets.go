@@ -28,10 +28,10 @@ const (
 
 // target is the upper limit of a measurement.
 type target struct {
-	name  string
-	most  float64
-	unit  string
-	value func(*report) *estimate // nil if it was not measured
+	name   string
+	atMost float64
+	unit   string
+	value  func(*report) *estimate // nil if it was not measured
 }
 
 // targets are the project's targets.
@@ -111,17 +111,17 @@ const (
 // judge returns the verdict on a measured value.
 func (t target) judge(e estimate) string {
 	switch bounds := e.bounds(); {
-	case bounds.High <= t.most:
+	case bounds.High <= t.atMost:
 		return met
-	case bounds.Low > t.most:
+	case bounds.Low > t.atMost:
 		return missed
 	default:
 		return unknown
 	}
 }
 
-// targets prints and judges each measurement that has a target.
-func (r *report) targets() {
+// judgeTargets prints and judges each measurement that has a target.
+func (r *report) judgeTargets() {
 	const row = "%-66s %8s %-24s %s\n"
 	fmt.Fprintf(r.out, "\n"+row, "", "at most", "measured", "")
 	for _, t := range targets {
@@ -129,7 +129,7 @@ func (r *report) targets() {
 		if e == nil {
 			continue
 		}
-		o := outcome{t.name, t.most, t.unit, t.judge(*e), *e}
+		o := outcome{t.name, t.atMost, t.unit, t.judge(*e), *e}
 		r.Targets = append(r.Targets, o)
 		fmt.Fprintf(r.out, row, o.Name, fmt.Sprint(o.AtMost), e.String()+" "+o.Unit, o.Verdict)
 	}
@@ -137,8 +137,8 @@ func (r *report) targets() {
 		"missed if the lower end is above it, and undecided otherwise. A value without an interval is compared as it is.\n", 100*confidence)
 }
 
-// pure runs the Go benchmarks that have a target.
-func pure(r *report) error {
+// goBenchmarks runs the Go benchmarks that have a target.
+func goBenchmarks(r *report) error {
 	var stderr bytes.Buffer
 	progress("benchmarks of planner and checkpoint")
 	cmd := exec.Command("go", "test", "-run", "^$", "-bench", "^(BenchmarkPlan|BenchmarkDecode5000)$", "-benchmem",
@@ -161,10 +161,10 @@ func pure(r *report) error {
 			return errors.New("go test -bench: no time or no allocations")
 		}
 		if strings.HasPrefix(res.Name.String(), "Plan") {
-			r.figure(planning, seconds*1e6, "µs")
-			r.figure(planAllocations, allocs, "")
+			r.addFigure(planning, seconds*1e6, "µs")
+			r.addFigure(planAllocations, allocs, "")
 		} else {
-			r.figure(decoding, seconds*1e3, "ms")
+			r.addFigure(decoding, seconds*1e3, "ms")
 		}
 	}
 	return read.Err()
