@@ -70,6 +70,9 @@ func (p *plugin) ask(a *Asked, cniArgs map[string]json.RawMessage) error {
 		{"mac", &a.VFMAC}, {"vlan", &a.VLAN}, {"vlanQoS", &a.VLANQoS}, {"vlanProto", &a.VLANProto}, {"spoofchk", &a.SpoofChk},
 		{"trust", &a.Trust}, {"link_state", &a.LinkState}, {"min_tx_rate", &a.MinTxRate}, {"max_tx_rate", &a.MaxTxRate},
 	}
+	if p.Type == "accelerated-bridge" {
+		fields = fields[:1] // its VLAN is that of the representor, a port of the bridge
+	}
 	for _, f := range fields {
 		if err := p.read(f.key, f.into); err != nil {
 			return err

@@ -128,14 +128,20 @@ func TestAsked(t *testing.T) {
 	}
 }
 
-// A key that the plugin ignores asks for nothing.
-func TestAskedOfAPluginThatIgnoresTheKey(t *testing.T) {
-	c, err := ParseConfig([]byte(`{"type":"dummy","mtu":1400}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a, err := c.Asked(nil); err != nil || a.MTU != 0 {
-		t.Errorf("asks for MTU %d, %v", a.MTU, err)
+// A key that the plugin ignores, or that it applies to something other than the VF, asks
+// for nothing.
+func TestAskedOfPluginsThatMeanSomethingElse(t *testing.T) {
+	for config, want := range map[string]Asked{
+		`{"type":"dummy","mtu":1400}`: {},
+		`{"type":"accelerated-bridge","bridge":"br1","vlan":1000,"trunk":[{"id":7}],"mac":"02:00:00:00:00:01"}`: {MAC: "02:00:00:00:00:01", VFMAC: "02:00:00:00:00:01"},
+	} {
+		c, err := ParseConfig([]byte(config))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a, err := c.Asked(nil); err != nil || a != want {
+			t.Errorf("%s: %+v, %v, want %+v", config, a, err, want)
+		}
 	}
 }
 
