@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,7 +78,7 @@ func openSoftware(dir string) (*Software, error) {
 		return nil, err
 	}
 	s := &Software{Packages: strings.Fields(string(list)), root: filepath.Join(dir, "root")}
-	kernels, err := filepath.Glob(filepath.Join(s.root, "boot", "vmlinuz-*"))
+	kernels, err := fs.Glob(os.DirFS(s.root), "boot/vmlinuz-*")
 	if err != nil || len(kernels) != 1 {
 		return nil, fmt.Errorf("%s has %d kernels, want one", s.root, len(kernels))
 	}
@@ -235,16 +236,17 @@ func (a *apt) unpack(dir string) error {
 	if err := os.RemoveAll(root); err != nil {
 		return err
 	}
-	files, err := filepath.Glob(filepath.Join(a.dir, "debs", "*.deb"))
+	debs := filepath.Join(a.dir, "debs")
+	files, err := fs.Glob(os.DirFS(debs), "*.deb")
 	if err != nil {
 		return err
 	}
 	var list strings.Builder
 	for _, file := range files {
-		if _, err := output(exec.CommandContext(a.ctx, "dpkg-deb", "--extract", file, root)); err != nil {
+		if _, err := output(exec.CommandContext(a.ctx, "dpkg-deb", "--extract", filepath.Join(debs, file), root)); err != nil {
 			return err
 		}
-		fmt.Fprintln(&list, strings.TrimSuffix(filepath.Base(file), ".deb"))
+		fmt.Fprintln(&list, strings.TrimSuffix(file, ".deb"))
 	}
 	return os.WriteFile(filepath.Join(dir, "packages"), []byte(list.String()), 0o644)
 }
