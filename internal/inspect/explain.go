@@ -5,14 +5,13 @@ import (
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/internal/planner"
-	"github.com/manifold-cni/manifold/internal/rules"
 )
 
 // Explain plans the pods and templates of pods among docs as if the kubelet had allocated
 // what their limits request, and tells why each gets what it gets. Objects that cannot be
 // decoded are problems. The error is that of a wrong in.Config.
 func Explain(docs []Document, in Setting) ([]*nodeview.Explanation, []Problem, error) {
-	r, err := rules.New(in.Config, notGiven)
+	r, err := in.rules()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -21,7 +21,10 @@ package inspect
 
 import (
 	"encoding/json"
+	"slices"
 
+	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/rules"
 )
 
@@ -36,6 +39,31 @@ type Setting struct {
 	Namespace string          // of objects that name none
 	Config    json.RawMessage // the plugin's configuration on the nodes; nil means the defaults of every key
 	Admission bool            // a webhook gives pods what their networks need
+}
+
+// rules returns the rules of the cluster. Of a node's whole configuration file, the keys
+// of Manifold's plugin count.
+func (s Setting) rules() (*rules.Rules, error) {
+	const op = "read plugin's configuration"
+	if s.Config == nil {
+		return rules.New(nil, notGiven)
+	}
+	doc, err := configfile.ParseDocument(op, s.Config)
+	if err != nil {
+		return nil, err
+	}
+	keys := doc.Plugins
+	if len(doc.List) > 0 { // a single configuration may leave out its type
+		keys = slices.DeleteFunc(keys, func(p map[string]json.RawMessage) bool { return configfile.StringValue(p["type"]) != "manifold" })
+	}
+	if len(keys) == 0 {
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "the configuration has no plugin of type manifold")
+	}
+	raw, err := json.Marshal(keys[0])
+	if err != nil {
+		return nil, cnierr.New(op, cnierr.Decode, "%w", err)
+	}
+	return rules.New(raw, notGiven)
 }
 
 // Problem is something wrong with a document.

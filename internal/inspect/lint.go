@@ -13,7 +13,7 @@ const notGiven = "is not among the files"
 // in the order of docs. Other kinds are skipped. The rules are those of admission and of
 // the node's planner, see package rules. The error is that of a wrong in.Config.
 func Lint(docs []Document, in Setting) ([]Problem, error) {
-	r, err := rules.New(in.Config, notGiven)
+	r, err := in.rules()
 	if err != nil {
 		return nil, err
 	}

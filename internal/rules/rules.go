@@ -89,6 +89,9 @@ func New(config json.RawMessage, absent string) (*Rules, error) {
 		if err := json.Unmarshal(config, &keys); err != nil {
 			return nil, cnierr.New("read plugin's configuration", cnierr.Decode, "%w", err)
 		}
+		if keys == nil {
+			return nil, cnierr.New("read plugin's configuration", cnierr.Decode, "not a JSON object")
+		}
 	}
 	for key, value := range map[string]string{"cniVersion": `"1.1.0"`, "name": `"manifold"`, "type": `"manifold"`} {
 		if keys[key] == nil {

@@ -221,7 +221,7 @@ func TestPodAsTheNodesAreConfigured(t *testing.T) {
 			expect(t, r.Pod(pod, nil, given()), tc.want...)
 		})
 	}
-	for _, bad := range []string{`[]`, `{"namespaceIsolation":"yes"}`, `{"confDir":"relative"}`} {
+	for _, bad := range []string{`[]`, `null`, `{"namespaceIsolation":"yes"}`, `{"confDir":"relative"}`} {
 		if _, err := New(json.RawMessage(bad), ""); err == nil {
 			t.Errorf("%s is accepted", bad)
 		}
