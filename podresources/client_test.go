@@ -327,6 +327,19 @@ func TestWhatAnOlderAnswerIsTrustedFor(t *testing.T) {
 			t.Errorf("%s: %v", tc.name, got)
 		}
 	}
+	// Without the checkpoint of claims, an answer from before the claims were prepared
+	// would be given for as long as nobody asks the kubelet about this pod.
+	v.pod.Claims, v.claimsErr = []PodClaim{{Name: "nics"}}, checkpoint.ErrFormat
+	if v.trusts([]ContainerDevice{held("c1", "a")}, nil) {
+		t.Error("trusted without the pod's claims")
+	}
+	if !v.trusts([]ContainerDevice{held("c1", "a"), inUse("c1", "web-0-nics-abcde", "vf-1")}, nil) {
+		t.Error("not trusted with the pod's claims")
+	}
+	v.claimsErr = nil
+	if !v.trusts([]ContainerDevice{held("c1", "a")}, nil) {
+		t.Error("not trusted although the checkpoint of claims answers")
+	}
 	v.own = nil
 	if v.trusts([]ContainerDevice{held("c1", "a")}, nil) {
 		t.Error("trusted without entries of the UID")

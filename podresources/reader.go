@@ -138,10 +138,7 @@ func (r *Reader) look(ctx context.Context, pod Pod, resources []string) *view {
 		}
 		ctx, cancel := context.WithTimeout(ctx, wait)
 		defer cancel()
-		v.live, v.liveErr = r.live.devices(ctx, PodKey{pod.Namespace, pod.Name}, func(d []ContainerDevice) bool {
-			plugins, _ := split(d)
-			return v.trusts(plugins, resources)
-		})
+		v.live, v.liveErr = r.live.devices(ctx, PodKey{pod.Namespace, pod.Name}, func(d []ContainerDevice) bool { return v.trusts(d, resources) })
 		v.live, v.liveClaims = split(v.live)
 	}
 	return v
@@ -160,14 +157,17 @@ func split(all []ContainerDevice) (plugins, claims []ContainerDevice) {
 }
 
 // trusts reports whether a cached answer is good for this pod: it has a device of every
-// wanted resource, and the checkpoint confirms by UID that the devices are this pod's.
+// wanted resource, the checkpoint confirms by UID that the devices are this pod's, and
+// the pod's claims are in the answer or in their own checkpoint.
 func (v *view) trusts(d []ContainerDevice, resources []string) bool {
+	plugins, claims := split(d)
 	for _, want := range resources {
-		if !slices.ContainsFunc(d, func(c ContainerDevice) bool { return c.Resource == want }) {
+		if !slices.ContainsFunc(plugins, func(c ContainerDevice) bool { return c.Resource == want }) {
 			return false
 		}
 	}
-	return len(d) > 0 && v.agree(d)
+	known := len(v.pod.Claims) == 0 || len(claims) > 0 || v.claimsErr == nil
+	return known && len(plugins) > 0 && v.agree(plugins)
 }
 
 // holding is a device in a container.
