@@ -269,13 +269,29 @@ func (e *Entry) Append(s Step) error {
 		// The dropped line lacks its newline. Add it, so that the lines stay apart.
 		line = append([]byte("\n"), line...)
 	}
-	if _, err := e.file.Write(line); err != nil {
-		return ioError("append to journal", err)
+	if n, err := e.file.Write(line); err != nil {
+		return ioError("append to journal", errors.Join(err, e.takeBack(n)))
 	}
 	e.Torn = false
 	e.Steps = append(e.Steps, s)
 	killpoint.Here("journal " + string(s.Phase))
 	return nil
+}
+
+// takeBack removes the n bytes that a failed write has appended, as on a full disk: the
+// next step would continue that line, and both would be lost.
+func (e *Entry) takeBack(n int) error {
+	if n == 0 {
+		return nil
+	}
+	fi, err := e.file.Stat()
+	if err == nil {
+		err = e.file.Truncate(fi.Size() - int64(n))
+	}
+	if err != nil {
+		e.Torn = true
+	}
+	return err
 }
 
 // Bounds on what is recorded of failed releases. The runtime tries again for as long as
