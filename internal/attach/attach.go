@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	cnins "github.com/containernetworking/cni/pkg/ns"
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
@@ -98,8 +99,13 @@ func (r *run) sandbox(netns string) (*verify.Sandbox, error) {
 	return r.box, err
 }
 
-// identify records in the plan which network namespace is the sandbox's.
+// identify records in the plan which network namespace is the sandbox's. It refuses the
+// host's: an ADD would change the host's own network, and no DEL could tell what to undo.
 func (r *run) identify(p *plan.Plan) error {
+	if host, err := cnins.CheckNetNS(r.inv.NetNS); err == nil && host {
+		return cnierr.New("look up sandbox", cnierr.InvalidEnvironment, "CNI_NETNS %s is the host's network namespace", r.inv.NetNS).
+			WithFix("the runtime must create a network namespace for the sandbox, or leave a pod in the host's alone").About(cnierr.Subject{Pod: p.Pod.String()})
+	}
 	box, err := r.sandbox(r.inv.NetNS)
 	if err == nil {
 		p.NetNSCookie, err = box.Cookie()

@@ -539,3 +539,19 @@ func TestNothingIsReleasedInAnotherNetworkNamespace(t *testing.T) {
 		}
 	}
 }
+
+// A runtime that passes the host's network namespace is refused before anything is
+// attached there.
+func TestTheHostsNetworkNamespaceIsRefused(t *testing.T) {
+	n := newNode(t, nil)
+	n.serve()
+	n.warm()
+	before := n.state()
+	p := n.addPod("pod", "plain")
+	n.must(p.ns.Delete())
+	p.NetNS = "/proc/self/ns/net"
+	n.refuse("ADD", p, 4, "host's network namespace")
+	n.unchanged(before)
+	p.NetNS = ""
+	n.succeed("DEL", p)
+}
