@@ -35,13 +35,16 @@ const (
 //
 // The kubelet uses two connections, one for each probe, and Prometheus one or two. API
 // servers send people's questions to the view, which answers maxInspections of them at a
-// time. A share is eight connections, and a listener's total 24.
+// time. A share is eight connections, and a listener's total 24. The host itself, which
+// the kubelet's probes come from if the agent runs on the host's network, has its share
+// beside the total.
 //
 // A connection takes up to 53 KiB while a request's header of maxHeader bytes arrives,
 // and up to 86 KiB over TLS (resident memory, measured with 256 of them), rounded up
-// here. Together that is 3.75 MiB, about what docs/performance.md leaves of the agent's
-// budget of 32 MiB; answers that a client is slow to read come on top, some tens of KiB
-// each. The 48 descriptors are few even where a process may have only 1,024.
+// here. Those of other hosts and pods together are 3.75 MiB, about what
+// docs/performance.md leaves of the agent's budget of 32 MiB; answers that a client is
+// slow to read come on top, some tens of KiB each. The 64 descriptors are few even where
+// a process may have only 1,024.
 const (
 	shareConnections = 8
 	maxConnections   = 24

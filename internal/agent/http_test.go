@@ -393,8 +393,8 @@ func flood(t *testing.T, s *served, asked <-chan struct{}, open chan<- struct{})
 	<-slow
 }
 
-// TestProbeDuringFlood proves that pods which hold as many connections as they may,
-// partly with requests, keep nobody from /healthz.
+// TestProbeDuringFlood proves that pods which take all connections that there are for
+// pods, partly with requests, do not keep the host from /healthz.
 func TestProbeDuringFlood(t *testing.T) {
 	r := runNode(t)
 	s := &served{t: t, address: strings.TrimPrefix(r.url, "http://")}

@@ -19,6 +19,10 @@
 // its memory would not come back before the answer: while a source has only such
 // requests, its further connections are refused.
 //
+// Sources enough can take the total with requests alone, and then others are refused. The
+// host itself is not: connections whose two ends have one address have a share of their
+// own beside the total. On the host's network these are the kubelet's probes.
+//
 // The package limits numbers, not time. Timeouts for the handshake, the header, the body
 // and the answer belong into the http.Server.
 package connlimit
@@ -39,7 +43,7 @@ import (
 type Bounds struct {
 	Connection int // that a connection is counted with, beside the body of its request
 	PerSource  int // of the connections of one address
-	Total      int // of all connections
+	Total      int // of all connections but those of the host itself
 }
 
 // Limiter counts connections by source address and keeps them within bounds. It is safe
@@ -49,7 +53,7 @@ type Limiter struct {
 	closed func()
 
 	mu    sync.Mutex
-	total int
+	total int    // of all sources but the local ones
 	turns uint64 // counts changes of phase
 	peers map[netip.Addr]*peer
 }
@@ -57,6 +61,7 @@ type Limiter struct {
 // peer is one remote address with its connections.
 type peer struct {
 	address netip.Addr
+	local   bool // an address of this host: not counted in the limiter's total
 	cost    int
 	conns   map[*conn]struct{}
 }
@@ -88,17 +93,23 @@ func New(bounds Bounds, closed func()) *Limiter {
 	return &Limiter{bounds: bounds, closed: closed, peers: map[netip.Addr]*peer{}}
 }
 
+// addressOf returns the IP address of a TCP address, else the zero Addr.
+func addressOf(a net.Addr) netip.Addr {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	return tcp.AddrPort().Addr().Unmap().WithZone("")
+}
+
 // admit counts a new connection. It returns nil if the limiter refused the connection.
 func (l *Limiter) admit(raw net.Conn) *conn {
 	c := &conn{Conn: raw, limiter: l}
-	var address netip.Addr
-	if tcp, ok := raw.RemoteAddr().(*net.TCPAddr); ok {
-		address = tcp.AddrPort().Addr().Unmap().WithZone("")
-	}
+	address := addressOf(raw.RemoteAddr())
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if c.peer = l.peers[address]; c.peer == nil {
-		c.peer = &peer{address: address, conns: map[*conn]struct{}{}}
+		c.peer = &peer{address: address, local: address.IsValid() && address == addressOf(raw.LocalAddr()), conns: map[*conn]struct{}{}}
 		l.peers[address] = c.peer
 	}
 	c.peer.conns[c] = struct{}{}
@@ -115,37 +126,47 @@ func (l *Limiter) charge(c *conn, n int) bool {
 	if c.gone {
 		return false
 	}
-	c.cost += n
-	c.peer.cost += n
-	l.total += n
+	l.add(c, n)
 	for !c.gone && (c.peer.cost > l.bounds.PerSource || l.total > l.bounds.Total) {
-		from := c.peer
-		if from.cost <= l.bounds.PerSource {
-			from = l.dearest()
-		}
-		if victim := from.victim(); victim != nil {
-			l.end(victim)
-		} else {
-			l.end(c)
-		}
+		l.end(l.victim(c))
 	}
 	return !c.gone
 }
 
-// dearest returns the source that costs most.
-func (l *Limiter) dearest() (most *peer) {
-	for _, s := range l.peers {
-		if most == nil || s.cost > most.cost {
-			most = s
-		}
+// add adds n, which may be negative, to the cost of c.
+func (l *Limiter) add(c *conn, n int) {
+	c.cost += n
+	c.peer.cost += n
+	if !c.peer.local {
+		l.total += n
 	}
-	return most
 }
 
-// victim returns the connection that is closed next, or nil if the source has none but
-// those whose request has arrived.
-func (s *peer) victim() (first *conn) {
-	for c := range s.conns {
+// victim returns the connection to close so that c fits in: one of the source of c if
+// that source exceeds its share, else one of the source that costs most among those that
+// have any to close.
+func (l *Limiter) victim(c *conn) *conn {
+	most, first := c.peer, c.peer.first()
+	if most.cost <= l.bounds.PerSource {
+		for _, p := range l.peers {
+			if p.local || p.cost <= most.cost {
+				continue
+			}
+			if f := p.first(); f != nil {
+				most, first = p, f
+			}
+		}
+	}
+	if first == nil {
+		return c
+	}
+	return first
+}
+
+// first returns the connection of the source that is closed first, or nil if the source
+// has none but those whose request has arrived.
+func (p *peer) first() (first *conn) {
+	for c := range p.conns {
 		if c.phase != arrived && (first == nil || c.phase < first.phase || c.phase == first.phase && c.since < first.since) {
 			first = c
 		}
@@ -172,8 +193,7 @@ func (l *Limiter) forget(c *conn) {
 		return
 	}
 	c.gone = true
-	l.total -= c.cost
-	c.peer.cost -= c.cost
+	l.add(c, -c.cost)
 	delete(c.peer.conns, c)
 	if len(c.peer.conns) == 0 {
 		delete(l.peers, c.peer.address)
@@ -256,10 +276,7 @@ func (l *Limiter) state(nc net.Conn, state http.ConnState) {
 		l.turn(c, sending)
 	case state == http.StateIdle:
 		l.turn(c, waiting)
-		body := c.cost - l.bounds.Connection
-		c.cost -= body
-		c.peer.cost -= body
-		l.total -= body
+		l.add(c, l.bounds.Connection-c.cost)
 	}
 }
 

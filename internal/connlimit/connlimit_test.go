@@ -28,6 +28,9 @@ type idle struct {
 // RemoteAddr implements net.Conn.
 func (c *idle) RemoteAddr() net.Addr { return c.from }
 
+// LocalAddr implements net.Conn.
+func (*idle) LocalAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(10, 0, 0, 250)} }
+
 // Close implements net.Conn.
 func (c *idle) Close() error { c.closed = true; return nil }
 
@@ -105,6 +108,35 @@ func TestArrivedRequestsAreKept(t *testing.T) {
 	first.Close()
 	if c, _ := admitted(l, 1); c == nil {
 		t.Error("refused after an answer")
+	}
+}
+
+// TestTakenByRequests proves whom a total that is taken by requests in progress keeps
+// out: not a source while another, costlier one has connections to close, not the host
+// itself, and else the newcomer.
+func TestTakenByRequests(t *testing.T) {
+	l := New(Bounds{Connection: unit, PerSource: 3 * unit, Total: 6 * unit}, func() {})
+	for range 3 {
+		c, _ := admitted(l, 1)
+		l.turn(c, arrived)
+	}
+	_, waits := admitted(l, 2)
+	second, _ := admitted(l, 2)
+	l.turn(second, arrived)
+	_, other := admitted(l, 3)
+	if c, _ := admitted(l, 4); c == nil || !waits.closed || other.closed {
+		t.Errorf("with a connection to close: admitted %t, closed %t, %t", c != nil, waits.closed, other.closed)
+	}
+	if c, _ := admitted(l, 5); c != nil || other.closed {
+		t.Errorf("with none of a costlier source: admitted %t, closed %t", c != nil, other.closed)
+	}
+	for i := range 4 {
+		if c, _ := admitted(l, 250); c == nil {
+			t.Errorf("connection %d of the host itself is refused", i)
+		}
+	}
+	if l.total != 6*unit || other.closed || l.peers[netip.MustParseAddr("10.0.0.250")].cost != 3*unit {
+		t.Errorf("%d, closed %t, %+v", l.total, other.closed, l.peers)
 	}
 }
 
@@ -300,7 +332,7 @@ func TestFlood(t *testing.T) {
 				conns = append(conns, s.dial("127.0.0.2"), s.dial("127.0.0.3"))
 			}
 			client := s.srv.Client()
-			client.Transport.(*http.Transport).DialContext = (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.0.0.1")}}).DialContext
+			client.Transport.(*http.Transport).DialContext = (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.0.0.4")}}).DialContext
 			for range 20 {
 				resp, err := client.Get(s.srv.URL)
 				if err != nil {

@@ -194,7 +194,7 @@ func TestFlood(t *testing.T) {
 	eventually(t, "the connection to end", func() bool { return served() == 0 })
 	files := descriptors(t)
 
-	slow, kept := r.caller("127.0.0.1"), r.caller("127.0.0.1")
+	slow, kept := r.caller("127.0.0.4"), r.caller("127.0.0.4")
 	answered := make(chan struct{})
 	go func() { defer close(answered); r.review(slow) }()
 	<-g.asked
@@ -212,7 +212,7 @@ func TestFlood(t *testing.T) {
 	<-answered
 	for range 20 {
 		r.review(kept)
-		anew := r.caller("127.0.0.1")
+		anew := r.caller("127.0.0.4")
 		r.review(anew)
 		anew.CloseIdleConnections()
 	}
@@ -274,7 +274,7 @@ func TestBodiesAreBounded(t *testing.T) {
 		})
 	}
 	eventually(t, "bodies beyond the share to be cut off", func() bool { return ended.Load() >= 9-4 })
-	r.review(r.caller("127.0.0.1"))
+	r.review(r.caller("127.0.0.4"))
 	leave()
 	all.Wait()
 }
