@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/rest"
 
 	"github.com/manifold-cni/manifold/internal/kube"
@@ -32,7 +33,10 @@ type Nodes interface {
 
 // Remote are the nodes of a cluster. Their agents are asked through the API server; see
 // [kube.Agents] for the permissions that the user needs.
-type Remote struct{ agents *kube.Agents }
+type Remote struct {
+	agents    *kube.Agents
+	namespace string
+}
 
 // NewRemote returns the nodes of a cluster whose agents run in namespace.
 func NewRemote(cfg *rest.Config, namespace string) (*Remote, error) {
@@ -40,7 +44,7 @@ func NewRemote(cfg *rest.Config, namespace string) (*Remote, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Remote{agents}, nil
+	return &Remote{agents, namespace}, nil
 }
 
 // Bounds for asking many agents.
@@ -140,9 +144,11 @@ func (r *Remote) of(ctx context.Context, namespace, name string) (string, map[st
 // cluster come last.
 func (r *Remote) Doctor(ctx context.Context, nodes []string) ([]*nodeview.Diagnosis, error) {
 	out, err := each(ctx, r, nodes, r.doctor, func(node string, err error) *nodeview.Diagnosis {
-		return &nodeview.Diagnosis{Version: nodeview.Version, Node: node, Checks: []nodeview.Check{{
-			Name: "agent", State: nodeview.CheckFailed, Text: err.Error(), Fix: "see the agent's pod on the node and its log; on the node itself run kubectl manifold doctor --local",
-		}}}
+		fix := "see the agent's pod on the node and its log; on the node itself run kubectl manifold doctor --local"
+		if apierrors.IsForbidden(err) { // by the API server: the agent itself was not reached
+			fix = "run doctor as a user to whom the Role manifold-view of namespace " + r.namespace + " is bound"
+		}
+		return &nodeview.Diagnosis{Version: nodeview.Version, Node: node, Checks: []nodeview.Check{{Name: "agent", State: nodeview.CheckFailed, Text: err.Error(), Fix: fix}}}
 	})
 	if err != nil {
 		return nil, err
