@@ -2,6 +2,7 @@ package kube
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -25,8 +26,9 @@ import (
 
 // The snapshot file is JSON, one object per line: a header, a line for each definition,
 // sorted by namespace and name, and a trailer with the number of definitions and the
-// SHA-256 of every byte before the trailer. A truncated or altered file is recognized,
-// and both sides need memory for one line at a time.
+// SHA-256 of every byte before the trailer. A truncated or altered file is recognized.
+// A definition's line begins with namespace and name, so that a reader finds one
+// definition without decoding the others.
 const (
 	snapshotFormat  = "manifold-definitions"
 	snapshotVersion = 1
@@ -42,6 +44,13 @@ type snapshotHeader struct {
 	Version int       `json:"version"`
 	Written time.Time `json:"written"`
 }
+
+// How the line of a definition begins: the first fields of [snapshotLine] and
+// [snapshotEntry] as they are encoded.
+const (
+	lineNamespace = `{"definition":{"namespace":"`
+	lineName      = `,"name":"`
+)
 
 // snapshotLine is any line after the header. Exactly one of its fields is set.
 type snapshotLine struct {
@@ -69,13 +78,13 @@ type snapshotTrailer struct {
 type Snapshot struct {
 	path    string
 	written time.Time
-	entries map[string]*entry // by namespace/name
+	lines   map[string][]byte // by namespace/name
 }
 
-// OpenSnapshot reads the snapshot file at path. A file that does not exist, cannot be
-// read, is damaged or was written by a newer version of this package is
-// [ErrUnavailable]: another source may know, and a [DefinitionInformer] replaces the
-// file once it has synced. Errors name the file.
+// OpenSnapshot reads the snapshot file at path and verifies its checksum. A file that
+// does not exist, cannot be read, is damaged or was written by a newer version of this
+// package is [ErrUnavailable]: another source may know, and a [DefinitionInformer]
+// replaces the file once it has synced. Errors name the file.
 func OpenSnapshot(path string) (*Snapshot, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO would block
 	if err != nil {
@@ -93,30 +102,43 @@ func OpenSnapshot(path string) (*Snapshot, error) {
 	}
 	s, err := readSnapshot(io.LimitReader(f, maxSnapshotBytes))
 	if err != nil {
-		// Text only, without ErrInvalid: a bad name in the file is not the request's.
-		return nil, &combined{text: fmt.Sprintf("snapshot of definitions %s: %v: %v", path, ErrUnavailable, err), errs: []error{ErrUnavailable}}
+		return nil, damagedSnapshot(path, err)
 	}
 	s.path = path
 	return s, nil
 }
 
-// Len returns the number of definitions.
-func (s *Snapshot) Len() int { return len(s.entries) }
+// damagedSnapshot returns err as [ErrUnavailable]. Only the text of err is kept, without
+// [ErrInvalid]: a bad name in the file is not the request's.
+func damagedSnapshot(path string, err error) error {
+	return &combined{text: fmt.Sprintf("snapshot of definitions %s: %v: %v", path, ErrUnavailable, err), errs: []error{ErrUnavailable}}
+}
 
-// Definition implements [Definitions].
+// Len returns the number of definitions.
+func (s *Snapshot) Len() int { return len(s.lines) }
+
+// Definition implements [Definitions]. A damaged definition is [ErrUnavailable].
 func (s *Snapshot) Definition(_ context.Context, namespace, name string) (*netattach.Definition, error) {
 	if err := checkNames("definition", namespace, name); err != nil {
 		return nil, err
 	}
-	e, ok := s.entries[namespace+"/"+name]
+	line, ok := s.lines[namespace+"/"+name]
 	if !ok {
 		return nil, fmt.Errorf("%s: not in the snapshot %s, written %s: %w",
 			definitionText(namespace, name), s.path, s.written.UTC().Format(time.RFC3339), ErrNotFound)
 	}
+	e, err := decodeEntry(line)
+	if err == nil && e.key() != namespace+"/"+name {
+		err = fmt.Errorf("%s: the line is of %s", definitionText(namespace, name), e.key())
+	}
+	if err != nil {
+		return nil, damagedSnapshot(s.path, err)
+	}
 	return e.definition()
 }
 
-// readSnapshot reads a whole snapshot and verifies it.
+// readSnapshot reads a whole snapshot and verifies its checksum and number of
+// definitions. It decodes no definition: a planner needs few of perhaps a thousand.
 func readSnapshot(r io.Reader) (*Snapshot, error) {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(make([]byte, 0, 64<<10), maxSnapshotLine)
@@ -125,27 +147,66 @@ func readSnapshot(r io.Reader) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Snapshot{written: head.Written, entries: map[string]*entry{}}
+	s := &Snapshot{written: head.Written, lines: map[string][]byte{}}
 	for sc.Scan() {
-		var line snapshotLine
-		if err := json.Unmarshal(sc.Bytes(), &line); err != nil {
-			return nil, fmt.Errorf("definition %d: %w", len(s.entries)+1, err)
-		}
+		key, end, err := readLine(sc.Bytes())
 		switch {
-		case line.End != nil:
-			return s, s.verify(line.End, sum, sc)
-		case line.Definition == nil:
-			return nil, fmt.Errorf("definition %d: empty line object", len(s.entries)+1)
+		case err != nil:
+			return nil, fmt.Errorf("definition %d: %w", len(s.lines)+1, err)
+		case end != nil:
+			return s, s.verify(end, sum, sc)
+		case s.lines[key] != nil:
+			return nil, fmt.Errorf("definition %s: twice", key)
 		}
-		if err := s.add(line.Definition); err != nil {
-			return nil, err
-		}
+		s.lines[key] = bytes.Clone(sc.Bytes())
 		hashLine(sum, sc.Bytes())
 	}
 	if err := sc.Err(); err != nil {
-		return nil, fmt.Errorf("after %d definitions: %w", len(s.entries), err)
+		return nil, fmt.Errorf("after %d definitions: %w", len(s.lines), err)
 	}
-	return nil, fmt.Errorf("truncated after %d definitions", len(s.entries))
+	return nil, fmt.Errorf("truncated after %d definitions", len(s.lines))
+}
+
+// readLine returns the namespace/name of a definition's line, or the trailer. It decodes
+// only lines that do not begin as the line of a definition does.
+func readLine(text []byte) (key string, end *snapshotTrailer, err error) {
+	if key, ok := lineKey(text); ok {
+		return key, nil, nil
+	}
+	var line snapshotLine
+	if err := json.Unmarshal(text, &line); err != nil {
+		return "", nil, err
+	}
+	if line.End != nil {
+		return "", line.End, nil
+	}
+	e, err := newSnapshotEntry(line.Definition)
+	if err != nil {
+		return "", nil, err
+	}
+	return e.key(), nil, nil
+}
+
+// lineKey returns the namespace/name with which the line of a definition begins. ok is
+// false if the line begins otherwise, or has a name that JSON escapes.
+func lineKey(line []byte) (key string, ok bool) {
+	rest, ok := bytes.CutPrefix(line, []byte(lineNamespace))
+	namespace, rest, ok2 := bytes.Cut(rest, []byte{'"'})
+	rest, ok3 := bytes.CutPrefix(rest, []byte(lineName))
+	name, _, ok4 := bytes.Cut(rest, []byte{'"'})
+	if !ok || !ok2 || !ok3 || !ok4 || bytes.IndexByte(namespace, '\\') >= 0 || bytes.IndexByte(name, '\\') >= 0 {
+		return "", false
+	}
+	return string(namespace) + "/" + string(name), true
+}
+
+// decodeEntry decodes the line of a definition.
+func decodeEntry(text []byte) (*entry, error) {
+	var line snapshotLine
+	if err := json.Unmarshal(text, &line); err != nil {
+		return nil, err
+	}
+	return newSnapshotEntry(line.Definition)
 }
 
 func readSnapshotHeader(sc *bufio.Scanner, sum hash.Hash) (snapshotHeader, error) {
@@ -169,9 +230,13 @@ func readSnapshotHeader(sc *bufio.Scanner, sum hash.Hash) (snapshotHeader, error
 	return head, nil
 }
 
-func (s *Snapshot) add(in *snapshotEntry) error {
+// newSnapshotEntry returns the definition that a line holds, which may be nil.
+func newSnapshotEntry(in *snapshotEntry) (*entry, error) {
+	if in == nil {
+		return nil, errors.New("empty line object")
+	}
 	if err := checkNames("definition", in.Namespace, in.Name); err != nil {
-		return err
+		return nil, err
 	}
 	e := &entry{oversized: in.Oversized, Definition: netattach.Definition{
 		ObjectMeta: metav1.ObjectMeta{
@@ -181,19 +246,15 @@ func (s *Snapshot) add(in *snapshotEntry) error {
 		Spec: netattach.DefinitionSpec{Config: in.Config},
 	}}
 	if len(in.Config) > maxConfig || in.Oversized < 0 || in.Oversized > 0 && in.Config != "" {
-		return fmt.Errorf("%s: configuration of %d bytes, oversized %d", definitionText(in.Namespace, in.Name), len(in.Config), in.Oversized)
+		return nil, fmt.Errorf("%s: configuration of %d bytes, oversized %d", definitionText(in.Namespace, in.Name), len(in.Config), in.Oversized)
 	}
-	if _, ok := s.entries[e.key()]; ok {
-		return fmt.Errorf("%s: twice", definitionText(in.Namespace, in.Name))
-	}
-	s.entries[e.key()] = e
-	return nil
+	return e, nil
 }
 
 // verify compares the trailer with what was read and requires the end of file.
 func (s *Snapshot) verify(end *snapshotTrailer, sum hash.Hash, sc *bufio.Scanner) error {
-	if end.Count != len(s.entries) {
-		return fmt.Errorf("%d definitions, the trailer says %d", len(s.entries), end.Count)
+	if end.Count != len(s.lines) {
+		return fmt.Errorf("%d definitions, the trailer says %d", len(s.lines), end.Count)
 	}
 	if got := hex.EncodeToString(sum.Sum(nil)); got != end.SHA256 {
 		return fmt.Errorf("checksum is %s, the trailer says %.64q", got, end.SHA256)

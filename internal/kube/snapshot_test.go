@@ -3,10 +3,13 @@ package kube
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -90,7 +93,65 @@ func TestSnapshotLargestDefinition(t *testing.T) {
 	def.Annotations = map[string]string{"a": strings.Repeat("<", maxAnnotations)}
 	s, err := readSnapshot(bytes.NewReader(encode(t, []*entry{newEntry(def)})))
 	if err != nil || s.Len() != 1 {
-		t.Errorf("%v, %v", s, err)
+		t.Fatalf("%v, %v", s, err)
+	}
+	if got, err := s.Definition(t.Context(), "default", "a"); err != nil || !cmp.Equal(got, def) {
+		t.Error(err)
+	}
+}
+
+// seal returns a snapshot of the given lines whose checksum and count are right.
+func seal(t testing.TB, lines ...string) []byte {
+	t.Helper()
+	header, _, _ := bytes.Cut(encode(t, nil), []byte{'\n'})
+	text := string(header) + "\n" + strings.Join(lines, "\n") + "\n"
+	return fmt.Appendf([]byte(text), `{"end":{"count":%d,"sha256":"%x"}}`+"\n", len(lines), sha256.Sum256([]byte(text)))
+}
+
+// A definition is found however its line is encoded. The lines of other definitions are
+// not decoded, since the checksum tells whether they are what the agent wrote. A line
+// that is looked up is decoded and checked.
+func TestSnapshotLines(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "definitions")
+	lines := map[string]string{
+		"written":   `{"definition":{"namespace":"default","name":"written","config":"{}"}}`,
+		"escaped":   `{"definition":{"namespace":"default","name":"e\u0073caped","config":"{}"}}`,
+		"reordered": `{"definition":{"config":"{}","name":"reordered","namespace":"default"}}`,
+		"spaced":    ` { "definition" : { "namespace" : "default" , "name" : "spaced" , "config" : "{}" } } `,
+	}
+	writeFile(t, path, seal(t, slices.Collect(maps.Values(lines))...))
+	s, err := OpenSnapshot(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range lines {
+		if def, err := s.Definition(t.Context(), "default", name); err != nil || def.Name != name || def.Spec.Config != "{}" {
+			t.Errorf("%s: %v, %v", name, def, err)
+		}
+	}
+
+	const start = `{"definition":{"namespace":"default","name":"b"`
+	for _, tt := range []struct{ name, line, text string }{
+		{"cut off", start + `,"conf`, "unexpected end"},
+		{"another name", start + `,"name":"c"}}`, "default/c"},
+		{"hostile name", start + `,"name":"../c"}}`, "../c"},
+		{"oversized with configuration", start + `,"config":"{}","oversized":1}}`, "oversized"},
+		{"neither", start + `},"definition":null}`, "empty line object"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			writeFile(t, path, seal(t, lines["written"], tt.line))
+			s, err := OpenSnapshot(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Definition(t.Context(), "default", "written"); err != nil {
+				t.Error(err)
+			}
+			_, err = s.Definition(t.Context(), "default", "b")
+			if wantError(t, err, ErrUnavailable, path, tt.text); errors.Is(err, ErrInvalid) {
+				t.Errorf("%v keeps the next source from being asked", err)
+			}
+		})
 	}
 }
 
@@ -115,10 +176,10 @@ func TestOpenSnapshotRefuses(t *testing.T) {
 		{"header altered", strings.Replace(good, "2026", "2027", 1), "checksum"},
 		{"twice", header + first + first + trailer, "twice"},
 		{"after the trailer", good + "{}\n", "data after"},
-		{"hostile name", header + `{"definition":{"namespace":"a","name":"../b"}}` + "\n" + trailer, "../b"},
+		{"hostile name", header + `{"definition":{"name":"../b","namespace":"a"}}` + "\n" + trailer, "../b"},
 		{"neither", header + "{}\n" + trailer, "empty line object"},
 		{"long line", header + strings.Repeat("x", maxSnapshotLine+1), "too long"},
-		{"oversized with configuration", header + `{"definition":{"namespace":"a","name":"b","config":"{}","oversized":1}}`, "oversized"},
+		{"oversized with configuration", header + `{"definition":{"name":"b","namespace":"a","config":"{}","oversized":1}}`, "oversized"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -198,12 +259,13 @@ func TestRemoveLeftovers(t *testing.T) {
 	}
 }
 
-// Whatever a file holds, reading it neither panics nor yields a definition that would
-// be written back differently.
+// Whatever a file holds, reading it neither panics nor yields a definition that has
+// another name than was looked up, or that would be written back differently.
 func FuzzReadSnapshot(f *testing.F) {
 	good := encode(f, testEntries())
 	f.Add(good)
 	f.Add(good[:len(good)/2])
+	f.Add(seal(f, `{"definition":{"name":"b","namespace":"a"}}`, `{"definition":{"namespace":"a","name":"c","name":"d"}}`))
 	f.Add(encode(f, nil))
 	f.Add([]byte(`{"format":"manifold-definitions","version":1}` + "\n" + `{"end":{"count":0}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -211,16 +273,23 @@ func FuzzReadSnapshot(f *testing.F) {
 		if err != nil {
 			return
 		}
-		var entries []*entry
-		for _, e := range s.entries {
-			entries = append(entries, e)
-		}
-		again, err := readSnapshot(bytes.NewReader(encode(t, entries)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(s.entries, again.entries, cmp.AllowUnexported(entry{}), cmpopts.EquateEmpty()); diff != "" {
-			t.Error(diff)
+		for key := range s.lines {
+			namespace, name, _ := strings.Cut(key, "/")
+			def, err := s.Definition(t.Context(), namespace, name)
+			if err != nil {
+				continue
+			}
+			if def.Namespace != namespace || def.Name != name {
+				t.Fatalf("%s is %s/%s", key, def.Namespace, def.Name)
+			}
+			again, err := readSnapshot(bytes.NewReader(encode(t, []*entry{{Definition: *def}})))
+			if err != nil {
+				t.Fatal(err)
+			}
+			same, err := again.Definition(t.Context(), namespace, name)
+			if diff := cmp.Diff(def, same, cmpopts.EquateEmpty()); err != nil || diff != "" {
+				t.Error(err, diff)
+			}
 		}
 	})
 }
@@ -240,7 +309,11 @@ func BenchmarkSnapshot(b *testing.B) {
 	})
 	b.Run("open", func(b *testing.B) {
 		for b.Loop() {
-			if _, err := OpenSnapshot(path); err != nil {
+			s, err := OpenSnapshot(path)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := s.Definition(b.Context(), "default", "net0500"); err != nil {
 				b.Fatal(err)
 			}
 		}
