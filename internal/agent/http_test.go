@@ -393,6 +393,32 @@ func flood(t *testing.T, s *served, asked <-chan struct{}, open chan<- struct{})
 	<-slow
 }
 
+// TestHostIsNotKeptOut proves, on each of the agent's listeners, that the host itself is
+// answered while requests of pods, which are never closed, take every connection that
+// there is for pods, and that nobody else is.
+func TestHostIsNotKeptOut(t *testing.T) {
+	for _, name := range []string{metrics.ListenerHTTP, metrics.ListenerView} {
+		t.Run(name, func(t *testing.T) {
+			asked := make(chan struct{})
+			s := serveBounded(t, name, slowly(t, asked, nil))
+			for i := range maxConnections {
+				c := s.over(s.dial(fmt.Sprintf("127.0.1.%d", i/shareConnections)))
+				go func() { _, _ = answer(c, "/slow") }() // until the test ends
+				<-asked
+			}
+			if body, err := answer(s.over(s.dial("127.0.0.1")), "/"); err != nil || body != "ok" {
+				t.Errorf("the host: %q, %v", body, err)
+			}
+			if body, err := answer(s.over(s.dial("127.0.0.2")), "/"); err == nil {
+				t.Errorf("one pod too many: %q", body)
+			}
+			if n := s.closed(); n != 1 {
+				t.Errorf("%d connections are closed", n)
+			}
+		})
+	}
+}
+
 // TestProbeDuringFlood proves that pods which take all connections that there are for
 // pods, partly with requests, do not keep the host from /healthz.
 func TestProbeDuringFlood(t *testing.T) {
