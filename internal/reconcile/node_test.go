@@ -6,12 +6,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -638,4 +641,25 @@ func TestADDWaitsForARepair(t *testing.T) {
 	if holder := claim(); holder != add {
 		t.Errorf("afterwards %s has it", holder)
 	}
+}
+
+// The sandbox that has taken a VF over is its owner, even if the clock was set back since
+// the dead sandbox's ADD.
+func TestOwnerWhenTheClockWasSetBack(t *testing.T) {
+	n := newNode(t)
+	old := n.sandbox("old", false)
+	path := filepath.Join(n.Journal.Path, old.String()+".journal")
+	raw, err := os.ReadFile(path)
+	n.must(err)
+	header, steps, _ := strings.Cut(string(raw), "\n")
+	var record map[string]any
+	n.must(json.Unmarshal([]byte(header[9:]), &record))
+	record["created"] = time.Now().Add(8 * time.Hour)
+	body, err := json.Marshal(record)
+	n.must(err)
+	sum := crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli))
+	n.must(os.WriteFile(path, fmt.Appendf(nil, "%08x %s\n%s", sum, body, steps), 0o600))
+	n.finds(Stranded)
+	n.sandbox("new", true)
+	n.finds()
 }

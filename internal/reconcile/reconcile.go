@@ -266,7 +266,7 @@ func (r *Reconciler) survey(ctx context.Context) ([]vf, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnseen, err)
 	}
-	known, problem := r.owners()
+	known, problem := r.owners(ctx)
 	var functions []sriov.Function
 	for _, f := range all.Functions {
 		if f.IsVF() {
@@ -323,7 +323,7 @@ func (r *Reconciler) missed(owners map[string]*owner) (out []vf, err error) {
 
 // owners is what journals know of devices.
 type owners struct {
-	of     map[string]*owner // by PCI address; the latest journal wins
+	of     map[string]*owner // by PCI address
 	named  map[name][]*owner // by the device plugin's name for the device; of this boot only
 	opaque []Opaque          // devices whose journal does not tell which function they are
 }
@@ -333,7 +333,7 @@ type name struct{ resource, id string }
 
 // owners reads the journals of all sandboxes. Beside an error it returns what it could
 // read.
-func (r *Reconciler) owners() (*owners, error) {
+func (r *Reconciler) owners(ctx context.Context) (*owners, error) {
 	out := &owners{of: map[string]*owner{}, named: map[name][]*owner{}}
 	keys, err := r.Journal.List()
 	if err != nil {
@@ -349,13 +349,18 @@ func (r *Reconciler) owners() (*owners, error) {
 			problems = append(problems, fmt.Errorf("journal %s: %w", k, err))
 			continue
 		}
-		out.add(k, entry)
+		err = out.add(k, entry, func(device string) (journal.Key, error) { return r.Journal.Holder(ctx, device) })
+		if err != nil {
+			problems = append(problems, err)
+		}
 	}
 	return out, errors.Join(problems...)
 }
 
-// add adds what one journal knows.
-func (o *owners) add(k journal.Key, entry *journal.Entry) {
+// add adds what one journal knows. Of two sandboxes that have the same device, the owner
+// is the one that has claimed it, as holder tells; without such a claim it is the one that
+// was begun later, by a clock that may have been set back.
+func (o *owners) add(k journal.Key, entry *journal.Entry, holder func(device string) (journal.Key, error)) error {
 	for i, a := range entry.Plan.Attachments {
 		phase, _ := entry.Phase(i)
 		if a.Device == nil || phase == "" || phase == journal.Released || phase == journal.Untouched {
@@ -369,13 +374,24 @@ func (o *owners) add(k journal.Key, entry *journal.Entry) {
 			continue
 		}
 		had := &owner{key: k, entry: entry, attachment: i, alive: entry.Gone() == ""}
-		if last := o.of[address]; last == nil || last.entry.Created.Before(entry.Created) {
+		last := o.of[address]
+		if last != nil {
+			claimed, err := holder(address)
+			if err != nil {
+				return err
+			}
+			if claimed == k || claimed != last.key && last.entry.Created.Before(entry.Created) {
+				last = nil
+			}
+		}
+		if last == nil {
 			o.of[address] = had
 		}
 		if called := (name{a.Device.Resource, a.Device.ID}); entry.SameBoot() {
 			o.named[called] = append(o.named[called], had)
 		}
 	}
+	return nil
 }
 
 // judge returns what is wrong with one VF.

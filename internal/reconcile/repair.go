@@ -146,7 +146,7 @@ func (r *Reconciler) repairStranded(ctx context.Context, f Finding) (err error) 
 // journal and by its claim: an ADD claims a VF before its journal says so. The caller
 // holds the sandbox's lock; without it the answer may be outdated at once.
 func (r *Reconciler) dead(ctx context.Context, f Finding, key journal.Key) (*owner, error) {
-	known, err := r.owners()
+	known, err := r.owners(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -179,7 +179,7 @@ func (r *Reconciler) allGiven(ctx context.Context) func(device string) string {
 	allocated, err := r.Allocated(ctx)
 	if err == nil {
 		var known *owners
-		if known, err = r.owners(); err == nil {
+		if known, err = r.owners(ctx); err == nil {
 			allocated = allocated.with(known)
 		}
 	}
