@@ -180,13 +180,13 @@ func (a *Agent) pod(ctx context.Context, id plan.Pod) (*planner.Pod, error) {
 	return podOf(found, id), nil
 }
 
-// podOf reduces a pod to what planning needs. The UID is the runtime's: the API server
-// knows a static pod under another UID, that of its mirror.
+// podOf reduces a pod to what planning needs. The UID is the runtime's, else the
+// kubelet's: the API server knows a static pod under another UID, that of its mirror.
 func podOf(p *corev1.Pod, id plan.Pod) *planner.Pod {
 	out := &planner.Pod{Annotations: p.Annotations, Static: kube.IsStatic(p)}
 	out.Namespace, out.Name, out.UID = id.Namespace, id.Name, id.UID
-	if out.UID == "" && !kube.IsMirror(p) {
-		out.UID = string(p.UID)
+	if out.UID == "" {
+		out.UID = kube.KubeletUID(p)
 	}
 	out.Claims, out.Extended = claimsOf(p)
 	for i := range p.Spec.InitContainers {

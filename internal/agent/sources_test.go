@@ -303,6 +303,22 @@ func TestStatusOfStaticAndOrdinaryPods(t *testing.T) {
 	}
 }
 
+// Without a UID from the runtime, as when a pod is explained, a static pod is planned
+// under the UID in its mirror, by which the checkpoint knows its devices.
+func TestStaticPodWithoutTheRuntimesUID(t *testing.T) {
+	n := newNode(t, "cl")
+	n.addPod("web-node1", apiUID, map[string]string{"kubernetes.io/config.mirror": kubeletUID})
+	n.addPod("db", newUID, nil)
+	a := n.agent()
+	for name, want := range map[string]string{"web-node1": kubeletUID, "db": newUID} {
+		pod, err := a.pod(context.Background(), plan.Pod{Namespace: "shop", Name: name})
+		n.Must(err)
+		if pod.UID != want {
+			t.Errorf("%s: UID %q, want %q", name, pod.UID, want)
+		}
+	}
+}
+
 // A pod of the API server is not mistaken for the static pod of a manifest of that
 // name, not even while nobody else answers.
 func TestOrdinaryPodIsNotAnsweredByAManifest(t *testing.T) {

@@ -116,6 +116,15 @@ func IsMirror(pod *corev1.Pod) bool {
 	return ok
 }
 
+// KubeletUID returns the UID by which the kubelet, the runtime and the device manager
+// know a pod that a source returned.
+func KubeletUID(pod *corev1.Pod) string {
+	if IsMirror(pod) {
+		return pod.Annotations[annotationConfigMirror]
+	}
+	return string(pod.UID)
+}
+
 // uidMatches reports whether the runtime's uid means pod. It reads the annotations of
 // mirror pods only: on another pod they are the user's text.
 func uidMatches(pod *corev1.Pod, uid string) bool {
