@@ -80,7 +80,8 @@ func (b *bundle) node(conf *configfile.Agent) error {
 	entries, problem := os.ReadDir(dir)
 	b.problem(problem)
 	for _, e := range entries {
-		if strings.Contains(e.Name(), ".conf") {
+		// Runtimes read .conf, .conflist and .json; what others renamed ends differently.
+		if strings.Contains(e.Name(), ".conf") || filepath.Ext(e.Name()) == ".json" {
 			err = errors.Join(err, b.file("net.d/"+e.Name(), filepath.Join(dir, e.Name())))
 		}
 	}

@@ -48,7 +48,7 @@ func TestBundleReadsConfigurationsInADirectoryOfAnyName(t *testing.T) {
 			if err := os.MkdirAll(dir, 0o755); err != nil {
 				t.Fatal(err)
 			}
-			for _, file := range []string{"00-manifold.conflist", "10-default.conf", "10-default.conf.bak", "manifold.kubeconfig"} {
+			for _, file := range []string{"00-manifold.conflist", "10-default.conf", "10-default.conf.bak", "20-other.json", "manifold.kubeconfig"} {
 				if err := os.WriteFile(filepath.Join(dir, file), []byte("{}"), 0o600); err != nil {
 					t.Fatal(err)
 				}
@@ -73,7 +73,7 @@ func TestBundleReadsConfigurationsInADirectoryOfAnyName(t *testing.T) {
 				}
 				got = append(got, filepath.Base(h.Name))
 			}
-			if want := []string{"00-manifold.conflist", "10-default.conf", "10-default.conf.bak"}; !slices.Equal(got, want) {
+			if want := []string{"00-manifold.conflist", "10-default.conf", "10-default.conf.bak", "20-other.json"}; !slices.Equal(got, want) {
 				t.Errorf("the bundle has %q, want %q; problems: %s", got, want, b.problems.String())
 			}
 		})
