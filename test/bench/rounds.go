@@ -13,8 +13,7 @@ import (
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
-// Numbers of rounds. Rounds are independent of each other; simultaneous calls
-// within a round are not.
+// Numbers of rounds.
 const (
 	bursts    = 10  // rounds with many pods at once
 	realShare = 10  // real delegates get one round for this many of no-op delegates

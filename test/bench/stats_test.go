@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math/rand/v2"
 	"slices"
 	"testing"
 )
@@ -43,6 +44,25 @@ func TestBootstrapDrawsTheSameRoundsOfAllSamples(t *testing.T) {
 	}
 	if again := bootstrap(quantileOf(50), own); *again.Interval != *e.Interval {
 		t.Errorf("%v and %v of the same values", e, again)
+	}
+}
+
+// The same values vary more if successive rounds are alike, as on a machine that drifts,
+// than in random order.
+func TestDriftWidensTheInterval(t *testing.T) {
+	width := func(values []float64) float64 {
+		bounds := bootstrap(quantileOf(50), values).bounds()
+		return bounds.High - bounds.Low
+	}
+	random, drifting, state := rand.New(rand.NewPCG(3, 4)), []float64{}, 0.0
+	for range 1000 {
+		state = 0.9*state + random.NormFloat64()
+		drifting = append(drifting, state)
+	}
+	shuffled := slices.Clone(drifting)
+	random.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
+	if drift, none := width(drifting), width(shuffled); drift < 2*none {
+		t.Errorf("the interval is %.2f wide with drift and %.2f without, want at least twice as wide", drift, none)
 	}
 }
 
