@@ -123,7 +123,7 @@ func (n *node) withoutAgent(r *report) error {
 		progress(fmt.Sprintf("ADD without an agent: pod %d", pod+1))
 		for c, who := range contenders {
 			box := n.sandbox(n.podsOf[noopName][pod], 0)
-			if err := errors.Join(n.measure(adds[c], who, who.add, []harness.Sandbox{box}), who.del(box)); err != nil {
+			if err := errors.Join(n.measure(adds[c], who, who.add, []harness.Sandbox{box}), who.del(box), n.awaitRest()); err != nil {
 				return err
 			}
 		}

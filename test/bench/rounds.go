@@ -130,36 +130,47 @@ func (n *node) round(d delegates, contenders []contender, round int, adds, dels 
 // measure runs a verb in all sandboxes at once, and adds its cost to s: the time of
 // each call, and the processor time until no work of it is left.
 func (n *node) measure(s *series, who contender, verb func(harness.Sandbox) error, boxes []harness.Sandbox) error {
-	before, err := who.used()
-	if err != nil {
-		return err
-	}
 	times, errs := make([]float64, len(boxes)), make([]error, len(boxes))
-	began := time.Now()
-	var wg sync.WaitGroup
-	for i, box := range boxes {
-		wg.Go(func() {
-			began := time.Now()
-			errs[i] = verb(box)
-			times[i] = millis(time.Since(began))
-		})
-	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
+	used, err := n.spent(who, func() error {
+		var wg sync.WaitGroup
+		for i, box := range boxes {
+			wg.Go(func() {
+				began := time.Now()
+				errs[i] = verb(box)
+				times[i] = millis(time.Since(began))
+			})
+		}
+		wg.Wait()
+		return errors.Join(errs...)
+	})
+	if err != nil {
 		return fmt.Errorf("%s %s: %w", s.Contender, s.Verb, err)
 	}
-	if who.agent {
-		if err := n.awaitRest(); err != nil {
-			return err
-		}
+	s.add(times, used)
+	return nil
+}
+
+// spent returns the processor time of a contender's work, and waits until agent and
+// API server are at rest. It waits after every contender, so that all start from the
+// same rest: directly after other work, processors and caches are warm. What an agent
+// does during the wait belongs to the work.
+func (n *node) spent(who contender, work func() error) (usage, error) {
+	before, err := who.used()
+	if err != nil {
+		return usage{}, err
+	}
+	began := time.Now()
+	if err := work(); err != nil {
+		return usage{}, err
 	}
 	after, err := who.used()
-	used := after.since(before)
-	if who.agent {
-		used.api -= time.Duration(n.background * float64(time.Since(began)))
+	if err := errors.Join(err, n.awaitRest()); err != nil || !who.agent {
+		return after.since(before), err
 	}
-	s.add(times, used)
-	return err
+	after, err = who.used()
+	used := after.since(before)
+	used.api -= time.Duration(n.background * float64(time.Since(began)))
+	return used, err
 }
 
 // The agent and the API server are at rest when they use almost no processor time
