@@ -136,20 +136,24 @@ func (n *node) withoutAgent(r *report) error {
 
 // processStarts measures a process from start to exit when it does nothing but
 // answer VERSION: the no-op delegate in C, a Go program that does nothing at all, and
-// the plugin.
+// the plugin. Their differences count, so they run in turn.
 func (n *node) processStarts(r *report) error {
+	programs := []string{"noop", "nothing", "manifold"}
 	all := []*series{}
-	for _, name := range []string{"noop", "nothing", "manifold"} {
-		rt := harness.Runtime{Plugin: n.path("bin/" + name), Path: n.path("bin")}
-		s := &series{Delegates: "no", AtOnce: 1, Verb: "VERSION", Contender: name}
-		who := contender{used: n.used}
-		for i := range n.few() {
-			progress(fmt.Sprintf("start of %s: %d of %d", name, i+1, n.few()))
-			if err := n.measure(s, who, func(s harness.Sandbox) error { return run(&rt, "VERSION", s) }, make([]harness.Sandbox, 1)); err != nil {
+	for _, name := range programs {
+		all = append(all, &series{Delegates: "no", AtOnce: 1, Verb: "VERSION", Contender: name})
+	}
+	who := contender{used: n.used}
+	for round := range n.few() {
+		progress(fmt.Sprintf("starts of programs: %d of %d", round+1, n.few()))
+		for i := range programs {
+			p := (round + i) % len(programs)
+			rt := harness.Runtime{Plugin: n.path("bin/" + programs[p]), Path: n.path("bin")}
+			version := func(s harness.Sandbox) error { return run(&rt, "VERSION", s) }
+			if err := n.measure(all[p], who, version, make([]harness.Sandbox, 1)); err != nil {
 				return err
 			}
 		}
-		all = append(all, s)
 	}
 	progress("")
 	r.addComparison(all)
