@@ -33,6 +33,11 @@ func (u usage) since(before usage) usage {
 	return usage{u.node - before.node, u.agent - before.agent, u.api - before.api}
 }
 
+// plus returns what was used in two measurements together.
+func (u usage) plus(more usage) usage {
+	return usage{u.node + more.node, u.agent + more.agent, u.api + more.api}
+}
+
 // contenders returns the contenders for a set of delegates: the floor first, then
 // Manifold in its default configuration.
 func (n *node) contenders(d delegates) []contender {

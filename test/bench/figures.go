@@ -27,19 +27,24 @@ const restartAtOnce = 50
 const restartRounds = 5
 
 // restart measures how long a restarted node takes to attach all its pods again,
-// from the simultaneous start of agent and pods to the last attached pod.
+// from the simultaneous start of agent and pods to the last attached pod, and the
+// processor time of it.
 func (n *node) restart(r *report) error {
 	contenders := n.contenders(n.sets[0])[:2]
-	walls := make([][]float64, len(contenders))
+	walls, used := make([][]float64, len(contenders)), make([]usage, len(contenders))
+	if err := n.watchBackground(); err != nil {
+		return err
+	}
 	for round := range restartRounds {
 		for i := range contenders {
 			c := (round + i) % len(contenders)
 			progress(fmt.Sprintf("restart of the node, %s: %d of %d", contenders[c].name, round+1, restartRounds))
-			wall, err := n.restartOnce(contenders[c], round)
+			wall, u, err := n.restartOnce(contenders[c], round)
 			if err != nil {
 				return err
 			}
 			walls[c] = append(walls[c], wall)
+			used[c] = used[c].plus(u)
 		}
 	}
 	progress("")
@@ -47,6 +52,12 @@ func (n *node) restart(r *report) error {
 	for c, who := range contenders {
 		name := fmt.Sprintf("%d pods after a node's restart, %d at once: %s", n.options.restart, restartAtOnce, who.name)
 		r.addEstimate(name, bootstrap(quantileOf(50), walls[c]), "ms")
+		perPod := func(part string, cpu time.Duration) {
+			r.addFigure(fmt.Sprintf("CPU per pod after a node's restart, %s: %s", who.name, part), millis(cpu)/float64(restartRounds*n.options.restart), "ms")
+		}
+		perPod("node", used[c].node)
+		perPod("agent's part of it", used[c].agent)
+		perPod("API server and etcd", used[c].api)
 	}
 	r.addEstimate(restartRatio, bootstrap(medianRatio, walls...), "")
 	return nil
@@ -54,28 +65,30 @@ func (n *node) restart(r *report) error {
 
 // restartOnce attaches all pods of the node, stops the agent, and starts it again
 // together with the pods, each in a new sandbox while the files of the old sandbox
-// are still there. It returns how long the pods took, in ms.
-func (n *node) restartOnce(who contender, round int) (float64, error) {
+// are still there. It returns how long the pods took, in ms, and the processor time
+// until no work is left.
+func (n *node) restartOnce(who contender, round int) (wall float64, used usage, err error) {
 	before, after := n.bootSandboxes(round, "before"), n.bootSandboxes(round, "after")
-	if err := all(who.add, before); err != nil {
-		return 0, err
+	if err := errors.Join(all(who.add, before), n.awaitRest()); err != nil {
+		return 0, used, err
 	}
 	if who.agent {
-		if err := errors.Join(n.awaitRest(), n.stopAgent()); err != nil {
-			return 0, err
+		if err := n.stopAgent(); err != nil {
+			return 0, used, err
 		}
 	}
-	began := time.Now()
-	if who.agent {
-		if err := n.launch(); err != nil {
-			return 0, err
+	used, err = n.spent(who, func() error {
+		began := time.Now()
+		if who.agent {
+			if err := n.launch(); err != nil {
+				return err
+			}
 		}
-	}
-	if err := all(who.add, after); err != nil {
-		return 0, err
-	}
-	wall := millis(time.Since(began))
-	return wall, errors.Join(n.awaitRest(), all(who.del, before), all(who.del, after))
+		err := all(who.add, after)
+		wall = millis(time.Since(began))
+		return err
+	})
+	return wall, used, errors.Join(err, all(who.del, before), all(who.del, after))
 }
 
 // bootSandboxes returns a new sandbox for each pod of the node, as a boot creates
