@@ -1,8 +1,11 @@
 package main
 
 import (
+	"fmt"
+	"io"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -98,5 +101,28 @@ func TestTargetIsMetByItsWholeInterval(t *testing.T) {
 	}
 	if of.judge(estimate{Value: 5}) != met || of.judge(estimate{Value: 5.1}) != missed {
 		t.Error("a value without an interval is not compared as it is")
+	}
+}
+
+func TestGoBenchmarksHaveAnInterval(t *testing.T) {
+	var out strings.Builder
+	for i := range minRounds {
+		fmt.Fprintf(&out, "BenchmarkPlan-2 100 %d ns/op 64 B/op 311 allocs/op\n", (i+1)*1000)
+		fmt.Fprintf(&out, "BenchmarkDecode5000-2 10 %d ns/op 64 B/op 7 allocs/op\n", (i+1)*1_000_000)
+	}
+	r := &report{out: io.Discard}
+	if err := r.addGoBenchmarks([]byte(out.String())); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{planning, decoding} {
+		if e := figureOf(name)(r); e.String() != "3.00 [1.00, 5.00]" {
+			t.Errorf("%s: %v, want the median and the interval", name, e)
+		}
+	}
+	if e := figureOf(planAllocations)(r); e.Value != 311 || e.Interval != nil {
+		t.Errorf("%s: %v, want a single number", planAllocations, e)
+	}
+	if err := r.addGoBenchmarks([]byte("PASS\n")); err == nil {
+		t.Error("benchmarks without results are no error")
 	}
 }

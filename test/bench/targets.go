@@ -137,18 +137,25 @@ func (r *report) judgeTargets() {
 		"missed if the lower end is above it, and undecided otherwise. A value without an interval is compared as it is.\n", 100*confidence)
 }
 
-// goBenchmarks runs the Go benchmarks that have a target.
+// goBenchmarks runs the Go benchmarks that have a target, several times each.
 func goBenchmarks(r *report) error {
 	var stderr bytes.Buffer
 	progress("benchmarks of planner and checkpoint")
-	cmd := exec.Command("go", "test", "-run", "^$", "-bench", "^(BenchmarkPlan|BenchmarkDecode5000)$", "-benchmem",
+	cmd := exec.Command("go", "test", "-run", "^$", "-bench", "^(BenchmarkPlan|BenchmarkDecode5000)$", "-benchmem", "-count=10", "-benchtime=0.5s",
 		"github.com/manifold-cni/manifold/internal/planner", "github.com/manifold-cni/manifold/checkpoint")
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
 		return fmt.Errorf("go test -bench: %w\n%s%s", err, out, &stderr)
 	}
+	progress("")
 	fmt.Fprintln(r.out)
+	return r.addGoBenchmarks(out)
+}
+
+// addGoBenchmarks records and prints the results of [goBenchmarks].
+func (r *report) addGoBenchmarks(out []byte) error {
+	var planned, decoded, allocations []float64
 	read := benchfmt.NewReader(bytes.NewReader(out), "")
 	for read.Scan() {
 		res, ok := read.Result().(*benchfmt.Result)
@@ -161,11 +168,16 @@ func goBenchmarks(r *report) error {
 			return errors.New("go test -bench: no time or no allocations")
 		}
 		if strings.HasPrefix(res.Name.String(), "Plan") {
-			r.addFigure(planning, seconds*1e6, "µs")
-			r.addFigure(planAllocations, allocs, "")
+			planned, allocations = append(planned, seconds*1e6), append(allocations, allocs)
 		} else {
-			r.addFigure(decoding, seconds*1e3, "ms")
+			decoded = append(decoded, seconds*1e3)
 		}
 	}
+	if len(planned) == 0 || len(decoded) == 0 {
+		return errors.Join(read.Err(), errors.New("go test -bench: a benchmark has no results"))
+	}
+	r.addEstimate(planning, bootstrap(quantileOf(50), planned), "µs")
+	r.addFigure(planAllocations, median(allocations), "")
+	r.addEstimate(decoding, bootstrap(quantileOf(50), decoded), "ms")
 	return read.Err()
 }
