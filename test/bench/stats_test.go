@@ -1,6 +1,7 @@
 package main
 
 import (
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -124,5 +125,24 @@ func TestGoBenchmarksHaveAnInterval(t *testing.T) {
 	}
 	if err := r.addGoBenchmarks([]byte("PASS\n")); err == nil {
 		t.Error("benchmarks without results are no error")
+	}
+}
+
+func TestOnlyTheDefaultWorkloadIsJudged(t *testing.T) {
+	for args, want := range map[string]string{
+		"":                        "",
+		"-json file -beside file": "",
+		"-restart 250 -idle 60s":  "", // the defaults
+		"-json file -fake":        "-fake=true",
+		"-soak 100 -levels 1":     "-levels=1 -soak=100",
+	} {
+		set := flag.NewFlagSet("", flag.ContinueOnError)
+		new(options).flags(set)
+		if err := set.Parse(strings.Fields(args)); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(otherWorkload(set), " "); got != want {
+			t.Errorf("%q measures another workload by %q, want %q", args, got, want)
+		}
 	}
 }
