@@ -154,6 +154,9 @@ func measure(o options, dir string) (err error) {
 	if o.trace != "" {
 		return n.traced(o.trace)
 	}
+	if err := awaitQuiet(); err != nil {
+		return err
+	}
 	r := &report{out: os.Stdout}
 	if r.Run, err = begin(); err != nil {
 		return err

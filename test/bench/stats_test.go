@@ -146,3 +146,20 @@ func TestOnlyTheDefaultWorkloadIsJudged(t *testing.T) {
 		}
 	}
 }
+
+func TestIdleShareOfTheMachine(t *testing.T) {
+	before, err := parseMachine("cpu  100 0 50 800 50 0 0 0 70 0\ncpu0 1 2 3\n")
+	after, err2 := parseMachine("cpu  110 1 55 880 60 1 1 2 75 0\ncpu0 1 2 3\n")
+	if err != nil || err2 != nil {
+		t.Fatal(err, err2)
+	}
+	// Of 110 ticks, 80 were idle and 10 waited for the disk; a guest's count once.
+	if got := after.idleSince(before); got != 90.0/110 {
+		t.Errorf("%v of the time was idle, want 90 of 110 ticks", got)
+	}
+	for _, bad := range []string{"", "cpu 1 2 3\n", "cpu0 1 2 3 4 5 6 7 8\n", "cpu 1 2 3 x 5 6 7 8\n"} {
+		if _, err := parseMachine(bad); err == nil {
+			t.Errorf("%q is no error", bad)
+		}
+	}
+}
