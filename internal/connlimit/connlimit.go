@@ -19,12 +19,12 @@
 // its memory would not come back before the answer: while a source has only such
 // requests, its further connections are refused.
 //
-// Sources enough can take the total with requests alone, and then others are refused. The
+// Enough sources can take the total with requests alone; then others are refused. The
 // host itself is not: connections whose two ends have one address have a share of their
 // own beside the total. On the host's network these are the kubelet's probes.
 //
 // The package limits numbers, not time. Timeouts for the handshake, the header, the body
-// and the answer belong into the http.Server.
+// and the answer belong in the http.Server.
 package connlimit
 
 import (
@@ -41,7 +41,7 @@ import (
 // Bounds are what connections may take, in bytes. All must be positive, and none may be
 // greater than the next.
 type Bounds struct {
-	Connection int // that a connection is counted with, beside the body of its request
+	Connection int // of one connection, without the body of its request
 	PerSource  int // of the connections of one address
 	Total      int // of all connections but those of the host itself
 }

@@ -258,7 +258,8 @@ func eventually(t *testing.T, what string, holds func() bool) {
 
 // TestRequestsBeingAnswered proves that too large a body and a flood of its own source
 // close idle connections and those in a header or a body, but none whose request is being
-// answered, with a body or without; and that a connection is idle again once its request is answered.
+// answered, with a body or without; and that a connection is idle again once its request
+// is answered.
 func TestRequestsBeingAnswered(t *testing.T) {
 	s := serve(t, Bounds{Connection: unit, PerSource: 4*unit + 1, Total: 8 * unit})
 	s.srv.Start()
