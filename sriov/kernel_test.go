@@ -190,6 +190,46 @@ func TestKernelUndoesWhatHarmsTraffic(t *testing.T) {
 	}
 }
 
+// TCX programs that a pod attached are detached, even if a process holds them by a BPF
+// link; those that were there before stay.
+func TestKernelDetachesTCX(t *testing.T) {
+	if !harness.Alone(t) {
+		return
+	}
+	var links sriov.Kernel
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "veth7"
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer"}); err != nil {
+		t.Fatal(err)
+	}
+	index := must(netlink.LinkByName("veth7"))(t).Attrs().Index
+	attach := func(direction uint32, link bool) {
+		fd, err := harness.AttachTCX(index, direction, link)
+		if errors.Is(err, unix.EINVAL) {
+			t.Skip("this kernel has no TCX")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Close(fd) })
+	}
+	attach(harness.TCXIngress, false)
+	before := must(links.Link("veth7"))(t).NetDev
+	attach(harness.TCXIngress, true)
+	attach(harness.TCXEgress, false)
+	used := must(links.Link("veth7"))(t).NetDev
+	left := (&sriov.Snapshot{NetDevs: []sriov.NetDev{before}}).Compare(&sriov.Snapshot{NetDevs: []sriov.NetDev{used}})
+	if len(before.Settings.TCX) != 1 || len(used.Settings.TCX) != 3 || len(left) != 1 {
+		t.Fatalf("programs %v, then %v: differ in %v", before.Settings.TCX, used.Settings.TCX, left)
+	}
+	if err := links.SetNetDev("veth7", before); err != nil {
+		t.Fatal(err)
+	}
+	if now := must(links.Link("veth7"))(t).NetDev; !reflect.DeepEqual(now, before) {
+		t.Errorf("made %+v, was %+v", now.Settings, before.Settings)
+	}
+}
+
 // A pod cannot make a network device unreadable.
 func TestKernelUndoesManyNames(t *testing.T) {
 	if !harness.Alone(t) {

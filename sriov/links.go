@@ -120,6 +120,13 @@ func (Kernel) Link(name string) (*Link, error) {
 	if out.NetDev, err = netDevOf(link, body); err != nil {
 		return nil, err
 	}
+	programs, err := tcxOf(out.Index)
+	if err != nil {
+		return nil, fmt.Errorf("network device %s: %w", name, err)
+	}
+	for _, p := range programs {
+		out.Settings.TCX = append(out.Settings.TCX, p.id)
+	}
 	if out.VFs, err = decodeVFs(body); err != nil {
 		return nil, fmt.Errorf("VFs of network device %s: %w", name, err)
 	}

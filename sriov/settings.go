@@ -22,6 +22,7 @@ type Settings struct {
 	TxQueue  int      `json:"txQueue,omitempty"`  // length in packets
 	Group    uint32   `json:"group,omitempty"`
 	XDP      []uint32 `json:"xdp,omitempty"` // IDs of the programs that see incoming packets first
+	TCX      []uint32 `json:"tcx,omitempty"` // IDs of the programs that see packets before traffic control does, incoming ones first
 	// Broadcast is the hardware address to which broadcasts are sent, among them the
 	// questions of ARP: whoever changes it receives them. It is empty if it was not
 	// recorded, and for InfiniBand, whose driver sets it.
@@ -112,6 +113,9 @@ func (s *Settings) differences(name string, now *Settings) (out []Difference) {
 	if slices.ContainsFunc(now.XDP, func(id uint32) bool { return !slices.Contains(s.XDP, id) }) {
 		expect("XDP program", numbers(s.XDP), numbers(now.XDP))
 	}
+	if slices.ContainsFunc(now.TCX, func(id uint32) bool { return !slices.Contains(s.TCX, id) }) {
+		expect("TCX program", numbers(s.TCX), numbers(now.TCX))
+	}
 	return out
 }
 
@@ -194,7 +198,7 @@ func decodeXDP(body []byte) (out []program, err error) {
 }
 
 // setSettings changes the settings of a network device from is to to. It does not
-// restore removed XDP programs.
+// restore removed programs.
 func setSettings(link netlink.Link, is, to *Settings) error {
 	var problems []error
 	for _, name := range is.AltNames {
@@ -216,7 +220,7 @@ func setSettings(link netlink.Link, is, to *Settings) error {
 	if is.Group != to.Group {
 		problems = append(problems, netlink.LinkSetGroup(link, int(to.Group)))
 	}
-	return errors.Join(append(problems, setTraffic(link, is, to), dropXDP(link, to.XDP))...)
+	return errors.Join(append(problems, setTraffic(link, is, to), dropXDP(link, to.XDP), dropTCX(link.Attrs().Index, to.TCX))...)
 }
 
 // setTraffic sets broadcast address, link mode and limits, each only if it differs. All
