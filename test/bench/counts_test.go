@@ -18,8 +18,9 @@ var update = flag.Bool("update", false, "rewrite the golden file")
 func TestMain(m *testing.M) { harness.Main(m, func() error { return build(options{fake: true}) }) }
 
 // TestCostOfAPod pins the cost of a pod with three networks in counts that do not
-// depend on noise. If they sink, regenerate the golden file; if they rise, there
-// must be a reason.
+// depend on noise: every system call of the plugin, except those of the scheduler and
+// of the Go runtime. If they sink, regenerate the golden file; if they rise, there must
+// be a reason.
 func TestCostOfAPod(t *testing.T) {
 	if _, err := exec.LookPath("strace"); err != nil {
 		t.Skip("strace, which counts the system calls, is not installed")
@@ -51,6 +52,9 @@ func TestCostOfAPod(t *testing.T) {
 		c, err := countCalls(f, dir)
 		if err := errors.Join(err, f.Close()); err != nil {
 			t.Fatal(err)
+		}
+		if c[threads] > maxThreads {
+			t.Errorf("%s starts %d threads, want at most %d", verb, c[threads], maxThreads)
 		}
 		fmt.Fprintf(&text, "%s\n%s\n", verb, c)
 	}
@@ -93,22 +97,36 @@ func TestCountCalls(t *testing.T) {
 102 0.1 clone(child_stack=0x1, flags=CLONE_VM|CLONE_THREAD) = 103
 103 0.1 fsync(3) = 0
 101 0.1 fsync(5</a>) = 0
+100 0.1 write(9</var/log/manifold.log>, "planned", 7) = 7
+100 0.1 write(4<anon_inode:[eventfd]>, "\1\0\0\0\0\0\0\0", 8) = 8
+100 0.1 pread64(5</a>, "a", 1, 0) = 1
+100 0.1 syncfs(5</a> <unfinished ...>
+101 0.1 futex(0x1, FUTEX_WAIT_PRIVATE, 0, NULL <unfinished ...>
+100 0.1 <... syncfs resumed>) = 0
+101 0.1 <... futex resumed>) = 0
 102 0.1 +++ exited with 0 +++
 `), "/node")
 	if err != nil {
 		t.Fatal(err)
 	}
 	const want = `characters to and from the agent 36
+execve 1
 files written 1
 fsync 1
 openat 2
+pread64 1
 process 1
 read of files 1
+syncfs 1
 write to agent 1
+write to another file 1
 write to delegate 1
 write to journal 1
 `
 	if got := c.String(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if c[threads] != 1 {
+		t.Errorf("%d threads, want 1", c[threads])
 	}
 }
