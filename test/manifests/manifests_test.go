@@ -205,6 +205,10 @@ func TestCertManagersAuthorityStays(t *testing.T) {
 			t.Errorf("%s in addition to the given issuer", key)
 		}
 	}
+	// An issuer that nobody would ask is a mistake.
+	if _, err := manifests.Render(root, "--set", "webhook.enabled=true,webhook.certManager.issuer.name=ours"); err == nil || !strings.Contains(err.Error(), "set webhook.certificates=cert-manager") {
+		t.Errorf("an issuer without cert-manager: %v", err)
+	}
 }
 
 // Metrics name pods and devices: they are only readable on the host unless the
