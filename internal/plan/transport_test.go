@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -39,6 +40,9 @@ func TestMain(m *testing.M) {
 		select {}
 	case "fail":
 		fmt.Fprintln(os.Stderr, "no such thing")
+		os.Exit(3)
+	case "memory":
+		fmt.Fprintln(os.Stderr, "percent", debug.SetGCPercent(-1), "limit", debug.SetMemoryLimit(-1))
 		os.Exit(3)
 	}
 	goleak.VerifyTestMain(m)
@@ -134,7 +138,7 @@ func TestByProgram(t *testing.T) {
 	if err := c.Close(); err != nil || c.running != nil {
 		t.Errorf("close: %v", err)
 	}
-	for mode, want := range map[string]string{"garbage": "answer", "fail": "no such thing"} {
+	for mode, want := range map[string]string{"garbage": "answer", "fail": "no such thing", "memory": "percent -1 limit 67108864"} {
 		t.Setenv(helperEnv, mode)
 		c := &Command{Path: self}
 		if _, err := c.Plan(t.Context(), Request{}); !IsTransport(err) || !strings.Contains(err.Error(), want) {
