@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -251,33 +252,62 @@ func (n *node) pluginMemory(r *report) error {
 }
 
 // firstDelegate measures the time from the plugin's start to the start of its first
-// delegate, which records its own start time.
+// delegate. Beside it, in turn, it measures two parts that no plugin in Go can avoid:
+// a Go program and the delegate, each from its start to its main.
 func (n *node) firstDelegate(r *report) error {
-	stamp, rt := n.path("stamp"), n.runtime(n.sets[0], statusSync)
-	rt.Env = []string{"NOOP_STAMP=" + stamp}
-	var took []float64
-	for pod := range n.few() {
-		progress(fmt.Sprintf("time to the first delegate: %d of %d", pod+1, n.few()))
-		box := n.sandbox(n.podsOf[noopName][pod], 0)
-		var began unix.Timespec
-		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &began); err != nil {
-			return err
-		}
-		if err := run(rt, "ADD", box); err != nil {
-			return err
-		}
-		text, err := os.ReadFile(stamp)
-		if err != nil {
-			return err
-		}
-		ns, err := strconv.ParseInt(string(text), 10, 64)
-		if err := errors.Join(err, run(rt, "DEL", box), os.Remove(stamp)); err != nil {
-			return err
-		}
-		took = append(took, float64(ns-began.Nano())/1e6)
+	stamp, manifold := n.path("stamp"), n.manifold(n.sets[0], statusSync)
+	programs := []struct {
+		figure, verb string
+		rt           *harness.Runtime
+	}{
+		{toMainOfC, "VERSION", &harness.Runtime{Plugin: n.path("bin/noop")}},
+		{toMainOfGo, "VERSION", &harness.Runtime{Plugin: n.path("bin/clock")}},
+		{toFirstDelegate, "ADD", n.runtime(n.sets[0], statusSync)},
 	}
-	r.addEstimate(toFirstDelegate, bootstrap(quantileOf(50), took), "ms")
+	took := make([][]float64, len(programs))
+	for round := range n.few() {
+		progress(fmt.Sprintf("time to the first delegate: %d of %d", round+1, n.few()))
+		box := n.sandbox(n.podsOf[noopName][round], 0)
+		for i := range programs {
+			p := (round + i) % len(programs)
+			if err := n.awaitRest(); err != nil {
+				return err
+			}
+			ms, err := untilStamp(programs[p].rt, programs[p].verb, box, stamp)
+			if err != nil {
+				return err
+			}
+			took[p] = append(took[p], ms)
+		}
+		if err := manifold.del(box); err != nil {
+			return err
+		}
+	}
+	progress("")
+	for p := range programs {
+		r.addEstimate(programs[p].figure, bootstrap(quantileOf(50), took[p]), "ms")
+	}
 	return nil
+}
+
+// untilStamp calls a program that writes a time, to stderr or, if it is the no-op
+// delegate or runs it, to the file stamp. It returns the ms from the start to that time.
+func untilStamp(rt *harness.Runtime, verb string, box harness.Sandbox, stamp string) (float64, error) {
+	rt.Env = []string{"NOOP_STAMP=" + stamp}
+	var began unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &began); err != nil {
+		return 0, err
+	}
+	text, _, err := timed(rt, verb, box)
+	if err != nil {
+		return 0, err
+	}
+	if len(text) == 0 {
+		text, err = os.ReadFile(stamp)
+		err = errors.Join(err, os.Remove(stamp))
+	}
+	ns, err2 := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	return float64(ns-began.Nano()) / 1e6, errors.Join(err, err2)
 }
 
 // requests prints the agent's requests to the API server so far per attached pod.

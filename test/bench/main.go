@@ -103,10 +103,10 @@ func build(o options) error {
 	if err := harness.Programs(bin, false); err != nil {
 		return err
 	}
-	if err := errors.Join(harness.CProgram(bin, "test/delegates/noop"), harness.GoProgram(bin, "test/bench/nothing")); err != nil {
+	if err := errors.Join(harness.CProgram(bin, "test/delegates/noop"), harness.GoProgram(bin, "test/bench/nothing"), harness.GoProgram(bin, "test/bench/clock")); err != nil {
 		return err
 	}
-	if err := install(filepath.Join(bin, "manifold"), filepath.Join(bin, "noop"), filepath.Join(bin, "nothing")); err != nil {
+	if err := install(filepath.Join(bin, "manifold"), filepath.Join(bin, "noop"), filepath.Join(bin, "nothing"), filepath.Join(bin, "clock")); err != nil {
 		return err
 	}
 	if o.real {

@@ -10,6 +10,12 @@ import (
 	"golang.org/x/perf/benchfmt"
 )
 
+// Figures that are parts of toFirstDelegate.
+const (
+	toMainOfC  = "no-op delegate in C, from its start to its main"
+	toMainOfGo = "Go program that only reads the clock, from its start to its main"
+)
+
 // Figures that have a target.
 const (
 	restartRatio      = "all pods after a node's restart, ratio to the floor"
