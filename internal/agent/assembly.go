@@ -56,8 +56,9 @@ func Assemble(c *configfile.Agent, once bool, log *slog.Logger) (*Assembly, erro
 	}
 	switch {
 	case c.APIServer == configfile.InCluster && once:
-		defs = append(defs, snapshot(c.Snapshot))
-		a.Sources.Local, a.Sources.Outbox = snapshot(c.Snapshot), outboxOf(c.CNIDir)
+		file := snapshotAt(c.Snapshot, once)
+		defs = append(defs, file)
+		a.Sources.Local, a.Sources.Outbox = file, outboxOf(c.CNIDir)
 	case c.APIServer != "":
 		p, d, err := a.apiServer(c, once)
 		if err != nil {
@@ -70,7 +71,7 @@ func Assemble(c *configfile.Agent, once bool, log *slog.Logger) (*Assembly, erro
 		}
 		pods, defs = append(pods, p), append(defs, d)
 	case c.Snapshot != "" && files.Exists(c.Snapshot):
-		defs = append(defs, snapshot(c.Snapshot))
+		defs = append(defs, snapshotAt(c.Snapshot, once))
 	}
 	if c.PodManifests != "" {
 		pods = append(pods, kube.NewManifestPods(c.PodManifests, c.Node))
@@ -212,7 +213,7 @@ func (a *Assembly) apiServer(c *configfile.Agent, once bool) (*kube.PodInformer,
 		a.slices = kube.NewSlices(client, c.Node)
 	}
 	if once {
-		a.Sources.Local = snapshot(c.Snapshot)
+		a.Sources.Local = snapshotAt(c.Snapshot, once)
 		return pods, defs, nil
 	}
 	a.run = append(a.run, defs.Run)
@@ -284,13 +285,23 @@ func (k kubeletPods) Pod(ctx context.Context, namespace, name, uid string) (*cor
 	return pod, nil
 }
 
-// snapshot is the definitions' snapshot file alone, read again for each lookup. It is
-// for a node without an API server, or a process that serves one call.
-type snapshot string
+// snapshot is the definitions' snapshot file alone, as the function reads it for each
+// lookup. It is for a node without an API server, or a process that serves one call.
+type snapshot func() (*kube.Snapshot, error)
+
+// snapshotAt returns the snapshot file at path. With once, the first lookup reads the
+// file for all others: that takes longer than the lookup of a definition.
+func snapshotAt(path string, once bool) snapshot {
+	read := func() (*kube.Snapshot, error) { return kube.OpenSnapshot(path) }
+	if once {
+		return sync.OnceValues(read)
+	}
+	return read
+}
 
 // Definition implements kube.Definitions.
 func (s snapshot) Definition(ctx context.Context, namespace, name string) (*netattach.Definition, error) {
-	file, err := kube.OpenSnapshot(string(s))
+	file, err := s()
 	if err != nil {
 		return nil, err
 	}

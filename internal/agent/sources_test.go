@@ -16,6 +16,7 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/configfile"
+	"github.com/manifold-cni/manifold/internal/files"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/kube/kubetest"
 	"github.com/manifold-cni/manifold/internal/plan"
@@ -369,5 +370,44 @@ func TestPlanKeepsItsPatience(t *testing.T) {
 	a.src.Publisher, a.src.Pods, a.src.Definitions = nil, kube.FirstPods(l), kube.FirstDefinitions(l)
 	if _, err := n.planPod(a, "web", apiUID); err == nil || l.asked["web"] != 2 || l.asked["net"] != 1 {
 		t.Errorf("%v; asked %v, want twice after the pod and once after the definition", err, l.asked)
+	}
+}
+
+// The one-shot reads the snapshot once for all definitions of a plan. An agent without
+// an API server reads it for each lookup, since the file may change.
+func TestSnapshotIsReadOncePerPlan(t *testing.T) {
+	n := newNode(t)
+	n.define("a", "{}")
+	n.define("b", "{}")
+	writer, err := Assemble(&n.conf, false, slog.New(slog.DiscardHandler))
+	n.Must(err)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	ended := make(chan struct{})
+	go func() { writer.Run(ctx); close(ended) }()
+	for end := time.Now().Add(time.Minute); !files.Exists(n.conf.Snapshot) && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	stop()
+	<-ended
+	n.Must(writer.Close())
+
+	n.conf.APIServer = ""
+	every := n.agent()
+	n.conf.APIServer, n.once = configfile.InCluster, true
+	once := n.agent()
+	for _, a := range []*Agent{every, once} {
+		_, err := a.src.Definitions.Definition(t.Context(), "kube-system", "a")
+		n.Must(err)
+	}
+	n.Must(os.Remove(n.conf.Snapshot))
+	if _, err := once.src.Definitions.Definition(t.Context(), "kube-system", "b"); err != nil {
+		t.Errorf("read again: %v", err)
+	}
+	if _, err := once.src.Local.Definition(t.Context(), "kube-system", "b"); err != nil {
+		t.Errorf("read again: %v", err)
+	}
+	if _, err := every.src.Definitions.Definition(t.Context(), "kube-system", "b"); err == nil {
+		t.Error("not read again")
 	}
 }
