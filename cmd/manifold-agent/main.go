@@ -139,6 +139,10 @@ func installOrNot(ctx context.Context, args []string, flags *flag.FlagSet, stdou
 // planOnce serves the calls of one run of the plugin from stdin, on a node whose agent
 // does not run.
 func planOnce(ctx context.Context, conf *configfile.Agent, stdin io.Reader, stdout, stderr io.Writer) (err error) {
+	// The process answers a few calls and exits. As in the plugin, collecting garbage
+	// costs more than it saves, and the limit bounds the memory.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(64 << 20)
 	log := logs.New(stderr, logs.Text, slog.LevelWarn)
 	a, err := agent.Assemble(conf, true, log)
 	if err != nil {

@@ -99,10 +99,6 @@ type conversation struct {
 func converse(path string, args []string) (*conversation, error) {
 	c := &conversation{cmd: exec.Command(path, args...)}
 	c.cmd.Stderr, c.cmd.WaitDelay = &c.stderr, time.Second
-	// The program answers a few calls and exits. Collecting garbage costs it more than it
-	// saves; the limit bounds its memory. It is told before it starts, because setting
-	// this in the program stops its other threads, which costs half of what is saved.
-	c.cmd.Env = append(c.cmd.Environ(), "GOGC=off", "GOMEMLIMIT=64MiB")
 	var err error
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
 		return nil, err

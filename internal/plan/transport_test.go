@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -40,9 +39,6 @@ func TestMain(m *testing.M) {
 		select {}
 	case "fail":
 		fmt.Fprintln(os.Stderr, "no such thing")
-		os.Exit(3)
-	case "memory":
-		fmt.Fprintln(os.Stderr, "percent", debug.SetGCPercent(-1), "limit", debug.SetMemoryLimit(-1))
 		os.Exit(3)
 	}
 	goleak.VerifyTestMain(m)
@@ -138,7 +134,7 @@ func TestByProgram(t *testing.T) {
 	if err := c.Close(); err != nil || c.running != nil {
 		t.Errorf("close: %v", err)
 	}
-	for mode, want := range map[string]string{"garbage": "answer", "fail": "no such thing", "memory": "percent -1 limit 67108864"} {
+	for mode, want := range map[string]string{"garbage": "answer", "fail": "no such thing"} {
 		t.Setenv(helperEnv, mode)
 		c := &Command{Path: self}
 		if _, err := c.Plan(t.Context(), Request{}); !IsTransport(err) || !strings.Contains(err.Error(), want) {
