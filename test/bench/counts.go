@@ -7,6 +7,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -31,8 +32,11 @@ var uncounted = []string{
 }
 
 // Keys besides system calls: processes and threads started, the characters exchanged
-// with the agent, the files opened with truncation, and reads of files.
+// with the agent, the files opened with truncation, and reads of files. Keys that begin
+// with roughly are the bytes of a file or a socket, which vary by a few between runs:
+// with the digits of times, numbers, and identifiers.
 const (
+	roughly      = "bytes, roughly: "
 	processes    = "process"
 	threads      = "thread"
 	agentText    = "characters to and from the agent"
@@ -136,6 +140,7 @@ func (c counts) add(name, text string) {
 	onSocket := strings.Contains(descriptor, "<socket:")
 	if onSocket && (name == "read" || name == "write") {
 		c[agentText] += message(text)
+		c[roughly+"agent"] += data(text)
 	}
 	switch name {
 	case "read": // a pipe or a socket is read in any number of pieces
@@ -147,6 +152,9 @@ func (c counts) add(name, text string) {
 		for _, w := range writes {
 			if strings.Contains(descriptor, w.of) {
 				c["write to "+w.what]++
+				if !onSocket {
+					c[roughly+w.what] += data(text)
+				}
 				break
 			}
 		}
@@ -173,6 +181,42 @@ func message(text string) int {
 		return 0 // the length prefix of a message
 	}
 	return len(varies.ReplaceAllString(text[begin:end+1], "0"))
+}
+
+// data returns the length of what a call reads or writes, as strace prints it. The
+// path of the node's directory is already out of it.
+func data(text string) int {
+	_, text, _ = strings.Cut(text, `"`)
+	return max(strings.LastIndexByte(text, '"'), 0)
+}
+
+// keep replaces what is roughly the same in old by old's value: it differs by at most
+// five percent, or by a few digits.
+func (c counts) keep(old counts) {
+	for name, n := range c {
+		was := old[name]
+		if strings.HasPrefix(name, roughly) && max(n-was, was-n) <= max(was/20, 16) {
+			c[name] = was
+		}
+	}
+}
+
+// parseCounts reads the counts of a verb from text that has them for several: each
+// verb's name is on a line of its own, and an empty line follows its counts.
+func parseCounts(text, verb string) (counts, error) {
+	_, text, _ = strings.Cut("\n"+text, "\n"+verb+"\n")
+	text, _, _ = strings.Cut(text, "\n\n")
+	c := counts{}
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		i := strings.LastIndexByte(line, ' ')
+		n, err := strconv.Atoi(line[i+1:])
+		if err != nil || i < 0 {
+			return nil, fmt.Errorf("%s: line %q has no count", verb, line)
+		}
+		c[line[:i]] = n
+	}
+	return c, nil
 }
 
 // String renders the counts, one per line, without the threads, whose number varies.
