@@ -174,7 +174,8 @@ func (n *node) spent(who contender, work func() error) (usage, error) {
 }
 
 // The agent and the API server are at rest when they use almost no processor time
-// in several successive spans.
+// in several successive spans. A span is at least as long as the pause after which the
+// agent starts what nobody waits for, backgroundPause in cmd/manifold-agent.
 const (
 	restSpan   = 3 * time.Millisecond
 	restAtMost = restSpan / 20
