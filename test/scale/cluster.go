@@ -99,6 +99,14 @@ func (c *cluster) define(name string) error {
 	})
 }
 
+// definitionBytes returns the mean size of a definition in a LIST, as JSON without
+// compression.
+func (c *cluster) definitionBytes(definitions int) (int, error) {
+	gv := netattach.GroupVersion
+	raw, err := c.client.Discovery().RESTClient().Get().AbsPath("/apis", gv.Group, gv.Version, netattach.Resource).DoRaw(context.Background())
+	return len(raw) / max(definitions, 1), err
+}
+
 // weighKubelet measures how much of this process's memory a fake kubelet takes.
 func (c *cluster) weighKubelet() error {
 	const some = 10

@@ -49,7 +49,11 @@ func run(levels string, definitions, pods int, idle time.Duration) (err error) {
 		return err
 	}
 	defer c.stop()
-	fmt.Printf("%d definitions, %d pods per node, one API server and all agents on %d cores\n\n", definitions, pods, runtime.NumCPU())
+	size, err := c.definitionBytes(definitions)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d definitions of %d bytes, %d pods per node, one API server and all agents on %d cores\n\n", definitions, size, pods, runtime.NumCPU())
 	fmt.Println("nodes  agent KiB   watches  API server  idle CPU    a definition changes:           a pod's PATCH and Event:")
 	fmt.Println("        per node  per node         MiB  % of core   all know  CPU ms: API  agent's  per second  CPU ms: API  agent's")
 	for level := range strings.SplitSeq(levels, ",") {
