@@ -21,6 +21,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	cnins "github.com/containernetworking/cni/pkg/ns"
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/journal"
@@ -110,7 +111,19 @@ func (r *run) identify(p *plan.Plan) error {
 	if err == nil {
 		p.NetNSCookie, err = box.Cookie()
 	}
+	p.NetNSFile = netnsFile(r.inv.NetNS)
 	return err
+}
+
+// netnsFile returns a plan's NetNSFile for a path, "" if there is no such file. As long
+// as the file is mounted, which a namespace named by a path usually is, the kernel keeps
+// it in memory: no other file has its inode, and no later one its time.
+func netnsFile(path string) string {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%d@%d.%09d", st.Ino, st.Ctim.Sec, st.Ctim.Nsec)
 }
 
 // inSandbox reports whether the sandbox has an interface of that name.

@@ -146,6 +146,9 @@ func lives(e *journal.Entry) bool {
 	if ns.IsNSorErr(e.Plan.NetNS) != nil {
 		return false
 	}
+	if isSameFile(e, e.Plan.NetNS) {
+		return true
+	}
 	box, err := verify.OpenSandbox(e.Plan.NetNS)
 	if err != nil {
 		return true

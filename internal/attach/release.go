@@ -374,12 +374,21 @@ func (r *run) liveNetNS() string {
 	if r.entry != nil && !r.entry.SameBoot() {
 		return "" // the path now belongs to another sandbox
 	}
+	if r.entry != nil && isSameFile(r.entry, path) {
+		return path
+	}
 	host, err := cnins.CheckNetNS(path)
 	if box, e := r.sandbox(path); err == nil && host || r.entry != nil && e == nil && isAnothers(r.entry, box) {
 		r.warn("the network namespace at %s is not the sandbox's, which is gone", path)
 		return ""
 	}
 	return path
+}
+
+// isSameFile reports whether path is the file that the sandbox of e had at ADD, and so
+// surely its network namespace. It spares DEL from entering the namespace.
+func isSameFile(e *journal.Entry, path string) bool {
+	return e.Plan.NetNSFile != "" && e.Plan.NetNSFile == netnsFile(path)
 }
 
 // isAnothers reports whether the network namespace of box is known not to be that of the

@@ -4,10 +4,9 @@
 // A plan is complete: whoever executes, stores, prints or undoes it looks nothing up
 // again. The exceptions are known only in the host's network namespace: the meaning of a
 // netdev name, and which namespace is the sandbox's. The shim fills them in before it
-// journals the plan. The
-// agent makes plans; the shim journals and executes them. The same Planner is reached
-// over the agent's unix socket ([Client], [Serve]), by running the agent's program with
-// the request on stdin ([Command]), or in process.
+// journals the plan. The agent makes plans; the shim journals and executes them. The
+// same Planner is reached over the agent's unix socket ([Client], [Serve]), by running
+// the agent's program with the request on stdin ([Command]), or in process.
 package plan
 
 import (
@@ -84,9 +83,12 @@ type Plan struct {
 	ContainerID string `json:"containerID"`
 	NetNS       string `json:"netns"`
 	// NetNSCookie identifies the network namespace that NetNS led to at ADD, see
-	// package sriov/rtnl: by the time of DEL the path may lead to another. The shim
-	// fills it in; 0 means unknown.
+	// package sriov/rtnl: by the time of DEL the path may lead to another. NetNSFile
+	// identifies the file that NetNS was then, "INODE@SECONDS.NANOSECONDS" with the time
+	// of its last change. If that is the same, so is the namespace; if not, only the
+	// cookie tells. The shim fills in both; 0 and "" mean unknown.
 	NetNSCookie uint64       `json:"netnsCookie,omitempty"`
+	NetNSFile   string       `json:"netnsFile,omitempty"`
 	Attachments []Attachment `json:"attachments"`        // in order of attachment; the first is the cluster default network
 	Notes       []string     `json:"notes,omitempty"`    // decisions about devices, for people
 	Warnings    []string     `json:"warnings,omitempty"` // what has no effect or was overridden
