@@ -4,7 +4,7 @@
 //	manifold-agent plan       answers one request, stdin to stdout, without an agent
 //	manifold-agent install    installs both programs and the CNI configuration
 //	manifold-agent uninstall  removes them
-//	manifold-agent await      waits for the chart's uninstallation on every node
+//	manifold-agent await      waits, for the uninstallation of the chart
 //	manifold-agent reconcile  checks the node's VFs once, and can repair them
 //	manifold-agent config     converts and validates configuration files
 //
@@ -64,7 +64,7 @@ const usage = `usage: manifold-agent COMMAND [flags]
   plan       answer one request, stdin to stdout, without an agent
   install    install both programs and the CNI configuration
   uninstall  remove them
-  await      wait until a DaemonSet's pods are ready on every node
+  await      wait until a DaemonSet's pods are ready on every node, or for a signal
   reconcile  check the node's VFs once and print what is wrong; with --repair, undo it
   config     'convert FILE' converts a configuration of Multus to Manifold's,
              'validate FILE' checks the plugin's configuration and, with
@@ -104,7 +104,14 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		}
 		return reconcileOnce(ctx, *path, *repair, *accept, stdout)
 	case "install", "uninstall":
-		return installOrNot(ctx, args, flags, stdout)
+		i := installFlags(flags)
+		if err := flags.Parse(args[1:]); err != nil {
+			return flag.ErrHelp
+		}
+		if args[0] == "install" {
+			return i.Install(ctx, stdout)
+		}
+		return i.Uninstall(stdout)
 	case "await":
 		daemonSet := flags.String("daemonset", "", "`namespace/name` of a DaemonSet in this pod's cluster")
 		if err := flags.Parse(args[1:]); err != nil {
@@ -119,22 +126,6 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	fmt.Fprint(stderr, usage)
 	return flag.ErrHelp
-}
-
-// installOrNot runs install or uninstall.
-func installOrNot(ctx context.Context, args []string, flags *flag.FlagSet, stdout io.Writer) error {
-	i := installFlags(flags)
-	stay := flags.Bool("stay", false, "uninstall: then stay until stopped, and uninstall again what is installed meanwhile")
-	if err := flags.Parse(args[1:]); err != nil {
-		return flag.ErrHelp
-	}
-	switch {
-	case args[0] == "install":
-		return i.Install(ctx, stdout)
-	case *stay:
-		return i.UninstallAndStay(ctx, stdout)
-	}
-	return i.Uninstall(stdout)
 }
 
 // planOnce serves the calls of one run of the plugin from stdin, on a node whose agent

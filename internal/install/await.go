@@ -16,9 +16,14 @@ import (
 const awaitPause = time.Second
 
 // Await waits until every pod of a DaemonSet, "namespace/name" in the cluster of this
-// pod, is ready, and prints the progress to out. The chart uninstalls with a DaemonSet,
-// and with a Job that awaits the DaemonSet, because Helm waits only for Jobs.
+// pod, is ready, and prints the progress to out. Without a name it waits until ctx
+// ends. The chart uninstalls with a DaemonSet that waits in this way, and with a Job
+// that awaits the DaemonSet, because Helm waits only for Jobs.
 func Await(ctx context.Context, daemonSet string, out io.Writer) error {
+	if daemonSet == "" {
+		<-ctx.Done()
+		return nil
+	}
 	op := "await DaemonSet " + daemonSet
 	namespace, name, ok := strings.Cut(daemonSet, "/")
 	if !ok {

@@ -492,34 +492,6 @@ func (i *Installer) Uninstall(out io.Writer) error {
 	return i.removeAgentConfig(out)
 }
 
-// UninstallAndStay uninstalls, and then again whatever is installed until ctx ends. While
-// a chart is uninstalled, the agents' DaemonSet still exists: if a node reboots meanwhile,
-// its agent's pod starts anew and installs. Only the first failure is an error; a later
-// one is printed to out, and the next look tries again.
-func (i *Installer) UninstallAndStay(ctx context.Context, out io.Writer) error {
-	w := files.Watch(i.ConfDir, files.LookEvery)
-	defer w.Close()
-	first := *i
-	if err := first.Uninstall(out); err != nil {
-		return err
-	}
-	for failed := false; w.Await(ctx); {
-		if !failed && !files.Exists(netconf.Kept(i.confFile())) {
-			continue
-		}
-		again := *i
-		err := again.Uninstall(out)
-		if failed = err != nil; failed {
-			fmt.Fprintln(out, err)
-			select { // what it changed itself is no reason to look at once
-			case <-ctx.Done():
-			case <-time.After(awaitPause):
-			}
-		}
-	}
-	return nil
-}
-
 // removeAgentConfig removes the agent's configuration and its directory.
 func (i *Installer) removeAgentConfig(out io.Writer) error {
 	unlock, err := netconf.Lock(i.confFile())

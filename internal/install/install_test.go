@@ -138,50 +138,6 @@ func TestInstallAndUninstallOfWhatWasTakenAway(t *testing.T) {
 	}
 }
 
-// While a chart is uninstalled, an agent's pod may start anew on a node that has finished,
-// after a reboot for example, and install. An uninstallation that stays withdraws that
-// again: nobody else would, and the node would keep calling programs without an agent.
-func TestUninstallThatStays(t *testing.T) {
-	d := newGuarded(t)
-	ctx, stop := context.WithCancel(context.Background())
-	var out bytes.Buffer
-	done := make(chan error, 1)
-	go func() { done <- d.installer("").UninstallAndStay(ctx, &out) }()
-	gone := func() bool {
-		return d.read() == nil && !files.Exists(netconf.Kept(d.Path("00-manifold.conflist"))) && !files.Exists(d.Path("bin/manifold"))
-	}
-	from := t.TempDir()
-	for _, p := range programs {
-		d.Must(os.WriteFile(filepath.Join(from, p), nil, 0o700))
-	}
-	until := func(what string, yes func() bool) {
-		t.Helper()
-		for end := time.Now().Add(time.Minute); !yes(); time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatal(what)
-			}
-		}
-	}
-	for range 2 {
-		until("it is still installed", gone)
-		until("it cannot be installed", func() bool { // it fails while the uninstallation removes directories
-			return d.installer(from).Install(ctx, new(bytes.Buffer)) == nil
-		})
-	}
-	until("it stays installed", gone)
-	stop()
-	d.Must(<-done)
-
-	// What fails at first is an error.
-	d.Must(d.installer(from).Install(context.Background(), new(bytes.Buffer)))
-	d.Must(os.Remove(d.Path("10-cluster.conflist")))
-	i := d.installer("")
-	i.Force = false
-	if err := i.UninstallAndStay(context.Background(), &out); !cnierr.Is(err, cnierr.NotReady) {
-		t.Error(err)
-	}
-}
-
 // A loopback is not a network: with it alone, the node would have none.
 func TestUninstallLooksPastALoopback(t *testing.T) {
 	d := newGuarded(t)

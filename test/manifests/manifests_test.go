@@ -264,10 +264,6 @@ func TestUninstallationIsAHook(t *testing.T) {
 			t.Errorf("%s: %v", key, a)
 		}
 	}
-	// An agent's pod that starts anew before the release is deleted installs again.
-	if stays := as[appsv1.DaemonSet](t, objects, "DaemonSet/manifold-uninstall").Spec.Template.Spec.Containers[0]; !slices.Contains(stays.Args, "--stay") {
-		t.Errorf("container %s: %q", stays.Name, stays.Args)
-	}
 	for key := range render(t, "--set", "uninstall.nodes=false") {
 		if strings.HasSuffix(key, "-uninstall") {
 			t.Errorf("%s exists", key)

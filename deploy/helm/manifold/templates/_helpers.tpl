@@ -164,22 +164,6 @@ app.kubernetes.io/part-of: manifold
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
-{{- define "manifold.uninstall.args" -}}
-{{- $host := .Values.host -}}
-- --leave-attached
-- --cni-bin-dir={{ $host.cniBinDir }}
-- --cni-conf-dir={{ $host.cniConfDir }}
-- --cni-conf-name={{ $host.cniConfName }}
-- --state-dir={{ $host.stateDir }}
-{{- end }}
-
-{{- define "manifold.uninstall.mounts" -}}
-{{- $host := .Values.host -}}
-- {name: cni-bin, mountPath: {{ $host.cniBinDir }}}
-- {name: cni-conf, mountPath: {{ $host.cniConfDir }}}
-- {name: state, mountPath: {{ $host.stateDir }}}
-{{- end }}
-
 {{/* The annotations of a hook. The argument is its weight, which orders the hooks. */}}
 {{- define "manifold.uninstall.hook" -}}
 helm.sh/hook: pre-delete
