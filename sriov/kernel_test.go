@@ -88,6 +88,17 @@ func TestKernelIsNotAskedForWhatCannotBe(t *testing.T) {
 	}
 }
 
+// addVeth7 adds the veth pair of "veth7" and "peer", and returns the former.
+func addVeth7(t *testing.T) netlink.Link {
+	t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "veth7"
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer"}); err != nil {
+		t.Fatal(err)
+	}
+	return must(netlink.LinkByName("veth7"))(t)
+}
+
 // Settings that a pod with NET_ADMIN may leave on a network device are detected and
 // undone.
 func TestKernelUndoesSettings(t *testing.T) {
@@ -95,12 +106,7 @@ func TestKernelUndoesSettings(t *testing.T) {
 		return
 	}
 	var links sriov.Kernel
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "veth7"
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer"}); err != nil {
-		t.Fatal(err)
-	}
-	link := must(netlink.LinkByName("veth7"))(t)
+	link := addVeth7(t)
 	before := must(links.Link("veth7"))(t).NetDev
 	fd := must(harness.LoadXDP())(t)
 	if err := errors.Join(
@@ -141,12 +147,7 @@ func TestKernelUndoesWhatHarmsTraffic(t *testing.T) {
 		return
 	}
 	var links sriov.Kernel
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "veth7"
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer"}); err != nil {
-		t.Fatal(err)
-	}
-	link := must(netlink.LinkByName("veth7"))(t)
+	link := addVeth7(t)
 	change := func(kind int, value []byte) error {
 		req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
 		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -197,12 +198,7 @@ func TestKernelDetachesTCX(t *testing.T) {
 		return
 	}
 	var links sriov.Kernel
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "veth7"
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer"}); err != nil {
-		t.Fatal(err)
-	}
-	index := must(netlink.LinkByName("veth7"))(t).Attrs().Index
+	index := addVeth7(t).Attrs().Index
 	attach := func(direction uint32, link bool) {
 		fd, err := harness.AttachTCX(index, direction, link)
 		if errors.Is(err, unix.EINVAL) {

@@ -374,15 +374,27 @@ func (r *run) liveNetNS() string {
 	if r.entry != nil && !r.entry.SameBoot() {
 		return "" // the path now belongs to another sandbox
 	}
-	if r.entry != nil && isSameFile(r.entry, path) {
-		return path
-	}
-	host, err := cnins.CheckNetNS(path)
-	if box, e := r.sandbox(path); err == nil && host || r.entry != nil && e == nil && isAnothers(r.entry, box) {
+	if r.leadsElsewhere(path) {
 		r.warn("the network namespace at %s is not the sandbox's, which is gone", path)
 		return ""
 	}
 	return path
+}
+
+// leadsElsewhere reports whether path is known to lead to another network namespace than
+// the sandbox's. Of a sandbox without a journal only the host's is known to be another.
+func (r *run) leadsElsewhere(path string) bool {
+	if r.entry != nil && isSameFile(r.entry, path) {
+		return false
+	}
+	if host, err := cnins.CheckNetNS(path); err == nil && host {
+		return true
+	}
+	if r.entry == nil {
+		return false
+	}
+	box, err := r.sandbox(path)
+	return err == nil && isAnothers(r.entry, box)
 }
 
 // isSameFile reports whether path is the file that the sandbox of e had at ADD, and so

@@ -2,7 +2,6 @@ package harness
 
 import (
 	"fmt"
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -21,24 +20,15 @@ const (
 // somebody detaches it, and the descriptor is that of the program. The caller closes the
 // descriptor. It needs CAP_BPF and CAP_NET_ADMIN.
 func AttachTCX(index int, direction uint32, link bool) (int, error) {
-	const progLoad, progAttach, linkCreate, typeSchedCLS = 5, 8, 28, 3
-	code := []uint64{0xffffffff_0000_00b7, 0x95} // r0 = TCX_NEXT; exit
-	license := []byte("GPL\x00")
-	load := struct {
-		kind, count   uint32
-		code, license uint64
-		_             [48]byte
-	}{kind: typeSchedCLS, count: uint32(len(code)), code: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0])))}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, progLoad, uintptr(unsafe.Pointer(&load)), unsafe.Sizeof(load))
-	runtime.KeepAlive(code)
-	runtime.KeepAlive(license)
-	if errno != 0 {
-		return -1, fmt.Errorf("load a TCX program: %w", errno)
+	const progAttach, linkCreate, typeSchedCLS = 8, 28, 3
+	fd, err := loadProgram(typeSchedCLS, 0xffffffff_0000_00b7, 0x95) // r0 = TCX_NEXT; exit
+	if err != nil {
+		return -1, fmt.Errorf("load a TCX program: %w", err)
 	}
 	if link {
 		create := [16]uint32{uint32(fd), uint32(index), direction}
 		made, _, errno := unix.Syscall(unix.SYS_BPF, linkCreate, uintptr(unsafe.Pointer(&create)), unsafe.Sizeof(create))
-		_ = unix.Close(int(fd))
+		_ = unix.Close(fd)
 		if errno != 0 {
 			return -1, fmt.Errorf("link a TCX program: %w", errno)
 		}
@@ -46,8 +36,8 @@ func AttachTCX(index int, direction uint32, link bool) (int, error) {
 	}
 	attach := [8]uint32{uint32(index), uint32(fd), direction}
 	if _, _, errno := unix.Syscall(unix.SYS_BPF, progAttach, uintptr(unsafe.Pointer(&attach)), unsafe.Sizeof(attach)); errno != 0 {
-		_ = unix.Close(int(fd))
+		_ = unix.Close(fd)
 		return -1, fmt.Errorf("attach a TCX program: %w", errno)
 	}
-	return int(fd), nil
+	return fd, nil
 }

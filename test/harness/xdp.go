@@ -15,19 +15,28 @@ const XDPGeneric = 1 << 1
 // LoadXDP loads an XDP program that passes every packet, and returns its file
 // descriptor, which the caller closes. It needs CAP_BPF.
 func LoadXDP() (int, error) {
-	const progLoad, typeXDP = 5, 6
-	code := []uint64{0x2_0000_00b7, 0x95} // r0 = XDP_PASS; exit
+	const typeXDP = 6
+	fd, err := loadProgram(typeXDP, 0x2_0000_00b7, 0x95) // r0 = XDP_PASS; exit
+	if err != nil {
+		return -1, fmt.Errorf("load an XDP program: %w", err)
+	}
+	return fd, nil
+}
+
+// loadProgram loads a BPF program of that type and returns its file descriptor.
+func loadProgram(kind uint32, code ...uint64) (int, error) {
+	const progLoad = 5
 	license := []byte("GPL\x00")
 	attr := struct {
 		kind, count   uint32
 		code, license uint64
 		_             [48]byte
-	}{kind: typeXDP, count: uint32(len(code)), code: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0])))}
+	}{kind: kind, count: uint32(len(code)), code: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0])))}
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, progLoad, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 	runtime.KeepAlive(code)
 	runtime.KeepAlive(license)
 	if errno != 0 {
-		return -1, fmt.Errorf("load an XDP program: %w", errno)
+		return -1, errno
 	}
 	return int(fd), nil
 }
