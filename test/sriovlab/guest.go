@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/manifold-cni/manifold/test/sriovlab/checks"
 	"github.com/manifold-cni/manifold/test/vm"
@@ -22,6 +24,7 @@ type guest struct {
 	config  vm.Config
 	machine *vm.Machine // nil before boot
 	counts  counter
+	hung    []string // what ran when the guest stopped answering
 }
 
 // guest adds a guest that is not booted yet.
@@ -67,15 +70,45 @@ func (g *guest) work(ctx context.Context, q *queue) (status int, err error) {
 		var ended int
 		switch {
 		case reset:
-			ended, err = g.reset(ctx)
+			ended, err = g.again(ctx, "the checks of a reset", func() (int, error) { return g.reset(ctx) })
 		case len(names) > 0:
-			ended, err = g.checks(ctx, func() {}, "^("+strings.Join(names, "|")+")$"+q.parts)
+			pattern := "^(" + strings.Join(names, "|") + ")$" + q.parts
+			ended, err = g.again(ctx, pattern, func() (int, error) { return g.checks(ctx, func() {}, pattern) })
 		default:
 			return status, nil
 		}
 		status = max(status, ended)
 	}
 	return status, fmt.Errorf("guest %d: %w", g.number, err)
+}
+
+// again runs some checks. The first time that the guest stops answering, it throws the
+// guest away and runs them in a new one.
+func (g *guest) again(ctx context.Context, what string, run func() (int, error)) (int, error) {
+	before := g.counts
+	status, err := run()
+	if !errors.Is(err, errHangs) {
+		return status, err
+	}
+	g.tell("guest %d stopped answering in %s; its console ends:\n%s", g.number, what, g.console())
+	if err := g.machine.Kill(); err != nil || len(g.hung) > 0 {
+		return status, errors.Join(errHangs, err)
+	}
+	g.hung, g.counts = append(g.hung, what), before
+	if err := errors.Join(os.RemoveAll(g.config.Disk), g.boot(ctx)); err != nil {
+		return 0, err
+	}
+	return run()
+}
+
+// console returns the last lines of the guest's console.
+func (g *guest) console() string {
+	text, err := os.ReadFile(filepath.Join(g.config.Dir, vm.ConsoleFile))
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(string(text), "\n")
+	return strings.Join(lines[max(0, len(lines)-60):], "\n")
 }
 
 // reset runs the check before a reset, kills the guest once that check says it is
@@ -106,15 +139,28 @@ func (g *guest) reset(ctx context.Context) (int, error) {
 	return g.checks(ctx, func() {}, "^"+afterReset+"$")
 }
 
+// errHangs is returned for a guest in which checks neither end nor are stopped by their
+// own limit.
+var errHangs = errors.New("the guest does not answer")
+
+// overtime is how much longer than their limit checks may take to say where they hang,
+// in a guest whose processors are emulated on a busy machine.
+const overtime = 2 * time.Minute
+
 // checks runs the checks that match a pattern. It calls resettable when a check says
-// that the guest may be reset.
+// that the guest may be reset. If the checks outlive their limit it returns [errHangs].
 func (g *guest) checks(ctx context.Context, resettable func(), pattern string) (int, error) {
 	g.counts.resettable, g.counts.rest, g.counts.prefix = resettable, "", ""
 	if g.several {
 		g.counts.prefix = fmt.Sprintf("%d| ", g.number)
 	}
 	program := wire.Command{Args: slices.Concat([]string{"/opt/checks"}, g.flags, []string{"-test.run=" + pattern}), Env: g.env}
-	status, err := g.machine.Run(ctx, vm.Command{Command: program, Stdout: &g.counts, Stderr: os.Stderr})
+	limited, stop := context.WithTimeoutCause(ctx, g.limit+overtime, errHangs)
+	defer stop()
+	status, err := g.machine.Run(limited, vm.Command{Command: program, Stdout: &g.counts, Stderr: os.Stderr})
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		err = context.Cause(limited)
+	}
 	if err == nil && status != 0 {
 		g.tell("guest %d: checks %s exited with status %d", g.number, pattern, status)
 	}

@@ -70,7 +70,7 @@ func Boot(ctx context.Context, s *Software, c Config) (*Machine, error) {
 	}
 	m := newMachine(c.Dir)
 	start := time.Now()
-	if err := m.start(s, c, image); err != nil {
+	if err := m.start(ctx, s, c, image); err != nil {
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
 	select {
@@ -96,7 +96,7 @@ func newMachine(dir string) *Machine {
 }
 
 // start starts QEMU and accepts its connection.
-func (m *Machine) start(s *Software, c Config, image string) error {
+func (m *Machine) start(ctx context.Context, s *Software, c Config, image string) error {
 	socket := filepath.Join(c.Dir, "port")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
@@ -119,12 +119,17 @@ func (m *Machine) start(s *Software, c Config, image string) error {
 		return err
 	}
 	go func() {
-		<-m.done
+		select {
+		case <-m.done:
+		case <-ctx.Done():
+		}
 		listener.Close()
 	}()
 	port, err := listener.Accept()
 	if err != nil {
-		<-m.done
+		if err := m.Kill(); err != nil { // it has exited, or does not connect
+			return err
+		}
 		text, _ := os.ReadFile(log.Name()) // best effort: the error matters more
 		return fmt.Errorf("%w\n%s", m.gone(), text)
 	}
@@ -138,12 +143,18 @@ func (m *Machine) talk(port net.Conn) {
 	go m.receive()
 }
 
-// receive dispatches the guest's messages until the port closes.
+// receive dispatches the guest's messages until the port closes. A guest that closes it
+// and does not power off is stopped, so that nobody waits for it.
 func (m *Machine) receive() {
 	in := gob.NewDecoder(m.port)
 	for {
 		var msg wire.Message
 		if err := in.Decode(&msg); err != nil {
+			select {
+			case <-m.done:
+			case <-time.After(farewell):
+				_ = m.Kill()
+			}
 			return
 		}
 		m.mu.Lock()
