@@ -229,7 +229,8 @@ func (d *doctor) network(check, fix string, find func(netconf.Definition) (json.
 	d.programsOf(check, raw)
 }
 
-// definition looks up a definition in the sources that the node keeps on disk.
+// definition looks up a definition in the sources that the node keeps on disk. As for the
+// agent, no file serves instead of a definition that exceeds a limit.
 func (d *doctor) definition(namespace, name string) (*netattach.Definition, error) {
 	var sources []kube.Definitions
 	err := errors.New("there are no definitions on disk")
@@ -245,7 +246,11 @@ func (d *doctor) definition(namespace, name string) (*netattach.Definition, erro
 	if len(sources) == 0 {
 		return nil, err
 	}
-	return kube.FirstDefinitions(sources...).Definition(d.ctx, namespace, name)
+	def, err := kube.FirstDefinitions(sources...).Definition(d.ctx, namespace, name)
+	if errors.Is(err, kube.ErrInvalid) && !errors.Is(err, kube.ErrName) {
+		return nil, cnierr.New("read definition", cnierr.InvalidDefinition, "%w", err).WithFix("correct the definition")
+	}
+	return def, err
 }
 
 // programsOf checks the programs that a network configuration names.

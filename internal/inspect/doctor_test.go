@@ -1,6 +1,10 @@
 package inspect
 
 import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +14,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/nodeview"
+	"github.com/manifold-cni/manifold/netattach"
 )
 
 // A network that is missing from the node gets one fix: that of the check, which says
@@ -33,6 +38,31 @@ func TestFixOfAMissingNetworkIsGivenOnce(t *testing.T) {
 		if got := d.out.Checks[i]; got.State != nodeview.CheckFailed || !strings.HasPrefix(got.Fix, c.fix) || strings.Contains(got.Text, "put a configuration") {
 			t.Errorf("%s: %s; what to do: %s", check, got.Text, got.Fix)
 		}
+	}
+}
+
+// A definition that the agent refuses is the definition's mistake: no file of the same
+// name stands in for it, as the agent takes none.
+func TestDefinitionThatTheAgentRefusesFails(t *testing.T) {
+	manifests, confs := t.TempDir(), t.TempDir()
+	long, err := json.Marshal(map[string]any{
+		"apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition", "metadata": map[string]string{"namespace": "kube-system", "name": "net"},
+		"spec": map[string]string{"config": `{"type":"ptp","name":"` + strings.Repeat("n", netattach.MaxConfig) + `"}`},
+	})
+	if err := errors.Join(err, os.WriteFile(filepath.Join(manifests, "net.json"), long, 0o600),
+		os.WriteFile(filepath.Join(confs, "10-net.conf"), []byte(`{"cniVersion":"1.0.0","name":"net","type":"ptp"}`), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	plugin := &netconf.Conf{ConfDir: confs, ClusterNetwork: "net", MultusNamespace: "kube-system", DefaultNets: []string{"net"}}
+	d := &doctor{ctx: t.Context(), conf: &configfile.Agent{DefinitionManifests: manifests}, plugin: plugin, out: &nodeview.Diagnosis{}, looked: map[string]bool{}}
+	d.networks()
+	for _, got := range d.out.Checks {
+		if got.State != nodeview.CheckFailed || !strings.Contains(got.Text, "definition kube-system/net") || got.Fix != "correct the definition" {
+			t.Errorf("%+v", got)
+		}
+	}
+	if len(d.out.Checks) != 2 {
+		t.Errorf("%d checks", len(d.out.Checks))
 	}
 }
 
