@@ -50,6 +50,8 @@ func parseNetwork(text string) (n Network, err error) {
 	switch {
 	case checkNetworkName(name) != nil, spaced && !isLabel(namespace):
 		return n, fmt.Errorf("%.64q does not name a network; write the name of a definition or of a configuration in confDir, namespace/name of a definition, or an absolute path", text)
+	case strings.Contains(ifName, "@"): // the kernel would take it, but it is a slip, as in an annotation
+		return n, fmt.Errorf("%.64q has a second @; write namespace/name@interface", text)
 	case named && !isInterface(ifName):
 		return n, fmt.Errorf("%.64q has an invalid interface name; write at most 15 bytes without blank, colon, slash or %% after the @", text)
 	}

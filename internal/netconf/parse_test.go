@@ -58,6 +58,7 @@ func TestParseRefuses(t *testing.T) {
 		"empty name":      {"", with(`"name":""`), cnierr.InvalidConfig, `key "name": "" is not a network name`},
 		"network":         {"", with(`"defaultNetworks":["a","[{"]`), cnierr.InvalidConfig, `key "defaultNetworks": element 2: "[{" does not name a network; write`},
 		"interface":       {"", with(`"defaultNetworks":["a@b c"]`), cnierr.InvalidConfig, `has an invalid interface name`},
+		"interfaces":      {"", with(`"defaultNetworks":["a@b@c"]`), cnierr.InvalidConfig, `"a@b@c" has a second @; write`},
 		"boolean":         {"", with(`"namespaceIsolation":"x"`), cnierr.InvalidConfig, "boolean"},
 		"list of strings": {"", with(`"systemNamespaces":"x"`), cnierr.InvalidConfig, "list of strings"},
 		"enum":            {"", with(`"deviceOrder":"size"`), cnierr.InvalidConfig, "address plugin"},
@@ -224,7 +225,7 @@ func TestNetworkNames(t *testing.T) {
 		"net@a b":                        {},
 		"net@net%d":                      {},
 		"net@all":                        {},
-		"net@a@b":                        {Namespace: "kube-system", Name: "net", OnDisk: true, Interface: "a@b"}, // as the kernel allows
+		"net@a@b":                        {},
 		`[{"name":"net"}]`:               {},
 		strings.Repeat("n", 64) + "/net": {},
 	} {
