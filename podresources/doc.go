@@ -13,6 +13,8 @@
 //
 //	API              checkpoint           answer
 //	devices          the same are ours    both agree: the normal case
+//	devices          the same are ours,   an older pod of the name is listed as
+//	                 others another's     well: those that are ours
 //	devices          others are ours      read both again, once; then the API's,
 //	                                      but ErrConflict if one is another's
 //	devices          one is another's,    an older pod of the name: asked again,

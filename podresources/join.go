@@ -94,9 +94,12 @@ func (v *view) decideLive() decision {
 	if v.pod.UID == "" {
 		return decision{alloc: note(v.join(v.live), "devices were found by the pod's name alone, because the runtime gave no UID")}
 	}
-	if d, uid := v.foreign(); uid != "" {
+	if rest, d, uid := v.apart(); uid != "" {
 		if len(v.own) == 0 {
 			return decision{err: fmt.Errorf("%w: device %s of %s is allocated to pod UID %s", ErrOtherPod, d.ID, d.Resource, uid), again: longer}
+		}
+		if v.agree(rest) { // the API lists an older pod of the name beside this one
+			return decision{alloc: note(v.join(rest), "the kubelet's API gives device %s of %s to a pod of this name as well, the checkpoint to pod UID %s", d.ID, d.Resource, uid)}
 		}
 		return decision{err: fmt.Errorf("%w: the API gives device %s of %s to pod %s/%s, the checkpoint to pod UID %s",
 			ErrConflict, d.ID, d.Resource, v.pod.Namespace, v.pod.Name, uid), again: once}
@@ -108,18 +111,21 @@ func (v *view) decideLive() decision {
 	return decision{alloc: note(a, "the checkpoint differs from the kubelet's API, whose answer is used"), again: once}
 }
 
-// foreign returns a live device that the checkpoint attributes to other pods but not to
-// this one, and the UID of one of those pods. The UID is empty if there is no such
-// device.
-func (v *view) foreign() (ContainerDevice, string) {
+// apart returns the live devices without those that the checkpoint attributes to other
+// pods but not to this one. theirs is the first of the latter, and uid that of one
+// of its pods; uid is empty if there is no such device.
+func (v *view) apart() (rest []ContainerDevice, theirs ContainerDevice, uid string) {
 	for _, d := range v.live {
 		holders := v.mem.Holders(d.Resource, d.ID)
 		mine := slices.ContainsFunc(holders, func(e checkpoint.Entry) bool { return e.PodUID == v.pod.UID })
-		if len(holders) > 0 && !mine {
-			return d, holders[0].PodUID
+		switch {
+		case mine || len(holders) == 0:
+			rest = append(rest, d)
+		case uid == "":
+			theirs, uid = d, holders[0].PodUID
 		}
 	}
-	return ContainerDevice{}, ""
+	return rest, theirs, uid
 }
 
 // join merges live devices and the checkpoint's own entries into one list, each device

@@ -127,6 +127,12 @@ func TestJoinContradiction(t *testing.T) {
 		}, want: "vfs a in c1 by podresources+checkpoint\n", took: retryStep},
 		{name: "older pod's device, ours in the checkpoint", moments: []moment{{live: []ContainerDevice{held("c1", "x")}, entries: append(slices.Clone(olds), mine)}},
 			want: "device x of vendor.example/vfs to pod shop/web-0, the checkpoint to pod UID uid-old", err: ErrConflict, took: retryStep},
+		{name: "older pod of the name is listed as well", moments: []moment{{live: []ContainerDevice{held("c1", "x"), held("c1", "a")}, entries: append(slices.Clone(olds), mine)}},
+			want: "vfs a in c1 by podresources+checkpoint\n" +
+				"note: the kubelet's API gives device x of vendor.example/vfs to a pod of this name as well, the checkpoint to pod UID uid-old\n"},
+		{name: "older pod of the name is listed as well, ours in part", moments: []moment{{
+			live: []ContainerDevice{held("c1", "x"), held("c1", "a")}, entries: append(slices.Clone(olds), mine, entry(ours, "c2", "b"))}},
+			want: "device x of vendor.example/vfs to pod shop/web-0, the checkpoint to pod UID uid-old", err: ErrConflict, took: retryStep},
 		{name: "other devices, nobody's", moments: []moment{{live: []ContainerDevice{held("c1", "n")}, entries: []checkpoint.Entry{mine}}},
 			want: "vfs n in c1 by podresources\n" +
 				"note: device a of vendor.example/vfs is left out: the checkpoint has it in container c1, where the kubelet's API does not list it\n" +
@@ -270,10 +276,14 @@ func holdsInvariants(t *testing.T, v *view, a *Allocation) {
 			t.Fatalf("source of %+v, and no note", d)
 		}
 	}
-	for _, d := range v.live {
+	rest, _, uid := v.apart()
+	for _, d := range rest {
 		if !seen[d.ID] {
 			t.Fatalf("live device %s is missing without an error", d.ID)
 		}
+	}
+	if uid != "" && len(a.Notes) == 0 {
+		t.Fatal("another pod's device is left out without a note")
 	}
 	if len(v.own) > 0 && len(a.Devices) == 0 {
 		t.Fatal("an empty answer while the checkpoint has entries")
