@@ -55,8 +55,8 @@ type Sources struct {
 	// on the node also serves; nil asks Definitions.
 	Local   kube.Definitions
 	Devices Devices // nil: no device is known, and networks that need one are refused
-	// Holders returns the holders of the devices that the kubelet has allocated, by
-	// device ID and PCI address; nil for a planner that knows no kubelet.
+	// Holders returns the holders of the devices that the kubelet has allocated, by PCI
+	// address; nil for a planner that knows no kubelet.
 	Holders   func(context.Context) (map[string]nodeview.Holder, error)
 	Publisher Publisher // nil: nothing is published
 	Outbox    outbox    // keeps reports while there is no Publisher; empty: nothing is kept

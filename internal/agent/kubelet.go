@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,16 +55,22 @@ func (k *kubelet) close() error {
 	return k.live.Close()
 }
 
-// holders returns the holders of allocated devices, by device ID and, where it is
-// known, by PCI address. A device of a claim that cannot be identified is left out.
+// holders returns the holders of allocated devices, by PCI address. A device whose
+// function is not known is left out. Of two holders, under names of two resources, the
+// one that the PodResources API tells counts, since the checkpoint may be old.
 func (k *kubelet) holders(ctx context.Context) (map[string]nodeview.Holder, error) {
 	held, _, err := k.held(ctx)
-	for id, h := range maps.Clone(held) {
-		if address := k.function(id); address != "" {
-			held[address] = h
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]nodeview.Holder{}
+	for _, d := range sorted(held) {
+		address, h := k.function(d.id), held[d]
+		if address != "" && (h.Pod != "" || out[address].Pod == "") {
+			out[address] = h
 		}
 	}
-	return held, err
+	return out, nil
 }
 
 // allocated returns what the kubelet has allocated to pods; a VF that is not listed
@@ -87,11 +94,11 @@ func (k *kubelet) allocated(ctx context.Context) (*reconcile.Allocated, error) {
 		return nil, err
 	}
 	out := &reconcile.Allocated{Given: map[string]bool{}, Advertised: map[string]bool{}}
-	for _, id := range slices.Sorted(maps.Keys(held)) {
-		out.Given[k.function(id)] = true
-		if k.opaque(id) {
-			h := held[id]
-			out.Opaque = append(out.Opaque, reconcile.Opaque{Resource: h.Resource, ID: id, Pod: h.Pod, PodUID: h.PodUID})
+	for _, d := range sorted(held) {
+		out.Given[k.function(d.id)] = true
+		if k.opaque(d.id) {
+			h := held[d]
+			out.Opaque = append(out.Opaque, reconcile.Opaque{Resource: d.resource, ID: d.id, Pod: h.Pod, PodUID: h.PodUID})
 		}
 	}
 	for _, ids := range c.Registered {
@@ -124,12 +131,22 @@ func (k *kubelet) opaque(id string) bool {
 	return err != nil && !sriov.IsAddress(id)
 }
 
+// device names a device. The ID alone does not: two device plugins may use the same.
+type device struct{ resource, id string }
+
+// sorted returns the devices in a stable order.
+func sorted(held map[device]nodeview.Holder) []device {
+	return slices.SortedFunc(maps.Keys(held), func(a, b device) int {
+		return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.resource, b.resource))
+	})
+}
+
 // held returns the holders of devices from both sources: the checkpoint knows pods by
 // UID, the PodResources API by name. An empty list of the API says nothing, because a
 // kubelet that has just started knows no pods. untold is why a claim's device is
 // missing from out.
-func (k *kubelet) held(ctx context.Context) (out map[string]nodeview.Holder, untold, err error) {
-	out = map[string]nodeview.Holder{}
+func (k *kubelet) held(ctx context.Context) (out map[device]nodeview.Holder, untold, err error) {
+	out = map[device]nodeview.Holder{}
 	var problems []error
 	known := false
 	if k.file != nil {
@@ -139,7 +156,7 @@ func (k *kubelet) held(ctx context.Context) (out map[string]nodeview.Holder, unt
 			for _, e := range c.Entries {
 				for _, n := range e.Devices {
 					for _, id := range n.IDs {
-						out[id] = nodeview.Holder{PodUID: e.PodUID, Container: e.Container, Resource: e.Resource}
+						out[device{e.Resource, id}] = nodeview.Holder{PodUID: e.PodUID, Container: e.Container, Resource: e.Resource}
 					}
 				}
 			}
@@ -163,7 +180,7 @@ func (k *kubelet) held(ctx context.Context) (out map[string]nodeview.Holder, unt
 
 // listed adds the devices that the API lists for a pod to out, and returns those that
 // belong to claims.
-func listed(out map[string]nodeview.Holder, pod podresources.PodKey, devices []podresources.ContainerDevice) []claimHolder {
+func listed(out map[device]nodeview.Holder, pod podresources.PodKey, devices []podresources.ContainerDevice) []claimHolder {
 	var claimed []claimHolder
 	for _, d := range devices {
 		h := nodeview.Holder{Pod: pod.Namespace + "/" + pod.Name, Container: d.Container, Resource: d.Resource}
@@ -171,10 +188,11 @@ func listed(out map[string]nodeview.Holder, pod podresources.PodKey, devices []p
 			claimed = append(claimed, claimHolder{podresources.Device{Claim: d.Claim}, h})
 			continue
 		}
-		if had := out[d.ID]; had.Container == h.Container && had.Resource == h.Resource {
+		name := device{d.Resource, d.ID}
+		if had := out[name]; had.Container == h.Container {
 			h.PodUID = had.PodUID
 		}
-		out[d.ID] = h
+		out[name] = h
 	}
 	return claimed
 }
@@ -213,7 +231,7 @@ func (k *kubelet) prepared() ([]claimHolder, error) {
 // identify adds the holders of claims' devices to out. Its error lists the devices that
 // cannot be identified in a stable order, because the reconciler logs a text only when
 // it is new.
-func (k *kubelet) identify(ctx context.Context, claimed []claimHolder, out map[string]nodeview.Holder) error {
+func (k *kubelet) identify(ctx context.Context, claimed []claimHolder, out map[device]nodeview.Holder) error {
 	devices := make([]podresources.Device, 0, len(claimed))
 	for _, c := range claimed {
 		devices = append(devices, c.Device)
@@ -230,10 +248,11 @@ func (k *kubelet) identify(ctx context.Context, claimed []claimHolder, out map[s
 			if h.Resource = d.Resource; id == "" {
 				continue
 			}
-			if had := out[id]; h.PodUID == "" && had.Resource == h.Resource {
-				h.PodUID = had.PodUID
+			name := device{d.Resource, id}
+			if h.PodUID == "" {
+				h.PodUID = out[name].PodUID
 			}
-			out[id] = h
+			out[name] = h
 		}
 	}
 	var errs []error

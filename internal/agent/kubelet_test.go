@@ -15,6 +15,7 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/nodeview"
+	"github.com/manifold-cni/manifold/internal/reconcile"
 	"github.com/manifold-cni/manifold/podresources"
 	"github.com/manifold-cni/manifold/sriov/sriovtest"
 	"github.com/manifold-cni/manifold/test/fakekubelet"
@@ -140,4 +141,64 @@ func kubeletOf(t *testing.T, fake *fakekubelet.Kubelet, left string) *kubelet {
 	k := newKubelet(&c, nil)
 	t.Cleanup(func() { _ = k.close() })
 	return k
+}
+
+// Device plugins choose their IDs on their own, so two may choose the same.
+func TestEqualIDsOfTwoResources(t *testing.T) {
+	const a, b = "vendor.example/a", "vendor.example/b"
+	fake := startClaims(t)
+	uids := map[string]string{}
+	for _, name := range []string{a, b} {
+		if err := fake.SetDevices(name, fakekubelet.Device{ID: "0"}); err != nil {
+			t.Fatal(err)
+		}
+		p, err := fake.AddPod(&corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: "of-" + filepath.Base(name), Namespace: "default"},
+			Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c1", Resources: corev1.ResourceRequirements{
+				Limits: corev1.ResourceList{corev1.ResourceName(name): resource.MustParse("1")}}}}},
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		uids[name] = string(p.UID)
+	}
+	for left, podA := range map[string]string{"": "default/of-a", "podResources": ""} {
+		got, err := kubeletOf(t, fake, left).allocated(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		podB := strings.Replace(podA, "of-a", "of-b", 1)
+		want := []reconcile.Opaque{{Resource: a, ID: "0", Pod: podA, PodUID: uids[a]}, {Resource: b, ID: "0", Pod: podB, PodUID: uids[b]}}
+		if !slices.Equal(got.Opaque, want) {
+			t.Errorf("without %q: %+v, want %+v", left, got.Opaque, want)
+		}
+	}
+}
+
+// The checkpoint may still have a VF under a resource that another device plugin has
+// taken over since.
+func TestHolderOfAVFUnderTwoResources(t *testing.T) {
+	for _, older := range []string{"vendor.example/a", "vendor.example/z"} {
+		fake := startClaims(t)
+		pod := admit(t, fake, "told", 1)
+		k := kubeletOf(t, fake, "")
+		c, err := k.file.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := checkpoint.Entry{PodUID: "uid-old", Container: "c1", Resource: older, Devices: []checkpoint.NUMADevices{{Node: checkpoint.NoNUMA, IDs: []string{pluginsVF}}}}
+		raw, err := checkpoint.Encode(append(c.Entries, old), c.Registered)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(t.TempDir(), "checkpoint")
+		if err := os.WriteFile(file, raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		k.file = checkpoint.NewFile(file)
+		held, err := k.holders(t.Context())
+		if h := held[pluginsVF]; err != nil || h.PodUID != string(pod.UID) || h.Pod != "default/pod-told" {
+			t.Errorf("beside %s: %+v, %v", older, h, err)
+		}
+	}
 }

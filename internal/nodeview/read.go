@@ -21,7 +21,7 @@ type Sources struct {
 	Node    string
 	Journal journal.Dir
 	SysRoot string // directory that holds sys/
-	// Holders returns the holders of allocated devices, by device ID. An error means
+	// Holders returns the holders of allocated devices, by PCI address. An error means
 	// that they are unknown.
 	Holders func(context.Context) (map[string]Holder, error)
 	// Findings returns the problems of the node's VFs.
