@@ -75,7 +75,13 @@ func Open() (*Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &nl.SocketTimeoutTv); err != nil {
+	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &nl.SocketTimeoutTv)
+	if err == nil {
+		// A connected socket takes messages of the kernel only. A pod with NET_ADMIN could
+		// otherwise fill its buffer, so that there is no room for the kernel's answers.
+		err = unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	}
+	if err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
 	return &Socket{fd: fd}, nil
