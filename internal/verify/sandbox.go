@@ -6,7 +6,6 @@ import (
 	"net"
 	"strings"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -17,12 +16,11 @@ import (
 )
 
 // Sandbox is a view into a pod's network namespace. It enters the namespace once to
-// open sockets, which stay there: a thread that enters and leaves for every question
+// open a socket, which stays there: a thread that enters and leaves for every question
 // costs more than the question.
 type Sandbox struct {
-	path   string
-	links  *rtnl.Socket // nil when the namespace is gone
-	handle netlinksafe.Handle
+	path  string
+	links *rtnl.Socket // nil when the namespace is gone
 }
 
 // OpenSandbox opens the network namespace at path. A namespace that does not exist (any
@@ -33,12 +31,7 @@ func OpenSandbox(path string) (*Sandbox, error) {
 		return s, nil
 	}
 	err := ns.WithNetNSPath(path, func(ns.NetNS) (err error) {
-		if s.handle, err = netlinksafe.NewHandle(unix.NETLINK_ROUTE); err != nil {
-			return err
-		}
-		if s.links, err = rtnl.Open(); err != nil {
-			s.handle.Close()
-		}
+		s.links, err = rtnl.Open()
 		return err
 	})
 	if err != nil {
@@ -47,10 +40,9 @@ func OpenSandbox(path string) (*Sandbox, error) {
 	return s, nil
 }
 
-// Close closes the sockets.
+// Close closes the socket.
 func (s *Sandbox) Close() {
 	if s.links != nil {
-		s.handle.Close()
 		_ = s.links.Close()
 	}
 }
@@ -124,7 +116,7 @@ func (s *Sandbox) lower(link netlink.Link) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	id, err := s.handle.GetNetNsIdByFd(int(host.Fd()))
+	id, err := s.idOf(host)
 	if err = errors.Join(err, host.Close()); err != nil || id != a.NetNsID {
 		return 0, err
 	}
@@ -151,29 +143,10 @@ func (s *Sandbox) look(name string, hardware bool) (Interface, error) {
 			return Interface{}, fmt.Errorf("interface %s: %w", name, err)
 		}
 	}
-	addrs, err := s.addresses(link)
-	if err != nil {
+	if out.Addresses, err = s.addresses(a.Index); err != nil {
 		return Interface{}, fmt.Errorf("addresses of %s: %w", name, err)
 	}
-	for _, addr := range addrs {
-		out.Addresses = append(out.Addresses, addr.IPNet.String())
-	}
 	return out, nil
-}
-
-// dumpTries is how often to ask for a list that changes while it is read.
-const dumpTries = 10
-
-// addresses lists an interface's addresses, again when the list changed while it was
-// read: netlinksafe does that only for the thread's own namespace.
-func (s *Sandbox) addresses(link netlink.Link) (addrs []netlink.Addr, err error) {
-	for range dumpTries {
-		addrs, err = s.handle.AddrList(link, netlink.FAMILY_ALL) //nolint:forbidigo // repeated here
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return addrs, err
 }
 
 // busInfo asks the driver which device the interface stands on, empty when it does not
