@@ -459,11 +459,9 @@ func (i *Installer) withdrawEarlier(out io.Writer) error {
 func (i *Installer) Uninstall(out io.Writer) error {
 	const op = "uninstall"
 	i.settle()
-	next, problems := netconf.First(i.ConfDir, "manifold", "loopback")
-	if next == nil && !i.Force && files.Exists(i.confFile()) {
-		err := fmt.Errorf("without %s there is no network configuration in %s", i.ConfName, i.ConfDir)
-		return cnierr.New(op, cnierr.NotReady, "%w", errors.Join(append([]error{err}, problems...)...)).
-			WithFix("put the default network's configuration there, or give --force")
+	next, err := i.next()
+	if err != nil {
+		return err
 	}
 	if err := i.withdrawEarlier(out); err != nil {
 		return err
@@ -490,6 +488,29 @@ func (i *Installer) Uninstall(out io.Writer) error {
 		}
 	}
 	return i.removeAgentConfig(out)
+}
+
+// next returns the configuration that the runtime uses once Manifold's is gone. Unless
+// Force is set or Manifold's is gone already, it refuses to leave the node without one,
+// or with one of Multus whose program is not installed.
+func (i *Installer) next() (*netconf.File, error) {
+	const op = "uninstall"
+	next, problems := netconf.First(i.ConfDir, "manifold", "loopback")
+	if i.Force || !files.Exists(i.confFile()) {
+		return next, nil
+	}
+	if next == nil {
+		err := fmt.Errorf("without %s there is no network configuration in %s", i.ConfName, i.ConfDir)
+		return nil, cnierr.New(op, cnierr.NotReady, "%w", errors.Join(append([]error{err}, problems...)...)).
+			WithFix("put the default network's configuration there, or give --force")
+	}
+	for _, program := range configfile.MultusTypes {
+		if path := filepath.Join(i.BinDir, program); next.Runs(program) && !files.Exists(path) {
+			return nil, cnierr.New(op, cnierr.NotReady, "without %s the runtime uses %s, whose program %s does not exist", i.ConfName, next.Path, path).
+				WithFix("remove that file if Multus is not to come back, else install Multus first, or give --force")
+		}
+	}
+	return next, nil
 }
 
 // removeAgentConfig removes the agent's configuration and its directory.

@@ -152,6 +152,32 @@ func TestUninstallLooksPastALoopback(t *testing.T) {
 	d.Must(i.Uninstall(new(bytes.Buffer)))
 }
 
+// A file that Multus has left behind, without its program, is no network either: the
+// runtime would take it, since it sorts first, and run nothing. With the program it is
+// the network.
+func TestUninstallLooksForTheProgramOfMultus(t *testing.T) {
+	for _, program := range configfile.MultusTypes {
+		d := newGuarded(t)
+		d.File("00-multus.conf", `{"cniVersion":"0.3.1","name":"multus-cni-network","type":"`+program+`","clusterNetwork":"cluster-net"}`)
+		i := d.installer("")
+		i.Force = false
+		err := i.Uninstall(new(bytes.Buffer))
+		if !cnierr.Is(err, cnierr.NotReady) || !bytes.Equal(d.read(), d.conf) {
+			t.Fatalf("with a file of %s alone: %v", program, err)
+		}
+		for _, part := range []string{d.Path("00-multus.conf"), d.Path("bin/" + program), "remove"} {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("%v: it does not say %s", err, part)
+			}
+		}
+		d.File("bin/"+program, "")
+		d.Must(i.Uninstall(new(bytes.Buffer)))
+		if d.read() != nil {
+			t.Error("Manifold's configuration is left")
+		}
+	}
+}
+
 // Install refuses another directory of journals: nobody would release the pods whose
 // journals are left behind.
 func TestAnotherDirectoryOfJournals(t *testing.T) {
