@@ -2,9 +2,9 @@ package configfile
 
 import (
 	"encoding/json"
-	"os"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
+	"github.com/manifold-cni/manifold/internal/files"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
@@ -43,7 +43,7 @@ func Plugin(file string, raw []byte) (*netconf.Conf, json.RawMessage, error) {
 // ReadPlugin reads the plugin's configuration in a file of the runtime's directory. It
 // also returns the mistakes in the file that the plugin tolerates.
 func ReadPlugin(file string) (*netconf.Conf, []Finding, error) {
-	raw, err := os.ReadFile(file)
+	raw, err := files.ReadRegular(file)
 	if err != nil {
 		return nil, nil, cnierr.New("read "+file, cnierr.IO, "%w", err)
 	}

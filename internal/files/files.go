@@ -1,21 +1,53 @@
 // Package files replaces files on the node atomically, so that a reader sees the old or
-// the new content, and tells when to look at a directory again.
+// the new content, reads them without ever waiting, and tells when to look at a directory
+// again.
 package files
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 )
 
 // Exists reports whether path exists and its status can be read.
 func Exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
+}
+
+// OpenRegular opens a file for reading, and refuses one that is not regular. It serves in
+// directories to which other programs write: opening a FIFO would wait for its writer,
+// and a device may never end.
+func OpenRegular(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fmt.Errorf("%s: not a regular file", path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// ReadRegular reads a file as [OpenRegular] opens it.
+func ReadRegular(path string) ([]byte, error) {
+	f, err := OpenRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // only read from
+	return io.ReadAll(f)
 }
 
 // Replace writes a file by renaming a new one over it. The new file is written in the

@@ -5,10 +5,34 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 )
+
+// A file that may block its reader is refused, whoever put it there. A link to a regular
+// file is read.
+func TestReadRegular(t *testing.T) {
+	dir := t.TempDir()
+	fifo, file, link := filepath.Join(dir, "fifo"), filepath.Join(dir, "file"), filepath.Join(dir, "link")
+	if err := errors.Join(syscall.Mkfifo(fifo, 0o600), os.WriteFile(file, []byte("text"), 0o600), os.Symlink(file, link)); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{file, link} {
+		if raw, err := ReadRegular(path); err != nil || string(raw) != "text" {
+			t.Errorf("%s: %q, %v", path, raw, err)
+		}
+	}
+	for _, path := range []string{fifo, dir, "/dev/zero"} {
+		if _, err := ReadRegular(path); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if _, err := ReadRegular(filepath.Join(dir, "absent")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+}
 
 // The next write removes the leftovers of a killed one. Files of other names stay, and
 // so does the mode of a replaced file.

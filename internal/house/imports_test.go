@@ -60,8 +60,8 @@ var may = map[string][]string{
 	"internal/metrics":       {"internal/plan"},
 	"internal/logs":          {},
 	"internal/traces":        {"internal/plan"},
-	// Writes that leave nothing behind when killed, and a watch: for whoever writes into
-	// a runtime's directory.
+	// Writes that leave nothing behind when killed, reads that nothing blocks, and a watch:
+	// for whoever works in a runtime's directory.
 	"internal/files": {},
 	// The agent and admission bound alike what strangers' connections can take.
 	"internal/connlimit": {},
@@ -91,7 +91,7 @@ var may = map[string][]string{
 	"internal/webhook":     {"internal/cnierr", "internal/connlimit", "internal/inject", "internal/kube", "internal/planner", "internal/rules", "netattach"},
 	"cmd/manifold-webhook": {"internal/logs", "internal/webhook"},
 	"internal/inspect": {
-		"checkpoint", "internal/agent", "internal/cnierr", "internal/configfile", "internal/inject", "internal/journal", "internal/kube", "internal/netconf", "internal/nodeview", "internal/plan",
+		"checkpoint", "internal/agent", "internal/cnierr", "internal/configfile", "internal/files", "internal/inject", "internal/journal", "internal/kube", "internal/netconf", "internal/nodeview", "internal/plan",
 		"internal/planner", "internal/reconcile", "internal/rules", "internal/words", "netattach", "podresources", "sriov", "sriov/inventory",
 	},
 }

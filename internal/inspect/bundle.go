@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/manifold-cni/manifold/internal/configfile"
+	"github.com/manifold-cni/manifold/internal/files"
 	"github.com/manifold-cni/manifold/internal/journal"
 	"github.com/manifold-cni/manifold/internal/plan"
 )
@@ -130,14 +131,14 @@ func (b *bundle) json(name string, v any) error {
 
 // file adds a file of the node: its last maxBundled bytes if it is longer.
 func (b *bundle) file(name, path string) error {
-	f, err := os.Open(path)
+	f, err := files.OpenRegular(path)
 	if err != nil {
 		b.problem(err)
 		return nil
 	}
 	defer f.Close()
 	cut := false
-	if fi, err := f.Stat(); err == nil && fi.Mode().IsRegular() && fi.Size() > maxBundled {
+	if fi, err := f.Stat(); err == nil && fi.Size() > maxBundled {
 		_, err = f.Seek(-maxBundled, io.SeekEnd)
 		b.problem(err)
 		cut = true

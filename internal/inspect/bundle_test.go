@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/manifold-cni/manifold/internal/configfile"
 )
 
@@ -77,5 +79,22 @@ func TestBundleReadsConfigurationsInADirectoryOfAnyName(t *testing.T) {
 				t.Errorf("the bundle has %q, want %q; problems: %s", got, want, b.problems.String())
 			}
 		})
+	}
+}
+
+// A bundle is complete although something that is no regular file has the name of a
+// configuration or of the log: reading it would block.
+func TestBundlePastWhatBlocks(t *testing.T) {
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "10-fifo.conf")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := &bundle{tar: tar.NewWriter(io.Discard)}
+	if err := b.node(&configfile.Agent{CNIConfig: filepath.Join(dir, "00-manifold.conflist"), CNIDir: dir}); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.problems.String(); !strings.Contains(got, fifo+": not a regular file") {
+		t.Errorf("%q", got)
 	}
 }

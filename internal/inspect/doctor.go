@@ -20,6 +20,7 @@ import (
 	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/configfile"
+	"github.com/manifold-cni/manifold/internal/files"
 	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/nodeview"
@@ -159,9 +160,10 @@ func (d *doctor) loadable(name, ours string) {
 	}
 }
 
-// load loads a network configuration as runtimes do.
+// load loads a network configuration as runtimes do, except that it does not wait for
+// what is no regular file.
 func load(path string) error {
-	raw, err := os.ReadFile(path)
+	raw, err := files.ReadRegular(path)
 	if err != nil {
 		return err
 	}
@@ -169,11 +171,25 @@ func load(path string) error {
 		_, err = libcni.NetworkPluginConfFromBytes(raw)
 		return err
 	}
-	list, err := libcni.NetworkConfFromFile(path)
-	if err == nil && len(list.Plugins) == 0 {
-		err = errors.New("no plugins")
+	list, err := libcni.NetworkConfFromBytes(raw)
+	if err != nil {
+		return err
 	}
-	return err
+	var more []string
+	if !list.LoadOnlyInlinedPlugins {
+		if more, err = libcni.ConfFiles(filepath.Join(filepath.Dir(path), list.Name), []string{".conf"}); err != nil {
+			return err
+		}
+	}
+	for _, plugin := range more {
+		if err := load(plugin); err != nil {
+			return err
+		}
+	}
+	if len(list.Plugins)+len(more) == 0 {
+		return errors.New("no plugins")
+	}
+	return nil
 }
 
 // networks checks the networks that the configuration names. Pods get these without

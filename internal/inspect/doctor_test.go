@@ -66,6 +66,35 @@ func TestDefinitionThatTheAgentRefusesFails(t *testing.T) {
 	}
 }
 
+// What blocks its reader cannot be loaded, and no check waits for it: neither a file that
+// sorts before Manifold's, nor one that adds a plugin to a list, nor Manifold's own.
+func TestNoConfigurationBlocks(t *testing.T) {
+	for _, at := range []string{"00-first.conf", "net/10-more.conf", "50-manifold.conflist"} {
+		dir := t.TempDir()
+		ours := filepath.Join(dir, "50-manifold.conflist")
+		if err := errors.Join(os.Mkdir(filepath.Join(dir, "net"), 0o700),
+			os.WriteFile(filepath.Join(dir, "10-net.conflist"), []byte(`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"ptp"}]}`), 0o600),
+			os.WriteFile(ours, []byte(`{"cniVersion":"1.0.0","name":"m","plugins":[{"type":"manifold","clusterNetwork":"net"}]}`), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		blocked := filepath.Join(dir, at)
+		if err := os.Remove(blocked); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if err := unix.Mkfifo(blocked, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d := &doctor{ctx: t.Context(), conf: &configfile.Agent{CNIConfig: ours}, out: &nodeview.Diagnosis{}}
+		d.configuration()
+		d.loadable("configuration order", ours)
+		if !slices.ContainsFunc(d.out.Checks, func(c nodeview.Check) bool {
+			return c.State == nodeview.CheckFailed && strings.Contains(c.Text, blocked+": not a regular file")
+		}) {
+			t.Errorf("%s: %+v", at, d.out.Checks)
+		}
+	}
+}
+
 // A file system without room for a journal is a failure, whether bytes or inodes are
 // used up. A large file system with a small share left has room for years.
 func TestSpaceForJournals(t *testing.T) {

@@ -6,11 +6,11 @@ import (
 	"testing"
 )
 
-// secret is in each of files, under a key or in a form that marks it as secret.
+// secret is in each of secretive, under a key or in a form that marks it as secret.
 const secret = "hunter2xyz"
 
-// files are texts that contain a secret, each with a part that must stay.
-var files = map[string]struct{ in, keeps string }{
+// secretive are texts that contain a secret, each with a part that must stay.
+var secretive = map[string]struct{ in, keeps string }{
 	"a key":                {`{"password": "hunter2xyz", "subnet": "10.0.0.0/8"}`, "10.0.0.0/8"},
 	"an object":            {`{"auth": {"user": "hunter2xyz"}, "mtu": 9000}`, "9000"},
 	"a list":               {`[{"clientSecret": ["hunter2xyz"]}, {"type": "bridge"}]`, "bridge"},
@@ -65,7 +65,7 @@ var files = map[string]struct{ in, keeps string }{
 
 // No secret survives, and what surrounds it stays.
 func TestRedact(t *testing.T) {
-	for name, c := range files {
+	for name, c := range secretive {
 		t.Run(name, func(t *testing.T) {
 			out := string(redact([]byte(c.in)))
 			if strings.Contains(out, secret) || !strings.Contains(out, redacted) || !strings.Contains(out, c.keeps) {
@@ -115,7 +115,7 @@ func FuzzRedactSecrets(f *testing.F) {
 }
 
 func FuzzRedact(f *testing.F) {
-	for _, c := range files {
+	for _, c := range secretive {
 		f.Add([]byte(c.in))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {

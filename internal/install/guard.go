@@ -135,7 +135,7 @@ func (g *Guard) restore() (what string, err error) {
 	if err != nil {
 		return "", err
 	}
-	have, err := os.ReadFile(g.conf)
+	have, err := files.ReadRegular(g.conf)
 	switch {
 	case err == nil && bytes.Equal(have, kept):
 		return "", nil
