@@ -40,7 +40,10 @@ func config(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return convert(raw, *agentFile, stdout, stderr)
+	if err := convert(raw, *agentFile, stdout, stderr); err != nil {
+		return fmt.Errorf("%s: %w", flags.Arg(0), err)
+	}
+	return nil
 }
 
 // convert prints the plugin's configuration, and on stderr what it changed.

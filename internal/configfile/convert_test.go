@@ -150,11 +150,11 @@ func sameJSON(t *testing.T, what, got, want string) {
 func TestConvertRefuses(t *testing.T) {
 	for in, want := range map[string]string{
 		`{"type":"bridge"}`:                    "no plugin of type multus",
-		`[]`:                                   "cannot unmarshal",
+		`[]`:                                   "line 1: an array is given; it takes an object; ",
 		`{"type":"multus","delegates":"none"}`: `"delegates"`,
 		`{"type":"multus"}`:                    "clusterNetwork",
 		`{"type":"multus","clusterNetwork":"a","defaultNetworks":["[{"]}`: `key "defaultNetworks": element 1`,
-		`{"type":"multus"`:   "unexpected end",
+		`{"type":"multus"`:   "line 1: not valid JSON: unexpected end",
 		`{"plugins":[null]}`: "clusterNetwork",
 	} {
 		if _, err := Convert([]byte(in)); err == nil || !strings.Contains(err.Error(), want) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -42,17 +43,11 @@ func ValidatePlugin(raw []byte) []Finding {
 	const op = "validate configuration"
 	v := &validator{positions: positionsOf(raw)}
 	doc, err := ParseDocument(op, raw)
-	var syntax *json.SyntaxError
-	switch {
-	case errors.As(err, &syntax):
-		return []Finding{{Line: lineAt(raw, syntax.Offset), Text: err.Error()}}
-	case err != nil && v.lines["/plugins"] > 0:
-		v.add("/plugins", "plugins", "%v", errors.Unwrap(err))
-	case err != nil:
-		return []Finding{{Line: 1, Text: err.Error()}}
-	default:
-		v.document(doc)
+	var bad *malformed
+	if errors.As(err, &bad) {
+		return []Finding{{Line: bad.line, Key: bad.key, Text: bad.err.Error() + "; " + bad.fix}}
 	}
+	v.document(doc)
 	return v.inOrder()
 }
 
@@ -248,21 +243,56 @@ type Document struct {
 	Plugins []map[string]json.RawMessage
 }
 
+// malformed is the cause why a file is no configuration at all.
+type malformed struct {
+	line int
+	key  string // empty for the file as a whole
+	err  error
+	fix  string
+}
+
+func (m *malformed) Error() string {
+	if m.key == "" {
+		return fmt.Sprintf("line %d: %v", m.line, m.err)
+	}
+	return fmt.Sprintf("line %d: key %q: %v", m.line, m.key, m.err)
+}
+
+// in returns the error of an operation that m has ended.
+func (m *malformed) in(op string, kind cnierr.Kind) error {
+	return cnierr.New(op, kind, "%w", m).WithFix("%s", m.fix)
+}
+
 // ParseDocument takes a configuration file of the plugin apart. op names the operation
-// in errors.
+// in errors, and so should name the file.
 func ParseDocument(op string, raw []byte) (*Document, error) {
 	d := &Document{}
 	var top map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &top); err != nil {
-		return nil, cnierr.New(op, cnierr.Decode, "%w", err)
+		bad := &malformed{line: 1, err: netconf.Mistyped(err, reflect.TypeFor[struct{}]()), fix: "give one plugin's configuration, or a list of them in the key plugins"}
+		if syntax := (*json.SyntaxError)(nil); errors.As(err, &syntax) {
+			bad = &malformed{line: lineAt(raw, syntax.Offset), err: fmt.Errorf("not valid JSON: %w", err), fix: "correct the syntax"}
+		}
+		return nil, bad.in(op, cnierr.Decode)
 	}
 	if top["plugins"] == nil {
 		d.single, d.List, d.Plugins = true, map[string]json.RawMessage{}, []map[string]json.RawMessage{top}
 		return d, nil
 	}
 	d.List = top
-	if err := json.Unmarshal(top["plugins"], &d.Plugins); err != nil {
-		return nil, cnierr.New(op, cnierr.InvalidConfig, "key %q: %w", "plugins", err)
+	const key = "plugins"
+	var plugins []json.RawMessage
+	if err := json.Unmarshal(top[key], &plugins); err != nil {
+		bad := &malformed{positionsOf(raw).lines["/"+key], key, netconf.Mistyped(err, reflect.TypeFor[[]struct{}]()), "list the plugins, each with its type"}
+		return nil, bad.in(op, cnierr.InvalidConfig)
+	}
+	d.Plugins = make([]map[string]json.RawMessage, len(plugins))
+	for i, plugin := range plugins {
+		if err := json.Unmarshal(plugin, &d.Plugins[i]); err != nil {
+			err = fmt.Errorf("element %d: %w", i+1, netconf.Mistyped(err, reflect.TypeFor[struct{}]()))
+			bad := &malformed{positionsOf(raw).lines[fmt.Sprintf("/%s/%d", key, i)], key, err, "give the plugin as an object with its type"}
+			return nil, bad.in(op, cnierr.InvalidConfig)
+		}
 	}
 	return d, nil
 }

@@ -168,6 +168,27 @@ func TestValidatePluginLooksAtTheWholeFile(t *testing.T) {
 	}
 }
 
+// A file that is no configuration at all is named with the line and the key, what is
+// there, what it takes, and what to do; the words are those of the validation.
+func TestUnreadableDocument(t *testing.T) {
+	for in, want := range map[string]string{
+		"{\n\"type\": \"manifold\",\n}": "read /x: line 3: not valid JSON: invalid character '}' looking for beginning of object key string; correct the syntax",
+		"":                              "read /x: line 1: not valid JSON: unexpected end of JSON input; correct the syntax",
+		"\n\"a\"":                       "read /x: line 1: a string is given; it takes an object; give one plugin's configuration, or a list of them in the key plugins",
+		"{\n\"name\": \"m\",\n\"plugins\": \"bridge\"}":                               `read /x: line 3: key "plugins": a string is given; it takes a list of objects; list the plugins, each with its type`,
+		"{\n\"name\": \"m\", \"plugins\": [\n{\"type\": \"manifold\"},\n\"bridge\"]}": `read /x: line 4: key "plugins": element 2: a string is given; it takes an object; give the plugin as an object with its type`,
+	} {
+		_, err := ParseDocument("read /x", []byte(in))
+		if err == nil || err.Error() != want {
+			t.Errorf("%s:\n%v, want\n%s", in, err, want)
+		}
+		found := ValidatePlugin([]byte(in))
+		if len(found) != 1 || !strings.HasSuffix(want, found[0].Text) || !strings.Contains(want, fmt.Sprintf("line %d: ", found[0].Line)) {
+			t.Errorf("%s: %v", in, found)
+		}
+	}
+}
+
 func TestValidatePluginSaysWhatHasNoEffect(t *testing.T) {
 	in := `{
   "name": "m", "cniVersion": "1.1.0",
