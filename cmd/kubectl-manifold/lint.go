@@ -49,7 +49,7 @@ func (f *files) bind(c *cobra.Command, usage string) {
 // setting returns what the flags tell of the cluster. Objects that name no namespace
 // belong to namespace.
 func (f *files) setting(namespace string) (inspect.Setting, error) {
-	s := inspect.Setting{Namespace: namespace, Admission: f.admission}
+	s := inspect.Setting{Namespace: namespace, Admission: f.admission, Source: f.plugin}
 	if f.plugin == "" {
 		return s, nil
 	}

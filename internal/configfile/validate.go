@@ -39,7 +39,13 @@ func (f Finding) String() string {
 // ValidatePlugin returns the mistakes in a configuration file of the plugin, single or
 // list, in order of line: what the runtime would refuse, what the plugin would refuse,
 // and what has no effect.
-func ValidatePlugin(raw []byte) []Finding {
+func ValidatePlugin(raw []byte) []Finding { return validate(raw, false) }
+
+// ValidateKeys is [ValidatePlugin] for a file that may have only some keys of the
+// configuration, as the one that is given to install: what is missing in it is no mistake.
+func ValidateKeys(raw []byte) []Finding { return validate(raw, true) }
+
+func validate(raw []byte, partial bool) []Finding {
 	const op = "validate configuration"
 	v := &validator{positions: positionsOf(raw)}
 	doc, err := ParseDocument(op, raw)
@@ -47,8 +53,31 @@ func ValidatePlugin(raw []byte) []Finding {
 	if errors.As(err, &bad) {
 		return []Finding{{Line: bad.line, Key: bad.key, Text: bad.err.Error() + "; " + bad.fix}}
 	}
+	if partial {
+		doc.complete()
+	}
 	v.document(doc)
 	return v.inOrder()
+}
+
+// complete fills in what a configuration must have, as far as the document lacks it.
+func (d *Document) complete() {
+	missing := func(keys map[string]json.RawMessage, key, value string) {
+		if keys != nil && keys[key] == nil {
+			keys[key] = json.RawMessage(value)
+		}
+	}
+	top := d.List
+	if d.single {
+		top = d.Plugins[0]
+		missing(top, "type", `"manifold"`)
+	}
+	missing(top, "name", `"manifold"`)
+	for _, p := range d.Plugins {
+		if StringValue(p["type"]) == "manifold" && !isSet(p["delegates"]) {
+			missing(p, "clusterNetwork", `"any"`)
+		}
+	}
 }
 
 // validator collects the mistakes in one file.

@@ -10,10 +10,12 @@ import (
 	"github.com/manifold-cni/manifold/internal/netconf"
 )
 
-// places returns the findings as "line:kind key".
-func places(in string) []string {
+// places returns the findings in a file as "line:kind key".
+func places(in string) []string { return placesOf(ValidatePlugin([]byte(in))) }
+
+func placesOf(found []Finding) []string {
 	var out []string
-	for _, f := range ValidatePlugin([]byte(in)) {
+	for _, f := range found {
 		kind := "error"
 		if f.Warning {
 			kind = "warning"
@@ -185,6 +187,29 @@ func TestUnreadableDocument(t *testing.T) {
 		found := ValidatePlugin([]byte(in))
 		if len(found) != 1 || !strings.HasSuffix(want, found[0].Text) || !strings.Contains(want, fmt.Sprintf("line %d: ", found[0].Line)) {
 			t.Errorf("%s: %v", in, found)
+		}
+	}
+}
+
+// Some keys of the configuration are no mistake for what the rest of it is without. What
+// is wrong in them is found as in the whole file.
+func TestValidateKeysMissesNothing(t *testing.T) {
+	for in, want := range map[string][]string{
+		"{}":                                 nil,
+		`{"verify": "off"}`:                  nil,
+		`{"delegates": [{"type":"a"}]}`:      nil,
+		`{"plugins": [{"type":"manifold"}]}`: nil,
+		"{\n\"verifi\": \"off\"}":            {"2:warning verifi"},
+		"{\n\"Verify\": \"off\", \n\"logOptions\": {\"maxSizes\": 1}}": {"2:warning Verify", "3:warning logOptions", "3:warning logOptions"},
+		"{\"name\": 7}":                {"1:error name"},
+		"{\"verify\":\n\"sometimes\"}": {"1:error verify"},
+		"{\"plugins\": [{\"type\":\"manifold\"}],\n\"namespaceIsolation\": true}": {"2:error namespaceIsolation"},
+		`{"type": "bridge"}`: {"1:error type"},
+		"null":               {"1:error type"},
+		"{\n":                {"2:error "},
+	} {
+		if got := placesOf(ValidateKeys([]byte(in))); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", in, got, want)
 		}
 	}
 }

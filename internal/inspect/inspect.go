@@ -20,7 +20,9 @@
 package inspect
 
 import (
+	"cmp"
 	"encoding/json"
+	"fmt"
 	"slices"
 
 	"github.com/manifold-cni/manifold/internal/cnierr"
@@ -38,13 +40,14 @@ const (
 type Setting struct {
 	Namespace string          // of objects that name none
 	Config    json.RawMessage // the plugin's configuration on the nodes; nil means the defaults of every key
+	Source    string          // the file that Config is from
 	Admission bool            // a webhook gives pods what their networks need
 }
 
 // rules returns the rules of the cluster. Of a node's whole configuration file, the keys
 // of Manifold's plugin count.
 func (s Setting) rules() (*rules.Rules, error) {
-	const op = "read plugin's configuration"
+	op := "read " + cmp.Or(s.Source, "plugin's configuration")
 	if s.Config == nil {
 		return rules.New(nil, notGiven)
 	}
@@ -64,6 +67,21 @@ func (s Setting) rules() (*rules.Rules, error) {
 		return nil, cnierr.New(op, cnierr.Decode, "%w", err)
 	}
 	return rules.New(raw, notGiven)
+}
+
+// problems returns what the nodes tolerate in the configuration but what has no effect.
+func (s Setting) problems() (out []Problem) {
+	if s.Config == nil {
+		return nil
+	}
+	for _, f := range configfile.ValidateKeys(s.Config) {
+		p := Problem{Source: s.Source, Field: f.Key, Severity: SeverityError, Text: fmt.Sprintf("line %d: %s", f.Line, f.Text)}
+		if f.Warning {
+			p.Severity = SeverityWarning
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 // Problem is something wrong with a document.

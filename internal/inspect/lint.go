@@ -9,9 +9,10 @@ import (
 // notGiven is what messages say of a definition that is in none of the files.
 const notGiven = "is not among the files"
 
-// Lint returns what is wrong with the definitions, pods and templates of pods among docs,
-// in the order of docs. Other kinds are skipped. The rules are those of admission and of
-// the node's planner, see package rules. The error is that of a wrong in.Config.
+// Lint returns what is wrong with in.Config, then what is wrong with the definitions, pods
+// and templates of pods among docs, in the order of docs. Other kinds are skipped. The
+// rules are those of admission and of the node's planner, see package rules. The error is
+// that of an in.Config that the nodes refuse.
 func Lint(docs []Document, in Setting) ([]Problem, error) {
 	r, err := in.rules()
 	if err != nil {
@@ -36,7 +37,7 @@ func Lint(docs []Document, in Setting) ([]Problem, error) {
 		d.found(p.doc, r.Pod(p.pod, p.template, d.definitions))
 	}
 	slices.SortStableFunc(d.problems, func(a, b Problem) int { return index(docs, a) - index(docs, b) })
-	return d.problems, nil
+	return append(in.problems(), d.problems...), nil
 }
 
 // index returns the position of a problem's document in docs.
