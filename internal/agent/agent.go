@@ -355,8 +355,8 @@ func (a *Agent) tell(ctx context.Context, r plan.Report) error {
 		return a.src.Outbox.put(&r)
 	}
 	var err error
-	switch attached := r.Verb == "ADD" && r.Error == ""; {
-	case attached && r.Later:
+	switch {
+	case attached(&r) && r.Later:
 		a.background(func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), laterTime)
 			defer cancel()
@@ -364,17 +364,25 @@ func (a *Agent) tell(ctx context.Context, r plan.Report) error {
 				a.log.Warn("network-status not published", "pod", pod.String(), "err", err)
 			}
 		})
-	case attached:
+	case attached(&r):
 		err = a.publish(ctx, &r, apiUIDOf(pod))
 	}
-	kind, reason, message := eventOf(&r)
+	a.announce(ctx, &r)
+	return err
+}
+
+// announce writes the Event of a report.
+func (a *Agent) announce(ctx context.Context, r *plan.Report) {
+	kind, reason, message := eventOf(r)
 	a.background(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eventTime)
 		defer cancel()
-		a.event(ctx, pod, kind, reason, message)
+		a.event(ctx, r.Plan.Pod, kind, reason, message)
 	})
-	return err
 }
+
+// attached reports whether a report is of a successful ADD, which has a network-status.
+func attached(r *plan.Report) bool { return r.Verb == "ADD" && r.Error == "" }
 
 // gone reports whether the sandbox of a report has been released by the time that the
 // report is read. That happens when the report was kept while no agent ran, or when

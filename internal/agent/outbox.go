@@ -130,15 +130,26 @@ func (a *Agent) deliver(ctx context.Context, o outbox) error {
 			problems = append(problems, err)
 			continue
 		}
-		r.Later = false
-		if r.Verb != "ADD" || !a.gone(r.Plan) {
-			err = a.tell(ctx, *r)
-		}
-		if errors.Is(err, kube.ErrUnavailable) {
+		if err = a.tellKept(ctx, r); errors.Is(err, kube.ErrUnavailable) {
 			return errors.Join(append(problems, err)...)
 		}
 		a.src.Metrics.Operation(operationOf(r)) // once, however often publishing was tried
 		problems = append(problems, err, os.Remove(file))
 	}
 	return errors.Join(problems...)
+}
+
+// tellKept publishes a report that was kept. While the status must wait for the API
+// server, so does the Event: each try would write another.
+func (a *Agent) tellKept(ctx context.Context, r *plan.Report) (err error) {
+	if r.Plan.Pod.Name == "" || r.Verb == "ADD" && a.gone(r.Plan) {
+		return nil
+	}
+	if attached(r) {
+		err = a.publish(ctx, r, apiUIDOf(r.Plan.Pod))
+	}
+	if !errors.Is(err, kube.ErrUnavailable) {
+		a.announce(ctx, r)
+	}
+	return err
 }

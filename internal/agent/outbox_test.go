@@ -14,6 +14,7 @@ import (
 
 	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/journal"
+	"github.com/manifold-cni/manifold/internal/kube"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/netattach"
 )
@@ -49,11 +50,15 @@ func TestReportsWaitForAnAgent(t *testing.T) {
 	deliver := func() error {
 		return serving.deliver(context.Background(), box)
 	}
-	n.api.FailWith(503)
+	publisher := serving.src.Publisher
+	serving.src.Publisher = noStatus{publisher} // an Event would be written
 	if err := deliver(); err == nil {
 		t.Error("not delivered")
 	}
-	n.api.FailWith(0)
+	serving.src.Publisher = publisher
+	if events := n.api.Events(); len(events) > 0 {
+		t.Errorf("Events of reports that wait: %+v", events)
+	}
 	if err := deliver(); err != nil {
 		t.Error(err)
 	}
@@ -61,6 +66,9 @@ func TestReportsWaitForAnAgent(t *testing.T) {
 		if status := n.api.Pod("shop", name).Annotations[netattach.StatusAnnotation]; (status != "") != want {
 			t.Errorf("pod %s: status %q", name, status)
 		}
+	}
+	if events := n.api.Events(); len(events) != 1 || events[0].Count > 1 {
+		t.Errorf("Events %+v, want one of the one report", events)
 	}
 	// Each report is counted once, although the API server refused one at first.
 	w := httptest.NewRecorder()
@@ -71,6 +79,13 @@ func TestReportsWaitForAnAgent(t *testing.T) {
 	if left, err := box.list(); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
+}
+
+// noStatus is an API server that answers, but not about a pod's status.
+type noStatus struct{ Publisher }
+
+func (noStatus) PublishStatus(context.Context, string, string, string, string) error {
+	return kube.ErrUnavailable
 }
 
 // The outbox finds its reports in a directory of any name, in the order in which they
