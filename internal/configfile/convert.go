@@ -22,9 +22,6 @@ type Conversion struct {
 	Changes []string // the differences from the given configuration, one sentence each
 }
 
-// MultusTypes are the programs of Multus, thin and thick.
-var MultusTypes = []string{"multus", "multus-shim"}
-
 // daemonKeys maps the keys of Multus's daemon and of its installer to what replaces
 // them here.
 var daemonKeys = map[string]string{
@@ -59,12 +56,14 @@ func Convert(raw []byte) (*Conversion, error) {
 	}
 	v := &converter{agent: map[string]any{}}
 	plugins := doc.Plugins
-	at := slices.IndexFunc(plugins, func(p map[string]json.RawMessage) bool { return slices.Contains(MultusTypes, StringValue(p["type"])) })
+	at := slices.IndexFunc(plugins, func(p map[string]json.RawMessage) bool {
+		return slices.Contains(netconf.MultusTypes, StringValue(p["type"]))
+	})
 	if at < 0 && len(plugins) == 1 && plugins[0]["type"] == nil {
 		at = 0 // the daemon's own file names no type
 	}
 	if at < 0 {
-		return nil, cnierr.New(op, cnierr.InvalidConfig, "it has no plugin of type %s", strings.Join(MultusTypes, " or ")).
+		return nil, cnierr.New(op, cnierr.InvalidConfig, "it has no plugin of type %s", strings.Join(netconf.MultusTypes, " or ")).
 			WithFix("give Multus's file, for example 00-multus.conf")
 	}
 	converted, err := v.plugin(plugins[at])

@@ -363,10 +363,6 @@ func quoted(s string) json.RawMessage {
 	return raw
 }
 
-// others are the plugins that are never the primary network: Manifold, the ones that it
-// replaces, and the loopback that runtimes' packages bring.
-var others = append([]string{"manifold", "loopback"}, configfile.MultusTypes...)
-
 // primary returns the cluster default network. It is pinned by name, so that no file
 // that appears later can take its place.
 func (i *Installer) primary() (string, error) {
@@ -376,7 +372,7 @@ func (i *Installer) primary() (string, error) {
 	if name := i.inPlace().ClusterNetwork; name != "" {
 		return name, nil
 	}
-	first, problems := netconf.First(i.ConfDir, others...)
+	first, problems := netconf.Primary(i.ConfDir, "manifold")
 	if first != nil {
 		return first.Name, nil
 	}
@@ -504,7 +500,7 @@ func (i *Installer) next() (*netconf.File, error) {
 		return nil, cnierr.New(op, cnierr.NotReady, "%w", errors.Join(append([]error{err}, problems...)...)).
 			WithFix("put the default network's configuration there, or give --force")
 	}
-	for _, program := range configfile.MultusTypes {
+	for _, program := range netconf.MultusTypes {
 		if path := filepath.Join(i.BinDir, program); next.Runs(program) && !files.Exists(path) {
 			return nil, cnierr.New(op, cnierr.NotReady, "without %s the runtime uses %s, whose program %s does not exist", i.ConfName, next.Path, path).
 				WithFix("remove that file if Multus is not to come back, else install Multus first, or give --force")

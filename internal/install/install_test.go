@@ -156,7 +156,7 @@ func TestUninstallLooksPastALoopback(t *testing.T) {
 // runtime would take it, since it sorts first, and run nothing. With the program it is
 // the network.
 func TestUninstallLooksForTheProgramOfMultus(t *testing.T) {
-	for _, program := range configfile.MultusTypes {
+	for _, program := range netconf.MultusTypes {
 		d := newGuarded(t)
 		d.File("00-multus.conf", `{"cniVersion":"0.3.1","name":"multus-cni-network","type":"`+program+`","clusterNetwork":"cluster-net"}`)
 		i := d.installer("")

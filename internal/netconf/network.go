@@ -16,7 +16,7 @@ import (
 // Network is a network that the configuration names: clusterNetwork or an element of
 // defaultNetworks. It has either a Path or a Name.
 type Network struct {
-	Path      string // absolute: a file, or a directory that stands for its first configuration
+	Path      string // absolute: a file, or a directory that stands for its [Primary]
 	Namespace string // of the definition
 	Name      string // of the definition, and with OnDisk of a configuration in confDir
 	OnDisk    bool   // a configuration in confDir serves if there is no definition
@@ -65,7 +65,7 @@ var errNotOnDisk = errors.New("no such network configuration on disk")
 // Find returns the configuration on the node's disk that serves for a network. files
 // are those of confDir. The look-up is that of clusterNetwork and defaultNetworks
 // without its first step, the definition: the JSON name in confDir, a directory (its
-// first configuration), an absolute file. If nothing is found the error is
+// [Primary]), an absolute file. If nothing is found the error is
 // [cnierr.NotReady]: whatever writes the file may not have run yet.
 func (c *Conf) Find(n Network, files []File) (*File, error) {
 	return c.find("find network", n, files, nil)
@@ -88,7 +88,7 @@ func (c *Conf) find(op string, n Network, files []File, problems []error) (*File
 	if !fi.IsDir() {
 		return readFile(n.Path)
 	}
-	first, problems := First(n.Path, c.Type)
+	first, problems := Primary(n.Path, c.Type)
 	if first == nil {
 		none := errors.New("no network configuration in " + n.Path)
 		return nil, cnierr.New(op, cnierr.NotReady, "%w", errors.Join(append([]error{none}, problems...)...)).

@@ -190,3 +190,13 @@ func First(dir string, except ...string) (*File, []error) {
 	}
 	return nil, problems
 }
+
+// MultusTypes are the programs of Multus, thin and thick.
+var MultusTypes = []string{"multus", "multus-shim"}
+
+// Primary returns the configuration of dir that is the cluster default network, nil when
+// there is none: the first that runs neither Manifold, whose type is self, nor Multus,
+// which may have left its file, nor the loopback that runtimes' packages bring.
+func Primary(dir, self string) (*File, []error) {
+	return First(dir, append([]string{self, "loopback"}, MultusTypes...)...)
+}

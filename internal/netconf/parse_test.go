@@ -131,7 +131,7 @@ func TestOnDiskOrder(t *testing.T) {
 func TestNetworksOnDiskOrder(t *testing.T) {
 	byName := `{"name":"net","plugins":[{"type":"by-name"}]}`
 	dir := write(t, map[string]string{"50-net.conflist": byName, "60-Big_net.conf": `{"name":"Big_net","type":"by-odd-name"}`})
-	other := write(t, map[string]string{"00-self.conflist": `{"name":"m","plugins":[{"type":"manifold"}]}`, "10-x.conf": `{"name":"x","type":"by-dir"}`, "20-y.conf": `{"name":"y","type":"by-file"}`})
+	other := write(t, map[string]string{"00-multus.conf": `{"name":"multus-cni-network","type":"multus"}`, "00-self.conflist": `{"name":"m","plugins":[{"type":"manifold"}]}`, "01-lo.conf": `{"name":"lo","type":"loopback"}`, "10-x.conf": `{"name":"x","type":"by-dir"}`, "20-y.conf": `{"name":"y","type":"by-file"}`})
 	conf := Conf{ConfDir: dir, Type: "manifold", MultusNamespace: "kube-system"}
 	for text, want := range map[string]string{"net": "by-name", "net@if0": "by-name", "Big_net": "by-odd-name", other: "by-dir", filepath.Join(other, "20-y.conf"): "by-file"} {
 		n, err := conf.Network(text)
