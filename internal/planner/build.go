@@ -27,6 +27,7 @@ type builder struct {
 	configs []*netattach.Config
 	ifNames []string
 	chosen  []*podresources.Device // by request; nil for none
+	movedBy map[int]string         // by request: the network to which it left another device
 	devices []*plan.Device         // the same as the plan has them
 	size    int                    // bytes of configuration so far
 }

@@ -169,7 +169,7 @@ func (b *builder) assignDevices() error {
 		if err := contradiction(d); err != nil {
 			return cnierr.Annotate(err, b.subject(i))
 		}
-		b.devices[i] = b.planned(&b.requests[i], d)
+		b.devices[i] = b.planned(i, d)
 	}
 	return nil
 }
@@ -202,8 +202,12 @@ func (b *builder) assign(l *ledger, i int, tried map[string]bool) bool {
 	for j := 0; at < 0 && j < len(l.devices); j++ {
 		if key := l.keys[j]; fits(&l.devices[j]) && !tried[key] {
 			tried[key] = true
-			if b.assign(l, l.taken[key].request, tried) {
+			if owner := l.taken[key].request; b.assign(l, owner, tried) {
 				at = j
+				if b.movedBy == nil {
+					b.movedBy = map[int]string{}
+				}
+				b.movedBy[owner] = b.name(i)
 			}
 		}
 	}
@@ -215,8 +219,8 @@ func (b *builder) assign(l *ledger, i int, tried map[string]bool) bool {
 	return true
 }
 
-// planned describes a device in the plan.
-func (b *builder) planned(r *request, d *podresources.Device) *plan.Device {
+// planned describes the device of request i in the plan.
+func (b *builder) planned(i int, d *podresources.Device) *plan.Device {
 	out := &plan.Device{
 		Resource: d.Resource, ID: d.ID, PCIAddress: pciAddress(d.ID), NUMANodes: d.NUMANodes, Source: d.Source,
 		Container: strings.Join(d.Containers, ","),
@@ -231,7 +235,10 @@ func (b *builder) planned(r *request, d *podresources.Device) *plan.Device {
 			out.VFIndex = f.VFIndex
 		}
 	}
-	out.Reason = reason(r, d)
+	out.Reason = reason(&b.requests[i], d)
+	if by := b.movedBy[i]; by != "" {
+		out.Reason += ", such that network " + by + " has one too"
+	}
 	return out
 }
 

@@ -43,6 +43,12 @@ func TestOneNetworkGivesWayToAnother(t *testing.T) {
 			if got, want := summary(p), "eth0=cluster "+tc.want; got != want {
 				t.Errorf("got  %s\nwant %s", got, want)
 			}
+			// The reason does not claim that a network which moved has simply the next device.
+			for i, a := range p.Attachments[1:] {
+				if moved := strings.Contains(a.Reason, ", such that network shop/fast has one too"); moved != (i < len(tc.networks)-1) {
+					t.Errorf("%s: %s", a.IfName, a.Reason)
+				}
+			}
 		})
 	}
 }
