@@ -271,8 +271,11 @@ func (s *Snapshot) verify(end *snapshotTrailer, sum hash.Hash, sc *bufio.Scanner
 // hashLine adds a line, with the newline that the scanner removed.
 func hashLine(sum hash.Hash, line []byte) {
 	sum.Write(line) // a hash.Hash never fails
-	sum.Write([]byte{'\n'})
+	sum.Write(newline)
 }
+
+// newline is passed to an interface, for which a local slice would be allocated anew.
+var newline = []byte{'\n'}
 
 // writeSnapshot encodes entries, which must be sorted, with the time now.
 func writeSnapshot(w io.Writer, entries []*entry, now time.Time) error {
