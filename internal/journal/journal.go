@@ -31,6 +31,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -388,10 +389,28 @@ func (e *Entry) Gone() string {
 	if _, err := os.ReadDir(filepath.Dir(e.Plan.NetNS)); err != nil {
 		return ""
 	}
-	if _, err := os.Lstat(e.Plan.NetNS); errors.Is(err, os.ErrNotExist) {
+	var st unix.Stat_t
+	err := unix.Lstat(e.Plan.NetNS, &st)
+	switch {
+	case errors.Is(err, unix.ENOENT):
 		return "its network namespace is gone"
+	case err == nil && e.isAnothers(&st):
+		return "its network namespace is gone, and another is at the path"
 	}
 	return ""
+}
+
+// isAnothers reports whether st, of the file at the path of the sandbox's network
+// namespace, is surely of another namespace. A link is not followed: in an agent's
+// container /proc shows other processes than on the node.
+func (e *Entry) isAnothers(st *unix.Stat_t) bool {
+	inode, _, _ := strings.Cut(e.Plan.NetNSFile, "@")
+	had, err := strconv.ParseUint(inode, 10, 64)
+	if err != nil || had == st.Ino || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return false
+	}
+	var fs unix.Statfs_t
+	return unix.Statfs(e.Plan.NetNS, &fs) == nil && fs.Type == unix.NSFS_MAGIC
 }
 
 // Releasing reports whether a tear-down of the sandbox has begun.
