@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/manifold-cni/manifold/sriov"
+	"github.com/manifold-cni/manifold/sriov/rtnl"
 	"github.com/manifold-cni/manifold/test/harness"
 )
 
@@ -149,12 +150,7 @@ func TestKernelUndoesWhatHarmsTraffic(t *testing.T) {
 	var links sriov.Kernel
 	link := addVeth7(t)
 	change := func(kind int, value []byte) error {
-		req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
-		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-		msg.Index = int32(link.Attrs().Index)
-		req.AddData(msg)
-		req.AddData(nl.NewRtAttr(kind, value))
-		_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+		_, err := rtnl.Execute(rtnl.Changed(link.Attrs().Index, nl.NewRtAttr(kind, value)))
 		return err
 	}
 	before := must(links.Link("veth7"))(t).NetDev

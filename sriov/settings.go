@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/manifold-cni/manifold/sriov/rtnl"
 )
 
 // Settings are the properties of a network device that anyone with administrative
@@ -226,38 +228,28 @@ func setSettings(link netlink.Link, is, to *Settings) error {
 // setTraffic sets broadcast address, link mode and limits, each only if it differs. All
 // limits go in one request, since setting one may change another.
 func setTraffic(link netlink.Link, is, to *Settings) error {
-	request := func() *nl.NetlinkRequest {
-		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-		msg.Index = int32(link.Attrs().Index)
-		req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
-		req.AddData(msg)
-		return req
-	}
 	var problems []error
-	send := func(what string, req *nl.NetlinkRequest) {
-		if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+	set := func(what string, attrs ...*nl.RtAttr) {
+		if _, err := rtnl.Execute(rtnl.Changed(link.Attrs().Index, attrs...)); err != nil {
 			problems = append(problems, fmt.Errorf("%s: %w", what, err))
 		}
 	}
 	if mac, err := net.ParseMAC(to.Broadcast); err == nil && to.Broadcast != is.Broadcast {
-		req := request()
-		req.AddData(nl.NewRtAttr(unix.IFLA_BROADCAST, mac))
-		send("broadcast address", req)
+		set("broadcast address", nl.NewRtAttr(unix.IFLA_BROADCAST, mac))
 	}
 	if to.LinkMode != is.LinkMode {
-		req := request()
-		req.AddData(nl.NewRtAttr(unix.IFLA_LINKMODE, []byte{to.LinkMode}))
-		send("link mode", req)
+		set("link mode", nl.NewRtAttr(unix.IFLA_LINKMODE, []byte{to.LinkMode}))
 	}
-	req, differs := request(), false
+	var all []*nl.RtAttr
+	differs := false
 	for _, l := range limits {
 		if value, recorded := to.Limits[l.name]; recorded {
-			req.AddData(nl.NewRtAttr(l.kind, nl.Uint32Attr(value)))
+			all = append(all, nl.NewRtAttr(l.kind, nl.Uint32Attr(value)))
 			differs = differs || value != is.Limits[l.name]
 		}
 	}
 	if differs {
-		send("limits of offloads", req)
+		set("limits of offloads", all...)
 	}
 	return errors.Join(problems...)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/cnierr"
 	"github.com/manifold-cni/manifold/internal/plan"
 	"github.com/manifold-cni/manifold/sriov"
+	"github.com/manifold-cni/manifold/sriov/rtnl"
 )
 
 // Evict moves the netdev of a VF from the sandbox to the host, under its former name
@@ -121,13 +122,8 @@ func (s *Sandbox) moveOut(now *netlink.LinkAttrs, before sriov.NetDev) error {
 				return fmt.Errorf("drop alternative name %s: %w", name, err)
 			}
 		}
-		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-		msg.Index = int32(now.Index)
-		req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
-		req.AddData(msg)
-		req.AddData(nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(host.Fd()))))
-		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(before.Name)))
-		_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+		_, err := rtnl.Execute(rtnl.Changed(now.Index,
+			nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(host.Fd()))), nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(before.Name))))
 		return err
 	})
 }

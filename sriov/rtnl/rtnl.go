@@ -1,4 +1,5 @@
-// Package rtnl looks up network devices in the kernel, however long the response is.
+// Package rtnl looks up network devices in the kernel, however long the response is, and
+// sends what the netlink library lacks.
 //
 // The netlink library reads at most 64 KiB of a response and reports "invalid argument"
 // for a longer one. The alternative names of one network device can be that long, and
@@ -7,8 +8,8 @@
 // devices of its network namespace.
 //
 // Start with [Open]: a [Socket] belongs to the network namespace in which it was
-// opened. [Named] builds a request about one network device, and [Execute] sends it
-// without a long-lived socket.
+// opened. [Named] builds a request about one network device, [Changed] one that changes
+// it, and [Execute] sends them without a long-lived socket.
 package rtnl
 
 import (
@@ -48,6 +49,19 @@ func Named(name string, mask uint32) *nl.NetlinkRequest {
 // Listed returns the request about all network devices. mask is as for [Named], but not
 // 0.
 func Listed(mask uint32) *nl.NetlinkRequest { return request(unix.NLM_F_DUMP, mask) }
+
+// Changed returns the request that gives the network device with that index these
+// attributes, IFLA_*, all at once.
+func Changed(index int, attrs ...*nl.RtAttr) *nl.NetlinkRequest {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	req.AddData(msg)
+	for _, a := range attrs {
+		req.AddData(a)
+	}
+	return req
+}
 
 func request(flags int, mask uint32) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, flags)
