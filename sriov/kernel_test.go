@@ -187,6 +187,43 @@ func TestKernelUndoesWhatHarmsTraffic(t *testing.T) {
 	}
 }
 
+// An XDP program that a process holds by a BPF link is detached, and nothing else that
+// the process holds: not another program, and not the same one on another device.
+func TestKernelDetachesLinkedXDP(t *testing.T) {
+	if !harness.Alone(t) {
+		return
+	}
+	var links sriov.Kernel
+	index := addVeth7(t).Attrs().Index
+	before := must(links.Link("veth7"))(t).NetDev
+	peer := must(netlink.LinkByName("peer"))(t).Attrs().Index
+	for _, on := range []int{peer, index} {
+		fd := must(harness.LoadXDP())(t)
+		defer unix.Close(must(harness.LinkXDP(on, fd))(t))
+		if on == index {
+			defer unix.Close(must(harness.LinkXDP(1, fd))(t))
+		}
+		if err := unix.Close(fd); err != nil {
+			t.Fatal(err)
+		}
+	}
+	used := must(links.Link("veth7"))(t).NetDev
+	if len(used.Settings.XDP) != 1 {
+		t.Fatalf("programs %v, want one", used.Settings.XDP)
+	}
+	if err := links.SetNetDev("veth7", before); err != nil {
+		t.Fatal(err)
+	}
+	if now := must(links.Link("veth7"))(t).NetDev; !reflect.DeepEqual(now, before) {
+		t.Errorf("made %+v, was %+v", now.Settings, before.Settings)
+	}
+	for _, other := range []string{"peer", "lo"} {
+		if now := must(links.Link(other))(t).NetDev; len(now.Settings.XDP) != 1 {
+			t.Errorf("%s has programs %v, want the one that it had", other, now.Settings.XDP)
+		}
+	}
+}
+
 // TCX programs that a pod attached are detached, even if a process holds them by a BPF
 // link; those that were there before stay.
 func TestKernelDetachesTCX(t *testing.T) {

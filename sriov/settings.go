@@ -279,7 +279,11 @@ func dropXDP(link netlink.Link, keep []uint32) error {
 		if slices.Contains(keep, p.id) {
 			continue
 		}
-		if err := netlink.LinkSetXdpFdWithFlags(link, -1, p.mode); err != nil {
+		err := netlink.LinkSetXdpFdWithFlags(link, -1, p.mode)
+		if errors.Is(err, unix.EBUSY) { // a BPF link attaches it
+			err = detachXDPLinks(link.Attrs().Index, p.id)
+		}
+		if err != nil {
 			problems = append(problems, fmt.Errorf("XDP program %d: %w", p.id, err))
 		}
 	}

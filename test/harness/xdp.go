@@ -23,6 +23,19 @@ func LoadXDP() (int, error) {
 	return fd, nil
 }
 
+// LinkXDP attaches a program of [LoadXDP] to the network device with that index in the
+// thread's network namespace by a BPF link. It stays attached as long as the returned
+// descriptor of the link is open. It needs CAP_BPF and CAP_NET_ADMIN.
+func LinkXDP(index, program int) (int, error) {
+	const linkCreate, attachXDP = 28, 37
+	attr := [16]uint32{uint32(program), uint32(index), attachXDP, XDPGeneric}
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, linkCreate, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	if errno != 0 {
+		return -1, fmt.Errorf("link an XDP program: %w", errno)
+	}
+	return int(fd), nil
+}
+
 // loadProgram loads a BPF program of that type and returns its file descriptor.
 func loadProgram(kind uint32, code ...uint64) (int, error) {
 	const progLoad = 5
