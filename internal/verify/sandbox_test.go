@@ -89,6 +89,28 @@ func TestWhatStandsOnTheHostsDevice(t *testing.T) {
 	}
 }
 
+// deaf are the host's network devices while the kernel answers no question about them.
+type deaf struct{ sriov.Kernel }
+
+var errDeaf = errors.New("no buffer space available")
+
+func (deaf) Link(string) (*sriov.Link, error) { return nil, errDeaf }
+
+// A device of which nobody knows whether it is still on the host does not count as moved.
+func TestDeviceThatCannotBeLookedAt(t *testing.T) {
+	pod, must := newPod(t)
+	must(pod.Do(func() error { return addLink("net1") }))
+	box, err := OpenSandbox(pod.Path)
+	must(err)
+	defer box.Close()
+	d := &plan.Device{Resource: "r/x", ID: "x1"}
+	before := &sriov.Snapshot{VFIndex: -1, NetDevs: []sriov.NetDev{{Name: "vf0", Index: index}}}
+	f, err := Look(sriov.Host{Links: deaf{}}, box, &plan.Attachment{IfName: "net1", Device: d}, nil, before)
+	if !errors.Is(err, errDeaf) {
+		t.Errorf("found %+v, %v", f, err)
+	}
+}
+
 // The kernel does not say in which network namespace the parent of an IPoIB child is.
 func TestWhatAnIPoIBChildStandsOn(t *testing.T) {
 	on := netlink.LinkAttrs{ParentIndex: 7, NetNsID: -1}

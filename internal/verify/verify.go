@@ -168,16 +168,34 @@ func Look(host sriov.Host, sandbox *Sandbox, a *plan.Attachment, claimed []strin
 	if before == nil {
 		return f, nil
 	}
-	for _, d := range before.NetDevs {
-		link, err := sriov.Kernel{}.Link(d.Name)
-		if err == nil && link.Index == d.Index {
-			f.LeftOnHost = append(f.LeftOnHost, d)
-		}
+	if err = f.lookOnHost(host, before); err == nil {
+		err = f.lookAtDevice(host, a.Device, before)
 	}
-	if err = f.lookAtDevice(host, a.Device, before); err != nil {
+	if err != nil {
 		return nil, cnierr.New("inspect device", cnierr.IO, "%w", err)
 	}
 	return f, nil
+}
+
+// lookOnHost finds the netdevs of before that are still on the host.
+func (f *Facts) lookOnHost(host sriov.Host, before *sriov.Snapshot) error {
+	var links sriov.Links = sriov.Kernel{}
+	if host.Links != nil {
+		links = host.Links
+	}
+	for _, d := range before.NetDevs {
+		link, err := links.Link(d.Name)
+		if errors.Is(err, sriov.ErrNoLink) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if link.Index == d.Index {
+			f.LeftOnHost = append(f.LeftOnHost, d)
+		}
+	}
+	return nil
 }
 
 // lookAtDevice gathers the state of the device itself, if it is still there.
