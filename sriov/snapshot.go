@@ -69,8 +69,11 @@ func (h Host) Snapshot(id string) (*Snapshot, error) {
 		return s, h.addNetDevs(s, aux.NetDevs)
 	}
 	link, err := h.links().Link(id)
-	if err != nil {
+	if errors.Is(err, ErrNoLink) {
 		return nil, fmt.Errorf("sriov: %s is neither a PCI function nor an auxiliary device: %w: %w", quote(id), fs.ErrNotExist, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("sriov: %w", err)
 	}
 	return &Snapshot{VFIndex: -1, NetDevs: []NetDev{link.NetDev}}, nil
 }

@@ -514,3 +514,17 @@ func TestWaitWithoutEvents(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// mute are network devices about which the kernel does not answer.
+type mute struct{ sriov.Links }
+
+func (mute) Link(string) (*sriov.Link, error) { return nil, unix.ENOBUFS }
+
+// A network device about which the kernel does not answer does not count as gone.
+func TestNoAnswerAboutANetworkDevice(t *testing.T) {
+	_, host := machine(t)
+	host.Links = mute{host.Links}
+	if _, err := host.Snapshot("enp33s0"); !errors.Is(err, unix.ENOBUFS) || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+}
