@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,6 +30,7 @@ import (
 	"github.com/manifold-cni/manifold/internal/words"
 	"github.com/manifold-cni/manifold/netattach"
 	"github.com/manifold-cni/manifold/podresources"
+	"github.com/manifold-cni/manifold/sriov"
 	"github.com/manifold-cni/manifold/sriov/inventory"
 )
 
@@ -488,26 +491,66 @@ func (d *doctor) hardware() {
 		d.failed(name, "check that sysfs is mounted and that sysRoot is correct", "%v", err)
 		return
 	}
-	vfs := 0
+	vfs, idle, gone := 0, []string{}, d.gone()
 	for _, f := range all.Functions {
-		switch {
-		case f.IsPF() && f.NumVFs == 0 && f.TotalVFs > 0:
-			d.add("PF "+f.Address, nodeview.CheckWarning, "if pods need its VFs, write their number to its sriov_numvfs", "none of its %d VFs is enabled", f.TotalVFs)
-		case f.IsVF() && f.Driver == "":
-			d.add("VF "+f.Address, nodeview.CheckWarning, "bind it to its driver, or to vfio-pci", "it has no driver")
-		case f.IsVF() && strings.HasPrefix(f.Driver, "vfio") && f.IOMMUGroup == "":
-			d.failed("VF "+f.Address, "boot with intel_iommu=on or amd_iommu=on", "it is bound to %s, but the kernel has no IOMMU group for it", f.Driver)
-		}
 		if f.IsVF() {
 			vfs++
+			d.vf(&f)
+			continue
 		}
+		if f.NumVFs > 0 || f.TotalVFs == 0 {
+			continue
+		}
+		// Most cards could have VFs and need none. Who needs them is known only of those
+		// that there were.
+		idle = append(idle, f.Address)
+		if len(gone) > 0 {
+			d.add("PF "+f.Address, nodeview.CheckWarning, "if these were its VFs, write their number to its sriov_numvfs",
+				"none of its %d VFs is enabled, and of the devices that the kubelet knows, %d do not exist, such as %s", f.TotalVFs, len(gone), gone[0])
+		}
+	}
+	without := ""
+	if len(idle) > 0 {
+		without = "; none enabled on PF " + strings.Join(idle, ", ")
 	}
 	var kernel unix.Utsname
 	if err := unix.Uname(&kernel); err != nil {
 		d.failed(name, "", "%v", err)
 		return
 	}
-	d.ok(name, "%d on kernel %s", vfs, unix.ByteSliceToString(kernel.Release[:]))
+	d.ok(name, "%d on kernel %s%s", vfs, unix.ByteSliceToString(kernel.Release[:]), without)
+}
+
+// vf checks one virtual function.
+func (d *doctor) vf(f *inventory.Function) {
+	switch {
+	case f.Driver == "":
+		d.add("VF "+f.Address, nodeview.CheckWarning, "bind it to its driver, or to vfio-pci", "it has no driver")
+	case strings.HasPrefix(f.Driver, "vfio") && f.IOMMUGroup == "":
+		d.failed("VF "+f.Address, "boot with intel_iommu=on or amd_iommu=on", "it is bound to %s, but the kernel has no IOMMU group for it", f.Driver)
+	}
+}
+
+// gone returns the addresses of PCI functions that the kubelet's checkpoint knows as
+// devices, advertised or allocated, but that do not exist. It is empty if the checkpoint
+// cannot be read, which another check reports.
+func (d *doctor) gone() []string {
+	if d.conf.Checkpoint == "" {
+		return nil
+	}
+	c, err := checkpoint.NewFile(d.conf.Checkpoint).Load()
+	if err != nil {
+		return nil
+	}
+	ids := slices.Concat(slices.Collect(maps.Values(c.Registered))...)
+	for _, e := range c.Entries {
+		ids = append(ids, e.IDs()...)
+	}
+	slices.Sort(ids)
+	return slices.DeleteFunc(slices.Compact(ids), func(id string) bool {
+		_, err := sriov.FS{Root: d.conf.SysRoot}.Function(id)
+		return !errors.Is(err, os.ErrNotExist)
+	})
 }
 
 // view checks the node's sandboxes and their devices.

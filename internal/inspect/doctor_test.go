@@ -11,10 +11,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/manifold-cni/manifold/checkpoint"
 	"github.com/manifold-cni/manifold/internal/configfile"
 	"github.com/manifold-cni/manifold/internal/netconf"
 	"github.com/manifold-cni/manifold/internal/nodeview"
 	"github.com/manifold-cni/manifold/netattach"
+	"github.com/manifold-cni/manifold/sriov/sriovtest"
 )
 
 // A network that is missing from the node gets one fix: that of the check, which says
@@ -92,6 +94,53 @@ func TestNoConfigurationBlocks(t *testing.T) {
 		}) {
 			t.Errorf("%s: %+v", at, d.out.Checks)
 		}
+	}
+}
+
+// Most cards could have VFs and need none: such a PF is mentioned, and no warning. It is
+// one if the kubelet knows a device that is gone, as VFs are after a boot that did not
+// enable them again.
+func TestPFWithoutVFsIsAWarningIfDevicesAreGone(t *testing.T) {
+	for name, c := range map[string]struct {
+		registered []string
+		checkpoint bool
+		warned     bool
+	}{
+		"no checkpoint":     {nil, false, false},
+		"no devices":        {nil, true, false},
+		"devices as usual":  {[]string{"0000:5e:01.0", "0000:3b:00.0", "gpu-7"}, true, false},
+		"a VF that is gone": {[]string{"0000:5e:01.0", "0000:18:02.1"}, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tree := sriovtest.New(t.TempDir())
+			tree.AddPF(sriovtest.PF{Address: "0000:5e:00.0", NetDev: "used", TotalVFs: 4})
+			tree.AddVF(sriovtest.VF{PF: "0000:5e:00.0", Address: "0000:5e:01.0", Driver: "iavf"})
+			tree.AddPF(sriovtest.PF{Address: "0000:18:00.0", NetDev: "plain", TotalVFs: 8})
+			tree.AddFunction(sriovtest.Function{Address: "0000:3b:00.0", Class: "030200"})
+			conf := &configfile.Agent{SysRoot: tree.Root(), Checkpoint: filepath.Join(t.TempDir(), "checkpoint")}
+			raw, err := checkpoint.Encode(nil, map[string][]string{"vendor.example/vfs": c.registered})
+			if c.checkpoint {
+				err = errors.Join(err, os.WriteFile(conf.Checkpoint, raw, 0o600))
+			}
+			if err := errors.Join(err, tree.Err()); err != nil {
+				t.Fatal(err)
+			}
+			d := &doctor{conf: conf, out: &nodeview.Diagnosis{}}
+			d.hardware()
+			last := d.out.Checks[len(d.out.Checks)-1]
+			if last.State != nodeview.CheckOK || !strings.HasPrefix(last.Text, "1 on kernel ") || !strings.HasSuffix(last.Text, "; none enabled on PF 0000:18:00.0") {
+				t.Errorf("%+v", last)
+			}
+			warnings := d.out.Checks[:len(d.out.Checks)-1]
+			if c.warned != (len(warnings) == 1) {
+				t.Fatalf("%+v", warnings)
+			}
+			for _, w := range warnings {
+				if w.Name != "PF 0000:18:00.0" || w.State != nodeview.CheckWarning || !strings.Contains(w.Text, "0000:18:02.1") {
+					t.Errorf("%+v", w)
+				}
+			}
+		})
 	}
 }
 
