@@ -3,12 +3,14 @@ package harness
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 )
@@ -40,13 +42,18 @@ type Result struct {
 	Error *types.Error
 }
 
-// Call runs a verb and waits for its result.
+// streamsEnd is how long the streams of a plugin that has ended may stay open: until those
+// that it left behind end, for example after a kill. A runtime would wait for ever.
+const streamsEnd = time.Minute
+
+// Call runs a verb and waits for its result. It fails if a process that the plugin left
+// behind holds its streams open.
 func (r *Runtime) Call(verb string, s Sandbox) (*Result, error) {
 	cmd := r.Command(verb, s)
 	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &stdout, &stderr, streamsEnd
 	err := cmd.Run()
-	if cmd.ProcessState == nil {
+	if cmd.ProcessState == nil || errors.Is(err, exec.ErrWaitDelay) {
 		return nil, err
 	}
 	res := &Result{Status: cmd.ProcessState.ExitCode(), Stdout: stdout.Bytes(), Stderr: stderr.Bytes()}

@@ -144,8 +144,7 @@ func (n *node) serve() {
 	n.must(cmd.Start())
 	n.agent = cmd
 	n.t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // a test may have stopped it
-		_ = cmd.Wait()
+		_ = n.stop(cmd) // a test may have stopped it
 		if text, err := os.ReadFile(n.path("agent.log")); err == nil && n.t.Failed() {
 			n.t.Logf("the agent's log:\n%s", text)
 		}
@@ -155,6 +154,17 @@ func (n *node) serve() {
 		_, err2 := os.Stat(n.path("snapshot"))
 		return err1 == nil && err2 == nil
 	})
+}
+
+// stop ends an agent as the kubelet does. One that does not end writes to its log where
+// it hangs.
+func (n *node) stop(agent *exec.Cmd) error {
+	hangs := time.AfterFunc(patience, func() {
+		n.t.Errorf("the agent did not stop within %s", patience)
+		_ = agent.Process.Signal(syscall.SIGQUIT)
+	})
+	defer hangs.Stop()
+	return errors.Join(agent.Process.Signal(syscall.SIGTERM), agent.Wait())
 }
 
 func (n *node) path(name string) string { return n.dir + "/" + name }

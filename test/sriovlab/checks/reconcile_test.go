@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -184,8 +183,7 @@ func TestRunningAgentRepairs(t *testing.T) {
 // serveWith restarts the agent with additional keys in its configuration.
 func (n *node) serveWith(keys map[string]any) {
 	n.t.Helper()
-	n.must(n.agent.Process.Signal(syscall.SIGTERM))
-	n.must(n.agent.Wait())
+	n.must(n.stop(n.agent))
 	raw, err := os.ReadFile(n.path("agent.json"))
 	n.must(err)
 	var conf map[string]any

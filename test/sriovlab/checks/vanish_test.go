@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -177,15 +178,19 @@ func (n *node) gated() (conf map[string]any, gate string) {
 func (n *node) during(p *pod, gate string, do func()) *harness.Result {
 	n.t.Helper()
 	n.must(errors.Join(os.RemoveAll(gate), os.RemoveAll(gate+".reached"))) // of the previous call
-	done := make(chan *harness.Result, 1)
-	go func() { done <- n.call("ADD", p) }()
+	var res *harness.Result
+	var err error
+	var call sync.WaitGroup
+	call.Go(func() { res, err = n.rt.Call("ADD", p.Sandbox) })
 	n.eventually("the delegate to reach its gate", func() bool {
 		_, err := os.Stat(gate + ".reached")
 		return err == nil
 	})
 	do()
 	n.must(os.WriteFile(gate, nil, 0o600))
-	return <-done
+	call.Wait()
+	n.must(err)
+	return res
 }
 
 // TestVFGoneDuringADD proves that a VF that comes in another's place while delegates
