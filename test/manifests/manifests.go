@@ -29,7 +29,7 @@ const (
 )
 
 // Presets are the distributions for which the chart has values.
-var Presets = []string{"k3s", "rke2", "talos", "openshift"}
+var Presets = []string{"k3s", "rke2", "talos", "openshift", "microk8s", "k0s"}
 
 // Preset returns the path of a distribution's values, from the root of the tree.
 func Preset(name string) string { return filepath.Join(Chart, "presets", name+".yaml") }

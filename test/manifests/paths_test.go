@@ -55,6 +55,20 @@ func TestPathsAreMountedWhereTheyAreUsed(t *testing.T) {
 	}
 }
 
+// The kubelet keeps the checkpoint of devices with the sockets of device plugins, whose
+// directory does not move with its root directory; all else does.
+func TestCheckpointStaysWhereDevicePluginsAre(t *testing.T) {
+	for name, args := range map[string][]string{"default": nil, "moved": moved, "k0s": values()["k0s"], "microk8s": values()["microk8s"]} {
+		conf := agentConfig(t, render(t, args...))
+		if want := "/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint"; conf.Checkpoint != want {
+			t.Errorf("%s: the agent reads %s, want %s", name, conf.Checkpoint, want)
+		}
+		if conf.PodResources != conf.KubeletDir+"/pod-resources/kubelet.sock" {
+			t.Errorf("%s: the agent asks %s", name, conf.PodResources)
+		}
+	}
+}
+
 // agentConfig returns the agent's configuration, with defaults filled in.
 func agentConfig(t *testing.T, objects map[string]*unstructured.Unstructured) *configfile.Agent {
 	t.Helper()
@@ -168,6 +182,9 @@ func TestPresetsAreUsed(t *testing.T) {
 			}
 		}
 		for key, dir := range set.Host {
+			if key == "kubeletDir" { // only parts of it are mounted
+				dir += "/pod-resources"
+			}
 			if !slices.Contains(directories, dir) {
 				t.Errorf("%s: no volume mounts %s of the host: %s", preset, key, dir)
 			}

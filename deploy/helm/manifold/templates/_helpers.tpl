@@ -87,6 +87,9 @@ same. */}}
 {{- $agent := dict "apiServer" "in-cluster" "kubeletDir" $host.kubeletDir "cniDir" $host.stateDir
     "snapshot" (printf "%s/definitions.snapshot" $host.stateDir) "cniConfig" (printf "%s/%s" $host.cniConfDir $host.cniConfName)
     "reconcile" .Values.reconcile "claimCheckpoint" "-" }}
+{{- if ne $host.kubeletDir "/var/lib/kubelet" }}
+{{- $_ := set $agent "checkpoint" "/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint" }}
+{{- end }}
 {{- with .Values.startupTaint }}{{ $_ := set $agent "startupTaint" . }}{{ end }}
 {{- if ne .Values.logFormat "json" }}{{ $_ := set $agent "logFormat" .Values.logFormat }}{{ end }}
 {{- with .Values.traces }}{{ $_ := set $agent "traces" . }}{{ end }}
