@@ -25,6 +25,8 @@ type guest struct {
 	machine *vm.Machine // nil before boot
 	counts  counter
 	hung    []string // what ran when the guest stopped answering
+
+	replaced bool // thrown away once already
 }
 
 // guest adds a guest that is not booted yet.
@@ -39,8 +41,19 @@ func (l *lab) guest() (*guest, error) {
 	return g, nil
 }
 
-// boot boots the guest.
+// boot boots the guest, see [boots].
 func (g *guest) boot(ctx context.Context) error {
+	for try := 1; ; try++ {
+		err := g.bootOnce(ctx)
+		if err == nil || ctx.Err() != nil || try == boots {
+			return err
+		}
+		g.tell("%v; its console ends:\n%s", err, g.console())
+		g.hung = append(g.hung, "its boot")
+	}
+}
+
+func (g *guest) bootOnce(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
 	m, err := vm.Boot(ctx, g.software, g.config)
@@ -91,10 +104,10 @@ func (g *guest) again(ctx context.Context, what string, run func() (int, error))
 		return status, err
 	}
 	g.tell("guest %d stopped answering in %s; its console ends:\n%s", g.number, what, g.console())
-	if err := g.machine.Kill(); err != nil || len(g.hung) > 0 {
+	if err := g.machine.Kill(); err != nil || g.replaced {
 		return status, errors.Join(errHangs, err)
 	}
-	g.hung, g.counts = append(g.hung, what), before
+	g.replaced, g.hung, g.counts = true, append(g.hung, what), before
 	if err := errors.Join(os.RemoveAll(g.config.Disk), g.boot(ctx)); err != nil {
 		return 0, err
 	}
