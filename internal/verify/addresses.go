@@ -14,18 +14,11 @@ import (
 // The sandbox is not asked through the netlink library: its handles wait for ever for
 // an answer, and fail at a message that the pod sends to their sockets.
 
-// dumpTries is how often to ask for a list that changes while it is read.
-const dumpTries = 10
-
 // addresses lists the addresses of the interface with that index, in CIDR form.
 func (s *Sandbox) addresses(index int) (out []string, err error) {
-	var bodies [][]byte
-	err = nl.ErrDumpInterrupted
-	for try := 0; try < dumpTries && errors.Is(err, nl.ErrDumpInterrupted); try++ {
-		req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
-		req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
-		bodies, err = s.links.Execute(req)
-	}
+	req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
+	req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
+	bodies, err := s.links.Dump(req)
 	for i := 0; i < len(bodies) && err == nil; i++ {
 		var of int
 		var address string

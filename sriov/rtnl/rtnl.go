@@ -133,11 +133,7 @@ func (s *Socket) Link(name string) (netlink.Link, error) {
 
 // Links returns all network devices of the namespace.
 func (s *Socket) Links() (links []netlink.Link, err error) {
-	var bodies [][]byte
-	err = nl.ErrDumpInterrupted
-	for try := 0; try < tries && errors.Is(err, nl.ErrDumpInterrupted); try++ {
-		bodies, err = s.Execute(Listed(SkipStatistics))
-	}
+	bodies, err := s.Dump(Listed(SkipStatistics))
 	for i := 0; i < len(bodies) && err == nil; i++ {
 		var link netlink.Link
 		link, err = netlink.LinkDeserialize(nil, bodies[i])
@@ -147,6 +143,16 @@ func (s *Socket) Links() (links []netlink.Link, err error) {
 		return nil, fmt.Errorf("list network devices: %w", err)
 	}
 	return links, nil
+}
+
+// Dump is [Socket.Execute] for a request with NLM_F_DUMP. It repeats the request while
+// changes interrupt the dump, up to tries times.
+func (s *Socket) Dump(req *nl.NetlinkRequest) (bodies [][]byte, err error) {
+	err = nl.ErrDumpInterrupted
+	for try := 0; try < tries && errors.Is(err, nl.ErrDumpInterrupted); try++ {
+		bodies, err = s.Execute(req)
+	}
+	return bodies, err
 }
 
 // Execute is [Socket.Execute] on a new socket in the network namespace of the calling
